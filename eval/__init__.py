@@ -1,0 +1,1 @@
+"""Evaluation of embedding models on retrieval tasks; every model is an encoder, whoever made it."""

@@ -1,0 +1,74 @@
+"""The `m2bert` command: export and convert here; eval is mounted by name, so that it is imported only when used."""
+
+import importlib
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+MOUNTED = {"eval": "m2bert_eval.cli"}
+
+
+class LazyGroup(TyperGroup):
+    """Commands of other packages, imported when they are called."""
+
+    def list_commands(self, ctx):
+        return sorted([*super().list_commands(ctx), *MOUNTED])
+
+    def get_command(self, ctx, cmd_name):
+        if cmd_name in MOUNTED:
+            return typer.main.get_command(importlib.import_module(MOUNTED[cmd_name]).app)
+        return super().get_command(ctx, cmd_name)
+
+
+app = typer.Typer(cls=LazyGroup, no_args_is_help=True, add_completion=False, help="M2-BERT: long-context encoders.")
+
+Output = Annotated[Path, typer.Option("--output", help="Folder to make.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it is not empty.")]
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Option("--model", help="Checkpoint folder.")],
+    output: Output,
+    overwrite: Overwrite = False,
+):
+    """Write a complete Hub folder from a checkpoint."""
+    from .export import export_checkpoint
+
+    typer.echo(export_checkpoint(model, output, overwrite=overwrite))
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Weights of the research code: .pt, .bin or .safetensors.")],
+    output: Output,
+    config: Annotated[Path, typer.Option("--config", help="The original's configuration as JSON.")],
+    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", help="Folder of the tokenizer.")] = None,
+    overwrite: Overwrite = False,
+):
+    """Convert a checkpoint of the original research code to a Hub folder."""
+    from .convert import convert_checkpoint
+
+    upstream = json.loads(config.read_text())
+    typer.echo(convert_checkpoint(source, upstream, output, tokenizer_dir=tokenizer, overwrite=overwrite))
+
+
+def main():
+    """Entry point: bad input is one line on stderr and exit code 2."""
+    from safetensors import SafetensorError
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    try:
+        app()
+    except (ValueError, OSError, SafetensorError) as error:
+        typer.echo(f"m2bert: {' '.join(str(error).split())}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""Dimension mixer: block-diagonal (Monarch) matrices and the gated feed-forward network built on them."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .m2bert_ops_torch import block_diagonal_linear
+
+
+class BlockDiagonalLinear(nn.Module):
+    """Linear layer whose matrix is block diagonal: weight (num_blocks, out / num_blocks, in / num_blocks)."""
+
+    def __init__(self, in_features: int, out_features: int, num_blocks: int, bias: bool = True):
+        super().__init__()
+        shape = (num_blocks, out_features // num_blocks, in_features // num_blocks)
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        return block_diagonal_linear(x, self.weight, self.bias)
+
+
+class M2BertMLP(nn.Module):
+    """Gated feed-forward network: down(gelu(gate) * value), [gate | value] = up(x). Exact GELU.
+
+    With four blocks the gate is made from the first half of the channels and the value from the second half, so
+    their product is where channel groups meet.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.up = BlockDiagonalLinear(config.hidden_size, 2 * config.intermediate_size, config.num_blocks, bias=False)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.down = BlockDiagonalLinear(config.intermediate_size, config.hidden_size, config.num_blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, H) -> (B, L, H)."""
+        gate, value = self.up(x).chunk(2, dim=-1)
+        return self.down(self.dropout(F.gelu(gate) * value))

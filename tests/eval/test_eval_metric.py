@@ -1,0 +1,111 @@
+import math
+import random
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import pytest
+from m2bert_eval.metric import score_ranking
+
+METRIC = str(Path(__file__).resolve().parents[2] / "eval" / "metrics" / "ndcg")
+
+
+def plain_ndcg(scores: dict[str, float], judged: dict[str, int], k: int) -> float:
+    """nDCG@k from its definition: linear gain, log2 discount, ties by descending document id."""
+    order = sorted(scores, key=lambda pid: (np.float32(scores[pid]), pid), reverse=True)
+    gained = sum(judged.get(pid, 0) / math.log2(rank + 2) for rank, pid in enumerate(order[:k]))
+    best = sorted(judged.values(), reverse=True)[:k]
+    possible = sum(gain / math.log2(rank + 2) for rank, gain in enumerate(best))
+    return gained / possible if possible else 0.0
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_agrees_with_the_definition_under_ties_and_grades(seed):
+    generator = random.Random(seed)
+    pids = [f"d{i}" for i in range(generator.randint(1, 40))]
+    k = generator.choice([1, 3, 10, 100])
+    run = {f"q{i}": {pid: generator.choice([0.0, -0.5, 0.1, 0.3]) for pid in pids} for i in range(5)}
+    qrels = {
+        qid: {pid: generator.randint(0, 3) for pid in generator.sample(pids, len(pids) // 2 + 1)}
+        for qid in run
+    }
+    expected = {qid: plain_ndcg(run[qid], qrels[qid], k) for qid in run}
+    assert score_ranking(run, qrels, k) == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_tie_goes_to_the_larger_document_id():
+    run = {"q": {"a": 1.0, "b": 1.0}}
+    assert score_ranking(run, {"q": {"b": 1}}, k=1) == {"q": 1.0}
+    assert score_ranking(run, {"q": {"a": 1}}, k=1) == {"q": 0.0}
+
+
+def test_a_query_that_was_not_ranked_counts_as_zero():
+    qrels = {"q1": {"a": 1}, "q2": {"a": 1}, "q3": {"a": 1}}
+    assert score_ranking({"q1": {"a": 1.0}, "q2": {}}, qrels) == {"q1": 1.0, "q2": 0.0, "q3": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("run", "qrels", "k", "message"),
+    [
+        ({"q": {"a": 1.0}}, {"q": {"a": 1}}, 0, "k=0"),
+        ({"q": {"a": math.nan}}, {"q": {"a": 1}}, 10, "'a' for query 'q' is NaN"),
+        ({"q": {"a": 1.0}, "x": {"a": 1.0}}, {"q": {"a": 1}}, 10, "'x', which has no reference"),
+        ({"q": {"a": 1.0}}, {"q": {"a": -1}}, 10, "negative relevance"),
+    ],
+)
+def test_bad_rankings_are_refused(run, qrels, k, message):
+    with pytest.raises(ValueError, match=message):
+        score_ranking(run, qrels, k)
+
+
+@pytest.fixture(scope="module")
+def ndcg(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate")
+    return evaluate.load(METRIC, experiment_id="test_ndcg", keep_in_memory=True, cache_dir=str(folder))
+
+
+def predicted(query_id, doc_ids, scores):
+    return {"query_id": query_id, "doc_ids": doc_ids, "scores": scores}
+
+
+def judged(query_id, doc_ids, relevance):
+    return {"query_id": query_id, "doc_ids": doc_ids, "relevance": relevance}
+
+
+def test_the_evaluate_module_averages_over_all_references(ndcg):
+    result = ndcg.compute(
+        predictions=[predicted("q2", [], []), predicted("q1", ["a", "b"], [0.1, 0.9])],
+        references=[judged("q1", ["a"], [1]), judged("q2", ["a"], [1])],
+        k=5,
+        per_query=True,
+    )
+    second = 1 / math.log2(3)
+    assert result == {
+        "ndcg_at_5": pytest.approx(second / 2),
+        "per_query": {"q1": pytest.approx(second), "q2": 0.0},
+    }
+
+
+def test_the_evaluate_module_gives_the_mean_only_unless_asked(ndcg):
+    result = ndcg.compute(predictions=[predicted("q", ["a"], [1.0])], references=[judged("q", ["a"], [1])])
+    assert result == {"ndcg_at_10": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "message"),
+    [
+        ([predicted("q", ["a", "b"], [1.0])], [judged("q", ["a"], [1])], "2 doc_ids but 1 scores"),
+        ([predicted("q", ["a"], [1.0])], [judged("q", ["a", "b"], [1])], "2 doc_ids but 1 relevance"),
+        ([predicted("q", ["a", "a"], [1.0, 2.0])], [judged("q", ["a"], [1])], "name a document twice"),
+        (
+            [predicted("q", ["a"], [1.0])] * 2,
+            [judged("q", ["a"], [1]), judged("r", ["a"], [1])],
+            "occurs twice",
+        ),
+        ([predicted("x", ["a"], [1.0])], [judged("q", ["a"], [1])], "'x', which has no reference"),
+        ([predicted("q", ["a"], [math.nan])], [judged("q", ["a"], [1])], "NaN"),
+    ],
+)
+def test_the_evaluate_module_refuses_bad_tables(ndcg, predictions, references, message):
+    with pytest.raises(ValueError, match=message):
+        ndcg.compute(predictions=predictions, references=references)

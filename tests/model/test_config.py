@@ -1,0 +1,47 @@
+"""Configuration: validation by name, full auto_map, round trip."""
+
+import pytest
+from transformers import AutoConfig
+
+from configuration_m2bert import M2BertConfig
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("num_blocks", 5, "hidden_size=32 is not divisible by num_blocks=5"),
+        ("intermediate_size", 66, "intermediate_size=66 is not divisible by num_blocks=4"),
+        ("filter_embedding_size", 4, "filter_embedding_size=4 must be odd"),
+        ("filter_embedding_size", 1, "filter_embedding_size=1 must be odd"),
+        ("pooling", "max", "pooling='max' is unknown; choose one of mean"),
+        ("padding", "left", "padding='left' is unknown; choose one of masked, visible"),
+        ("num_pooling_heads", 2, "num_pooling_heads=2 needs pooling='weighted_mean'"),
+        ("num_hidden_layers", -1, "num_hidden_layers=-1"),
+        ("hidden_size", 0, "hidden_size=0 must be at least 1"),
+    ],
+)
+def test_bad_fields_are_named(tiny_config, field, value, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**{field: value})
+
+
+def test_round_trip_keeps_every_field_and_the_whole_auto_map(tiny_config, tmp_path):
+    config = tiny_config(pooling="weighted_mean", num_pooling_heads=3, filter_decay_length=20, num_blocks=1)
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert isinstance(loaded, M2BertConfig)
+    assert loaded.to_diff_dict() == config.to_diff_dict()
+    assert set(loaded.auto_map) == {
+        "AutoConfig",
+        "AutoModel",
+        "AutoModelForMaskedLM",
+        "AutoModelForSequenceClassification",
+    }
+    assert loaded.projection_dim == 96
+
+
+def test_defaults():
+    config = M2BertConfig()
+    assert config.filter_decay_length == config.max_position_embeddings == 2048
+    assert config.projection_dim == config.hidden_size == 768
+    assert (config.pooling, config.padding) == ("mean", "masked")

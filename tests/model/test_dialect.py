@@ -1,0 +1,204 @@
+"""What transformers expects of a model: construction, saving, loading, resizing, outputs, pipelines."""
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, pipeline
+
+from modeling_m2bert import M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
+
+IDS = torch.arange(1, 31).view(2, 15)
+CLASSES = [M2BertModel, M2BertForMaskedLM, M2BertForSequenceClassification]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"pooling": "weighted_mean", "num_pooling_heads": 2},
+        {"num_hidden_layers": 0},
+        {"pooling": "cls_tanh", "residual_long_conv": False, "mixer_layer_norm": True},
+    ],
+)
+def test_saving_and_loading_changes_nothing(tiny_config, randomised, tmp_path, cls, options):
+    model = randomised(cls(tiny_config(**options)))
+    model.save_pretrained(tmp_path)
+    loaded, report = cls.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    with torch.no_grad():
+        assert torch.equal(model(IDS)[0], loaded.eval()(IDS)[0])
+    for (name, ours), theirs in zip(model.state_dict().items(), loaded.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_every_class_loads_from_one_checkpoint(tiny_config, randomised, tmp_path):
+    model = randomised(M2BertForMaskedLM(tiny_config()))
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = model.model(IDS).last_hidden_state
+        for auto_class in (AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification):
+            loaded = auto_class.from_pretrained(tmp_path).eval()
+            assert torch.equal(loaded.base_model(IDS).last_hidden_state, expected)
+
+
+def test_construction_on_the_meta_device_and_under_a_default_dtype(tiny_config):
+    with torch.device("meta"):
+        assert all(parameter.is_meta for parameter in M2BertForMaskedLM(tiny_config()).parameters())
+    model = AutoModel.from_config(tiny_config(), dtype=torch.bfloat16)
+    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    assert all((dtype == torch.float32) == ("filter." in name) for name, dtype in dtypes.items())
+    assert model(IDS).pooler_output.isfinite().all()
+
+
+def test_missing_filter_tensors_are_initialised_not_garbage(tiny_config, tmp_path):
+    model = M2BertModel(tiny_config())
+    state = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if "filter.time" not in name and "filter.decay" not in name
+    }
+    model.save_pretrained(tmp_path, state_dict=state)
+    loaded, report = M2BertModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert any("filter.time" in name for name in report["missing_keys"])
+    for name, buffer in loaded.named_buffers():
+        assert torch.equal(buffer, model.get_buffer(name)), name
+
+
+def test_layers_are_initialised_independently_and_gates_are_open(tiny_config):
+    torch.manual_seed(0)
+    first, second = M2BertModel(tiny_config()).layers
+    for name, parameter in first.named_parameters():
+        if parameter.std() > 0 and "positional_features" not in name:
+            assert not torch.equal(parameter, second.get_parameter(name)), name
+    assert first.mixer.short_conv.weight.std() > 0.2
+
+
+def test_masked_lm_head_is_tied_and_learns(tiny_config):
+    model = M2BertForMaskedLM(tiny_config())
+    assert model.lm_head.decoder.weight is model.model.embeddings.word_embeddings.weight
+    labels = torch.full_like(IDS, -100)
+    labels[:, 3] = IDS[:, 3]
+    outputs = model(IDS, labels=labels)
+    expected = torch.nn.functional.cross_entropy(outputs.logits[:, 3], IDS[:, 3])
+    assert torch.allclose(outputs.loss, expected)
+    model.config.sparse_prediction = True
+    sparse = model(IDS, labels=labels)
+    assert sparse.logits.shape == (2, 120)
+    assert torch.allclose(sparse.loss, expected)
+    assert model(IDS).logits.shape == (2, 15, 120)
+    assert torch.allclose(model(IDS, labels=labels, num_items_in_batch=4).loss, expected / 2)
+
+
+def test_classification_losses(tiny_config):
+    model = M2BertForSequenceClassification(tiny_config(num_labels=3, pooling="weighted_mean", num_pooling_heads=2))
+    outputs = model(IDS, labels=torch.tensor([0, 2]))
+    assert outputs.logits.shape == (2, 3)
+    assert torch.allclose(outputs.loss, torch.nn.functional.cross_entropy(outputs.logits, torch.tensor([0, 2])))
+
+
+@pytest.mark.parametrize("layers", [0, 1, 3])
+def test_hidden_states_and_tuples(tiny_config, layers):
+    model = M2BertModel(tiny_config(num_hidden_layers=layers)).eval()
+    outputs = model(IDS, output_hidden_states=True)
+    assert len(outputs.hidden_states) == layers + 1
+    assert torch.equal(outputs.hidden_states[-1], outputs.last_hidden_state)
+    hidden, pooled = model(IDS, return_dict=False)
+    assert torch.equal(hidden, outputs.last_hidden_state)
+    assert torch.equal(pooled, outputs.pooler_output)
+    model.config.output_hidden_states = True
+    assert len(model(IDS).hidden_states) == layers + 1
+
+
+def test_inputs_embeds_equal_input_ids(tiny_config, randomised):
+    model = randomised(M2BertModel(tiny_config()))
+    embeds = model.get_input_embeddings()(IDS)
+    assert torch.equal(model(inputs_embeds=embeds).pooler_output, model(IDS).pooler_output)
+
+
+def test_token_types_are_used(tiny_config, randomised):
+    model = randomised(M2BertModel(tiny_config()))
+    assert torch.equal(model(IDS, token_type_ids=torch.zeros_like(IDS))[0], model(IDS)[0])
+    assert not torch.equal(model(IDS, token_type_ids=torch.ones_like(IDS))[0], model(IDS)[0])
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(tiny_config, randomised):
+    mask = torch.ones_like(IDS)
+    mask[1, 9:] = 0
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = randomised(M2BertModel(tiny_config())).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model(IDS, mask).pooler_output.square().sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name in gradients[0]:
+        assert torch.allclose(gradients[0][name], gradients[1][name], atol=1e-6), name
+
+
+def test_resizing_the_vocabulary(tiny_config, randomised, tmp_path):
+    for cls in (M2BertModel, M2BertForMaskedLM):
+        model = randomised(cls(tiny_config(pooling="weighted_mean", num_pooling_heads=2)))
+        before = model(IDS)[0]
+        model.resize_token_embeddings(130, mean_resizing=False)
+        assert model.config.vocab_size == 130
+        after = model(IDS)[0]
+        assert torch.allclose(after[..., : before.shape[-1]], before, atol=1e-6)
+        assert model(torch.full((1, 3), 129))[0].isfinite().all()
+        model.save_pretrained(tmp_path / cls.__name__)
+        assert torch.equal(cls.from_pretrained(tmp_path / cls.__name__).eval()(IDS)[0], after)
+
+
+def test_compiles_without_graph_breaks(tiny_config, randomised):
+    model = randomised(M2BertModel(tiny_config()))
+    mask = torch.ones_like(IDS)
+    mask[1, 9:] = 0
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        assert torch.allclose(compiled(IDS, mask).pooler_output, model(IDS, mask).pooler_output, atol=1e-6)
+
+
+def test_pipelines(tiny_config, shared):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizer")
+    config = tiny_config(vocab_size=30528)
+    filled = pipeline("fill-mask", model=M2BertForMaskedLM(config).eval(), tokenizer=tokenizer)("a [MASK] report")
+    assert len(filled) == 5
+    vectors = pipeline("feature-extraction", model=M2BertModel(config).eval(), tokenizer=tokenizer)("a report")
+    assert len(vectors[0][0]) == 32
+    label = pipeline("text-classification", model=M2BertForSequenceClassification(config).eval(), tokenizer=tokenizer)
+    assert label("a report")[0]["label"].startswith("LABEL_")
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 47, 48])
+def test_every_length_up_to_the_maximum_works(tiny_config, length):
+    outputs = M2BertModel(tiny_config()).eval()(torch.ones(1, length, dtype=torch.long))
+    assert outputs.last_hidden_state.shape == (1, length, 32)
+    assert outputs.pooler_output.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input_ids": torch.ones(1, 49, dtype=torch.long)}, "49 tokens exceeds max_position_embeddings=48"),
+        ({"input_ids": IDS, "attention_mask": torch.ones(2, 14)}, r"attention_mask has shape \(2, 14\)"),
+        ({"input_ids": IDS, "token_type_ids": IDS[:1]}, r"token_type_ids has shape \(1, 15\)"),
+        ({"input_ids": IDS + 100}, "id 130, outside the vocabulary of vocab_size=120"),
+        ({"input_ids": IDS - 2}, "id -1, outside the vocabulary"),
+        ({"input_ids": IDS[0]}, r"input_ids has shape \(15,\)"),
+        ({"input_ids": IDS[:, :0]}, r"input_ids has shape \(2, 0\)"),
+        ({}, "exactly one of input_ids and inputs_embeds"),
+        ({"input_ids": IDS, "inputs_embeds": torch.ones(2, 15, 32)}, "exactly one of input_ids and inputs_embeds"),
+    ],
+)
+def test_bad_inputs_are_named(tiny_config, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        M2BertModel(tiny_config())(**arguments)
+
+
+def test_weighted_mean_without_ids_is_named(tiny_config):
+    model = M2BertModel(tiny_config(pooling="weighted_mean"))
+    with pytest.raises(ValueError, match="needs input_ids"):
+        model(inputs_embeds=torch.ones(1, 4, 32))

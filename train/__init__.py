@@ -1,0 +1,1 @@
+"""Training: masked-language-model pretraining and retrieval fine-tuning, as Accelerate loops."""

@@ -1,0 +1,87 @@
+"""Run configuration: one YAML file per run, dotted overrides on the command line, unknown keys refused.
+
+The small default file of an entry point is its schema: it holds every key, with a comment on what it means. Another
+file names only what differs. A section whose default is `{}` is free-form (`model.architecture` is checked by
+M2BertConfig itself).
+"""
+
+import difflib
+from importlib.resources import files
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import yaml
+
+
+def load_config(default_name: str, argv: list[str]) -> dict[str, Any]:
+    """Configuration of a run.
+
+    Args:
+        default_name: file in `configs/` that holds every key.
+        argv: `[--config FILE] [section.key=value ...]`; FILE is a path, or a name in `configs/`.
+
+    Raises:
+        ValueError: an unknown key (with the nearest known one), a value of another type, an unreadable argument.
+    """
+    config = read_yaml(default_name)
+    arguments = list(argv)
+    while arguments:
+        argument = arguments.pop(0)
+        if argument == "--config":
+            if not arguments:
+                raise ValueError("--config needs a file name")
+            merge(config, read_yaml(arguments.pop(0)))
+        elif "=" in argument and not argument.startswith("-"):
+            key, value = argument.split("=", 1)
+            nested = yaml.safe_load(value)
+            for part in reversed(key.split(".")):
+                nested = {part: nested}
+            merge(config, nested)
+        else:
+            raise ValueError(f"argument {argument!r} is not understood; use --config FILE and section.key=value")
+    return config
+
+
+def read_yaml(name: str) -> dict[str, Any]:
+    """A YAML file by path, or by name among the shipped configurations."""
+    path = Path(name)
+    if not path.is_file():
+        shipped = files("m2bert_train").joinpath("configs", name if name.endswith(".yaml") else f"{name}.yaml")
+        if not shipped.is_file():
+            raise ValueError(f"configuration {name!r} is neither a file nor one of the shipped configurations")
+        path = shipped
+    return yaml.safe_load(path.read_text()) or {}
+
+
+def merge(config: dict, update: dict, prefix: str = ""):
+    """Lay `update` over `config` in place; only keys that exist, only values of the same type."""
+    for key, value in update.items():
+        name = prefix + key
+        if key not in config:
+            near = difflib.get_close_matches(key, config, n=1, cutoff=0)
+            raise ValueError(f"unknown configuration key {name!r}; the nearest known one is {prefix + near[0]!r}")
+        old = config[key]
+        if isinstance(old, dict):
+            if not isinstance(value, dict):
+                raise ValueError(f"configuration key {name!r} is a section, not a value ({value!r})")
+            if old and key != "architecture":
+                merge(old, value, name + ".")
+            else:
+                old.update(value)
+        elif old is None or value is None or isinstance(value, type(old)):
+            config[key] = value
+        elif isinstance(old, float) and isinstance(value, (int, str)):
+            config[key] = float(value)  # YAML reads 1e-3 as text
+        else:
+            raise ValueError(f"configuration key {name!r} takes {type(old).__name__}, not {value!r}")
+
+
+def namespace(config: dict) -> SimpleNamespace:
+    """Attribute access; the free-form `architecture` stays a dictionary."""
+    return SimpleNamespace(
+        **{
+            key: namespace(value) if isinstance(value, dict) and key != "architecture" else value
+            for key, value in config.items()
+        }
+    )

@@ -1,0 +1,61 @@
+"""Starts that help a small model: mixers as the exact identity, token weights from document frequency.
+
+Standard initialisation sends every text through random filters; a small budget is spent on undoing that. Started as
+the identity, the layers begin as nothing and only add what lowers the loss.
+"""
+
+import numpy as np
+import torch
+
+MAX_IDF = 8.0
+MIN_IDF = 0.05
+DOCUMENT_FREQUENCY_TOKENS = 1024  # chunk length over which document frequency is counted
+OTHER_HEADS = 0.05  # weight of a token outside its own head, relative to its weight inside
+
+
+@torch.no_grad()
+def identity_start_(model) -> None:
+    """Make every layer of an M2-BERT the identity, in place.
+
+    Output projection I, residual skip 1, all other paths into the output 0. Gradients still reach every parameter
+    after one step.
+
+    Raises:
+        ValueError: the model has no residual long convolution, and so no path from input to output to keep.
+    """
+    if model.config.num_hidden_layers and not model.config.residual_long_conv:
+        raise ValueError("start='identity' needs residual_long_conv=True: it is the only skip around the gates")
+    for layer in model.base_model.layers:
+        mixer = layer.mixer
+        torch.nn.init.eye_(mixer.out_proj.weight)
+        mixer.residual_filter.skip.fill_(1)
+        for zero in (mixer.out_proj.bias, mixer.residual_filter.output_weight, mixer.filter.output_weight,
+                     mixer.filter.skip, mixer.short_conv.bias, layer.mlp.down.weight, layer.mlp.down.bias):  # fmt: skip
+            zero.zero_()
+
+
+def inverse_document_frequency(documents: list[np.ndarray], vocab_size: int, special_ids: list[int]) -> np.ndarray:
+    """-log of the share of 1024-token chunks that hold a token, clipped to [MIN_IDF, MAX_IDF]; (vocab_size,) float32.
+    Special tokens get the minimum: they stand in every text."""
+    counts, chunks = np.zeros(vocab_size), 0
+    for document in documents:
+        for start in range(0, len(document), DOCUMENT_FREQUENCY_TOKENS):
+            counts[np.unique(document[start : start + DOCUMENT_FREQUENCY_TOKENS])] += 1
+            chunks += 1
+    idf = -np.log(np.maximum(counts, 1e-9) / max(chunks, 1))
+    idf = idf.clip(MIN_IDF, MAX_IDF)
+    idf[special_ids] = MIN_IDF
+    return idf.astype(np.float32)
+
+
+@torch.no_grad()
+def idf_start_(model, idf: np.ndarray, seed: int) -> None:
+    """Start `weighted_mean` pooling at the inverse document frequency, in place. Each token has full weight in one
+    head, chosen at random, and little in the others, so that the heads see different words."""
+    weights = model.base_model.pooler.token_log_weights.weight  # (V, K)
+    generator = torch.Generator().manual_seed(seed)
+    head = torch.randint(weights.shape[1], (weights.shape[0],), generator=generator)
+    share = torch.full(weights.shape, OTHER_HEADS).scatter_(1, head[:, None], 1.0)
+    log_idf = torch.full((weights.shape[0], 1), float(np.log(MAX_IDF)))
+    log_idf[: len(idf), 0] = torch.from_numpy(np.log(idf))
+    weights.copy_(log_idf + share.log())

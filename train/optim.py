@@ -1,0 +1,29 @@
+"""Optimizer and schedule: AdamW with linear warm-up and decay, and separate learning rates for mixers and filters."""
+
+import torch
+from torch import nn
+from transformers import get_linear_schedule_with_warmup
+
+
+def parameter_groups(model: nn.Module, optim) -> list[dict]:
+    """Filters (every parameter inside a filter module), layers (the rest of them), and everything else (embeddings,
+    pooler, heads), each with its own learning rate; empty groups are left out."""
+    groups = {"filters": [], "layers": [], "rest": []}
+    for name, parameter in model.named_parameters():
+        group = "filters" if "filter." in name else "layers" if "layers." in name else "rest"
+        groups[group].append(parameter)
+    rates = {"filters": optim.filter_lr, "layers": optim.layer_lr, "rest": optim.lr}
+    return [
+        {"params": parameters, "lr": optim.lr if rates[group] is None else rates[group]}
+        for group, parameters in groups.items()
+        if parameters
+    ]
+
+
+def build_optimizer(model: nn.Module, optim, steps: int):
+    """(AdamW, linear schedule with `warmup_share` of the steps)."""
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, optim), betas=tuple(optim.betas), eps=optim.eps, weight_decay=optim.weight_decay
+    )
+    schedule = get_linear_schedule_with_warmup(optimizer, round(optim.warmup_share * steps), steps)
+    return optimizer, schedule
