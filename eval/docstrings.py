@@ -11,9 +11,7 @@ from typing import NamedTuple
 logger = logging.getLogger(__name__)
 
 MIN_DOCSTRING_CHARS = 80
-SKIPPED_PATHS = re.compile(
-    r"(^|/)(_?tests?|testing|_?vendor(ed)?|_?externals?|extern)/|(^|/)(test_|conftest)"
-)
+SKIPPED_PATHS = re.compile(r"(^|/)(_?tests?|testing|_?vendor(ed)?|_?externals?|extern)/|(^|/)(test_|conftest)")
 LAYOUT_LINE = re.compile(r"\W{3,}")  # heading underlines, table rules: one WordPiece token per character
 PROMPT = re.compile(r"^( *)(?:>>>|\.\.\.) ?", re.MULTILINE)
 

@@ -72,9 +72,7 @@ class SentenceTransformerEncoder:
         tokenizer = self.model.tokenizer
         if isinstance(tokenizer, tokenizers.Tokenizer):  # models of static word vectors have a bare one
             return np.array([len(encoding.ids) for encoding in tokenizer.encode_batch(prompted)])
-        return np.array(
-            [len(ids) for ids in tokenizer(prompted, truncation=False, verbose=False)["input_ids"]]
-        )
+        return np.array([len(ids) for ids in tokenizer(prompted, truncation=False, verbose=False)["input_ids"]])
 
     def count_truncated(self, texts: list[str], task: Task) -> int:
         """How many of the texts are longer than `max_tokens`."""

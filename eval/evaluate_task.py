@@ -50,9 +50,7 @@ def check_encoders(encoders: list[str], policy: str) -> None:
     dense = [encoder for encoder in encoders if is_dense(encoder)]
     for encoder in encoders:
         if encoder == "tfidf-rp" and not dense:
-            raise ValueError(
-                "encoder 'tfidf-rp' takes its width from a dense encoder; add one, or write tfidf-rp:256"
-            )
+            raise ValueError("encoder 'tfidf-rp' takes its width from a dense encoder; add one, or write tfidf-rp:256")
         if encoder.startswith("tfidf-rp:") and not re.fullmatch("tfidf-rp:[1-9][0-9]*", encoder):
             raise ValueError(f"encoder {encoder!r} has no positive number as width; write tfidf-rp:256")
     for encoder in dense:

@@ -53,9 +53,7 @@ def load_task(data_dir: str | Path, task: str, split: str) -> RetrievalTask:
             raise ValueError(f"query {qid!r} of task {task!r} has no answer_pids; remove it or name some")
         unknown = sorted(set(answers) - documents.keys())
         if unknown:
-            raise ValueError(
-                f"answer_pids of query {qid!r} name {unknown[0]!r}, which no document has as pid"
-            )
+            raise ValueError(f"answer_pids of query {qid!r} name {unknown[0]!r}, which no document has as pid")
     content = json.dumps([queries, documents, qrels], sort_keys=True)
     return RetrievalTask(task, split, queries, documents, qrels, hashlib.sha256(content.encode()).hexdigest())
 

@@ -1,8 +1,9 @@
 import json
 
 import pytest
-from m2bert_eval.cli import app
 from typer.testing import CliRunner
+
+from m2bert_eval.cli import app
 
 
 def run(*arguments, data, output, task="tiny"):
@@ -12,9 +13,7 @@ def run(*arguments, data, output, task="tiny"):
 
 def test_writes_a_record_for_each_encoder(tiny_data, tiny_model, tmp_path):
     output = tmp_path / "new" / "results.json"
-    result = run(
-        "--encoder", "bm25", "--encoder", "tfidf-rp", "--encoder", tiny_model, data=tiny_data, output=output
-    )
+    result = run("--encoder", "bm25", "--encoder", "tfidf-rp", "--encoder", tiny_model, data=tiny_data, output=output)
     assert result.exit_code == 0, result.output
     records = json.loads(output.read_text())["results"]
     assert [record["encoder"] for record in records] == ["bm25", str(tiny_model), "tfidf-rp:16"]

@@ -2,6 +2,7 @@ import logging
 import sys
 
 import pytest
+
 from m2bert_eval.docstrings import MIN_DOCSTRING_CHARS, clean_docstring, read_docstrings, read_package
 
 LONG = "Something about this object that is long enough to be kept, word after word after word. "

@@ -2,6 +2,7 @@ import logging
 
 import numpy as np
 import pytest
+
 from m2bert_eval.encoders import SentenceTransformerEncoder, TfidfProjection, token_batches
 
 TEXTS = ["apple pear", "", "boat", "stone wall cloud rain " * 10, "river bridge horse"]

@@ -1,14 +1,13 @@
 import numpy as np
 import pytest
+
 from m2bert_eval.intervals import mean_interval, paired_difference_interval
 
 
 def test_agrees_with_the_normal_interval():
     scores = np.random.default_rng(1).normal(0.6, 0.2, size=400)
     half = 1.96 * scores.std() / 400**0.5
-    assert mean_interval(scores) == pytest.approx(
-        (scores.mean() - half, scores.mean() + half), abs=0.1 * half
-    )
+    assert mean_interval(scores) == pytest.approx((scores.mean() - half, scores.mean() + half), abs=0.1 * half)
 
 
 def test_is_seeded():

@@ -1,6 +1,7 @@
 import logging
 
 import pytest
+
 from m2bert_eval.locov1 import load_task
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import evaluate
 import numpy as np
 import pytest
+
 from m2bert_eval.metric import score_ranking
 
 METRIC = str(Path(__file__).resolve().parents[2] / "eval" / "metrics" / "ndcg")
@@ -25,10 +26,7 @@ def test_agrees_with_the_definition_under_ties_and_grades(seed):
     pids = [f"d{i}" for i in range(generator.randint(1, 40))]
     k = generator.choice([1, 3, 10, 100])
     run = {f"q{i}": {pid: generator.choice([0.0, -0.5, 0.1, 0.3]) for pid in pids} for i in range(5)}
-    qrels = {
-        qid: {pid: generator.randint(0, 3) for pid in generator.sample(pids, len(pids) // 2 + 1)}
-        for qid in run
-    }
+    qrels = {qid: {pid: generator.randint(0, 3) for pid in generator.sample(pids, len(pids) // 2 + 1)} for qid in run}
     expected = {qid: plain_ndcg(run[qid], qrels[qid], k) for qid in run}
     assert score_ranking(run, qrels, k) == pytest.approx(expected, abs=1e-9)
 

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
+
 from m2bert_eval import pydocs
 from m2bert_eval.docstrings import Entry
 from m2bert_eval.locov1 import load_task
@@ -24,8 +25,7 @@ def test_queries_come_from_every_part_of_a_document():
     (queries,) = pydocs.choose_queries([document])
     assert [int(query.position * 4) for query in queries] == [0, 1, 2, 3]
     assert all(
-        query.sentence == f"Number {query.entry_index} of these sentences is not like any other."
-        for query in queries
+        query.sentence == f"Number {query.entry_index} of these sentences is not like any other." for query in queries
     )
 
 
@@ -53,9 +53,7 @@ def test_sentences_that_make_poor_queries_are_passed_over(text):
 
 
 def test_an_abbreviation_does_not_end_a_sentence():
-    (query,) = pydocs.candidate_queries(
-        [Entry("pkg.f", "Read a table, e.g. one of\n    numbers, into memory." + TAIL)]
-    )
+    (query,) = pydocs.candidate_queries([Entry("pkg.f", "Read a table, e.g. one of\n    numbers, into memory." + TAIL)])
     assert query.sentence == "Read a table, e.g. one of numbers, into memory."
     assert query.rest == TAIL.strip()
 
@@ -83,9 +81,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tables(corpus):
     return {
-        split: [
-            pq.read_table(corpus / kind / f"{split}.parquet").to_pylist() for kind in ("queries", "documents")
-        ]
+        split: [pq.read_table(corpus / kind / f"{split}.parquet").to_pylist() for kind in ("queries", "documents")]
         for split in pydocs.SPLITS
     }
 

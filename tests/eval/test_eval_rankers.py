@@ -2,6 +2,7 @@ import shutil
 
 import numpy as np
 import pytest
+
 from m2bert_eval.evaluate_task import evaluate_encoders
 from m2bert_eval.locov1 import load_task
 from m2bert_eval.metric import score_ranking
@@ -28,9 +29,7 @@ def small_task(tmp_path, write_task):
 
 
 def test_dense_scores_are_cosines_under_the_right_ids(small_task):
-    run = DenseRanker(FixedEncoder({"x": [1, 0], "a": [0, 1], "b": [0.6, 0.8], "c": [-1, 0]})).rank(
-        small_task
-    )
+    run = DenseRanker(FixedEncoder({"x": [1, 0], "a": [0, 1], "b": [0.6, 0.8], "c": [-1, 0]})).rank(small_task)
     assert run == {"q": pytest.approx({"p0": 0, "p1": 0.6, "p2": -1})}
 
 

@@ -46,9 +46,7 @@ Examples:
 """
 
 
-def ndcg_at_k(
-    run: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]], k: int = 10
-) -> dict[str, float]:
+def ndcg_at_k(run: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]], k: int = 10) -> dict[str, float]:
     """nDCG@k of each query of `qrels`; 0 for one that `run` does not rank.
 
     Args:
