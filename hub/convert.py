@@ -8,11 +8,12 @@ import logging
 import re
 from pathlib import Path
 
-import modeling_m2bert  # noqa: F401  (registers m2bert with the Auto classes)
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+
+import modeling_m2bert  # noqa: F401  (registers m2bert with the Auto classes)
 
 from .export import load_tokenizer
 from .folder import check_output, write_folder
@@ -27,10 +28,24 @@ REQUIRED_OPTIONS = {  # options of the research code with the only value that th
     "sequence_token_planting": False,
     "hidden_act": "gelu",
 }
-SAME_NAME = ("hidden_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings", "type_vocab_size",
-             "hidden_dropout_prob", "layer_norm_eps", "initializer_range", "residual_long_conv", "pad_token_id")  # fmt: skip
-RENAMED = {"hyena_w": "filter_frequency", "hyena_emb_dim": "filter_embedding_size", "hyena_filter_order": "filter_order",
-           "hyena_training_additions": "mixer_layer_norm"}  # fmt: skip
+SAME_NAME = (
+    "hidden_size",
+    "num_hidden_layers",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "hidden_dropout_prob",
+    "layer_norm_eps",
+    "initializer_range",
+    "residual_long_conv",
+    "pad_token_id",
+)
+RENAMED = {
+    "hyena_w": "filter_frequency",
+    "hyena_emb_dim": "filter_embedding_size",
+    "hyena_filter_order": "filter_order",
+    "hyena_training_additions": "mixer_layer_norm",
+}
 LAYER_NAMES = {
     "attention.in_linear.": "mixer.in_proj.",
     "attention.out_linear.": "mixer.out_proj.",
@@ -52,15 +67,20 @@ def convert_config(upstream: dict, vocab_size: int) -> "modeling_m2bert.M2BertCo
     """M2BertConfig of a research configuration. Raises ValueError naming an option that this model does not have."""
     for option, value in REQUIRED_OPTIONS.items():
         if upstream.get(option, value) != value:
-            raise ValueError(f"option {option}={upstream[option]!r} is not supported: this model has {option}={value!r} only")
+            raise ValueError(
+                f"option {option}={upstream[option]!r} is not supported: this model has {option}={value!r} only"
+            )
     positions, taps = upstream["max_position_embeddings"], upstream.get("long_conv_l_max")
     if taps is not None and taps != positions:
-        raise ValueError(f"option long_conv_l_max={taps} differs from max_position_embeddings={positions}: not supported")
+        raise ValueError(
+            f"option long_conv_l_max={taps} differs from max_position_embeddings={positions}: not supported"
+        )
     blocks = upstream.get("monarch_mlp_nblocks", 4) if upstream.get("use_monarch_mlp", True) else 1
     for width in ("hidden_size", "intermediate_size"):
         if upstream[width] % blocks:
             raise ValueError(
-                f"option monarch_mlp_nblocks={blocks} does not divide {width}={upstream[width]}: padded blocks are not supported"
+                f"option monarch_mlp_nblocks={blocks} does not divide {width}={upstream[width]}: padded blocks are not "
+                "supported"
             )
     pooling = "cls" if upstream.get("use_cls_token") else "mean_tanh" if upstream.get("pool_all") else "cls_tanh"
     fields = {name: upstream[name] for name in SAME_NAME if name in upstream}
@@ -90,7 +110,9 @@ def convert_state_dict(
     source = _clean(state_dict)
     embedding = source.get("bert.embeddings.word_embeddings.weight")
     if embedding is None:
-        raise ValueError("state_dict has no bert.embeddings.word_embeddings.weight: not a checkpoint of the M2-BERT research code")
+        raise ValueError(
+            "state_dict has no bert.embeddings.word_embeddings.weight: not a checkpoint of the M2-BERT research code"
+        )
     config = convert_config(upstream_config, embedding.shape[0])
     masked_lm = any(key.startswith("cls.") for key in source)
     _drop_unused_heads(source, masked_lm, config.pooling)
@@ -120,9 +142,14 @@ def convert_state_dict(
 
 def _clean(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """Without prefixes, constant tables and rebuilt buffers."""
-    stripped = {re.sub(r"^(module\.|model\.)*(?=bert\.|cls\.|classifier\.)", "", key): value for key, value in state_dict.items()}
+    stripped = {
+        re.sub(r"^(module\.|model\.)*(?=bert\.|cls\.|classifier\.)", "", key): value
+        for key, value in state_dict.items()
+    }
     return {
-        key: value for key, value in stripped.items() if ".flashfft." not in key and not key.endswith("embeddings.position_ids")
+        key: value
+        for key, value in stripped.items()
+        if ".flashfft." not in key and not key.endswith("embeddings.position_ids")
     }
 
 

@@ -4,7 +4,6 @@ import json
 import logging
 from pathlib import Path
 
-import modeling_m2bert  # noqa: F401  (registers m2bert with the Auto classes)
 import torch
 from safetensors.torch import load_file
 from transformers import (
@@ -16,6 +15,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+
+import modeling_m2bert  # noqa: F401  (registers m2bert with the Auto classes)
 
 from .folder import check_output, write_folder
 
@@ -42,13 +43,17 @@ def load_checkpoint(model_dir: str | Path) -> PreTrainedModel:
         raise ValueError(f"checkpoint {path} has model_type={config.model_type!r}; only m2bert can be exported")
     architecture = (config.architectures or ["M2BertModel"])[0]
     if architecture not in AUTO_CLASSES:
-        raise ValueError(f"checkpoint {path} names architecture {architecture}; expected one of {', '.join(AUTO_CLASSES)}")
+        raise ValueError(
+            f"checkpoint {path} names architecture {architecture}; expected one of {', '.join(AUTO_CLASSES)}"
+        )
     auto_class = AUTO_CLASSES[architecture]
     model, report = auto_class.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True)
     problems = {what: report[f"{what}_keys"] for what in ("missing", "unexpected", "mismatched")}
     if any(problems.values()):
         text = "; ".join(f"{what}: {', '.join(map(str, sorted(keys)))}" for what, keys in problems.items() if keys)
-        raise ValueError(f"checkpoint {path} does not fit its config.json ({text}); save it again from a complete model")
+        raise ValueError(
+            f"checkpoint {path} does not fit its config.json ({text}); save it again from a complete model"
+        )
     return model.eval()
 
 
@@ -75,7 +80,7 @@ def export_checkpoint(model_dir: str | Path, output_dir: str | Path, *, overwrit
 
 
 def _take_over_dense(model: PreTrainedModel, path: Path):
-    """Training with sentence-transformers changes its Dense module, not the model's own pooler: bring the weights back."""
+    """Training with sentence-transformers changes its Dense module, not the model's own pooler: bring it back."""
     if not model.config.pooling.endswith("_tanh") or not (path / "modules.json").is_file():
         return
     for module in json.loads((path / "modules.json").read_text()):

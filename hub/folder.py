@@ -69,7 +69,9 @@ def check_output(output: Path, overwrite: bool):
     if output.is_file():
         raise ValueError(f"output {output} is a file; name a folder")
     if output.is_dir() and any(output.iterdir()) and not overwrite:
-        raise ValueError(f"output {output} exists and is not empty; name another folder, or pass --overwrite to replace it")
+        raise ValueError(
+            f"output {output} exists and is not empty; name another folder, or pass --overwrite to replace it"
+        )
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase | None, vocab_size: int):

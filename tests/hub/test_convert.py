@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from m2bert_hub.convert import convert_state_dict
 from safetensors import safe_open
 
+from m2bert_hub.convert import convert_state_dict
 from modeling_m2bert import M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
 
 FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures" / "upstream_parity"
-pytestmark = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"golden tensors of the original model are not at {FIXTURES}")
+pytestmark = pytest.mark.skipif(
+    not FIXTURES.is_dir(), reason=f"golden tensors of the original model are not at {FIXTURES}"
+)
 
 KEPT = ["base_full", "base_padded_256", "short_input", "short_padded_pool_all", "three_layers_pool_all_types",
         "no_residual_long_conv", "training_additions", "training_additions_no_residual", "dense_mlp_emb3_wmod",
@@ -31,10 +33,19 @@ class Fixture:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         self.config = json.loads(meta["config"])
         self.tolerance = 1e-9 if name == "float64_with_grads" else 1e-5
-        self.masked_lm_only, self.classifier_only = json.loads(meta["mlm_only_keys"]), json.loads(meta["seqcls_only_keys"])
-        self.state = {key.removeprefix("state_dict."): value for key, value in tensors.items() if key.startswith("state_dict.")}
-        self.outputs = {key.removeprefix("outputs."): value for key, value in tensors.items() if key.startswith("outputs.")}
-        self.inputs = {key.removeprefix("inputs."): value for key, value in tensors.items() if key.startswith("inputs.")}
+        self.masked_lm_only, self.classifier_only = (
+            json.loads(meta["mlm_only_keys"]),
+            json.loads(meta["seqcls_only_keys"]),
+        )
+        self.state = {
+            key.removeprefix("state_dict."): value for key, value in tensors.items() if key.startswith("state_dict.")
+        }
+        self.outputs = {
+            key.removeprefix("outputs."): value for key, value in tensors.items() if key.startswith("outputs.")
+        }
+        self.inputs = {
+            key.removeprefix("inputs."): value for key, value in tensors.items() if key.startswith("inputs.")
+        }
         self.labels = self.inputs.pop("mlm_labels")
 
     def without(self, keys):
@@ -76,7 +87,9 @@ def test_encoder_matches_the_original(fixture):
 
 def test_masked_lm_matches_the_original(fixture):
     with torch.no_grad():
-        outputs = fixture.masked_lm_model()(**fixture.inputs, labels=fixture.labels.masked_fill(fixture.labels <= 0, -100))
+        outputs = fixture.masked_lm_model()(
+            **fixture.inputs, labels=fixture.labels.masked_fill(fixture.labels <= 0, -100)
+        )
     assert_close(outputs.logits, fixture.outputs["mlm_logits"], fixture.tolerance)
     assert_close(outputs.loss, fixture.outputs["mlm_loss"], fixture.tolerance)
 
