@@ -66,12 +66,15 @@ def pack_rows(documents: list[np.ndarray], row_tokens: int, cls_id: int, sep_id:
         ValueError: the documents together do not fill one row.
     """
     order = np.random.default_rng(seed).permutation(len(documents))
-    stream = np.concatenate([np.append(documents[i], sep_id).astype(np.int32) for i in order] or [np.empty(0, np.int32)])
+    stream = np.concatenate(
+        [np.append(documents[i], sep_id).astype(np.int32) for i in order] or [np.empty(0, np.int32)]
+    )
     content = row_tokens - 2
     count = len(stream) // content
     if count == 0:
         raise ValueError(
-            f"the text has {len(stream)} tokens, less than one row of row_tokens={row_tokens}; lower data.row_tokens or add text"
+            f"the text has {len(stream)} tokens, less than one row of row_tokens={row_tokens}; "
+            "lower data.row_tokens or add text"
         )
     body = stream[: count * content].reshape(count, content)
     ends = np.full((count, 1), cls_id, np.int32), np.full((count, 1), sep_id, np.int32)

@@ -42,7 +42,9 @@ class PairData:
         """
         rng = np.random.default_rng([seed, step, rank])
         if rng.random() < settings.passage_share or not self.queries:
-            chosen = rng.choice(len(self.documents), min(settings.documents_per_batch, len(self.documents)), replace=False)
+            chosen = rng.choice(
+                len(self.documents), min(settings.documents_per_batch, len(self.documents)), replace=False
+            )
             queries, documents, answers = self._cut_passages(chosen, settings, rng)
         else:
             chosen = rng.choice(len(self.queries), min(settings.documents_per_batch, len(self.queries)), replace=False)

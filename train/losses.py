@@ -1,6 +1,6 @@
 """Losses for retrieval. Each takes the cosine matrix of Q queries and D documents and their relevance.
 
-    cosine: (Q, D) float, in [-1, 1].    relevant: (Q, D) bool, True where document d answers query q.
+cosine: (Q, D) float, in [-1, 1].    relevant: (Q, D) bool, True where document d answers query q.
 """
 
 import torch
@@ -22,7 +22,7 @@ def orthogonal_projection_loss(cosine: Tensor, relevant: Tensor, positive_weight
 def multiple_negatives_ranking_loss(cosine: Tensor, relevant: Tensor, temperature: float = 0.05) -> Tensor:
     """Multiple negatives ranking loss (paper section 4.3): every other document of the batch is a negative.
 
-        mean over queries of -log sum_{d relevant} exp(cosine / T) / sum_d exp(cosine / T)
+    mean over queries of -log sum_{d relevant} exp(cosine / T) / sum_d exp(cosine / T)
     """
     logits = cosine / temperature
     positives = logits.masked_fill(~relevant, -torch.inf)

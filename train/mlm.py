@@ -1,4 +1,6 @@
-"""Masked-language-model pretraining (paper section 4.2): `accelerate launch train/mlm.py [--config FILE] [key=value ...]`.
+"""Masked-language-model pretraining (paper section 4.2).
+
+    accelerate launch train/mlm.py [--config FILE] [key=value ...]
 
 Without arguments it trains a small model on pydocs, offline, in about a minute.
 """
@@ -9,13 +11,14 @@ import sys
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
+from transformers import AutoModelForMaskedLM
+
 from m2bert_train.config import load_config, namespace
 from m2bert_train.data_mlm import MaskedLmData, pack_rows
 from m2bert_train.loop import run_loop, run_record
 from m2bert_train.optim import build_optimizer
 from m2bert_train.runs import data_folder, finish, make_model, make_tokenizer, prepare, read_texts
 from m2bert_train.tokenizer import encode_all
-from transformers import AutoModelForMaskedLM
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,6 @@
-"""Fine-tuning for retrieval (paper section 4.3): `accelerate launch train/opl.py [--config FILE] [key=value ...]`.
+"""Fine-tuning for retrieval (paper section 4.3).
+
+    accelerate launch train/opl.py [--config FILE] [key=value ...]
 
 Without arguments it fine-tunes a small new model on pydocs, offline, in about two minutes; `model.path` names a
 checkpoint of train/mlm.py to start from.
@@ -10,6 +12,8 @@ import sys
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
+from transformers import AutoModel
+
 from m2bert_eval.locov1 import load_task
 from m2bert_train.config import load_config, namespace
 from m2bert_train.data_pairs import PairData
@@ -19,7 +23,6 @@ from m2bert_train.losses import cosine_matrix, multiple_negatives_ranking_loss, 
 from m2bert_train.optim import build_optimizer
 from m2bert_train.runs import data_folder, finish, make_model, make_tokenizer, prepare, read_texts
 from m2bert_train.tokenizer import encode_all
-from transformers import AutoModel
 
 logger = logging.getLogger(__name__)
 

@@ -4,13 +4,14 @@ import json
 import logging
 from pathlib import Path
 
-import modeling_m2bert  # noqa: F401  (registers m2bert with the Auto classes)
 import pyarrow.parquet as pq
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from m2bert_hub.folder import check_output, write_folder
 from transformers import AutoConfig
+
+import modeling_m2bert  # noqa: F401  (registers m2bert with the Auto classes)
+from m2bert_hub.folder import check_output, write_folder
 
 from .init import identity_start_
 from .tokenizer import load_tokenizer, train_wordpiece
