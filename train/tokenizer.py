@@ -1,5 +1,6 @@
 """Tokenizers of a run: loaded from a folder, or a WordPiece vocabulary trained on the run's own text."""
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,15 +9,27 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+ALPHABET = 1000  # most frequent characters that get a token of their own
 
 
 def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """A lower-casing WordPiece tokenizer of BERT's kind: [CLS] text [SEP], padding on the right."""
+    """A lower-casing WordPiece tokenizer of BERT's kind: [CLS] text [SEP], padding on the right. The same texts give
+    the same vocabulary.
+
+    The trainer numbers word-inner characters in the order of a hash map and breaks ties by number, so two runs would
+    differ; it numbers its special tokens first, so the inner characters are given as such.
+    """
+    texts = list(texts)
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, show_progress=False)
+    counts = Counter(character for text in texts for character in tokenizer.normalizer.normalize_str(text))
+    frequent = sorted(counts, key=lambda character: (-counts[character], character))[:ALPHABET]
+    inner = [f"##{character}" for character in frequent if not character.isspace()]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS + inner, limit_alphabet=ALPHABET, show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
     return BertTokenizerFast(vocab=tokenizer.get_vocab(), do_lower_case=True)
 

@@ -1,0 +1,30 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := 2.13.0
+
+.PHONY: setup demo test test-all check
+
+setup: $(VENV)/.ready  ## virtual environment in .venv with everything, a CPU build of torch where there is no NVIDIA GPU
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip setuptools --constraint constraints.txt
+	@if nvidia-smi >/dev/null 2>&1; then $(BIN)/pip install --quiet torch==$(TORCH); \
+	else $(BIN)/pip install --quiet torch==$(TORCH)+cpu \
+	  || $(BIN)/pip install --quiet torch==$(TORCH) --index-url https://download.pytorch.org/whl/cpu; fi
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: setup  ## train a small model from scratch, export, load, evaluate: table, JSON and plot in demo-output/
+	$(BIN)/python examples/demo.py
+
+test: setup  ## the tests, about five minutes
+	$(BIN)/python -m pytest
+
+test-all: setup  ## the slow tests too
+	$(BIN)/python -m pytest -m ""
+
+check: setup  ## lint and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .

@@ -1,0 +1,86 @@
+"""The m2bert command: what it writes, and one line with exit code 2 for bad input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from m2bert_hub import cli
+from modeling_m2bert import M2BertModel
+
+FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures" / "upstream_parity"
+
+
+def run(monkeypatch, capsys, *arguments):
+    """(exit code, stdout, stderr) of the command."""
+    monkeypatch.setattr(sys, "argv", ["m2bert", *map(str, arguments)])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as stop:
+        code = stop.code
+    captured = capsys.readouterr()
+    return code or 0, captured.out, captured.err
+
+
+def test_export_writes_a_folder_and_refuses_to_replace_it(monkeypatch, capsys, tmp_path, tiny_config):
+    M2BertModel(tiny_config()).save_pretrained(tmp_path / "checkpoint")
+    arguments = ["export", "--model", tmp_path / "checkpoint", "--output", tmp_path / "out"]
+    code, out, _ = run(monkeypatch, capsys, *arguments)
+    assert code == 0
+    assert (tmp_path / "out" / "modules.json").is_file()
+    assert str(tmp_path / "out") in out
+    code, _, err = run(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert "--overwrite" in err
+    assert run(monkeypatch, capsys, *arguments, "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"not tensors", b"\xff" * 100])
+def test_a_corrupt_checkpoint_is_one_line(monkeypatch, capsys, tmp_path, tiny_config, content):
+    M2BertModel(tiny_config()).save_pretrained(tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / "model.safetensors").write_bytes(content)
+    code, _, err = run(monkeypatch, capsys, "export", "--model", tmp_path / "checkpoint", "--output", tmp_path / "out")
+    assert code == 2
+    assert [line for line in err.splitlines() if line.startswith("m2bert: ")]
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_convert_writes_a_loadable_folder(monkeypatch, capsys, tmp_path):
+    if not FIXTURES.is_dir():
+        pytest.skip(f"golden tensors of the original model are not at {FIXTURES}")
+    from safetensors import safe_open
+
+    with safe_open(FIXTURES / "base_full.safetensors", "pt") as file:
+        meta = file.metadata()
+        only_mlm = json.loads(meta["mlm_only_keys"])
+        state = {
+            key.removeprefix("state_dict."): file.get_tensor(key)
+            for key in file.keys()  # noqa: SIM118
+            if key.startswith("state_dict.")
+        }
+        ids, pooled = file.get_tensor("inputs.input_ids"), file.get_tensor("outputs.pooled_output")
+        types, mask = file.get_tensor("inputs.token_type_ids"), file.get_tensor("inputs.attention_mask")
+    torch.save({key: value for key, value in state.items() if key not in only_mlm}, tmp_path / "weights.bin")
+    (tmp_path / "config.json").write_text(meta["config"])
+    code, _, err = run(monkeypatch, capsys, "convert", tmp_path / "weights.bin", "--config", tmp_path / "config.json",
+                       "--output", tmp_path / "out")  # fmt: skip
+    assert code == 0, err
+    model = M2BertModel.from_pretrained(tmp_path / "out").double().eval()
+    with torch.no_grad():
+        assert (model(ids, mask, types).pooler_output - pooled).abs().max() < 1e-5
+
+
+def test_importing_the_command_does_not_import_the_evaluation():
+    code = "import sys, m2bert_hub.cli; assert not {'m2bert_eval', 'datasets', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_eval_is_mounted(monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, "eval", "--help")
+    assert code == 0
+    assert "--encoder" in out

@@ -1,0 +1,284 @@
+"""Exported folders: complete, self-contained, atomic; and loaded where this package cannot be imported."""
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+from transformers import BertTokenizerFast
+
+import modeling_m2bert
+from m2bert_hub.export import export_checkpoint
+from m2bert_hub.folder import write_folder
+from modeling_m2bert import M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
+
+SOURCE = Path(modeling_m2bert.__file__).parent
+POOLINGS = ["mean", "weighted_mean", "cls", "cls_tanh", "mean_tanh"]
+TEXTS = ["the budget of the committee", "a report", "", "minutes of a meeting about a budget report and the committee"]
+
+LOADER = """
+import importlib.abc, json, sys
+blocked = set(sys.argv[1].split(","))
+
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in blocked:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+
+texts, worst = json.loads(sys.argv[2]), {}
+for name, expected in zip(sys.argv[3::2], sys.argv[4::2]):
+    expected = torch.load(expected, weights_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
+    batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        model = AutoModel.from_pretrained(name, trust_remote_code=True).eval()
+        pooled = model(**batch).pooler_output
+        again = sys.argv[4] + "-again"
+        model.save_pretrained(again)
+        reloaded = AutoModel.from_pretrained(again, trust_remote_code=True).eval()
+        differences = [pooled - expected["pooled"], reloaded(**batch).pooler_output - expected["pooled"]]
+        if "logits" in expected:
+            logits = AutoModelForMaskedLM.from_pretrained(name, trust_remote_code=True).eval()(**batch).logits
+            differences.append(logits - expected["logits"])
+    assert "transformers_modules" in type(model).__module__
+    assert tokenizer.padding_side == "right" and tokenizer.model_max_length == model.config.max_position_embeddings
+    encoder = SentenceTransformer(name, trust_remote_code=True)
+    assert encoder.max_seq_length == model.config.max_position_embeddings
+    assert encoder.get_embedding_dimension() == pooled.shape[1]
+    vectors = encoder.encode(texts, convert_to_tensor=True)
+    unit = torch.nn.functional.normalize(expected["pooled"], dim=1)
+    worst[name] = [max(d.abs().max().item() for d in differences), (vectors - unit).abs().max().item()]
+print(json.dumps(worst))
+"""
+
+
+@pytest.fixture
+def tokenizer():
+    words = sorted(set(" ".join(TEXTS).split()))
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    return BertTokenizerFast(vocab={token: i for i, token in enumerate(vocabulary)})
+
+
+def load_in_clean_process(tmp_path, blocked, names_and_outputs, **environment):
+    arguments = [part for pair in names_and_outputs for part in map(str, pair)]
+    command = [sys.executable, "-c", LOADER, ",".join(blocked), json.dumps(TEXTS), *arguments]
+    env = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"} | environment
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout.strip().split("\n")[-1])
+
+
+def save_expected(model, tokenizer, path):
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = {}
+        if isinstance(model, M2BertForMaskedLM):
+            expected["logits"] = model(**batch).logits
+            model = M2BertModel.from_pretrained(path.parent / path.stem).eval()
+        expected["pooled"] = model(**batch).pooler_output
+    torch.save(expected, path)
+    return path
+
+
+OURS = ["modeling_m2bert", "configuration_m2bert", "m2bert_train", "m2bert_eval", "m2bert_hub"]
+
+
+def make_folders(tmp_path, tiny_config, randomised, tokenizer, poolings):
+    pairs = []
+    for pooling in poolings:
+        heads = 2 if pooling == "weighted_mean" else 1
+        model = randomised(M2BertModel(tiny_config(pooling=pooling, num_pooling_heads=heads)))
+        folder = write_folder(model, tokenizer, tmp_path / pooling)
+        pairs.append((folder, save_expected(model, tokenizer, tmp_path / f"{pooling}.pt")))
+    return pairs
+
+
+def test_loads_from_a_folder_in_a_process_without_this_package(tmp_path, tiny_config, randomised, tokenizer):
+    pairs = make_folders(tmp_path, tiny_config, randomised, tokenizer, POOLINGS)
+    model = randomised(M2BertForMaskedLM(tiny_config()))
+    folder = write_folder(model, tokenizer, tmp_path / "masked_lm")
+    pairs.append((folder, save_expected(model, tokenizer, tmp_path / "masked_lm.pt")))
+    for name, (auto_model, sentence_transformer) in load_in_clean_process(tmp_path, OURS, pairs).items():
+        assert auto_model == 0.0, name
+        assert sentence_transformer < 1e-6, name
+
+
+def test_loads_from_the_hub_cache_without_triton(tmp_path, tiny_config, randomised, tokenizer):
+    """The Hub's branch of the loader checks the imports of every file."""
+    [(folder, expected)] = make_folders(tmp_path, tiny_config, randomised, tokenizer, ["weighted_mean"])
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "hf" / "hub" / "models--org--m2bert"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    shutil.rmtree(folder)
+    result = load_in_clean_process(tmp_path, [*OURS, "triton"], [("org/m2bert", expected)])
+    assert result["org/m2bert"][0] == 0.0
+    assert result["org/m2bert"][1] < 1e-6
+
+
+def test_the_folder_is_complete(tmp_path, tiny_config, tokenizer):
+    folder = write_folder(
+        M2BertModel(tiny_config(pooling="cls_tanh")), tokenizer, tmp_path / "out", card_text="Made of tests."
+    )
+    code = {path.name for path in SOURCE.glob("*.py")} - {"__init__.py"}
+    assert {path.name for path in folder.glob("*.py")} == code
+    for name in code:
+        assert (folder / name).read_bytes() == (SOURCE / name).read_bytes()
+    expected = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "modules.json"}
+    expected |= {"sentence_bert_config.json", "config_sentence_transformers.json", "requirements.txt", "README.md"}
+    assert expected <= {path.name for path in folder.iterdir()}
+    assert not list(folder.rglob("*.bin"))
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "sentence-transformers"
+    assert "Made of tests." in card.text
+    assert "More Information Needed" not in card.text
+
+
+def test_the_exported_code_is_harmless():
+    allowed = {
+        "torch",
+        "triton",
+        "transformers",
+        "huggingface_hub",
+        "math",
+        "logging",
+        "os",
+        "functools",
+        "collections",
+        "typing",
+    }
+    forbidden = {
+        "eval",
+        "exec",
+        "compile",
+        "__import__",
+        "open",
+        "system",
+        "popen",
+        "Popen",
+        "urlopen",
+        "write_text",
+        "write_bytes",
+    }
+    for path in SOURCE.glob("*.py"):
+        if path.name == "__init__.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                assert {alias.name.split(".")[0] for alias in node.names} <= allowed, path
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 1 or node.module.split(".")[0] in allowed, path
+                assert node.level == 0 or (SOURCE / f"{node.module}.py").is_file(), path
+            elif isinstance(node, ast.Call):
+                name = getattr(node.func, "id", None) or getattr(node.func, "attr", None)
+                assert name not in forbidden, (path, name)
+
+
+def test_a_folder_that_is_not_empty_is_refused_and_kept(tmp_path, tiny_config, tokenizer):
+    model = M2BertModel(tiny_config())
+    (tmp_path / "out").mkdir()
+    write_folder(model, tokenizer, tmp_path / "out")  # empty: fine
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    with pytest.raises(ValueError, match="--overwrite"):
+        write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out")
+    assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+    write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out", overwrite=True)
+    assert not (tmp_path / "out" / "mine.txt").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file"):
+        write_folder(model, tokenizer, tmp_path / "file")
+
+
+def test_a_failed_export_leaves_nothing_and_keeps_what_was_there(tmp_path, tiny_config, tokenizer, monkeypatch):
+    write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out")
+    before = sorted(path.name for path in tmp_path.iterdir()), (tmp_path / "out" / "model.safetensors").read_bytes()
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("m2bert_hub.folder.render_card", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out", overwrite=True)
+    with pytest.raises(OSError, match="disk full"):
+        write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "new")
+    assert (
+        sorted(path.name for path in tmp_path.iterdir()),
+        (tmp_path / "out" / "model.safetensors").read_bytes(),
+    ) == before
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path, tiny_config, tokenizer):
+    with pytest.raises(ValueError, match="vocab_size=8"):
+        write_folder(M2BertModel(tiny_config(vocab_size=8)), tokenizer, tmp_path / "out")
+
+
+@pytest.mark.parametrize("cls", [M2BertModel, M2BertForMaskedLM, M2BertForSequenceClassification])
+def test_export_of_a_checkpoint_changes_no_tensor(tmp_path, tiny_config, randomised, tokenizer, cls):
+    model = randomised(cls(tiny_config())).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "checkpoint")
+    tokenizer.save_pretrained(tmp_path / "checkpoint")
+    export_checkpoint(tmp_path / "checkpoint", tmp_path / "out")
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("checkpoint", "out"))
+    assert before.keys() == after.keys()
+    for name in before:
+        assert before[name].dtype == after[name].dtype
+        assert torch.equal(before[name], after[name])
+
+
+def test_checkpoints_with_other_tensors_are_refused_by_name(tmp_path, tiny_config):
+    model = M2BertModel(tiny_config())
+    model.save_pretrained(tmp_path / "checkpoint")
+    weights = tmp_path / "checkpoint" / "model.safetensors"
+    tensors = load_file(weights)
+    for change, message in [
+        (lambda t: t.pop("layers.0.norm.weight"), "missing: layers.0.norm.weight"),
+        (lambda t: t.update({"layers.9.novelty": torch.zeros(1)}), "unexpected: layers.9.novelty"),
+        (lambda t: t.update({"layers.0.norm.weight": torch.zeros(3)}), "mismatched: .*layers.0.norm.weight"),
+    ]:
+        changed = dict(tensors)
+        change(changed)
+        save_file(changed, weights, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=message):
+            export_checkpoint(tmp_path / "checkpoint", tmp_path / "out")
+    with pytest.raises(ValueError, match="no config.json"):
+        export_checkpoint(tmp_path / "nowhere", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dense_layer_trained_by_sentence_transformers_comes_back(tmp_path, tiny_config, randomised, tokenizer):
+    """Train the Dense, save with sentence-transformers, export again: all three agree."""
+    from sentence_transformers import SentenceTransformer
+
+    model = randomised(M2BertModel(tiny_config(pooling="mean_tanh")))
+    first = write_folder(model, tokenizer, tmp_path / "first", prompts={"query": "budget ", "document": ""})
+    trained = SentenceTransformer(str(first), trust_remote_code=True, device="cpu")
+    with torch.no_grad():
+        trained[2].linear.weight.mul_(-0.5)
+    expected = trained.encode(TEXTS, convert_to_tensor=True)
+    trained.save_pretrained(str(tmp_path / "trained"))
+    second = export_checkpoint(tmp_path / "trained", tmp_path / "second")
+    again = SentenceTransformer(str(second), trust_remote_code=True, device="cpu")
+    assert (again.encode(TEXTS, convert_to_tensor=True) - expected).abs().max() < 1e-6
+    assert again.prompts == {"query": "budget ", "document": ""}
+    with torch.no_grad():
+        pooled = (
+            M2BertModel.from_pretrained(second)
+            .eval()(**tokenizer(TEXTS, padding=True, return_tensors="pt"))
+            .pooler_output
+        )
+    assert (torch.nn.functional.normalize(pooled, dim=1) - expected).abs().max() < 1e-6

@@ -1,0 +1,53 @@
+"""Who may import whom, read from the syntax trees."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {"modeling_m2bert": "model", "configuration_m2bert": "model", "m2bert_train": "train", "m2bert_eval": "eval",
+            "m2bert_hub": "hub"}  # fmt: skip
+MAY_KNOW = {"modeling_m2bert": set(), "eval": set(), "hub": {"model"}, "train": {"model", "eval", "hub"}}
+NEEDS_NO_DATA_LIBRARY = {"datasets", "evaluate", "mteb", "pytrec_eval"}
+
+
+def imports(path):
+    """(module, level) of every import statement of a file, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, 0) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or "", node.level
+
+
+@pytest.mark.parametrize("folder", MAY_KNOW)
+def test_import_directions(folder):
+    own = "model" if folder == "modeling_m2bert" else folder
+    for path in (ROOT / folder).rglob("*.py"):
+        known = {
+            PACKAGES[module.split(".")[0]]
+            for module, level in imports(path)
+            if not level and module.split(".")[0] in PACKAGES
+        }
+        assert known <= MAY_KNOW[folder] | {own}, path
+
+
+def test_kernels_know_tensors_and_numbers_only():
+    for path in (ROOT / "modeling_m2bert").glob("m2bert_ops*.py"):
+        for module, level in imports(path):
+            assert module.startswith("m2bert_ops") if level else module.split(".")[0] in {"torch", "triton", "math"}, (
+                path
+            )
+
+
+@pytest.mark.parametrize("folder", ["modeling_m2bert", "train", "hub"])
+def test_model_training_and_hub_import_without_data_libraries(folder):
+    for path in (ROOT / folder).rglob("*.py"):
+        assert not {module.split(".")[0] for module, _ in imports(path)} & NEEDS_NO_DATA_LIBRARY, path
+
+
+def test_users_of_the_model_go_through_the_auto_classes():
+    for folder in ("train", "hub"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert not any(module.startswith("modeling_m2bert.") for module, _ in imports(path)), path

@@ -1,0 +1,43 @@
+"""Losses against their formulas, written out."""
+
+import math
+
+import pytest
+import torch
+
+from m2bert_train.losses import cosine_matrix, multiple_negatives_ranking_loss, orthogonal_projection_loss
+
+COSINE = torch.tensor([[0.9, 0.1, -0.2], [0.3, 0.5, 0.4]], dtype=torch.float64)
+RELEVANT = torch.tensor([[True, False, False], [False, True, True]])
+
+
+def test_orthogonal_projection_loss():
+    positives, negatives = 0.1**2 + 0.5**2 + 0.6**2, 0.1**2 + 0.2**2 + 0.3**2
+    assert orthogonal_projection_loss(COSINE, RELEVANT).item() == pytest.approx((positives + negatives) / 6)
+    weighted = orthogonal_projection_loss(COSINE, RELEVANT, positive_weight=10)
+    assert weighted.item() == pytest.approx((10 * positives + negatives) / 33)
+    perfect = RELEVANT.double()
+    assert orthogonal_projection_loss(perfect, RELEVANT).item() == 0
+
+
+def test_multiple_negatives_ranking_loss():
+    def row(scores, positives):
+        weights = [math.exp(score / 0.05) for score in scores]
+        return -math.log(sum(weights[i] for i in positives) / sum(weights))
+
+    expected = (row(COSINE[0].tolist(), [0]) + row(COSINE[1].tolist(), [1, 2])) / 2
+    assert multiple_negatives_ranking_loss(COSINE, RELEVANT, 0.05).item() == pytest.approx(expected)
+
+
+def test_losses_pull_relevant_pairs_together_and_push_others_apart():
+    for loss in (orthogonal_projection_loss, multiple_negatives_ranking_loss):
+        cosine = (COSINE.abs() + 0.01).requires_grad_()
+        loss(cosine, RELEVANT).backward()
+        assert (cosine.grad[RELEVANT] < 0).all()
+        assert (cosine.grad[~RELEVANT] > 0).all()
+
+
+def test_cosines_ignore_length():
+    queries, documents = torch.randn(2, 5), torch.randn(3, 5)
+    expected = torch.cosine_similarity(queries[:, None], documents[None], dim=-1)
+    assert torch.allclose(cosine_matrix(3 * queries, 0.1 * documents), expected, atol=1e-6)
