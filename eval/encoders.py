@@ -47,7 +47,9 @@ class SentenceTransformerEncoder:
 
     def __init__(self, model_name_or_path: str | Path, max_tokens: int | None = None):
         from sentence_transformers import SentenceTransformer  # slow, and no baseline needs it
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()  # of loading weights, which takes no time
         self.name = str(model_name_or_path)
         is_folder = Path(model_name_or_path).is_dir()
         try:

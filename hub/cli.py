@@ -62,7 +62,8 @@ def main():
     """Entry point: bad input is one line on stderr and exit code 2."""
     from safetensors import SafetensorError
 
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    logging.getLogger("m2bert_hub").setLevel(logging.INFO)
     try:
         app()
     except (ValueError, OSError, SafetensorError) as error:

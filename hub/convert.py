@@ -20,6 +20,7 @@ from .folder import check_output, write_folder
 
 logger = logging.getLogger(__name__)
 
+WIDTHS = ("hidden_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings")
 REQUIRED_OPTIONS = {  # options of the research code with the only value that this model has
     "bidirectional": True,
     "use_positional_encodings": True,
@@ -65,6 +66,8 @@ HEAD_NAMES = {
 
 def convert_config(upstream: dict, vocab_size: int) -> "modeling_m2bert.M2BertConfig":
     """M2BertConfig of a research configuration. Raises ValueError naming an option that this model does not have."""
+    if missing := [width for width in WIDTHS if width not in upstream]:
+        raise ValueError(f"the original's configuration lacks {', '.join(missing)}")
     for option, value in REQUIRED_OPTIONS.items():
         if upstream.get(option, value) != value:
             raise ValueError(
@@ -234,5 +237,8 @@ def read_tensors(source: str | Path) -> dict[str, Tensor]:
     """State dict of a file; composer's `state.model` is unwrapped."""
     if Path(source).suffix == ".safetensors":
         return load_file(source)
-    content = torch.load(source, map_location="cpu", weights_only=True)
-    return content["state"]["model"] if "state" in content else content
+    try:
+        content = torch.load(source, map_location="cpu", weights_only=True)
+        return content["state"]["model"] if "state" in content else content
+    except Exception as error:  # a foreign file can fail in any way; none of them is ours
+        raise ValueError(f"{source} cannot be read as a state dict ({type(error).__name__}: {error})") from error

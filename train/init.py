@@ -1,4 +1,4 @@
-"""Starts that help a small model: mixers as the exact identity, token weights from document frequency.
+"""Starts that help a small model: mixers as the exact identity, weights and biases from token frequencies.
 
 Standard initialisation sends every text through random filters; a small budget is spent on undoing that. Started as
 the identity, the layers begin as nothing and only add what lowers the loss.
@@ -10,21 +10,25 @@ import torch
 MAX_IDF = 8.0
 MIN_IDF = 0.05
 DOCUMENT_FREQUENCY_TOKENS = 1024  # chunk length over which document frequency is counted
-OTHER_HEADS = 0.05  # weight of a token outside its own head, relative to its weight inside
+OTHER_HEADS = 0.02  # weight of a token outside its own head, relative to its weight inside
 
 
 @torch.no_grad()
 def identity_start_(model) -> None:
-    """Make every layer of an M2-BERT the identity, in place.
+    """Make every layer of an M2-BERT the identity, and let positions and types add nothing, in place.
 
-    Output projection I, residual skip 1, all other paths into the output 0. Gradients still reach every parameter
-    after one step.
+    Output projection I, residual skip 1, all other paths into the output 0; position and type embeddings 0 (random
+    ones are noise on every token's vector: 54.6 against 61.6 nDCG@10 before training on pydocs). Gradients still
+    reach every parameter after one step.
 
     Raises:
         ValueError: the model has no residual long convolution, and so no path from input to output to keep.
     """
     if model.config.num_hidden_layers and not model.config.residual_long_conv:
         raise ValueError("start='identity' needs residual_long_conv=True: it is the only skip around the gates")
+    embeddings = model.base_model.embeddings
+    embeddings.position_embeddings.weight.zero_()
+    embeddings.token_type_embeddings.weight.zero_()
     for layer in model.base_model.layers:
         mixer = layer.mixer
         torch.nn.init.eye_(mixer.out_proj.weight)
@@ -32,6 +36,19 @@ def identity_start_(model) -> None:
         for zero in (mixer.out_proj.bias, mixer.residual_filter.output_weight, mixer.filter.output_weight,
                      mixer.filter.skip, mixer.short_conv.bias, layer.mlp.down.weight, layer.mlp.down.bias):  # fmt: skip
             zero.zero_()
+
+
+@torch.no_grad()
+def unigram_start_(model, rows: np.ndarray) -> None:
+    """Start the masked-LM decoder's bias at the log frequency of every token, in place, so that training does not
+    first spend its steps on moving the tied embeddings in one common direction.
+
+    Args:
+        rows: token ids of the training text, any shape.
+    """
+    bias = model.get_output_embeddings().bias
+    counts = torch.from_numpy(np.bincount(rows.ravel(), minlength=len(bias)) + 1.0)
+    bias.copy_((counts / counts.sum()).log())
 
 
 def inverse_document_frequency(documents: list[np.ndarray], vocab_size: int, special_ids: list[int]) -> np.ndarray:

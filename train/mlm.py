@@ -6,7 +6,6 @@ Without arguments it trains a small model on pydocs, offline, in about a minute.
 """
 
 import logging
-import sys
 
 import numpy as np
 import torch
@@ -15,9 +14,10 @@ from transformers import AutoModelForMaskedLM
 
 from m2bert_train.config import load_config, namespace
 from m2bert_train.data_mlm import MaskedLmData, pack_rows
+from m2bert_train.init import unigram_start_
 from m2bert_train.loop import run_loop, run_record
 from m2bert_train.optim import build_optimizer
-from m2bert_train.runs import data_folder, finish, make_model, make_tokenizer, prepare, read_texts
+from m2bert_train.runs import command_line, data_folder, finish, make_model, make_tokenizer, prepare, read_texts
 from m2bert_train.tokenizer import encode_all
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,8 @@ def main(argv: list[str]):
     data = masked_lm_data(tokenizer, texts, config.data.row_tokens, config.seed)
     validation = masked_lm_data(tokenizer, read_texts(folder, "validation"), config.data.row_tokens, config.seed)
     model = make_model(AutoModelForMaskedLM, config.model, tokenizer)
+    if config.model.path is None and config.model.start == "identity":
+        unigram_start_(model, data.rows)
     model.config.sparse_prediction = True
     optimizer, schedule = build_optimizer(model, config.optim, config.steps)
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -100,4 +102,4 @@ def main(argv: list[str]):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    command_line(main, "mlm")

@@ -7,7 +7,6 @@ checkpoint of train/mlm.py to start from.
 """
 
 import logging
-import sys
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from m2bert_train.init import idf_start_, inverse_document_frequency
 from m2bert_train.loop import run_loop, run_record
 from m2bert_train.losses import cosine_matrix, multiple_negatives_ranking_loss, orthogonal_projection_loss
 from m2bert_train.optim import build_optimizer
-from m2bert_train.runs import data_folder, finish, make_model, make_tokenizer, prepare, read_texts
+from m2bert_train.runs import command_line, data_folder, finish, make_model, make_tokenizer, prepare, read_texts
 from m2bert_train.tokenizer import encode_all
 
 logger = logging.getLogger(__name__)
@@ -108,4 +107,4 @@ def main(argv: list[str]):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    command_line(main, "opl")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -19,6 +20,15 @@ from .tokenizer import load_tokenizer, train_wordpiece
 logger = logging.getLogger(__name__)
 
 TEXT_COLUMNS = {"documents": "passage", ".": "text"}
+
+
+def command_line(main, name: str):
+    """Run an entry point: bad input, or a loss that is not finite, is one line on stderr and exit code 2."""
+    try:
+        main(sys.argv[1:])
+    except (ValueError, FloatingPointError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def prepare(config, argv: list[str], name: str) -> Accelerator:

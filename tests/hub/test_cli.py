@@ -75,6 +75,17 @@ def test_convert_writes_a_loadable_folder(monkeypatch, capsys, tmp_path):
         assert (model(ids, mask, types).pooler_output - pooled).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("content", [b"", b"junk", b"\x80\x02cos\nsystem\n."])
+def test_weights_that_are_no_state_dict_are_one_line_and_run_nothing(monkeypatch, capsys, tmp_path, content):
+    (tmp_path / "weights.bin").write_bytes(content)
+    (tmp_path / "config.json").write_text("{}")
+    paths = ["--config", tmp_path / "config.json", "--output", tmp_path / "out"]
+    code, _, err = run(monkeypatch, capsys, "convert", tmp_path / "weights.bin", *paths)
+    assert code == 2
+    assert "cannot be read as a state dict" in err
+    assert not (tmp_path / "out").exists()
+
+
 def test_importing_the_command_does_not_import_the_evaluation():
     code = "import sys, m2bert_hub.cli; assert not {'m2bert_eval', 'datasets', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,9 +5,17 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForMaskedLM
 
-from m2bert_train.init import MAX_IDF, MIN_IDF, OTHER_HEADS, identity_start_, idf_start_, inverse_document_frequency
+from m2bert_train.init import (
+    MAX_IDF,
+    MIN_IDF,
+    OTHER_HEADS,
+    identity_start_,
+    idf_start_,
+    inverse_document_frequency,
+    unigram_start_,
+)
 
 IDS = torch.arange(1, 41).view(2, 20)
 
@@ -24,9 +32,8 @@ def test_identity_started_layers_change_nothing_and_learn(tiny_config):
         optimizer.zero_grad()
         model(IDS).pooler_output[:, :5].sum().backward()
         optimizer.step()
-    unused = ("token_type", "padding")
     for name, parameter in model.named_parameters():
-        assert any(word in name for word in unused) or not torch.equal(parameter, before[name]), name
+        assert not torch.equal(parameter, before[name]), name
 
 
 def test_identity_start_needs_the_residual_convolution(tiny_config):
@@ -53,3 +60,12 @@ def test_idf_start_weighs_each_token_in_one_head(tiny_config):
     assert torch.allclose(weights.min(1).values, weights.max(1).values * OTHER_HEADS, rtol=1e-5)
     assert torch.allclose(weights.max(1).values[100:], torch.tensor(MAX_IDF))
     assert (weights.argmax(1).bincount() > 20).all()
+
+
+def test_unigram_start_predicts_token_frequency(tiny_config):
+    model = AutoModelForMaskedLM.from_config(tiny_config())
+    unigram_start_(model, np.array([[7, 7, 7], [9, 9, 4]]))
+    probabilities = model.lm_head.decoder.bias.detach().softmax(0)
+    assert probabilities[7] == pytest.approx(4 / 126, rel=1e-5)
+    assert probabilities[9] == pytest.approx(3 / 126, rel=1e-5)
+    assert probabilities[50] == pytest.approx(1 / 126, rel=1e-5)

@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from m2bert_train import mlm, opl
 from m2bert_train.loop import run_loop
+from m2bert_train.runs import command_line
 
 WORDS = ["budget", "committee", "report", "minutes", "river", "mountain", "forest"]
 WORDS += ["engine", "wheel", "piston", "violin", "sonata", "rhythm"]
@@ -59,7 +60,7 @@ def test_pretraining_then_fine_tuning(corpus, tmp_path):
     encoder = AutoModel.from_pretrained(tmp_path / "opl")
     assert encoder.config.pooling == "weighted_mean"
     vectors = encoder(**tokenizer(["budget", "river report"], padding=True, return_tensors="pt")).pooler_output
-    assert vectors.shape == (2, 96)
+    assert vectors.shape == (2, 12 * 16)
     assert vectors.isfinite().all()
     assert AutoTokenizer.from_pretrained(tmp_path / "opl").get_vocab() == tokenizer.get_vocab()
 
@@ -127,3 +128,11 @@ def test_command_line_without_arguments_says_so(monkeypatch, caplog, tmp_path):
     with caplog.at_level("INFO"), pytest.raises(InterruptedError):
         mlm.main([])
     assert "without arguments: the small offline default" in caplog.text
+
+
+def test_bad_input_on_the_command_line_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["mlm.py", "step=3"])
+    with pytest.raises(SystemExit) as stop:
+        command_line(mlm.main, "mlm")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.strip() == "mlm: unknown configuration key 'step'; the nearest known one is 'steps'"
