@@ -25,7 +25,7 @@ ALLOCATOR = {  # fresh pages are slow on virtual machines: let the allocator kee
 }
 LAUNCH = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=1", "--num_machines=1"]
 LAUNCH += ["--mixed_precision=no", "--dynamo_backend=no"]
-STANDARD = ["model.start=standard", "optim.layer_lr=null", "optim.filter_lr=null"]
+STANDARD = ["model.start=standard", "optim.layer_lr=null", "optim.filter_lr=null", "optim.pooler_lr=null"]
 MEAN_POOLING = ["model.architecture.pooling=mean", "model.architecture.num_pooling_heads=1"]
 
 begin = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Optimizer and schedule: AdamW with linear warm-up and decay, and separate learning rates for mixers and filters."""
+"""Optimizer and schedule: AdamW with linear warm-up and decay, and separate learning rates for layers, filters and pooler."""
 
 import torch
 from torch import nn
@@ -6,13 +6,21 @@ from transformers import get_linear_schedule_with_warmup
 
 
 def parameter_groups(model: nn.Module, optim) -> list[dict]:
-    """Filters (every parameter inside a filter module), layers (the rest of them), and everything else (embeddings,
-    pooler, heads), each with its own learning rate; empty groups are left out."""
-    groups = {"filters": [], "layers": [], "rest": []}
+    """Filters (every parameter inside a filter module), layers (the rest of them), pooler, and everything else
+    (embeddings, masked-LM head), each with its own learning rate; empty groups are left out."""
+    groups = {"filters": [], "layers": [], "pooler": [], "rest": []}
     for name, parameter in model.named_parameters():
-        group = "filters" if "filter." in name else "layers" if "layers." in name else "rest"
+        group = (
+            "filters"
+            if "filter." in name
+            else "layers"
+            if "layers." in name
+            else "pooler"
+            if "pooler." in name
+            else "rest"
+        )
         groups[group].append(parameter)
-    rates = {"filters": optim.filter_lr, "layers": optim.layer_lr, "rest": optim.lr}
+    rates = {"filters": optim.filter_lr, "layers": optim.layer_lr, "pooler": optim.pooler_lr, "rest": optim.lr}
     return [
         {"params": parameters, "lr": optim.lr if rates[group] is None else rates[group]}
         for group, parameters in groups.items()
