@@ -60,13 +60,14 @@ def convert(
 
 def main():
     """Entry point: bad input is one line on stderr and exit code 2."""
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     logging.getLogger("m2bert_hub").setLevel(logging.INFO)
     try:
         app()
-    except (ValueError, OSError, SafetensorError) as error:
+    except (ValueError, OSError, SafetensorError, StrictDataclassError) as error:
         typer.echo(f"m2bert: {' '.join(str(error).split())}", err=True)
         sys.exit(2)
 

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 import modeling_m2bert  # noqa: F401  (registers m2bert with the Auto classes)
 
-from .export import load_tokenizer
+from .checkpoint import load_tokenizer
 from .folder import check_output, write_folder
 
 logger = logging.getLogger(__name__)
@@ -66,8 +66,9 @@ HEAD_NAMES = {
 
 def convert_config(upstream: dict, vocab_size: int) -> "modeling_m2bert.M2BertConfig":
     """M2BertConfig of a research configuration. Raises ValueError naming an option that this model does not have."""
-    if missing := [width for width in WIDTHS if width not in upstream]:
-        raise ValueError(f"the original's configuration lacks {', '.join(missing)}")
+    for width in WIDTHS:
+        if not isinstance(upstream.get(width), int):
+            raise ValueError(f"option {width}={upstream.get(width)!r} of the original's configuration is no number")
     for option, value in REQUIRED_OPTIONS.items():
         if upstream.get(option, value) != value:
             raise ValueError(
@@ -224,7 +225,7 @@ def convert_checkpoint(
     overwrite: bool = False,
 ) -> Path:  # fmt: skip
     """Convert a weights file (.pt, .bin: read with `weights_only=True`; .safetensors) to a Hub folder."""
-    check_output(Path(output_dir), overwrite)
+    check_output(output_dir, overwrite)
     config, tensors = convert_state_dict(read_tensors(source), upstream_config)
     auto_class = AutoModelForMaskedLM if config.architectures[0].endswith("ForMaskedLM") else AutoModel
     model = auto_class.from_config(config)
@@ -239,6 +240,7 @@ def read_tensors(source: str | Path) -> dict[str, Tensor]:
         return load_file(source)
     try:
         content = torch.load(source, map_location="cpu", weights_only=True)
-        return content["state"]["model"] if "state" in content else content
+        content = content["state"]["model"] if "state" in content else content
+        return {key: value for key, value in content.items() if isinstance(value, Tensor)}
     except Exception as error:  # a foreign file can fail in any way; none of them is ours
         raise ValueError(f"{source} cannot be read as a state dict ({type(error).__name__}: {error})") from error

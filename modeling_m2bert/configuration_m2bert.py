@@ -62,8 +62,8 @@ class M2BertConfig(PreTrainedConfig):
     type_vocab_size: int = 2
     hidden_dropout_prob: float | int = 0.1
     classifier_dropout: float | int | None = None
-    layer_norm_eps: float = 1e-12
-    initializer_range: float = 0.02
+    layer_norm_eps: float | int = 1e-12
+    initializer_range: float | int = 0.02
     filter_order: int = 128
     filter_embedding_size: int = 5
     filter_frequency: float | int = 10.0
@@ -96,6 +96,10 @@ class M2BertConfig(PreTrainedConfig):
                      "filter_decay_length", "type_vocab_size", "filter_order", "num_pooling_heads"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(
+                f"pad_token_id={self.pad_token_id} is outside the vocabulary of vocab_size={self.vocab_size}"
+            )
         if self.num_hidden_layers < 0:
             raise ValueError(f"num_hidden_layers={self.num_hidden_layers} must be 0 (layer-free) or more")
         for name in ("hidden_size", "intermediate_size"):

@@ -51,7 +51,7 @@ def long_conv(x: Tensor, forward_filter: Tensor, reverse_filter: Tensor, skip: T
         (B, H, L) in x's dtype.
     """
     length = x.shape[-1]
-    n = fft_length(length)
+    n = 2 * length if torch.compiler.is_compiling() else fft_length(length)  # a compiled graph serves many lengths
     signal = x.to(torch.promote_types(x.dtype, forward_filter.dtype))
     spectrum = filter_spectrum(forward_filter, reverse_filter, n)
     y = torch.fft.irfft(torch.fft.rfft(signal, n=n) * spectrum, n=n)[..., :length]

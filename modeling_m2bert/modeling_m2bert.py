@@ -72,7 +72,11 @@ class M2BertPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["M2BertLayer", "M2BertEmbeddings"]
-    _keep_in_fp32_modules_strict = ["filter", "residual_filter"]
+    _keep_in_fp32_modules_strict = ["filter", "residual_filter"]  # what M2BertFilter itself holds, for the loader
+
+    def __init__(self, config: M2BertConfig, *inputs, **kwargs):
+        config.validate_architecture()  # fields that from_pretrained was asked to change are not checked on the way
+        super().__init__(config, *inputs, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -197,8 +201,9 @@ class M2BertModel(M2BertPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
         name, x = ("input_ids", input_ids) if input_ids is not None else ("inputs_embeds", inputs_embeds)
-        if x.ndim != (2 if input_ids is not None else 3) or x.shape[1] == 0:
-            expected = "(batch, length >= 1)" if input_ids is not None else "(batch, length >= 1, hidden_size)"
+        widths = () if input_ids is not None else (self.config.hidden_size,)
+        if x.ndim != 2 + len(widths) or x.shape[1] == 0 or x.shape[2:] != widths:
+            expected = f"(batch, length >= 1{''.join(f', {width}' for width in widths)})"
             raise ValueError(f"{name} has shape {tuple(x.shape)}; expected {expected}")
         longest = self.config.max_position_embeddings
         if x.shape[1] > longest:
@@ -212,12 +217,11 @@ class M2BertModel(M2BertPreTrainedModel):
                     f"{other_name} has shape {tuple(other.shape)} but {name} has {tuple(x.shape[:2])}; make them equal"
                 )
         if input_ids is not None and input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
-            low, high = (int(v) for v in input_ids.aminmax()) if input_ids.numel() else (0, 0)
-            if low < 0 or high >= self.config.vocab_size:
-                raise ValueError(
-                    f"input_ids holds id {low if low < 0 else high}, outside the vocabulary of "
-                    f"vocab_size={self.config.vocab_size}; use the model's own tokenizer, or resize_token_embeddings"
-                )
+            fix = "use the model's own tokenizer, or resize_token_embeddings"
+            _check_range("input_ids", input_ids, "vocab_size", self.config.vocab_size, fix)
+            if token_type_ids is not None:
+                fix = "leave token_type_ids out for type 0"
+                _check_range("token_type_ids", token_type_ids, "type_vocab_size", self.config.type_vocab_size, fix)
 
     def _padding(self, mask: Tensor) -> Tensor | None:
         """(B, L) bool, True where padded; None where padding is visible or there is none."""
@@ -232,6 +236,14 @@ class M2BertModel(M2BertPreTrainedModel):
                     "pad on the right (tokenizer.padding_side='right')"
                 )
         return ~mask
+
+
+def _check_range(name: str, ids: Tensor, size_name: str, size: int, fix: str):
+    low, high = (int(value) for value in ids.aminmax()) if ids.numel() else (0, 0)
+    if low < 0 or high >= size:
+        raise ValueError(
+            f"{name} holds id {low if low < 0 else high}, outside the vocabulary of {size_name}={size}; {fix}"
+        )
 
 
 class M2BertLMHead(nn.Module):

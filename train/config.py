@@ -1,8 +1,7 @@
 """Run configuration: one YAML file per run, dotted overrides on the command line, unknown keys refused.
 
 The small default file of an entry point is its schema: it holds every key, with a comment on what it means. Another
-file names only what differs. A section whose default is `{}` is free-form (`model.architecture` is checked by
-M2BertConfig itself).
+file names only what differs. The free-form sections hold fields of M2BertConfig, which `make_model` checks.
 """
 
 import difflib
@@ -12,6 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import yaml
+
+FREE_FORM = ("architecture", "new_model")
 
 
 def load_config(default_name: str, argv: list[str]) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def merge(config: dict, update: dict, prefix: str = ""):
         if isinstance(old, dict):
             if not isinstance(value, dict):
                 raise ValueError(f"configuration key {name!r} is a section, not a value ({value!r})")
-            if old and key != "architecture":
+            if key not in FREE_FORM:
                 merge(old, value, name + ".")
             else:
                 old.update(value)
@@ -78,10 +79,10 @@ def merge(config: dict, update: dict, prefix: str = ""):
 
 
 def namespace(config: dict) -> SimpleNamespace:
-    """Attribute access; the free-form `architecture` stays a dictionary."""
+    """Attribute access; free-form sections stay dictionaries."""
     return SimpleNamespace(
         **{
-            key: namespace(value) if isinstance(value, dict) and key != "architecture" else value
+            key: namespace(value) if isinstance(value, dict) and key not in FREE_FORM else value
             for key, value in config.items()
         }
     )

@@ -19,12 +19,12 @@ class PairData:
 
     Args:
         documents: token ids, without special tokens, untruncated.
-        queries: (token ids, index of the document that answers).
+        queries: (token ids, indices of the documents that answer).
         idf: (vocab_size,) for query dropout; None keeps every query token.
     """
 
     documents: list[np.ndarray]
-    queries: list[tuple[np.ndarray, int]]
+    queries: list[tuple[np.ndarray, list[int]]]
     cls_id: int
     sep_id: int
     pad_id: int
@@ -48,15 +48,15 @@ class PairData:
             queries, documents, answers = self._cut_passages(chosen, settings, rng)
         else:
             chosen = rng.choice(len(self.queries), min(settings.documents_per_batch, len(self.queries)), replace=False)
-            answers_all = [self.queries[i][1] for i in chosen]
-            unique = list(dict.fromkeys(answers_all))
             queries = [self.queries[i][0] for i in chosen]
-            documents = [self._window(self.documents[i], settings.document_tokens - 2, rng) for i in unique]
-            answers = [unique.index(i) for i in answers_all]
+            group = list(dict.fromkeys(int(rng.choice(self.queries[i][1])) for i in chosen))
+            documents = [self._window(self.documents[i], settings.document_tokens - 2, rng) for i in group]
+            answers = [[d for d, i in enumerate(group) if i in self.queries[query][1]] for query in chosen]
         if self.idf is not None:
             queries = [self._drop(query, rng) for query in queries]
         relevant = torch.zeros(len(queries), len(documents), dtype=torch.bool)
-        relevant[torch.arange(len(queries)), torch.tensor(answers)] = True
+        for row, positives in zip(relevant, answers, strict=True):
+            row[positives] = True
         return {"queries": self.pad(queries), "documents": self.pad(documents), "relevant": relevant}
 
     def _cut_passages(self, chosen, settings, rng):
@@ -74,7 +74,7 @@ class PairData:
                 rest += [part[:start], part[start + size :]]
                 if size:
                     queries.append(part[start : start + size])
-                    answers.append(len(documents))
+                    answers.append([len(documents)])
             documents.append(np.concatenate(rest)[: settings.document_tokens - 2])
         return queries, documents, answers
 

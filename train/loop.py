@@ -39,12 +39,15 @@ def run_loop(
         evaluate: metrics of the model, every `evaluate_every` steps (0: only after the last) and after the last.
 
     Returns:
-        One record per `log_every` steps: step, loss (mean since the last record), learning rate, tokens_per_second,
-        seconds since the start, and the metrics where they were computed.
+        One record per `log_every` steps and per evaluation: step, loss (mean since the last record), learning rate,
+        tokens_per_second, seconds since the start, and the metrics where they were computed.
 
     Raises:
+        ValueError: log_every is less than 1.
         FloatingPointError: the loss or the gradient is not finite. The step is not taken and nothing is saved.
     """
+    if log_every < 1:
+        raise ValueError(f"log_every={log_every} must be at least 1")
     history, losses, tokens = [], [], 0
     start = tick = time.perf_counter()
     model.train()
@@ -54,7 +57,8 @@ def run_loop(
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(model.parameters(), clip_norm)
         losses.append(loss.item())
-        if not (math.isfinite(losses[-1]) and math.isfinite(float(norm))):
+        scaled = accelerator.scaler is not None  # float16: an infinite gradient only lowers the scale
+        if not (math.isfinite(losses[-1]) and (scaled or math.isfinite(float(norm)))):
             raise FloatingPointError(
                 f"step {step}: loss {losses[-1]}, gradient norm {float(norm)}; stopped before the update and without "
                 "saving. Lower optim.lr, or look at the data of this step"
@@ -63,8 +67,8 @@ def run_loop(
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
         tokens += batch_tokens * accelerator.num_processes
-        last = step == steps
-        if step % log_every == 0 or last:
+        due = step == steps or (evaluate_every and step % evaluate_every == 0)
+        if due or step % log_every == 0:
             now = time.perf_counter()
             record = {
                 "step": step,
@@ -73,7 +77,7 @@ def run_loop(
                 "tokens_per_second": round(tokens / (now - tick)),
                 "seconds": round(now - start, 2),
             }
-            if evaluate is not None and (last or (evaluate_every and step % evaluate_every == 0)):
+            if evaluate is not None and due:
                 model.eval()
                 record |= evaluate(model)
                 model.train()

@@ -17,7 +17,16 @@ from m2bert_train.data_mlm import MaskedLmData, pack_rows
 from m2bert_train.init import unigram_start_
 from m2bert_train.loop import run_loop, run_record
 from m2bert_train.optim import build_optimizer
-from m2bert_train.runs import command_line, data_folder, finish, make_model, make_tokenizer, prepare, read_texts
+from m2bert_train.runs import (
+    command_line,
+    data_folder,
+    fingerprint,
+    finish,
+    make_model,
+    make_tokenizer,
+    prepare,
+    read_texts,
+)
 from m2bert_train.tokenizer import encode_all
 
 logger = logging.getLogger(__name__)
@@ -54,12 +63,12 @@ def main(argv: list[str]):
     config_dict = load_config("mlm-small.yaml", argv)
     config = namespace(config_dict)
     accelerator = prepare(config, argv, "mlm")
-    folder, fingerprint = data_folder(config.data.path)
+    folder = data_folder(config.data.path)
     texts = read_texts(folder, "train")
     tokenizer = make_tokenizer(config.tokenizer, config.model.path, texts)
     data = masked_lm_data(tokenizer, texts, config.data.row_tokens, config.seed)
     validation = masked_lm_data(tokenizer, read_texts(folder, "validation"), config.data.row_tokens, config.seed)
-    model = make_model(AutoModelForMaskedLM, config.model, tokenizer)
+    model, _ = make_model(AutoModelForMaskedLM, config.model, tokenizer)
     if config.model.path is None and config.model.start == "identity":
         unigram_start_(model, data.rows)
     model.config.sparse_prediction = True
@@ -98,7 +107,7 @@ def main(argv: list[str]):
         description="mlm",
     )
     accelerator.unwrap_model(model).config.sparse_prediction = False
-    finish(accelerator, model, tokenizer, config, run_record(config_dict, fingerprint, history))
+    finish(accelerator, model, tokenizer, config, run_record(config_dict, fingerprint(texts), history))
 
 
 if __name__ == "__main__":

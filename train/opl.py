@@ -8,7 +8,6 @@ checkpoint of train/mlm.py to start from.
 
 import logging
 
-import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from transformers import AutoModel
@@ -26,15 +25,15 @@ from m2bert_train.tokenizer import encode_all
 logger = logging.getLogger(__name__)
 
 
-def pair_data(tokenizer, task, idf: np.ndarray | None) -> PairData:
+def pair_data(tokenizer, task) -> PairData:
     """The documents and labelled queries of a retrieval task, tokenised."""
     index = {pid: i for i, pid in enumerate(task.documents)}
     query_ids = encode_all(tokenizer, list(task.queries.values()))
-    answers = [index[next(iter(task.qrels[qid]))] for qid in task.queries]
+    answers = [[index[pid] for pid in task.qrels[qid]] for qid in task.queries]
     documents = encode_all(tokenizer, list(task.documents.values()))
     logger.info("%d documents, %d tokens, %d queries", len(documents), sum(map(len, documents)), len(query_ids))
     special = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
-    return PairData(documents, list(zip(query_ids, answers, strict=True)), *special, idf=idf)
+    return PairData(documents, list(zip(query_ids, answers, strict=True)), *special)
 
 
 def make_loss(settings):
@@ -64,15 +63,16 @@ def main(argv: list[str]):
     config = namespace(config_dict)
     loss = make_loss(config.loss)
     accelerator = prepare(config, argv, "opl")
-    folder, fingerprint = data_folder(config.data.path)
+    folder = data_folder(config.data.path)
     tokenizer = make_tokenizer(config.tokenizer, config.model.path, read_texts(folder, "train"))
-    data = pair_data(tokenizer, load_task(folder, config.data.task, "train"), None)
-    validation = pair_data(tokenizer, load_task(folder, config.data.task, "validation"), None)
-    model = make_model(AutoModel, config.model, tokenizer)
+    task = load_task(folder, config.data.task, "train")
+    data = pair_data(tokenizer, task)
+    validation = pair_data(tokenizer, load_task(folder, config.data.task, "validation"))
+    model, new_tensors = make_model(AutoModel, config.model, tokenizer)
     idf = inverse_document_frequency(data.documents, model.config.vocab_size, tokenizer.all_special_ids)
     if config.data.query_dropout:
         data.idf = idf
-    if config.model.idf_start and model.config.pooling == "weighted_mean":
+    if config.model.idf_start and "pooler.token_log_weights.weight" in new_tensors:
         idf_start_(model, idf, config.seed)
     optimizer, schedule = build_optimizer(model, config.optim, config.steps)
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -103,7 +103,7 @@ def main(argv: list[str]):
         evaluate_every=config.evaluation.every,
         description="opl",
     )
-    finish(accelerator, model, tokenizer, config, run_record(config_dict, fingerprint, history))
+    finish(accelerator, model, tokenizer, config, run_record(config_dict, task.fingerprint, history))
 
 
 if __name__ == "__main__":

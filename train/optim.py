@@ -1,4 +1,4 @@
-"""Optimizer and schedule: AdamW with linear warm-up and decay, and separate learning rates for layers, filters and pooler."""
+"""AdamW with linear warm-up and decay, and separate learning rates for layers, filters and pooler."""
 
 import torch
 from torch import nn

@@ -1,5 +1,8 @@
 """What both entry points do before and after training: data, tokenizer, model, and the folder that is left."""
 
+import dataclasses
+import difflib
+import hashlib
 import json
 import logging
 import sys
@@ -9,9 +12,10 @@ import pyarrow.parquet as pq
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from transformers import AutoConfig
+from safetensors import SafetensorError
+from transformers import AutoConfig, PreTrainedModel
 
-import modeling_m2bert  # noqa: F401  (registers m2bert with the Auto classes)
+from m2bert_hub.checkpoint import load_strictly
 from m2bert_hub.folder import check_output, write_folder
 
 from .init import identity_start_
@@ -26,7 +30,7 @@ def command_line(main, name: str):
     """Run an entry point: bad input, or a loss that is not finite, is one line on stderr and exit code 2."""
     try:
         main(sys.argv[1:])
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, OSError, SafetensorError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -40,19 +44,28 @@ def prepare(config, argv: list[str], name: str) -> Accelerator:
         logger.info("%s: %s", name, " ".join(argv))
     else:
         logger.info("%s without arguments: the small offline default (pydocs, configs/%s-small.yaml)", name, name)
-    check_output(Path(config.output_dir), config.overwrite)
+    check_output(config.output_dir, config.overwrite)
     set_seed(config.seed)
     return accelerator
 
 
-def data_folder(path: str | None) -> tuple[Path, str]:
-    """(folder, fingerprint) of the data; without a path pydocs, built from the installed packages' documentation."""
+def data_folder(path: str | None) -> Path:
+    """The folder of the data; without a path pydocs, built from the installed packages' documentation."""
     if path is not None:
-        return Path(path), str(path)
+        return Path(path)
     from m2bert_eval.pydocs import build_pydocs
 
     folder = Path("runs") / "pydocs"
-    return folder, build_pydocs(folder)
+    build_pydocs(folder)
+    return folder
+
+
+def fingerprint(texts: list[str]) -> str:
+    """sha256 of texts, in order."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(len(text).to_bytes(8, "big") + text.encode())
+    return digest.hexdigest()
 
 
 def read_texts(folder: Path, split: str) -> list[str]:
@@ -80,29 +93,43 @@ def make_tokenizer(settings, model_path: str | None, texts: list[str]):
     return train_wordpiece(texts, settings.vocab_size)
 
 
-def make_model(auto_class, settings, tokenizer):
-    """A checkpoint (`model.path`, with `model.architecture` laid over its configuration), or a new model.
+def make_model(auto_class, settings, tokenizer) -> tuple[PreTrainedModel, set[str]]:
+    """A checkpoint (`model.path`) or a new model, each with the changes of `model.architecture`.
+
+    Returns:
+        The model, and the names of its tensors that are new: all of them, or a pooler that the checkpoint lacked.
 
     Raises:
-        ValueError: an unknown start, or a tokenizer whose ids do not fit the checkpoint.
+        ValueError: an unknown start, an unknown field, a checkpoint with missing or unexpected tensors.
     """
     if settings.start not in ("standard", "identity"):
         raise ValueError(f"model.start={settings.start!r} is unknown; choose standard or identity")
-    fields = dict(settings.architecture)
+    check_fields(settings.architecture | settings.new_model)
     if settings.path is not None:
-        return auto_class.from_pretrained(settings.path, **fields)
+        return load_strictly(auto_class, settings.path, may_miss=("pooler.",), **settings.architecture)
     size = max(tokenizer.get_vocab().values()) + 1
-    fields.setdefault("vocab_size", -(-size // 8) * 8)
-    model = auto_class.from_config(AutoConfig.for_model("m2bert", pad_token_id=tokenizer.pad_token_id, **fields))
+    fields = {"vocab_size": -(-size // 8) * 8, "pad_token_id": tokenizer.pad_token_id}
+    fields |= settings.new_model | settings.architecture
+    model = auto_class.from_config(AutoConfig.for_model("m2bert", **fields))
     if settings.start == "identity":
         identity_start_(model)
-    return model
+    return model, set(model.state_dict())
+
+
+def check_fields(fields: dict):
+    """Raise ValueError for a name that is no field of M2BertConfig; the configuration itself would keep it unread."""
+    known = {field.name for field in dataclasses.fields(AutoConfig.for_model("m2bert"))}
+    for name in fields:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0)
+            raise ValueError(f"model.architecture.{name} is no field of M2BertConfig; the nearest one is {near[0]!r}")
 
 
 def finish(accelerator: Accelerator, model, tokenizer, config, record: dict):
     """Write the trained model as a complete Hub folder, with `training.json` beside the weights."""
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        output = write_folder(accelerator.unwrap_model(model), tokenizer, config.output_dir, overwrite=config.overwrite)
-        (output / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+        extra = {"training.json": json.dumps(record, indent=2) + "\n"}
+        model = accelerator.unwrap_model(model)
+        output = write_folder(model, tokenizer, config.output_dir, overwrite=config.overwrite, extra_files=extra)
         logger.info("wrote %s", output)

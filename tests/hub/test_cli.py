@@ -50,29 +50,51 @@ def test_a_corrupt_checkpoint_is_one_line(monkeypatch, capsys, tmp_path, tiny_co
     assert not (tmp_path / "out").exists()
 
 
-def test_convert_writes_a_loadable_folder(monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize("kind", ["encoder", "masked_lm"])
+def test_convert_writes_a_loadable_folder(monkeypatch, capsys, tmp_path, kind):
     if not FIXTURES.is_dir():
         pytest.skip(f"golden tensors of the original model are not at {FIXTURES}")
     from safetensors import safe_open
 
     with safe_open(FIXTURES / "base_full.safetensors", "pt") as file:
         meta = file.metadata()
-        only_mlm = json.loads(meta["mlm_only_keys"])
+        left_out = json.loads(meta["mlm_only_keys" if kind == "encoder" else "seqcls_only_keys"])
         state = {
             key.removeprefix("state_dict."): file.get_tensor(key)
             for key in file.keys()  # noqa: SIM118
             if key.startswith("state_dict.")
         }
         ids, pooled = file.get_tensor("inputs.input_ids"), file.get_tensor("outputs.pooled_output")
+        hidden = file.get_tensor("outputs.sequence_output")
         types, mask = file.get_tensor("inputs.token_type_ids"), file.get_tensor("inputs.attention_mask")
-    torch.save({key: value for key, value in state.items() if key not in only_mlm}, tmp_path / "weights.bin")
+    torch.save({key: value for key, value in state.items() if key not in left_out}, tmp_path / "weights.bin")
     (tmp_path / "config.json").write_text(meta["config"])
     code, _, err = run(monkeypatch, capsys, "convert", tmp_path / "weights.bin", "--config", tmp_path / "config.json",
                        "--output", tmp_path / "out")  # fmt: skip
     assert code == 0, err
     model = M2BertModel.from_pretrained(tmp_path / "out").double().eval()
     with torch.no_grad():
-        assert (model(ids, mask, types).pooler_output - pooled).abs().max() < 1e-5
+        outputs = model(ids, mask, types)
+    assert (outputs.last_hidden_state - hidden).abs().max() < 1e-5
+    if kind == "encoder":
+        assert (outputs.pooler_output - pooled).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": "x"}, "hidden_size"),
+        ({"model_type": None}, "model_type"),
+        ({"architectures": ["Other"]}, "Other"),
+    ],
+)
+def test_a_broken_config_is_one_line(monkeypatch, capsys, tmp_path, tiny_config, changes, message):
+    M2BertModel(tiny_config()).save_pretrained(tmp_path / "checkpoint")
+    config = json.loads((tmp_path / "checkpoint" / "config.json").read_text()) | changes
+    (tmp_path / "checkpoint" / "config.json").write_text(json.dumps(config))
+    code, _, err = run(monkeypatch, capsys, "export", "--model", tmp_path / "checkpoint", "--output", tmp_path / "out")
+    assert code == 2
+    assert message in err
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"\x80\x02cos\nsystem\n."])

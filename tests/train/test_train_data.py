@@ -84,7 +84,7 @@ SETTINGS = SimpleNamespace(
 
 
 def pairs(**changes):
-    queries = [(documents()[i][:7], i) for i in (0, 0, 3, 5)]
+    queries = [(documents()[i][:7], [i]) for i in (0, 0, 3, 5)]
     return PairData(documents(), queries, CLS, SEP, PAD, **changes)
 
 
@@ -119,6 +119,19 @@ def test_labelled_queries_meet_their_documents_once():
     for i, answer in enumerate(batch["relevant"].int().argmax(1).tolist()):
         source = next(d for d in documents() if d[:7].tolist() == unpad(batch["queries"], i))
         assert contains(source.tolist(), unpad(batch["documents"], answer))
+
+
+def test_every_answer_of_a_query_is_relevant_and_none_a_negative():
+    settings = SimpleNamespace(**vars(SETTINGS) | {"passage_share": 0.0, "documents_per_batch": 3})
+    query = documents()[0][:7]
+    data = PairData(documents(), [(query, [0, 1]), (query, [0]), (query, [1])], CLS, SEP, PAD)
+    seen = set()
+    for step in range(1, 9):
+        relevant = data.batch(step, settings, seed=0)["relevant"]
+        assert relevant.shape == (3, 2)
+        assert sorted(relevant.sum(1).tolist()) == [1, 1, 2]
+        seen.add(tuple(relevant.flatten().tolist()))
+    assert len(seen) > 1
 
 
 def test_pair_batches_repeat_by_seed_and_step():

@@ -1,0 +1,105 @@
+"""Load checkpoints with every tensor accounted for."""
+
+import json
+import logging
+from pathlib import Path
+
+from safetensors import safe_open
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+import modeling_m2bert  # noqa: F401  (registers m2bert with the Auto classes)
+
+logger = logging.getLogger(__name__)
+
+AUTO_CLASSES = {
+    "M2BertModel": AutoModel,
+    "M2BertForMaskedLM": AutoModelForMaskedLM,
+    "M2BertForSequenceClassification": AutoModelForSequenceClassification,
+}
+
+
+def load_checkpoint(model_dir: str | Path) -> PreTrainedModel:
+    """Load a checkpoint folder with the class it was saved from, every tensor accounted for.
+
+    Raises:
+        ValueError: no such folder, not an M2-BERT, or tensors that are missing, unexpected or of another shape.
+    """
+    path = Path(model_dir)
+    architecture = (read_config(path).get("architectures") or ["M2BertModel"])[0]
+    if architecture not in AUTO_CLASSES:
+        raise ValueError(f"checkpoint {path} is of class {architecture}; expected one of {', '.join(AUTO_CLASSES)}")
+    model, _ = load_strictly(AUTO_CLASSES[architecture], path)
+    unexpected = [key for key in tensor_names(path) if key not in model.state_dict()]
+    if unexpected:
+        raise ValueError(
+            f"checkpoint {path} does not fit its config.json (unexpected: {', '.join(sorted(unexpected))})"
+        )
+    return model.eval()
+
+
+def load_strictly(
+    auto_class, model_dir: str | Path, may_miss: tuple[str, ...] = (), **changes
+) -> tuple[PreTrainedModel, set[str]]:
+    """Load a checkpoint as `auto_class`, refusing tensors that are missing, unexpected or of another shape.
+
+    Args:
+        may_miss: prefixes of tensors that may be absent and are then newly initialised (a pooler on top of a
+            masked-LM checkpoint).
+        changes: fields of the configuration to change.
+
+    Returns:
+        The model, and the names of the tensors that the checkpoint did not hold.
+
+    Raises:
+        ValueError: see above; or no such folder, or another kind of model.
+    """
+    path = Path(model_dir)
+    if read_config(path).get("model_type") != "m2bert":
+        raise ValueError(f"checkpoint {path} has model_type={read_config(path).get('model_type')!r}; expected 'm2bert'")
+    config = AutoConfig.from_pretrained(path, **changes)
+    model, report = auto_class.from_pretrained(
+        path, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    missing = set(report["missing_keys"])
+    problems = {
+        "missing": [key for key in missing if not key.startswith(may_miss)],
+        "unexpected": report["unexpected_keys"],
+        "of another shape": [key for key, *_ in report["mismatched_keys"]],
+    }
+    if any(problems.values()):
+        text = "; ".join(f"{what}: {', '.join(sorted(keys))}" for what, keys in problems.items() if keys)
+        raise ValueError(f"checkpoint {path} does not fit its configuration ({text})")
+    return model, missing
+
+
+def read_config(path: Path) -> dict:
+    """config.json of a checkpoint folder. Raises ValueError where there is none."""
+    if not (path / "config.json").is_file():
+        raise ValueError(f"checkpoint {path} has no config.json; name the folder of a saved model")
+    return json.loads((path / "config.json").read_text())
+
+
+def tensor_names(path: Path) -> set[str]:
+    """Names of all tensors in the safetensors files of a checkpoint folder."""
+    names = set()
+    for file in path.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            names |= set(tensors.keys())
+    return names
+
+
+def load_tokenizer(model_dir: str | Path) -> PreTrainedTokenizerBase | None:
+    """The checkpoint's tokenizer, or None (with a warning) where it has none."""
+    path = Path(model_dir)
+    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
+        logger.warning("%s has no tokenizer; the folder is written without one", path)
+        return None
+    return AutoTokenizer.from_pretrained(path)

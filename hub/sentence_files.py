@@ -1,0 +1,133 @@
+"""The files by which sentence-transformers reads a model folder: written for export, read back from its checkpoints.
+
+The older format is written, which every version 6 reads. `weighted_mean` is taken from the model's own pooler_output,
+so that its weights exist once; the other poolings are sentence-transformers' Pooling, with its Dense on top for
+`cls_tanh` and `mean_tanh`. A masked-LM model has no pooler: plain `cls` or `mean`.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+STORED = ("prompts", "default_prompt_name", "similarity_fn_name")
+TANH = "torch.nn.modules.activation.Tanh"
+
+
+@dataclass
+class SentenceSettings:
+    """What sentence-transformers adds to a model: prompts, a default prompt, a similarity, a shorter maximum length."""
+
+    prompts: dict[str, str] = field(default_factory=lambda: {"query": "", "document": ""})
+    default_prompt_name: str | None = None
+    similarity_fn_name: str = "cosine"
+    max_tokens: int | None = None
+
+
+def layout(model: PreTrainedModel) -> list[str]:
+    """Names of the modules on top of the Transformer."""
+    pooling, pooler = model.config.pooling, model.base_model.pooler
+    if pooler is not None and pooling == "weighted_mean":
+        return ["Normalize"]
+    dense = ["Dense"] if pooler is not None and pooling.endswith("_tanh") else []
+    return ["Pooling", *dense, "Normalize"]
+
+
+def write_sentence_files(model: PreTrainedModel, settings: SentenceSettings, folder: Path):
+    """modules.json and what it names; the vectors are `pooler_output`, L2-normalised."""
+    config, names = model.config, layout(model)
+    width = config.hidden_size
+    transformer = {"max_seq_length": settings.max_tokens or config.max_position_embeddings, "do_lower_case": False}
+    if "Pooling" not in names:
+        text = {"method": "forward", "method_output_name": "pooler_output"}
+        transformer |= {"modality_config": {"text": text}, "module_output_name": "sentence_embedding"}
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
+    for index, name in enumerate(names, start=1):
+        path = folder / f"{index}_{name}"
+        path.mkdir()
+        modules.append(
+            {"idx": index, "name": str(index), "path": path.name, "type": f"sentence_transformers.models.{name}"}
+        )
+        content = {}
+        if name == "Pooling":
+            cls = config.pooling.startswith("cls")
+            modes = {"pooling_mode_cls_token": cls, "pooling_mode_mean_tokens": not cls, "include_prompt": True}
+            content = {"word_embedding_dimension": width} | modes
+        elif name == "Dense":
+            content = {"in_features": width, "out_features": width, "bias": True, "activation_function": TANH}
+            dense = model.base_model.pooler.dense
+            tensors = {"linear.weight": dense.weight.detach().contiguous(), "linear.bias": dense.bias.detach()}
+            save_file(tensors, path / "model.safetensors")
+        write_json(path / "config.json", content)
+    write_json(folder / "modules.json", modules)
+    write_json(folder / "sentence_bert_config.json", transformer)
+    write_json(folder / "config_sentence_transformers.json", {name: getattr(settings, name) for name in STORED})
+
+
+def read_sentence_files(model: PreTrainedModel, path: Path) -> SentenceSettings:
+    """Settings of a checkpoint that sentence-transformers saved. Its trained Dense goes back into the model's pooler.
+
+    Raises:
+        ValueError: the checkpoint has other modules on top of the model than an export would write, so that the
+            exported vectors would be others.
+    """
+    if not (path / "modules.json").is_file():
+        return SentenceSettings()
+    modules = json.loads((path / "modules.json").read_text())[1:]
+    names = [module["type"].rsplit(".", 1)[-1] for module in modules]
+    if [name for name in names if name != "Normalize"] != layout(model)[:-1]:
+        raise ValueError(
+            f"checkpoint {path} has the sentence-transformers modules {', '.join(names)} on top of the model, but "
+            f"pooling={model.config.pooling!r} is exported as {', '.join(layout(model))}; change `pooling` in its "
+            "config.json, or publish that checkpoint as it is"
+        )
+    for name, module in zip(names, modules, strict=True):
+        content = json.loads((path / module["path"] / "config.json").read_text()) if name != "Normalize" else {}
+        if name == "Pooling":
+            _check_pooling(content, model.config.pooling, path)
+        elif name == "Dense":
+            _take_over_dense(content, load_file(path / module["path"] / "model.safetensors"), model, path)
+    longest = _max_tokens(path, model.config.max_position_embeddings)
+    stored = json.loads((path / "config_sentence_transformers.json").read_text())
+    known = {name: stored[name] for name in STORED if stored.get(name)}
+    return SentenceSettings(**known, max_tokens=longest)
+
+
+def _max_tokens(path: Path, longest: int) -> int:
+    """The maximum length that sentence-transformers uses: its own setting, else the tokenizer's, at most the model's."""
+    for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
+        if (path / name).is_file():
+            longest = min(longest, json.loads((path / name).read_text()).get(key) or longest)
+    return longest
+
+
+def _check_pooling(content: dict, pooling: str, path: Path):
+    wanted = "cls" if pooling.startswith("cls") else "mean"
+    flags = {"cls": content.get("pooling_mode_cls_token"), "mean": content.get("pooling_mode_mean_tokens")}
+    found = content.get("pooling_mode") or "+".join(name for name, value in flags.items() if value)
+    if found != wanted:
+        raise ValueError(
+            f"checkpoint {path} pools by {found!r} in sentence-transformers but has pooling={pooling!r} in its "
+            f"config.json; make the two agree"
+        )
+
+
+def _take_over_dense(content: dict, tensors: dict[str, torch.Tensor], model: PreTrainedModel, path: Path):
+    """Training with sentence-transformers changes its Dense module, not the model's own pooler: bring it back."""
+    pooler = model.base_model.pooler.dense
+    shapes = {"linear.weight": pooler.weight.shape, "linear.bias": pooler.bias.shape}
+    if {key: tensor.shape for key, tensor in tensors.items()} != shapes or content.get(
+        "activation_function", TANH
+    ) != TANH:
+        raise ValueError(
+            f"checkpoint {path} has a Dense of another shape or activation than the model's pooler "
+            f"({pooler.in_features} to {pooler.out_features}, bias, tanh); publish that checkpoint as it is"
+        )
+    pooler.load_state_dict({"weight": tensors["linear.weight"], "bias": tensors["linear.bias"]})
+
+
+def write_json(path: Path, value):
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
