@@ -25,8 +25,10 @@ ALLOCATOR = {  # fresh pages are slow on virtual machines: let the allocator kee
 }
 LAUNCH = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=1", "--num_machines=1"]
 LAUNCH += ["--mixed_precision=no", "--dynamo_backend=no"]
-STANDARD = ["model.start=standard", "optim.layer_lr=null", "optim.filter_lr=null", "optim.pooler_lr=null"]
+STANDARD = ["model.start=standard", "optim.lr=1e-3", "optim.layer_lr=null", "optim.filter_lr=null"]
+STANDARD += ["optim.pooler_lr=null"]
 MEAN_POOLING = ["model.architecture.pooling=mean", "model.architecture.num_pooling_heads=1"]
+LAYER_FREE = ["model.architecture.num_hidden_layers=0", "steps=400", "data.documents_per_batch=32"]
 
 begin = time.perf_counter()
 
@@ -53,12 +55,12 @@ def train(entry: str, name: str, *overrides: str, log: Path | None = None):
 
 def train_controls(log: Path):
     """What the trained model is set beside: no layers, no training, standard initialisation."""
-    train("mlm", "mlm-standard", *STANDARD, log=log)
-    train("opl", "standard", "model.path=mlm-standard", *STANDARD, *MEAN_POOLING, log=log)
+    train("mlm", "mlm-standard", *STANDARD, *MEAN_POOLING, log=log)
+    train("opl", "standard", "model.path=mlm-standard", *STANDARD, log=log)
     new = "tokenizer.path=mlm-standard"
-    train("opl", "layer-free", new, "model.architecture.num_hidden_layers=0", log=log)
+    train("opl", "layer-free", new, *LAYER_FREE, log=log)
     train("opl", "start", new, "steps=0", log=log)
-    train("opl", "untrained", new, "steps=0", "model.start=standard", *MEAN_POOLING, log=log)
+    train("opl", "untrained", new, "steps=0", *STANDARD, *MEAN_POOLING, log=log)
 
 
 class Background(threading.Thread):

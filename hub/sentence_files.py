@@ -97,7 +97,7 @@ def read_sentence_files(model: PreTrainedModel, path: Path) -> SentenceSettings:
 
 
 def _max_tokens(path: Path, longest: int) -> int:
-    """The maximum length that sentence-transformers uses: its own setting, else the tokenizer's, at most the model's."""
+    """The maximum length that sentence-transformers uses: the least of its setting, the tokenizer's and the model's."""
     for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
         if (path / name).is_file():
             longest = min(longest, json.loads((path / name).read_text()).get(key) or longest)

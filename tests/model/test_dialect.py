@@ -1,8 +1,16 @@
 """What transformers expects of a model: construction, saving, loading, resizing, outputs, pipelines."""
 
+import copy
+
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, pipeline
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertTokenizerFast,
+    pipeline,
+)
 
 from modeling_m2bert import M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
 
@@ -137,39 +145,75 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_config, randomised
         assert torch.allclose(gradients[0][name], gradients[1][name], atol=1e-6), name
 
 
-def test_resizing_the_vocabulary(tiny_config, randomised, tmp_path):
-    for cls in (M2BertModel, M2BertForMaskedLM):
-        model = randomised(cls(tiny_config(pooling="weighted_mean", num_pooling_heads=2)))
-        before = model(IDS)[0]
-        model.resize_token_embeddings(130, mean_resizing=False)
-        assert model.config.vocab_size == 130
-        after = model(IDS)[0]
-        assert torch.allclose(after[..., : before.shape[-1]], before, atol=1e-6)
-        assert model(torch.full((1, 3), 129))[0].isfinite().all()
-        model.save_pretrained(tmp_path / cls.__name__)
-        assert torch.equal(cls.from_pretrained(tmp_path / cls.__name__).eval()(IDS)[0], after)
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize(("size", "multiple", "expected"), [(130, None, 130), (60, None, 60), (130, 64, 192)])
+def test_resizing_the_vocabulary(tiny_config, randomised, tmp_path, cls, size, multiple, expected):
+    model = randomised(cls(tiny_config(pooling="weighted_mean", num_pooling_heads=2)))
+    before = model(IDS)[0]
+    model.resize_token_embeddings(size, pad_to_multiple_of=multiple, mean_resizing=False)
+    assert model.config.vocab_size == expected
+    after = model(IDS)[0]
+    width = min(before.shape[-1], after.shape[-1])
+    assert torch.allclose(after[..., :width], before[..., :width], atol=1e-6)
+    assert model(torch.full((1, 3), expected - 1))[0].isfinite().all()
+    if cls is not M2BertForMaskedLM and expected > 120:
+        weights = model.base_model.pooler.token_log_weights.weight
+        assert torch.allclose(weights[120:], weights[:120].mean(0).expand(expected - 120, -1), atol=1e-6)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(cls.from_pretrained(tmp_path).eval()(IDS)[0], after)
 
 
-def test_compiles_without_graph_breaks(tiny_config, randomised):
+def test_copies_and_device_maps(tiny_config, randomised, tmp_path):
+    model = randomised(M2BertModel(tiny_config(pooling="mean_tanh")))
+    assert torch.equal(copy.deepcopy(model)(IDS).pooler_output, model(IDS).pooler_output)
+    model.save_pretrained(tmp_path)
+    mapped = M2BertModel.from_pretrained(tmp_path, device_map="cpu").eval()
+    assert torch.equal(mapped(IDS).pooler_output, model(IDS).pooler_output)
+    double = M2BertModel.from_pretrained(tmp_path, dtype=torch.float64)
+    assert {tensor.dtype for tensor in double.state_dict().values()} == {torch.float64}
+
+
+def test_initial_spread_of_every_part(tiny_config):
+    """Each has its own rule; a generic one would close the gates or silence the skips."""
+    torch.manual_seed(0)
+    layer = M2BertModel(tiny_config(hidden_size=256, intermediate_size=512)).layers[0]
+    mixer, mlp = layer.mixer, layer.mlp
+    uniform = 3**-0.5
+    spreads = [(mixer.in_proj.weight, 0.02), (mixer.filter.output_weight, 0.02), (mixer.filter.skip, 1.0),
+               (mixer.short_conv.weight, uniform * uniform), (mlp.up.weight, uniform / 8),
+               (mlp.down.weight, uniform / 128**0.5), (mlp.down.bias, uniform / 16)]  # fmt: skip
+    for tensor, spread in spreads:
+        assert tensor.std().item() == pytest.approx(spread, rel=0.15)
+
+
+def test_compiles_without_graph_breaks_for_many_lengths(tiny_config, randomised):
     model = randomised(M2BertModel(tiny_config()))
-    mask = torch.ones_like(IDS)
-    mask[1, 9:] = 0
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
     with torch.no_grad():
-        assert torch.allclose(compiled(IDS, mask).pooler_output, model(IDS, mask).pooler_output, atol=1e-6)
+        for length in range(5, 40, 2):  # more lengths than dynamo would compile one by one
+            ids, mask = torch.ones(2, length, dtype=torch.long), torch.ones(2, length, dtype=torch.long)
+            mask[1, 3:] = 0
+            assert torch.allclose(compiled(ids, mask).pooler_output, model(ids, mask).pooler_output, atol=1e-6)
 
 
-def test_pipelines(tiny_config, shared):
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizer")
-    config = tiny_config(vocab_size=30528)
+def test_pipelines(tiny_config):
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "report"]
+    tokenizer = BertTokenizerFast(vocab={token: i for i, token in enumerate(vocabulary)})
+    config = tiny_config(vocab_size=7)
     filled = pipeline("fill-mask", model=M2BertForMaskedLM(config).eval(), tokenizer=tokenizer)("a [MASK] report")
     assert len(filled) == 5
     vectors = pipeline("feature-extraction", model=M2BertModel(config).eval(), tokenizer=tokenizer)("a report")
     assert len(vectors[0][0]) == 32
     label = pipeline("text-classification", model=M2BertForSequenceClassification(config).eval(), tokenizer=tokenizer)
     assert label("a report")[0]["label"].startswith("LABEL_")
+
+
+@pytest.mark.parametrize("change", [{"pooling": "maximum"}, {"padding": "left"}, {"num_blocks": 5}])
+def test_changes_asked_of_from_pretrained_are_validated(tiny_config, tmp_path, change):
+    M2BertModel(tiny_config()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=str(next(iter(change.values())))):
+        AutoModel.from_pretrained(tmp_path, **change)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 47, 48])
@@ -187,6 +231,8 @@ def test_every_length_up_to_the_maximum_works(tiny_config, length):
         ({"input_ids": IDS, "token_type_ids": IDS[:1]}, r"token_type_ids has shape \(1, 15\)"),
         ({"input_ids": IDS + 100}, "id 130, outside the vocabulary of vocab_size=120"),
         ({"input_ids": IDS - 2}, "id -1, outside the vocabulary"),
+        ({"input_ids": IDS, "token_type_ids": IDS}, "token_type_ids holds id 30, outside .* type_vocab_size=2"),
+        ({"inputs_embeds": torch.ones(2, 15, 31)}, r"inputs_embeds has shape \(2, 15, 31\); expected .* 32"),
         ({"input_ids": IDS[0]}, r"input_ids has shape \(15,\)"),
         ({"input_ids": IDS[:, :0]}, r"input_ids has shape \(2, 0\)"),
         ({}, "exactly one of input_ids and inputs_embeds"),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from modeling_m2bert import M2BertModel
 from modeling_m2bert.m2bert_ops_torch import block_diagonal_linear, fft_length, long_conv, short_conv
 
 
@@ -39,6 +40,24 @@ def test_long_conv_of_half_precision_is_computed_in_float32(dtype):
     assert y.dtype == dtype
     exact = long_conv(x.double(), taps[0].double(), taps[1].double(), skip.double())
     assert (y.double() - exact).abs().max() <= torch.finfo(dtype).eps * exact.abs().max()
+
+
+def test_long_conv_of_a_float64_signal_is_computed_in_float64():
+    torch.manual_seed(0)
+    x, taps, skip = torch.randn(2, 4, 30).double(), torch.randn(2, 4, 30), torch.randn(4)
+    exact = long_conv(x, taps[0].double(), taps[1].double(), skip.double())
+    assert (long_conv(x, taps[0], taps[1], skip) - exact).abs().max() < 1e-5
+    assert long_conv(x, taps[0], taps[1], skip).dtype == torch.float64
+
+
+def test_a_text_costs_what_its_length_costs(tiny_config, monkeypatch):
+    """The transforms of a short text in a model with a long context are short."""
+    sizes, rfft = [], torch.fft.rfft
+    monkeypatch.setattr(torch.fft, "rfft", lambda x, n=None: sizes.append(n or x.shape[-1]) or rfft(x, n=n))
+    model = M2BertModel(tiny_config(max_position_embeddings=4096)).eval()
+    model(torch.ones(1, 10, dtype=torch.long))
+    assert len(sizes) == 2 * 2 * 2  # signal and filter, gated and residual, two layers
+    assert set(sizes) == {20}
 
 
 def test_short_conv_is_causal_with_the_last_tap_on_the_current_position():

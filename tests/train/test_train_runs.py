@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from m2bert_train import mlm, opl
@@ -88,6 +88,7 @@ def test_a_finished_run_is_not_overwritten(corpus, tmp_path):
     [
         ("loss.name=triplet", "loss.name='triplet' is unknown; choose opl or mnrl"),
         ("model.start=zeros", "model.start='zeros' is unknown"),
+        ("model.architecture.num_layers=5", "num_layers is no field of M2BertConfig; the nearest one is"),
         ("data.task=other", "other"),
         ("data.path=nowhere", "nowhere"),
     ],
@@ -104,21 +105,51 @@ def test_a_missing_column_is_named(corpus, tmp_path):
         mlm.main([*MLM, f"data.path={tmp_path}", f"output_dir={tmp_path / 'out'}"])
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_update():
+def small_run(steps=5, **arguments):
+    """run_loop over a linear model; returns (history, weights before each step)."""
+    torch.manual_seed(0)
     model = torch.nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
-    seen = []
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
+    weights, factors = [], arguments.pop("factors", {})
 
     def compute_loss(model, batch):
-        seen.append(model.weight.detach().clone())
-        return model(batch).sum() * (torch.nan if len(seen) == 3 else 1.0), 2
+        weights.append(model.weight.detach().clone())
+        return model(batch).sum() * factors.get(len(weights), 1.0), 2
 
+    settings = {"clip_norm": 1e9, "log_every": 1, "get_batch": lambda step: torch.ones(1, 2)} | arguments
+    try:
+        run = run_loop(
+            Accelerator(cpu=True), model, optimizer, schedule, steps=steps, compute_loss=compute_loss, **settings
+        )
+    finally:
+        weights.append(model.weight.detach().clone())
+        small_run.weights = weights
+    return run, weights
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update():
     with pytest.raises(FloatingPointError, match="step 3: loss nan"):
-        run_loop(Accelerator(cpu=True), model, optimizer, schedule, steps=5, get_batch=lambda step: torch.ones(1, 2),
-                 compute_loss=compute_loss, clip_norm=1.0, log_every=1)  # fmt: skip
-    assert len(seen) == 3
-    assert torch.equal(model.weight, seen[-1])
+        small_run(factors={3: torch.nan})
+    assert len(small_run.weights) == 4
+    assert torch.equal(small_run.weights[-1], small_run.weights[-2])
+
+
+def test_gradients_are_clipped_and_the_schedule_is_followed():
+    history, weights = small_run(clip_norm=0.5)
+    steps = [(b - a).norm().item() for a, b in zip(weights, weights[1:], strict=False)]
+    share = (2 / 3) ** 0.5  # of the gradient's norm in the weight; the bias has the rest
+    expected = [0.1 * (1 - i / 5) * 0.5 * share for i in range(5)]
+    assert steps == pytest.approx(expected, rel=1e-4)
+    assert [row["learning_rate"] for row in history] == pytest.approx([0.08, 0.06, 0.04, 0.02, 0.0])
+
+
+def test_evaluations_come_when_they_are_due_whatever_is_logged():
+    history, _ = small_run(steps=7, log_every=4, evaluate=lambda model: {"score": 1.0}, evaluate_every=3)
+    assert [(row["step"], "score" in row) for row in history] == [(3, True), (4, False), (6, True), (7, True)]
+    assert small_run(steps=0)[0] == []
+    with pytest.raises(ValueError, match="log_every=0"):
+        small_run(log_every=0)
 
 
 def test_command_line_without_arguments_says_so(monkeypatch, caplog, tmp_path):
@@ -136,3 +167,44 @@ def test_bad_input_on_the_command_line_is_one_line(monkeypatch, capsys):
         command_line(mlm.main, "mlm")
     assert stop.value.code == 2
     assert capsys.readouterr().err.strip() == "mlm: unknown configuration key 'step'; the nearest known one is 'steps'"
+
+
+def test_a_checkpoint_keeps_its_architecture_and_its_token_weights(corpus, tmp_path):
+    deep = ["model.architecture.num_hidden_layers=3", "model.architecture.num_pooling_heads=2"]
+    opl.main([*OPL, *deep, f"data.path={corpus}", f"output_dir={tmp_path / 'first'}"])
+    small = [argument for argument in OPL if "architecture" not in argument and "steps" not in argument]
+    opl.main(
+        [
+            *small,
+            "steps=0",
+            f"model.path={tmp_path / 'first'}",
+            f"data.path={corpus}",
+            f"output_dir={tmp_path / 'again'}",
+        ]
+    )
+    first, again = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "again"))
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+def test_incomplete_checkpoints_are_refused(corpus, tmp_path):
+    mlm.main([*MLM, f"data.path={corpus}", f"output_dir={tmp_path / 'mlm'}"])
+    weights = tmp_path / "mlm" / "model.safetensors"
+    tensors = load_file(weights)
+    del tensors["model.layers.0.mixer.in_proj.weight"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="missing: .*layers.0.mixer.in_proj.weight"):
+        opl.main([*OPL, f"data.path={corpus}", f"model.path={tmp_path / 'mlm'}", f"output_dir={tmp_path / 'out'}"])
+    with pytest.raises(ValueError, match="nowhere has no config.json"):
+        mlm.main([*MLM, f"data.path={corpus}", "tokenizer.path=" + str(tmp_path / "mlm"), "model.path=nowhere",
+                  f"output_dir={tmp_path / 'out'}"])  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_record_what_they_read(corpus, tmp_path):
+    prints = []
+    for name in ("a", "b"):
+        opl.main([*OPL, "steps=1", f"data.path={corpus}", f"output_dir={tmp_path / name}"])
+        prints.append(json.loads((tmp_path / name / "training.json").read_text())["data_fingerprint"])
+    assert prints[0] == prints[1]
+    assert len(prints[0]) == 64
