@@ -54,12 +54,11 @@ def train(entry: str, name: str, *overrides: str, log: Path | None = None):
 
 
 def train_controls(log: Path):
-    """What the trained model is set beside: no layers, no training, standard initialisation."""
+    """What the trained model is set beside: standard initialisation, with and without training, and no layers."""
     train("mlm", "mlm-standard", *STANDARD, *MEAN_POOLING, log=log)
     train("opl", "standard", "model.path=mlm-standard", *STANDARD, log=log)
     new = "tokenizer.path=mlm-standard"
     train("opl", "layer-free", new, *LAYER_FREE, log=log)
-    train("opl", "start", new, "steps=0", log=log)
     train("opl", "untrained", new, "steps=0", *STANDARD, *MEAN_POOLING, log=log)
 
 
@@ -97,6 +96,10 @@ def main():
     run(["-m", "m2bert_hub.cli", "export", "--model", "trained", "--output", "m2bert-demo"], threads=1)
     say("loading the folder in a process that cannot import this project")
     run([ROOT / "examples" / "clean_process.py", "m2bert-demo"], threads=1)
+    say("the start of the same model, before any training")
+    log = OUT / "start.log"
+    train("mlm", "mlm-start", "steps=0", log=log)
+    train("opl", "start", "model.path=mlm-start", "steps=0", log=log)
     if controls.is_alive():
         say("waiting for the controls")
     controls.finish()

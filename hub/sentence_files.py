@@ -1,8 +1,9 @@
 """The files by which sentence-transformers reads a model folder: written for export, read back from its checkpoints.
 
 The older format is written, which every version 6 reads. `weighted_mean` is taken from the model's own pooler_output,
-so that its weights exist once; the other poolings are sentence-transformers' Pooling, with its Dense on top for
-`cls_tanh` and `mean_tanh`. A masked-LM model has no pooler: plain `cls` or `mean`.
+so that its weights exist once (`encode(output_value="token_embeddings")` is then not on offer); the other poolings are
+sentence-transformers' Pooling, with its Dense on top for `cls_tanh` and `mean_tanh`. A masked-LM model has no pooler:
+plain `cls` or `mean`.
 """
 
 import json

@@ -173,7 +173,7 @@ class M2BertModel(M2BertPreTrainedModel):
 
         Raises:
             ValueError: bad shapes, a sequence that is too long, ids outside the vocabulary (checked on CPU), or a
-                mask that is not ones then zeros.
+                mask that is not ones then zeros. Values of ids and mask are not checked inside torch.compile.
         """
         self._check_inputs(input_ids, inputs_embeds, attention_mask, token_type_ids)
         x = input_ids if input_ids is not None else inputs_embeds
