@@ -8,10 +8,11 @@ TORCH := 2.13.0
 setup: $(VENV)/.ready  ## virtual environment in .venv with everything, a CPU build of torch where there is no NVIDIA GPU
 
 $(VENV)/.ready: pyproject.toml constraints.txt
+	@echo "setting up $(VENV): about two minutes and 3 GB"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip setuptools --constraint constraints.txt
-	@if nvidia-smi >/dev/null 2>&1; then $(BIN)/pip install --quiet torch==$(TORCH); \
-	else $(BIN)/pip install --quiet torch==$(TORCH)+cpu \
+	$(BIN)/pip install --quiet --upgrade setuptools --constraint constraints.txt
+	if nvidia-smi >/dev/null 2>&1; then $(BIN)/pip install --quiet torch==$(TORCH); \
+	else $(BIN)/pip install --quiet torch==$(TORCH)+cpu 2>/dev/null \
 	  || $(BIN)/pip install --quiet torch==$(TORCH) --index-url https://download.pytorch.org/whl/cpu; fi
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
