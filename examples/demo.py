@@ -28,7 +28,6 @@ LAUNCH += ["--mixed_precision=no", "--dynamo_backend=no"]
 STANDARD = ["model.start=standard", "optim.lr=1e-3", "optim.layer_lr=null", "optim.filter_lr=null"]
 STANDARD += ["optim.pooler_lr=null"]
 MEAN_POOLING = ["model.architecture.pooling=mean", "model.architecture.num_pooling_heads=1"]
-LAYER_FREE = ["model.architecture.num_hidden_layers=0", "steps=400", "data.documents_per_batch=32"]
 
 begin = time.perf_counter()
 
@@ -58,7 +57,7 @@ def train_controls(log: Path):
     train("mlm", "mlm-standard", *STANDARD, *MEAN_POOLING, log=log)
     train("opl", "standard", "model.path=mlm-standard", *STANDARD, log=log)
     new = "tokenizer.path=mlm-standard"
-    train("opl", "layer-free", new, *LAYER_FREE, log=log)
+    train("opl", "layer-free", new, "model.architecture.num_hidden_layers=0", log=log)
     train("opl", "untrained", new, "steps=0", *STANDARD, *MEAN_POOLING, log=log)
 
 

@@ -2,7 +2,7 @@
 
     accelerate launch train/opl.py [--config FILE] [key=value ...]
 
-Without arguments it fine-tunes a small new model on pydocs, offline, in about two minutes; `model.path` names a
+Without arguments it fine-tunes a small new model on pydocs, offline, in about four minutes; `model.path` names a
 checkpoint of train/mlm.py to start from.
 """
 
