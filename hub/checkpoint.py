@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 import modeling_m2bert  # noqa: F401  (registers m2bert with the Auto classes)
 
@@ -65,9 +66,14 @@ def load_strictly(
     if read_config(path).get("model_type") != "m2bert":
         raise ValueError(f"checkpoint {path} has model_type={read_config(path).get('model_type')!r}; expected 'm2bert'")
     config = AutoConfig.from_pretrained(path, **changes)
-    model, report = auto_class.from_pretrained(
-        path, config=config, output_loading_info=True, ignore_mismatched_sizes=True
-    )
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its report of the tensors; what matters of it is raised below
+    try:
+        model, report = auto_class.from_pretrained(
+            path, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    finally:
+        transformers_logging.set_verbosity(verbosity)
     missing = set(report["missing_keys"])
     problems = {
         "missing": [key for key in missing if not key.startswith(may_miss)],

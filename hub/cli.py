@@ -38,7 +38,11 @@ def export(
     overwrite: Overwrite = False,
 ):
     """Write a complete Hub folder from a checkpoint."""
+    from transformers.utils.logging import disable_progress_bar
+
     from .export import export_checkpoint
+
+    disable_progress_bar()
 
     typer.echo(export_checkpoint(model, output, overwrite=overwrite))
 

@@ -23,6 +23,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_m2bert import M2BertConfig
 from .m2bert_filter import M2BertFilter, decay_rates, normalised_time, positional_features
+from .m2bert_inputs import check_inputs, padding_of
 from .m2bert_mixer import M2BertMixer, ShortConv
 from .m2bert_mlp import BlockDiagonalLinear, M2BertMLP
 from .m2bert_pooling import M2BertPooler
@@ -175,13 +176,13 @@ class M2BertModel(M2BertPreTrainedModel):
             ValueError: bad shapes, a sequence that is too long, ids outside the vocabulary (checked on CPU), or a
                 mask that is not ones then zeros. Values of ids and mask are not checked inside torch.compile.
         """
-        self._check_inputs(input_ids, inputs_embeds, attention_mask, token_type_ids)
+        check_inputs(self.config, input_ids, inputs_embeds, attention_mask, token_type_ids)
         x = input_ids if input_ids is not None else inputs_embeds
         mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         padding = None
         if attention_mask is not None:
             mask = attention_mask.to(device=x.device, dtype=torch.bool)
-            padding = self._padding(mask)
+            padding = padding_of(mask) if self.config.padding == "masked" else None
 
         hidden_states = _zero_padding(self.embeddings(input_ids, token_type_ids, inputs_embeds), padding)
         if output_hidden_states is None:
@@ -195,54 +196,6 @@ class M2BertModel(M2BertPreTrainedModel):
             last_hidden_state=hidden_states,
             pooler_output=None if self.pooler is None else self.pooler(hidden_states, mask, input_ids),
             hidden_states=all_hidden_states if output_hidden_states else None,
-        )
-
-    def _check_inputs(self, input_ids, inputs_embeds, attention_mask, token_type_ids):
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("pass exactly one of input_ids and inputs_embeds")
-        name, x = ("input_ids", input_ids) if input_ids is not None else ("inputs_embeds", inputs_embeds)
-        widths = () if input_ids is not None else (self.config.hidden_size,)
-        if x.ndim != 2 + len(widths) or x.shape[1] == 0 or x.shape[2:] != widths:
-            expected = f"(batch, length >= 1{''.join(f', {width}' for width in widths)})"
-            raise ValueError(f"{name} has shape {tuple(x.shape)}; expected {expected}")
-        longest = self.config.max_position_embeddings
-        if x.shape[1] > longest:
-            raise ValueError(
-                f"sequence of {x.shape[1]} tokens exceeds max_position_embeddings={longest}; truncate it "
-                f"(tokenizer(..., truncation=True, max_length={longest})) or use a model with a longer context"
-            )
-        for other_name, other in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
-            if other is not None and other.shape != x.shape[:2]:
-                raise ValueError(
-                    f"{other_name} has shape {tuple(other.shape)} but {name} has {tuple(x.shape[:2])}; make them equal"
-                )
-        if input_ids is not None and input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
-            fix = "use the model's own tokenizer, or resize_token_embeddings"
-            _check_range("input_ids", input_ids, "vocab_size", self.config.vocab_size, fix)
-            if token_type_ids is not None:
-                fix = "leave token_type_ids out for type 0"
-                _check_range("token_type_ids", token_type_ids, "type_vocab_size", self.config.type_vocab_size, fix)
-
-    def _padding(self, mask: Tensor) -> Tensor | None:
-        """(B, L) bool, True where padded; None where padding is visible or there is none."""
-        if self.config.padding == "visible":
-            return None
-        if not torch.compiler.is_compiling():
-            if bool(mask.all()):
-                return None
-            if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
-                raise ValueError(
-                    "attention_mask must be ones then zeros in every row, but a zero stands before a one; "
-                    "pad on the right (tokenizer.padding_side='right')"
-                )
-        return ~mask
-
-
-def _check_range(name: str, ids: Tensor, size_name: str, size: int, fix: str):
-    low, high = (int(value) for value in ids.aminmax()) if ids.numel() else (0, 0)
-    if low < 0 or high >= size:
-        raise ValueError(
-            f"{name} holds id {low if low < 0 else high}, outside the vocabulary of {size_name}={size}; {fix}"
         )
 
 

@@ -63,7 +63,8 @@ def main(argv: list[str]):
     config_dict = load_config("mlm-small.yaml", argv)
     config = namespace(config_dict)
     accelerator = prepare(config, argv, "mlm")
-    folder = data_folder(config.data.path)
+    with accelerator.main_process_first():
+        folder = data_folder(config.data.path)
     texts = read_texts(folder, "train")
     tokenizer = make_tokenizer(config.tokenizer, config.model.path, texts)
     data = masked_lm_data(tokenizer, texts, config.data.row_tokens, config.seed)

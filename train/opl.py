@@ -2,7 +2,7 @@
 
     accelerate launch train/opl.py [--config FILE] [key=value ...]
 
-Without arguments it fine-tunes a small new model on pydocs, offline, in about four minutes; `model.path` names a
+Without arguments it fine-tunes a small new model on pydocs, offline, in about two minutes; `model.path` names a
 checkpoint of train/mlm.py to start from.
 """
 
@@ -19,7 +19,7 @@ from m2bert_train.init import idf_start_, inverse_document_frequency
 from m2bert_train.loop import run_loop, run_record
 from m2bert_train.losses import cosine_matrix, multiple_negatives_ranking_loss, orthogonal_projection_loss
 from m2bert_train.optim import build_optimizer
-from m2bert_train.runs import command_line, data_folder, finish, make_model, make_tokenizer, prepare, read_texts
+from m2bert_train.runs import command_line, data_folder, finish, make_model, make_tokenizer, prepare
 from m2bert_train.tokenizer import encode_all
 
 logger = logging.getLogger(__name__)
@@ -63,9 +63,10 @@ def main(argv: list[str]):
     config = namespace(config_dict)
     loss = make_loss(config.loss)
     accelerator = prepare(config, argv, "opl")
-    folder = data_folder(config.data.path)
-    tokenizer = make_tokenizer(config.tokenizer, config.model.path, read_texts(folder, "train"))
+    with accelerator.main_process_first():
+        folder = data_folder(config.data.path)
     task = load_task(folder, config.data.task, "train")
+    tokenizer = make_tokenizer(config.tokenizer, config.model.path, list(task.documents.values()))
     data = pair_data(tokenizer, task)
     validation = pair_data(tokenizer, load_task(folder, config.data.task, "validation"))
     model, new_tensors = make_model(AutoModel, config.model, tokenizer)

@@ -11,13 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file, save_file
-from transformers import BertTokenizerFast
 
 import modeling_m2bert
-from m2bert_hub.export import export_checkpoint
 from m2bert_hub.folder import write_folder
-from m2bert_hub.sentence_files import SentenceSettings
 from modeling_m2bert import M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
 
 SOURCE = Path(modeling_m2bert.__file__).parent
@@ -63,13 +59,6 @@ for name, expected in zip(sys.argv[3::2], sys.argv[4::2]):
     worst[name] = [max(d.abs().max().item() for d in differences), (vectors - unit).abs().max().item()]
 print(json.dumps(worst))
 """
-
-
-@pytest.fixture
-def tokenizer():
-    words = sorted(set(" ".join(TEXTS).split()))
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
-    return BertTokenizerFast(vocab={token: i for i, token in enumerate(vocabulary)})
 
 
 def load_in_clean_process(tmp_path, blocked, names_and_outputs, **environment):
@@ -274,103 +263,3 @@ def test_every_class_and_pooling_makes_a_folder(tmp_path, tiny_config, tokenizer
 def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path, tiny_config, tokenizer):
     with pytest.raises(ValueError, match="vocab_size=8"):
         write_folder(M2BertModel(tiny_config(vocab_size=8)), tokenizer, tmp_path / "out")
-
-
-@pytest.mark.parametrize("cls", [M2BertModel, M2BertForMaskedLM, M2BertForSequenceClassification])
-def test_export_of_a_checkpoint_changes_no_tensor(tmp_path, tiny_config, randomised, tokenizer, cls):
-    model = randomised(cls(tiny_config())).to(torch.bfloat16)
-    model.save_pretrained(tmp_path / "checkpoint")
-    tokenizer.save_pretrained(tmp_path / "checkpoint")
-    export_checkpoint(tmp_path / "checkpoint", tmp_path / "out")
-    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("checkpoint", "out"))
-    assert before.keys() == after.keys()
-    for name in before:
-        assert before[name].dtype == after[name].dtype
-        assert torch.equal(before[name], after[name])
-
-
-def test_checkpoints_with_other_tensors_are_refused_by_name(tmp_path, tiny_config):
-    model = M2BertModel(tiny_config())
-    model.save_pretrained(tmp_path / "checkpoint")
-    weights = tmp_path / "checkpoint" / "model.safetensors"
-    tensors = load_file(weights)
-    for change, message in [
-        (lambda t: t.pop("layers.0.norm.weight"), "missing: layers.0.norm.weight"),
-        (lambda t: t.update({"layers.9.novelty": torch.zeros(1)}), "unexpected: layers.9.novelty"),
-        (lambda t: t.update({"layers.0.norm.weight": torch.zeros(3)}), "of another shape: layers.0.norm.weight"),
-    ]:
-        changed = dict(tensors)
-        change(changed)
-        save_file(changed, weights, metadata={"format": "pt"})
-        with pytest.raises(ValueError, match=message):
-            export_checkpoint(tmp_path / "checkpoint", tmp_path / "out")
-    with pytest.raises(ValueError, match="no config.json"):
-        export_checkpoint(tmp_path / "nowhere", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_dense_layer_trained_by_sentence_transformers_comes_back(tmp_path, tiny_config, randomised, tokenizer):
-    """Train the Dense, save with sentence-transformers, export again: all three agree."""
-    from sentence_transformers import SentenceTransformer
-
-    model = randomised(M2BertModel(tiny_config(pooling="mean_tanh")))
-    settings = SentenceSettings(prompts={"query": "budget ", "document": ""}, max_tokens=20)
-    first = write_folder(model, tokenizer, tmp_path / "first", settings=settings)
-    trained = SentenceTransformer(str(first), trust_remote_code=True, device="cpu")
-    with torch.no_grad():
-        trained[2].linear.weight.mul_(-0.5)
-    expected = trained.encode(TEXTS, convert_to_tensor=True)
-    trained.save_pretrained(str(tmp_path / "trained"))
-    second = export_checkpoint(tmp_path / "trained", tmp_path / "second")
-    again = SentenceTransformer(str(second), trust_remote_code=True, device="cpu")
-    assert (again.encode(TEXTS, convert_to_tensor=True) - expected).abs().max() < 1e-6
-    assert again.prompts == {"query": "budget ", "document": ""}
-    assert again.max_seq_length == trained.max_seq_length == 20
-    with torch.no_grad():
-        pooled = (
-            M2BertModel.from_pretrained(second)
-            .eval()(**tokenizer(TEXTS, padding=True, return_tensors="pt"))
-            .pooler_output
-        )
-    assert (torch.nn.functional.normalize(pooled, dim=1) - expected).abs().max() < 1e-6
-
-
-def test_token_weights_trained_by_sentence_transformers_are_the_models_own(
-    tmp_path, tiny_config, randomised, tokenizer
-):
-    from sentence_transformers import SentenceTransformer
-
-    model = randomised(M2BertModel(tiny_config(pooling="weighted_mean", num_pooling_heads=2)))
-    first = write_folder(model, tokenizer, tmp_path / "first")
-    trained = SentenceTransformer(str(first), trust_remote_code=True, device="cpu")
-    optimizer = torch.optim.SGD(trained.parameters(), 1.0)
-    features = {key: value for key, value in tokenizer(TEXTS, padding=True, return_tensors="pt").items()}
-    trained(features)["sentence_embedding"][:, :7].sum().backward()
-    optimizer.step()
-    expected = trained.encode(TEXTS, convert_to_tensor=True)
-    trained.save_pretrained(str(tmp_path / "trained"))
-    second = export_checkpoint(tmp_path / "trained", tmp_path / "second")
-    again = SentenceTransformer(str(second), trust_remote_code=True, device="cpu")
-    assert (again.encode(TEXTS, convert_to_tensor=True) - expected).abs().max() < 1e-6
-    weights = M2BertModel.from_pretrained(second).pooler.token_log_weights.weight
-    assert not torch.equal(weights, model.pooler.token_log_weights.weight)
-
-
-def test_modules_that_an_export_would_drop_are_refused(tmp_path, tiny_config, tokenizer):
-    from sentence_transformers import SentenceTransformer
-
-    write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "first")
-    path = tmp_path / "first" / "1_Pooling" / "config.json"
-    content = path.read_text()
-    path.write_text(content.replace('"pooling_mode_cls_token": false', '"pooling_mode_cls_token": true'))
-    with pytest.raises(ValueError, match="pools by 'cls.mean'"):
-        export_checkpoint(tmp_path / "first", tmp_path / "out")
-    path.write_text(content)
-    modules = SentenceTransformer(str(tmp_path / "first"), trust_remote_code=True, device="cpu")
-    from sentence_transformers.models import Dense
-
-    longer = SentenceTransformer(modules=[modules[0], modules[1], Dense(32, 16)], device="cpu")
-    longer.save_pretrained(str(tmp_path / "longer"))
-    with pytest.raises(ValueError, match="modules Pooling, Dense on top"):
-        export_checkpoint(tmp_path / "longer", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
