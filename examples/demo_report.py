@@ -15,10 +15,10 @@ LABELS = {
     "untrained": "standard start, mean pooling, untrained",
 }
 COLORS = {"trained": "tab:blue", "bm25": "tab:gray", "tfidf-rp": "tab:gray"}
-ARMS = [  # label, colour, folders of its pretraining and fine-tuning
-    ("M2-BERT", "tab:blue", "mlm", "trained"),
-    ("standard start", "tab:orange", "mlm-standard", "standard"),
-    ("layer-free", "tab:green", None, "layer-free"),
+ARMS = [  # label, line, folders of its pretraining and fine-tuning
+    ("M2-BERT", {"color": "tab:blue"}, "mlm", "trained"),
+    ("standard start", {"color": "tab:orange"}, "mlm-standard", "standard"),
+    ("layer-free", {"color": "tab:green", "linestyle": "--"}, None, "layer-free"),
 ]
 
 
@@ -71,13 +71,13 @@ def plot(folder: Path, records: dict[str, dict]):
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 3, figsize=(16, 4.6), width_ratios=[1, 1, 1.1], layout="constrained")
-    for label, color, *stages in ARMS:
+    for label, line, *stages in ARMS:
         for axis, stage in zip(axes, stages, strict=False):
             if stage is not None:
                 rows = json.loads((folder / stage / "training.json").read_text())["history"]
                 held_out = [(row["step"], row["held_out_loss"]) for row in rows if "held_out_loss" in row]
-                axis.plot([row["step"] for row in rows], [row["loss"] for row in rows], color=color, alpha=0.35)
-                axis.plot(*zip(*held_out, strict=True), "o-", color=color, label=label, markersize=4)
+                axis.plot([row["step"] for row in rows], [row["loss"] for row in rows], **line, alpha=0.35)
+                axis.plot(*zip(*held_out, strict=True), marker="o", **line, label=label, markersize=4)
     axes[0].set(title="masked-language-model pretraining", xlabel="step", ylabel="loss per masked token")
     axes[1].set(title="retrieval fine-tuning", xlabel="step", ylabel="orthogonal projection loss", yscale="log")
     for axis in axes[:2]:
