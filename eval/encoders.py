@@ -8,6 +8,7 @@ from typing import Literal, Protocol, Self
 import numpy as np
 import scipy.sparse
 import tokenizers
+from safetensors import safe_open
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 from tqdm import tqdm
@@ -59,6 +60,8 @@ class SentenceTransformerEncoder:
             raise ValueError(
                 f"encoder {self.name!r} is no model folder and no Hub model that can be loaded: {reason}"
             ) from error
+        if is_folder:
+            check_tensors(Path(model_name_or_path), self.model[0])
         if max_tokens is not None:
             if max_tokens < 1:
                 raise ValueError(f"max_tokens={max_tokens} leaves no input; it must be at least 1")
@@ -116,6 +119,42 @@ def token_batches(lengths: np.ndarray, budget_tokens: int) -> list[list[int]]:
         else:
             batches.append([int(i)])
     return batches
+
+
+def check_tensors(folder: Path, transformer) -> None:
+    """Refuse a folder whose safetensors do not hold what its model reads: transformers would fill the gap at random.
+
+    A pooler may be missing where sentence-transformers pools by itself, and a folder of another class than the one
+    that was loaded may hold that class's head.
+
+    Args:
+        transformer: the first module of the sentence-transformers model.
+
+    Raises:
+        ValueError: tensors are missing or unexpected.
+    """
+    stored = set()
+    for path in folder.glob("model*.safetensors"):
+        with safe_open(path, "np") as tensors:
+            stored |= set(tensors.keys())
+    model = getattr(transformer, "model", None)
+    if not stored or model is None:
+        return
+    expected = set(model.state_dict())
+    without_prefix = stored | {name.split(".", 1)[-1] for name in stored}  # of a model with a head, `bert.` or `model.`
+    missing = {
+        name for name in expected - without_prefix if pools_itself(transformer) or not name.startswith("pooler.")
+    }
+    same_class = type(model).__name__ in (model.config.architectures or [])
+    unexpected = stored - expected if same_class else set()
+    for what, names in (("lacks", missing), ("has, unexpectedly,", unexpected)):
+        if names:
+            raise ValueError(f"encoder {str(folder)!r} {what} {', '.join(sorted(names))}; save the whole model again")
+
+
+def pools_itself(transformer) -> bool:
+    """Whether the transformer gives a text's vector, not those of its tokens."""
+    return getattr(transformer, "module_output_name", None) == "sentence_embedding"
 
 
 class TfidfProjection:

@@ -5,6 +5,7 @@ process, evaluation beside BM25. Everything is a command that a user would type;
 trains the controls on the second core meanwhile. Results: demo-output/{results.json,demo.png,m2bert-demo/}.
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -40,8 +41,9 @@ def run(arguments: list, *, threads: int, log: Path | None = None):
     """Run a Python command; with `log` its output goes there."""
     env = os.environ | ALLOCATOR | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true"}
     command = [sys.executable, *map(str, arguments)]
-    output = {"stdout": log.open("a"), "stderr": subprocess.STDOUT} if log else {}
-    code = subprocess.run(command, cwd=OUT, env=env, **output).returncode
+    with contextlib.ExitStack() as stack:
+        output = {"stdout": stack.enter_context(log.open("a")), "stderr": subprocess.STDOUT} if log else {}
+        code = subprocess.run(command, cwd=OUT, env=env, **output).returncode
     if code:
         raise SystemExit(f"demo: exit code {code}{f', see {log}' if log else ''}: {' '.join(command)}")
 

@@ -4,7 +4,7 @@ import json
 import logging
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -63,8 +63,9 @@ def load_strictly(
         ValueError: see above; or no such folder, or another kind of model.
     """
     path = Path(model_dir)
-    if read_config(path).get("model_type") != "m2bert":
-        raise ValueError(f"checkpoint {path} has model_type={read_config(path).get('model_type')!r}; expected 'm2bert'")
+    model_type = read_config(path).get("model_type")
+    if model_type != "m2bert":
+        raise ValueError(f"checkpoint {path} has model_type={model_type!r}; expected 'm2bert'")
     config = AutoConfig.from_pretrained(path, **changes)
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its report of the tensors; what matters of it is raised below
@@ -72,6 +73,8 @@ def load_strictly(
         model, report = auto_class.from_pretrained(
             path, config=config, output_loading_info=True, ignore_mismatched_sizes=True
         )
+    except SafetensorError as error:
+        raise ValueError(f"the weights of checkpoint {path} are damaged ({error}); copy or save them again") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
     missing = set(report["missing_keys"])
@@ -90,7 +93,18 @@ def read_config(path: Path) -> dict:
     """config.json of a checkpoint folder. Raises ValueError where there is none."""
     if not (path / "config.json").is_file():
         raise ValueError(f"checkpoint {path} has no config.json; name the folder of a saved model")
-    return json.loads((path / "config.json").read_text())
+    return read_json(path / "config.json")
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object. Raises ValueError naming the file where it is none."""
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no JSON object; name the right file")
+    return value
 
 
 def tensor_names(path: Path) -> set[str]:

@@ -1,7 +1,6 @@
 """The `m2bert` command: export and convert here; eval is mounted by name, so that it is imported only when used."""
 
 import importlib
-import json
 import logging
 import sys
 from pathlib import Path
@@ -56,9 +55,13 @@ def convert(
     overwrite: Overwrite = False,
 ):
     """Convert a checkpoint of the original research code to a Hub folder."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from .checkpoint import read_json
     from .convert import convert_checkpoint
 
-    upstream = json.loads(config.read_text())
+    disable_progress_bar()
+    upstream = read_json(config)
     typer.echo(convert_checkpoint(source, upstream, output, tokenizer_dir=tokenizer, overwrite=overwrite))
 
 

@@ -231,6 +231,8 @@ def convert_checkpoint(
     model = auto_class.from_config(config)
     model.load_state_dict(tensors, strict=True)
     tokenizer = load_tokenizer(tokenizer_dir) if tokenizer_dir is not None else None
+    if tokenizer is None:
+        logger.warning("the folder is written without a tokenizer, and so embeds no text; name one with --tokenizer")
     return write_folder(model, tokenizer, output_dir, overwrite=overwrite)
 
 

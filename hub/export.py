@@ -8,13 +8,18 @@ from .sentence_files import read_sentence_files
 
 
 def export_checkpoint(model_dir: str | Path, output_dir: str | Path, *, overwrite: bool = False) -> Path:
-    """Write the Hub folder of a checkpoint; see `write_folder`. Prompts, maximum length, and a Dense layer that
-    sentence-transformers has trained on top of the model are taken over from the checkpoint.
+    """Write the Hub folder of a checkpoint; see `write_folder`. Taken over from the checkpoint: the record of its
+    training, and, where sentence-transformers saved it, prompts, maximum length and a trained Dense layer.
 
     Raises:
-        ValueError: see `load_checkpoint`, `read_sentence_files` and `write_folder`.
+        ValueError: see `load_checkpoint`, `read_sentence_files` and `write_folder`; or output_dir holds model_dir.
     """
-    check_output(output_dir, overwrite)
+    output = check_output(output_dir, overwrite)
+    if output in Path(model_dir).resolve().parents:
+        raise ValueError(f"output {output} holds the checkpoint {model_dir} itself; name another folder")
     model = load_checkpoint(model_dir)
     settings = read_sentence_files(model, Path(model_dir))
-    return write_folder(model, load_tokenizer(model_dir), output_dir, overwrite=overwrite, settings=settings)
+    record = Path(model_dir) / "training.json"
+    extra = {record.name: record.read_text()} if record.is_file() else None
+    tokenizer = load_tokenizer(model_dir)
+    return write_folder(model, tokenizer, output_dir, overwrite=overwrite, settings=settings, extra_files=extra)

@@ -35,7 +35,7 @@ def write_folder(
         model: any M2-BERT class.
         tokenizer: saved with the model's maximum length and right padding; None leaves it out.
         output_dir: the folder to make; links are followed.
-        overwrite: replace a folder that exists and is not empty.
+        overwrite: replace a model folder that exists.
         settings: prompts and the like for sentence-transformers.
         card_text: Markdown about this very model, for the card.
         extra_files: more text files, by name.
@@ -65,14 +65,16 @@ def write_folder(
 def check_output(output_dir: str | Path, overwrite: bool) -> Path:
     """The real path of a folder that may be written; raise ValueError if it may not."""
     output = Path(os.path.realpath(output_dir))
-    if output == Path.cwd():
-        raise ValueError(f"output {str(output_dir)!r} is the working folder itself; name a folder in it")
+    if output == Path.cwd() or output in Path.cwd().parents:
+        raise ValueError(f"output {str(output_dir)!r} holds the working folder; name a folder in it")
     if output.exists() and not output.is_dir():
         raise ValueError(f"output {output} exists and is no folder; name a folder")
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
-        raise ValueError(
-            f"output {output} exists and is not empty; name another folder, or ask to overwrite it (--overwrite)"
-        )
+    if not output.is_dir() or not any(output.iterdir()):
+        return output
+    if not overwrite:
+        raise ValueError(f"output {output} is not empty; name another folder, or overwrite it (--overwrite)")
+    if not (output / "config.json").is_file():
+        raise ValueError(f"output {output} is not empty and holds no model, so it is not replaced; name another folder")
     return output
 
 

@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from .checkpoint import read_json
+
 STORED = ("prompts", "default_prompt_name", "similarity_fn_name")
 TANH = "torch.nn.modules.activation.Tanh"
 
@@ -79,20 +81,20 @@ def read_sentence_files(model: PreTrainedModel, path: Path) -> SentenceSettings:
         return SentenceSettings()
     modules = json.loads((path / "modules.json").read_text())[1:]
     names = [module["type"].rsplit(".", 1)[-1] for module in modules]
-    if [name for name in names if name != "Normalize"] != layout(model)[:-1]:
+    if names != layout(model):
         raise ValueError(
             f"checkpoint {path} has the sentence-transformers modules {', '.join(names)} on top of the model, but "
             f"pooling={model.config.pooling!r} is exported as {', '.join(layout(model))}; change `pooling` in its "
             "config.json, or publish that checkpoint as it is"
         )
     for name, module in zip(names, modules, strict=True):
-        content = json.loads((path / module["path"] / "config.json").read_text()) if name != "Normalize" else {}
+        content = read_json(path / module["path"] / "config.json") if name != "Normalize" else {}
         if name == "Pooling":
             _check_pooling(content, model.config.pooling, path)
         elif name == "Dense":
             _take_over_dense(content, load_file(path / module["path"] / "model.safetensors"), model, path)
     longest = _max_tokens(path, model.config.max_position_embeddings)
-    stored = json.loads((path / "config_sentence_transformers.json").read_text())
+    stored = read_json(path / "config_sentence_transformers.json")
     known = {name: stored[name] for name in STORED if stored.get(name)}
     return SentenceSettings(**known, max_tokens=longest)
 
@@ -101,7 +103,7 @@ def _max_tokens(path: Path, longest: int) -> int:
     """The maximum length that sentence-transformers uses: the least of its setting, the tokenizer's and the model's."""
     for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
         if (path / name).is_file():
-            longest = min(longest, json.loads((path / name).read_text()).get(key) or longest)
+            longest = min(longest, read_json(path / name).get(key) or longest)
     return longest
 
 

@@ -100,6 +100,9 @@ class M2BertConfig(PreTrainedConfig):
             raise ValueError(
                 f"pad_token_id={self.pad_token_id} is outside the vocabulary of vocab_size={self.vocab_size}"
             )
+        for name in ("hidden_dropout_prob", "classifier_dropout"):
+            if not 0 <= (getattr(self, name) or 0) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be a probability below 1")
         if self.num_hidden_layers < 0:
             raise ValueError(f"num_hidden_layers={self.num_hidden_layers} must be 0 (layer-free) or more")
         for name in ("hidden_size", "intermediate_size"):

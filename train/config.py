@@ -35,7 +35,7 @@ def load_config(default_name: str, argv: list[str]) -> dict[str, Any]:
             merge(config, read_yaml(arguments.pop(0)))
         elif "=" in argument and not argument.startswith("-"):
             key, value = argument.split("=", 1)
-            nested = yaml.safe_load(value)
+            nested = parse_yaml(value, f"argument {argument!r}")
             for part in reversed(key.split(".")):
                 nested = {part: nested}
             merge(config, nested)
@@ -52,7 +52,17 @@ def read_yaml(name: str) -> dict[str, Any]:
         if not shipped.is_file():
             raise ValueError(f"configuration {name!r} is neither a file nor one of the shipped configurations")
         path = shipped
-    return yaml.safe_load(path.read_text()) or {}
+    content = parse_yaml(path.read_text(), f"configuration {name}")
+    if not isinstance(content, dict):
+        raise ValueError(f"configuration {name} holds no mapping of keys to values")
+    return content
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is no valid YAML: {' '.join(str(error).split())}") from error
 
 
 def merge(config: dict, update: dict, prefix: str = ""):
@@ -70,12 +80,21 @@ def merge(config: dict, update: dict, prefix: str = ""):
                 merge(old, value, name + ".")
             else:
                 old.update(value)
-        elif old is None or value is None or isinstance(value, type(old)):
+        elif old is None or (value is None and key.endswith("_lr")) or type(value) is type(old):
             config[key] = value
-        elif isinstance(old, float) and isinstance(value, (int, str)):
+        elif isinstance(old, float) and is_number(value):
             config[key] = float(value)  # YAML reads 1e-3 as text
         else:
             raise ValueError(f"configuration key {name!r} takes {type(old).__name__}, not {value!r}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a YAML value can be read as a float."""
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return not isinstance(value, bool)
 
 
 def namespace(config: dict) -> SimpleNamespace:

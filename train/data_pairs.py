@@ -48,10 +48,12 @@ class PairData:
             queries, documents, answers = self._cut_passages(chosen, settings, rng)
         else:
             chosen = rng.choice(len(self.queries), min(settings.documents_per_batch, len(self.queries)), replace=False)
-            queries = [self.queries[i][0] for i in chosen]
+            queries = [self.queries[i][0][: settings.document_tokens - 2] for i in chosen]
             group = list(dict.fromkeys(int(rng.choice(self.queries[i][1])) for i in chosen))
             documents = [self._window(self.documents[i], settings.document_tokens - 2, rng) for i in group]
             answers = [[d for d, i in enumerate(group) if i in self.queries[query][1]] for query in chosen]
+        if not queries:
+            raise ValueError("no passage could be cut: the documents are too short; set data.passage_share=0")
         if self.idf is not None:
             queries = [self._drop(query, rng) for query in queries]
         relevant = torch.zeros(len(queries), len(documents), dtype=torch.bool)

@@ -26,6 +26,8 @@ from m2bert_train.runs import (
     make_tokenizer,
     prepare,
     read_texts,
+    require,
+    require_context,
 )
 from m2bert_train.tokenizer import encode_all
 
@@ -62,6 +64,7 @@ def held_out(model, data: MaskedLmData, rows: int, batch_rows: int, device) -> d
 def main(argv: list[str]):
     config_dict = load_config("mlm-small.yaml", argv)
     config = namespace(config_dict)
+    require(config, data__row_tokens=3, data__batch_rows=1, evaluation__rows=1)
     accelerator = prepare(config, argv, "mlm")
     with accelerator.main_process_first():
         folder = data_folder(config.data.path)
@@ -72,6 +75,7 @@ def main(argv: list[str]):
     model, _ = make_model(AutoModelForMaskedLM, config.model, tokenizer)
     if config.model.path is None and config.model.start == "identity":
         unigram_start_(model, data.rows)
+    require_context(model, "data.row_tokens", config.data.row_tokens)
     model.config.sparse_prediction = True
     optimizer, schedule = build_optimizer(model, config.optim, config.steps)
     model, optimizer = accelerator.prepare(model, optimizer)

@@ -19,7 +19,16 @@ from m2bert_train.init import idf_start_, inverse_document_frequency
 from m2bert_train.loop import run_loop, run_record
 from m2bert_train.losses import cosine_matrix, multiple_negatives_ranking_loss, orthogonal_projection_loss
 from m2bert_train.optim import build_optimizer
-from m2bert_train.runs import command_line, data_folder, finish, make_model, make_tokenizer, prepare
+from m2bert_train.runs import (
+    command_line,
+    data_folder,
+    finish,
+    make_model,
+    make_tokenizer,
+    prepare,
+    require,
+    require_context,
+)
 from m2bert_train.tokenizer import encode_all
 
 logger = logging.getLogger(__name__)
@@ -62,6 +71,7 @@ def main(argv: list[str]):
     config_dict = load_config("opl-small.yaml", argv)
     config = namespace(config_dict)
     loss = make_loss(config.loss)
+    require(config, data__document_tokens=3, data__documents_per_batch=1, evaluation__steps=1)
     accelerator = prepare(config, argv, "opl")
     with accelerator.main_process_first():
         folder = data_folder(config.data.path)
@@ -70,6 +80,10 @@ def main(argv: list[str]):
     data = pair_data(tokenizer, task)
     validation = pair_data(tokenizer, load_task(folder, config.data.task, "validation"))
     model, new_tensors = make_model(AutoModel, config.model, tokenizer)
+    require_context(model, "data.document_tokens", config.data.document_tokens)
+    long_queries = sum(len(query) + 2 > config.data.document_tokens for query, _ in data.queries)
+    if long_queries:
+        logger.warning("%d queries are cut to data.document_tokens=%d", long_queries, config.data.document_tokens)
     idf = inverse_document_frequency(data.documents, model.config.vocab_size, tokenizer.all_special_ids)
     if config.data.query_dropout:
         data.idf = idf

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
 
 from m2bert_hub.checkpoint import load_strictly
-from m2bert_hub.folder import check_output, write_folder
+from m2bert_hub.folder import check_output, check_tokenizer, write_folder
 
 from .init import identity_start_
 from .tokenizer import load_tokenizer, train_wordpiece
@@ -28,6 +28,9 @@ TEXT_COLUMNS = {"documents": "passage", ".": "text"}
 
 def command_line(main, name: str):
     """Run an entry point: bad input, or a loss that is not finite, is one line on stderr and exit code 2."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(sys.modules["__main__"].__doc__)
+        return
     try:
         main(sys.argv[1:])
     except (ValueError, FloatingPointError, OSError, SafetensorError) as error:
@@ -47,6 +50,22 @@ def prepare(config, argv: list[str], name: str) -> Accelerator:
     check_output(config.output_dir, config.overwrite)
     set_seed(config.seed)
     return accelerator
+
+
+def require(config, **least: int):
+    """Raise ValueError for a setting below its least value; `data__row_tokens=3` is data.row_tokens >= 3."""
+    for name, minimum in least.items():
+        section, key = name.split("__")
+        value = getattr(getattr(config, section), key)
+        if value < minimum:
+            raise ValueError(f"{section}.{key}={value} must be at least {minimum}")
+
+
+def require_context(model, key: str, tokens: int):
+    """Raise ValueError if texts of `tokens` tokens do not fit the model."""
+    longest = model.config.max_position_embeddings
+    if tokens > longest:
+        raise ValueError(f"{key}={tokens} exceeds the model's max_position_embeddings={longest}; lower {key}")
 
 
 def data_folder(path: str | None) -> Path:
@@ -104,25 +123,29 @@ def make_model(auto_class, settings, tokenizer) -> tuple[PreTrainedModel, set[st
     """
     if settings.start not in ("standard", "identity"):
         raise ValueError(f"model.start={settings.start!r} is unknown; choose standard or identity")
-    check_fields(settings.architecture | settings.new_model)
+    check_fields(settings.architecture, "model.architecture")
+    check_fields(settings.new_model, "model.new_model")
     if settings.path is not None:
-        return load_strictly(auto_class, settings.path, may_miss=("pooler.",), **settings.architecture)
+        model, missing = load_strictly(auto_class, settings.path, may_miss=("pooler.",), **settings.architecture)
+        check_tokenizer(tokenizer, model.config.vocab_size)
+        return model, missing
     size = max(tokenizer.get_vocab().values()) + 1
     fields = {"vocab_size": -(-size // 8) * 8, "pad_token_id": tokenizer.pad_token_id}
     fields |= settings.new_model | settings.architecture
     model = auto_class.from_config(AutoConfig.for_model("m2bert", **fields))
+    check_tokenizer(tokenizer, model.config.vocab_size)
     if settings.start == "identity":
         identity_start_(model)
     return model, set(model.state_dict())
 
 
-def check_fields(fields: dict):
+def check_fields(fields: dict, section: str):
     """Raise ValueError for a name that is no field of M2BertConfig; the configuration itself would keep it unread."""
     known = {field.name for field in dataclasses.fields(AutoConfig.for_model("m2bert"))}
     for name in fields:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0)
-            raise ValueError(f"model.architecture.{name} is no field of M2BertConfig; the nearest one is {near[0]!r}")
+            raise ValueError(f"{section}.{name} is no field of M2BertConfig; the nearest one is {near[0]!r}")
 
 
 def finish(accelerator: Accelerator, model, tokenizer, config, record: dict):

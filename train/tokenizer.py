@@ -36,6 +36,10 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder. The model's code is not needed for it, and not run."""
+    if not Path(path).is_dir():
+        raise ValueError(
+            f"there is no folder {str(path)!r} to take a tokenizer from; see tokenizer.path and model.path"
+        )
     return AutoTokenizer.from_pretrained(path)
 
 

@@ -1,4 +1,5 @@
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -107,3 +108,25 @@ def test_tfidf_projection_is_seeded_and_keeps_cosines():
 
 def test_a_text_of_unknown_words_projects_to_zero():
     assert not TfidfProjection(8).fit(["apple pear"]).encode(["unseen", ""], "query").any()
+
+
+def test_a_folder_with_other_tensors_than_its_model_reads_is_refused(tiny_model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    cases = [
+        (
+            "lacks .*encoder.layer.1.output.dense.weight",
+            {k: v for k, v in tensors.items() if "layer.1.output.dense.w" not in k},
+        ),
+        ("unexpectedly, .*novelty", tensors | {"novelty": tensors["embeddings.LayerNorm.bias"].clone()}),
+    ]
+    for message, changed in cases:
+        save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=message):
+            SentenceTransformerEncoder(folder)
+    save_file(
+        {k: v for k, v in tensors.items() if "pooler" not in k}, folder / "model.safetensors", metadata={"format": "pt"}
+    )
+    SentenceTransformerEncoder(folder)  # sentence-transformers pools by itself

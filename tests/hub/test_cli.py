@@ -117,3 +117,19 @@ def test_eval_is_mounted(monkeypatch, capsys):
     code, out, _ = run(monkeypatch, capsys, "eval", "--help")
     assert code == 0
     assert "--encoder" in out
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_configuration_that_is_no_json_object_is_named(monkeypatch, capsys, tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    arguments = [
+        "convert",
+        tmp_path / "weights.bin",
+        "--config",
+        tmp_path / "config.json",
+        "--output",
+        tmp_path / "out",
+    ]
+    code, _, err = run(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert str(tmp_path / "config.json") in err

@@ -105,3 +105,22 @@ def test_modules_that_an_export_would_drop_are_refused(tmp_path, tiny_config, to
     with pytest.raises(ValueError, match="modules Pooling, Dense on top"):
         export_checkpoint(tmp_path / "longer", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_normalisation_is_not_given_one(tmp_path, tiny_config, tokenizer):
+    write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "first")
+    modules = SentenceTransformer(str(tmp_path / "first"), trust_remote_code=True, device="cpu")
+    SentenceTransformer(modules=[modules[0], modules[1]], device="cpu").save_pretrained(str(tmp_path / "bare"))
+    with pytest.raises(ValueError, match="exported as Pooling, Normalize"):
+        export_checkpoint(tmp_path / "bare", tmp_path / "out")
+
+
+def test_the_record_of_training_comes_along_and_the_source_is_safe(tmp_path, tiny_config, tokenizer):
+    inner = write_folder(
+        M2BertModel(tiny_config()), tokenizer, tmp_path / "runs" / "inner", extra_files={"training.json": "{}"}
+    )
+    assert (export_checkpoint(inner, tmp_path / "out") / "training.json").read_text() == "{}"
+    (tmp_path / "runs" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds the checkpoint"):
+        export_checkpoint(inner, tmp_path / "runs", overwrite=True)
+    assert (inner / "model.safetensors").is_file()

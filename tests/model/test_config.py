@@ -18,6 +18,7 @@ from configuration_m2bert import M2BertConfig
         ("num_pooling_heads", 2, "num_pooling_heads=2 needs pooling='weighted_mean'"),
         ("num_hidden_layers", -1, "num_hidden_layers=-1"),
         ("pad_token_id", 120, "pad_token_id=120 is outside the vocabulary"),
+        ("hidden_dropout_prob", 1.5, "hidden_dropout_prob=1.5 must be a probability"),
         ("hidden_size", 0, "hidden_size=0 must be at least 1"),
     ],
 )

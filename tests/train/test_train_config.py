@@ -27,6 +27,9 @@ def test_overrides_are_laid_over_the_default(tmp_path):
         ("optim.lrr=1", "unknown configuration key 'optim.lrr'; the nearest known one is 'optim.lr'"),
         ("step=1", "nearest known one is 'steps'"),
         ("steps=many", "'steps' takes int, not 'many'"),
+        ("steps=null", "'steps' takes int, not None"),
+        ("optim.lr=abc", "'optim.lr' takes float, not 'abc'"),
+        ("data.path={", "no valid YAML"),
         ("optim=3", "'optim' is a section"),
         ("--steps", "'--steps' is not understood"),
         ("--config", "needs a file name"),
@@ -35,6 +38,13 @@ def test_overrides_are_laid_over_the_default(tmp_path):
 def test_bad_arguments_are_named(argument, message):
     with pytest.raises(ValueError, match=message):
         load_config("mlm-small.yaml", [argument])
+
+
+def test_rates_may_be_null_and_files_must_be_mappings(tmp_path):
+    assert load_config("opl-small.yaml", ["optim.layer_lr=null"])["optim"]["layer_lr"] is None
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(ValueError, match="holds no mapping"):
+        load_config("opl-small.yaml", ["--config", str(tmp_path / "list.yaml")])
 
 
 def test_an_unknown_file_is_named():

@@ -89,6 +89,11 @@ def test_a_finished_run_is_not_overwritten(corpus, tmp_path):
         ("loss.name=triplet", "loss.name='triplet' is unknown; choose opl or mnrl"),
         ("model.start=zeros", "model.start='zeros' is unknown"),
         ("model.architecture.num_layers=5", "num_layers is no field of M2BertConfig; the nearest one is"),
+        ("model.new_model.num_layers=5", "model.new_model.num_layers is no field"),
+        ("evaluation.steps=0", "evaluation.steps=0 must be at least 1"),
+        ("data.documents_per_batch=0", "data.documents_per_batch=0 must be at least 1"),
+        ("data.document_tokens=65", "data.document_tokens=65 exceeds the model's max_position_embeddings=64"),
+        ("tokenizer.path=nowhere", "no folder 'nowhere'"),
         ("data.task=other", "other"),
         ("data.path=nowhere", "nowhere"),
     ],
@@ -208,3 +213,30 @@ def test_runs_record_what_they_read(corpus, tmp_path):
         prints.append(json.loads((tmp_path / name / "training.json").read_text())["data_fingerprint"])
     assert prints[0] == prints[1]
     assert len(prints[0]) == 64
+
+
+def test_a_tokenizer_that_does_not_fit_the_checkpoint_is_refused_before_training(corpus, tmp_path, capsys):
+    opl.main([*OPL, "steps=0", "tokenizer.vocab_size=60", f"data.path={corpus}", f"output_dir={tmp_path / 'small'}"])
+    opl.main([*OPL, "steps=0", f"data.path={corpus}", f"output_dir={tmp_path / 'large'}"])
+    arguments = [
+        f"model.path={tmp_path / 'small'}",
+        f"tokenizer.path={tmp_path / 'large'}",
+        f"output_dir={tmp_path / 'out'}",
+    ]
+    capsys.readouterr()
+    with pytest.raises(ValueError, match="tokenizer gives ids up to"):
+        opl.main([*OPL, f"data.path={corpus}", *arguments])
+    assert "step" not in capsys.readouterr().err
+
+
+def test_long_queries_are_cut_and_counted(corpus, tmp_path, caplog):
+    short = ["data.document_tokens=4", "data.passage_share=0", "data.query_dropout=false"]
+    with caplog.at_level("WARNING"):
+        opl.main([*OPL, *short, f"data.path={corpus}", f"output_dir={tmp_path / 'out'}"])
+    assert "13 queries are cut to data.document_tokens=4" in caplog.text
+
+
+def test_help_is_the_entry_points_own_text(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["mlm.py", "--help"])
+    command_line(lambda argv: pytest.fail("ran"), "mlm")
+    assert capsys.readouterr().out
