@@ -246,15 +246,15 @@ def test_links_are_followed_and_the_working_folder_is_refused(tmp_path, tiny_con
 
 
 def test_only_a_model_folder_is_replaced(tmp_path, tiny_config, tokenizer, monkeypatch):
-    (tmp_path / "work" / "inner").mkdir(parents=True)
-    (tmp_path / "work" / "thesis.txt").write_text("precious")
+    (tmp_path / "mine" / "inner").mkdir(parents=True)
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
     with pytest.raises(ValueError, match="holds no model, so it is not replaced"):
-        write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "work", overwrite=True)
-    (tmp_path / "work" / "config.json").write_text("{}")
-    monkeypatch.chdir(tmp_path / "work" / "inner")
+        write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "mine", overwrite=True)
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path / "mine" / "inner")
     with pytest.raises(ValueError, match="holds the working folder"):
         write_folder(M2BertModel(tiny_config()), tokenizer, "..", overwrite=True)
-    assert (tmp_path / "work" / "thesis.txt").read_text() == "precious"
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
 
 
 @pytest.mark.parametrize("cls", [M2BertModel, M2BertForMaskedLM, M2BertForSequenceClassification])
