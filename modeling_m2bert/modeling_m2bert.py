@@ -43,8 +43,8 @@ class M2BertEmbeddings(nn.Module):
     def forward(self, input_ids: Tensor | None, token_type_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         """(B, L) ids, or (B, L, H) token embeddings -> (B, L, H)."""
         x = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        types = self.token_type_embeddings.weight[0] if token_type_ids is None else None
-        x = x + (types if types is not None else self.token_type_embeddings(token_type_ids))
+        table = self.token_type_embeddings
+        x = x + (table.weight[0] if token_type_ids is None else table(token_type_ids))
         x = x + self.position_embeddings.weight[: x.shape[1]]
         return self.dropout(self.norm(x))
 
