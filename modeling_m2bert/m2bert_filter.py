@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .m2bert_ops_filter import FilterParameters, implicit_filter
+
 FASTEST_DECAY_SHARE = 0.3  # share of the decay length after which the fastest channel has fallen to 1 %
 SLOWEST_DECAY_SHARE = 1.5
 
@@ -73,18 +75,21 @@ class M2BertFilter(nn.Module):
 
         return super()._apply(keep_precision, recurse)
 
-    def forward(self, length: int) -> tuple[Tensor, Tensor]:
-        """First `length` taps of both directions.
+    def parameters_for(self, length: int) -> FilterParameters:
+        """What generates the first `length` taps."""
+        return FilterParameters(
+            self.positional_features[:length],
+            self.frequency,
+            self.input_weight,
+            self.input_bias,
+            self.hidden_weight,
+            self.hidden_bias,
+            self.output_weight,
+            self.time[:length],
+            self.decay,
+        )
 
-        Returns:
-            forward (H, length) for lags 0, 1, .. and reverse (H, length) for lags -1, -2, ..; float32 or float64.
-        """
+    def forward(self, length: int) -> Tensor:
+        """First `length` taps (2, H, length), float32 or float64: [0] for lags 0, 1, ..; [1] for lags -1, -2, ..."""
         with torch.autocast(self.time.device.type, enabled=False):
-            frequency = self.frequency[:, None]
-            x = self.positional_features[:length].T  # (E, L)
-            x = torch.sin(frequency * (self.input_weight @ x + self.input_bias[..., None]))  # (2, O, L)
-            for weight, bias in zip(self.hidden_weight, self.hidden_bias, strict=True):
-                x = torch.sin(frequency * (torch.bmm(weight, x) + bias[..., None]))
-            taps = torch.bmm(self.output_weight, x)  # (2, H, L)
-            taps = taps * torch.exp(-self.decay[:, None] * self.time[:length])
-        return taps[0], taps[1]
+            return implicit_filter(self.parameters_for(length))

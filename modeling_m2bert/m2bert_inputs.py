@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .m2bert_rows import values_are_hidden
+
 
 def check_inputs(
     config,
@@ -48,19 +50,13 @@ def _check_range(name: str, ids: Tensor, size_name: str, size: int, fix: str):
         raise ValueError(f"{name} holds id {odd}, outside the vocabulary of {size_name}={size}; {fix}")
 
 
-def padding_of(mask: Tensor) -> Tensor | None:
-    """Padded positions of a mask of ones then zeros.
-
-    Args:
-        mask: (B, L) bool, True at real positions.
-
-    Returns:
-        (B, L) bool, True where padded; None where nothing is.
+def visible_tokens(mask: Tensor) -> Tensor | None:
+    """Mask of ones then zeros (B, L) bool as it is; None where it hides nothing.
 
     Raises:
-        ValueError: a zero stands before a one (not checked inside torch.compile).
+        ValueError: a zero stands before a one (not checked where values are hidden).
     """
-    if not torch.compiler.is_compiling():
+    if not values_are_hidden(mask):
         if bool(mask.all()):
             return None
         if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
@@ -68,4 +64,4 @@ def padding_of(mask: Tensor) -> Tensor | None:
                 "attention_mask must be ones then zeros in every row, but a zero stands before a one; "
                 "pad on the right (tokenizer.padding_side='right')"
             )
-    return ~mask
+    return mask

@@ -2,68 +2,84 @@
 
     [x1 | x2 | v] = short_conv(in_proj(u));  y = long_conv(v * x1) * x2 + long_conv(u);  output = out_proj(y)
 
-Convolutions run over (B, H, L). Padded positions are set to zero before each of them, so that nothing of the padding
-reaches a real position.
+Convolutions run over channels, (C, T); projections read and write that layout by themselves. Nothing crosses from one
+row to another, and nothing of the padding reaches a real position.
 """
 
 import torch
 from torch import Tensor, nn
 
 from .m2bert_filter import M2BertFilter
-from .m2bert_ops_torch import long_conv, short_conv
+from .m2bert_ops import cached_long_conv, long_conv, short_conv_gate
+from .m2bert_ops_filter import FilterCache, implicit_filters
+from .m2bert_rows import Rows
 
 MIXER_LAYER_NORM_EPS = 1e-5  # of the checkpoints that have this norm
 
 
 class ShortConv(nn.Module):
-    """Depthwise causal convolution with three taps, weight (channels, 1, 3), bias (channels,)."""
+    """Parameters of a depthwise causal convolution with three taps: weight (channels, 1, 3), bias (channels,)."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels, 1, 3))
         self.bias = nn.Parameter(torch.empty(channels))
 
+
+class ChannelLinear(nn.Linear):
+    """Linear layer that leaves its bias to the operation that follows, and whose output (T, out) lies in memory as the
+    channels (out, T) that this operation reads."""
+
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, L) -> (B, C, L)."""
-        return short_conv(x, self.weight, self.bias)
+        """(T, in) -> (T, out)."""
+        return (self.weight @ x.T).T
 
 
 class M2BertMixer(nn.Module):
     """Mixes along the sequence; the only skip from input to output is the residual long convolution."""
 
-    def __init__(self, config):
+    def __init__(self, config, layer: int = 0, cache: FilterCache | None = None):
         super().__init__()
         hidden = config.hidden_size
         self.norm = nn.LayerNorm(hidden, eps=MIXER_LAYER_NORM_EPS) if config.mixer_layer_norm else None
-        self.in_proj = nn.Linear(hidden, 3 * hidden)
+        self.in_proj = ChannelLinear(hidden, 3 * hidden)
         self.short_conv = ShortConv(3 * hidden)
         self.filter = M2BertFilter(config)
         self.residual_filter = M2BertFilter(config) if config.residual_long_conv else None
         self.out_proj = nn.Linear(hidden, hidden)
+        self.layer = layer
+        self.cache = cache or FilterCache(1)
 
-    def forward(self, hidden_states: Tensor, padding: Tensor | None = None) -> Tensor:
-        """
-        Args:
-            hidden_states: (B, L, H).
-            padding: (B, L) bool, True at padded positions; None where there are none or they may be seen.
-
-        Returns:
-            (B, L, H). Padded positions hold out_proj's bias; the layer zeroes them.
-        """
-        length = hidden_states.shape[1]
+    def forward(self, hidden_states: Tensor, rows: Rows) -> Tensor:
+        """(T, H) -> (T, H); padded positions, where there are any, hold out_proj's bias."""
         if self.norm is not None:
             hidden_states = self.norm(hidden_states)
-        u = _zero(hidden_states.transpose(1, 2), padding)  # (B, H, L)
-        projected = _zero(self.in_proj(hidden_states).transpose(1, 2), padding)  # (B, 3H, L)
-        x1, x2, v = self.short_conv(projected).chunk(3, dim=1)
-        y = long_conv(_zero(v * x1, padding), *self.filter(length), self.filter.skip) * x2
-        if self.residual_filter is not None:
-            y = y + long_conv(u, *self.residual_filter(length), self.residual_filter.skip)
-        return self.out_proj(y.transpose(1, 2))
+        weight, bias = self.short_conv.weight.squeeze(1), self.short_conv.bias
+        gated, gate = short_conv_gate(self.in_proj(hidden_states).T, self.in_proj.bias, weight, bias, *rows)
+        residual = None if self.residual_filter is None else hidden_states.T.to(gated.dtype)
+        return self.out_proj(self._long_conv(gated, gate, residual, rows).T)
 
+    def _long_conv(self, gated: Tensor, gate: Tensor, residual: Tensor | None, rows: Rows) -> Tensor:
+        filters = [module for module in (self.filter, self.residual_filter) if module is not None]
+        missing = [None] * (2 - len(filters))
+        skips = [module.skip for module in filters] + missing
+        if torch.is_grad_enabled():
+            with torch.autocast(gated.device.type, enabled=False):
+                taps = implicit_filters([module.parameters_for(rows.longest) for module in filters])
+            return long_conv(gated, gate, residual, *taps, *missing, *skips, *rows)
+        sources = [module.parameters_for(len(module.time)) for module in filters]
+        place = [self.cache.handle, self.layer, self.cache.num_layers]
+        return cached_long_conv(gated, gate, residual, *sources, *missing, *skips, *rows, place)
 
-def _zero(x: Tensor, padding: Tensor | None) -> Tensor:
-    """x (B, C, L), contiguous, with exact zeros at padded positions."""
-    if padding is None:
-        return x.contiguous()
-    return x.masked_fill(padding[:, None, :], 0).contiguous()
+    def train(self, mode: bool = True):
+        if mode:
+            self.cache.clear()
+        return super().train(mode)
+
+    def _apply(self, fn, recurse=True):
+        self.cache.clear()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self.cache.clear()
+        return super()._load_from_state_dict(*args, **kwargs)

@@ -2,23 +2,19 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from .m2bert_ops_torch import block_diagonal_linear
+from .m2bert_ops import block_diagonal_glu
 
 
 class BlockDiagonalLinear(nn.Module):
-    """Linear layer whose matrix is block diagonal: weight (num_blocks, out / num_blocks, in / num_blocks)."""
+    """Parameters of a linear layer whose matrix is block diagonal: output chunk j = weight_j input chunk j, weight
+    (num_blocks, out / num_blocks, in / num_blocks)."""
 
     def __init__(self, in_features: int, out_features: int, num_blocks: int, bias: bool = True):
         super().__init__()
         shape = (num_blocks, out_features // num_blocks, in_features // num_blocks)
         self.weight = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
-        return block_diagonal_linear(x, self.weight, self.bias)
 
 
 class M2BertMLP(nn.Module):
@@ -31,10 +27,11 @@ class M2BertMLP(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.up = BlockDiagonalLinear(config.hidden_size, 2 * config.intermediate_size, config.num_blocks, bias=False)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.down = BlockDiagonalLinear(config.intermediate_size, config.hidden_size, config.num_blocks)
+        self.dropout = config.hidden_dropout_prob
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, L, H) -> (B, L, H)."""
-        gate, value = self.up(x).chunk(2, dim=-1)
-        return self.down(self.dropout(F.gelu(gate) * value))
+        """(T, H) -> (T, H)."""
+        return block_diagonal_glu(
+            x, self.up.weight, self.down.weight, self.down.bias, self.dropout if self.training else 0.0
+        )

@@ -1,86 +1,239 @@
-"""The operations of M2-BERT in plain PyTorch: the CPU path, and the oracle that any faster kernel must equal.
+"""The operations of M2-BERT in plain PyTorch, but for the long convolution: the CPU path, and the oracle of the Triton
+kernels. Each works on pieces that fit the processor's cache and recomputes in backward what it can.
 
-Functions of tensors and numbers only. B batch, L length, H channels, N FFT length.
+T tokens of all rows side by side, (T, H) token-major or (C, T) channel-major; for offsets and lengths of the rows see
+m2bert_ops_torch_conv.
 """
+
+import itertools
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+CHUNK_TOKENS = 512
+GROUP_ELEMENTS = 2**18
 
-def fft_length(length: int) -> int:
-    """Smallest even number >= 2 * length with no prime factor above 5: room for every lag, and a fast FFT."""
-    target = max(2 * length, 2)
-    best = 1 << (target - 1).bit_length()
-    odd_parts = (3**i * 5**j for i in range(12) for j in range(9))
-    for odd in odd_parts:
-        if odd < best:
-            candidate = odd * max(2, 1 << max(0, -(-target // odd) - 1).bit_length())
-            if target <= candidate < best:
-                best = candidate
-    return best
+Row = tuple[int, int, int]
 
 
-def filter_spectrum(forward_filter: Tensor, reverse_filter: Tensor, n: int) -> Tensor:
-    """Spectrum of the two-sided filter.
+def row_columns(offsets: Tensor, lengths: Tensor) -> list[Row]:
+    """First column, end of the real ones and end of all columns of every row that has any."""
+    slots = itertools.pairwise(offsets.tolist())
+    return [(start, start + n, end) for (start, end), n in zip(slots, lengths.tolist(), strict=True) if end > start]
+
+
+def short_conv_gate(
+    projected: Tensor,
+    projection_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    offsets: Tensor,
+    lengths: Tensor,
+    longest: int,
+) -> tuple[Tensor, Tensor]:
+    """Depthwise causal convolution with three taps, split into [x1 | x2 | v], and the first gate.
+
+        s_t = b + w_0 a_{t-2} + w_1 a_{t-1} + w_2 a_t,  a_t = projected_t + projection_bias, zero before the row's start
 
     Args:
-        forward_filter: (H, L), taps for lags 0 .. L-1.
-        reverse_filter: (H, L), element j is the tap for lag -(j + 1); the last one is never reached.
-        n: FFT length N >= 2 L.
+        projected: (3H, T), still without the bias of the projection. projection_bias: (3H,).
+        weight: (3H, 3). bias: (3H,).
 
     Returns:
-        (H, N // 2 + 1) complex, the real DFT of [forward, 0 .., reverse backwards].
+        gated v * x1 (H, T) and gate x2 (H, T) in projected's dtype, zero in padding. Computed in float32 at least.
     """
-    length = forward_filter.shape[-1]
-    taps = torch.cat([F.pad(forward_filter, (0, n - 2 * length)), reverse_filter.flip(-1)], dim=-1)
-    return torch.fft.rfft(taps)
+    hidden = len(projected) // 3
+    gated = torch.empty_like(projected[:hidden], memory_format=torch.contiguous_format)
+    gate = torch.empty_like(gated)
+    for start, stop, slot_end in row_columns(offsets, lengths):
+        gated[:, stop:slot_end] = gate[:, stop:slot_end] = 0
+        for parts in _channel_groups(projected, stop - start):
+            x1, x2, v = (
+                _short_conv(_shifted(projected, projection_bias, part, start, stop, weight), weight, bias, part)
+                for part in parts
+            )
+            gated[parts[0], start:stop] = x1.mul_(v)
+            gate[parts[0], start:stop] = x2
+    return gated, gate
 
 
-def long_conv(x: Tensor, forward_filter: Tensor, reverse_filter: Tensor, skip: Tensor) -> Tensor:
-    """Bidirectional long convolution with a skip term (paper section 3; O(L log L) by FFT).
+def short_conv_gate_backward(
+    d_gated: Tensor,
+    d_gate: Tensor,
+    projected: Tensor,
+    projection_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    offsets: Tensor,
+    lengths: Tensor,
+    longest: int,
+) -> tuple[Tensor, ...]:
+    """Gradients of short_conv_gate with respect to projected, projection_bias, weight and bias."""
+    d_projected = torch.empty_like(projected, memory_format=torch.contiguous_format)
+    d_projection_bias, d_weight, d_bias = (
+        torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (projection_bias, weight, bias)
+    )
+    for start, stop, slot_end in row_columns(offsets, lengths):
+        d_projected[:, stop:slot_end] = 0
+        for parts in _channel_groups(projected, stop - start):
+            shifted = [_shifted(projected, projection_bias, part, start, stop, weight) for part in parts]
+            upstream, d_x2 = (x[parts[0], start:stop].to(shifted[0].dtype) for x in (d_gated, d_gate))
+            d_x1 = upstream * _short_conv(shifted[2], weight, bias, parts[2])
+            d_v = upstream * _short_conv(shifted[0], weight, bias, parts[0])
+            for part, a, gradient in zip(parts, shifted, (d_x1, d_x2, d_v), strict=True):
+                padded, taps = F.pad(gradient, (0, 2)), weight[part].to(a.dtype)
+                d_a = sum(taps[:, i, None] * padded[:, 2 - i : 2 - i + stop - start] for i in range(3))
+                d_projected[part, start:stop] = d_a
+                d_projection_bias[part] += d_a.sum(1)
+                d_bias[part] += gradient.sum(1)
+                for i in range(3):
+                    d_weight[part, i] += (gradient * a[:, i : i + stop - start]).sum(1)
+    return d_projected, d_projection_bias, d_weight, d_bias
 
-        y_t = sum_{j<=t} h_{t-j} x_j + sum_{j>t} r_{j-t-1} x_j + d x_t
+
+def _shifted(projected, projection_bias, channels, start, stop, weight) -> Tensor:
+    """Projected with its bias behind two zeros, (G, 2 + length) in float32 at least."""
+    dtype = torch.promote_types(torch.promote_types(projected.dtype, weight.dtype), torch.float32)
+    a = projected.new_zeros(channels.stop - channels.start, 2 + stop - start, dtype=dtype)
+    a[:, 2:] = projected[channels, start:stop]
+    a[:, 2:] += projection_bias[channels, None].to(dtype)
+    return a
+
+
+def _short_conv(shifted: Tensor, weight: Tensor, bias: Tensor, channels: slice) -> Tensor:
+    taps = weight[channels].to(shifted.dtype)
+    y = torch.addcmul(bias[channels, None].to(shifted.dtype), shifted[:, 2:], taps[:, 2:])
+    return y.addcmul_(shifted[:, 1:-1], taps[:, 1:2]).addcmul_(shifted[:, :-2], taps[:, :1])
+
+
+def block_diagonal_glu(
+    x: Tensor, up: Tensor, down: Tensor, bias: Tensor, dropout: float, seed: Tensor | None
+) -> Tensor:
+    """Gated feed-forward network of block-diagonal (Monarch) matrices.
+
+        y = down(gelu(gate) * value),  [gate | value] = up(x)
 
     Args:
-        x: (B, H, L), any floating dtype; computed in the filters' dtype (float32 at least).
-        forward_filter, reverse_filter: (H, L) h and r.
-        skip: (H,) d.
+        x: (T, H).
+        up: (K, 2I / K, H / K), K blocks; output chunk j = up_j input chunk j. down: (K, H / K, I / K). bias: (H,).
+        dropout: probability with which a product gelu(gate) * value is zeroed; the others grow accordingly.
+        seed: (1,) int64 on x's device, of the dropout; None without.
 
     Returns:
-        (B, H, L) in x's dtype.
+        (T, H).
     """
-    length = x.shape[-1]
-    n = 2 * length if torch.compiler.is_compiling() else fft_length(length)  # a compiled graph serves many lengths
-    signal = x.to(torch.promote_types(x.dtype, forward_filter.dtype))
-    spectrum = filter_spectrum(forward_filter, reverse_filter, n)
-    y = torch.fft.irfft(torch.fft.rfft(signal, n=n) * spectrum, n=n)[..., :length]
-    return torch.addcmul(y, signal, skip[:, None]).to(x.dtype)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    width = down.shape[1]
+    for tokens in _token_chunks(x):
+        keep = _dropout_mask(x[tokens], down, dropout, seed, tokens.start)
+        for j in range(len(down)):
+            gate, value, _ = _gate_and_value(x[tokens], up, j, len(down))
+            product = F.gelu(gate).mul_(value)
+            if keep is not None:
+                product.mul_(keep[j])
+            columns = slice(j * width, (j + 1) * width)
+            y[tokens, columns] = torch.addmm(bias[columns], product, down[j].T)
+    return y
 
 
-def short_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Depthwise causal convolution with three taps: s_t = b + w_0 x_{t-2} + w_1 x_{t-1} + w_2 x_t.
+def block_diagonal_glu_backward(
+    dy: Tensor, x: Tensor, up: Tensor, down: Tensor, dropout: float, seed: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Gradients of block_diagonal_glu with respect to x, up, down and bias."""
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    d_up, d_down = torch.zeros_like(up), torch.zeros_like(down)
+    width, half = down.shape[1], down.shape[2]
+    for tokens in _token_chunks(x):
+        keep = _dropout_mask(x[tokens], down, dropout, seed, tokens.start)
+        d_chunk = torch.zeros_like(x[tokens], memory_format=torch.contiguous_format)
+        for j in range(len(down)):
+            gate, value, places = _gate_and_value(x[tokens], up, j, len(down))
+            activated = F.gelu(gate)
+            upstream = dy[tokens, j * width : (j + 1) * width]
+            product = activated * value
+            d_product = upstream @ down[j]
+            if keep is not None:
+                product, d_product = product * keep[j], d_product * keep[j]
+            d_down[j].addmm_(upstream.T, product)
+            d_gate = torch.ops.aten.gelu_backward(d_product * value, gate)
+            for gradient, (block, first) in zip((d_gate, d_product.mul_(activated)), places, strict=True):
+                columns = slice(block * up.shape[2], (block + 1) * up.shape[2])
+                d_up[block, first : first + half].addmm_(gradient.T, x[tokens, columns])
+                d_chunk[:, columns].addmm_(gradient, up[block, first : first + half])
+        dx[tokens] = d_chunk
+    return dx, d_up, d_down, dy.sum(0, dtype=torch.promote_types(dy.dtype, torch.float32)).to(dy.dtype)
+
+
+def _gate_and_value(x: Tensor, up: Tensor, j: int, blocks: int) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
+    """Chunk j of gate and of value, each (T, I / K), and where in `up` each comes from: (block, first row)."""
+    half, width = up.shape[1] // 2, up.shape[2]
+    places = [((i + j) // 2, (i + j) % 2 * half) for i in (0, blocks)]
+    gate, value = (x[:, b * width : (b + 1) * width] @ up[b, first : first + half].T for b, first in places)
+    return gate, value, places
+
+
+def _dropout_mask(x: Tensor, down: Tensor, dropout: float, seed: Tensor | None, start: int) -> Tensor | None:
+    """(K, T, I / K): 0 where dropped, 1 / (1 - dropout) elsewhere; the same for the same seed and first token."""
+    if not dropout:
+        return None
+    generator = torch.Generator(x.device).manual_seed(int(seed) + start)
+    keep = torch.rand(len(down), len(x), down.shape[2], device=x.device, generator=generator) >= dropout
+    return keep.to(x.dtype).div_(1 - dropout)
+
+
+def add_layer_norm(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm(x + y) over the last dimension, in float32 at least.
 
     Args:
-        x: (B, C, L); positions before the first count as zero.
-        weight: (C, 1, 3). bias: (C,).
-    """
-    return F.conv1d(F.pad(x, (2, 0)), weight, bias, groups=x.shape[1])
-
-
-def block_diagonal_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Linear map by a block-diagonal matrix: output chunk j = W_j input chunk j.
-
-    Args:
-        x: (..., K * in). weight: (K, out, in), K blocks. bias: (K * out,) or None.
+        x, y: (T, H). weight, bias: (H,).
 
     Returns:
-        (..., K * out).
+        (T, H) in x's dtype, a transposed view of a contiguous (H, T): the next mixer reads channels, not tokens.
     """
-    blocks, out_features, in_features = weight.shape
-    if blocks == 1:
-        return F.linear(x, weight[0], bias)
-    chunks = x.reshape(-1, blocks, in_features).transpose(0, 1)  # (K, rows, in)
-    y = torch.bmm(chunks, weight.transpose(1, 2)).transpose(0, 1)  # (rows, K, out)
-    y = y.reshape(*x.shape[:-1], blocks * out_features)
-    return y if bias is None else y + bias
+    z = x.new_empty(x.shape[1], x.shape[0])
+    for tokens in _token_chunks(x):
+        total, weights = _sum(x, y, tokens, weight), weight.to(_wide(x, weight))
+        z[:, tokens] = F.layer_norm(total, weight.shape, weights, bias.to(weights.dtype), eps).T
+    return z.T
+
+
+def add_layer_norm_backward(
+    dz: Tensor, x: Tensor, y: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of add_layer_norm with respect to x (that of y is the same), weight and bias."""
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    dtype = _wide(x, weight)
+    d_weight, d_bias = torch.zeros_like(weight, dtype=dtype), torch.zeros_like(weight, dtype=dtype)
+    for tokens in _token_chunks(x):
+        total, upstream = _sum(x, y, tokens, weight), dz[tokens].to(dtype).contiguous()
+        _, mean, rstd = torch.native_layer_norm(total, weight.shape, None, None, eps)
+        d_total, d_weight_part, d_bias_part = torch.ops.aten.native_layer_norm_backward(
+            upstream, total, weight.shape, mean, rstd, weight.to(dtype), weight.to(dtype), [True, True, True]
+        )
+        dx[tokens] = d_total
+        d_weight += d_weight_part
+        d_bias += d_bias_part
+    return dx, d_weight, d_bias
+
+
+def _sum(x: Tensor, y: Tensor, tokens: slice, weight: Tensor) -> Tensor:
+    dtype = _wide(x, weight)
+    return (x[tokens].to(dtype) + y[tokens].to(dtype)).contiguous()
+
+
+def _wide(x: Tensor, weight: Tensor) -> torch.dtype:
+    return torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
+
+
+def _token_chunks(x: Tensor) -> list[slice]:
+    size = CHUNK_TOKENS if x.device.type == "cpu" else 16 * CHUNK_TOKENS
+    return [slice(start, min(start + size, len(x))) for start in range(0, len(x), size)]
+
+
+def _channel_groups(projected: Tensor, length: int):
+    """Triples of slices of the 3H channels: x1, x2 and v of the same group of channels."""
+    hidden = len(projected) // 3
+    size = max(1, GROUP_ELEMENTS // max(1, length)) if projected.device.type == "cpu" else max(1, hidden)
+    for start in range(0, hidden, size):
+        yield tuple(slice(part * hidden + start, part * hidden + min(start + size, hidden)) for part in range(3))

@@ -23,10 +23,13 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_m2bert import M2BertConfig
 from .m2bert_filter import M2BertFilter, decay_rates, normalised_time, positional_features
-from .m2bert_inputs import check_inputs, padding_of
+from .m2bert_inputs import check_inputs, visible_tokens
 from .m2bert_mixer import M2BertMixer, ShortConv
 from .m2bert_mlp import BlockDiagonalLinear, M2BertMLP
+from .m2bert_ops import add_layer_norm
+from .m2bert_ops_filter import FilterCache
 from .m2bert_pooling import M2BertPooler
+from .m2bert_rows import Packing, Rows, pack_rows
 
 
 class M2BertEmbeddings(nn.Module):
@@ -40,32 +43,32 @@ class M2BertEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: Tensor | None, token_type_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        """(B, L) ids, or (B, L, H) token embeddings -> (B, L, H)."""
-        x = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+    def forward(
+        self, input_ids: Tensor | None, token_type_ids: Tensor | None, inputs_embeds: Tensor | None, packing: Packing
+    ) -> Tensor:
+        """(B, L) ids, or (B, L, H) token embeddings -> (T, H)."""
+        x = packing.pack(input_ids if inputs_embeds is None else inputs_embeds)
+        x = self.word_embeddings(x) if inputs_embeds is None else x
         table = self.token_type_embeddings
-        x = x + (table.weight[0] if token_type_ids is None else table(token_type_ids))
-        x = x + self.position_embeddings.weight[: x.shape[1]]
+        x = x + (table.weight[0] if token_type_ids is None else table(packing.pack(token_type_ids)))
+        positions = torch.arange(packing.shape[1], device=x.device).expand(packing.shape)
+        x = x + self.position_embeddings(packing.pack(positions))
         return self.dropout(self.norm(x))
 
 
 class M2BertLayer(GradientCheckpointingLayer):
     """y = mixer(x); output = LayerNorm(y + MLP(y)). There is no skip around the mixer but the one inside it."""
 
-    def __init__(self, config):
+    def __init__(self, config, layer: int = 0, cache: FilterCache | None = None):
         super().__init__()
-        self.mixer = M2BertMixer(config)
+        self.mixer = M2BertMixer(config, layer, cache)
         self.mlp = M2BertMLP(config)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, hidden_states: Tensor, padding: Tensor | None = None) -> Tensor:
-        """(B, L, H), padding (B, L) bool or None -> (B, L, H), exactly zero at padded positions."""
-        mixed = self.mixer(hidden_states, padding)
-        return _zero_padding(self.norm(mixed + self.mlp(mixed)), padding)
-
-
-def _zero_padding(hidden_states: Tensor, padding: Tensor | None) -> Tensor:
-    return hidden_states if padding is None else hidden_states.masked_fill(padding[..., None], 0)
+    def forward(self, hidden_states: Tensor, rows: Rows) -> Tensor:
+        """(T, H) -> (T, H)."""
+        mixed = self.mixer(hidden_states, rows)
+        return add_layer_norm(mixed, self.mlp(mixed), self.norm.weight, self.norm.bias, self.norm.eps)
 
 
 class M2BertPreTrainedModel(PreTrainedModel):
@@ -139,7 +142,8 @@ class M2BertModel(M2BertPreTrainedModel):
     def __init__(self, config: M2BertConfig, add_pooling_layer: bool = True):
         super().__init__(config)
         self.embeddings = M2BertEmbeddings(config)
-        self.layers = nn.ModuleList([M2BertLayer(config) for _ in range(config.num_hidden_layers)])
+        cache = FilterCache(config.num_hidden_layers)
+        self.layers = nn.ModuleList([M2BertLayer(config, i, cache) for i in range(config.num_hidden_layers)])
         self.pooler = M2BertPooler(config) if add_pooling_layer else None
         self.gradient_checkpointing = False
         self.post_init()
@@ -179,23 +183,23 @@ class M2BertModel(M2BertPreTrainedModel):
         check_inputs(self.config, input_ids, inputs_embeds, attention_mask, token_type_ids)
         x = input_ids if input_ids is not None else inputs_embeds
         mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        padding = None
+        hidden = None
         if attention_mask is not None:
             mask = attention_mask.to(device=x.device, dtype=torch.bool)
-            padding = padding_of(mask) if self.config.padding == "masked" else None
+            hidden = visible_tokens(mask) if self.config.padding == "masked" else None
 
-        hidden_states = _zero_padding(self.embeddings(input_ids, token_type_ids, inputs_embeds), padding)
+        packing = pack_rows(x.shape[:2], x.device, hidden)
+        states = [self.embeddings(input_ids, token_type_ids, inputs_embeds, packing)]
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        all_hidden_states = (hidden_states,)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, padding)
-            if output_hidden_states:
-                all_hidden_states += (hidden_states,)
+            kept = states if output_hidden_states else []
+            states = [*kept, layer(states[-1], packing.rows)]
+        states = [packing.unpack(state) for state in states]
         return BaseModelOutputWithPooling(
-            last_hidden_state=hidden_states,
-            pooler_output=None if self.pooler is None else self.pooler(hidden_states, mask, input_ids),
-            hidden_states=all_hidden_states if output_hidden_states else None,
+            last_hidden_state=states[-1],
+            pooler_output=None if self.pooler is None else self.pooler(states[-1], mask, input_ids),
+            hidden_states=tuple(states) if output_hidden_states else None,
         )
 
 

@@ -1,94 +1,252 @@
-"""The plain operations against direct sums in float64."""
+"""The operations on plain PyTorch against their definitions in float64, gradients included; what the door refuses."""
+
+import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from modeling_m2bert import M2BertModel
-from modeling_m2bert.m2bert_ops_torch import block_diagonal_linear, fft_length, long_conv, short_conv
+from modeling_m2bert import M2BertModel, m2bert_ops_torch_conv
+from modeling_m2bert.m2bert_ops import add_layer_norm, block_diagonal_glu, long_conv, short_conv_gate
+from modeling_m2bert.m2bert_ops_choice import choose_kernels
+from modeling_m2bert.m2bert_ops_torch_conv import prepare_filter, transform_length
 
 
-def direct_long_conv(x, forward_filter, reverse_filter, skip):
-    """O(L^2) sum of the definition, term by term."""
-    y = skip[:, None] * x
-    for t in range(x.shape[-1]):
-        for j in range(x.shape[-1]):
-            tap = forward_filter[:, t - j] if j <= t else reverse_filter[:, j - t - 1]
-            y[..., t] += tap * x[..., j]
+def rows(*slots_and_lengths):
+    """offsets, lengths, longest of rows given as (columns, tokens)."""
+    slots, lengths = zip(*slots_and_lengths, strict=True)
+    offsets = torch.tensor([0, *slots]).cumsum(0).int()
+    return offsets, torch.tensor(lengths, dtype=torch.int32), max(lengths)
+
+
+ROWS = [rows((1, 1)), rows((2, 2), (1, 1)), rows((31, 31), (7, 7), (16, 16)), rows((20, 13), (5, 0), (20, 20))]
+
+
+def direct_convolution(x, taps, skip):
+    """The two-sided sum, term by term, as a Toeplitz matrix per channel. x (H, L)."""
+    lag = torch.arange(x.shape[1])[:, None] - torch.arange(x.shape[1])
+    matrix = torch.where(lag >= 0, taps[0][:, lag.clamp(min=0)], taps[1][:, (-lag - 1).clamp(min=0)])
+    return (matrix @ x[..., None])[..., 0] + skip[:, None] * x
+
+
+def direct_long_conv(gated, gate, residual, taps, residual_taps, skip, residual_skip, offsets, lengths, longest):
+    y = torch.zeros_like(gated)
+    for start, n in zip(offsets.tolist(), lengths.tolist(), strict=False):
+        at = slice(start, start + n)
+        y[:, at] = direct_convolution(gated[:, at], taps, skip) * gate[:, at]
+        if residual is not None:
+            y[:, at] += direct_convolution(residual[:, at], residual_taps, residual_skip)
     return y
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 7, 16, 31, 45])
-def test_long_conv_is_the_two_sided_sum(length):
-    torch.manual_seed(length)
-    arguments = [torch.randn(shape, dtype=torch.float64, requires_grad=True)
-                 for shape in ((2, 3, length), (3, length), (3, length), (3,))]  # fmt: skip
-    actual, expected = long_conv(*arguments), direct_long_conv(*arguments)
-    assert (actual - expected).abs().max() < 1e-12
-    direction = torch.randn_like(expected)
-    actual_gradients = torch.autograd.grad(actual, arguments, direction)
-    expected_gradients = torch.autograd.grad(expected, arguments, direction, allow_unused=True)
-    for ours, theirs in zip(actual_gradients, expected_gradients, strict=True):
-        theirs = torch.zeros_like(ours) if theirs is None else theirs
-        assert (ours - theirs).abs().max() < 1e-12
+def direct_short_conv_gate(projected, projection_bias, weight, bias, offsets, lengths, longest):
+    gated, gate = (torch.zeros_like(projected[: len(projected) // 3]) for _ in range(2))
+    for start, n in ((start, n) for start, n in zip(offsets.tolist(), lengths.tolist(), strict=False) if n):
+        a = F.pad(projected[:, start : start + n] + projection_bias[:, None], (2, 0))
+        x1, x2, v = F.conv1d(a[None], weight[:, None], bias, groups=len(weight))[0].chunk(3)
+        gated[:, start : start + n], gate[:, start : start + n] = v * x1, x2
+    return gated, gate
+
+
+def direct_glu(x, up, down, bias):
+    gate, value = (x @ torch.block_diag(*up).T).chunk(2, dim=-1)
+    return (F.gelu(gate) * value) @ torch.block_diag(*down).T + bias
+
+
+def assert_same(ours, theirs, arguments, tolerance=1e-11):
+    """Outputs and the gradients of every argument along a fixed direction."""
+    differentiable = [x for x in arguments if isinstance(x, torch.Tensor) and x.requires_grad]
+    outputs = [f(*arguments) for f in (ours, theirs)]
+    outputs = [output if isinstance(output, tuple) else (output,) for output in outputs]
+    directions = [torch.randn(o.shape, generator=torch.Generator().manual_seed(1), dtype=o.dtype) for o in outputs[1]]
+    gradients = [torch.autograd.grad(output, differentiable, directions, allow_unused=True) for output in outputs]
+    for actual, expected in zip((*outputs[0], *gradients[0]), (*outputs[1], *gradients[1]), strict=True):
+        expected = torch.zeros_like(actual) if expected is None else expected
+        assert torch.isfinite(actual).all()
+        assert actual.shape == expected.shape
+        assert actual.numel() == 0 or (actual - expected).abs().max() <= tolerance
+
+
+def randoms(*shapes):
+    torch.manual_seed(0)
+    return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+
+def poison(offsets, lengths, *tensors):
+    """NaN in every padded column: nothing may read them."""
+    with torch.no_grad():
+        for x in tensors:
+            for start, end, n in zip(offsets.tolist(), offsets.tolist()[1:], lengths.tolist(), strict=False):
+                x[:, start + n : end] = math.nan
+
+
+@pytest.mark.parametrize("at", ROWS)
+@pytest.mark.parametrize("residual", [True, False])
+def test_long_conv_is_the_two_sided_sum(at, residual, monkeypatch):
+    monkeypatch.setattr(m2bert_ops_torch_conv, "_group_elements", lambda *sizes: 100)  # several groups of channels
+    signals, taps, skips = ((5, int(at[0][-1])),) * 3, ((2, 5, 33),) * 2, ((5,),) * 2
+    x, gate, u, h, residual_h, d, residual_d = randoms(*signals, *taps, *skips)
+    poison(*at[:2], x, gate, u)
+    if not residual:
+        u = residual_h = residual_d = None
+    assert_same(long_conv, direct_long_conv, [x, gate, u, h, residual_h, d, residual_d, *at])
+
+
+@pytest.mark.parametrize("at", ROWS)
+def test_short_conv_gate_is_causal_and_starts_every_row_anew(at):
+    projected, *parameters = randoms((9, int(at[0][-1])), (9,), (9, 3), (9,))
+    poison(*at[:2], projected)
+    assert_same(short_conv_gate, direct_short_conv_gate, [projected, *parameters, *at])
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 513])
+@pytest.mark.parametrize("blocks", [1, 2, 3, 4])
+def test_block_diagonal_glu_equals_its_dense_matrices(blocks, tokens):
+    assert_same(block_diagonal_glu, direct_glu, randoms((tokens, 12), (blocks, 48 // blocks, 12 // blocks),
+                                                        (blocks, 12 // blocks, 24 // blocks), (12,)), 1e-9)  # fmt: skip
+
+
+def test_dropout_drops_what_it_says_and_the_same_in_backward():
+    torch.manual_seed(0)
+    x, up = torch.ones(600, 8, dtype=torch.float64), torch.ones(2, 64, 4, dtype=torch.float64)
+    down = torch.zeros(2, 4, 32, dtype=torch.float64)
+    down[:, 0, 5] = 1  # output channel 0 of each block is one product
+    x.requires_grad_()
+    y = block_diagonal_glu(x, up, down, torch.zeros(8, dtype=torch.float64), dropout=0.25)
+    full = F.gelu(torch.tensor(4.0, dtype=torch.float64)) * 4
+    kept = y[:, ::4] != 0
+    assert 0.7 < kept.double().mean() < 0.8
+    assert torch.allclose(y[:, ::4][kept], full / 0.75)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(gradient[:, :4].sum(1) != 0, kept.any(1))
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 513])
+def test_add_layer_norm_equals_its_composite(tokens):
+    def direct(x, y, weight, bias):
+        return F.layer_norm(x + y, weight.shape, weight, bias, 1e-12)
+
+    assert_same(lambda *a: add_layer_norm(*a, 1e-12), direct, randoms((tokens, 6), (tokens, 6), (6,), (6,)), 1e-8)
+    assert add_layer_norm(*randoms((4, 6), (4, 6), (6,), (6,)), 1e-12).T.is_contiguous()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_long_conv_of_half_precision_is_computed_in_float32(dtype):
-    torch.manual_seed(0)
-    x, taps, skip = torch.randn(2, 4, 30).to(dtype), torch.randn(2, 4, 30), torch.randn(4)
-    y = long_conv(x, taps[0], taps[1], skip)
+    at = rows((30, 30))
+    arguments = [x.detach() for x in randoms((4, 30), (4, 30), (4, 30), (2, 4, 30), (2, 4, 30), (4,), (4,))]
+    x, gate, u = (x.to(dtype) for x in arguments[:3])
+    y = long_conv(x, gate, u, *(p.float() for p in arguments[3:]), *at)
     assert y.dtype == dtype
-    exact = long_conv(x.double(), taps[0].double(), taps[1].double(), skip.double())
+    exact = long_conv(x.double(), gate.double(), u.double(), *(p.float().double() for p in arguments[3:]), *at)
     assert (y.double() - exact).abs().max() <= torch.finfo(dtype).eps * exact.abs().max()
 
 
-def test_long_conv_of_a_float64_signal_is_computed_in_float64():
-    torch.manual_seed(0)
-    x, taps, skip = torch.randn(2, 4, 30).double(), torch.randn(2, 4, 30), torch.randn(4)
-    exact = long_conv(x, taps[0].double(), taps[1].double(), skip.double())
-    assert (long_conv(x, taps[0], taps[1], skip) - exact).abs().max() < 1e-5
-    assert long_conv(x, taps[0], taps[1], skip).dtype == torch.float64
+def test_spectra_of_long_filters_are_kept_in_half_precision_for_half_precision_only(monkeypatch):
+    monkeypatch.setattr(m2bert_ops_torch_conv, "HALF_PRECISION_BEYOND", 16)
+    at, m = rows((20, 20)), transform_length(20)
+    x, gate, taps, skip = (p.detach().float() for p in randoms((4, 20), (4, 20), (2, 4, 20), (4,)))
+    taps *= 1e-6 * torch.tensor([1.0, 1e3, 1e-3, 1e12])[:, None]  # far outside the range of float16
+    exact = prepare_filter(taps, m, torch.float32)
+    assert [part.dtype for part in exact] == [torch.complex64]
+    prepared = prepare_filter(taps, m, torch.bfloat16)
+    assert prepared[0].dtype == torch.float16
+    kept = m2bert_ops_torch_conv._spectrum(prepared, slice(None))[:, 0]
+    largest = exact[0].abs().amax(1, keepdim=True)
+    assert ((kept - exact[0]).abs() / largest).max() < 6e-4
+    half = m2bert_ops_torch_conv.long_conv(x, gate, None, lambda m: (prepared, None), skip, None, *at)
+    assert torch.isfinite(half).all()
+
+
+def test_a_row_costs_and_gives_what_it_would_alone(monkeypatch):
+    """Transforms are as long as their row needs, and batch mates do not change a bit of it."""
+    sizes, rfft = [], torch.fft.rfft
+    monkeypatch.setattr(torch.fft, "rfft", lambda x: sizes.append(x.shape[-1]) or rfft(x))
+    arguments = [x.detach() for x in randoms((4, 310), (4, 310), (4, 310), (2, 4, 300), (2, 4, 300), (4,), (4,))]
+    together = long_conv(*arguments, *rows((10, 10), (300, 300)))
+    assert {20, 640} == set(sizes)
+    alone = long_conv(*(x[:, :10] for x in arguments[:3]), *arguments[3:], *rows((10, 10)))
+    assert torch.equal(together[:, :10], alone)
 
 
 def test_a_text_costs_what_its_length_costs(tiny_config, monkeypatch):
     """The transforms of a short text in a model with a long context are short."""
     sizes, rfft = [], torch.fft.rfft
-    monkeypatch.setattr(torch.fft, "rfft", lambda x, n=None: sizes.append(n or x.shape[-1]) or rfft(x, n=n))
+    monkeypatch.setattr(torch.fft, "rfft", lambda x: sizes.append(x.shape[-1]) or rfft(x))
     model = M2BertModel(tiny_config(max_position_embeddings=4096)).eval()
     model(torch.ones(1, 10, dtype=torch.long))
     assert len(sizes) == 2 * 2 * 2  # signal and filter, gated and residual, two layers
     assert set(sizes) == {20}
 
 
-def test_short_conv_is_causal_with_the_last_tap_on_the_current_position():
-    torch.manual_seed(0)
-    x, weight, bias = torch.randn(2, 5, 9), torch.randn(5, 1, 3), torch.randn(5)
-    y = short_conv(x, weight, bias)
-    for t in range(9):
-        expected = bias + sum(weight[:, 0, 2 - lag] * x[..., t - lag] for lag in range(min(t, 2) + 1))
-        assert torch.allclose(y[..., t], expected, atol=1e-6)
+def test_transform_length_is_long_enough_and_never_much_longer():
+    lengths = [transform_length(longest) for longest in range(1, 70000, 7)]
+    assert all(longest <= m <= 4 / 3 * longest + 1 for longest, m in zip(range(1, 70000, 7), lengths, strict=True))
+    assert len(set(lengths)) <= 3 * 17
 
 
-@pytest.mark.parametrize("blocks", [1, 2, 4])
-def test_block_diagonal_linear_equals_its_dense_matrix(blocks):
-    torch.manual_seed(0)
-    x, weight, bias = (
-        torch.randn(2, 3, 8).double(),
-        torch.randn(blocks, 12 // blocks, 8 // blocks).double(),
-        torch.randn(12).double(),
-    )
-    expected = x @ torch.block_diag(*weight).T
-    assert torch.allclose(block_diagonal_linear(x, weight), expected, atol=1e-12)
-    assert torch.allclose(block_diagonal_linear(x, weight, bias), expected + bias, atol=1e-12)
+def test_columns_need_not_be_contiguous():
+    at = rows((6, 6))
+    arguments = randoms((4, 6), (4, 6), (4, 6), (2, 4, 6), (2, 4, 6), (4,), (4,))
+    transposed = [x.detach().T.contiguous().T for x in arguments[:3]]
+    assert torch.equal(long_conv(*transposed, *arguments[3:], *at), long_conv(*arguments, *at))
+    projected, *rest = randoms((6, 5), (6,), (6, 3), (6,))
+    at = rows((5, 5))
+    expected = short_conv_gate(projected, *rest, *at)
+    assert all(map(torch.equal, short_conv_gate(projected.T.contiguous().T, *rest, *at), expected))
 
 
-def test_fft_length_is_even_long_enough_and_never_much_longer():
-    for length in range(1, 3000):
-        n = fft_length(length)
-        assert n % 2 == 0
-        assert n >= 2 * length
-        assert n <= 2 * length * 1.125 + 2
-        for prime in (2, 3, 5):
-            while n % prime == 0:
-                n //= prime
-        assert n == 1
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"taps": torch.zeros(2, 4, 5)}, "taps has 5 taps, fewer than the longest row of 6 tokens"),
+        ({"taps": torch.zeros(2, 3, 9)}, r"taps has shape \(2, 3, 9\); expected \(2, 4, P\)"),
+        ({"gate": torch.zeros(4, 7)}, "gate is torch.float32 .* make them equal"),
+        ({"residual": None}, "go together"),
+        ({"lengths": torch.tensor([7])}, r"lengths=\[7\] must lie between 0 and the \[6\] columns"),
+        ({"longest": 5}, "not exceed longest=5"),
+        ({"offsets": torch.tensor([0, 4])}, r"offsets=\[0, 4\] must rise from 0 to the 6 columns"),
+        ({"offsets": torch.tensor([0, 3, 6])}, r"expected \(B \+ 1,\) and \(B,\)"),
+        ({"kernels": "cuda"}, "kernels='cuda' is unknown; choose one of auto, torch, triton"),
+    ],
+)
+def test_bad_arguments_are_named(change, message):
+    x, taps, skip = torch.zeros(4, 6), torch.zeros(2, 4, 6), torch.zeros(4)
+    good = {"gated": x, "gate": x, "residual": x, "taps": taps, "residual_taps": taps, "skip": skip,
+            "residual_skip": skip, "offsets": torch.tensor([0, 6]), "lengths": torch.tensor([6]),
+            "longest": 6}  # fmt: skip
+    long_conv(**good)
+    with pytest.raises(ValueError, match=message):
+        long_conv(**good | change)
+
+
+def test_misfit_shapes_are_named():
+    with pytest.raises(ValueError, match="expected 3H channels"):
+        short_conv_gate(torch.zeros(4, 5), torch.zeros(4), torch.zeros(4, 3), torch.zeros(4), *rows((5, 5)))
+    with pytest.raises(ValueError, match="do not fit"):
+        block_diagonal_glu(torch.zeros(3, 5), torch.zeros(2, 8, 2), torch.zeros(2, 2, 4), torch.zeros(4))
+    with pytest.raises(ValueError, match="do not fit"):
+        add_layer_norm(torch.zeros(3, 5), torch.zeros(2, 5), torch.zeros(5), torch.zeros(5), 1e-12)
+
+
+def test_kernels_are_chosen_by_argument_then_environment_then_device(monkeypatch):
+    x = torch.zeros(1)
+    monkeypatch.delenv("M2BERT_KERNELS", raising=False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert choose_kernels("", x) == "torch"
+    monkeypatch.setenv("M2BERT_KERNELS", "fast")
+    with pytest.raises(ValueError, match="M2BERT_KERNELS='fast' is unknown; choose one of auto, torch, triton"):
+        choose_kernels("", x)
+    assert choose_kernels("torch", x) == "torch"
+    monkeypatch.setenv("M2BERT_KERNELS", "triton")
+    with pytest.raises(ValueError, match="M2BERT_KERNELS='triton' cannot be had: .*(NVIDIA GPU|not installed)"):
+        choose_kernels("", x)
+    assert choose_kernels("", x.double()) == "torch"
+
+
+def test_triton_that_is_not_installed_is_named(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(ValueError, match="kernels='triton' cannot be had: the package triton is not installed"):
+        choose_kernels("triton", torch.zeros(1))
+    assert choose_kernels("auto", torch.zeros(1)) == "torch"

@@ -1,0 +1,164 @@
+"""Implicit filters as functions of their parameters, and the cache of prepared filters for inference.
+
+A filter depends on the weights alone, and its first taps are the same at every length. So an encoder prepares each
+filter once per transform length and keeps it: at 32k tokens generating the filters costs about a third of a layer. The
+cache belongs to the process and holds at most `M2BERT_FILTER_CACHE_BYTES` (3 GB unless set; 0: nothing). A transform
+length is admitted for all layers of a model or for none, since a model reads its layers in order and a cache that
+forgets the first while it learns the last never hits; where room is short, the length admitted longest ago goes.
+"""
+
+import itertools
+import os
+import weakref
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DEFAULT_LIMIT_BYTES = 3_000_000_000
+POSITIONS_PER_CHUNK = 4096
+
+
+class FilterParameters(NamedTuple):
+    """What generates one bidirectional filter, or several with leading dimensions in front. E features, O order, H
+    channels, P positions; the dimension of 2 is direction (0 forward, 1 reverse)."""
+
+    positional_features: Tensor  # (P, E)
+    frequency: Tensor  # (O,)
+    input_weight: Tensor  # (2, O, E)
+    input_bias: Tensor  # (2, O)
+    hidden_weight: Tensor  # (2 layers, 2, O, O)
+    hidden_bias: Tensor  # (2 layers, 2, O)
+    output_weight: Tensor  # (2, H, O)
+    time: Tensor  # (P,)
+    decay: Tensor  # (H,)
+
+
+def implicit_filter(parameters: FilterParameters) -> Tensor:
+    """Taps at all positions given: MLP(z_t) * exp(-time_t * decay_c), sines between the layers (paper section 3).
+
+    Returns:
+        (.., 2, H, P), float32 or float64: [0] lags 0, 1, ..; [1] lags -1, -2, ...
+    """
+    p = parameters
+    frequency = p.frequency[..., None, :, None]
+    x = p.positional_features.mT[..., None, :, :]  # (.., 1, E, P)
+    x = torch.sin(frequency * (p.input_weight @ x + p.input_bias[..., None]))  # (.., 2, O, P)
+    for weight, bias in zip(p.hidden_weight.unbind(-4), p.hidden_bias.unbind(-3), strict=True):
+        x = torch.sin(frequency * (weight @ x + bias[..., None]))
+    decay = torch.exp(-p.decay[..., None] * p.time[..., None, :])  # (.., H, P)
+    return p.output_weight @ x * decay[..., None, :, :]
+
+
+def implicit_filters(parameters: list[FilterParameters]) -> list[Tensor]:
+    """Taps of several filters of one shape, each as by implicit_filter, generated together."""
+    if len(parameters) == 1:
+        return [implicit_filter(parameters[0])]
+    together = FilterParameters(*(torch.stack(tensors) for tensors in zip(*parameters, strict=True)))
+    return list(implicit_filter(together).unbind(0))
+
+
+def generate_taps(parameters: FilterParameters, length: int) -> Tensor:
+    """The first `length` taps (2, H, length) without gradients, piece by piece."""
+    features, time = parameters.positional_features[:length], parameters.time[:length]
+    taps = time.new_empty(2, len(parameters.decay), len(time))
+    for start in range(0, len(time), POSITIONS_PER_CHUNK):
+        piece = slice(start, start + POSITIONS_PER_CHUNK)
+        taps[..., piece] = implicit_filter(parameters._replace(positional_features=features[piece], time=time[piece]))
+    return taps
+
+
+class _Group:
+    """Prepared filters of one model at one transform length, layer by layer."""
+
+    def __init__(self, reserved_bytes: int):
+        self.reserved_bytes = reserved_bytes
+        self.layers: dict[int, tuple[list[Tensor], list[int], tuple]] = {}
+
+    def bytes(self) -> int:
+        return sum(tensor.nbytes for *_, prepared in self.layers.values() for tensor in _tensors(prepared))
+
+
+_groups: dict[tuple, _Group] = {}  # oldest first; the first element of a key is the handle of a FilterCache
+_handles = itertools.count(1)
+
+
+class FilterCache:
+    """One model's share of the cache. Copies of a model (deepcopy, pickle) get a share of their own; what a model
+    cached goes when the model goes."""
+
+    def __init__(self, num_layers: int):
+        self.num_layers = num_layers
+        self.handle = next(_handles)
+        weakref.finalize(self, _forget, self.handle)
+
+    def clear(self):
+        _forget(self.handle)
+
+    def __reduce__(self):
+        return FilterCache, (self.num_layers,)
+
+
+def clear_filter_cache():
+    """Forget all prepared filters of all models, for changes that nothing announces (`parameter.data.mul_(2)`)."""
+    _groups.clear()
+
+
+def filter_cache_bytes() -> int:
+    """Bytes of all prepared filters now kept."""
+    return sum(group.bytes() for group in list(_groups.values()))
+
+
+def cached(key: tuple, layer: int, num_layers: int, sources: list[Tensor], prepare: Callable[[], tuple]) -> tuple:
+    """prepare(), or what it returned before for the same key and layer while its sources were the same.
+
+    Args:
+        key: handle of a FilterCache, and whatever distinguishes what is prepared (transform length, dtype, device).
+        layer, num_layers: of the model; all layers are admitted together or not at all.
+        sources: parameters that the result depends on, compared by memory and version.
+
+    Raises:
+        RuntimeError: something would have to be prepared while a CUDA graph is being captured.
+    """
+    versions = [0 if tensor.is_inference() else tensor._version for tensor in sources]
+    group = _groups.get(key)
+    kept = group.layers.get(layer) if group else None
+    if (
+        kept
+        and kept[1] == versions
+        and all(a.data_ptr() == b.data_ptr() for a, b in zip(kept[0], sources, strict=True))
+    ):
+        return kept[2]
+    if sources[0].is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "the long filters of this length are not in the cache, and cannot be prepared while a CUDA graph is "
+            "captured; run the model once at this length before capturing, or raise M2BERT_FILTER_CACHE_BYTES"
+        )
+    with torch.inference_mode(False), torch.no_grad():
+        prepared = prepare()
+    group = group or _admit(key, num_layers * sum(tensor.nbytes for tensor in _tensors(prepared)))
+    if group:
+        group.layers[layer] = ([tensor.detach() for tensor in sources], versions, prepared)
+    return prepared
+
+
+def _admit(key: tuple, needed: int) -> _Group | None:
+    limit = int(os.environ.get("M2BERT_FILTER_CACHE_BYTES", DEFAULT_LIMIT_BYTES))
+    if needed > limit:
+        return None
+    while sum(group.reserved_bytes for group in _groups.values()) + needed > limit:
+        del _groups[next(iter(_groups))]
+    _groups[key] = _Group(needed)
+    return _groups[key]
+
+
+def _forget(handle: int):
+    for key in [key for key in _groups if key[0] == handle]:
+        del _groups[key]
+
+
+def _tensors(prepared) -> list[Tensor]:
+    if isinstance(prepared, Tensor):
+        return [prepared]
+    return [tensor for part in prepared or () for tensor in _tensors(part)]

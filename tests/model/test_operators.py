@@ -1,0 +1,95 @@
+"""The operations as torch.library operators: schemas, fakes, autograd, torch.compile, autocast, packing."""
+
+import pytest
+import torch
+
+from modeling_m2bert import M2BertForMaskedLM, M2BertModel, m2bert_mlp, m2bert_rows
+from modeling_m2bert.m2bert_ops_library import operators
+
+OFFSETS, LENGTHS = torch.tensor([0, 5, 12], dtype=torch.int32), torch.tensor([5, 6], dtype=torch.int32)
+ROWS = (OFFSETS, LENGTHS, 7, "torch")
+
+
+def leaves(*shapes):
+    torch.manual_seed(0)
+    return [torch.randn(shape, requires_grad=True) for shape in shapes]
+
+
+CALLS = {
+    "long_conv": lambda: (*leaves((4, 12), (4, 12), (4, 12), (2, 4, 9), (2, 4, 9), (4,), (4,)), *ROWS),
+    "short_conv_gate": lambda: (*leaves((12, 12), (12,), (12, 3), (12,)), *ROWS),
+    "block_diagonal_glu": lambda: (*leaves((9, 8), (2, 16, 4), (2, 4, 8), (8,)), 0.0, None, "torch"),
+    "add_layer_norm": lambda: (*leaves((9, 8), (9, 8), (8,), (8,)), 1e-12, "torch"),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.filterwarnings("ignore")
+def test_operators_keep_their_promises(name):
+    """Schema (nothing mutated or aliased), fake kernel, autograd registration, traced as they run."""
+    torch.library.opcheck(getattr(operators, name).default, CALLS[name]())
+
+
+def loss_and_gradients(model, ids, mask, labels, forward=None):
+    model.zero_grad()
+    loss = (model if forward is None else forward)(ids, mask, labels=labels).loss
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_close(actual, expected, tolerance):
+    assert torch.allclose(actual[0], expected[0], atol=tolerance)
+    assert actual[1].keys() == expected[1].keys()
+    for name, gradient in expected[1].items():
+        assert (actual[1][name] - gradient).abs().max() <= tolerance * max(1, gradient.abs().max()), name
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(1)
+    ids = torch.randint(1, 120, (3, 24))
+    mask = (torch.arange(24) < torch.tensor([24, 7, 1])[:, None]).long()
+    return ids, mask, torch.where(torch.rand(3, 24) < 0.3, ids, -100).masked_fill(mask == 0, -100)
+
+
+@pytest.fixture
+def model(tiny_config, randomised):
+    torch.manual_seed(0)
+    return randomised(M2BertForMaskedLM(tiny_config(mixer_layer_norm=True)))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_training_step_is_one_graph_and_gives_the_same_gradients(model, batch):
+    expected = loss_and_gradients(model, *batch)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert_close(loss_and_gradients(model, *batch, forward=compiled), expected, 1e-5)
+
+
+def test_autocast_changes_precision_and_nothing_else(model, batch):
+    expected = loss_and_gradients(model, *batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        states = model.model(*batch[:2]).last_hidden_state
+        actual = loss_and_gradients(model, *batch)
+    assert states.dtype == torch.bfloat16
+    assert all(gradient.dtype == torch.float32 for gradient in actual[1].values())
+    assert abs(actual[0] - expected[0]) < 0.05
+    for name, gradient in expected[1].items():
+        cosine = torch.cosine_similarity(actual[1][name].flatten(), gradient.flatten(), dim=0)
+        assert cosine > 0.97 or gradient.norm() < 1e-3, (name, cosine)
+
+
+def test_padding_that_stays_among_the_tokens_changes_nothing(model, batch, monkeypatch):
+    """What torch.compile and CUDA graphs run, where shapes may not depend on the mask."""
+    expected = loss_and_gradients(model, *batch)
+    monkeypatch.setattr(m2bert_rows, "values_are_hidden", lambda x: True)
+    assert_close(loss_and_gradients(model, *batch), expected, 1e-6)
+    hidden = model.model(*batch[:2]).last_hidden_state
+    assert hidden[batch[1] == 0].abs().max() == 0
+
+
+def test_nothing_is_computed_for_padding(tiny_config, monkeypatch):
+    tokens, glu = [], m2bert_mlp.block_diagonal_glu
+    monkeypatch.setattr(m2bert_mlp, "block_diagonal_glu", lambda x, *rest: tokens.append(len(x)) or glu(x, *rest))
+    mask = (torch.arange(40) < torch.tensor([40, 3])[:, None]).long()
+    M2BertModel(tiny_config()).eval()(torch.ones(2, 40, dtype=torch.long), mask)
+    assert tokens == [43, 43]
