@@ -1,8 +1,8 @@
-"""Implicit long filters: a small sine network maps the position of a tap to its value in every channel.
+"""Parameters of implicit long filters: a small sine network maps the position of a tap to its value in every channel.
 
-The filter at tap t is MLP(z_t) * exp(-time_t * decay_c), with z_t the positional features. Both directions share
-features, time, decay and frequencies; their weights are stacked in a leading dimension of 2 (0 forward, 1 reverse).
-All tensors belong to this one module, so that it alone decides their precision.
+The filter at tap t is MLP(z_t) * exp(-time_t * decay_c), with z_t the positional features (m2bert_ops_filter). Both
+directions share features, time, decay and frequencies; their weights are stacked in a leading dimension of 2 (0
+forward, 1 reverse). All tensors belong to this one module, so that it alone decides their precision.
 """
 
 import math
@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .m2bert_ops_filter import FilterParameters, implicit_filter
+from .m2bert_ops_filter import FilterParameters
 
 FASTEST_DECAY_SHARE = 0.3  # share of the decay length after which the fastest channel has fallen to 1 %
 SLOWEST_DECAY_SHARE = 1.5
@@ -88,8 +88,3 @@ class M2BertFilter(nn.Module):
             self.time[:length],
             self.decay,
         )
-
-    def forward(self, length: int) -> Tensor:
-        """First `length` taps (2, H, length), float32 or float64: [0] for lags 0, 1, ..; [1] for lags -1, -2, ..."""
-        with torch.autocast(self.time.device.type, enabled=False):
-            return implicit_filter(self.parameters_for(length))

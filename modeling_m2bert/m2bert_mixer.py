@@ -64,8 +64,7 @@ class M2BertMixer(nn.Module):
         missing = [None] * (2 - len(filters))
         skips = [module.skip for module in filters] + missing
         if torch.is_grad_enabled():
-            with torch.autocast(gated.device.type, enabled=False):
-                taps = implicit_filters([module.parameters_for(rows.longest) for module in filters])
+            taps = implicit_filters([module.parameters_for(rows.longest) for module in filters])
             return long_conv(gated, gate, residual, *taps, *missing, *skips, *rows)
         sources = [module.parameters_for(len(module.time)) for module in filters]
         place = [self.cache.handle, self.layer, self.cache.num_layers]

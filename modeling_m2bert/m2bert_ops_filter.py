@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 DEFAULT_LIMIT_BYTES = 3_000_000_000
 POSITIONS_PER_CHUNK = 4096
@@ -42,21 +43,29 @@ def implicit_filter(parameters: FilterParameters) -> Tensor:
         (.., 2, H, P), float32 or float64: [0] lags 0, 1, ..; [1] lags -1, -2, ...
     """
     p = parameters
-    frequency = p.frequency[..., None, :, None]
-    x = p.positional_features.mT[..., None, :, :]  # (.., 1, E, P)
-    x = torch.sin(frequency * (p.input_weight @ x + p.input_bias[..., None]))  # (.., 2, O, P)
-    for weight, bias in zip(p.hidden_weight.unbind(-4), p.hidden_bias.unbind(-3), strict=True):
-        x = torch.sin(frequency * (weight @ x + bias[..., None]))
-    decay = torch.exp(-p.decay[..., None] * p.time[..., None, :])  # (.., H, P)
-    return p.output_weight @ x * decay[..., None, :, :]
+    with torch.autocast(p.time.device.type, enabled=False):  # a rounded filter is another filter
+        frequency = p.frequency[..., None, :, None]
+        x = p.positional_features.mT[..., None, :, :]  # (.., 1, E, P)
+        x = torch.sin(frequency * (p.input_weight @ x + p.input_bias[..., None]))  # (.., 2, O, P)
+        for weight, bias in zip(p.hidden_weight.unbind(-4), p.hidden_bias.unbind(-3), strict=True):
+            x = torch.sin(frequency * (weight @ x + bias[..., None]))
+        decay = torch.exp(-p.decay[..., None] * p.time[..., None, :])  # (.., H, P)
+        return p.output_weight @ x * decay[..., None, :, :]
 
 
 def implicit_filters(parameters: list[FilterParameters]) -> list[Tensor]:
-    """Taps of several filters of one shape, each as by implicit_filter, generated together."""
-    if len(parameters) == 1:
-        return [implicit_filter(parameters[0])]
-    together = FilterParameters(*(torch.stack(tensors) for tensors in zip(*parameters, strict=True)))
-    return list(implicit_filter(together).unbind(0))
+    """Taps of several filters of one shape, each as by implicit_filter, generated together. For gradients they are
+    generated again: what lies between the sines of one layer would take 0.7 GB at 32k tokens."""
+
+    def generate(*tensors):
+        each = [tensors[i : i + fields] for i in range(0, len(tensors), fields)]
+        if len(each) == 1:
+            return (implicit_filter(FilterParameters(*each[0])),)
+        return implicit_filter(FilterParameters(*(torch.stack(same) for same in zip(*each, strict=True)))).unbind(0)
+
+    fields = len(FilterParameters._fields)
+    flat = [tensor for each in parameters for tensor in each]
+    return list(checkpoint(generate, *flat, use_reentrant=False, preserve_rng_state=False))
 
 
 def generate_taps(parameters: FilterParameters, length: int) -> Tensor:

@@ -9,6 +9,7 @@ from safetensors import safe_open
 
 from m2bert_hub.convert import convert_state_dict
 from modeling_m2bert import M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
+from modeling_m2bert.m2bert_ops_filter import implicit_filter
 
 FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures" / "upstream_parity"
 pytestmark = pytest.mark.skipif(
@@ -33,6 +34,7 @@ class Fixture:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         self.config = json.loads(meta["config"])
         self.tolerance = 1e-9 if name == "float64_with_grads" else 1e-5
+        self.float32_noise = json.loads(meta["fp32_max_abs_dev"])
         self.masked_lm_only, self.classifier_only = (
             json.loads(meta["mlm_only_keys"]),
             json.loads(meta["seqcls_only_keys"]),
@@ -85,6 +87,24 @@ def test_encoder_matches_the_original(fixture):
     assert_close(outputs.last_hidden_state[:, 0], fixture.outputs["sentence_embedding_cls"], fixture.tolerance)
 
 
+@pytest.mark.parametrize(
+    "name", ["short_input", pytest.param("base_padded_256", marks=pytest.mark.slow),
+             pytest.param("no_residual_long_conv", marks=pytest.mark.slow)]
+)  # fmt: skip
+def test_triton_kernels_match_the_original_in_float32(name, monkeypatch):
+    """Within a few times the noise that float32 has in the original itself. Without a GPU they run interpreted."""
+    pytest.importorskip("triton")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    monkeypatch.setenv("M2BERT_KERNELS", "triton")
+    fixture = Fixture(name)
+    model = fixture.encoder().float().to(device)
+    with torch.no_grad():
+        outputs = model(**{key: value.to(device) for key, value in fixture.inputs.items()})
+    noise = fixture.float32_noise["sequence_output"]
+    error = (outputs.last_hidden_state.cpu() - fixture.outputs["sequence_output"]).abs().max().item()
+    assert error <= 3 * noise, f"{error / noise:.2f} times the noise of float32"
+
+
 def test_masked_lm_matches_the_original(fixture):
     with torch.no_grad():
         outputs = fixture.masked_lm_model()(
@@ -99,7 +119,7 @@ def test_filters_match_the_original(fixture):
     length = fixture.inputs["input_ids"].shape[1]
     for ours, theirs in ((mixer.filter, "filter1"), (mixer.residual_filter, "filter2")):
         if ours is not None and f"debug.layer0.{theirs}_fwd" in fixture.outputs:
-            for taps, direction in zip(ours(length), ("fwd", "rev"), strict=True):
+            for taps, direction in zip(implicit_filter(ours.parameters_for(length)), ("fwd", "rev"), strict=True):
                 assert_close(taps.T, fixture.outputs[f"debug.layer0.{theirs}_{direction}"], fixture.tolerance)
 
 

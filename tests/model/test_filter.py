@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from modeling_m2bert import M2BertModel
+from modeling_m2bert.m2bert_ops_filter import generate_taps, implicit_filter, implicit_filters
 
 
 def taps_of(model):
-    return model.layers[0].mixer.filter(model.config.max_position_embeddings).detach()
+    source = model.layers[0].mixer.filter
+    return implicit_filter(source.parameters_for(model.config.max_position_embeddings)).detach()
 
 
 def test_initial_features_time_and_decay(tiny_config):
@@ -31,9 +33,18 @@ def test_decay_per_token_is_kept_when_the_context_grows(tiny_config):
 
 
 def test_a_shorter_filter_is_a_prefix(tiny_config, randomised):
-    filter_ = randomised(M2BertModel(tiny_config()).double()).layers[0].mixer.filter
-    for whole, part in zip(filter_(48), filter_(13), strict=True):
-        assert (whole[:, :13] - part).abs().max() < 1e-12
+    source = randomised(M2BertModel(tiny_config()).double()).layers[0].mixer.filter
+    whole, part = (implicit_filter(source.parameters_for(length)) for length in (48, 13))
+    assert (whole[..., :13] - part).abs().max() < 1e-12
+
+
+def test_filters_are_the_same_together_alone_and_in_pieces(tiny_config, randomised, monkeypatch):
+    mixer = randomised(M2BertModel(tiny_config()).double()).layers[0].mixer
+    sources = [module.parameters_for(48) for module in (mixer.filter, mixer.residual_filter)]
+    monkeypatch.setattr("modeling_m2bert.m2bert_ops_filter.POSITIONS_PER_CHUNK", 10)
+    for together, source in zip(implicit_filters(sources), sources, strict=True):
+        assert (together - implicit_filter(source)).abs().max() < 1e-12
+        assert (generate_taps(source, 37) - together[..., :37]).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("cast", [lambda m: m.half(), lambda m: m.bfloat16(), lambda m: m.to(torch.bfloat16),
