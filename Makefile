@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := 2.13.0
 
-.PHONY: setup demo test test-all check
+.PHONY: setup demo test test-all check bench
 
 setup: $(VENV)/.ready  ## virtual environment in .venv with everything, a CPU build of torch where there is no NVIDIA GPU
 
@@ -29,3 +29,8 @@ test-all: setup  ## the slow tests too
 check: setup  ## lint and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+bench: setup  ## speed and memory, an hour on a CPU, ten minutes on a GPU: benchmarks/results/, docs/performance.md
+	if nvidia-smi >/dev/null 2>&1; then PYTHON=$(CURDIR)/$(BIN)/python benchmarks/gpu.sh benchmarks/results/gpu; \
+	else PYTHON=$(CURDIR)/$(BIN)/python benchmarks/cpu.sh benchmarks/results/cpu; fi
+	$(BIN)/python benchmarks/report.py benchmarks/results/*/*.json --output docs/performance.md --plot docs/performance.png

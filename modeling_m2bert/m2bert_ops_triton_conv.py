@@ -21,7 +21,7 @@ from torch import Tensor
 from .m2bert_ops_triton_conv_backward import long_conv_backward
 from .m2bert_ops_triton_dft import FUSED_LONGEST, TOEPLITZ_LONGEST, spectrum, transform_length
 from .m2bert_ops_triton_fused import long_conv_fused
-from .m2bert_ops_triton_stages import Stages, row_columns, sum_rows
+from .m2bert_ops_triton_stages import Stages, row_columns, sum_rows, tile_places
 from .m2bert_ops_triton_toeplitz import long_conv_toeplitz, two_sided_taps
 
 __all__ = ["long_conv", "long_conv_backward", "prepare_filter", "transform_length"]
@@ -41,22 +41,28 @@ def gate_rows(
     row, tile = tl.program_id(0), tl.program_id(1)
     channel = (first_channel + row // batch).to(tl.int64)
     start, length, width = row_columns(offsets, lengths, row % batch, longest, UNIFORM)
-    n = (tile * TN + tl.arange(0, TN))[:, None] * M2 + tl.arange(0, M2)[None, :]
-    real = n < length
     y += channel * y_stride + start
     z += row.to(tl.int64) * (2 * M1 * M2)
     if tile * TN * M2 < length:
-        total = sum_rows(z, table, tile, M1, M2, TN, BK) * tl.load(scale + channel)
-        value = tl.load(x + channel * x_stride + start + n, mask=real, other=0.0).to(tl.float32)
-        total += tl.load(skip + channel) * value
-        total *= tl.load(gate + channel * gate_stride + start + n, mask=real, other=0.0).to(tl.float32)
+        total = tl.zeros([TN, M2], tl.float32)
         if residual is not None:
-            z += rows.to(tl.int64) * (2 * M1 * M2)
-            second = sum_rows(z, table, tile, M1, M2, TN, BK) * tl.load(residual_scale + channel)
-            value = tl.load(residual + channel * residual_stride + start + n, mask=real, other=0.0).to(tl.float32)
-            total += second + tl.load(residual_skip + channel) * value
-        tl.store(y + n, tl.where(real, total, 0.0).to(y.dtype.element_ty), mask=n < width)
+            second = z + rows.to(tl.int64) * (2 * M1 * M2)
+            total = sum_rows(second, table, tile, M1, M2, TN, BK) * tl.load(residual_scale + channel)
+            tl.debug_barrier()  # such barriers keep the compiler from loading early, and spilling
+            n = tile_places(lengths, length, row % batch, tile, M2, TN)
+            value = tl.load(residual + channel * residual_stride + start + n, mask=n < length, other=0.0)
+            total += tl.load(residual_skip + channel) * value.to(tl.float32)
+            tl.debug_barrier()
+        part = sum_rows(z, table, tile, M1, M2, TN, BK) * tl.load(scale + channel)
+        tl.debug_barrier()
+        n = tile_places(lengths, length, row % batch, tile, M2, TN)
+        value = tl.load(x + channel * x_stride + start + n, mask=n < length, other=0.0)
+        part += tl.load(skip + channel) * value.to(tl.float32)
+        factor = tl.load(gate + channel * gate_stride + start + n, mask=n < length, other=0.0)
+        total += part * factor.to(tl.float32)
+        tl.store(y + n, tl.where(n < length, total, 0.0).to(y.dtype.element_ty), mask=n < width)
     elif tile * TN * M2 < width:
+        n = tile_places(lengths, length, row % batch, tile, M2, TN)
         tl.store(y + n, tl.zeros([TN, M2], y.dtype.element_ty), mask=n < width)
 
 

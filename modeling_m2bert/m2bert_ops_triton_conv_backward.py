@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .m2bert_ops_triton_dft import SHORTEST_TRANSFORM, spectrum, taps_gradient, transform_length
-from .m2bert_ops_triton_stages import Stages, row_columns, stage2, sum_rows
+from .m2bert_ops_triton_stages import Stages, row_columns, stage2, sum_rows, tile_places
 
 
 @triton.jit
@@ -33,7 +33,7 @@ def scale_rows(
     scales, products, x, dy, gate, offsets, lengths, x_stride, dy_stride, gate_stride, batch, longest,
     UNIFORM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Scales of x and g (rows, 2) and sums of g x (rows,) for rows (channel, batch row). Grid (rows)."""
+    """Scales of x and g (channels, batch, 2) and sums of g x (channels, batch). Grid (channels * batch)."""
     row = tl.program_id(0)
     channel = (row // batch).to(tl.int64)
     start, length, _ = row_columns(offsets, lengths, row % batch, longest, UNIFORM)
@@ -113,22 +113,23 @@ def gradient_rows(
         b = gate + channel * gate_stride
         if signal == 0:
             a, b, out = x + channel * x_stride, dy + channel * dy_stride, d_gate + channel * d_gate_stride
-    n = (tile * TN + tl.arange(0, TN))[:, None] * M2 + tl.arange(0, M2)[None, :]
-    real = n < length
-    out += start + n
+    out += start
     if tile * TN * M2 < length:
         row_scale = tl.load(scales + 2 * (first_channel * batch + row) + signal)
         z += (signal * rows + row).to(tl.int64) * (2 * M1 * M2)
         total = sum_rows(z, table, tile, M1, M2, TN, BK) * (tl.load(spectrum_scale + row // batch) / row_scale)
-        direct = tl.load(skip + channel) * tl.load(a + start + n, mask=real, other=0.0).to(tl.float32)
+        tl.debug_barrier()  # keeps the compiler from loading early, and spilling
+        n = tile_places(lengths, length, row % batch, tile, M2, TN)
+        direct = tl.load(skip + channel) * tl.load(a + start + n, mask=n < length, other=0.0).to(tl.float32)
         if gate is not None:
-            factor = tl.load(b + start + n, mask=real, other=0.0).to(tl.float32)
+            factor = tl.load(b + start + n, mask=n < length, other=0.0).to(tl.float32)
             direct *= factor
             if signal == 0:
                 total *= factor
-        tl.store(out, tl.where(real, total + direct, 0.0).to(out.dtype.element_ty), mask=n < width)
+        tl.store(out + n, tl.where(n < length, total + direct, 0.0).to(out.dtype.element_ty), mask=n < width)
     elif tile * TN * M2 < width:
-        tl.store(out, tl.zeros([TN, M2], out.dtype.element_ty), mask=n < width)
+        n = tile_places(lengths, length, row % batch, tile, M2, TN)
+        tl.store(out + n, tl.zeros([TN, M2], out.dtype.element_ty), mask=n < width)
 
 
 def _filter_backward(dy, x, gate, taps, skip, offsets, lengths, longest):
@@ -136,7 +137,7 @@ def _filter_backward(dy, x, gate, taps, skip, offsets, lengths, longest):
     channels, batch = x.shape[0], lengths.numel()
     stages = Stages(max(transform_length(longest), SHORTEST_TRANSFORM), x.dtype, x.device)
     uniform = x.shape[1] == batch * longest
-    scales, products = skip.new_empty(channels * batch, 2), skip.new_empty(channels, batch)
+    scales, products = (torch.empty(channels, batch, n, dtype=torch.float32, device=x.device) for n in (2, 1))
     gate_stride = 0 if gate is None else gate.stride(0)
     scale_rows[(channels * batch,)](
         scales, products, x, dy, gate, offsets, lengths, x.stride(0), dy.stride(0), gate_stride, batch, longest,
@@ -162,7 +163,7 @@ def _filter_backward(dy, x, gate, taps, skip, offsets, lengths, longest):
             batch, longest, stages.m1, UNIFORM=uniform, M2=stages.m2, TN=stages.tile, BK=stages.block, **stages.options,
         )  # fmt: skip
     d_taps[1, :, longest - 1 :] = 0  # lag -longest, which wraps around where M is the length
-    return dx, d_gate, d_taps, products.sum(1)
+    return dx, d_gate, d_taps, products.sum((1, 2))
 
 
 def _taps_gradient(stages: Stages, z, scales, first, channels, batch, reach) -> Tensor:

@@ -68,6 +68,11 @@ def factors(m: int) -> tuple[int, int]:
     return m // m2, m2
 
 
+def early_part(m2: int) -> float:
+    """The part of 1/M2 that is applied before the inverse of stage 2: a power of two near 1/sqrt(M2)."""
+    return 2.0 ** -math.ceil(math.log2(m2) / 2)
+
+
 def operand_dtype(dtype: torch.dtype) -> torch.dtype:
     """Type of the factors of matrix products for activations of `dtype`; bfloat16 would be eight times less exact."""
     return torch.float32 if dtype == torch.float32 else torch.float16

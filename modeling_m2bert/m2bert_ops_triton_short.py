@@ -125,11 +125,11 @@ def _short_conv_gate_kernel(
 
 @triton.jit
 def _short_conv_backward(
-    ds0, ds1, ds2, a0, a1, a2, weight, d_projected, stride, partials, t, end, c, mask, channels, columns
+    ds0, ds1, ds2, a0, a1, a2, weight, d_projected, stride, partials, t, c, mask, channels, columns
 ):  # fmt: skip
     """Gradients of the channels c from ds at t, t + 1 and t + 2, which is zero where these are not real."""
     w0, w1, w2 = _channel(weight, 3 * c, mask), _channel(weight, 3 * c + 1, mask), _channel(weight, 3 * c + 2, mask)
-    da = tl.where((t < end)[None, :], w2 * ds0 + w1 * ds1 + w0 * ds2, 0.0)
+    da = w2 * ds0 + w1 * ds1 + w0 * ds2
     stored = mask[:, None] & (t < columns)[None, :]
     tl.store(d_projected + c.to(tl.int64)[:, None] * stride + t[None, :], da, mask=stored)
     partials += tl.program_id(0).to(tl.int64) * 15 * channels + c  # (tiles, 5, 3 H)
@@ -160,7 +160,7 @@ def _short_conv_gate_backward_kernel(
         g0, g1, g2 = _ahead(d_gate, stride_d_gate, t, begin, end, c, mask)
         _short_conv_backward(
             g0, g1, g2, a0, a1, a2,
-            weight, d_projected, stride_d_projected, partials, t, end, c2, mask, channels, columns,
+            weight, d_projected, stride_d_projected, partials, t, c2, mask, channels, columns,
         )  # fmt: skip
 
         x0, x1, x2, a0, a1, a2 = _short_conv(
@@ -172,11 +172,11 @@ def _short_conv_gate_backward_kernel(
         g0, g1, g2 = _ahead(d_gated, stride_d_gated, t, begin, end, c, mask)
         _short_conv_backward(
             g0 * v0, g1 * v1, g2 * v2, a0, a1, a2,
-            weight, d_projected, stride_d_projected, partials, t, end, c, mask, channels, columns,
+            weight, d_projected, stride_d_projected, partials, t, c, mask, channels, columns,
         )  # fmt: skip
         _short_conv_backward(
             g0 * x0, g1 * x1, g2 * x2, e0, e1, e2,
-            weight, d_projected, stride_d_projected, partials, t, end, c3, mask, channels, columns,
+            weight, d_projected, stride_d_projected, partials, t, c3, mask, channels, columns,
         )  # fmt: skip
 
 

@@ -14,12 +14,10 @@ try:
 except ImportError as error:
     raise ImportError("m2bert's GPU kernels need triton; pip install triton") from error
 
-import math
-
 import torch
 from torch import Tensor
 
-from .m2bert_ops_triton_dft import factors, folded_tables, operand_dtype, stage1_tables
+from .m2bert_ops_triton_dft import early_part, factors, folded_tables, operand_dtype, stage1_tables
 
 SCRATCH_BYTES = 24 << 20
 
@@ -93,7 +91,7 @@ def transform_rows(
     z, table, x0, x1, gate, scales, offsets, lengths, stride0, stride1, gate_stride, first_channel, first_signal, rows,
     batch, longest, M1, UNIFORM: tl.constexpr, M2: tl.constexpr, TM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Stage 1 of x0 (signal 0) or x1 (signal 1), times gate and scales (all channels * batch, 2) if given.
+    """Stage 1 of x0 (signal 0) or x1 (signal 1), times gate and scales (channels, batch, 2) if given.
 
     Grid (rows, M1 / TM, signals).
     """
@@ -213,6 +211,14 @@ def sum_rows(z, table, tile, M1, M2: tl.constexpr, TN: tl.constexpr, BK: tl.cons
     return total
 
 
+@triton.jit
+def tile_places(lengths, length, batch_row, tile, M2: tl.constexpr, TN: tl.constexpr):
+    """Samples n (TN, M2) of a tile. The length is read again: for all that the compiler knows it may have changed, so
+    it computes the places here instead of keeping them in registers since an earlier use."""
+    zero = tl.load(lengths + batch_row) - length
+    return (zero + tile * TN + tl.arange(0, TN))[:, None] * M2 + tl.arange(0, M2)[None, :]
+
+
 class Stages:
     """Tables, tile sizes and launches of the stages for transforms of length m on one device.
 
@@ -236,7 +242,7 @@ class Stages:
         else:
             self.tile, self.block, self.rows, self.piece = 32, 16, 32, self.columns
             self.options = {"num_warps": warps, "num_stages": 2}
-            self.stage2_options = {"num_warps": 8, "num_stages": 1}
+            self.stage2_options = {"num_warps": 8 if self.m2 > 16 else 4, "num_stages": 1}
 
     def channels_at_once(self, channels: int, batch: int, signals: int, tile: int) -> int:
         """Size of a group of channels: a multiple of `tile` (or all of them) with a Z of about SCRATCH_BYTES."""
@@ -258,9 +264,8 @@ class Stages:
     def multiply(self, z, spectra, first_channel, rows, batch, signals=(0, 2), conjugate_second=False):
         """Stage 2 of signals signals[0] .. signals[1]; see multiply_spectra."""
         grid = (triton.cdiv(rows, self.rows), self.m1, signals[1] - signals[0])
-        split = 2.0 ** -math.ceil(math.log2(self.m2) / 2)
         multiply_spectra[grid](
             z, self.folded, spectra[0], spectra[-1], first_channel, signals[0], rows, batch, self.m1,
-            CONJUGATE_SECOND=conjugate_second, SPLIT=split, M2=self.m2, TR=self.rows, MC=self.columns, PIECE=self.piece,
-            **self.stage2_options,
+            CONJUGATE_SECOND=conjugate_second, SPLIT=early_part(self.m2), M2=self.m2, TR=self.rows,
+            MC=self.columns, PIECE=self.piece, **self.stage2_options,
         )  # fmt: skip

@@ -32,11 +32,11 @@ class Packing(NamedTuple):
         return x if self.places is None else x[self.places]
 
     def unpack(self, x: Tensor) -> Tensor:
-        """(T, H) -> (B, L, H), zero in padding."""
+        """(T, H) of any strides -> (B, L, H) contiguous, zero in padding."""
         batch, length = self.shape
         if self.places is not None:
             x = x.new_zeros(batch * length, x.shape[-1]).index_copy(0, self.places, x)
-        x = x.reshape(batch, length, x.shape[-1])
+        x = x.reshape(batch, length, x.shape[-1]).contiguous()
         return x if self.padding is None else x.masked_fill(self.padding[..., None], 0)
 
 

@@ -93,3 +93,10 @@ def test_nothing_is_computed_for_padding(tiny_config, monkeypatch):
     mask = (torch.arange(40) < torch.tensor([40, 3])[:, None]).long()
     M2BertModel(tiny_config()).eval()(torch.ones(2, 40, dtype=torch.long), mask)
     assert tokens == [43, 43]
+
+
+@pytest.mark.parametrize("shape", [(1, 24), (3, 24)])
+def test_hidden_states_come_out_contiguous(model, batch, shape):
+    """Whatever layout the layers work in: users call .view on them."""
+    outputs = model.model(batch[0][: shape[0]], batch[1][: shape[0]], output_hidden_states=True)
+    assert all(states.shape[:2] == shape and states.is_contiguous() for states in outputs.hidden_states)

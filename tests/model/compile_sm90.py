@@ -1,0 +1,66 @@
+"""Compile kernels for sm_90 without a GPU: specifications come as JSON on standard input, resources go out as JSON.
+
+The `compile_sm90` fixture documents both. A process of its own, because in an interpreting process kernels cannot be
+compiled.
+"""
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import types
+from pathlib import Path
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+ROOT = Path(__file__).parents[2]
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+def source_of(spec: dict) -> ASTSource:
+    kernel = getattr(importlib.import_module(f"modeling_m2bert.{spec['module']}"), spec["kernel"])
+    constexprs = {name: constant(value) for name, value in spec["constexprs"].items()}
+    given = {**spec["signature"], **dict.fromkeys(constexprs, "constexpr")}
+    unknown, missing = given.keys() - set(kernel.arg_names), set(kernel.arg_names) - given.keys()
+    if unknown or missing:
+        raise ValueError(f"{spec['kernel']}: unknown parameters {sorted(unknown)}, missing {sorted(missing)}")
+    signature = {name: given[name].removesuffix(":16") for name in kernel.arg_names}
+    aligned = [index for index, name in enumerate(kernel.arg_names) if given[name].endswith(":16")]
+    attributes = {(index,): [["tt.divisibility", 16]] for index in aligned}
+    return ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
+
+
+def constant(value):
+    return getattr(tl, value[3:]) if isinstance(value, str) and value.startswith("tl.") else value
+
+
+def resources(compiled) -> dict:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [CUOBJDUMP, "--dump-resource-usage", file.name]
+        usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    registers, stack = (int(re.search(rf"{key}:(\d+)", usage).group(1)) for key in ("REG", "STACK"))
+    wgmma = "wgmma.mma_async" in compiled.asm["ptx"]
+    return {"registers": registers, "stack": stack, "shared": compiled.metadata.shared, "wgmma": wgmma}
+
+
+def main():
+    package = types.ModuleType("modeling_m2bert")  # kernel files without the model: they know torch and triton only
+    package.__path__ = [str(ROOT / "modeling_m2bert")]
+    sys.modules["modeling_m2bert"] = package
+    target = GPUTarget("cuda", 90, 32)
+    specs = json.load(sys.stdin)
+    results = [
+        resources(triton.compile(source_of(spec), target=target, options=spec.get("options", {}))) for spec in specs
+    ]
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Kernels without a GPU: Triton's interpreter runs them; its compiler needs no device and says what they occupy."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+COMPILER = Path(__file__).with_name("compile_sm90.py")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def device():
+    """Where kernels are tested: the GPU, or the interpreter on the CPU."""
+    return DEVICE
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Fill what torch.empty and torch.empty_like hand out with NaN: memory that a kernel leaves unwritten shows."""
+
+    def poisoning(allocate):
+        def allocate_poisoned(*args, **kwargs):
+            memory = allocate(*args, **kwargs)
+            return memory.fill_(float("nan")) if memory.is_floating_point() else memory
+
+        return allocate_poisoned
+
+    monkeypatch.setattr(torch, "empty", poisoning(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", poisoning(torch.empty_like))
+
+
+@pytest.fixture
+def hold_to_composite():
+    """Judge a kernel by float64: at most twice as far from it as plain torch in the kernel's precision.
+
+    The fixture is a function of dictionaries {name: tensor}: what the kernel returned, what torch computed in the same
+    precision, and in float64. Distances are relative to the largest exact value; four rounding errors of the type are
+    allowed on top, for torch's result may be exact by chance.
+    """
+
+    def distance(actual, exact):
+        return ((actual.double() - exact).abs().max() / exact.abs().max().clamp_min(1e-30)).item()
+
+    def hold(actual, composite, exact):
+        for name, value in actual.items():
+            assert value.shape == exact[name].shape, name
+            if value.numel():
+                ours, theirs = distance(value, exact[name]), distance(composite[name], exact[name])
+                bound = 2 * theirs + 4 * torch.finfo(value.dtype).eps
+                assert ours <= bound, f"{name}: error {ours:.2e}, torch {theirs:.2e}, allowed {bound:.2e}"
+
+    return hold
+
+
+@pytest.fixture(scope="session")
+def compile_sm90():
+    """Compile kernels for Hopper in one process of its own, on any machine, and say what the machine code needs.
+
+    The fixture is a function. It takes a list of dictionaries:
+
+        module: file name in modeling_m2bert without its ending, such as "m2bert_ops_triton_norm".
+        kernel: name of the jit function.
+        signature: {parameter: type} of all parameters that are no constants, types as Triton writes them: "*fp16",
+            "i32". An appended ":16" says what a launch finds out by itself: pointer or number is divisible by 16.
+        constexprs: {parameter: value} of the constants, also of strides that equal 1. Types are written "tl.float16".
+        options: {"num_warps": .., "num_stages": ..}; may be left out.
+
+    It returns one dictionary for each, in order:
+
+        registers: of a thread (255 at most).
+        stack: bytes of a thread in local memory; more than 0 means that registers were spilled.
+        shared: bytes of shared memory of a block (227 KB = 232448 at most on Hopper).
+        wgmma: whether the kernel uses Hopper's matrix instruction for groups of four warps.
+    """
+    pytest.importorskip("triton")
+
+    def compile_all(specs: list[dict]) -> list[dict]:
+        environment = os.environ | {"TRITON_INTERPRET": "0"}
+        command = [sys.executable, str(COMPILER)]
+        done = subprocess.run(command, input=json.dumps(specs), capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return compile_all

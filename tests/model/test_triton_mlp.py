@@ -1,0 +1,219 @@
+"""The feed-forward network's kernel against the definition in float64; without a GPU Triton's interpreter runs it."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+pytest.importorskip("triton")
+
+from modeling_m2bert import m2bert_ops_triton_mlp as mlp  # noqa: E402
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="the interpreter multiplies bfloat16 as integers")
+DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=on_gpu)]
+NAMES = ["y", "dx", "d_up", "d_down", "d_bias"]
+SHAPES = {  # tokens, blocks, hidden, intermediate
+    "one token": (1, 4, 32, 64),
+    "two tokens, one block": (2, 1, 16, 32),
+    "two blocks, odd widths": (17, 2, 14, 30),
+    "three blocks": (65, 3, 33, 51),
+    "tile edge - 1": (127, 4, 96, 132),
+    "tile edge + 1": (129, 4, 260, 96),
+    "one wide block, not resident": (5, 1, 300, 40),
+    "several tiles of a chunk": (3, 2, 130, 300),
+}
+
+
+def definition(x, up, down, bias, mask):
+    """In the dtype of its arguments, from dense block-diagonal matrices; mask (T, I) scales the activations."""
+    gate, value = (x @ torch.block_diag(*up).T).chunk(2, dim=-1)
+    return (F.gelu(gate) * value * mask) @ torch.block_diag(*down).T + bias
+
+
+def with_gradients(x, up, down, bias, dy, dtype, mask=1.0):
+    leaves = [value.detach().to(dtype).requires_grad_() for value in (x, up, down, bias)]
+    y = definition(*leaves, mask if isinstance(mask, float) else mask.to(dtype))
+    return dict(zip(NAMES, [y, *torch.autograd.grad(y, leaves, dy.to(dtype))], strict=True))
+
+
+def rounded(x, up, down, bias, dy, dtype, mask=1.0):
+    """The same in float32, rounded to dtype where the operation has to: weights, activations and what it stores."""
+    x, dy, mask = x.float(), dy.float(), 1.0 if isinstance(mask, float) else mask.float()
+    up, down = (torch.block_diag(*weight.to(dtype).float()) for weight in (up, down))
+    gate, value = (x @ up.T).chunk(2, dim=-1)
+    gate, value = (part.detach().requires_grad_() for part in (gate, value))
+    act = F.gelu(gate) * value * mask
+    stored = act.detach().to(dtype).float()
+    y = stored @ down.T + bias.to(dtype).float()
+    d_act = (dy @ down).to(dtype).float()
+    d_projected = torch.cat(torch.autograd.grad(act, (gate, value), d_act), dim=1).to(dtype).float()
+    results = [y.to(dtype), (d_projected @ up).to(dtype), d_projected.T @ x, dy.T @ stored, dy.sum(0)]
+    return dict(zip(NAMES, results, strict=True))
+
+
+def diagonal_blocks(matrix, blocks):
+    rows, columns = (size // blocks for size in matrix.shape)
+    return torch.stack([matrix[j * rows : (j + 1) * rows, j * columns : (j + 1) * columns] for j in range(blocks)])
+
+
+def run(x, up, down, bias, dy, dropout=0.0, seed=None):
+    y = mlp.block_diagonal_glu(x, up, down, bias, dropout, seed)
+    return dict(zip(NAMES, [y, *mlp.block_diagonal_glu_backward(dy, x, up, down, dropout, seed)], strict=True))
+
+
+def arguments(tokens, blocks, hidden, intermediate, dtype, device):
+    torch.manual_seed(tokens + hidden)
+    x, dy = (torch.randn(tokens, hidden, device=device).to(dtype) for _ in range(2))
+    up = torch.randn(blocks, 2 * intermediate // blocks, hidden // blocks, device=device) / (hidden / blocks) ** 0.5
+    down = torch.randn(blocks, hidden // blocks, intermediate // blocks, device=device)
+    return x, up, down / (intermediate / blocks) ** 0.5, torch.randn(hidden, device=device), dy
+
+
+def check(values, hold_to_composite, mask=1.0, **settings):
+    dtype, blocks = values[0].dtype, values[1].shape[0]
+    composite = rounded(*values, dtype, mask)
+    composite |= {name: diagonal_blocks(composite[name], blocks) for name in ("d_up", "d_down")}
+    actual, exact = run(*values, **settings), with_gradients(*values, torch.float64, mask)
+    hold_to_composite(actual, composite, exact)
+    return actual
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", SHAPES)
+def test_forward_and_gradients(name, dtype, device, poisoned, hold_to_composite):
+    actual = check(arguments(*SHAPES[name], dtype, device), hold_to_composite)
+    assert actual["y"].dtype == actual["dx"].dtype == dtype
+    assert {actual[gradient].dtype for gradient in ("d_up", "d_down", "d_bias")} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tokens_are_taken_in_parts(dtype, device, monkeypatch, poisoned, hold_to_composite):
+    monkeypatch.setattr(mlp, "TOKENS_AT_ONCE", 16)
+    monkeypatch.setattr(mlp, "PROGRAMS", 2)
+    check(arguments(37, 2, 24, 300, dtype, device), hold_to_composite)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_in_the_activations_dtype_get_gradients_in_it(dtype, device):
+    x, up, down, bias, dy = arguments(9, 2, 8, 12, dtype, device)
+    expected = run(x, up.to(dtype).float(), down.to(dtype).float(), bias.to(dtype).float(), dy)
+    actual = run(x, up.to(dtype), down.to(dtype), bias.to(dtype), dy)
+    for name in NAMES:
+        assert actual[name].dtype == dtype
+        assert torch.equal(actual[name], expected[name].to(dtype)), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_layout(dtype, device, poisoned):
+    x, up, down, bias, dy = arguments(19, 4, 32, 64, dtype, device)
+    expected = run(x, up, down, bias, dy)
+    wide = torch.cat([torch.full_like(x, float("nan")), x], dim=1)[:, 32:]
+    for x_view in (x.T.contiguous().T, wide):
+        actual = run(x_view, up.transpose(1, 2).contiguous().transpose(1, 2), down, bias, dy.T.contiguous().T)
+        for name in NAMES:
+            assert (actual[name] - expected[name]).abs().max() <= 4 * torch.finfo(dtype).eps * expected[
+                name
+            ].abs().max()
+
+
+def dropout_mask(tokens, channels, dropout, seed, device):
+    """(T, I) factors of the activations, seen through a network of one block whose down is the identity."""
+    x = torch.ones(tokens, channels, device=device)
+    up = torch.ones(1, 2 * channels, channels, device=device) / channels
+    identity, bias = torch.eye(channels, device=device)[None], torch.zeros(channels, device=device)
+    y = mlp.block_diagonal_glu(x, up, identity, bias, dropout, seed)
+    return y / F.gelu(torch.ones((), device=device))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_backward_drops_what_the_forward_dropped(blocks, dtype, device, monkeypatch, poisoned, hold_to_composite):
+    tokens, channels = 50, 72
+    seed = torch.tensor([3 << 33], device=device)
+    mask = dropout_mask(tokens, channels, 0.25, seed, device).double()
+    mask = torch.where(mask > 0.5, 1 / 0.75, 0.0)
+    monkeypatch.setattr(mlp, "TOKENS_AT_ONCE", 32)  # which tokens are taken together makes no difference
+    values = arguments(tokens, blocks, 24, channels, dtype, device)
+    check(values, hold_to_composite, mask, dropout=0.25, seed=seed)
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.5])
+def test_dropout_fraction_and_scale(dropout, device):
+    tokens, channels = 128, 128
+    mask = dropout_mask(tokens, channels, dropout, torch.tensor([7], device=device), device)
+    kept = mask > 0
+    assert torch.allclose(mask[kept], torch.full_like(mask[kept], 1 / (1 - dropout)), rtol=1e-4)
+    deviation = (dropout * (1 - dropout) / kept.numel()) ** 0.5
+    assert abs(1 - kept.double().mean() - dropout) < 4 * deviation
+    for dim in (0, 1):  # no row and no column is special, and neighbours are independent
+        assert (1 - kept.double().mean(dim) - dropout).abs().max() < 5 * deviation * 128**0.5
+        both = (~kept & ~kept.roll(1, dim)).double().mean()
+        assert abs(both - dropout**2) < 6 * deviation * dropout
+
+
+def test_dropout_repeats_with_its_seed_only(device):
+    first, again, other, high = (
+        dropout_mask(40, 64, 0.3, torch.tensor([seed], device=device), device) > 0 for seed in (5, 5, 6, 5 + (1 << 40))
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first, high)
+
+
+def test_dropout_of_everything(device, poisoned):
+    x, up, down, bias, dy = arguments(5, 2, 8, 16, torch.float32, device)
+    actual = run(x, up, down, bias, dy, 1.0, torch.tensor([1], device=device))
+    assert torch.equal(actual["y"], bias.expand(5, -1))
+    assert (actual["dx"] == 0).all()
+
+
+def test_no_tokens(device):
+    actual = run(*arguments(0, 2, 8, 16, torch.float32, device))
+    assert actual["y"].shape == actual["dx"].shape == (0, 8)
+    for name in ("d_up", "d_down", "d_bias"):
+        assert (actual[name] == 0).all()
+
+
+def specifications():
+    """The kernel as it is launched for the paper's model (H / K = 192) and for one block of 768 channels."""
+    for dtype, element_bytes in (("fp16", 2), ("bf16", 2), ("fp32", 4)):
+        for inner in (192, 768):
+            for backward in (False, True):
+                for dropout in (False, True):
+                    for channel_major in (False, True):
+                        tile, options = mlp._tile(element_bytes, inner, plain=not (backward or dropout))
+                        pointers = ["x", "up", "act", *(["d_up_output"] if backward else [])]
+                        numbers = ["first_token", "tokens", "width", "inner"]
+                        ones = {} if inner == 192 else {"blocks": 1, "steps": 1}  # a launch makes constants of them
+                        one, other = ("stride_xt", "stride_xh") if channel_major else ("stride_xh", "stride_xt")
+                        yield {
+                            "module": "m2bert_ops_triton_mlp",
+                            "kernel": "_glu_kernel",
+                            "signature": {name: f"*{dtype}:16" for name in pointers}
+                            | {name: "i32:16" for name in [*numbers, other]}
+                            | {name: "i32" for name in ("blocks", "steps") if name not in ones}
+                            | {"dropout": "fp32", "kept_scale": "fp32"}
+                            | ({"seed": "*i64:16"} if dropout else {}),
+                            "constexprs": tile
+                            | {one: 1, **ones}
+                            | ({} if dropout else {"seed": None})
+                            | ({} if backward else {"d_up_output": None}),
+                            "options": options,
+                        }
+
+
+def is_paper_forward(spec):
+    return spec["constexprs"]["PIECES"] and not spec["signature"].keys() & {"seed", "d_up_output"}
+
+
+@pytest.mark.parametrize("chosen", ["forward", pytest.param("all", marks=pytest.mark.slow)])
+def test_machine_code(chosen, compile_sm90):
+    specs = [spec for spec in specifications() if chosen == "all" or is_paper_forward(spec)]
+    for spec, needs in zip(specs, compile_sm90(specs), strict=True):
+        in_float32 = spec["signature"]["x"] == "*fp32:16"
+        # In float32 the assembler may round registers down to let one more program run, for a few bytes of stack.
+        assert needs["stack"] <= (64 if in_float32 else 0), (spec, needs)
+        assert needs["shared"] <= 232448, (spec, needs)
+        if "maxnreg" in spec["options"]:  # two programs on each processor: registers, shared memory
+            assert needs["registers"] <= 128, (spec, needs)
+            assert 2 * (needs["shared"] + 1024) <= 233472, (spec, needs)
+        assert needs["wgmma"] != in_float32, (spec, needs)
