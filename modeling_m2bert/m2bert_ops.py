@@ -2,7 +2,8 @@
 
 Which of the two is decided when an operation runs: by its argument `kernels`, else by the environment variable
 M2BERT_KERNELS (`torch`, `triton` or `auto`), else automatically: Triton on NVIDIA GPUs where it is installed, PyTorch
-everywhere else and for float64. Both compute the same function.
+everywhere else and for float64. Both compute the same function; one limit differs: on Triton the long convolution
+multiplies 16-bit activations as float16, so that bfloat16 values beyond 65504 overflow.
 
 Each operation is a torch.library operator with a fake kernel and a backward operator, so that it works under autograd,
 torch.compile, gradient checkpointing and CUDA graphs. Backward recomputes all it can from the inputs.

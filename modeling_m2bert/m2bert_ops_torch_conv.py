@@ -181,8 +181,8 @@ def _channel_groups(x: Tensor, elements_per_channel: int) -> Iterator[slice]:
 
 
 def _group_elements(elements_per_channel: int, device_type: str) -> int:
-    """Values of a group of channels. On a CPU 0.5 to 2 MB of float32, but at least 16 channels: a call of the FFT library
-    first plans, and plans of long transforms are dear (measured from 128 to 32768 tokens; docs/log.md)."""
+    """Values of a group of channels. On a CPU 0.5 to 2 MB of float32, but at least 16 channels: every call of the FFT
+    library plans anew, and plans of long transforms are dear (docs/log.md)."""
     if device_type != "cpu":
         return 2**27
     return max(2**17, min(64 * elements_per_channel, 2**19), 16 * elements_per_channel)

@@ -162,7 +162,7 @@ def _filter_backward(dy, x, gate, taps, skip, offsets, lengths, longest):
             0 if gate is None else d_gate.stride(0), dx.stride(0), x.stride(0), dy.stride(0), gate_stride, first, rows,
             batch, longest, stages.m1, UNIFORM=uniform, M2=stages.m2, TN=stages.tile, BK=stages.block, **stages.options,
         )  # fmt: skip
-    d_taps[1, :, longest - 1 :] = 0  # lag -longest, which wraps around where M is the length
+    d_taps[1, :, longest - 1 :] = 0  # no two positions lie so far apart: all that is there is rounding
     return dx, d_gate, d_taps, products.sum((1, 2))
 
 

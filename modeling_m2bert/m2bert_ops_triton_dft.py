@@ -10,7 +10,7 @@ transforms is the transform of their convolution in which a term that wraps arou
 w**M = -i, a right angle: wrapped forward taps turn imaginary, wrapped reverse taps turn real. The real part is (1):
 
     X[m] = sum_n x[n] e(n (m + 1/4) / M)          e(a) = exp(-2 pi i a)                                       (2)
-    K[m] = sum_n k[n] w**n e(n m / M)             zeros where the taps end; r[M-1], lag -M, is never reached  (3)
+    K[m] = sum_n k[n] w**n e(n m / M)             zeros where the taps end; r[M-1] has no effect on (4)       (3)
     y[n] = 1/M Re sum_m K[m] X[m] conj e(n (m + 1/4) / M)                                                     (4)
 
 M points serve a signal of M samples: the usual padding to 2M is implied, and there is no symmetric half to skip, no
@@ -143,7 +143,6 @@ def spectrum(taps: Tensor, m: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         filters = taps.new_zeros(2, planes[part].shape[0], m)
         filters[0, :, :length] = taps[0, part, :length]
         filters[1, :, m - length :] = taps[1, part, :length].flip(-1)
-        filters[1, :, 0] = 0  # lag -M
         k = torch.fft.fft(torch.complex(filters[0], filters[1]) * weights)
         k = torch.view_as_real(k.unflatten(1, (m2, m1)).mT).movedim(-1, 1)  # (channels, 2, M1, M2)
         scale[part] = power_of_two_scale(k.abs().amax((1, 2, 3)))

@@ -80,7 +80,7 @@ def test_large_gradients_at_one_token(device):
 
 
 def test_taps_beyond_reach_have_no_gradient(device, poisoned):
-    case = Case([512], [512], torch.float16, device, channels=1, num_taps=600)  # here lag -512 would wrap around to 0
+    case = Case([512], [512], torch.float16, device, channels=1, num_taps=600)
     exact, actual = case.expected_gradients(toeplitz_convolution, torch.float64), run(case)
     for name in ("taps", "residual_taps"):
         assert (actual[name][0, :, 512:] == 0).all()

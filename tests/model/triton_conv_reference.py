@@ -85,12 +85,13 @@ class Case:
         return self.offsets, self.lengths, self.longest
 
     def expected(self, convolution, dtype):
-        """y by one of the functions above, and, for float32 and float64, the gradients, as {name: tensor}."""
+        """{"y": (H, T)} by one of the functions above, computed in dtype."""
         arguments = [None if a is None else a.to(dtype) for a in self.arguments]
         y = long_conv(convolution, self.offsets, self.lengths, *arguments)
         return {"y": y}
 
     def expected_gradients(self, convolution, dtype):
+        """{name of an argument: its gradient}, of what is present."""
         arguments = [None if a is None else a.to(dtype).requires_grad_() for a in self.arguments]
         y = long_conv(convolution, self.offsets, self.lengths, *arguments)
         present = [(name, a) for name, a in zip(NAMES, arguments, strict=True) if a is not None]
