@@ -15,15 +15,12 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-python}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} OMP_NUM_THREADS=1
 ours=ours:bfloat16,ours:float32,original:float32
-peers=modernbert-base:float32,modernbert-base:bfloat16,bert-base:float32,bert-base:bfloat16,minilm-l6:float32
-forward=("$python" benchmarks/forward.py --rounds 3 --memory)
+peers=modernbert-base:float32,modernbert-base:bfloat16,bert-base:float32,minilm-l6:float32,granite-97m:bfloat16
+forward=("$python" benchmarks/forward.py --rounds 3)
 
-"${forward[@]}" --lengths 128,512,2048,8192 --max-seconds 100 --output "$out/forward.json" \
-    --arms "$ours,$peers,granite-97m:bfloat16,qwen3-0.6b:bfloat16"
+"${forward[@]}" --memory --lengths 128,512,2048,8192 --max-seconds 100 --arms "$ours,$peers" --output "$out/forward.json"
+"${forward[@]}" --memory --lengths 32768 --max-seconds 300 --arms "$ours,bert-base:float32" --output "$out/long.json"
+"${forward[@]}" --mode training --lengths 512,2048 --arms "$ours" --output "$out/training.json"
 "$python" benchmarks/query.py --output "$out/query.json"
-"${forward[@]}" --lengths 32768 --max-seconds 300 --output "$out/long.json" \
-    --arms "$ours,bert-base:float32,bert-base:bfloat16,minilm-l6:float32"
 "$python" benchmarks/ops.py --output "$out/ops.json"
 "$python" benchmarks/ops.py --mode training --output "$out/ops-training.json"
-"$python" benchmarks/forward.py --mode training --rounds 3 --lengths 512,2048,8192 --max-seconds 200 \
-    --arms "$ours" --output "$out/training.json"

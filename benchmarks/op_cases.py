@@ -122,7 +122,7 @@ def short_conv_gate(sizes: Sizes) -> Case:
     mixer = sizes.layer.mixer
     projected = sizes.draw(sizes.batch, 3 * sizes.hidden, sizes.length)
     ours_projected = sizes.channels(projected)
-    weights = [sizes.weight(x) for x in (mixer.in_proj.bias, mixer.short_conv.weight, mixer.short_conv.bias)]
+    weights = [sizes.weight(x) for x in (mixer.short_conv.input_bias, mixer.short_conv.weight, mixer.short_conv.bias)]
 
     def compute(projected, projection_bias, weight, bias):
         x = F.pad(projected + projection_bias[:, None], (2, 0))

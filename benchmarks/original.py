@@ -51,7 +51,7 @@ class Mixer(nn.Module):
 
     def __init__(self, source):
         super().__init__()
-        self.in_proj = linear(source.in_proj.weight, source.in_proj.bias)
+        self.in_proj = linear(source.in_proj.weight, source.short_conv.input_bias)
         channels = source.short_conv.weight.shape[0]
         self.short_conv = nn.Conv1d(channels, channels, kernel_size=3, padding=2, groups=channels)
         with torch.no_grad():

@@ -48,7 +48,8 @@ RENAMED = {
     "hyena_training_additions": "mixer_layer_norm",
 }
 LAYER_NAMES = {
-    "attention.in_linear.": "mixer.in_proj.",
+    "attention.in_linear.weight": "mixer.in_proj.weight",
+    "attention.in_linear.bias": "mixer.short_conv.input_bias",
     "attention.out_linear.": "mixer.out_proj.",
     "attention.short_filter.": "mixer.short_conv.",
     "attention.layernorm.": "mixer.norm.",

@@ -6,7 +6,8 @@ everywhere else and for float64. Both compute the same function; one limit diffe
 multiplies 16-bit activations as float16, so that bfloat16 values beyond 65504 overflow.
 
 Each operation is a torch.library operator with a fake kernel and a backward operator, so that it works under autograd,
-torch.compile, gradient checkpointing and CUDA graphs. Backward recomputes all it can from the inputs.
+torch.compile, gradient checkpointing and CUDA graphs. Backward recomputes all it can from the inputs. There are no
+second derivatives, and torch.func does not see through the operations.
 
 Rows of different lengths lie side by side in T columns, without padding: row b has the columns offsets[b] ..
 offsets[b + 1] (int32, (B + 1,)), of which the first lengths[b] (int32, (B,)) are real. Where shapes have to be
@@ -53,7 +54,9 @@ def long_conv(
             (checked on CPU only), kernels unknown or not available.
     """
     _check_rows(gated.shape[1], offsets, lengths, longest)
-    _check_long_conv(gated, gate, residual, taps, residual_taps, longest)
+    _check_signals(gated, gate, residual)
+    _check_filter("taps", taps, skip, gated, longest)
+    _check_filter("residual_taps", residual_taps, residual_skip, residual, longest)
     gated, gate, residual = _columns(gated), _columns(gate), _columns(residual)
     return operators.long_conv(
         gated, gate, residual, taps, residual_taps, skip, residual_skip, offsets, lengths, longest, kernels or ""
@@ -71,15 +74,19 @@ def cached_long_conv(
     offsets: Tensor,
     lengths: Tensor,
     longest: int,
-    cache: tuple[int, int, int],
+    cache: tuple[int, int],
     kernels: str | None = None,
 ) -> Tensor:
     """long_conv without gradients, with filters given by their parameters and prepared once per transform length.
 
     Args:
-        cache: handle of a FilterCache, layer, number of layers. The others as for long_conv.
+        parameters, residual_parameters: of the filters, with P >= longest positions.
+        cache: handle and number of layers of a FilterCache. The others as for long_conv.
     """
     _check_rows(gated.shape[1], offsets, lengths, longest)
+    _check_signals(gated, gate, residual)
+    _check_filter("parameters", parameters, skip, gated, longest)
+    _check_filter("residual_parameters", residual_parameters, residual_skip, residual, longest)
     signals = _columns(gated), _columns(gate), _columns(residual)
     sources = list(parameters), list(residual_parameters or ())
     rows = offsets, lengths, longest
@@ -109,10 +116,10 @@ def short_conv_gate(
         gated v * x1 and gate x2, both (H, T) in projected's dtype, zero in padding.
     """
     _check_rows(projected.shape[1], offsets, lengths, longest)
-    if len(projected) % 3 or weight.shape != (len(projected), 3):
-        raise ValueError(
-            f"projected {tuple(projected.shape)} and weight {tuple(weight.shape)}: expected 3H channels, and (3H, 3)"
-        )
+    channels = len(projected)
+    if channels % 3 or (projection_bias.shape, weight.shape, bias.shape) != ((channels,), (channels, 3), (channels,)):
+        shapes = {"projected": projected, "projection_bias": projection_bias, "weight": weight, "bias": bias}
+        raise _misfit("(3H, T), (3H,), (3H, 3) and (3H,)", **shapes)
     projected = _columns(projected)
     return operators.short_conv_gate(projected, projection_bias, weight, bias, offsets, lengths, longest, kernels or "")
 
@@ -133,12 +140,16 @@ def block_diagonal_glu(
     Returns:
         (T, H).
     """
-    if up.shape[0] * up.shape[2] != x.shape[1] or up.shape[1] != 2 * down.shape[2]:
-        raise ValueError(
-            f"x {tuple(x.shape)}, up {tuple(up.shape)} and down {tuple(down.shape)} do not fit: "
-            "expected (T, H), (K, 2I / K, H / K) and (K, H / K, I / K)"
-        )
-    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    blocks, width = len(up), x.shape[1] // len(up)
+    expected = (blocks, 2 * down.shape[2], width), (blocks, width, down.shape[2]), (x.shape[1],)
+    if blocks * width != x.shape[1] or (up.shape, down.shape, bias.shape) != expected:
+        expected = "(T, H), (K, 2I / K, H / K), (K, H / K, I / K) and (H,)"
+        raise _misfit(expected, x=x, up=up, down=down, bias=bias)
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout} must be a probability below 1")
+    dtype = x.dtype
+    if dtype != torch.float64 and x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
     x, up, down, bias = (tensor.to(dtype) for tensor in (x, up, down, bias))
     seed = torch.randint(2**62, (1,), device=x.device) if dropout else None
     return operators.block_diagonal_glu(x, up, down, bias, dropout, seed, kernels or "")
@@ -155,17 +166,19 @@ def add_layer_norm(
     Returns:
         (T, H) in x's dtype, a transposed view of a contiguous (H, T): the next mixer reads channels, not tokens.
     """
-    if x.shape != y.shape or weight.shape != x.shape[1:]:
-        raise ValueError(
-            f"x {tuple(x.shape)}, y {tuple(y.shape)} and weight {tuple(weight.shape)} do not fit: "
-            "expected (T, H), (T, H) and (H,)"
-        )
+    if x.shape != y.shape or (weight.shape, bias.shape) != (x.shape[1:],) * 2:
+        raise _misfit("(T, H), (T, H), (H,) and (H,)", x=x, y=y, weight=weight, bias=bias)
     return operators.add_layer_norm(x, y.to(x.dtype), weight, bias, eps, kernels or "").T
 
 
 def _columns(x: Tensor | None) -> Tensor | None:
     """x with adjacent columns, as the kernels read them."""
     return x if x is None or x.stride(-1) == 1 else x.contiguous()
+
+
+def _misfit(expected: str, **tensors: Tensor) -> ValueError:
+    found = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+    return ValueError(f"{found} do not fit: expected {expected}")
 
 
 def _check_rows(columns: int, offsets: Tensor, lengths: Tensor, longest: int):
@@ -185,20 +198,30 @@ def _check_rows(columns: int, offsets: Tensor, lengths: Tensor, longest: int):
         )
 
 
-def _check_long_conv(gated, gate, residual, taps, residual_taps, longest):
+def _check_signals(gated: Tensor, gate: Tensor, residual: Tensor | None):
     for name, other in (("gate", gate), ("residual", residual)):
         if other is not None and (other.shape, other.dtype) != (gated.shape, gated.dtype):
             raise ValueError(
                 f"{name} is {other.dtype} {tuple(other.shape)} but gated {gated.dtype} {tuple(gated.shape)}; "
                 "make them equal"
             )
-    for name, filters in (("taps", taps), ("residual_taps", residual_taps)):
-        if filters is not None and filters.shape[:2] != (2, gated.shape[0]):
-            raise ValueError(f"{name} has shape {tuple(filters.shape)}; expected (2, {gated.shape[0]}, P)")
-        if filters is not None and filters.shape[2] < longest:
-            raise ValueError(
-                f"{name} has {filters.shape[2]} taps, fewer than the longest row of {longest} tokens; "
-                f"generate at least {longest}"
-            )
-    if (residual is None) != (residual_taps is None):
-        raise ValueError("residual and residual_taps go together; pass both or neither")
+
+
+def _check_filter(
+    name: str, filters: Tensor | FilterParameters | None, skip: Tensor | None, signal: Tensor | None, longest: int
+):
+    """One filter with its skip term fits the signal (H, T) that it is for; all three or none are given."""
+    if (filters is None) != (signal is None) or (skip is None) != (signal is None):
+        raise ValueError(f"residual, {name} and residual_skip go together; pass all or none")
+    if signal is None:
+        return
+    channels = len(signal)
+    shape = (2, len(filters.decay), len(filters.time)) if isinstance(filters, FilterParameters) else filters.shape
+    if len(shape) != 3 or shape[:2] != (2, channels):
+        raise ValueError(f"{name} has shape {tuple(shape)}; expected (2, {channels}, P)")
+    if shape[2] < longest:
+        raise ValueError(
+            f"{name} has {shape[2]} taps, fewer than the longest row of {longest} tokens; generate at least {longest}"
+        )
+    if skip.shape != (channels,):
+        raise ValueError(f"the skip term of {name} has shape {tuple(skip.shape)}; expected ({channels},)")

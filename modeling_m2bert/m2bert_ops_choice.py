@@ -51,6 +51,8 @@ def _obstacle(device_type: str, wanted: str) -> str | None:
         import triton
     except ImportError:
         return "the package triton is not installed (pip install triton)"
+    if device_type == "cuda" and torch.cuda.get_device_capability() < (8, 0):
+        return "the GPU is older than compute capability 8.0"
     if device_type == "cuda" or (wanted == "triton" and triton.knobs.runtime.interpret):
         return None
     return f"the tensors are on {device_type!r}, and triton needs an NVIDIA GPU"

@@ -9,6 +9,7 @@ forgets the first while it learns the last never hits; where room is short, the 
 
 import itertools
 import os
+import threading
 import weakref
 from collections.abc import Callable
 from typing import NamedTuple
@@ -42,8 +43,8 @@ def implicit_filter(parameters: FilterParameters) -> Tensor:
     Returns:
         (.., 2, H, P), float32 or float64: [0] lags 0, 1, ..; [1] lags -1, -2, ...
     """
-    p = parameters
-    with torch.autocast(p.time.device.type, enabled=False):  # a rounded filter is another filter
+    p, device = parameters, parameters.time.device.type
+    with torch.autocast("cpu" if device == "meta" else device, enabled=False):  # a rounded filter is another filter
         frequency = p.frequency[..., None, :, None]
         x = p.positional_features.mT[..., None, :, :]  # (.., 1, E, P)
         x = torch.sin(frequency * (p.input_weight @ x + p.input_bias[..., None]))  # (.., 2, O, P)
@@ -79,17 +80,18 @@ def generate_taps(parameters: FilterParameters, length: int) -> Tensor:
 
 
 class _Group:
-    """Prepared filters of one model at one transform length, layer by layer."""
+    """Prepared filters of one model at one transform length, by the address of a weight of each layer."""
 
     def __init__(self, reserved_bytes: int):
         self.reserved_bytes = reserved_bytes
         self.layers: dict[int, tuple[list[Tensor], list[int], tuple]] = {}
 
     def bytes(self) -> int:
-        return sum(tensor.nbytes for *_, prepared in self.layers.values() for tensor in _tensors(prepared))
+        return sum(tensor.nbytes for *_, prepared in list(self.layers.values()) for tensor in _tensors(prepared))
 
 
 _groups: dict[tuple, _Group] = {}  # oldest first; the first element of a key is the handle of a FilterCache
+_lock = threading.RLock()  # re-entrant: models may be collected, and forgotten, at any point
 _handles = itertools.count(1)
 
 
@@ -110,8 +112,10 @@ class FilterCache:
 
 
 def clear_filter_cache():
-    """Forget all prepared filters of all models, for changes that nothing announces (`parameter.data.mul_(2)`)."""
-    _groups.clear()
+    """Forget all prepared filters of all models, for changes that nothing announces (`parameter.data.mul_(2)`). A CUDA
+    graph captured before reads the memory that is given back: capture it again."""
+    with _lock:
+        _groups.clear()
 
 
 def filter_cache_bytes() -> int:
@@ -119,25 +123,25 @@ def filter_cache_bytes() -> int:
     return sum(group.bytes() for group in list(_groups.values()))
 
 
-def cached(key: tuple, layer: int, num_layers: int, sources: list[Tensor], prepare: Callable[[], tuple]) -> tuple:
-    """prepare(), or what it returned before for the same key and layer while its sources were the same.
+def cached(key: tuple, num_layers: int, sources: list[Tensor], prepare: Callable[[], tuple]) -> tuple:
+    """prepare(), or what it returned before for the same key and sources while these were not changed.
 
     Args:
         key: handle of a FilterCache, and whatever distinguishes what is prepared (transform length, dtype, device).
-        layer, num_layers: of the model; all layers are admitted together or not at all.
-        sources: parameters that the result depends on, compared by memory and version.
+        num_layers: layers of the model; all are admitted together or not at all.
+        sources: parameters that the result depends on, compared by memory, shape and version.
 
     Raises:
         RuntimeError: something would have to be prepared while a CUDA graph is being captured.
+        ValueError: M2BERT_FILTER_CACHE_BYTES is not a number of bytes.
     """
-    versions = [0 if tensor.is_inference() else tensor._version for tensor in sources]
-    group = _groups.get(key)
-    kept = group.layers.get(layer) if group else None
-    if (
-        kept
-        and kept[1] == versions
-        and all(a.data_ptr() == b.data_ptr() for a, b in zip(kept[0], sources, strict=True))
-    ):
+    limit = _limit_bytes()
+    if any(tensor.is_inference() for tensor in sources):  # these have no version
+        return prepare()
+    group, place = _groups.get(key), sources[-1].data_ptr()
+    versions = [tensor._version for tensor in sources]
+    kept = group.layers.get(place) if group else None
+    if kept and kept[1] == versions and all(map(Tensor.is_set_to, kept[0], sources)):
         return kept[2]
     if sources[0].is_cuda and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
@@ -146,25 +150,38 @@ def cached(key: tuple, layer: int, num_layers: int, sources: list[Tensor], prepa
         )
     with torch.inference_mode(False), torch.no_grad():
         prepared = prepare()
-    group = group or _admit(key, num_layers * sum(tensor.nbytes for tensor in _tensors(prepared)))
-    if group:
-        group.layers[layer] = ([tensor.detach() for tensor in sources], versions, prepared)
+        aliases = [tensor.detach() for tensor in sources]  # keep the memory, so that its address stays theirs
+    with _lock:
+        group = _groups.get(key) or _admit(key, num_layers * sum(part.nbytes for part in _tensors(prepared)), limit)
+        if group and place not in group.layers and len(group.layers) >= num_layers:
+            group.layers.clear()  # filters of parameters that the model no longer has
+        if group:
+            group.layers[place] = (aliases, versions, prepared)
     return prepared
 
 
-def _admit(key: tuple, needed: int) -> _Group | None:
-    limit = int(os.environ.get("M2BERT_FILTER_CACHE_BYTES", DEFAULT_LIMIT_BYTES))
+def _limit_bytes() -> int:
+    text = os.environ.get("M2BERT_FILTER_CACHE_BYTES") or str(DEFAULT_LIMIT_BYTES)
+    if not text.isdecimal():
+        raise ValueError(
+            f"M2BERT_FILTER_CACHE_BYTES={text!r} is not a number of bytes; write digits only, 0 for no cache"
+        )
+    return int(text)
+
+
+def _admit(key: tuple, needed: int, limit: int) -> _Group | None:
     if needed > limit:
         return None
-    while sum(group.reserved_bytes for group in _groups.values()) + needed > limit:
-        del _groups[next(iter(_groups))]
+    while sum(group.reserved_bytes for group in list(_groups.values())) + needed > limit:
+        _groups.pop(next(iter(_groups)), None)
     _groups[key] = _Group(needed)
     return _groups[key]
 
 
 def _forget(handle: int):
-    for key in [key for key in _groups if key[0] == handle]:
-        del _groups[key]
+    with _lock:
+        for key in [key for key in list(_groups) if key[0] == handle]:
+            _groups.pop(key, None)
 
 
 def _tensors(prepared) -> list[Tensor]:

@@ -4,13 +4,14 @@ Every copy of this code in a process (the package, and each exported folder that
 own.
 """
 
+import itertools
+
 import torch
 from torch import Tensor
 
 from .m2bert_ops_choice import choose_kernels, functions, run
 from .m2bert_ops_filter import FilterParameters, cached, generate_taps
 
-NAMESPACE = "m2bert__" + "".join(letter if letter.isalnum() else "_" for letter in __name__)
 ROWS = "Tensor offsets, Tensor lengths, SymInt longest"
 CONVOLUTION = "Tensor gated, Tensor gate, Tensor? residual, "
 SKIPS = "Tensor skip, Tensor? residual_skip, "
@@ -19,8 +20,18 @@ SHORT = "Tensor projected, Tensor projection_bias, Tensor weight, Tensor bias, "
 GLU = "Tensor x, Tensor up, Tensor down, Tensor bias, float dropout, Tensor? seed, str kernels"
 NORM = "Tensor x, Tensor y, Tensor weight, Tensor bias, float eps, str kernels"
 
+
+def _free_namespace() -> str:
+    """A name for this copy of the code; another each time where the same module is imported again."""
+    name = "m2bert__" + "".join(letter if letter.isalnum() else "_" for letter in __name__)
+    names = itertools.chain([name], (f"{name}_{i}" for i in itertools.count(2)))
+    return next(name for name in names if not hasattr(getattr(torch.ops, name), "long_conv"))
+
+
+NAMESPACE = _free_namespace()
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 operators = getattr(torch.ops, NAMESPACE)
+operators.library = _library  # operators live as long as the process: whoever holds them may outlive this module
 
 
 def _register(schema: str, body, fake):
@@ -33,9 +44,15 @@ def _register(schema: str, body, fake):
 def _differentiate(name: str, setup_context, backward):
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
 
+    torch.library.register_autograd(f"{NAMESPACE}::{name}_backward", _refuse, lib=_library)
 
-def _contiguous_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    return x.new_empty(x.shape, dtype=dtype or x.dtype)
+
+def _refuse(ctx, *gradients):
+    raise NotImplementedError("m2bert's operations have no second derivatives; call backward without create_graph")
+
+
+def _contiguous_like(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
 
 
 # long_conv
@@ -57,7 +74,8 @@ def _long_conv_backward(dy, *arguments):
 
 
 def _long_conv_setup(ctx, inputs, output):
-    *tensors, ctx.longest, ctx.kernels = inputs
+    *tensors, ctx.longest, kernels = inputs
+    ctx.kernels = choose_kernels(kernels, tensors[0])
     ctx.save_for_backward(*tensors)
 
 
@@ -89,7 +107,7 @@ _differentiate("long_conv", _long_conv_setup, _long_conv_gradients)
 
 
 def _cached_long_conv(gated, gate, residual, parameters, residual_parameters, skip, residual_skip, *rows_and_rest):
-    *rows, (handle, layer, num_layers), kernels = rows_and_rest
+    *rows, (handle, num_layers), kernels = rows_and_rest
     path = choose_kernels(kernels, gated)
     prepare_filter = functions(path)["prepare_filter"]
     sources = [FilterParameters(*part) for part in (parameters, residual_parameters) if part]
@@ -100,7 +118,7 @@ def _cached_long_conv(gated, gate, residual, parameters, residual_parameters, sk
             return prepared if len(prepared) == 2 else (*prepared, None)
 
         key = (handle, size, path, gated.dtype, gated.device)
-        return cached(key, layer, num_layers, [*parameters, *residual_parameters], prepare)
+        return cached(key, num_layers, [*parameters, *residual_parameters], prepare)
 
     return run("long_conv", gated, gate, residual, filters, skip, residual_skip, *rows, kernels)
 
@@ -139,7 +157,8 @@ def _short_conv_gate_backward(d_gated, d_gate, projected, projection_bias, weigh
 
 
 def _short_conv_gate_setup(ctx, inputs, output):
-    *tensors, ctx.longest, ctx.kernels = inputs
+    *tensors, ctx.longest, kernels = inputs
+    ctx.kernels = choose_kernels(kernels, tensors[0])
     ctx.save_for_backward(*tensors)
 
 
@@ -171,7 +190,8 @@ def _glu_backward(dy, x, up, down, bias, dropout, seed, kernels):
 
 
 def _glu_setup(ctx, inputs, output):
-    x, up, down, bias, ctx.dropout, seed, ctx.kernels = inputs
+    x, up, down, bias, ctx.dropout, seed, kernels = inputs
+    ctx.kernels = choose_kernels(kernels, x)
     ctx.save_for_backward(x, up, down, bias, seed)
 
 
@@ -203,7 +223,8 @@ def _norm_backward(dz, x, y, weight, bias, eps, kernels):
 
 
 def _norm_setup(ctx, inputs, output):
-    *tensors, ctx.eps, ctx.kernels = inputs
+    *tensors, ctx.eps, kernels = inputs
+    ctx.kernels = choose_kernels(kernels, tensors[0])
     ctx.save_for_backward(*tensors)
 
 

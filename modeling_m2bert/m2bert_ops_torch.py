@@ -140,9 +140,9 @@ def block_diagonal_glu(
 def block_diagonal_glu_backward(
     dy: Tensor, x: Tensor, up: Tensor, down: Tensor, dropout: float, seed: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """Gradients of block_diagonal_glu with respect to x, up, down and bias."""
+    """Gradients of block_diagonal_glu with respect to x, up, down and bias; the weights' in float32 at least."""
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-    d_up, d_down = torch.zeros_like(up), torch.zeros_like(down)
+    d_up, d_down = (torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32)) for w in (up, down))
     width, half = down.shape[1], down.shape[2]
     for tokens in _token_chunks(x):
         keep = _dropout_mask(x[tokens], down, dropout, seed, tokens.start)
@@ -155,11 +155,11 @@ def block_diagonal_glu_backward(
             d_product = upstream @ down[j]
             if keep is not None:
                 product, d_product = product * keep[j], d_product * keep[j]
-            d_down[j].addmm_(upstream.T, product)
+            _add_product(d_down[j], upstream.T, product)
             d_gate = torch.ops.aten.gelu_backward(d_product * value, gate)
             for gradient, (block, first) in zip((d_gate, d_product.mul_(activated)), places, strict=True):
                 columns = slice(block * up.shape[2], (block + 1) * up.shape[2])
-                d_up[block, first : first + half].addmm_(gradient.T, x[tokens, columns])
+                _add_product(d_up[block, first : first + half], gradient.T, x[tokens, columns])
                 d_chunk[:, columns].addmm_(gradient, up[block, first : first + half])
         dx[tokens] = d_chunk
     return dx, d_up, d_down, dy.sum(0, dtype=torch.promote_types(dy.dtype, torch.float32)).to(dy.dtype)
@@ -171,6 +171,14 @@ def _gate_and_value(x: Tensor, up: Tensor, j: int, blocks: int) -> tuple[Tensor,
     places = [((i + j) // 2, (i + j) % 2 * half) for i in (0, blocks)]
     gate, value = (x[:, b * width : (b + 1) * width] @ up[b, first : first + half].T for b, first in places)
     return gate, value, places
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor):
+    """total += a @ b; many small products, so that half precision has to be summed in float32."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
 
 
 def _dropout_mask(x: Tensor, down: Tensor, dropout: float, seed: Tensor | None, start: int) -> Tensor | None:

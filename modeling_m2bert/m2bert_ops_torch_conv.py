@@ -84,7 +84,7 @@ def long_conv(
         (H, T) in gated's dtype.
     """
     y = torch.empty_like(gated, memory_format=torch.contiguous_format)
-    dtype = torch.promote_types(gated.dtype, skip.dtype)
+    dtype = torch.promote_types(torch.promote_types(gated.dtype, skip.dtype), torch.float32)
     for m, rows in _rows_by_transform_length(offsets, lengths):
         prepared, residual_prepared = filters(m)
         for group in _channel_groups(gated, len(rows) * 2 * m):
@@ -118,7 +118,7 @@ def long_conv_backward(
     if residual is not None:
         d_residual = torch.empty_like(dy)
         d_residual_taps, d_residual_skip = torch.zeros_like(residual_taps), torch.zeros_like(residual_skip)
-    dtype = torch.promote_types(gated.dtype, skip.dtype)
+    dtype = torch.promote_types(torch.promote_types(gated.dtype, skip.dtype), torch.float32)
     for m, rows in _rows_by_transform_length(offsets, lengths):
         n = 2 * m
         prepared = prepare_filter(taps, m, taps.dtype)
@@ -146,12 +146,15 @@ def _convolve(signal: Tensor, prepared: tuple[Tensor, ...], group: slice, skip: 
 
 
 def _convolve_backward(upstream, signal, transformed, prepared, group, skip, rows, d_signal, d_taps, d_skip):
-    """Gradients of one convolution of a group of channels: d_signal is written, d_taps and d_skip are added to."""
+    """Gradients of one convolution of a group of channels: d_signal is written, d_taps and d_skip are added to.
+    Conjugates are physical: torch.compile runs operators where lazy ones are not seen."""
     n = signal.shape[-1]
     gradient = torch.fft.rfft(upstream)
-    back = torch.fft.irfft(gradient * _spectrum(prepared, group).conj(), n=n)
+    back = torch.fft.irfft(gradient * torch.conj_physical(_spectrum(prepared, group)), n=n)
     _scatter(back.addcmul_(upstream, skip[group, None, None].to(back.dtype)), d_signal[group], rows)
-    lags = torch.fft.irfft((transformed.conj() * gradient).sum(1), n=n)  # (G, N): correlation of upstream and signal
+    lags = torch.fft.irfft(
+        (torch.conj_physical(transformed) * gradient).sum(1), n=n
+    )  # (G, N): correlation of upstream and signal
     reach = min(d_taps.shape[-1], n // 2)
     d_taps[0, group, :reach] += lags[:, :reach]
     d_taps[1, group, :reach] += lags[:, n - reach :].flip(-1)

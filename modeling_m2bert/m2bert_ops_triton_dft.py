@@ -162,6 +162,6 @@ def taps_gradient(d_spectrum: Tensor, m: int, reach: int) -> Tensor:
         (2, H, reach) float32.
     """
     d = torch.complex(d_spectrum[:, 0], d_spectrum[:, 1]).mT.flatten(1)  # (H, M) in the order of m
-    g = torch.fft.ifft(d) * _weights(m, d.device).conj()
+    g = torch.fft.ifft(d) * torch.conj_physical(_weights(m, d.device))
     gradient = torch.stack([g.real[:, :reach], g.imag[:, m - reach :].flip(-1)])
     return gradient

@@ -12,6 +12,8 @@ The backward computes gate and value again. Both directions take TOKENS_AT_ONCE 
 allocate beside their results.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,7 @@ except ImportError as error:
 
 TOKENS_AT_ONCE = 8192
 RESIDENT_PIECES = 4  # TILE_K channels each; more do not fit into shared memory
+RESIDENT_SHARED_BYTES = 120 << 10  # a program with x there takes up to 112 KB; many cards grant it 99 KB
 PROGRAMS = 264  # two on each processor of a GPU: with less work than that, a program takes fewer tiles
 
 
@@ -189,7 +192,7 @@ def _launch(
 ):
     """Run the kernel for x (T, H), the tokens from `first` on, with act (T, I) and, backwards, d_up_output (T, 2 I)."""
     blocks, inner, width = up.shape[0], up.shape[2], act.shape[1] // up.shape[0]
-    tile, options = _tile(x.element_size(), inner, plain=d_up_output is None and seed is None)
+    tile, options = _tile(x.element_size(), inner, d_up_output is None and seed is None, _shared_bytes(x.device))
     token_tiles, tiles = triton.cdiv(x.shape[0], tile["TILE_T"]), triton.cdiv(width, tile["TILE_I"])
     steps = max(1, min(tiles, token_tiles * blocks * tiles // PROGRAMS))
     _glu_kernel[(token_tiles * blocks * triton.cdiv(tiles, steps),)](
@@ -198,8 +201,9 @@ def _launch(
     )  # fmt: skip
 
 
-def _tile(element_bytes: int, inner: int, plain: bool) -> tuple[dict, dict]:
-    """Tile sizes and launch options; `plain` is a forward without dropout, which leaves registers for wider tiles.
+def _tile(element_bytes: int, inner: int, plain: bool, shared_bytes: int) -> tuple[dict, dict]:
+    """Tile sizes and launch options; `plain` is a forward without dropout, which leaves registers for wider tiles;
+    `shared_bytes` is what the GPU grants a program of shared memory.
 
     Float32 is computed without tensor cores, from registers. With x resident in shared memory two programs share a
     processor, one computing GELUs while the other multiplies, if each keeps to 128 registers a thread.
@@ -208,9 +212,17 @@ def _tile(element_bytes: int, inner: int, plain: bool) -> tuple[dict, dict]:
         return {"TILE_T": 64, "TILE_I": 64, "TILE_K": 32, "PIECES": 0}, {"num_warps": 8, "num_stages": 2}
     tile = {"TILE_T": 128, "TILE_I": 64 if plain else 32, "TILE_K": 64}
     pieces = triton.cdiv(inner, tile["TILE_K"])
-    if pieces <= RESIDENT_PIECES:
+    if pieces <= RESIDENT_PIECES and shared_bytes >= RESIDENT_SHARED_BYTES:
         return tile | {"PIECES": pieces}, {"num_warps": 8, "num_stages": 1, "maxnreg": 128}
     return tile | {"PIECES": 0}, {"num_warps": 8, "num_stages": 3}
+
+
+@functools.cache
+def _shared_bytes(device: torch.device) -> int:
+    """Shared memory that one program may have, in bytes; without a GPU, as on Hopper."""
+    if device.type != "cuda":
+        return 232448
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
 def _buffer(x: Tensor, channels: int) -> Tensor:

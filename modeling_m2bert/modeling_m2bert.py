@@ -59,9 +59,9 @@ class M2BertEmbeddings(nn.Module):
 class M2BertLayer(GradientCheckpointingLayer):
     """y = mixer(x); output = LayerNorm(y + MLP(y)). There is no skip around the mixer but the one inside it."""
 
-    def __init__(self, config, layer: int = 0, cache: FilterCache | None = None):
+    def __init__(self, config, cache: FilterCache | None = None):
         super().__init__()
-        self.mixer = M2BertMixer(config, layer, cache)
+        self.mixer = M2BertMixer(config, cache)
         self.mlp = M2BertMLP(config)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
@@ -100,6 +100,7 @@ class M2BertPreTrainedModel(PreTrainedModel):
             bound = 1 / math.sqrt(module.weight.shape[-1])
             init.uniform_(module.weight, -bound, bound)
             init.uniform_(module.bias, -bound, bound)
+            init.zeros_(module.input_bias)
         elif isinstance(module, BlockDiagonalLinear):
             bound = 1 / math.sqrt(module.weight.shape[-1])
             init.uniform_(module.weight, -bound, bound)
@@ -143,7 +144,7 @@ class M2BertModel(M2BertPreTrainedModel):
         super().__init__(config)
         self.embeddings = M2BertEmbeddings(config)
         cache = FilterCache(config.num_hidden_layers)
-        self.layers = nn.ModuleList([M2BertLayer(config, i, cache) for i in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([M2BertLayer(config, cache) for _ in range(config.num_hidden_layers)])
         self.pooler = M2BertPooler(config) if add_pooling_layer else None
         self.gradient_checkpointing = False
         self.post_init()
@@ -174,7 +175,7 @@ class M2BertModel(M2BertPreTrainedModel):
         Returns:
             last_hidden_state (B, L, H), pooler_output (B, config.projection_dim) and, if asked for, hidden_states. With
             `padding="masked"` all of them are exactly zero at padded positions and otherwise independent of padding,
-            batch mates and order.
+            batch mates and order, up to rounding. Under autocast they have its dtype.
 
         Raises:
             ValueError: bad shapes, a sequence that is too long, ids outside the vocabulary (checked on CPU), or a

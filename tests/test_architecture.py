@@ -9,18 +9,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = {"modeling_m2bert": "model", "configuration_m2bert": "model", "m2bert_train": "train", "m2bert_eval": "eval",
             "m2bert_hub": "hub"}  # fmt: skip
 MAY_KNOW = {"modeling_m2bert": set(), "eval": set(), "hub": {"model"}, "train": {"model", "eval", "hub"}}
-KERNELS_MAY_IMPORT = {
-    "torch",
-    "triton",
-    "collections",
-    "functools",
-    "itertools",
-    "logging",
-    "math",
-    "os",
-    "typing",
-    "weakref",
-}
+KERNELS_MAY_IMPORT = {"torch", "triton", "collections", "functools", "itertools", "logging", "math", "os", "typing"}
+KERNELS_MAY_IMPORT |= {"threading", "weakref"}
 NEEDS_NO_DATA_LIBRARY = {"datasets", "evaluate", "mteb", "pytrec_eval"}
 
 

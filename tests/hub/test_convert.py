@@ -169,7 +169,7 @@ def test_missing_and_unexpected_tensors_are_named():
         convert_state_dict(state, fixture.config)
     state = fixture.without(fixture.masked_lm_only)
     del state["bert.encoder.layer.1.attention.in_linear.bias"]
-    with pytest.raises(ValueError, match="missing: layers.1.mixer.in_proj.bias"):
+    with pytest.raises(ValueError, match="missing: layers.1.mixer.short_conv.input_bias"):
         convert_state_dict(state, fixture.config)
     del state["bert.encoder.layer.1.mlp.wo.weight"]
     with pytest.raises(ValueError, match=r"lacks 'bert.encoder.layer.1.mlp.wo.weight'"):

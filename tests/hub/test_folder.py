@@ -18,6 +18,7 @@ from modeling_m2bert import M2BertForMaskedLM, M2BertForSequenceClassification, 
 
 SOURCE = Path(modeling_m2bert.__file__).parent
 POOLINGS = ["mean", "weighted_mean", "cls", "cls_tanh", "mean_tanh"]
+ROUNDING = 2e-6  # weights come back bit for bit, but matrix products round by where in memory they lie
 TEXTS = ["the budget of the committee", "a report", "", "minutes of a meeting about a budget report and the committee"]
 
 LOADER = """
@@ -45,6 +46,8 @@ for name, expected in zip(sys.argv[3::2], sys.argv[4::2]):
         again = sys.argv[4] + "-again"
         model.save_pretrained(again)
         reloaded = AutoModel.from_pretrained(again, trust_remote_code=True).eval()
+        states = model.state_dict(), reloaded.state_dict()
+        assert states[0].keys() == states[1].keys() and all(map(torch.equal, states[0].values(), states[1].values()))
         differences = [pooled - expected["pooled"], reloaded(**batch).pooler_output - expected["pooled"]]
         if "logits" in expected:
             logits = AutoModelForMaskedLM.from_pretrained(name, trust_remote_code=True).eval()(**batch).logits
@@ -101,8 +104,8 @@ def test_loads_from_a_folder_in_a_process_without_this_package(tmp_path, tiny_co
     folder = write_folder(model, tokenizer, tmp_path / "masked_lm")
     pairs.append((folder, save_expected(model, tokenizer, tmp_path / "masked_lm.pt")))
     for name, (auto_model, sentence_transformer) in load_in_clean_process(tmp_path, OURS, pairs).items():
-        assert auto_model == 0.0, name
-        assert sentence_transformer < 1e-6, name
+        assert auto_model < ROUNDING, name
+        assert sentence_transformer < ROUNDING, name
 
 
 def test_loads_from_the_hub_cache_without_triton(tmp_path, tiny_config, randomised, tokenizer):
@@ -115,8 +118,8 @@ def test_loads_from_the_hub_cache_without_triton(tmp_path, tiny_config, randomis
     shutil.copytree(folder, repository / "snapshots" / commit)
     shutil.rmtree(folder)
     result = load_in_clean_process(tmp_path, [*OURS, "triton"], [("org/m2bert", expected)])
-    assert result["org/m2bert"][0] == 0.0
-    assert result["org/m2bert"][1] < 1e-6
+    assert result["org/m2bert"][0] < ROUNDING
+    assert result["org/m2bert"][1] < ROUNDING
 
 
 def test_the_folder_is_complete(tmp_path, tiny_config, tokenizer):
@@ -139,7 +142,7 @@ def test_the_folder_is_complete(tmp_path, tiny_config, tokenizer):
 
 def test_the_exported_code_is_harmless(tmp_path, tiny_config, tokenizer):
     allowed = {"torch", "transformers", "huggingface_hub"}
-    allowed |= {"collections", "functools", "itertools", "logging", "math", "os", "typing", "weakref"}
+    allowed |= {"collections", "functools", "itertools", "logging", "math", "os", "threading", "typing", "weakref"}
     forbidden = {
         "eval",
         "exec",

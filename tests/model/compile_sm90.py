@@ -54,11 +54,10 @@ def main():
     package = types.ModuleType("modeling_m2bert")  # kernel files without the model: they know torch and triton only
     package.__path__ = [str(ROOT / "modeling_m2bert")]
     sys.modules["modeling_m2bert"] = package
-    target = GPUTarget("cuda", 90, 32)
-    specs = json.load(sys.stdin)
-    results = [
-        resources(triton.compile(source_of(spec), target=target, options=spec.get("options", {}))) for spec in specs
-    ]
+    results = []
+    for spec in json.load(sys.stdin):
+        target = GPUTarget("cuda", spec.get("capability", 90), 32)
+        results.append(resources(triton.compile(source_of(spec), target=target, options=spec.get("options", {}))))
     print(json.dumps(results))
 
 

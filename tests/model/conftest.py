@@ -69,6 +69,7 @@ def compile_sm90():
             "i32". An appended ":16" says what a launch finds out by itself: pointer or number is divisible by 16.
         constexprs: {parameter: value} of the constants, also of strides that equal 1. Types are written "tl.float16".
         options: {"num_warps": .., "num_stages": ..}; may be left out.
+        capability: of another GPU, such as 89; may be left out.
 
     It returns one dictionary for each, in order:
 

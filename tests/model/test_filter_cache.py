@@ -3,12 +3,13 @@
 import copy
 import gc
 import pickle
+import threading
 
 import pytest
 import torch
 
-from modeling_m2bert import M2BertModel, m2bert_ops_library
-from modeling_m2bert.m2bert_ops_filter import clear_filter_cache, filter_cache_bytes
+from modeling_m2bert import M2BertModel, m2bert_ops_filter, m2bert_ops_library
+from modeling_m2bert.m2bert_ops_filter import FilterCache, clear_filter_cache, filter_cache_bytes
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +79,20 @@ def change_by_assignment(model):
     model.layers[0].mixer.residual_filter.hidden_weight = torch.nn.Parameter(old.detach() * 1.5)
 
 
+def change_by_assignment_of_the_same_version(model):
+    old = model.layers[0].mixer.residual_filter.hidden_weight
+    with torch.no_grad():
+        new = torch.nn.Parameter(old.detach().clone())
+        while new._version < old._version:
+            new.mul_(1.2)
+    model.layers[0].mixer.residual_filter.hidden_weight = new
+
+
+def change_of_shape_in_place(model):
+    weight = model.layers[0].mixer.filter.hidden_weight
+    weight.data = weight.data.mT
+
+
 def change_by_loading(model):
     model.load_state_dict({name: tensor * 1.01 for name, tensor in model.state_dict().items()})
 
@@ -86,7 +101,8 @@ def change_by_cast(model):
     model.double()
 
 
-CHANGES = [change_in_place, change_by_optimizer, change_by_assignment, change_by_loading, change_by_cast]
+CHANGES = [change_in_place, change_by_optimizer, change_by_assignment, change_by_assignment_of_the_same_version,
+           change_of_shape_in_place, change_by_loading, change_by_cast]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -99,12 +115,66 @@ def test_changed_weights_are_noticed(model, change):
     assert torch.equal(embed(model), after)
 
 
-def test_training_mode_frees_the_memory(model):
+@pytest.mark.parametrize("change", [lambda model: model.train(), change_by_loading, lambda model: model.half()])
+def test_what_makes_filters_useless_frees_their_memory(model, change):
     embed(model)
     model.eval()  # as sentence-transformers does before every text
     assert filter_cache_bytes()
-    model.train()
+    change(model)
     assert not filter_cache_bytes()
+
+
+def test_in_training_mode_there_is_no_cache(model, generated):
+    """Optimizers may change weights unannounced, through flat buffers."""
+    expected = embed(model)
+    model.train()
+    assert torch.allclose(embed(model), expected, atol=1e-5)
+    assert not filter_cache_bytes()
+
+
+def test_each_precision_and_each_choice_of_kernels_has_its_own(model, monkeypatch):
+    pytest.importorskip("triton")
+    for kernels in ("torch", "triton", "torch"):
+        monkeypatch.setenv("M2BERT_KERNELS", kernels)
+        with torch.no_grad():
+            plain = model(IDS[:, :3]).pooler_output
+            with torch.autocast("cpu", torch.float16):
+                half = model(IDS[:, :3]).pooler_output.float()
+        assert torch.cosine_similarity(plain, half).item() > 0.999
+        keys = set(m2bert_ops_filter._groups)
+        assert {(path, dtype) for _, _, path, dtype, _ in keys} >= {(kernels, torch.float16), (kernels, torch.float32)}
+
+
+def test_a_limit_that_is_no_number_is_named(model, monkeypatch):
+    for text in ("abc", "3GB", "-1", "3e9"):
+        monkeypatch.setenv("M2BERT_FILTER_CACHE_BYTES", text)
+        with pytest.raises(ValueError, match=f"M2BERT_FILTER_CACHE_BYTES='{text}' is not a number of bytes"):
+            embed(model)
+    monkeypatch.setenv("M2BERT_FILTER_CACHE_BYTES", "")
+    embed(model)
+    assert filter_cache_bytes()
+
+
+def test_threads_and_collected_models_do_not_disturb_each_other(monkeypatch):
+    """Admission, eviction and forgetting at once, with a limit that is always short."""
+    monkeypatch.setenv("M2BERT_FILTER_CACHE_BYTES", "1000")
+    weight, errors = torch.ones(4), []
+
+    def work(seed):
+        try:
+            for i in range(2000):
+                cache = FilterCache(1)
+                m2bert_ops_filter.cached((cache.handle, (seed + i) % 7), 1, [weight], lambda: (torch.zeros(60),))
+        except (KeyError, RuntimeError) as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert filter_cache_bytes() == 0
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
@@ -145,6 +215,9 @@ def test_the_oldest_length_makes_room(model, generated, monkeypatch):
 def test_inference_mode_leaves_usable_tensors(model):
     with torch.inference_mode():
         first = model(IDS).pooler_output
+    kept = [layer[2] for group in m2bert_ops_filter._groups.values() for layer in group.layers.values()]
+    assert kept
+    assert not any(tensor.is_inference() for prepared in kept for tensor in m2bert_ops_filter._tensors(prepared))
     assert torch.equal(embed(model), first)
     model(IDS).pooler_output.sum().backward()
 
@@ -160,3 +233,13 @@ def test_compiled_as_one_graph_with_a_cache_that_follows_the_weights(model, gene
         change_in_place(model)
         assert torch.allclose(compiled(IDS, mask).pooler_output, embed(model), atol=1e-5)
         assert len(generated) == PER_LENGTH + 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_layers_compiled_one_by_one_share_their_graph(tiny_config, randomised):
+    torch._dynamo.reset()
+    model = randomised(M2BertModel(tiny_config(num_hidden_layers=10)))
+    expected = embed(model)
+    for layer in model.layers:
+        layer.compile(fullgraph=True, backend="aot_eager")
+    assert torch.allclose(embed(model), expected, atol=1e-5)

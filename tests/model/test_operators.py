@@ -1,9 +1,12 @@
 """The operations as torch.library operators: schemas, fakes, autograd, torch.compile, autocast, packing."""
 
+import importlib
+
 import pytest
 import torch
 
-from modeling_m2bert import M2BertForMaskedLM, M2BertModel, m2bert_mlp, m2bert_rows
+from modeling_m2bert import M2BertForMaskedLM, M2BertModel, m2bert_mlp, m2bert_ops_library, m2bert_rows
+from modeling_m2bert.m2bert_ops import add_layer_norm, block_diagonal_glu
 from modeling_m2bert.m2bert_ops_library import operators
 
 OFFSETS, LENGTHS = torch.tensor([0, 5, 12], dtype=torch.int32), torch.tensor([5, 6], dtype=torch.int32)
@@ -28,6 +31,59 @@ CALLS = {
 def test_operators_keep_their_promises(name):
     """Schema (nothing mutated or aliased), fake kernel, autograd registration, traced as they run."""
     torch.library.opcheck(getattr(operators, name).default, CALLS[name]())
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.filterwarnings("ignore")
+def test_backward_operators_keep_their_promises(name):
+    arguments = [x.detach() if isinstance(x, torch.Tensor) else x for x in CALLS[name]()]
+    y = getattr(operators, name)(*arguments)
+    outputs = y if isinstance(y, tuple) else (y,)
+    torch.library.opcheck(getattr(operators, f"{name}_backward").default, (*outputs, *arguments))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_cached_operator_keeps_its_promises(tiny_config):
+    source = M2BertModel(tiny_config()).layers[0].mixer.filter
+    parameters = [x.detach() for x in source.parameters_for(9)]
+    x, skip = torch.randn(32, 12), source.skip.detach()
+    arguments = (x, x, x, parameters, parameters, skip, skip, *ROWS[:3], [0, 1], "torch")
+    torch.library.opcheck(operators.cached_long_conv.default, arguments)
+
+
+def test_what_has_no_derivative_says_so():
+    x, y, weight, bias = leaves((3, 4), (3, 4), (4,), (4,))
+    (gradient,) = torch.autograd.grad(add_layer_norm(x, y, weight, bias, 1e-5).pow(3).sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivatives"):
+        gradient.square().sum().backward()
+
+
+def test_the_code_can_be_imported_again_under_its_name():
+    first = m2bert_ops_library.NAMESPACE
+    again = importlib.reload(m2bert_ops_library)
+    assert first != again.NAMESPACE
+    for each in (operators, again.operators):
+        assert each.add_layer_norm(*CALLS["add_layer_norm"]()).shape == (8, 9)
+
+
+def test_float64_stays_float64_under_autocast(model, batch):
+    exact = model.double().model(*batch[:2]).last_hidden_state
+    with torch.autocast("cpu", torch.bfloat16):
+        same = model.model(*batch[:2]).last_hidden_state
+    assert torch.equal(same, exact)
+
+
+def test_dropout_is_the_same_in_backward_whatever_was_chosen_meanwhile(monkeypatch):
+    pytest.importorskip("triton")
+    gradients = []
+    for in_backward in ("torch", "triton"):
+        torch.manual_seed(0)
+        x, *weights = leaves((9, 8), (2, 16, 4), (2, 4, 8), (8,))
+        monkeypatch.setenv("M2BERT_KERNELS", "torch")
+        y = block_diagonal_glu(x, *weights, dropout=0.5)
+        monkeypatch.setenv("M2BERT_KERNELS", in_backward)
+        gradients.append(torch.autograd.grad(y.sum(), x)[0])
+    assert torch.equal(*gradients)
 
 
 def loss_and_gradients(model, ids, mask, labels, forward=None):

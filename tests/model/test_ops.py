@@ -7,7 +7,13 @@ import torch
 from torch.nn import functional as F
 
 from modeling_m2bert import M2BertModel, m2bert_ops_torch_conv
-from modeling_m2bert.m2bert_ops import add_layer_norm, block_diagonal_glu, long_conv, short_conv_gate
+from modeling_m2bert.m2bert_ops import (
+    add_layer_norm,
+    block_diagonal_glu,
+    cached_long_conv,
+    long_conv,
+    short_conv_gate,
+)
 from modeling_m2bert.m2bert_ops_choice import choose_kernels
 from modeling_m2bert.m2bert_ops_torch_conv import prepare_filter, transform_length
 
@@ -202,6 +208,8 @@ def test_columns_need_not_be_contiguous():
         ({"taps": torch.zeros(2, 3, 9)}, r"taps has shape \(2, 3, 9\); expected \(2, 4, P\)"),
         ({"gate": torch.zeros(4, 7)}, "gate is torch.float32 .* make them equal"),
         ({"residual": None}, "go together"),
+        ({"residual_skip": None}, "go together"),
+        ({"skip": torch.zeros(1)}, r"the skip term of taps has shape \(1,\); expected \(4,\)"),
         ({"lengths": torch.tensor([7])}, r"lengths=\[7\] must lie between 0 and the \[6\] columns"),
         ({"longest": 5}, "not exceed longest=5"),
         ({"offsets": torch.tensor([0, 4])}, r"offsets=\[0, 4\] must rise from 0 to the 6 columns"),
@@ -219,13 +227,64 @@ def test_bad_arguments_are_named(change, message):
         long_conv(**good | change)
 
 
-def test_misfit_shapes_are_named():
-    with pytest.raises(ValueError, match="expected 3H channels"):
-        short_conv_gate(torch.zeros(4, 5), torch.zeros(4), torch.zeros(4, 3), torch.zeros(4), *rows((5, 5)))
-    with pytest.raises(ValueError, match="do not fit"):
-        block_diagonal_glu(torch.zeros(3, 5), torch.zeros(2, 8, 2), torch.zeros(2, 2, 4), torch.zeros(4))
-    with pytest.raises(ValueError, match="do not fit"):
-        add_layer_norm(torch.zeros(3, 5), torch.zeros(2, 5), torch.zeros(5), torch.zeros(5), 1e-12)
+def test_parameters_for_fewer_positions_than_tokens_are_refused(tiny_config):
+    source = M2BertModel(tiny_config()).layers[0].mixer.filter
+    x = torch.zeros(32, 20)
+    with pytest.raises(ValueError, match="parameters has 8 taps, fewer than the longest row of 20 tokens"):
+        cached_long_conv(x, x, None, source.parameters_for(8), None, source.skip, None, *rows((20, 20)), (0, 1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"projection_bias": torch.zeros(1)}, {"weight": torch.zeros(6, 1)}, {"bias": torch.zeros(7)},
+     {"projected": torch.zeros(5, 4)}],
+)  # fmt: skip
+def test_misfit_shapes_of_the_short_convolution_are_named(change):
+    good = {"projected": torch.zeros(6, 4), "projection_bias": torch.zeros(6), "weight": torch.zeros(6, 3),
+            "bias": torch.zeros(6)}  # fmt: skip
+    short_conv_gate(**good, **dict(zip(("offsets", "lengths", "longest"), rows((4, 4)), strict=True)))
+    with pytest.raises(ValueError, match=r"projected .* do not fit: expected \(3H, T\)"):
+        short_conv_gate(**good | change, **dict(zip(("offsets", "lengths", "longest"), rows((4, 4)), strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"down": torch.zeros(1, 2, 4)}, "do not fit"), ({"bias": torch.zeros(1)}, "do not fit"),
+     ({"x": torch.zeros(3, 5)}, "do not fit"), ({"dropout": 1.0}, "dropout=1.0 must be a probability below 1")],
+)  # fmt: skip
+def test_misfits_of_the_feed_forward_network_are_named(change, message):
+    good = {"x": torch.zeros(3, 4), "up": torch.zeros(2, 8, 2), "down": torch.zeros(2, 2, 4), "bias": torch.zeros(4)}
+    block_diagonal_glu(**good)
+    with pytest.raises(ValueError, match=message):
+        block_diagonal_glu(**good | change)
+
+
+@pytest.mark.parametrize("shapes", [((2, 5), (5,), (5,)), ((3, 5), (1,), (5,)), ((3, 5), (5,), (1,))])
+def test_misfits_of_add_layer_norm_are_named(shapes):
+    with pytest.raises(ValueError, match=r"do not fit: expected \(T, H\), \(T, H\), \(H,\) and \(H,\)"):
+        add_layer_norm(torch.zeros(3, 5), *map(torch.zeros, shapes), 1e-12)
+
+
+def test_weight_gradients_of_half_precision_do_not_drown_in_many_tokens():
+    """Sums over chunks of tokens are kept in float32: at 33 chunks their rounding would show."""
+    torch.manual_seed(0)
+    x = torch.rand(33 * 512, 4, dtype=torch.bfloat16)
+    weights = [torch.rand(1, 8, 4), torch.rand(1, 4, 4), torch.rand(4)]
+    gradients = {}
+    for dtype in (torch.bfloat16, torch.float64):
+        leaves = [w.bfloat16().to(dtype).requires_grad_() for w in weights]
+        block_diagonal_glu(x.to(dtype), *leaves).sum().backward()
+        gradients[dtype] = [leaf.grad.double() for leaf in leaves]
+    for half, exact in zip(gradients[torch.bfloat16], gradients[torch.float64], strict=True):
+        assert ((half - exact).norm() / exact.norm()) < 6e-3
+
+
+def test_dropout_of_different_tokens_is_independent():
+    torch.manual_seed(0)
+    down = torch.eye(4)[None]
+    y = block_diagonal_glu(torch.ones(1024, 4), torch.ones(1, 8, 4), down, torch.zeros(4), dropout=0.5)
+    first, second = y[:512] != 0, y[512:] != 0
+    assert 0.4 < (first == second).float().mean() < 0.6
 
 
 def test_kernels_are_chosen_by_argument_then_environment_then_device(monkeypatch):
