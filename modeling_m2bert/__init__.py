@@ -3,6 +3,7 @@
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from .configuration_m2bert import M2BertConfig
+from .m2bert_ops_filter import clear_filter_cache
 from .modeling_m2bert import M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
 
 AutoConfig.register("m2bert", M2BertConfig)
@@ -10,4 +11,4 @@ AutoModel.register(M2BertConfig, M2BertModel)
 AutoModelForMaskedLM.register(M2BertConfig, M2BertForMaskedLM)
 AutoModelForSequenceClassification.register(M2BertConfig, M2BertForSequenceClassification)
 
-__all__ = ["M2BertConfig", "M2BertForMaskedLM", "M2BertForSequenceClassification", "M2BertModel"]
+__all__ = ["M2BertConfig", "M2BertForMaskedLM", "M2BertForSequenceClassification", "M2BertModel", "clear_filter_cache"]

@@ -11,8 +11,8 @@ second derivatives, and torch.func does not see through the operations.
 
 Rows of different lengths lie side by side in T columns, without padding: row b has the columns offsets[b] ..
 offsets[b + 1] (int32, (B + 1,)), of which the first lengths[b] (int32, (B,)) are real. Where shapes have to be
-static, a row may have more columns than tokens; the others are never read, and written as zeros. longest >= every
-length.
+static, a row may have more columns than tokens; the others are never read, and written as zeros. No row has more than
+`longest` columns.
 """
 
 import torch
@@ -191,11 +191,12 @@ def _check_rows(columns: int, offsets: Tensor, lengths: Tensor, longest: int):
     slots = offsets.diff()
     if int(offsets[0]) != 0 or int(offsets[-1]) != columns or int(slots.min()) < 0:
         raise ValueError(f"offsets={offsets.tolist()} must rise from 0 to the {columns} columns")
-    if bool((lengths > slots).any()) or int(lengths.max()) > longest or int(lengths.min()) < 0:
+    if bool((lengths > slots).any()) or int(lengths.min()) < 0:
         raise ValueError(
-            f"lengths={lengths.tolist()} must lie between 0 and the {slots.tolist()} columns of their rows, "
-            f"and not exceed longest={longest}"
+            f"lengths={lengths.tolist()} must lie between 0 and the {slots.tolist()} columns of their rows"
         )
+    if int(slots.max()) > longest:
+        raise ValueError(f"a row has {int(slots.max())} columns, more than longest={longest}; raise longest")
 
 
 def _check_signals(gated: Tensor, gate: Tensor, residual: Tensor | None):

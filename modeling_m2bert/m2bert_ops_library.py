@@ -43,12 +43,18 @@ def _register(schema: str, body, fake):
 
 def _differentiate(name: str, setup_context, backward):
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
-
     torch.library.register_autograd(f"{NAMESPACE}::{name}_backward", _refuse, lib=_library)
 
 
 def _refuse(ctx, *gradients):
     raise NotImplementedError("m2bert's operations have no second derivatives; call backward without create_graph")
+
+
+def _keep_tensors_and_rows(ctx, inputs, output):
+    """The choice of kernels is made in forward: dropped values must be the same in backward."""
+    *tensors, ctx.longest, kernels = inputs
+    ctx.kernels = choose_kernels(kernels, tensors[0])
+    ctx.save_for_backward(*tensors)
 
 
 def _contiguous_like(x: Tensor) -> Tensor:
@@ -73,12 +79,6 @@ def _long_conv_backward(dy, *arguments):
     return [gradient for gradient in run("long_conv_backward", dy.contiguous(), *arguments) if gradient is not None]
 
 
-def _long_conv_setup(ctx, inputs, output):
-    *tensors, ctx.longest, kernels = inputs
-    ctx.kernels = choose_kernels(kernels, tensors[0])
-    ctx.save_for_backward(*tensors)
-
-
 def _long_conv_gradients(ctx, dy):
     tensors = ctx.saved_tensors
     gradients = iter(operators.long_conv_backward(dy, *tensors, ctx.longest, ctx.kernels))
@@ -100,7 +100,7 @@ _register(
     _long_conv_backward,
     _fake_long_conv_backward,
 )
-_differentiate("long_conv", _long_conv_setup, _long_conv_gradients)
+_differentiate("long_conv", _keep_tensors_and_rows, _long_conv_gradients)
 
 
 # cached_long_conv
@@ -139,27 +139,9 @@ def _fake_short_conv_gate(projected, *rest):
     return projected.new_empty(shape), projected.new_empty(shape)
 
 
-def _short_conv_gate_backward(d_gated, d_gate, projected, projection_bias, weight, bias, *rest):
-    gradients = run(
-        "short_conv_gate_backward",
-        d_gated.contiguous(),
-        d_gate.contiguous(),
-        projected,
-        projection_bias,
-        weight,
-        bias,
-        *rest,
-    )
-    return tuple(
-        gradient.to(tensor.dtype)
-        for gradient, tensor in zip(gradients, (projected, projection_bias, weight, bias), strict=True)
-    )
-
-
-def _short_conv_gate_setup(ctx, inputs, output):
-    *tensors, ctx.longest, kernels = inputs
-    ctx.kernels = choose_kernels(kernels, tensors[0])
-    ctx.save_for_backward(*tensors)
+def _short_conv_gate_backward(d_gated, d_gate, *tensors_and_rows):
+    gradients = run("short_conv_gate_backward", d_gated.contiguous(), d_gate.contiguous(), *tensors_and_rows)
+    return tuple(gradient.to(tensor.dtype) for gradient, tensor in zip(gradients, tensors_and_rows, strict=False))
 
 
 def _short_conv_gate_gradients(ctx, d_gated, d_gate):
@@ -178,7 +160,7 @@ _register(
     _short_conv_gate_backward,
     lambda d_gated, d_gate, *tensors_and_rows: tuple(_contiguous_like(tensor) for tensor in tensors_and_rows[:4]),
 )
-_differentiate("short_conv_gate", _short_conv_gate_setup, _short_conv_gate_gradients)
+_differentiate("short_conv_gate", _keep_tensors_and_rows, _short_conv_gate_gradients)
 
 
 # block_diagonal_glu

@@ -156,3 +156,16 @@ def test_hidden_states_come_out_contiguous(model, batch, shape):
     """Whatever layout the layers work in: users call .view on them."""
     outputs = model.model(batch[0][: shape[0]], batch[1][: shape[0]], output_hidden_states=True)
     assert all(states.shape[:2] == shape and states.is_contiguous() for states in outputs.hidden_states)
+
+
+def test_any_linear_layer_will_do(tiny_config, randomised, batch):
+    """Quantisers and adapters put layers of their own in the place of nn.Linear."""
+    model = randomised(M2BertModel(tiny_config(pooling="cls_tanh")))
+    expected = model(*batch[:2]).pooler_output
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.Linear):
+                plain = torch.nn.Linear(child.in_features, child.out_features, bias=child.bias is not None)
+                plain.load_state_dict(child.state_dict())
+                setattr(module, name, plain)
+    assert torch.allclose(model(*batch[:2]).pooler_output, expected, atol=1e-5)

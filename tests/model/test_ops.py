@@ -22,7 +22,7 @@ def rows(*slots_and_lengths):
     """offsets, lengths, longest of rows given as (columns, tokens)."""
     slots, lengths = zip(*slots_and_lengths, strict=True)
     offsets = torch.tensor([0, *slots]).cumsum(0).int()
-    return offsets, torch.tensor(lengths, dtype=torch.int32), max(lengths)
+    return offsets, torch.tensor(lengths, dtype=torch.int32), max(slots)
 
 
 ROWS = [rows((1, 1)), rows((2, 2), (1, 1)), rows((31, 31), (7, 7), (16, 16)), rows((20, 13), (5, 0), (20, 20))]
@@ -211,7 +211,7 @@ def test_columns_need_not_be_contiguous():
         ({"residual_skip": None}, "go together"),
         ({"skip": torch.zeros(1)}, r"the skip term of taps has shape \(1,\); expected \(4,\)"),
         ({"lengths": torch.tensor([7])}, r"lengths=\[7\] must lie between 0 and the \[6\] columns"),
-        ({"longest": 5}, "not exceed longest=5"),
+        ({"longest": 5}, "a row has 6 columns, more than longest=5"),
         ({"offsets": torch.tensor([0, 4])}, r"offsets=\[0, 4\] must rise from 0 to the 6 columns"),
         ({"offsets": torch.tensor([0, 3, 6])}, r"expected \(B \+ 1,\) and \(B,\)"),
         ({"kernels": "cuda"}, "kernels='cuda' is unknown; choose one of auto, torch, triton"),
