@@ -222,7 +222,8 @@ def _shared_bytes(device: torch.device) -> int:
     """Shared memory that one program may have, in bytes; without a GPU, as on Hopper."""
     if device.type != "cuda":
         return 232448
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    properties = torch.cuda.get_device_properties(device)
+    return getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
 
 
 def _buffer(x: Tensor, channels: int) -> Tensor:
