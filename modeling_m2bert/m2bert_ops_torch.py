@@ -124,16 +124,18 @@ def block_diagonal_glu(
         (T, H).
     """
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    width = down.shape[1]
+    width, half = down.shape[1], down.shape[2]
     for tokens in _token_chunks(x):
         keep = _dropout_mask(x[tokens], down, dropout, seed, tokens.start)
+        products, values = x.new_empty(2, len(x[tokens]), half)  # one allocation: new pages are dear
         for j in range(len(down)):
-            gate, value, _ = _gate_and_value(x[tokens], up, j, len(down))
-            product = F.gelu(gate).mul_(value)
-            if keep is not None:
-                product.mul_(keep[j])
             columns = slice(j * width, (j + 1) * width)
-            y[tokens, columns] = torch.addmm(bias[columns], product, down[j].T)
+            for (weight, part), out in zip(_up_parts(up, j, len(down)), (products, values), strict=True):
+                torch.mm(x[tokens, part], weight.T, out=out)
+            torch.ops.aten.gelu_(products).mul_(values)
+            if keep is not None:
+                products.mul_(keep[j])
+            torch.addmm(bias[columns], products, down[j].T, out=y[tokens, columns])
     return y
 
 
@@ -143,12 +145,13 @@ def block_diagonal_glu_backward(
     """Gradients of block_diagonal_glu with respect to x, up, down and bias; the weights' in float32 at least."""
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     d_up, d_down = (torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32)) for w in (up, down))
-    width, half = down.shape[1], down.shape[2]
+    width = down.shape[1]
     for tokens in _token_chunks(x):
         keep = _dropout_mask(x[tokens], down, dropout, seed, tokens.start)
         d_chunk = torch.zeros_like(x[tokens], memory_format=torch.contiguous_format)
         for j in range(len(down)):
-            gate, value, places = _gate_and_value(x[tokens], up, j, len(down))
+            parts = _up_parts(up, j, len(down))
+            gate, value = (x[tokens, part] @ weight.T for weight, part in parts)
             activated = F.gelu(gate)
             upstream = dy[tokens, j * width : (j + 1) * width]
             product = activated * value
@@ -157,20 +160,22 @@ def block_diagonal_glu_backward(
                 product, d_product = product * keep[j], d_product * keep[j]
             _add_product(d_down[j], upstream.T, product)
             d_gate = torch.ops.aten.gelu_backward(d_product * value, gate)
-            for gradient, (block, first) in zip((d_gate, d_product.mul_(activated)), places, strict=True):
-                columns = slice(block * up.shape[2], (block + 1) * up.shape[2])
-                _add_product(d_up[block, first : first + half], gradient.T, x[tokens, columns])
-                d_chunk[:, columns].addmm_(gradient, up[block, first : first + half])
+            d_parts = _up_parts(d_up, j, len(down))
+            gradients = (d_gate, d_product.mul_(activated))
+            for (weight, part), (d_weight, _), gradient in zip(parts, d_parts, gradients, strict=True):
+                _add_product(d_weight, gradient.T, x[tokens, part])
+                d_chunk[:, part].addmm_(gradient, weight)
         dx[tokens] = d_chunk
     return dx, d_up, d_down, dy.sum(0, dtype=torch.promote_types(dy.dtype, torch.float32)).to(dy.dtype)
 
 
-def _gate_and_value(x: Tensor, up: Tensor, j: int, blocks: int) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
-    """Chunk j of gate and of value, each (T, I / K), and where in `up` each comes from: (block, first row)."""
+def _up_parts(up: Tensor, j: int, blocks: int) -> list[tuple[Tensor, slice]]:
+    """Rows of `up` (I / K, H / K) that make chunk j of gate and of value, and the columns of x that they read."""
     half, width = up.shape[1] // 2, up.shape[2]
-    places = [((i + j) // 2, (i + j) % 2 * half) for i in (0, blocks)]
-    gate, value = (x[:, b * width : (b + 1) * width] @ up[b, first : first + half].T for b, first in places)
-    return gate, value, places
+    return [
+        (up[(i + j) // 2].unflatten(0, (2, half))[(i + j) % 2], slice((i + j) // 2 * width, ((i + j) // 2 + 1) * width))
+        for i in (0, blocks)
+    ]
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor):

@@ -88,11 +88,14 @@ def long_conv(
     for m, rows in _rows_by_transform_length(offsets, lengths):
         prepared, residual_prepared = filters(m)
         for group in _channel_groups(gated, len(rows) * 2 * m):
-            mixed, _ = _convolve(_gather(gated[group], rows, 2 * m, dtype), prepared, group, skip)
+            signal = _gather(gated[group], rows, 2 * m, dtype)
+            product = torch.fft.rfft(signal).mul_(_spectrum(prepared, group))
+            mixed = _back(product, signal, group, skip)
             mixed.mul_(_gather(gate[group], rows, m, dtype))
             if residual is not None:
                 signal = _gather(residual[group], rows, 2 * m, dtype)
-                mixed.add_(_convolve(signal, residual_prepared, group, residual_skip)[0])
+                product = torch.fft.rfft(signal).mul_(_spectrum(residual_prepared, group))
+                mixed.add_(_back(product, signal, group, residual_skip))
             _scatter(mixed, y[group], rows)
     return y
 
@@ -125,7 +128,8 @@ def long_conv_backward(
         residual_prepared = None if residual is None else prepare_filter(residual_taps, m, taps.dtype)
         for group in _channel_groups(gated, len(rows) * n):
             signal = _gather(gated[group], rows, n, dtype)
-            mixed, transformed = _convolve(signal, prepared, group, skip)
+            transformed = torch.fft.rfft(signal)
+            mixed = _back(transformed * _spectrum(prepared, group), signal, group, skip)
             upstream = _gather(dy[group], rows, n, dtype)
             _scatter(mixed * upstream[..., :m], d_gate[group], rows)
             _convolve_backward(upstream * _gather(gate[group], rows, n, dtype), signal, transformed, prepared, group,
@@ -137,12 +141,11 @@ def long_conv_backward(
     return d_gated, d_gate, d_residual, d_taps, d_residual_taps, d_skip, d_residual_skip
 
 
-def _convolve(signal: Tensor, prepared: tuple[Tensor, ...], group: slice, skip: Tensor) -> tuple[Tensor, Tensor]:
-    """signal (G, rows, N), zero in its second half -> convolution with skip (G, rows, M), spectrum of the signal."""
+def _back(product: Tensor, signal: Tensor, group: slice, skip: Tensor) -> Tensor:
+    """Convolution with skip (G, rows, M) from the product of the spectra and the signal (G, rows, 2M)."""
     n = signal.shape[-1]
-    transformed = torch.fft.rfft(signal)
-    y = torch.fft.irfft(transformed * _spectrum(prepared, group), n=n)[..., : n // 2]
-    return y.addcmul_(signal[..., : n // 2], skip[group, None, None].to(y.dtype)), transformed
+    y = torch.fft.irfft(product, n=n)[..., : n // 2]
+    return y.addcmul_(signal[..., : n // 2], skip[group, None, None].to(y.dtype))
 
 
 def _convolve_backward(upstream, signal, transformed, prepared, group, skip, rows, d_signal, d_taps, d_skip):
