@@ -77,7 +77,8 @@ def long_conv(sizes: Sizes) -> Case:
     modules = [sizes.layer.mixer.filter, sizes.layer.mixer.residual_filter]
     signals = [sizes.draw(sizes.batch, sizes.hidden, sizes.length) for _ in range(3)]
     ours_signals = [sizes.channels(x) for x in signals]
-    taps = [module(sizes.length).detach().requires_grad_(sizes.training) for module in modules]
+    parameters = [module.parameters_for(len(module.time)) for module in modules]
+    taps = [generate_taps(each, sizes.length).detach().requires_grad_(sizes.training) for each in parameters]
     skips = [sizes.skip(module.skip) for module in modules]
 
     def plain():
@@ -93,10 +94,9 @@ def long_conv(sizes: Sizes) -> Case:
     else:
         spectra = [spectrum(x) for x in taps]
         cache = FilterCache(1)
-        parameters = [module.parameters_for(len(module.time)) for module in modules]
 
         def ours():
-            y = ops.cached_long_conv(*ours_signals, *parameters, *skips, *sizes.rows, [cache.handle, 0, 1])
+            y = ops.cached_long_conv(*ours_signals, *parameters, *skips, *sizes.rows, [cache.handle, 1])
             return (sizes.batched(y),)
 
     return Case(ours, plain, exact, [*ours_signals, *taps, *skips], [*signals, *taps, *skips])
