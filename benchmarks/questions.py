@@ -47,7 +47,15 @@ def ratio(above: float | None, below: float | None) -> float | None:
 def against(device: str, ours: tuple[str, str], other: tuple[str, str], length: int, **wanted) -> Answer:
     """How many times faster `ours` (arm, dtype) is than `other` at one length."""
     wanted = {"device": device, "length": length, "mode": "forward", "batch": 1} | wanted
-    return lambda records: ratio(find(records, *other, **wanted), find(records, *ours, **wanted))
+
+    def answer(records):
+        for run in reversed(dict.fromkeys(record["run"] for record in records)):  # times compare within a run only
+            found = ratio(find(records, *other, run=run, **wanted), find(records, *ours, run=run, **wanted))
+            if found is not None:
+                return found
+        return None
+
+    return answer
 
 
 def fastest(records: list[Record], field: str = "seconds", scale: float = 1.0, **wanted) -> float | None:

@@ -46,7 +46,7 @@ def load(paths: list[Path]) -> list[dict]:
             raise BadArgument(f"records={path} cannot be read ({error}); give JSON files of the benchmarks") from None
         if not isinstance(found, list) or not all(isinstance(record, dict) and "arm" in record for record in found):
             raise BadArgument(f"records={path} is no list of records; give JSON files of the benchmarks")
-        records += found
+        records += [record | {"run": str(path)} for record in found]
     if not records:
         raise BadArgument(f"records={', '.join(map(str, paths))} hold nothing; run the benchmarks first")
     deep = [record for record in records if not record.get("shallow")]
