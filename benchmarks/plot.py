@@ -67,23 +67,20 @@ def _panel(axis, lines: dict, colours: dict) -> None:
 
 
 def _label(axis, ends: list[tuple], longest: int) -> None:
-    """Names at the ends of lines. Those of lines that reach the longest length stand in a column, moved apart where
-    they would touch."""
-    for length, seconds, text, colour in ends:
-        if length < longest:
-            axis.text(length, seconds * 1.15, text, color=colour, fontsize=9, ha="right", va="bottom")
-    ends = sorted((end for end in ends if end[0] == longest), key=lambda end: end[1])
+    """Names of all lines in a column at the right, moved apart where they would touch, with leaders to the ends."""
     low, high = (math.log(limit) for limit in axis.get_ylim())
-    heights = _apart([math.log(seconds) for _, seconds, *_ in ends], LABEL_HEIGHT * (high - low))
-    for (length, seconds, text, colour), height in zip(ends, heights, strict=True):
+    ends = sorted(ends, key=lambda end: end[1] * longest / end[0])
+    wanted = [math.log(min(seconds * longest / length, math.exp(high))) for length, seconds, *_ in ends]
+    for (length, seconds, text, colour), height in zip(ends, _apart(wanted, LABEL_HEIGHT * (high - low)), strict=True):
         axis.annotate(
             text,
             xy=(length, seconds),
-            xytext=(longest * 1.2, math.exp(height)),
+            xytext=(longest * 1.25, math.exp(height)),
             color=colour,
             fontsize=9,
             va="center",
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.6, "relpos": (0, 0.5)},
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "linestyle": ":", "relpos": (0, 0.5)},
         )
 
 
