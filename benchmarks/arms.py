@@ -92,16 +92,17 @@ def base_model(longest: int, layers: int | None) -> M2BertModel:
             layer.mixer.in_proj.weight.mul_(1.5)
             for part in (layer.mixer.filter, layer.mixer.residual_filter):
                 part.input_weight.mul_(30)  # filters that oscillate, as trained ones do
-                part.output_weight.mul_(0.3 / _energy(part)[..., None])
+                part.output_weight.mul_(0.6 / _gain(part)[:, :, None])
     return model
 
 
-def _energy(part: nn.Module) -> Tensor:
-    """Root of the sum of squared taps (2, H) of both directions, estimated from at most 2048 taps."""
+def _gain(part: nn.Module) -> Tensor:
+    """Largest magnitude of the spectra (2, H) of both directions: by how much a filter can amplify a signal, and its
+    rounding, whatever the length. Estimated from at most 2048 taps."""
     filters = Filter(part)
     step = -(-len(filters.time) // 2048)
     filters.features, filters.time = nn.Parameter(filters.features[::step]), filters.time[::step]
-    return torch.stack([taps.norm(dim=1) for taps in filters(len(filters.time))]) * step**0.5
+    return torch.stack([torch.fft.rfft(taps).abs().amax(1) for taps in filters(len(filters.time))]) * step
 
 
 class Runner:

@@ -12,9 +12,8 @@ from measure import wall_timed
 from original import Original
 from torch import Tensor
 
-# Bounds on the worst token and on gradients: several times what a correct arm of that dtype shows at 2048 tokens. The
-# worst of many tokens is worse: 12 layers in bfloat16 show 1e-2 at 512 tokens and 6.5e-2 at 32768.
-BOUNDS = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+# Bounds on the worst token and on gradients: several times what a correct arm of that dtype shows.
+BOUNDS = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 
 
 class RedGate(Exception):

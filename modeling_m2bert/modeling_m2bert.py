@@ -31,6 +31,8 @@ from .m2bert_ops_filter import FilterCache
 from .m2bert_pooling import M2BertPooler
 from .m2bert_rows import Packing, Rows, pack_rows
 
+ALIGNMENT_BYTES = 64  # of memory that torch allocates on a CPU
+
 
 class M2BertEmbeddings(nn.Module):
     """Token, position and type embeddings, summed, normalised, dropped out."""
@@ -81,6 +83,17 @@ class M2BertPreTrainedModel(PreTrainedModel):
     def __init__(self, config: M2BertConfig, *inputs, **kwargs):
         config.validate_architecture()  # fields that from_pretrained was asked to change are not checked on the way
         super().__init__(config, *inputs, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers. Weights on a CPU are moved to where matrix products expect them: products round by how
+        their operands are aligned, a file aligns them anyhow, and loading must not change a vector."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT_BYTES:
+                tensor.data = tensor.data.clone()
+        return loaded
 
     @torch.no_grad()
     def _init_weights(self, module):
