@@ -45,6 +45,21 @@ def load_task(data_dir: str | Path, task: str, split: str) -> RetrievalTask:
     data_dir = Path(data_dir)
     query_rows = _read_rows(data_dir / "queries" / f"{split}.parquet", QUERY_COLUMNS, task)
     document_rows = _read_rows(data_dir / "documents" / f"{split}.parquet", DOCUMENT_COLUMNS, task)
+    return make_task(task, split, query_rows, document_rows)
+
+
+def task_names(data_dir: str | Path, split: str) -> list[str]:
+    """Names of the tasks in documents/SPLIT.parquet, sorted.
+
+    Raises:
+        ValueError: the file or its column is missing.
+    """
+    path = Path(data_dir) / "documents" / f"{split}.parquet"
+    return _names(_read_table(path, ("dataset",)))
+
+
+def make_task(task: str, split: str, query_rows: list[dict], document_rows: list[dict]) -> RetrievalTask:
+    """A task from its rows, wherever they come from; see `load_task` for columns and errors."""
     documents = _by_id(document_rows, "pid", "passage")
     queries = _by_id(query_rows, "qid", "query")
     qrels = {row["qid"]: dict.fromkeys(row["answer_pids"] or [], 1) for row in query_rows}
@@ -59,6 +74,14 @@ def load_task(data_dir: str | Path, task: str, split: str) -> RetrievalTask:
 
 
 def _read_rows(path: Path, columns: tuple[str, ...], task: str) -> list[dict]:
+    table = _read_table(path, columns)
+    rows = table.filter(pc.equal(table["dataset"], task)).to_pylist()
+    if not rows:
+        raise ValueError(f"task {task!r} is not in {path}; tasks there: {', '.join(_names(table)) or 'none'}")
+    return rows
+
+
+def _read_table(path: Path, columns: tuple[str, ...]):
     if not path.is_file():
         splits = ", ".join(sorted(other.stem for other in path.parent.glob("*.parquet"))) or "none"
         raise ValueError(f"{path} does not exist; splits in {path.parent}: {splits}")
@@ -66,12 +89,11 @@ def _read_rows(path: Path, columns: tuple[str, ...], task: str) -> list[dict]:
     missing = [column for column in columns if column not in present]
     if missing:
         raise ValueError(f"{path} lacks the column {missing[0]!r}; it has {present}; add what is missing")
-    table = pq.read_table(path, columns=list(columns))
-    rows = table.filter(pc.equal(table["dataset"], task)).to_pylist()
-    if not rows:
-        tasks = sorted(filter(None, table["dataset"].unique().to_pylist()))
-        raise ValueError(f"task {task!r} is not in {path}; tasks there: {', '.join(tasks) or 'none'}")
-    return rows
+    return pq.read_table(path, columns=list(columns))
+
+
+def _names(table) -> list[str]:
+    return sorted(filter(None, table["dataset"].unique().to_pylist()))
 
 
 def _by_id(rows: list[dict], id_column: str, text_column: str) -> dict[str, str]:

@@ -50,8 +50,8 @@ def run(arguments: list, *, threads: int, log: Path | None = None):
 
 def train(entry: str, name: str, *overrides: str, log: Path | None = None):
     """`accelerate launch train/ENTRY.py`, on one thread: two arms run side by side."""
-    script = ROOT / "train" / f"{entry}.py"
-    run([*LAUNCH, script, "data.path=pydocs", f"output_dir={name}", *overrides], threads=1, log=log)
+    data = "data.sources=[{path: pydocs}]" if entry == "mlm" else "data.path=pydocs"
+    run([*LAUNCH, ROOT / "train" / f"{entry}.py", data, f"output_dir={name}", *overrides], threads=1, log=log)
 
 
 def train_controls(log: Path):

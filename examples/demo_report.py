@@ -15,6 +15,7 @@ LABELS = {
     "untrained": "standard start, mean pooling, untrained",
 }
 COLORS = {"trained": "tab:blue", "bm25": "tab:gray", "tfidf-rp": "tab:gray"}
+METRICS = "held_out_loss", "development_ndcg_at_10"  # of the two stages
 ARMS = [  # label, line, folders of its pretraining and fine-tuning
     ("M2-BERT", {"color": "tab:blue"}, "mlm", "trained"),
     ("standard start", {"color": "tab:orange"}, "mlm-standard", "standard"),
@@ -72,16 +73,18 @@ def plot(folder: Path, records: dict[str, dict]):
 
     figure, axes = plt.subplots(1, 3, figsize=(16, 4.6), width_ratios=[1, 1, 1.1], layout="constrained")
     for label, line, *stages in ARMS:
-        for axis, stage in zip(axes, stages, strict=False):
+        for axis, stage, metric, scale in zip(axes, stages, METRICS, (1, 100), strict=False):
             if stage is not None:
                 rows = json.loads((folder / stage / "training.json").read_text())["history"]
-                held_out = [(row["step"], row["held_out_loss"]) for row in rows if "held_out_loss" in row]
-                axis.plot([row["step"] for row in rows], [row["loss"] for row in rows], **line, alpha=0.35)
-                axis.plot(*zip(*held_out, strict=True), marker="o", **line, label=label, markersize=4)
+                measured = [(row["step"], scale * row[metric]) for row in rows if metric in row]
+                axis.plot(*zip(*measured, strict=True), marker="o", **line, label=label, markersize=4)
+                if metric == "held_out_loss":
+                    axis.plot([row["step"] for row in rows], [row["loss"] for row in rows], **line, alpha=0.35)
     axes[0].set(title="masked-language-model pretraining", xlabel="step", ylabel="loss per masked token")
-    axes[1].set(title="retrieval fine-tuning", xlabel="step", ylabel="orthogonal projection loss", yscale="log")
+    axes[1].set(title="retrieval fine-tuning", xlabel="step", ylabel="development nDCG@10, points")
+    axes[0].legend(title="dots: held out; pale: training", frameon=False)
+    axes[1].legend(frameon=False)
     for axis in axes[:2]:
-        axis.legend(title="dots: held out; pale: training", frameon=False)
         axis.grid(alpha=0.3)
     names = list(LABELS)[::-1]
     scores = [100 * records[name]["ndcg_at_10"] for name in names]

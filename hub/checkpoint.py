@@ -20,6 +20,7 @@ import modeling_m2bert  # noqa: F401  (registers m2bert with the Auto classes)
 
 logger = logging.getLogger(__name__)
 
+ADAPTER_CONFIG = "adapter_config.json"
 AUTO_CLASSES = {
     "M2BertModel": AutoModel,
     "M2BertForMaskedLM": AutoModelForMaskedLM,
@@ -28,12 +29,15 @@ AUTO_CLASSES = {
 
 
 def load_checkpoint(model_dir: str | Path) -> PreTrainedModel:
-    """Load a checkpoint folder with the class it was saved from, every tensor accounted for.
+    """Load a checkpoint folder with the class it was saved from, every tensor accounted for. Of an adapter folder
+    (peft), the merged model.
 
     Raises:
         ValueError: no such folder, not an M2-BERT, or tensors that are missing, unexpected or of another shape.
     """
     path = Path(model_dir)
+    if (path / ADAPTER_CONFIG).is_file():
+        return load_merged(path)
     architecture = (read_config(path).get("architectures") or ["M2BertModel"])[0]
     if architecture not in AUTO_CLASSES:
         raise ValueError(f"checkpoint {path} is of class {architecture}; expected one of {', '.join(AUTO_CLASSES)}")
@@ -44,6 +48,35 @@ def load_checkpoint(model_dir: str | Path) -> PreTrainedModel:
             f"checkpoint {path} does not fit its config.json (unexpected: {', '.join(sorted(unexpected))})"
         )
     return model.eval()
+
+
+def load_merged(path: Path) -> PreTrainedModel:
+    """The base model of an adapter folder, with the adapter merged into its weights.
+
+    Raises:
+        ValueError: peft is not installed, the base is not here or not the one that was adapted, or tensors are missing
+            or unexpected.
+    """
+    try:
+        from peft import PeftModel, get_peft_model_state_dict
+    except ImportError as error:
+        raise ValueError(f"{path} holds an adapter of peft, which is not installed: pip install peft") from error
+    settings = read_json(path / ADAPTER_CONFIG)
+    base = Path(settings.get("base_model_name_or_path") or "")
+    if not (base / "config.json").is_file():
+        raise ValueError(
+            f"adapter {path} changes the model {str(base)!r}, which is no model folder here; write where it is as "
+            f"base_model_name_or_path into {path / ADAPTER_CONFIG}"
+        )
+    architecture = (settings.get("auto_mapping") or {}).get("base_model_class", "M2BertModel")
+    model, missing = load_strictly(AUTO_CLASSES[architecture], base, may_miss=("pooler.",))
+    adapted = PeftModel.from_pretrained(model, str(path))
+    found, expected = tensor_names(path), set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    expected |= {f"base_model.model.{name}" for name in missing}
+    if found != expected:
+        names = ", ".join(sorted(found ^ expected))
+        raise ValueError(f"adapter {path} does not fit its base {base} (missing or unexpected: {names})")
+    return adapted.merge_and_unload(safe_merge=True).eval()
 
 
 def load_strictly(

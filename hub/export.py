@@ -19,7 +19,12 @@ def export_checkpoint(model_dir: str | Path, output_dir: str | Path, *, overwrit
         raise ValueError(f"output {output} holds the checkpoint {model_dir} itself; name another folder")
     model = load_checkpoint(model_dir)
     settings = read_sentence_files(model, Path(model_dir))
-    record = Path(model_dir) / "training.json"
-    extra = {record.name: record.read_text()} if record.is_file() else None
+    record = training_record(Path(model_dir))
     tokenizer = load_tokenizer(model_dir)
-    return write_folder(model, tokenizer, output_dir, overwrite=overwrite, settings=settings, extra_files=extra)
+    return write_folder(model, tokenizer, output_dir, overwrite=overwrite, settings=settings, extra_files=record)
+
+
+def training_record(folder: Path) -> dict[str, str]:
+    """The text of `training.json`, by its name, where a folder has one."""
+    record = folder / "training.json"
+    return {record.name: record.read_text()} if record.is_file() else {}

@@ -1,13 +1,18 @@
 """The one writer of model folders: everything a Hub repository of M2-BERT holds, whole or not at all."""
 
+import copy
 import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .checkpoint import AUTO_CLASSES
 from .model_card import render_card
 from .sentence_files import SentenceSettings, write_sentence_files
 
@@ -23,13 +28,14 @@ def write_folder(
     settings: SentenceSettings | None = None,
     card_text: str = "",
     extra_files: dict[str, str] | None = None,
+    state_dict: dict | None = None,
 ) -> Path:
     """Write a complete, self-contained Hub folder: safetensors, configuration, code, tokenizer, sentence-transformers
     files, requirements.txt and a README.md card.
 
     The folder loads with `AutoModel.from_pretrained(dir, trust_remote_code=True)` and
-    `SentenceTransformer(dir, trust_remote_code=True)` where this package is not installed. It is assembled beside
-    its destination and moved there in one step (two where it replaces another, which comes back if the second fails).
+    `SentenceTransformer(dir, trust_remote_code=True)` where this package is not installed. It comes whole or not at all
+    (`whole_folder`).
 
     Args:
         model: any M2-BERT class.
@@ -39,6 +45,7 @@ def write_folder(
         settings: prompts and the like for sentence-transformers.
         card_text: Markdown about this very model, for the card.
         extra_files: more text files, by name.
+        state_dict: the whole weights, where the model holds only a shard of them.
 
     Raises:
         ValueError: output_dir is no folder, or is not empty and overwrite is False, or the tokenizer has ids outside
@@ -47,19 +54,30 @@ def write_folder(
     output = check_output(output_dir, overwrite)
     check_tokenizer(tokenizer, model.config.vocab_size)
     settings = settings or SentenceSettings()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
-        new = Path(scratch) / "new"
+    model = model if state_dict is None else _unsharded(model, state_dict)
+    with whole_folder(output, overwrite) as new:
         model.save_pretrained(new)
         _copy_code(model, new)
         if tokenizer is not None:
-            _save_tokenizer(tokenizer, settings.max_tokens or model.config.max_position_embeddings, new)
+            save_tokenizer(tokenizer, settings.max_tokens or model.config.max_position_embeddings, new)
         write_sentence_files(model, settings, new)
         texts = {"requirements.txt": REQUIREMENTS, "README.md": render_card(model, card_text)} | (extra_files or {})
         for name, text in texts.items():
             (new / name).write_text(text, encoding="utf-8")
-        _move(new, output, Path(scratch) / "old", overwrite)
     return output
+
+
+@contextmanager
+def whole_folder(output_dir: str | Path, overwrite: bool) -> Iterator[Path]:
+    """A new folder beside `output_dir`, to be filled. It is moved there in one step (two where it replaces another,
+    which comes back if the second fails), or is gone if filling it raises. Raises ValueError as check_output does."""
+    output = check_output(output_dir, overwrite)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
+        new = Path(scratch) / "new"
+        new.mkdir()
+        yield new
+        _move(new, output, Path(scratch) / "old", overwrite)
 
 
 def check_output(output_dir: str | Path, overwrite: bool) -> Path:
@@ -73,7 +91,7 @@ def check_output(output_dir: str | Path, overwrite: bool) -> Path:
         return output
     if not overwrite:
         raise ValueError(f"output {output} is not empty; name another folder, or overwrite it (--overwrite)")
-    if not (output / "config.json").is_file():
+    if not any((output / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise ValueError(f"output {output} is not empty and holds no model, so it is not replaced; name another folder")
     return output
 
@@ -86,6 +104,16 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase | None, vocab_size: int):
             f"tokenizer gives ids up to {largest} but the model has vocab_size={vocab_size}; "
             "use the tokenizer it was trained with, or resize_token_embeddings"
         )
+
+
+def _unsharded(model: PreTrainedModel, state_dict: dict) -> PreTrainedModel:
+    """A plain model of these weights: sharding (FSDP2) changes the class of a model, not only its tensors."""
+    name = type(model).__name__.removeprefix("FSDP")
+    with torch.device("meta"):
+        plain = AUTO_CLASSES[name].from_config(copy.deepcopy(model.config))
+    plain.load_state_dict(state_dict, assign=True)
+    plain.tie_weights()
+    return plain
 
 
 def _move(new: Path, output: Path, old: Path, overwrite: bool):
@@ -109,7 +137,8 @@ def _copy_code(model: PreTrainedModel, folder: Path):
             shutil.copyfile(path, folder / path.name)
 
 
-def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, max_tokens: int, folder: Path):
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, max_tokens: int, folder: Path):
+    """Write a tokenizer that cuts texts at `max_tokens` and pads on the right."""
     previous = tokenizer.model_max_length, tokenizer.padding_side
     tokenizer.model_max_length, tokenizer.padding_side = max_tokens, "right"
     try:

@@ -16,6 +16,11 @@ class BlockDiagonalLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
+    def forward(self, x: Tensor) -> Tensor:
+        """The weight, for an input that it does not depend on: adapters of peft change a module's weight only while the
+        module is called, with an input."""
+        return self.weight
+
 
 class M2BertMLP(nn.Module):
     """Gated feed-forward network: down(gelu(gate) * value), [gate | value] = up(x). Exact GELU.
@@ -32,6 +37,4 @@ class M2BertMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, H) -> (T, H)."""
-        return block_diagonal_glu(
-            x, self.up.weight, self.down.weight, self.down.bias, self.dropout if self.training else 0.0
-        )
+        return block_diagonal_glu(x, self.up(x), self.down(x), self.down.bias, self.dropout if self.training else 0.0)

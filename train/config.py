@@ -1,7 +1,8 @@
 """Run configuration: one YAML file per run, dotted overrides on the command line, unknown keys refused.
 
 The small default file of an entry point is its schema: it holds every key, with a comment on what it means. Another
-file names only what differs. The free-form sections hold fields of M2BertConfig, which `make_model` checks.
+file names only what differs, from the default or from the file it `extends`. The free-form sections hold fields of
+M2BertConfig, which `make_model` checks.
 """
 
 import difflib
@@ -12,7 +13,10 @@ from typing import Any
 
 import yaml
 
+from .dry_run import scale_down
+
 FREE_FORM = ("architecture", "new_model")
+NULLABLE = ("_lr", "_split")  # endings of keys that null switches off though the schema has a value for them
 
 
 def load_config(default_name: str, argv: list[str]) -> dict[str, Any]:
@@ -20,28 +24,49 @@ def load_config(default_name: str, argv: list[str]) -> dict[str, Any]:
 
     Args:
         default_name: file in `configs/` that holds every key.
-        argv: `[--config FILE] [section.key=value ...]`; FILE is a path, or a name in `configs/`.
+        argv: `[--config FILE] [--dry-run] [section.key=value ...]`; FILE is a path, or a name in `configs/`. With
+            `--dry-run` the run is scaled down to two steps on stand-in data (`dry_run.scale_down`).
 
     Raises:
         ValueError: an unknown key (with the nearest known one), a value of another type, an unreadable argument.
     """
-    config = read_yaml(default_name)
-    arguments = list(argv)
+    config, schema = read_yaml(default_name), read_yaml(default_name)
+    arguments = [argument for argument in argv if argument != "--dry-run"]
     while arguments:
         argument = arguments.pop(0)
         if argument == "--config":
             if not arguments:
                 raise ValueError("--config needs a file name")
-            merge(config, read_yaml(arguments.pop(0)))
+            for content in read_chain(arguments.pop(0)):
+                merge(config, content, schema)
         elif "=" in argument and not argument.startswith("-"):
             key, value = argument.split("=", 1)
             nested = parse_yaml(value, f"argument {argument!r}")
             for part in reversed(key.split(".")):
                 nested = {part: nested}
-            merge(config, nested)
+            merge(config, nested, schema)
         else:
             raise ValueError(f"argument {argument!r} is not understood; use --config FILE and section.key=value")
-    return config
+    return scale_down(config) if "--dry-run" in argv else config
+
+
+def read_chain(name: str) -> list[dict[str, Any]]:
+    """A YAML file and, before it, the files it extends: named by their place beside it, by path, or among the shipped.
+
+    Raises:
+        ValueError: a file extends itself, directly or not; or see read_yaml.
+    """
+    chain, names = [], []
+    while name is not None:
+        if name in names:
+            circle = " -> ".join([*names, name])
+            raise ValueError(f"configuration {name} extends itself ({circle}); remove one `extends`")
+        names.append(name)
+        chain.append(read_yaml(name))
+        beside, name = Path(name).parent, chain[-1].pop("extends", None)
+        if name is not None and (beside / name).is_file():
+            name = str(beside / name)
+    return chain[::-1]
 
 
 def read_yaml(name: str) -> dict[str, Any]:
@@ -65,27 +90,28 @@ def parse_yaml(text: str, where: str) -> Any:
         raise ValueError(f"{where} is no valid YAML: {' '.join(str(error).split())}") from error
 
 
-def merge(config: dict, update: dict, prefix: str = ""):
-    """Lay `update` over `config` in place; only keys that exist, only values of the same type."""
+def merge(config: dict, update: dict, schema: dict, prefix: str = ""):
+    """Lay `update` over `config` in place; only keys of the schema, only values of the type that they have there. What
+    is null in the schema takes any value."""
     for key, value in update.items():
         name = prefix + key
-        if key not in config:
-            near = difflib.get_close_matches(key, config, n=1, cutoff=0)
+        if key not in schema:
+            near = difflib.get_close_matches(key, schema, n=1, cutoff=0)
             raise ValueError(f"unknown configuration key {name!r}; the nearest known one is {prefix + near[0]!r}")
-        old = config[key]
-        if isinstance(old, dict):
+        default = schema[key]
+        if isinstance(default, dict):
             if not isinstance(value, dict):
                 raise ValueError(f"configuration key {name!r} is a section, not a value ({value!r})")
             if key not in FREE_FORM:
-                merge(old, value, name + ".")
+                merge(config[key], value, default, name + ".")
             else:
-                old.update(value)
-        elif old is None or (value is None and key.endswith("_lr")) or type(value) is type(old):
+                config[key].update(value)
+        elif default is None or (value is None and key.endswith(NULLABLE)) or type(value) is type(default):
             config[key] = value
-        elif isinstance(old, float) and is_number(value):
+        elif isinstance(default, float) and is_number(value):
             config[key] = float(value)  # YAML reads 1e-3 as text
         else:
-            raise ValueError(f"configuration key {name!r} takes {type(old).__name__}, not {value!r}")
+            raise ValueError(f"configuration key {name!r} takes {type(default).__name__}, not {value!r}")
 
 
 def is_number(value: Any) -> bool:

@@ -1,81 +1,135 @@
-"""Masked-language-model batches: documents in random order, joined and cut into rows of equal length, masked.
+"""The pretraining mixture: sources and lengths in given shares, batches of equal token budget, masked.
 
-A batch is a function of (seed, step, rank) alone.
+Examples are drawn window by window. A window holds a little more than its batches need, in exactly the shares of the
+mixture (up to rounding, which the next window makes good); it is sorted by length, cut into batches, and the batches
+are shuffled. So a short example shares its batch with short ones.
 """
 
-from dataclasses import dataclass
+import math
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
-import torch
 
-IGNORE = -100
+from .masking import Masking
+from .source_data import SourceData
+from .text_examples import SHORTEST_TOKENS, random_generator
+
+WINDOW_BATCHES = 16
 
 
-@dataclass
-class MaskedLmData:
-    """Rows of tokens and what masking needs to know of the vocabulary.
+class Example(NamedTuple):
+    """Token ids with special tokens, and where they come from."""
+
+    ids: np.ndarray
+    source: str
+    kind: str
+
+
+class MixtureBatches:
+    """One process's masked batches, endless; `Batches` of the training loop.
+
+    A batch is a function of (seed, step, rank) and the data. With local data the position regenerates the very window
+    it lies in, so that a resumed run sees the same batches bit for bit.
 
     Args:
-        rows: (R, row_tokens) int32, special tokens included.
-        special_ids: ids that are never masked and never drawn as a random replacement.
+        settings: max_tokens, batch_tokens (padded, of one forward), accumulate (forwards a step), mask_probability.
     """
 
-    rows: np.ndarray
-    vocab_size: int
-    mask_id: int
-    special_ids: list[int]
+    def __init__(self, data: list[SourceData], settings, masking: Masking, *, seed: int, rank: int):
+        self.data, self.settings, self.masking, self.seed, self.rank = data, settings, masking, seed, rank
+        self.window_examples = window_size(data, settings)
+        self.thread, self.ahead = ThreadPoolExecutor(1), None  # makes the next window while this one is used
+        self.restore({"step": 0, "window": 0, "offset": 0, "sources": [one.train.state() for one in data]})
 
-    def batch(self, step: int, *, batch_rows: int, mask_probability: float, seed: int, rank: int = 0, world: int = 1):
-        """Rows for one step: epochs are permutations, ranks take different rows.
+    def next_batch(self) -> list[dict]:
+        """The forwards of one step: input_ids, attention_mask, labels (B, L) int64, and `counts`: examples and tokens
+        (special ones included, padding not) of each source and kind."""
+        self.step += 1
+        return [self.micro_batch(micro) for micro in range(self.settings.accumulate)]
 
-        Returns:
-            input_ids, attention_mask, labels, all (batch_rows, row_tokens) int64; labels are -100 where not predicted.
-        """
-        first = ((step - 1) * world + rank) * batch_rows
-        epochs, offsets = np.divmod(np.arange(first, first + batch_rows), len(self.rows))
-        orders = {epoch: np.random.default_rng([seed, epoch]).permutation(len(self.rows)) for epoch in set(epochs)}
-        indices = [orders[epoch][offset] for epoch, offset in zip(epochs, offsets, strict=True)]
-        return self.mask(self.rows[indices], mask_probability, np.random.default_rng([seed, step, rank]))
+    def micro_batch(self, micro: int) -> dict:
+        while self.batches is None or self.offset == len(self.batches):
+            self.next_window()
+        examples = self.batches[self.offset]
+        self.offset += 1
+        generator = random_generator("mask", self.seed, self.step, self.rank, micro)
+        batch = self.masking.batch([e.ids for e in examples], self.settings.mask_probability, generator)
+        return batch | {"counts": count(examples)}
 
-    def mask(self, rows: np.ndarray, probability: float, generator: np.random.Generator) -> dict[str, torch.Tensor]:
-        """Choose `probability` of the ordinary tokens; of these 80 % become [MASK], 10 % a random token, 10 % stay
-        (Devlin et al., 2019). At least one token is chosen."""
-        rows = rows.astype(np.int64)
-        ordinary = ~np.isin(rows, self.special_ids)
-        chosen = (generator.random(rows.shape) < probability) & ordinary
-        if not chosen.any():
-            chosen.flat[np.flatnonzero(ordinary)[:1]] = True
-        labels = np.where(chosen, rows, IGNORE)
-        action = generator.random(rows.shape)
-        replacements = np.setdiff1d(np.arange(self.vocab_size), self.special_ids)
-        inputs = np.where(chosen & (action < 0.8), self.mask_id, rows)
-        random_tokens = generator.choice(replacements, rows.shape)
-        inputs = np.where(chosen & (action >= 0.8) & (action < 0.9), random_tokens, inputs)
-        return {
-            "input_ids": torch.from_numpy(inputs),
-            "attention_mask": torch.ones(rows.shape, dtype=torch.int64),
-            "labels": torch.from_numpy(labels),
-        }
+    def next_window(self):
+        if self.batches is not None:
+            self.window, self.offset = self.window + 1, 0
+        ahead = self.ahead or self.thread.submit(self.make_window, self.window)
+        self.window_start, self.batches = ahead.result()
+        self.ahead = self.thread.submit(self.make_window, self.window + 1)
+
+    def make_window(self, window: int) -> tuple[list[dict], list[list[Example]]]:
+        """The positions of the sources before a window, and its batches."""
+        start, examples, size = [one.train.state() for one in self.data], [], self.window_examples
+        for one in self.data:
+            for kind, share in one.source.shares.items():
+                drawn = floor((window + 1) * size * share) - floor(window * size * share)
+                if drawn:
+                    examples += [Example(ids, one.source.name, kind) for ids in one.train.take(kind, drawn)]
+        generator = random_generator("window", self.seed, self.rank, window)
+        shuffled = [examples[i] for i in generator.permutation(len(examples))]
+        batches = cut_by_length(shuffled, self.settings.batch_tokens)
+        return start, [batches[i] for i in generator.permutation(len(batches))]
+
+    def state(self) -> dict:
+        return {"step": self.step, "window": self.window, "offset": self.offset, "sources": self.window_start}
+
+    def restore(self, state: dict):
+        if self.ahead:
+            self.ahead.result()  # it moves the sources
+        self.step, self.window, self.offset = state["step"], state["window"], state["offset"]
+        self.window_start, self.batches, self.ahead = state["sources"], None, None
+        for one, position in zip(self.data, self.window_start, strict=True):
+            one.train.restore(position)
 
 
-def pack_rows(documents: list[np.ndarray], row_tokens: int, cls_id: int, sep_id: int, seed: int) -> np.ndarray:
-    """Documents in random order, joined by [SEP] and cut into full rows `[CLS] .. [SEP]`; (R, row_tokens) int32.
-    The rest that does not fill a row is left out.
+def floor(number: float) -> int:
+    """Without the rounding errors of sums like 0.1 + 0.2."""
+    return math.floor(number + 1e-6)
 
-    Raises:
-        ValueError: the documents together do not fill one row.
-    """
-    order = np.random.default_rng(seed).permutation(len(documents))
-    stream = np.concatenate(
-        [np.append(documents[i], sep_id).astype(np.int32) for i in order] or [np.empty(0, np.int32)]
-    )
-    content = row_tokens - 2
-    count = len(stream) // content
-    if count == 0:
-        raise ValueError(
-            f"the text has {len(stream)} tokens, less than one row of row_tokens={row_tokens}; "
-            "lower data.row_tokens or add text"
-        )
-    body = stream[: count * content].reshape(count, content)
-    ends = np.full((count, 1), cls_id, np.int32), np.full((count, 1), sep_id, np.int32)
-    return np.concatenate([ends[0], body, ends[1]], axis=1)
+
+def window_size(data: list[SourceData], settings) -> int:
+    """Examples of a window: WINDOW_BATCHES batches of the mixture's mean length."""
+    longest, shortest = settings.max_tokens, SHORTEST_TOKENS
+    log_uniform = (longest - shortest) / math.log(longest / shortest) if longest > shortest else shortest
+    mean = {"maximum": longest, "variable": log_uniform}
+    tokens = sum(share * mean[kind] for one in data for kind, share in one.source.shares.items())
+    return math.ceil(WINDOW_BATCHES * settings.batch_tokens / tokens)
+
+
+def cut_by_length(examples: list[Example], batch_tokens: int) -> list[list[Example]]:
+    """Batches of neighbours in length, each of as many rows as fit: rows x longest <= batch_tokens."""
+    batches, batch = [], []
+    for example in sorted(examples, key=lambda example: len(example.ids)):
+        if batch and (len(batch) + 1) * len(example.ids) > batch_tokens:
+            batches.append(batch)
+            batch = []
+        batch.append(example)
+    return [*batches, batch] if batch else batches
+
+
+def count(examples: list[Example]) -> dict[str, int]:
+    """`examples/SOURCE/KIND` and `tokens/SOURCE/KIND`."""
+    counts = {}
+    for example in examples:
+        for name, amount in (("examples", 1), ("tokens", len(example.ids))):
+            key = f"{name}/{example.source}/{example.kind}"
+            counts[key] = counts.get(key, 0) + amount
+    return counts
+
+
+def observed_shares(data: list[SourceData], totals: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Of each SOURCE/KIND the share wanted, and the shares of examples and of tokens that a run has seen."""
+    names = {f"{one.source.name}/{kind}": share for one in data for kind, share in one.source.shares.items() if share}
+    sums = {what: sum(totals.get(f"{what}/{name}", 0) for name in names) for what in ("examples", "tokens")}
+    return {
+        name: {"wanted": wanted}
+        | {what: round(totals.get(f"{what}/{name}", 0) / max(total, 1), 4) for what, total in sums.items()}
+        for name, wanted in names.items()
+    }

@@ -1,100 +1,201 @@
-"""Batches for retrieval: queries, documents, and which document answers which query.
+"""Batches for retrieval: queries, documents, which document answers which query, and which pairs the loss compares.
 
 Two kinds of query share one form. Labelled queries come with the data. Passages are cut out of a document, which is
-then the document without them: pairs from raw text. A batch is a function of (seed, step, rank) alone.
+then the document without them: pairs from raw text.
+
+A step's batch is made as a whole, from (seed, step) alone, and dealt out to the processes in order: how many there are
+changes who encodes a text, not what is learned.
 """
 
-from dataclasses import dataclass
+import math
 
 import numpy as np
 import torch
 
+from .token_tasks import TokenTask, wrap
+
+FORMS = ("pairs", "grouped", "all")
 KEEP_IDF = 4.0  # a query token of this inverse document frequency or more is kept with the largest probability
 KEEP_RANGE = 0.1, 0.9
+ORDER, STEP, NEGATIVES = range(3)  # what a random stream is for
 
 
-@dataclass
-class PairData:
-    """Tokenised documents and labelled queries.
+class PairBatches:
+    """Endless batches of one process. Documents and queries of all tasks are numbered through.
 
     Args:
-        documents: token ids, without special tokens, untruncated.
-        queries: (token ids, indices of the documents that answer).
+        tasks: what to train on.
+        settings: form, batch_size, negatives, document_window, document_tokens, query_tokens, passage_share,
+            passages_per_document, passage_tokens (shortest, longest); see configs/opl-small.yaml.
+        special: ids of [CLS] and [SEP].
+        rank, world: this process, and how many there are.
         idf: (vocab_size,) for query dropout; None keeps every query token.
+
+    Raises:
+        ValueError: an unknown form or window, or a task with fewer documents than a query needs negatives.
     """
 
-    documents: list[np.ndarray]
-    queries: list[tuple[np.ndarray, list[int]]]
-    cls_id: int
-    sep_id: int
-    pad_id: int
-    idf: np.ndarray | None = None
+    def __init__(
+        self, tasks: list[TokenTask], settings, special: tuple[int, int], seed: int, rank=0, world=1, idf=None
+    ):
+        if settings.form not in FORMS:
+            raise ValueError(f"data.form={settings.form!r} is unknown; choose {', '.join(FORMS)}")
+        if settings.document_window not in ("random", "first"):
+            raise ValueError(f"data.document_window={settings.document_window!r} is unknown; choose random or first")
+        self.settings, self.special, self.seed, self.rank, self.world, self.idf = (
+            settings, special, seed, rank, world, idf)  # fmt: skip
+        self.documents = [document for task in tasks for document in task.documents]
+        self.queries = [query for task in tasks for query in task.queries]
+        self.answers, self.given, self.pools = [], [], []  # of each query; the pool is its task's range of documents
+        first = 0
+        for task in tasks:
+            self.pools += [(task.name, first, first + len(task.documents))] * len(task.queries)
+            self.answers += [[first + i for i in answers] for answers in task.answers]
+            self.given += [[first + i for i in pids[: settings.negatives]] for pids in task.negatives]
+            first += len(task.documents)
+        self.items = [(query, answer) for query, answers in enumerate(self.answers) for answer in answers]
+        self._check_negatives()
+        self.units = len(self.items) * (1 + settings.negatives if settings.form == "pairs" else 1)
+        self.step, self._order = 0, (None, None)
 
-    def batch(self, step: int, settings, *, seed: int, rank: int = 0) -> dict:
-        """One step's group: every query is set against every document.
+    def _check_negatives(self):
+        for query, (name, first, last) in enumerate(self.pools):
+            answers = len(self.answers[query])
+            if last - first - answers < self.settings.negatives:
+                raise ValueError(
+                    f"task {name!r} has {last - first} documents, too few for data.negatives={self.settings.negatives} "
+                    f"besides the {answers} that answer a query; lower data.negatives, or leave it out of data.tasks"
+                )
 
-        Args:
-            settings: documents_per_batch, document_tokens, passages_per_document, passage_tokens (shortest, longest),
-                passage_share (share of the steps whose queries are passages).
+    def steps_of(self, epochs: float) -> int:
+        """Steps in which every labelled item is met `epochs` times; in form pairs, with each of its negatives.
+
+        Raises:
+            ValueError: all steps are of passages.
+        """
+        if self.settings.passage_share >= 1:
+            raise ValueError(
+                f"epochs={epochs} counts labelled queries, and data.passage_share=1 leaves none; set steps"
+            )
+        labelled = math.ceil(epochs * self.units / (self.settings.batch_size * self.world))
+        return math.ceil(labelled / (1 - self.settings.passage_share))
+
+    def next_batch(self) -> dict:
+        """See `batch`."""
+        self.step += 1
+        return self.batch(self.step)
+
+    def state(self) -> dict:
+        return {"step": self.step}
+
+    def restore(self, state: dict):
+        self.step = state["step"]
+
+    def batch(self, step: int) -> dict:
+        """What this process encodes in a step, counted from 1, and how all processes' texts are compared.
 
         Returns:
-            queries, documents: {input_ids, attention_mask} padded on the right; relevant: (Q, D) bool.
+            queries, documents: this process's share, rows of token ids with [CLS] and [SEP].
+            relevant, compared: (Q, D) bool over the texts of all processes, in the order of ranks.
+            query_ids, document_ids: (Q,), (D,) numbers of all processes' texts; None for passages.
         """
-        rng = np.random.default_rng([seed, step, rank])
-        if rng.random() < settings.passage_share or not self.queries:
-            chosen = rng.choice(
-                len(self.documents), min(settings.documents_per_batch, len(self.documents)), replace=False
-            )
-            queries, documents, answers = self._cut_passages(chosen, settings, rng)
-        else:
-            chosen = rng.choice(len(self.queries), min(settings.documents_per_batch, len(self.queries)), replace=False)
-            queries = [self.queries[i][0][: settings.document_tokens - 2] for i in chosen]
-            group = list(dict.fromkeys(int(rng.choice(self.queries[i][1])) for i in chosen))
-            documents = [self._window(self.documents[i], settings.document_tokens - 2, rng) for i in group]
-            answers = [[d for d, i in enumerate(group) if i in self.queries[query][1]] for query in chosen]
-        if not queries:
-            raise ValueError("no passage could be cut: the documents are too short; set data.passage_share=0")
+        rng = np.random.default_rng([self.seed, STEP, step])
+        passages_before, passages = (math.floor(n * self.settings.passage_share) for n in (step - 1, step))
+        batch = self._passages(rng) if passages > passages_before else self._labelled(step - 1 - passages, rng)
         if self.idf is not None:
-            queries = [self._drop(query, rng) for query in queries]
-        relevant = torch.zeros(len(queries), len(documents), dtype=torch.bool)
-        for row, positives in zip(relevant, answers, strict=True):
-            row[positives] = True
-        return {"queries": self.pad(queries), "documents": self.pad(documents), "relevant": relevant}
+            batch["queries"] = [self._drop(query, rng) for query in batch["queries"]]
+        for side in ("queries", "documents"):
+            rows = batch[side]
+            first, last = (rank * len(rows) // self.world for rank in (self.rank, self.rank + 1))
+            batch[side] = [wrap(row, self.special) for row in rows[first:last]]
+        return batch
 
-    def _cut_passages(self, chosen, settings, rng):
-        """Passages of each document, each from a part of its own, and the document without them."""
+    def _labelled(self, number: int, rng) -> dict:
+        """The labelled batch of a number, counted from 0."""
+        size = self.settings.batch_size * self.world
+        units = [self._unit(unit) for unit in range(number * size, (number + 1) * size)]
+        query_ids = [query for query, _ in units]
+        document_ids = [document for _, documents in units for document in documents]
+        if self.settings.form == "all":
+            document_ids = list(dict.fromkeys(document_ids))
+            compared = torch.ones(len(query_ids), len(document_ids), dtype=torch.bool)
+        else:
+            compared = torch.eye(len(units), dtype=torch.bool).repeat_interleave(len(units[0][1]), dim=1)
+        columns = {}
+        for column, document in enumerate(document_ids):
+            columns.setdefault(document, []).append(column)
+        relevant = torch.zeros_like(compared)
+        for row, query in zip(relevant, query_ids, strict=True):
+            row[[column for answer in self.answers[query] for column in columns.get(answer, ())]] = True
+        limit = self.settings.query_tokens or self.settings.document_tokens
+        return {
+            "queries": [self.queries[query][: limit - 2] for query in query_ids],
+            "documents": [self._window(document, self.settings.document_tokens - 2, rng) for document in document_ids],
+            "relevant": relevant,
+            "compared": compared,
+            "query_ids": torch.tensor(query_ids),
+            "document_ids": torch.tensor(document_ids),
+        }
+
+    def _unit(self, number: int) -> tuple[int, list[int]]:
+        """Query and documents of a unit, numbered through the epochs; an epoch is a permutation of all units."""
+        epoch, offset = divmod(number, self.units)
+        if self._order[0] != epoch:
+            order = np.random.default_rng([self.seed, ORDER, epoch]).permutation(self.units)
+            self._order = epoch, order
+        unit = int(self._order[1][offset])
+        if self.settings.form == "pairs":
+            item, slot = divmod(unit, 1 + self.settings.negatives)
+            query, answer = self.items[item]
+            return query, [answer if slot == 0 else self.negatives(epoch, item)[slot - 1]]
+        query, answer = self.items[unit]
+        return query, [answer, *self.negatives(epoch, unit)]
+
+    def negatives(self, epoch: int, item: int) -> list[int]:
+        """The negatives of an item in an epoch, the same in every form: the given ones, then random documents of the
+        task that do not answer the query."""
+        query = self.items[item][0]
+        given, (_, first, last) = self.given[query], self.pools[query]
+        missing = self.settings.negatives - len(given)
+        if missing == 0:
+            return given
+        excluded = {*self.answers[query], *given}
+        rng = np.random.default_rng([self.seed, NEGATIVES, epoch, item])
+        drawn = first + rng.choice(last - first, missing + len(excluded), replace=False)
+        return given + [int(document) for document in drawn if int(document) not in excluded][:missing]
+
+    def _passages(self, rng) -> dict:
+        """Passages of random documents, each from a part of its own, and the documents without them."""
+        size = min(self.settings.batch_size * self.world, len(self.documents))
         queries, documents, answers = [], [], []
-        shortest, longest = settings.passage_tokens
-        for index in chosen:
-            extra = settings.passages_per_document * longest
-            window = self._window(self.documents[index], settings.document_tokens - 2 + extra, rng)
-            parts = np.array_split(window, settings.passages_per_document)
+        shortest, longest = self.settings.passage_tokens
+        for index in rng.choice(len(self.documents), size, replace=False):
+            extra = self.settings.passages_per_document * longest
+            window = self._window(index, self.settings.document_tokens - 2 + extra, rng)
             rest = []
-            for part in parts:
-                size = min(int(rng.integers(shortest, longest + 1)), len(part) // 2)
-                start = int(rng.integers(0, len(part) - size + 1))
-                rest += [part[:start], part[start + size :]]
-                if size:
-                    queries.append(part[start : start + size])
-                    answers.append([len(documents)])
-            documents.append(np.concatenate(rest)[: settings.document_tokens - 2])
-        return queries, documents, answers
+            for part in np.array_split(window, self.settings.passages_per_document):
+                tokens = min(int(rng.integers(shortest, longest + 1)), len(part) // 2)
+                start = int(rng.integers(0, len(part) - tokens + 1))
+                rest += [part[:start], part[start + tokens :]]
+                if tokens:
+                    queries.append(part[start : start + tokens])
+                    answers.append(len(documents))
+            documents.append(np.concatenate(rest)[: self.settings.document_tokens - 2])
+        if len(queries) < self.world:
+            raise ValueError("no passage could be cut: the documents are too short; set data.passage_share=0")
+        relevant = torch.tensor(answers)[:, None] == torch.arange(len(documents))
+        return {"queries": queries, "documents": documents, "relevant": relevant,
+                "compared": torch.ones_like(relevant), "query_ids": None, "document_ids": None}  # fmt: skip
 
-    def _window(self, document: np.ndarray, tokens: int, rng) -> np.ndarray:
-        start = int(rng.integers(0, max(len(document) - tokens, 0) + 1))
-        return document[start : start + tokens]
+    def _window(self, document: int, tokens: int, rng) -> np.ndarray:
+        """Some successive tokens of a document: the first, or from a random place."""
+        row = self.documents[document]
+        if self.settings.document_window == "first":
+            return row[:tokens]
+        start = int(rng.integers(0, max(len(row) - tokens, 0) + 1))
+        return row[start : start + tokens]
 
     def _drop(self, query: np.ndarray, rng) -> np.ndarray:
         """Query dropout: rare words are kept more often than common ones; at least one token stays."""
         keep = rng.random(len(query)) < (self.idf[query] / KEEP_IDF).clip(*KEEP_RANGE)
         return query[keep] if keep.any() else query[:1]
-
-    def pad(self, rows: list[np.ndarray]) -> dict[str, torch.Tensor]:
-        """[CLS] row [SEP], padded on the right to the longest: input_ids and attention_mask (B, L) int64."""
-        longest = max(map(len, rows)) + 2
-        ids = np.full((len(rows), longest), self.pad_id, dtype=np.int64)
-        mask = np.zeros((len(rows), longest), dtype=np.int64)
-        for target, filled, row in zip(ids, mask, rows, strict=True):
-            target[: len(row) + 2] = [self.cls_id, *row, self.sep_id]
-            filled[: len(row) + 2] = 1
-        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}

@@ -2,10 +2,25 @@
 
 Standard initialisation sends every text through random filters; a small budget is spent on undoing that. Started as
 the identity, the layers begin as nothing and only add what lowers the loss.
+
+    python -m m2bert_train.init [--config NAME_OR_FILE] [section.key=value ...] [--start identity|standard] --output DIR
+
+writes the new model of a configuration, untrained, as a complete folder; `tokenizer.path` must name a tokenizer, and
+`model.path` is not read. Token frequencies are not in it: the entry points take them from the training text, and only
+for tensors that are new to them.
 """
+
+import argparse
 
 import numpy as np
 import torch
+from transformers import AutoModel, AutoModelForMaskedLM
+from transformers.utils.logging import disable_progress_bar
+
+from m2bert_hub.folder import check_output, write_folder
+
+from .config import load_config, namespace
+from .tokenizer import load_tokenizer
 
 MAX_IDF = 8.0
 MIN_IDF = 0.05
@@ -39,16 +54,18 @@ def identity_start_(model) -> None:
 
 
 @torch.no_grad()
-def unigram_start_(model, rows: np.ndarray) -> None:
+def unigram_start_(model, counts: np.ndarray) -> None:
     """Start the masked-LM decoder's bias at the log frequency of every token, in place, so that training does not
     first spend its steps on moving the tied embeddings in one common direction.
 
     Args:
-        rows: token ids of the training text, any shape.
+        counts: (vocab_size,) how often each token occurs in the training text; one is added to every count. A shorter
+            array counts 0 for the rest.
     """
     bias = model.get_output_embeddings().bias
-    counts = torch.from_numpy(np.bincount(rows.ravel(), minlength=len(bias)) + 1.0)
-    bias.copy_((counts / counts.sum()).log())
+    smoothed = torch.ones(len(bias), dtype=torch.float64)
+    smoothed[: len(counts)] += torch.from_numpy(np.asarray(counts, dtype=np.float64))
+    bias.copy_((smoothed / smoothed.sum()).log())
 
 
 def inverse_document_frequency(documents: list[np.ndarray], vocab_size: int, special_ids: list[int]) -> np.ndarray:
@@ -76,3 +93,46 @@ def idf_start_(model, idf: np.ndarray, seed: int) -> None:
     log_idf = torch.full((weights.shape[0], 1), float(np.log(MAX_IDF)))
     log_idf[: len(idf), 0] = torch.from_numpy(np.log(idf))
     weights.copy_(log_idf + share.log())
+
+
+def load_either(argv: list[str]) -> tuple[dict, type]:
+    """A configuration of mlm or else of opl, and the class of its model. What could be either is mlm's: opl starts from
+    its models too. Raises ValueError, with both reasons, if it is neither."""
+    errors = []
+    for default, auto_class in (("mlm-small.yaml", AutoModelForMaskedLM), ("opl-small.yaml", AutoModel)):
+        try:
+            return load_config(default, argv), auto_class
+        except ValueError as error:
+            errors.append(str(error))
+    if errors[0] == errors[1]:
+        raise ValueError(errors[0])
+    raise ValueError(f"the configuration is neither one of mlm ({errors[0]}) nor one of opl ({errors[1]})")
+
+
+def main(argv: list[str]):
+    from accelerate.utils import set_seed
+
+    from .runs import make_model  # runs itself imports the starts
+
+    parser = argparse.ArgumentParser(prog="init", allow_abbrev=False)
+    parser.add_argument("--start")
+    parser.add_argument("--output", required=True)
+    arguments, rest = parser.parse_known_args(argv)
+    config_dict, auto_class = load_either(rest)
+    config = namespace(config_dict)
+    config.model.path, config.model.start = None, arguments.start or config.model.start
+    if config.tokenizer.path is None:
+        raise ValueError("tokenizer.path is null; name the folder of the tokenizer that the model is to be made for")
+    disable_progress_bar()
+    check_output(arguments.output, overwrite=False)
+    set_seed(config.seed)
+    tokenizer = load_tokenizer(config.tokenizer.path)
+    model, _ = make_model(auto_class, config.model, tokenizer)
+    output = write_folder(model, tokenizer, arguments.output)
+    print(f"wrote {output}: a new {type(model).__name__} of {model.num_parameters():,} parameters")
+
+
+if __name__ == "__main__":
+    from .runs import command_line
+
+    command_line(main, "init")

@@ -1,19 +1,69 @@
-"""The one training loop: step, clip, log, evaluate. No policy: data, loss and schedule come from the entry points."""
+"""The one training loop: fetch, step, clip, log, evaluate, keep the best, save. No policy: data, loss and schedule come
+from the entry points.
+"""
 
-import logging
 import math
-import platform
+import signal
+import threading
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from tqdm import tqdm
 
-logger = logging.getLogger(__name__)
+from .checkpoints import Checkpoints
+from .distributed import sum_over_processes
+from .record import Log, Progress
 
-PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
+TrainStep = Callable[[torch.nn.Module, Any], tuple[Tensor, dict[str, float]]]
+Evaluate = Callable[[torch.nn.Module], dict[str, float]]
+
+
+class Batches(Protocol):
+    """One process's batches, endless."""
+
+    def next_batch(self) -> Any:
+        """What one step of this process trains on, on the CPU. Called from a thread of its own."""
+        ...
+
+    def state(self) -> dict:
+        """The position after the batches handed out so far; goes through JSON."""
+        ...
+
+    def restore(self, state: dict):
+        """Go on from a position."""
+        ...
+
+
+class Stopped(Exception):
+    """The run was asked to stop (SIGTERM) and has saved itself."""
+
+
+class Prefetch:
+    """Makes the next batch while the last one trains. `state` is the position after the batches that were used, and
+    `waited_seconds` how long the training waited for them."""
+
+    def __init__(self, batches: Batches):
+        self.batches, self.state, self.waited_seconds = batches, batches.state(), 0.0
+        self.thread = ThreadPoolExecutor(1)
+        self.ahead = self.thread.submit(self._make)
+
+    def _make(self):
+        return self.batches.next_batch(), self.batches.state()
+
+    def next_batch(self):
+        start = time.perf_counter()
+        batch, self.state = self.ahead.result()
+        self.waited_seconds += time.perf_counter() - start
+        self.ahead = self.thread.submit(self._make)
+        return batch
+
+    def close(self):
+        self.thread.shutdown(wait=True, cancel_futures=True)
 
 
 def run_loop(
@@ -23,76 +73,117 @@ def run_loop(
     schedule,
     *,
     steps: int,
-    get_batch: Callable[[int], dict],
-    compute_loss: Callable[[torch.nn.Module, dict], tuple[torch.Tensor, int]],
+    batches: Batches,
+    train_step: TrainStep,
     clip_norm: float,
     log_every: int,
-    evaluate: Callable[[torch.nn.Module], dict[str, float]] | None = None,
+    evaluate: Evaluate | None = None,
     evaluate_every: int = 0,
+    select: str | None = None,
+    checkpoints: Checkpoints | None = None,
     description: str = "train",
-) -> list[dict[str, float]]:
-    """Train for `steps` steps.
+) -> Progress:
+    """Train for `steps` steps, from the last checkpoint where `checkpoints` finds one.
 
     Args:
-        get_batch: step -> batch on the right device; a function of the step alone, so that runs repeat.
-        compute_loss: (model, batch) -> (loss, number of tokens encoded).
-        evaluate: metrics of the model, every `evaluate_every` steps (0: only after the last) and after the last.
+        train_step: (model, batch) -> (loss, counts). Runs forward and backward. The loss is the step's global mean, the
+            same on all processes; counts of this process are summed over steps and processes and hold "tokens".
+        evaluate: metrics of the model, every `evaluate_every` steps (0: only after the last) and after the last. Called
+            on all processes, and gives the same on all.
+        select: the metric (larger is better) whose best weights are in the model at the end; the weights before the
+            first step compete. Needs `checkpoints`.
 
     Returns:
-        One record per `log_every` steps and per evaluation: step, loss (mean since the last record), learning rate,
-        tokens_per_second, seconds since the start, and the metrics where they were computed.
+        The progress: `history` with one record per `log_every` steps and per evaluation (step; loss and gradient_norm,
+        means since the last record; learning_rate; tokens_per_second; waiting_share, of the time, for data; seconds;
+        peak_memory_bytes; and the metrics where they were computed), `totals` of the counts, and `best`.
 
     Raises:
         ValueError: log_every is less than 1.
         FloatingPointError: the loss or the gradient is not finite. The step is not taken and nothing is saved.
+        Stopped: after SIGTERM, with a checkpoint saved.
     """
     if log_every < 1:
         raise ValueError(f"log_every={log_every} must be at least 1")
-    history, losses, tokens = [], [], 0
-    start = tick = time.perf_counter()
-    model.train()
-    progress = tqdm(range(1, steps + 1), desc=description, unit="step", disable=not accelerator.is_main_process)
-    for step in progress:
-        loss, batch_tokens = compute_loss(model, get_batch(step))
-        accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(model.parameters(), clip_norm)
-        losses.append(loss.item())
-        scaled = accelerator.scaler is not None  # float16: an infinite gradient only lowers the scale
-        if not (math.isfinite(losses[-1]) and (scaled or math.isfinite(float(norm)))):
-            raise FloatingPointError(
-                f"step {step}: loss {losses[-1]}, gradient norm {float(norm)}; stopped before the update and without "
-                "saving. Lower optim.lr, or look at the data of this step"
-            )
-        optimizer.step()
+    accelerator.register_for_checkpointing(schedule)
+    progress = (checkpoints.load(batches) if checkpoints else None) or Progress()
+    log, prefetch, stop = Log(accelerator, progress, schedule), Prefetch(batches), StopSignal()
+    bar = tqdm(desc=description, unit="step", initial=progress.step, total=steps,
+               disable=not accelerator.is_main_process)  # fmt: skip
+
+    def record(evaluating: bool):
+        metrics = evaluated(model, evaluate) if evaluating and evaluate else {}
+        written = log.write(prefetch.waited_seconds, metrics)
+        bar.set_postfix({name: f"{written[name]:.5g}" for name in ("loss", "tokens_per_second") if name in written})
+        if select and metrics:
+            checkpoints.keep_best(model, progress, metrics[select])
+
+    try:
+        if select and progress.step == 0:
+            record(evaluating=True)
+        model.train()
+        while progress.step < steps:
+            loss, counts = train_step(model, prefetch.next_batch())
+            log.count(*update(accelerator, model, optimizer, schedule, clip_norm, progress.step + 1, loss), counts)
+            progress.step += 1
+            bar.update()
+            last = progress.step == steps
+            due = last or (evaluate_every > 0 and progress.step % evaluate_every == 0)
+            if due or progress.step % log_every == 0:
+                record(evaluating=due)
+            stopping = sum_over_processes([float(stop.asked)])[0] > 0 and not last
+            if checkpoints and not last and (stopping or checkpoints.due(progress.step)):
+                log.settle()
+                checkpoints.save(progress, prefetch.state)
+            if stopping:
+                saved = "saved; go on with resume=true" if checkpoints else "nothing is saved"
+                raise Stopped(f"stopped by SIGTERM after step {progress.step} of {steps}, {saved}")
+    finally:
+        bar.close()
+        stop.restore()
+        prefetch.close()
+    if select:
+        checkpoints.load_best(model, progress)
+    return progress
+
+
+def update(accelerator, model, optimizer, schedule, clip_norm: float, step: int, loss: Tensor) -> tuple[float, float]:
+    """Clip, check and take the step; (loss, norm of the gradient before clipping)."""
+    norm = float(accelerator.clip_grad_norm_(model.parameters(), clip_norm))
+    loss = loss.item()
+    scaled = accelerator.scaler is not None  # float16: an infinite gradient only lowers the scale
+    if not (math.isfinite(loss) and (scaled or math.isfinite(norm))):
+        raise FloatingPointError(
+            f"step {step}: loss {loss}, gradient norm {norm}; stopped before the update and without saving. "
+            "Lower optim.lr, or look at the data of this step"
+        )
+    optimizer.step()
+    if not accelerator.optimizer_step_was_skipped:
         schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        tokens += batch_tokens * accelerator.num_processes
-        due = step == steps or (evaluate_every and step % evaluate_every == 0)
-        if due or step % log_every == 0:
-            now = time.perf_counter()
-            record = {
-                "step": step,
-                "loss": sum(losses) / len(losses),
-                "learning_rate": schedule.get_last_lr()[-1],
-                "tokens_per_second": round(tokens / (now - tick)),
-                "seconds": round(now - start, 2),
-            }
-            if evaluate is not None and due:
-                model.eval()
-                record |= evaluate(model)
-                model.train()
-            history.append(record)
-            progress.set_postfix(loss=f"{record['loss']:.4f}", tokens_s=record["tokens_per_second"])
-            losses, tokens, tick = [], 0, time.perf_counter()
-    return history
+    optimizer.zero_grad(set_to_none=True)
+    return loss, norm
 
 
-def run_record(config: dict, data_fingerprint: str, history: list[dict]) -> dict:
-    """What a run writes about itself: configuration, data, versions, learning curve."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "absent"
-    return {"config": config, "data_fingerprint": data_fingerprint, "versions": versions, "history": history}
+def evaluated(model: torch.nn.Module, evaluate: Evaluate) -> dict[str, float]:
+    """Metrics of the model in evaluation mode, and how long they took."""
+    start = time.perf_counter()
+    model.eval()
+    metrics = evaluate(model)
+    model.train()
+    return metrics | {"evaluation_seconds": round(time.perf_counter() - start, 2)}
+
+
+class StopSignal:
+    """Notes SIGTERM instead of dying of it: schedulers send it before they take the machine away."""
+
+    def __init__(self):
+        self.asked = False
+        is_main = threading.current_thread() is threading.main_thread()
+        self.previous = signal.signal(signal.SIGTERM, self.note) if is_main else None
+
+    def note(self, *_):
+        self.asked = True
+
+    def restore(self):
+        if self.previous is not None:
+            signal.signal(signal.SIGTERM, self.previous)

@@ -1,6 +1,11 @@
-"""Losses for retrieval. Each takes the cosine matrix of Q queries and D documents and their relevance.
+"""Losses for retrieval.
 
-cosine: (Q, D) float, in [-1, 1].    relevant: (Q, D) bool, True where document d answers query q.
+Those on cosines take three matrices of Q queries and D documents, whatever form the batch has:
+
+    cosine: (Q, D) float, in [-1, 1].
+    relevant: (Q, D) bool, True where document d answers query q.
+    compared: (Q, D) bool, True where the pair counts at all. The diagonal makes single pairs of the batch, blocks give
+        every query its own documents, and all True sets every query against every document.
 """
 
 import torch
@@ -8,25 +13,48 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def orthogonal_projection_loss(cosine: Tensor, relevant: Tensor, positive_weight: float = 1.0) -> Tensor:
+def orthogonal_projection_loss(
+    cosine: Tensor, relevant: Tensor, compared: Tensor, positive_weight: float = 1.0
+) -> Tensor:
     """Orthogonal projection loss (paper section 4.3): relevant pairs at cosine 1, all others orthogonal.
 
-        mean over pairs of w (cosine - label)^2,  label 1 and w = positive_weight if relevant, else label 0 and w = 1
+        sum over compared pairs of w (cosine - label)^2 / sum of w,
+        label 1 and w = positive_weight if relevant, else label 0 and w = 1
 
-    Every pair has a term of its own, so the loss needs no large batch.
+    Every pair has a term of its own, so the loss needs no large batch. Weight 1 is the paper's mean squared error; the
+    number of negatives makes a positive count as much as all of them.
     """
-    weights = torch.where(relevant, positive_weight, 1.0).to(cosine.dtype)
+    weights = torch.where(relevant, positive_weight, 1.0).to(cosine.dtype) * compared
     return (weights * (cosine - relevant.to(cosine.dtype)) ** 2).sum() / weights.sum()
 
 
-def multiple_negatives_ranking_loss(cosine: Tensor, relevant: Tensor, temperature: float = 0.05) -> Tensor:
-    """Multiple negatives ranking loss (paper section 4.3): every other document of the batch is a negative.
+def multiple_negatives_ranking_loss(
+    cosine: Tensor, relevant: Tensor, compared: Tensor, temperature: float = 0.05
+) -> Tensor:
+    """Multiple negatives ranking loss (paper section 4.3; Henderson et al., 2017): of the documents that a query is
+    compared with, given negatives and those of the batch alike, the relevant ones are to be nearest.
 
-    mean over queries of -log sum_{d relevant} exp(cosine / T) / sum_d exp(cosine / T)
+        mean over queries of -log sum_{d relevant} exp(cosine / T) / sum_{d compared} exp(cosine / T)
+
+    Every query needs a relevant document among the compared ones; without one the loss is infinite.
     """
-    logits = cosine / temperature
+    logits = (cosine / temperature).masked_fill(~compared, -torch.inf)
     positives = logits.masked_fill(~relevant, -torch.inf)
     return (logits.logsumexp(dim=1) - positives.logsumexp(dim=1)).mean()
+
+
+def prototype_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Prototype loss of one side, queries or passages (paper section 4.3; Li et al., 2021): the student's vectors turn
+    towards the teacher's. The paper's PL is the sum of the two sides' similarities, to be made large; this one is
+
+        mean over texts of 1 - cosine(student, teacher)
+
+    to be made small, with the same gradients but for sign and mean.
+
+    Args:
+        student, teacher: (N, W), the same texts in the same order.
+    """
+    return (1 - F.cosine_similarity(student, teacher, dim=-1)).mean()
 
 
 def cosine_matrix(queries: Tensor, documents: Tensor) -> Tensor:

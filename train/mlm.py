@@ -1,118 +1,148 @@
 """Masked-language-model pretraining (paper section 4.2).
 
-    accelerate launch train/mlm.py [--config FILE] [key=value ...]
+    accelerate launch train/mlm.py [--config FILE] [--dry-run] [key=value ...]
 
 Without arguments it trains a small model on pydocs, offline, in about a minute.
 """
 
+import hashlib
+import json
 import logging
+from collections.abc import Iterator
+from contextlib import nullcontext
 
 import numpy as np
-import torch
 from accelerate.utils import send_to_device
 from transformers import AutoModelForMaskedLM
 
 from m2bert_train.config import load_config, namespace
-from m2bert_train.data_mlm import MaskedLmData, pack_rows
+from m2bert_train.data_mlm import MixtureBatches, observed_shares
+from m2bert_train.distributed import sum_over_processes
+from m2bert_train.held_out import HeldOut, held_out_examples
 from m2bert_train.init import unigram_start_
-from m2bert_train.loop import run_loop, run_record
+from m2bert_train.loop import run_loop
+from m2bert_train.masking import IGNORE, Masking
 from m2bert_train.optim import build_optimizer
+from m2bert_train.record import run_record
 from m2bert_train.runs import (
     command_line,
     data_folder,
-    fingerprint,
     finish,
+    make_checkpoints,
     make_model,
     make_tokenizer,
     prepare,
-    read_texts,
     require,
     require_context,
 )
-from m2bert_train.tokenizer import encode_all
+from m2bert_train.source_data import SourceData, open_source
+from m2bert_train.text_examples import SHORTEST_TOKENS
+from m2bert_train.text_sources import Source, parse_sources
+from m2bert_train.token_store import held_out_limit, text_hash
 
 logger = logging.getLogger(__name__)
 
-HELD_OUT_MASK_PROBABILITY = 0.15
+
+class TrainingTexts:
+    """The training texts of local sources, read from disk each time they are iterated; not those carved out.
+
+    Raises:
+        ValueError: a source is on the Hub: training a vocabulary would read all of it.
+    """
+
+    def __init__(self, sources: list[Source]):
+        self.sources = sources
+
+    def __iter__(self) -> Iterator[str]:
+        for source in self.sources:
+            if source.on_hub:
+                raise ValueError(f"source {source.path} is streamed: name a tokenizer.path to read it with")
+            for text in source.files(source.split):
+                if source.validation_split is not None or text_hash(text) >= held_out_limit():
+                    yield text
 
 
-def masked_lm_data(tokenizer, texts: list[str], row_tokens: int, seed: int) -> MaskedLmData:
-    """Texts, tokenised and packed."""
-    documents = encode_all(tokenizer, texts)
-    rows = pack_rows(documents, row_tokens, tokenizer.cls_token_id, tokenizer.sep_token_id, seed)
-    logger.info("%d texts, %d tokens, %d rows of %d", len(texts), sum(map(len, documents)), len(rows), row_tokens)
-    return MaskedLmData(rows, len(tokenizer), tokenizer.mask_token_id, tokenizer.all_special_ids)
+def token_counts(data: list[SourceData], vocab_size: int) -> np.ndarray:
+    """How often each token occurs in the mixture: sources weighted by their shares; (vocab_size,). Of a streamed
+    source the texts read first are counted."""
+    counts = [one.train.token_counts(vocab_size) for one in data]
+    total = sum(count.sum() for count in counts)
+    shares = [sum(one.source.shares.values()) for one in data]
+    return sum(share * total / count.sum() * count for share, count in zip(shares, counts, strict=True))
 
 
-@torch.no_grad()
-def held_out(model, data: MaskedLmData, rows: int, batch_rows: int, device) -> dict[str, float]:
-    """Loss per masked token, perplexity and accuracy on the first rows, 15 % masked, always the same way."""
-    loss, correct, count = 0.0, 0, 0
-    for first in range(0, min(rows, len(data.rows)), batch_rows):
-        generator = np.random.default_rng([0, first])
-        batch = data.mask(data.rows[first : min(first + batch_rows, rows)], HELD_OUT_MASK_PROBABILITY, generator)
-        batch = send_to_device(batch, device)
-        outputs = model(**batch)  # logits of the masked positions only
-        labels = batch["labels"][batch["labels"] != -100]
-        loss += outputs.loss.item() * len(labels)
-        correct += (outputs.logits.argmax(-1) == labels).sum().item()
-        count += len(labels)
-    mean = loss / count
-    return {"held_out_loss": mean, "held_out_perplexity": float(np.exp(mean)), "held_out_accuracy": correct / count}
+def train_step(accelerator, model, batch: list[dict]):
+    """Forward and backward over the step's micro-batches. The loss is the mean over all masked tokens of the step, of
+    all micro-batches and processes, however they are spread.
+
+    Returns:
+        The loss, and counts of this process: tokens, masked_tokens, and those of the sources and kinds.
+    """
+    masked = sum(int((micro["labels"] != IGNORE).sum()) for micro in batch)
+    masked_of_all = sum_over_processes([float(masked)])[0]
+    counts, loss = {"masked_tokens": masked}, 0.0
+    for number, micro in enumerate(batch):
+        tensors = {name: value for name, value in micro.items() if name != "counts"}
+        with nullcontext() if number == len(batch) - 1 else accelerator.no_sync(model):
+            inputs = send_to_device(tensors, accelerator.device)
+            part = model(**inputs, num_items_in_batch=masked_of_all).loss
+            accelerator.backward(part * accelerator.num_processes)  # gradients are averaged over processes
+        loss = loss + part.detach()
+        for name, value in (micro["counts"] | {"tokens": int(micro["attention_mask"].sum())}).items():
+            counts[name] = counts.get(name, 0) + value
+    return accelerator.reduce(loss, "sum"), counts
 
 
 def main(argv: list[str]):
     config_dict = load_config("mlm-small.yaml", argv)
     config = namespace(config_dict)
-    require(config, data__row_tokens=3, data__batch_rows=1, evaluation__rows=1)
+    require(config, data__max_tokens=SHORTEST_TOKENS, data__accumulate=1, evaluation__examples=1)
+    if config.data.batch_tokens < config.data.max_tokens:
+        raise ValueError(
+            f"data.batch_tokens={config.data.batch_tokens} holds no example of data.max_tokens="
+            f"{config.data.max_tokens}; raise it (it is the budget of one forward, padding included)"
+        )
     accelerator = prepare(config, argv, "mlm")
-    with accelerator.main_process_first():
-        folder = data_folder(config.data.path)
-    texts = read_texts(folder, "train")
-    tokenizer = make_tokenizer(config.tokenizer, config.model.path, texts)
-    data = masked_lm_data(tokenizer, texts, config.data.row_tokens, config.seed)
-    validation = masked_lm_data(tokenizer, read_texts(folder, "validation"), config.data.row_tokens, config.seed)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    with accelerator.local_main_process_first():
+        sources = parse_sources(config.data.sources, data_folder)
+        tokenizer = make_tokenizer(config.tokenizer, config.model.path, TrainingTexts(sources))
+        data = [open_source(s, config.data, tokenizer, seed=config.seed, rank=rank, world=world) for s in sources]
+    masking = Masking(tokenizer)
+    held_out = HeldOut(held_out_examples(data, config.evaluation.examples), config.data.batch_tokens, masking)
     model, _ = make_model(AutoModelForMaskedLM, config.model, tokenizer)
     if config.model.path is None and config.model.start == "identity":
-        unigram_start_(model, data.rows)
-    require_context(model, "data.row_tokens", config.data.row_tokens)
+        unigram_start_(model, token_counts(data, model.config.vocab_size))
+    require_context(model, "data.max_tokens", config.data.max_tokens)
     model.config.sparse_prediction = True
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer, schedule = build_optimizer(model, config.optim, config.steps)
     model, optimizer = accelerator.prepare(model, optimizer)
-
-    def get_batch(step: int) -> dict:
-        batch = data.batch(
-            step,
-            batch_rows=config.data.batch_rows,
-            mask_probability=config.data.mask_probability,
-            seed=config.seed,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-        )
-        return send_to_device(batch, accelerator.device)
-
-    def compute_loss(model, batch):
-        return model(**batch).loss, batch["input_ids"].numel()
-
-    def evaluate(model):
-        return held_out(model, validation, config.evaluation.rows, config.data.batch_rows, accelerator.device)
-
-    history = run_loop(
+    description = {one.source.name: one.description for one in data}
+    checkpoints = make_checkpoints(accelerator, config_dict, description)
+    progress = run_loop(
         accelerator,
         model,
         optimizer,
         schedule,
         steps=config.steps,
-        get_batch=get_batch,
-        compute_loss=compute_loss,
+        batches=MixtureBatches(data, config.data, masking, seed=config.seed, rank=rank),
+        train_step=lambda model, batch: train_step(accelerator, model, batch),
         clip_norm=config.optim.clip_norm,
         log_every=config.log_every,
-        evaluate=evaluate,
+        evaluate=lambda model: held_out.evaluate(model, accelerator),
         evaluate_every=config.evaluation.every,
+        checkpoints=checkpoints,
         description="mlm",
     )
     accelerator.unwrap_model(model).config.sparse_prediction = False
-    finish(accelerator, model, tokenizer, config, run_record(config_dict, fingerprint(texts), history))
+    shares = observed_shares(data, progress.totals)
+    for name, share in shares.items():
+        logger.info("%s: %s", name, ", ".join(f"{what} {value:.4f}" for what, value in share.items()))
+    fingerprint = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+    record = run_record(config_dict, fingerprint, world, progress) | {"data": description, "mixture": shares}
+    finish(accelerator, model, tokenizer, config, record, checkpoints)
 
 
 if __name__ == "__main__":

@@ -7,118 +7,167 @@ checkpoint of train/mlm.py to start from.
 """
 
 import logging
+from functools import cache, partial
+from pathlib import Path
 
-import torch
-from accelerate.utils import send_to_device
 from transformers import AutoModel
 
-from m2bert_eval.locov1 import load_task
 from m2bert_train.config import load_config, namespace
-from m2bert_train.data_pairs import PairData
+from m2bert_train.data_pairs import PairBatches
+from m2bert_train.development import METRIC, Development
+from m2bert_train.grad_cache import cached_step, full_step
 from m2bert_train.init import idf_start_, inverse_document_frequency
-from m2bert_train.loop import run_loop, run_record
-from m2bert_train.losses import cosine_matrix, multiple_negatives_ranking_loss, orthogonal_projection_loss
+from m2bert_train.loop import run_loop
+from m2bert_train.lora import add_lora
+from m2bert_train.objective import check_loss, make_objective
 from m2bert_train.optim import build_optimizer
+from m2bert_train.record import run_record
+from m2bert_train.retrieval_data import RetrievalData, load_data
 from m2bert_train.runs import (
     command_line,
     data_folder,
     finish,
+    make_checkpoints,
     make_model,
     make_tokenizer,
     prepare,
     require,
     require_context,
 )
-from m2bert_train.tokenizer import encode_all
+from m2bert_train.teacher import MappedEncoder, teacher_vectors
+from m2bert_train.token_tasks import report_tasks, tokenise
 
 logger = logging.getLogger(__name__)
 
 
-def pair_data(tokenizer, task) -> PairData:
-    """The documents and labelled queries of a retrieval task, tokenised."""
-    index = {pid: i for i, pid in enumerate(task.documents)}
-    query_ids = encode_all(tokenizer, list(task.queries.values()))
-    answers = [[index[pid] for pid in task.qrels[qid]] for qid in task.queries]
-    documents = encode_all(tokenizer, list(task.documents.values()))
-    logger.info("%d documents, %d tokens, %d queries", len(documents), sum(map(len, documents)), len(query_ids))
-    special = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
-    return PairData(documents, list(zip(query_ids, answers, strict=True)), *special)
+def read_data(accelerator, settings) -> RetrievalData:
+    """The tasks of `data`: a folder, pydocs if nothing is named, or a Hub id."""
+    with accelerator.main_process_first():
+        is_folder = settings.path is not None and (Path(settings.path).exists() or settings.path.count("/") != 1)
+        is_pydocs = settings.path is None and settings.triples is None
+        folder = data_folder(settings.path) if is_folder or is_pydocs else None
+        return load_data(settings, folder)
 
 
-def make_loss(settings):
-    """cosine (Q, D), relevant (Q, D) -> loss."""
-    if settings.name == "opl":
-        return lambda cosine, relevant: orthogonal_projection_loss(cosine, relevant, settings.positive_weight)
-    if settings.name == "mnrl":
-        return lambda cosine, relevant: multiple_negatives_ranking_loss(cosine, relevant, settings.temperature)
-    raise ValueError(f"loss.name={settings.name!r} is unknown; choose opl or mnrl")
+def make_train_step(accelerator, objective, pad_id: int, chunk_tokens: int | None):
+    """One step on a batch of PairBatches: with gradient caching if `chunk_tokens` is set.
+
+    Its counts: texts encoded (caching encodes each twice, which is not counted), pairs compared, positives among them.
+    """
+    step = full_step if chunk_tokens is None else partial(cached_step, chunk_tokens=chunk_tokens)
+
+    def train_step(model, batch):
+        queries, documents, compared = batch["queries"], batch["documents"], batch["compared"]
+        loss = step(accelerator, model, queries, documents, partial(objective, batch), pad_id)
+        return loss, {
+            "tokens": sum(map(len, queries + documents)),
+            "query_forwards": len(queries),
+            "document_forwards": len(documents),
+            "pairs": compared.sum().item() / accelerator.num_processes,
+            "positives": (compared & batch["relevant"]).sum().item() / accelerator.num_processes,
+        }
+
+    return train_step
 
 
-@torch.no_grad()
-def held_out(model, data: PairData, settings, loss, steps: int, device) -> dict[str, float]:
-    """Loss, and share of queries whose answer is the nearest document of its group, on fixed groups."""
-    total, hits, count = 0.0, 0, 0
-    for step in range(1, steps + 1):
-        batch = send_to_device(data.batch(step, settings, seed=0), device)
-        cosine = cosine_matrix(model(**batch["queries"]).pooler_output, model(**batch["documents"]).pooler_output)
-        total += loss(cosine, batch["relevant"]).item()
-        hits += batch["relevant"][torch.arange(len(cosine)), cosine.argmax(1)].sum().item()
-        count += len(cosine)
-    return {"held_out_loss": total / steps, "held_out_accuracy": hits / count}
+def report_forwards(totals: dict[str, float]):
+    """Log what a positive cost."""
+    if totals.get("positives"):
+        forwards = (totals["query_forwards"] + totals["document_forwards"]) / totals["positives"]
+        logger.info("%.4g encoder forwards for each query and document that answers it", forwards)
+
+
+def check(config):
+    """Raise ValueError for settings that exclude each other or are out of range."""
+    check_loss(config)
+    require(config, data__document_tokens=3, data__batch_size=1, data__negatives=0, evaluation__batch_tokens=1)
+    for key in ("query_tokens", "chunk_tokens"):
+        if getattr(config.data, key) is not None:
+            require(config, **{f"data__{key}": 3})
+    if not 0 <= config.data.passage_share <= 1:
+        raise ValueError(f"data.passage_share={config.data.passage_share} must be between 0 and 1")
+
+
+def make_encoder(config, tokenizer, idf):
+    """The model to train: new or a checkpoint, with token weights from document frequency, and adapters where asked.
+
+    Args:
+        idf: tokens -> (vocab_size,) inverse document frequency.
+    """
+    model, new_tensors = make_model(AutoModel, config.model, tokenizer)
+    for key in ("document_tokens", "query_tokens"):
+        require_context(model, f"data.{key}", getattr(config.data, key) or 0)
+    if config.model.idf_start and "pooler.token_log_weights.weight" in new_tensors:
+        idf_start_(model, idf(model.config.vocab_size), config.seed)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return add_lora(model, config.lora.rank, config.lora.alpha, new_tensors) if config.lora.rank else model
+
+
+def make_batches(accelerator, config, training, special: tuple[int, int], idf) -> tuple[PairBatches, int]:
+    """Batches of this process, and how many steps the run takes."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    batches = PairBatches(training, config.data, special, config.seed, rank, world, idf)
+    steps = config.steps if config.epochs is None else batches.steps_of(config.epochs)
+    logger.info("%d labelled items an epoch, %d steps", batches.units, steps)
+    return batches, steps
+
+
+def with_teacher(accelerator, settings, model, tasks):
+    """The model, with a map to the teacher's width where theirs differ, and the teacher's vectors; None without one."""
+    if settings.name != "prototype":
+        return model, None
+    vectors = teacher_vectors(accelerator, settings.teacher, tasks, settings.teacher_cache)
+    width, teacher_width = model.config.projection_dim, vectors[0].shape[1]
+    if width == teacher_width:
+        return model, vectors
+    logger.info("vectors of width %d are mapped to the teacher's %d while training", width, teacher_width)
+    return MappedEncoder(model, width, teacher_width), vectors
 
 
 def main(argv: list[str]):
     config_dict = load_config("opl-small.yaml", argv)
     config = namespace(config_dict)
-    loss = make_loss(config.loss)
-    require(config, data__document_tokens=3, data__documents_per_batch=1, evaluation__steps=1)
+    check(config)
     accelerator = prepare(config, argv, "opl")
-    with accelerator.main_process_first():
-        folder = data_folder(config.data.path)
-    task = load_task(folder, config.data.task, "train")
-    tokenizer = make_tokenizer(config.tokenizer, config.model.path, list(task.documents.values()))
-    data = pair_data(tokenizer, task)
-    validation = pair_data(tokenizer, load_task(folder, config.data.task, "validation"))
-    model, new_tensors = make_model(AutoModel, config.model, tokenizer)
-    require_context(model, "data.document_tokens", config.data.document_tokens)
-    long_queries = sum(len(query) + 2 > config.data.document_tokens for query, _ in data.queries)
-    if long_queries:
-        logger.warning("%d queries are cut to data.document_tokens=%d", long_queries, config.data.document_tokens)
-    idf = inverse_document_frequency(data.documents, model.config.vocab_size, tokenizer.all_special_ids)
-    if config.data.query_dropout:
-        data.idf = idf
-    if config.model.idf_start and "pooler.token_log_weights.weight" in new_tensors:
-        idf_start_(model, idf, config.seed)
-    optimizer, schedule = build_optimizer(model, config.optim, config.steps)
+    data = read_data(accelerator, config.data)
+    texts = [text for task in data.training for text in task.documents.values()]
+    tokenizer = make_tokenizer(config.tokenizer, config.model.path, texts)
+    show = accelerator.is_main_process
+    training = [tokenise(tokenizer, task, data.negatives.get(task.name), show) for task in data.training]
+    development = [tokenise(tokenizer, task, show=show) for task in data.development]
+    report_tasks(training, config.data)
+    documents = [document for task in training for document in task.documents]
+    idf = cache(partial(inverse_document_frequency, documents, special_ids=tokenizer.all_special_ids))
+    encoder = make_encoder(config, tokenizer, idf)
+    special, pad_id = (tokenizer.cls_token_id, tokenizer.sep_token_id), tokenizer.pad_token_id
+    dropout = idf(encoder.config.vocab_size) if config.data.query_dropout else None
+    batches, steps = make_batches(accelerator, config, training, special, dropout)
+    model, vectors = with_teacher(accelerator, config.loss, encoder, data.training)
+    optimizer, schedule = build_optimizer(model, config.optim, steps)
     model, optimizer = accelerator.prepare(model, optimizer)
-
-    def get_batch(step: int) -> dict:
-        batch = data.batch(step, config.data, seed=config.seed, rank=accelerator.process_index)
-        return send_to_device(batch, accelerator.device)
-
-    def compute_loss(model, batch):
-        cosine = cosine_matrix(model(**batch["queries"]).pooler_output, model(**batch["documents"]).pooler_output)
-        tokens = sum(int(batch[side]["attention_mask"].sum()) for side in ("queries", "documents"))
-        return loss(cosine, batch["relevant"]), tokens
-
-    def evaluate(model):
-        return held_out(model, validation, config.data, loss, config.evaluation.steps, accelerator.device)
-
-    history = run_loop(
+    scores = Development(development, config.data, special, pad_id, config.evaluation.batch_tokens)
+    checkpoints = make_checkpoints(accelerator, config_dict, data.describe())
+    progress = run_loop(
         accelerator,
         model,
         optimizer,
         schedule,
-        steps=config.steps,
-        get_batch=get_batch,
-        compute_loss=compute_loss,
+        steps=steps,
+        batches=batches,
+        train_step=make_train_step(accelerator, make_objective(config.loss, vectors), pad_id, config.data.chunk_tokens),
         clip_norm=config.optim.clip_norm,
         log_every=config.log_every,
-        evaluate=evaluate,
+        evaluate=partial(scores, accelerator),
         evaluate_every=config.evaluation.every,
+        select=METRIC if config.evaluation.select else None,
+        checkpoints=checkpoints,
         description="opl",
     )
-    finish(accelerator, model, tokenizer, config, run_record(config_dict, task.fingerprint, history))
+    report_forwards(progress.totals)
+    record = run_record(config_dict, data.fingerprint(), accelerator.num_processes, progress)
+    mapped = isinstance(accelerator.unwrap_model(model), MappedEncoder)
+    finish(accelerator, encoder if mapped else model, tokenizer, config, record, checkpoints)
 
 
 if __name__ == "__main__":

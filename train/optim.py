@@ -1,37 +1,60 @@
-"""AdamW with linear warm-up and decay, and separate learning rates for layers, filters and pooler."""
+"""AdamW with linear warm-up and decay; one parameter group, unless parts of the model get settings of their own."""
 
 import torch
 from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
+# What the research code marks its filters with: (learning rate, weight decay).
+RESEARCH_FEATURES = (1e-5, 0.0)
+RESEARCH_FILTER_NETWORK = (1e-3, 0.1)
+
 
 def parameter_groups(model: nn.Module, optim) -> list[dict]:
-    """Filters (every parameter inside a filter module), layers (the rest of them), pooler, and everything else
-    (embeddings, masked-LM head), each with its own learning rate; empty groups are left out."""
-    groups = {"filters": [], "layers": [], "pooler": [], "rest": []}
-    for name, parameter in model.named_parameters():
-        group = (
-            "filters"
-            if "filter." in name
-            else "layers"
-            if "layers." in name
-            else "pooler"
-            if "pooler." in name
-            else "rest"
+    """Trained parameters by learning rate and weight decay; parts with the same two share a group.
+
+    The parts are filters (every parameter inside a filter module: `optim.filter_lr`), layers (the rest of them:
+    mixers, feed-forward networks, norms: `layer_lr`), pooler (`pooler_lr`) and everything else (embeddings, masked-LM
+    head: `lr`); a rate that is None is `lr`. The group of `lr` comes last.
+
+    With `optim.research_groups` the filters have the settings that the research code means to give them (its markers
+    are lost when it copies layers, so that it trained with one group): positional features 1e-5 without weight decay,
+    the sine network with its frequency 1e-3 with 0.1, the skip those of everything else. It marks the network of the
+    forward direction only; here both directions lie in one tensor, and both are marked.
+
+    Raises:
+        ValueError: research_groups and filter_lr are both given.
+    """
+    if optim.research_groups and optim.filter_lr is not None:
+        raise ValueError(
+            f"optim.filter_lr={optim.filter_lr} and optim.research_groups=true both set the filters' learning rate; "
+            "set filter_lr to null, or research_groups to false"
         )
-        groups[group].append(parameter)
-    rates = {"filters": optim.filter_lr, "layers": optim.layer_lr, "pooler": optim.pooler_lr, "rest": optim.lr}
-    return [
-        {"params": parameters, "lr": optim.lr if rates[group] is None else rates[group]}
-        for group, parameters in groups.items()
-        if parameters
-    ]
+    main = (optim.lr, optim.weight_decay)
+    groups = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(_settings(name, optim), []).append(parameter)
+    ordered = sorted(groups, key=lambda settings: settings == main)  # stable: only `main` moves, to the end
+    return [{"params": groups[settings], "lr": settings[0], "weight_decay": settings[1]} for settings in ordered]
+
+
+def _settings(name: str, optim) -> tuple[float, float]:
+    """(learning rate, weight decay) of a parameter."""
+    in_filter = "filter." in name
+    if in_filter and optim.research_groups and not name.endswith(".skip"):
+        return RESEARCH_FEATURES if name.endswith("positional_features") else RESEARCH_FILTER_NETWORK
+    rate = None
+    if in_filter:
+        rate = optim.filter_lr
+    elif "layers." in name:
+        rate = optim.layer_lr
+    elif "pooler." in name:
+        rate = optim.pooler_lr
+    return (optim.lr if rate is None else rate), optim.weight_decay
 
 
 def build_optimizer(model: nn.Module, optim, steps: int):
     """(AdamW, linear schedule with `warmup_share` of the steps)."""
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, optim), betas=tuple(optim.betas), eps=optim.eps, weight_decay=optim.weight_decay
-    )
+    optimizer = torch.optim.AdamW(parameter_groups(model, optim), betas=tuple(optim.betas), eps=optim.eps)
     schedule = get_linear_schedule_with_warmup(optimizer, round(optim.warmup_share * steps), steps)
     return optimizer, schedule

@@ -2,28 +2,36 @@
 
 import dataclasses
 import difflib
-import hashlib
 import json
 import logging
+import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
-import pyarrow.parquet as pq
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import TorchDynamoPlugin, set_seed
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
 
 from m2bert_hub.checkpoint import load_strictly
 from m2bert_hub.folder import check_output, check_tokenizer, write_folder
 
+from .checkpoints import Checkpoints
 from .init import identity_start_
+from .loop import Stopped
+from .lora import write_adapter
 from .tokenizer import load_tokenizer, train_wordpiece
 
 logger = logging.getLogger(__name__)
 
-TEXT_COLUMNS = {"documents": "passage", ".": "text"}
+RECORD = "training.json"  # of a finished run, beside its weights
+
+
+class Finished(Exception):
+    """There is nothing left to do."""
 
 
 def command_line(main, name: str):
@@ -33,23 +41,80 @@ def command_line(main, name: str):
         return
     try:
         main(sys.argv[1:])
+    except Finished as finished:
+        print(f"{name}: {finished}", file=sys.stderr)
+    except Stopped as stop:
+        print(f"{name}: {stop}", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
     except (ValueError, FloatingPointError, OSError, SafetensorError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(2)
 
 
-def prepare(config, argv: list[str], name: str) -> Accelerator:
-    """Logging, seed, output folder. The first log line says what runs."""
-    accelerator = Accelerator()
+def prepare(config: SimpleNamespace, argv: list[str], name: str) -> Accelerator:
+    """Logging, seed, output folder, tracker. The first log line says what runs.
+
+    Raises:
+        ValueError: the output is there, or an unfinished run is, and neither `resume` nor `overwrite` is said; or a
+            precision or tracker that accelerate does not know.
+    """
+    dynamo = TorchDynamoPlugin(backend="inductor", dynamic=True) if config.compile else None
+    accelerator = Accelerator(
+        mixed_precision=config.precision,
+        dynamo_plugin=dynamo,
+        log_with=config.tracker,
+        project_dir=run_folder(config.output_dir),
+    )
+    if accelerator.is_fsdp2:
+        accelerator.state.fsdp_plugin.mixed_precision_policy = None  # autocast computes in half precision; FSDP would
+        # round the parameters of the filters as well
     logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.WARNING, format="%(message)s")
     transformers.utils.logging.disable_progress_bar()
     if argv:
         logger.info("%s: %s", name, " ".join(argv))
     else:
         logger.info("%s without arguments: the small offline default (pydocs, configs/%s-small.yaml)", name, name)
+    if config.resume and (Path(config.output_dir) / RECORD).is_file():
+        raise Finished(f"{config.output_dir} is finished; nothing to do")
     check_output(config.output_dir, config.overwrite)
+    unfinished = sorted(run_folder(config.output_dir).glob("step-*"))
+    if unfinished and not (config.resume or config.overwrite):
+        raise ValueError(
+            f"output_dir={config.output_dir} has an unfinished run ({unfinished[-1]}); go on with resume=true, "
+            "or start anew with overwrite=true"
+        )
+    if config.tracker is not None:
+        accelerator.init_trackers("m2bert")
     set_seed(config.seed)
     return accelerator
+
+
+def run_folder(output_dir: str) -> Path:
+    """Where a run keeps what it needs until it is finished, and where trackers write."""
+    return Path(f"{output_dir}.run")
+
+
+def make_checkpoints(accelerator: Accelerator, config_dict: dict, data: dict) -> Checkpoints:
+    """The checkpoints of a run; those of an earlier one are removed unless it is to go on.
+
+    Args:
+        data: what identifies the data.
+    """
+    checkpoints = Checkpoints(
+        accelerator,
+        run_folder(config_dict["output_dir"]),
+        config=config_dict,
+        data=data,
+        every=config_dict["checkpoint_every"],
+        keep=config_dict["checkpoint_keep"],
+        resume=config_dict["resume"],
+    )
+    if accelerator.is_main_process:
+        if not config_dict["resume"]:
+            checkpoints.remove()
+        checkpoints.folder.mkdir(parents=True, exist_ok=True)
+    accelerator.wait_for_everyone()
+    return checkpoints
 
 
 def require(config, **least: int):
@@ -79,36 +144,12 @@ def data_folder(path: str | None) -> Path:
     return folder
 
 
-def fingerprint(texts: list[str]) -> str:
-    """sha256 of texts, in order."""
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(len(text).to_bytes(8, "big") + text.encode())
-    return digest.hexdigest()
-
-
-def read_texts(folder: Path, split: str) -> list[str]:
-    """Texts of a split: `documents/SPLIT.parquet` (LoCoV1 schema, column passage) or `SPLIT.parquet` (column text).
-
-    Raises:
-        ValueError: neither file exists, or its text column is missing.
-    """
-    for subfolder, column in TEXT_COLUMNS.items():
-        path = folder / subfolder / f"{split}.parquet"
-        if path.is_file():
-            names = pq.read_schema(path).names
-            if column not in names:
-                raise ValueError(f"{path} has no column {column!r} (it has {', '.join(names)})")
-            return [text for text in pq.read_table(path, columns=[column])[column].to_pylist() if text]
-    raise ValueError(f"data.path={folder} holds neither documents/{split}.parquet nor {split}.parquet")
-
-
-def make_tokenizer(settings, model_path: str | None, texts: list[str]):
+def make_tokenizer(settings, model_path: str | None, texts: Iterable[str]):
     """The tokenizer of `tokenizer.path`, else of the checkpoint, else one trained on the texts."""
     path = settings.path or model_path
     if path is not None:
         return load_tokenizer(path)
-    logger.info("training a WordPiece tokenizer of %d tokens on %d texts", settings.vocab_size, len(texts))
+    logger.info("training a WordPiece tokenizer of %d tokens", settings.vocab_size)
     return train_wordpiece(texts, settings.vocab_size)
 
 
@@ -148,11 +189,17 @@ def check_fields(fields: dict, section: str):
             raise ValueError(f"{section}.{name} is no field of M2BertConfig; the nearest one is {near[0]!r}")
 
 
-def finish(accelerator: Accelerator, model, tokenizer, config, record: dict):
-    """Write the trained model as a complete Hub folder, with `training.json` beside the weights."""
-    accelerator.wait_for_everyone()
+def finish(accelerator: Accelerator, model, tokenizer, config, record: dict, checkpoints: Checkpoints):
+    """Write the trained model as a complete Hub folder, with `training.json` beside the weights; then the checkpoints
+    go. Of a model with adapters (peft) the folder holds these alone."""
+    accelerator.end_training()
+    weights = accelerator.get_state_dict(model)  # on all processes: a sharded model is gathered
     if accelerator.is_main_process:
-        extra = {"training.json": json.dumps(record, indent=2) + "\n"}
-        model = accelerator.unwrap_model(model)
-        output = write_folder(model, tokenizer, config.output_dir, overwrite=config.overwrite, extra_files=extra)
+        extra = {RECORD: json.dumps(record, indent=2) + "\n"}
+        model = accelerator.unwrap_model(model, keep_torch_compile=False)
+        write = write_adapter if hasattr(model, "peft_config") else write_folder
+        output = write(
+            model, tokenizer, config.output_dir, overwrite=config.overwrite, extra_files=extra, state_dict=weights
+        )
+        checkpoints.remove()
         logger.info("wrote %s", output)

@@ -1,5 +1,6 @@
-"""Tokenizers of a run: loaded from a folder, or a WordPiece vocabulary trained on the run's own text."""
+"""Tokenizers of a run: loaded from a folder or the Hub, or a WordPiece vocabulary trained on the run's own text."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 ALPHABET = 1000  # most frequent characters that get a token of their own
 
 
@@ -16,10 +18,14 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     """A lower-casing WordPiece tokenizer of BERT's kind: [CLS] text [SEP], padding on the right. The same texts give
     the same vocabulary.
 
+    Args:
+        texts: are iterated over twice: a list, or an object that reads them again.
+
     The trainer numbers word-inner characters in the order of a hash map and breaks ties by number, so two runs would
     differ; it numbers its special tokens first, so the inner characters are given as such.
     """
-    texts = list(texts)
+    if iter(texts) is texts:
+        raise ValueError("texts are iterated over twice, and an iterator is spent after once; give a list")
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -35,12 +41,21 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder. The model's code is not needed for it, and not run."""
-    if not Path(path).is_dir():
-        raise ValueError(
-            f"there is no folder {str(path)!r} to take a tokenizer from; see tokenizer.path and model.path"
-        )
-    return AutoTokenizer.from_pretrained(path)
+    """The tokenizer of a folder, or of a repository on the Hub (ORGANISATION/NAME). The model's code is not needed for
+    it, and not run.
+
+    Raises:
+        ValueError: it is neither, or cannot be loaded.
+    """
+    missing = f"there is no folder {str(path)!r} to take a tokenizer from"
+    advice = "see tokenizer.path and model.path"
+    if not Path(path).is_dir() and not HUB_ID.fullmatch(str(path)):
+        raise ValueError(f"{missing}; {advice}")
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        where = str(path) if Path(path).is_dir() else f"{missing}, and from the Hub"
+        raise ValueError(f"{where} no tokenizer can be loaded ({' '.join(str(error).split())}); {advice}") from error
 
 
 def encode_all(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[np.ndarray]:

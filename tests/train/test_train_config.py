@@ -56,7 +56,29 @@ def test_every_shipped_configuration_fits_its_schema():
     shipped = [path for path in files("m2bert_train").joinpath("configs").iterdir() if path.name.endswith(".yaml")]
     assert len(shipped) >= 2
     for path in shipped:
-        default = f"{path.name.split('-')[0]}-small.yaml"
+        default = "mlm-small.yaml" if path.name.startswith("mlm-") else "opl-small.yaml"
         assert set(load_config(default, ["--config", str(path)])) == set(
             yaml.safe_load(files("m2bert_train").joinpath("configs", default).read_text())
         )
+
+
+def test_a_file_extends_another_beside_it_or_shipped(tmp_path):
+    (tmp_path / "base.yaml").write_text("extends: opl-small\nsteps: 7\nseed: 3\ndata: {chunk_tokens: 64}\n")
+    (tmp_path / "leaf.yaml").write_text("extends: base.yaml\nsteps: 9\n")
+    config = load_config("opl-small.yaml", ["--config", str(tmp_path / "leaf.yaml")])
+    assert (config["steps"], config["seed"], config["data"]["chunk_tokens"]) == (9, 3, 64)
+    assert "extends" not in config
+
+
+def test_what_is_null_by_default_can_be_set_and_unset(tmp_path):
+    (tmp_path / "base.yaml").write_text("data: {chunk_tokens: 64}\nmodel: {path: somewhere}\n")
+    arguments = ["--config", str(tmp_path / "base.yaml"), "data.chunk_tokens=null", "model.path=null"]
+    config = load_config("opl-small.yaml", arguments)
+    assert config["data"]["chunk_tokens"] is config["model"]["path"] is None
+
+
+def test_circles_are_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
+    with pytest.raises(ValueError, match="extends itself"):
+        load_config("opl-small.yaml", ["--config", str(tmp_path / "a.yaml")])

@@ -5,8 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForMaskedLM
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertTokenizerFast
 
+from m2bert_train import init
 from m2bert_train.init import (
     MAX_IDF,
     MIN_IDF,
@@ -64,8 +66,70 @@ def test_idf_start_weighs_each_token_in_one_head(tiny_config):
 
 def test_unigram_start_predicts_token_frequency(tiny_config):
     model = AutoModelForMaskedLM.from_config(tiny_config())
-    unigram_start_(model, np.array([[7, 7, 7], [9, 9, 4]]))
+    unigram_start_(model, np.bincount([7, 7, 7, 9, 9, 4]))  # shorter than the vocabulary
     probabilities = model.lm_head.decoder.bias.detach().softmax(0)
     assert probabilities[7] == pytest.approx(4 / 126, rel=1e-5)
     assert probabilities[9] == pytest.approx(3 / 126, rel=1e-5)
     assert probabilities[50] == pytest.approx(1 / 126, rel=1e-5)
+    assert probabilities.sum() == pytest.approx(1, rel=1e-5)
+
+
+@pytest.fixture
+def tokenizer_path(tmp_path):
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(56))]
+    BertTokenizerFast(vocab={token: i for i, token in enumerate(vocabulary)}).save_pretrained(tmp_path / "tokenizer")
+    return tmp_path / "tokenizer"
+
+
+def make(tokenizer_path, name, *arguments):
+    folder = tokenizer_path.parent / name
+    sizes = ["model.new_model.hidden_size=16", "model.new_model.max_position_embeddings=64"]
+    init.main([*arguments, *sizes, f"tokenizer.path={tokenizer_path}", "--output", str(folder)])
+    return folder
+
+
+def test_the_command_writes_the_identity_or_a_standard_start(tokenizer_path, capsys):
+    identity = AutoModelForMaskedLM.from_pretrained(make(tokenizer_path, "identity", "--start", "identity"))
+    states = identity(IDS, output_hidden_states=True).hidden_states
+    assert (states[1] - states[0]).abs().max() < 1e-6
+    assert identity.config.vocab_size == 64  # 61 tokens, rounded up
+    standard = AutoModelForMaskedLM.from_pretrained(make(tokenizer_path, "standard", "--start", "standard"))
+    states = standard(IDS, output_hidden_states=True).hidden_states
+    assert (states[1] - states[0]).abs().max() > 1e-2
+    assert "a new M2BertForMaskedLM of" in capsys.readouterr().out
+    assert AutoTokenizer.from_pretrained(tokenizer_path.parent / "standard").model_max_length == 64
+
+
+def test_the_command_follows_the_configuration(tokenizer_path):
+    """Its seed, its start where none is named, and its kind: of fine-tuning it is an encoder."""
+    folders = [
+        make(tokenizer_path, name, "model.start=standard", f"seed={seed}")
+        for name, seed in zip("abc", (0, 0, 1), strict=True)
+    ]
+    a, b, c = (load_file(folder / "model.safetensors") for folder in folders)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not torch.equal(a["lm_head.dense.weight"], c["lm_head.dense.weight"])
+    encoder = load_file(make(tokenizer_path, "encoder", "--config", "opl-small") / "model.safetensors")
+    assert "pooler.token_log_weights.weight" in encoder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--start", "zeros"], "model.start='zeros' is unknown"),
+        (["step=3"], "unknown configuration key 'step'; the nearest known one is 'steps'"),
+        (
+            ["loss.nam=opl"],
+            "neither one of mlm .*'loss'.* nor one of opl .*'loss.nam'; the nearest known one is 'loss.name'",
+        ),
+    ],
+)
+def test_the_command_names_bad_input(tokenizer_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make(tokenizer_path, "out", *arguments)
+    assert not (tokenizer_path.parent / "out").exists()
+
+
+def test_the_command_needs_a_tokenizer(tmp_path):
+    with pytest.raises(ValueError, match="tokenizer.path is null; name the folder"):
+        init.main(["--output", str(tmp_path / "out")])

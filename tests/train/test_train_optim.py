@@ -9,7 +9,16 @@ from transformers import AutoModel
 from m2bert_train.optim import build_optimizer, parameter_groups
 
 OPTIM = SimpleNamespace(lr=1e-3, layer_lr=1e-4, filter_lr=1e-6, pooler_lr=1e-2, betas=[0.9, 0.98], eps=1e-6,
-                        weight_decay=0.0, warmup_share=0.2)  # fmt: skip
+                        weight_decay=0.01, warmup_share=0.2, research_groups=False)  # fmt: skip
+ONE_RATE = {"layer_lr": None, "filter_lr": None, "pooler_lr": None}
+
+
+def by_name(model, optim):
+    """(learning rate, weight decay) of every parameter, each in exactly one group."""
+    groups = parameter_groups(model, optim)
+    settings = {p: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(settings)
+    return {name: settings.get(parameter) for name, parameter in model.named_parameters()}
 
 
 def test_every_parameter_is_in_the_group_of_its_learning_rate(tiny_config):
@@ -24,9 +33,35 @@ def test_every_parameter_is_in_the_group_of_its_learning_rate(tiny_config):
 
 
 def test_empty_rates_fall_back_to_the_main_one(tiny_config):
-    optim = SimpleNamespace(**vars(OPTIM) | {"layer_lr": None, "filter_lr": None, "pooler_lr": None})
-    groups = parameter_groups(AutoModel.from_config(tiny_config()), optim)
+    """What trains alike is one group: the original trained with one."""
+    model = AutoModel.from_config(tiny_config())
+    groups = parameter_groups(model, SimpleNamespace(**vars(OPTIM) | ONE_RATE))
     assert {group["lr"] for group in groups} == {1e-3}
+    assert len(groups) == 1
+    assert len(groups[0]["params"]) == len(list(model.parameters()))
+    assert len(parameter_groups(model, SimpleNamespace(**vars(OPTIM) | {"filter_lr": None, "layer_lr": 1e-3}))) == 1
+
+
+def test_research_groups_are_the_filters_features_and_networks(tiny_config):
+    model = AutoModel.from_config(tiny_config())
+    named = by_name(model, SimpleNamespace(**vars(OPTIM) | ONE_RATE | {"research_groups": True}))
+    for place in ("layers.0.mixer.filter.", "layers.1.mixer.residual_filter."):
+        assert named[place + "positional_features"] == (1e-5, 0.0)
+        for name in ("frequency", "input_weight", "input_bias", "hidden_weight", "hidden_bias", "output_weight"):
+            assert named[place + name] == (1e-3, 0.1)
+        assert named[place + "skip"] == (1e-3, 0.01)
+    assert named["layers.0.mixer.in_proj.weight"] == named["embeddings.norm.bias"] == (1e-3, 0.01)
+    with pytest.raises(ValueError, match="filter_lr=1e-06 and optim.research_groups=true"):
+        parameter_groups(model, SimpleNamespace(**vars(OPTIM) | {"research_groups": True}))
+
+
+def test_frozen_parameters_are_left_out(tiny_config):
+    model = AutoModel.from_config(tiny_config())
+    model.embeddings.requires_grad_(False)
+    named = by_name(model, OPTIM)
+    assert {name for name, settings in named.items() if settings is None} == {
+        name for name, _ in model.named_parameters() if name.startswith("embeddings.")
+    }
 
 
 def test_learning_rate_warms_up_and_decays_to_zero(tiny_config):

@@ -1,0 +1,30 @@
+"""Every shipped configuration starts: two steps in miniature, with its own mixture, loss, form and precision."""
+
+from importlib.resources import files
+
+import pytest
+
+from m2bert_train import mlm, opl
+from m2bert_train.config import load_config
+
+CONFIGS = sorted(path.name for path in files("m2bert_train").joinpath("configs").iterdir())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_configuration_starts(name, caplog):
+    entry = mlm if name.startswith("mlm-") else opl
+    with caplog.at_level("INFO"):
+        entry.main(["--config", name, "--dry-run"])
+    assert "wrote" in caplog.text
+
+
+def test_what_was_chosen_stays_and_what_is_large_or_elsewhere_goes():
+    config = load_config("opl-small.yaml", ["--config", "loco-32k-opl", "--dry-run"])
+    assert config["steps"] == 2
+    assert config["data"]["form"] == "pairs"
+    assert config["optim"]["lr"] == 5e-6
+    assert config["model"]["path"] not in (
+        None,
+        load_config("opl-small.yaml", ["--config", "loco-32k-opl"])["model"]["path"],
+    )
+    assert config["data"]["document_tokens"] == 64

@@ -1,0 +1,164 @@
+"""The training loop on a linear model: steps, records, evaluation, prefetching, selection, stopping."""
+
+import os
+import signal
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from m2bert_train.checkpoints import Checkpoints
+from m2bert_train.loop import Stopped, run_loop
+
+
+class Counter:
+    """Batches that count themselves."""
+
+    def __init__(self):
+        self.handed_out = 0
+
+    def next_batch(self):
+        self.handed_out += 1
+        return torch.full((1, 2), 1.0 + 0.1 * self.handed_out)
+
+    def state(self):
+        return {"handed_out": self.handed_out}
+
+    def restore(self, state):
+        self.handed_out = state["handed_out"]
+
+
+class Run:
+    """run_loop over a linear model with dropout on its input; `weights` before every step and at the end."""
+
+    def __init__(self, folder=None, *, steps=5, optimizer=torch.optim.AdamW, factors=None, config=None, data=None,
+                 every=1, resume=False, **settings):  # fmt: skip
+        torch.manual_seed(0)
+        self.accelerator = Accelerator(cpu=True)
+        model = torch.nn.Sequential(torch.nn.Dropout(settings.pop("dropout", 0.0)), torch.nn.Linear(2, 1))
+        optimizer = optimizer(model.parameters(), 0.1)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.schedule, self.steps, self.factors, self.weights, self.batches = schedule, steps, factors or {}, [], []
+        self.settings = {"clip_norm": 1e9, "log_every": 1} | settings
+        if folder is not None:
+            folder.mkdir(exist_ok=True)
+            self.settings["checkpoints"] = Checkpoints(
+                self.accelerator, folder, config=config or {"lr": 0.1}, data=data or {"print": "x"}, every=every,
+                keep=2, resume=resume,
+            )  # fmt: skip
+
+    def train_step(self, model, batch):
+        self.weights.append(model[1].weight.detach().clone())
+        self.batches.append(batch)
+        loss = model(batch).sum() * self.factors.get(len(self.weights), 1.0)
+        self.accelerator.backward(loss)
+        return loss.detach(), {"tokens": 2, "pairs": 3}
+
+    def go(self):
+        try:
+            self.progress = run_loop(
+                self.accelerator, self.model, self.optimizer, self.schedule, steps=self.steps, batches=Counter(),
+                train_step=self.train_step, **self.settings,
+            )  # fmt: skip
+        finally:
+            self.weights.append(self.model[1].weight.detach().clone())
+        return self
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
+    run = Run(tmp_path / "run", factors={3: torch.nan})
+    with pytest.raises(FloatingPointError, match="step 3: loss nan"):
+        run.go()
+    assert len(run.weights) == 4
+    assert torch.equal(run.weights[-1], run.weights[-2])
+    assert [path.name for path in run.settings["checkpoints"].complete()] == ["step-00000001", "step-00000002"]
+
+
+def test_gradients_are_clipped_and_the_schedule_is_followed():
+    run = Run(clip_norm=0.5, optimizer=torch.optim.SGD).go()
+    steps = [(b - a).norm().item() for a, b in zip(run.weights, run.weights[1:], strict=False)]
+    norms = [batch.norm().item() for batch in run.batches]
+    expected = [0.1 * (1 - i / 5) * 0.5 * norm / (norm**2 + 1) ** 0.5 for i, norm in enumerate(norms)]
+    assert steps == pytest.approx(expected, rel=1e-4)
+    history = run.progress.history
+    assert [row["learning_rate"] for row in history] == pytest.approx([0.08, 0.06, 0.04, 0.02, 0.0])
+    assert [row["gradient_norm"] for row in history] == pytest.approx([(norm**2 + 1) ** 0.5 for norm in norms])
+
+
+def test_evaluations_come_when_they_are_due_whatever_is_logged():
+    run = Run(steps=7, log_every=4, evaluate=lambda model: {"score": 1.0}, evaluate_every=3).go()
+    assert [(row["step"], "score" in row) for row in run.progress.history] == [
+        (3, True),
+        (4, False),
+        (6, True),
+        (7, True),
+    ]
+    assert Run(steps=0).go().progress.history == []
+    with pytest.raises(ValueError, match="log_every=0"):
+        Run(log_every=0).go()
+
+
+def test_counts_are_summed_and_batches_come_in_order():
+    run = Run(log_every=2).go()
+    assert run.progress.totals == {"tokens": 10, "pairs": 15}
+    assert [batch[0, 0].item() for batch in run.batches] == pytest.approx([1.1, 1.2, 1.3, 1.4, 1.5])
+
+
+def test_models_are_evaluated_without_dropout_and_trained_with_it():
+    modes = []
+    Run(evaluate=lambda model: modes.append(model.training) or {}, evaluate_every=2).go()
+    assert modes == [False] * 3
+
+
+def test_the_best_weights_are_in_the_model_at_the_end(tmp_path):
+    scores = iter([0.1, 0.5, 0.4, 0.5])
+    run = Run(tmp_path / "run", steps=3, select="score", evaluate=lambda _: {"score": next(scores)}, evaluate_every=1)
+    run.go()
+    assert run.progress.best == {"step": 1, "score": 0.5}
+    assert torch.equal(run.weights[-1], run.weights[1])
+    assert not torch.equal(run.weights[-1], run.weights[0])
+
+
+def test_the_start_competes_for_the_best(tmp_path):
+    scores = iter([0.9, 0.5, 0.4])
+    run = Run(tmp_path / "run", steps=2, select="score", evaluate=lambda _: {"score": next(scores)}, evaluate_every=1)
+    run.go()
+    assert run.progress.best["step"] == 0
+    assert torch.equal(run.weights[-1], run.weights[0])
+
+
+def test_sigterm_saves_and_stops_and_the_run_goes_on_bit_for_bit(tmp_path):
+    whole = Run(tmp_path / "whole", steps=6, dropout=0.5, log_every=4).go()
+    first = Run(tmp_path / "run", steps=6, dropout=0.5, log_every=4, every=0)
+    step = first.train_step
+    first.train_step = lambda *args: (len(first.weights) == 2 and os.kill(os.getpid(), signal.SIGTERM), step(*args))[1]
+    previous = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="after step 3 of 6, saved; go on with resume=true"):
+        first.go()
+    assert signal.getsignal(signal.SIGTERM) == previous
+    second = Run(tmp_path / "run", steps=6, dropout=0.5, log_every=4, every=0, resume=True).go()
+    for expected, got in zip(whole.weights[3:], second.weights, strict=True):
+        assert torch.equal(expected, got)
+    for expected, got in zip(whole.batches[3:], second.batches, strict=True):
+        assert torch.equal(expected, got)
+    assert second.progress.totals == whole.progress.totals
+    for name in ("step", "loss", "gradient_norm", "learning_rate"):
+        assert [row[name] for row in second.progress.history] == [row[name] for row in whole.progress.history]
+
+
+def test_best_weights_survive_a_resume(tmp_path):
+    scores = {0: 0.1, 1: 0.2, 2: 0.9, 3: 0.3, 4: 0.3}
+
+    def settings(run):
+        return {"evaluate": lambda model: {"score": scores[len(run[0].weights) + run[1]]}, "evaluate_every": 1}
+
+    box = [None, 0]
+    box[0] = Run(tmp_path / "run", steps=4, select="score", factors={4: torch.nan}, **settings(box))
+    with pytest.raises(FloatingPointError):
+        box[0].go()
+    box = [None, 3]
+    box[0] = Run(tmp_path / "run", steps=4, select="score", resume=True, **settings(box))
+    box[0].go()
+    assert box[0].progress.best == {"step": 2, "score": 0.9}
+    assert not torch.equal(box[0].weights[-1], box[0].weights[0])

@@ -1,0 +1,171 @@
+"""The mixture: its shares, its batches' budget, and that a run goes on where it stopped."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from m2bert_train.data_mlm import MixtureBatches, observed_shares
+from m2bert_train.masking import Masking
+from m2bert_train.source_data import open_source
+from m2bert_train.text_sources import parse_sources
+from m2bert_train.tokenizer import train_wordpiece
+
+WORDS = [f"w{i}" for i in range(60)]
+TOKENIZER = train_wordpiece([" ".join(WORDS)], 400)
+SHARES = {"web": (0.10, 0.24), "wiki": (0.10, 0.23), "books": (0.10, 0.23)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three sources; the books are long."""
+    folder, rng = tmp_path_factory.mktemp("sources"), np.random.default_rng(0)
+    for name, words in (("web", 40), ("wiki", 100), ("books", 2000)):
+        for split, count in (("train", 60), ("validation", 6)):
+            texts = [" ".join(rng.choice(WORDS, rng.integers(words // 2, 2 * words))) for _ in range(count)]
+            (folder / name).mkdir(exist_ok=True)
+            pq.write_table(pa.table({"text": texts}), folder / name / f"{split}.parquet")
+    return folder
+
+
+@pytest.fixture
+def make(folder):
+    """A process's batches; keyword arguments change the settings."""
+
+    def make(rank=0, world=1, seed=0, shares=SHARES, **changes):
+        entries = [{"path": str(folder / name), "variable": v, "maximum": m} for name, (v, m) in shares.items()]
+        settings = SimpleNamespace(**{"max_tokens": 64, "batch_tokens": 512, "accumulate": 1, "mask_probability": 0.3,
+                                      "token_cache": folder / "cache"} | changes)  # fmt: skip
+        data = [open_source(source, settings, TOKENIZER, seed=seed, rank=rank, world=world)
+                for source in parse_sources(entries, None)]  # fmt: skip
+        return MixtureBatches(data, settings, Masking(TOKENIZER), seed=seed, rank=rank)
+
+    return make
+
+
+def same(a, b):
+    if isinstance(a, list):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a["counts"] == b["counts"] and all(torch.equal(a[k], b[k]) for k in ("input_ids", "labels"))
+
+
+def sums(batches, prefix):
+    total = {}
+    for batch in batches:
+        for key, value in batch["counts"].items():
+            if key.startswith(prefix):
+                total[key[len(prefix) :]] = total.get(key[len(prefix) :], 0) + value
+    return total
+
+
+@pytest.mark.parametrize("shares", [SHARES, {"web": (0.05, 0.0), "books": (0.0, 0.95)}, {"wiki": (1.0, 0.0)}])
+def test_examples_come_in_the_shares_asked_for_in_every_window(make, shares):
+    mixture = make(shares=shares)
+    seen = []
+    for window in range(1, 40):
+        while mixture.window < window - 1 or not mixture.batches or mixture.offset < len(mixture.batches):
+            seen += mixture.next_batch()
+        counted = sums(seen, "examples/")
+        total = window * mixture.window_examples
+        for name, (variable, maximum) in shares.items():
+            for kind, share in (("variable", variable), ("maximum", maximum)):
+                assert abs(counted.get(f"{name}/{kind}", 0) - share * total) < 1.001
+
+
+def test_shares_are_reported_as_seen(make):
+    mixture = make()
+    batches = [mixture.next_batch()[0] for _ in range(200)]
+    totals = {f"{what}/{key}": value for what in ("examples", "tokens") for key, value in
+              sums(batches, f"{what}/").items()}  # fmt: skip
+    shares = observed_shares(mixture.data, totals)
+    assert sum(share["wanted"] for share in shares.values()) == pytest.approx(1)
+    for what in ("examples", "tokens"):
+        assert sum(share[what] for share in shares.values()) == pytest.approx(1, abs=1e-3)
+    for name, (variable, maximum) in SHARES.items():
+        assert shares[f"{name}/variable"]["examples"] == pytest.approx(variable, abs=0.02)
+        assert shares[f"{name}/maximum"]["examples"] == pytest.approx(maximum, abs=0.02)
+        assert shares[f"{name}/variable"]["tokens"] < variable
+
+
+def test_a_batch_keeps_its_budget_and_short_examples_keep_together(make):
+    mixture = make()
+    lengths = []
+    for _ in range(200):
+        (batch,) = mixture.next_batch()
+        assert batch["input_ids"].numel() <= 512
+        lengths.append(batch["attention_mask"].sum(1))
+        tokens = sum(value for key, value in batch["counts"].items() if key.startswith("tokens/"))
+        assert tokens == batch["attention_mask"].sum()
+    padded = sum(len(rows) * int(rows.max()) for rows in lengths)
+    assert padded / sum(int(rows.sum()) for rows in lengths) < 1.05
+    assert max(len(rows) for rows in lengths) > 8  # of the short ones more fit
+    assert min(int(rows.min()) for rows in lengths) == 10
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_run_goes_on_bit_for_bit_from_any_step(make, accumulate):
+    mixture = make(accumulate=accumulate)
+    states, batches = [mixture.state()], []
+    for _ in range(40):
+        batches.append(mixture.next_batch())
+        states.append(mixture.state())
+    assert mixture.window >= 2
+    assert len(batches[0]) == accumulate
+    for step in range(0, 40, 3):
+        again = make(accumulate=accumulate)
+        again.next_batch()
+        again.restore(states[step])
+        assert same([again.next_batch() for _ in range(40 - step)], batches[step:])
+
+
+def test_batches_repeat_by_seed_and_differ_by_seed_step_and_process(make):
+    a, b = make(), make()
+    first = [a.next_batch() for _ in range(20)]
+    assert same(first, [b.next_batch() for _ in range(20)])
+    for other in (make(seed=1), make(rank=1, world=2)):
+        assert not same(first, [other.next_batch() for _ in range(20)])
+
+
+def test_every_batch_has_masks_of_its_own(make):
+    mixture = make(batch_tokens=64, accumulate=2, shares={"books": (0.0, 1.0)})
+    masks = [(batch["labels"] != -100).numpy().tobytes() for _ in range(50) for batch in mixture.next_batch()]
+    assert len(set(masks)) == 100
+
+
+def test_processes_see_different_rows(make):
+    def contents(rank):
+        mixture = make(rank=rank, world=2, shares={"books": (0.0, 1.0)})
+        rows = torch.cat([batch["input_ids"].where(batch["labels"] == -100, batch["labels"])
+                          for _ in range(100) for batch in mixture.next_batch()])  # fmt: skip
+        return {tuple(row.tolist()) for row in rows}, len(rows), mixture.data[0].train.size("maximum")
+
+    (a, count, size), (b, _, _) = contents(0), contents(1)
+    assert 2 * count < size  # less than an epoch
+    assert len(a) == count
+    assert not a & b
+
+
+def test_what_is_carved_out_of_a_file_is_not_trained_on(folder):
+    (source,) = parse_sources([{"path": str(folder / "web" / "train.parquet")}], None)
+    settings = SimpleNamespace(max_tokens=64, token_cache=folder / "cache")
+    data = open_source(source, settings, TOKENIZER, seed=0, rank=0, world=1)
+    train, held_out = (set(examples.store.hashes.tolist()) for examples in (data.train, data.validation))
+    assert len(held_out) >= 1
+    assert len(train) + len(held_out) == 60
+    assert not train & held_out
+
+
+def test_sources_say_what_they_are_and_how_much_is_longer_than_an_example(make, caplog):
+    with caplog.at_level("INFO"):
+        mixture = make()
+    descriptions = {one.source.name: one.description for one in mixture.data}
+    assert len({description["tokens_sha256"] for description in descriptions.values()}) == 3
+    assert descriptions["web"]["maximum"] == 0.24
+    longer = (mixture.data[2].train.store.lengths > 62).sum()
+    assert (
+        f"books: 60 documents, {mixture.data[2].train.store.lengths.sum()} tokens; {longer} longer than 64"
+        in caplog.text
+    )

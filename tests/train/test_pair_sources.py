@@ -1,0 +1,219 @@
+"""Where retrieval tasks come from, what is set aside, and what is refused."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from m2bert_eval.locov1 import make_task
+from m2bert_train import hub_tasks
+from m2bert_train.retrieval_data import carve, load_data, load_triples, read_negatives
+
+SETTINGS = {"path": "x", "tasks": None, "triples": None, "triples_config": None, "triples_limit": None,
+            "negatives_path": None, "development_split": None, "development_share": 0.2,
+            "development_documents": 10}  # fmt: skip
+
+
+def rows(name, count=30):
+    """Document i is answered by queries i and i + 1 (both for two documents)."""
+    documents = [{"pid": f"{name}_{i}", "passage": f"text {i} of {name}", "dataset": name} for i in range(count)]
+    queries = [{"qid": f"q{i}", "query": f"query {i}", "dataset": name,
+                "answer_pids": [f"{name}_{i}"] + ([f"{name}_{i - 1}"] if i % 3 == 0 and i else [])}
+               for i in range(0, count, 2)]  # fmt: skip
+    return queries, documents
+
+
+def write(folder, splits=("train", "validation", "test"), names=("one", "two")):
+    for split in splits:
+        for kind, part in (("queries", 0), ("documents", 1)):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            table = pa.Table.from_pylist([row for name in names for row in rows(name)[part]])
+            pq.write_table(table, folder / kind / f"{split}.parquet")
+    return folder
+
+
+def load(folder, **changes):
+    return load_data(SimpleNamespace(**SETTINGS | changes), folder)
+
+
+def check_carved(training, development, whole):
+    assert training.queries.keys() | development.queries.keys() == whole.queries.keys()
+    assert not training.queries.keys() & development.queries.keys()
+    assert training.queries
+    assert development.queries
+    held = whole.documents.keys() - training.documents.keys()
+    assert held
+    for qid, answers in whole.qrels.items():
+        assert (qid in development.queries) == bool(answers.keys() & held)
+    for task in (training, development):
+        for qid in task.queries:
+            assert task.qrels[qid] == whole.qrels[qid]
+            assert task.qrels[qid].keys() <= task.documents.keys()
+    assert held <= development.documents.keys()
+
+
+def test_development_is_carved_by_document_and_training_never_sees_its_queries():
+    whole = make_task("one", "train", *rows("one", 400))
+    training, development = carve(whole, 0.2, pool_documents=200)
+    check_carved(training, development, whole)
+    assert len(training.documents) / 400 == pytest.approx(0.8, abs=4 * math.sqrt(0.2 * 0.8 / 400))
+    assert len(development.documents) == 200
+
+
+def test_the_part_carved_stays_when_data_are_added():
+    small, large = (make_task("one", "train", *rows("one", count)) for count in (100, 200))
+    held = [carve(task, 0.2, 0)[0].documents.keys() for task in (small, large)]
+    assert held[0] == held[1] & small.documents.keys()
+
+
+def test_at_least_one_query_is_set_aside_and_one_stays():
+    whole = make_task("one", "train", *rows("one", 8))
+    training, development = carve(whole, 1e-9, pool_documents=3)
+    check_carved(training, development, whole)
+    assert len(development.documents) == 3
+    with pytest.raises(ValueError, match="no query left for training once data.development_share=0.9999999"):
+        carve(whole, 0.9999999, 3)
+    with pytest.raises(ValueError, match="development_share=1.5 must be"):
+        carve(whole, 1.5, 3)
+
+
+def test_tasks_of_a_folder(tmp_path):
+    folder = write(tmp_path)
+    data = load(folder)
+    assert [task.name for task in data.training] == [task.name for task in data.development] == ["one", "two"]
+    data = load(folder, tasks=["two"], development_split="validation")
+    assert [(task.name, task.split) for task in data.training + data.development] == [
+        ("two", "train"), ("two", "validation")]  # fmt: skip
+    assert len(data.training[0].queries) == 15
+    assert set(data.describe()) == {"train/two", "validation/two"}
+    with pytest.raises(ValueError, match="'three' is not in .*; tasks there: one, two"):
+        load(folder, tasks=["three"])
+    with pytest.raises(ValueError, match="data.tasks='one' must be a list"):
+        load(folder, tasks="one")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"development_split": "test"},
+        {"triples": "somewhere/test.parquet"},
+        {"triples": "somewhere/test-00000-of-00001.parquet"},
+        {"negatives_path": "test.parquet"},
+    ],
+)
+def test_the_test_split_is_refused(tmp_path, changes):
+    with pytest.raises(ValueError, match="is the test split"):
+        load(write(tmp_path), **changes)
+
+
+def test_a_query_without_an_answer_is_named(tmp_path):
+    folder = write(tmp_path)
+    table = pq.read_table(folder / "queries" / "train.parquet").to_pylist()
+    table[3]["answer_pids"] = []
+    pq.write_table(pa.Table.from_pylist(table), folder / "queries" / "train.parquet")
+    with pytest.raises(ValueError, match="query 'q6' of task 'one' has no answer_pids"):
+        load(folder)
+
+
+TRIPLES = [
+    {"query": "a", "positive": "about a", "negative_1": "about b", "negative_2": "nothing"},
+    {"query": "a", "positive": "more on a", "negative_1": "about a", "negative_2": "about b"},
+    {"query": "b", "positive": "about b", "negative_1": None, "negative_2": "nothing"},
+]
+
+
+def write_triples(path):
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(TRIPLES), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in TRIPLES))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["short.parquet", "short.jsonl"])
+def test_triples_become_a_task_in_which_a_positive_is_no_negative(tmp_path, name):
+    task, negatives = load_triples(write_triples(tmp_path / name), None, None)
+    assert task.name == "short"
+    assert sorted(task.queries.values()) == ["a", "b"]
+    assert len(task.documents) == 4
+    by_text = {text: {task.documents[pid] for pid in task.qrels[qid]} for qid, text in task.queries.items()}
+    assert by_text == {"a": {"about a", "more on a"}, "b": {"about b"}}
+    found = {task.queries[qid]: [task.documents[pid] for pid in pids] for qid, pids in negatives.items()}
+    assert found == {"a": ["about b", "nothing"], "b": ["nothing"]}
+    assert len(load_triples(str(tmp_path / name), None, 1)[0].queries) == 1
+
+
+def test_triples_and_tasks_are_one_run(tmp_path):
+    triples = write_triples(tmp_path / "short.parquet")
+    data = load(write(tmp_path), triples=triples, development_split="validation")
+    assert [task.name for task in data.training] == ["one", "two", "short"]
+    assert [task.name for task in data.development] == ["one", "two", "short"]
+    assert set(data.negatives) == {"short"}
+    assert [task.name for task in load(None, path=None, triples=triples).training] == ["short"]
+
+
+def test_unreadable_triples_are_named(tmp_path):
+    with pytest.raises(ValueError, match="no parquet file, JSON-lines file or Hub id"):
+        load_triples(str(tmp_path / "gone.parquet"), None, None)
+    pq.write_table(pa.table({"query": ["a"]}), tmp_path / "half.parquet")
+    with pytest.raises(ValueError, match="lacks the column 'positive'"):
+        load_triples(str(tmp_path / "half.parquet"), None, None)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"qid": "q0", "negative_pids": ["one_0"], "dataset": "one"}, "'one_0' answers query 'q0'"),
+        ({"qid": "q0", "negative_pids": ["one_99"], "dataset": "one"}, "no document 'one_99'"),
+        ({"qid": "q1", "negative_pids": ["one_5"], "dataset": "one"}, "no query 'q1'"),
+    ],
+)
+def test_given_negatives_are_checked(tmp_path, row, message):
+    task = make_task("one", "train", *rows("one"))
+    good = {"qid": "q0", "negative_pids": ["one_7", "one_3"], "dataset": "one"}
+    other = {"qid": "x", "negative_pids": ["y"], "dataset": "other"}
+    path = str(tmp_path / "negatives.parquet")
+    pq.write_table(pa.Table.from_pylist([good, other]), path)
+    assert read_negatives(path, [task]) == {"one": {"q0": ["one_7", "one_3"]}}
+    pq.write_table(pa.Table.from_pylist([row, good]), path)
+    with pytest.raises(ValueError, match=message):
+        read_negatives(path, [task])
+    with pytest.raises(ValueError, match="gone.parquet is no parquet file with the columns"):
+        read_negatives("gone.parquet", [task])
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """`datasets.load_dataset` over tables in memory; the calls are recorded."""
+    import datasets
+
+    calls, queries, documents = [], *([row for name in ("one", "two") for row in rows(name)[i]] for i in (0, 1))
+    tables = {"org/set-Queries": queries, "org/set-Documents": documents, "org/triples": TRIPLES}
+
+    def load_dataset(path, name=None, *, split):
+        calls.append((path, name, split))
+        if path not in tables or split.split("[")[0] != "train":
+            raise ValueError(f"no {split} of {path}")
+        limit = int(split.split(":")[1][:-1]) if ":" in split else None
+        return datasets.Dataset.from_list(tables[path][:limit])
+
+    monkeypatch.setattr(hub_tasks.datasets, "load_dataset", load_dataset)
+    return calls
+
+
+def test_tasks_and_triples_from_the_hub(hub):
+    changes = {"path": "org/set", "triples": "org/triples", "triples_config": "hard", "triples_limit": 2}
+    data = load(None, **changes | {"triples_limit": 3, "development_share": 0.1})
+    assert [task.name for task in data.training] == ["one", "two", "triples"]
+    assert ("org/set-Queries", None, "train") in hub
+    assert ("org/triples", "hard", "train[:3]") in hub
+    local = make_task("one", "train", *rows("one"))
+    assert data.training[0].fingerprint == local.fingerprint
+    assert [task.name for task in load(None, path="org/set", tasks=["two"]).training] == ["two"]
+    with pytest.raises(ValueError, match="'three' is not in org/set; tasks there: one, two"):
+        load(None, path="org/set", tasks=["three"])
+    with pytest.raises(ValueError, match="'org/none-Queries' is no local path, and as a data set of the Hub"):
+        load(None, path="org/none")

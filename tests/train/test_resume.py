@@ -1,0 +1,115 @@
+"""Runs that are killed, at any moment, and go on: the result is that of the run that nothing killed, bit for bit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+# Kills its own process: `step N` after N steps, `write N` when half of the optimizer of checkpoint N is written.
+KILLER = """
+import io, os, signal, sys
+from pathlib import Path
+import torch
+from m2bert_train import {entry}, record
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+kind, number = sys.argv[1], int(sys.argv[2])
+count, save, steps = record.Log.count, torch.save, [0]
+
+def counting(*args):
+    count(*args)
+    steps[0] += 1
+    if kind == "step" and steps[0] == number:
+        die()
+
+def saving(what, path, *args, **kwargs):
+    if kind == "write" and f".step-{{number:08d}}" in str(path):
+        content = io.BytesIO()
+        save(what, content)
+        Path(path).write_bytes(content.getvalue()[: content.tell() // 2])
+        die()
+    save(what, path, *args, **kwargs)
+
+record.Log.count, torch.save = counting, saving
+{entry}.main(sys.argv[3:])
+"""
+MODEL = ["model.architecture.hidden_size=16", "model.architecture.num_hidden_layers=1", "log_every=2",
+         "model.architecture.intermediate_size=32", "model.architecture.max_position_embeddings=64",
+         "model.architecture.filter_order=8", "model.architecture.hidden_dropout_prob=0.1", "tokenizer.vocab_size=200",
+         "checkpoint_every=1", "resume=true", "evaluation.every=2"]  # fmt: skip
+ARGUMENTS = {
+    "mlm": [*MODEL, "data.max_tokens=32", "data.batch_tokens=64", "data.accumulate=2", "evaluation.examples=2"],
+    "opl": [*MODEL, "data.tasks=[toy]", "data.batch_size=3", "data.document_tokens=40", "data.passage_tokens=[2, 4]"],
+}
+
+
+def arguments(entry, corpus, output, steps=6):
+    data = [f"data.sources=[{{path: {corpus}}}]", f"data.token_cache={corpus}/tokens"]
+    data = data if entry == "mlm" else [f"data.path={corpus}"]
+    return [*ARGUMENTS[entry], *data, f"steps={steps}", f"output_dir={output}"]
+
+
+def start(entry, kind, number, given):
+    command = [sys.executable, "-c", KILLER.format(entry=entry), kind, str(number), *given]
+    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process) -> int:
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode in (0, -signal.SIGKILL), errors
+    return process.returncode
+
+
+def assert_same_run(a, b):
+    first, second = (load_file(path / "model.safetensors") for path in (a, b))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    first, second = (json.loads((path / "training.json").read_text()) for path in (a, b))
+    assert first["totals"] == second["totals"]
+    for before, after in zip(first["history"], second["history"], strict=True):
+        measured = ("seconds", "tokens_per_second", "waiting_share", "peak_memory_bytes", "evaluation_seconds")
+        assert {k: v for k, v in before.items() if k not in measured} == {
+            k: v for k, v in after.items() if k not in measured
+        }
+
+
+@pytest.mark.parametrize("entry", ["mlm", "opl"])
+def test_a_run_killed_between_steps_and_while_writing_ends_as_if_it_had_not_been(toy_corpus, tmp_path, entry):
+    whole = start(entry, "none", 0, arguments(entry, toy_corpus, tmp_path / "whole"))
+    given = arguments(entry, toy_corpus, tmp_path / "killed")
+    assert finish(start(entry, "step", 3, given)) == -signal.SIGKILL
+    assert finish(start(entry, "write", 4, given)) == -signal.SIGKILL
+    assert (tmp_path / "killed.run" / ".step-00000004" / "optimizer.bin").is_file()
+    assert not (tmp_path / "killed.run" / "step-00000004").exists()
+    assert finish(start(entry, "none", 0, given)) == 0
+    assert finish(whole) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    assert not (tmp_path / "killed.run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", ["mlm", "opl"])
+def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(toy_corpus, tmp_path, entry):
+    steps, rng = 150, random.Random(0)
+    assert finish(start(entry, "none", 0, arguments(entry, toy_corpus, tmp_path / "whole", steps))) == 0
+    given, kills = arguments(entry, toy_corpus, tmp_path / "killed", steps), 0
+    while not (tmp_path / "killed").exists():
+        process = start(entry, "none", 0, given)
+        while process.poll() is None and not list((tmp_path / "killed.run").glob("step-*")):
+            time.sleep(0.01)
+        time.sleep(rng.uniform(5, 9))
+        if process.poll() is None:
+            process.kill()
+            kills += 1
+        finish(process)
+    assert kills >= 2
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")

@@ -1,0 +1,146 @@
+"""What both entry points offer around training: precision, trackers, gradient checkpointing, compilation, stopping and
+resuming as processes, two processes included.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from m2bert_train import mlm, opl
+from m2bert_train.runs import Finished
+
+ROOT = Path(__file__).parents[2]
+MODEL = ["model.architecture.hidden_size=16", "model.architecture.num_hidden_layers=1", "log_every=1",
+         "model.architecture.intermediate_size=32", "model.architecture.max_position_embeddings=64",
+         "model.architecture.filter_order=8", "tokenizer.vocab_size=200", "evaluation.every=2"]  # fmt: skip
+MLM = [*MODEL, "data.max_tokens=32", "data.batch_tokens=64", "evaluation.examples=2"]
+OPL = [*MODEL, "data.batch_size=4", "data.document_tokens=40", "data.passage_tokens=[2, 4]"]
+
+
+def arguments(entry, corpus, output, *more):
+    if entry == "mlm":
+        return [*MLM, f"data.sources=[{{path: {corpus}}}]", f"data.token_cache={corpus}/tokens",
+                f"output_dir={output}", *more]  # fmt: skip
+    return [*OPL, f"data.path={corpus}", f"output_dir={output}", *more]
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def record(folder):
+    return json.loads((folder / "training.json").read_text())
+
+
+def launch(entry, given, processes=1):
+    command = [sys.executable, str(ROOT / "train" / f"{entry}.py"), *given]
+    if processes > 1:
+        command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+@pytest.mark.parametrize("entry", ["mlm", "opl"])
+def test_bf16_computes_otherwise_and_keeps_float32_weights(toy_corpus, tmp_path, entry):
+    main = {"mlm": mlm, "opl": opl}[entry].main
+    main(arguments(entry, toy_corpus, tmp_path / "full", "steps=2"))
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    main(arguments(entry, toy_corpus, tmp_path / "half", "steps=2", "precision=bf16"))
+    full, half = (record(tmp_path / name)["history"][0]["loss"] for name in ("full", "half"))
+    assert full != half
+    assert half == pytest.approx(full, rel=0.02)
+    assert {tensor.dtype for tensor in weights(tmp_path / "half").values()} == {torch.float32}
+
+
+def test_gradient_checkpointing_changes_nothing(toy_corpus, tmp_path):
+    dropout = "model.architecture.hidden_dropout_prob=0.1"
+    for name, value in (("plain", "false"), ("checkpointed", "true")):
+        given = arguments("mlm", toy_corpus, tmp_path / name, "steps=2", dropout, f"gradient_checkpointing={value}")
+        mlm.main(given)
+    plain, checkpointed = (weights(tmp_path / name) for name in ("plain", "checkpointed"))
+    assert all(torch.equal(plain[name], checkpointed[name]) for name in plain)
+
+
+def test_tensorboard_gets_every_record_and_its_files_stay(toy_corpus, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    mlm.main(arguments("mlm", toy_corpus, tmp_path / "out", "steps=3", "tracker=tensorboard", "checkpoint_every=1"))
+    (events,) = (tmp_path / "out.run").rglob("events.out.tfevents.*")
+    logged = EventAccumulator(str(events.parent)).Reload()
+    history = record(tmp_path / "out")["history"]
+    assert [event.step for event in logged.Scalars("loss")] == [1, 2, 3]
+    assert [event.value for event in logged.Scalars("loss")] == pytest.approx([row["loss"] for row in history])
+    assert logged.Scalars("held_out_loss")
+    assert not list((tmp_path / "out.run").glob("step-*"))
+
+
+def test_an_unfinished_run_is_not_begun_anew_unasked_and_a_finished_one_is_left_alone(toy_corpus, tmp_path):
+    given = arguments("mlm", toy_corpus, tmp_path / "out", "steps=2", "checkpoint_every=1")
+    (tmp_path / "out.run" / "step-00000001").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"unfinished run .*step-00000001.*resume=true, or start anew with overwrite"):
+        mlm.main(given)
+    mlm.main([*given, "overwrite=true"])
+    assert not (tmp_path / "out.run").exists()
+    before = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
+    with pytest.raises(Finished, match="is finished; nothing to do"):
+        mlm.main([*given, "resume=true"])
+    assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def wait_for_checkpoint(process, folder):
+    while not list(folder.glob("step-*")) and process.poll() is None:
+        time.sleep(0.02)
+    assert process.poll() is None, process.stderr.read()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_stopped_by_sigterm_goes_on(toy_corpus, tmp_path, processes):
+    more = ["steps=400", "checkpoint_every=2", "resume=true", "log_every=100", "evaluation.every=0",
+            "model.architecture.hidden_dropout_prob=0.1"]  # fmt: skip
+    given = arguments("mlm", toy_corpus, tmp_path / "out", *more)
+    process = launch("mlm", given, processes)
+    wait_for_checkpoint(process, tmp_path / "out.run")
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=100)
+    assert "stopped by SIGTERM after step" in errors, errors
+    assert "saved; go on with resume=true" in errors
+    assert "Traceback" not in errors or processes > 1  # torchrun reports its workers' exit codes in its own words
+    if processes == 1:
+        assert process.returncode == 128 + signal.SIGTERM
+    other = launch("mlm", given, 3 - processes)
+    _, errors = other.communicate(timeout=100)
+    assert f"processes: {processes} there, {3 - processes} here" in errors
+    again = launch("mlm", given, processes)
+    _, errors = again.communicate(timeout=200)
+    assert again.returncode == 0, errors
+    whole = launch("mlm", arguments("mlm", toy_corpus, tmp_path / "whole", *more), processes)
+    assert whole.communicate(timeout=200) is not None
+    assert whole.returncode == 0
+    a, b = weights(tmp_path / "out"), weights(tmp_path / "whole")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert record(tmp_path / "out")["processes"] == processes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", ["mlm", "opl"])
+def test_a_compiled_run_trains_the_same_model_and_resumes(toy_corpus, tmp_path, entry):
+    more = ["steps=3", "checkpoint_every=2", "checkpoint_keep=2"]
+    plain = launch(entry, arguments(entry, toy_corpus, tmp_path / "plain", *more))
+    plain.communicate(timeout=200)
+    compiled = launch(entry, arguments(entry, toy_corpus, tmp_path / "compiled", *more, "compile=true"))
+    _, errors = compiled.communicate(timeout=560)
+    assert compiled.returncode == 0, errors
+    a, b = weights(tmp_path / "plain"), weights(tmp_path / "compiled")
+    assert a.keys() == b.keys()
+    assert all(torch.allclose(a[name], b[name], rtol=1e-3, atol=1e-4) for name in a)

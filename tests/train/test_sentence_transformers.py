@@ -1,0 +1,114 @@
+"""The page on sentence-transformers does what it says: its code runs, its losses are ours, its folders reload."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, CosineSimilarityLoss
+from transformers import AutoModel, BertTokenizerFast
+
+from m2bert_hub.export import export_checkpoint
+from m2bert_hub.folder import write_folder
+from m2bert_train.losses import cosine_matrix, multiple_negatives_ranking_loss, orthogonal_projection_loss
+
+PAGE = Path(__file__).parents[2] / "docs" / "sentence-transformers.md"
+WORDS = ["who", "approved", "the", "budget", "where", "does", "river", "end", "minutes", "of", "a", "report", "about"]
+TEXTS = ["who approved the budget", "a report about the river"]
+
+
+@pytest.fixture
+def folder(tiny_config, randomised, tmp_path):
+    """An exported encoder with dropout, at the place that the page names."""
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    tokenizer = BertTokenizerFast(vocab={token: i for i, token in enumerate(vocabulary)})
+    config = tiny_config(pooling="weighted_mean", num_pooling_heads=2, hidden_dropout_prob=0.1)
+    return write_folder(randomised(AutoModel.from_config(config)), tokenizer, tmp_path / "runs" / "opl-small")
+
+
+@pytest.fixture
+def model(folder):
+    return SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")
+
+
+def features(model, texts):
+    return model.preprocess(texts)
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def hold_equal(model, theirs, ours):
+    """Loss and every gradient; ours is a function, so that the graph is its own."""
+    value, expected = theirs.item(), gradients(model, theirs)
+    mine = ours()
+    assert value == pytest.approx(mine.item(), rel=1e-5)
+    found = gradients(model, mine)
+    assert found.keys() == expected.keys()
+    largest = max(gradient.abs().max() for gradient in expected.values())
+    assert largest > 1e-3
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).abs().max() <= 1e-4 * largest, name
+
+
+def test_cosine_similarity_loss_is_orthogonal_projection(model):
+    model.eval()
+    queries, documents = TEXTS + TEXTS, TEXTS + TEXTS[::-1]
+    labels = torch.tensor([1.0, 1.0, 0.0, 0.0])
+    theirs = CosineSimilarityLoss(model)([features(model, queries), features(model, documents)], labels)
+
+    def ours():
+        vectors = [model(features(model, texts))["sentence_embedding"] for texts in (queries, documents)]
+        diagonal = torch.eye(4, dtype=torch.bool)
+        return orthogonal_projection_loss(cosine_matrix(*vectors), diagonal & (labels > 0.5)[:, None], diagonal)
+
+    hold_equal(model, theirs, ours)
+
+
+def test_cached_ranking_loss_replays_dropout(model):
+    """With dropout, its gradients are those of one graph over vectors made under the same random states."""
+    model.train()
+    cached = CachedMultipleNegativesRankingLoss(model, scale=20.0, mini_batch_size=1)
+    torch.manual_seed(3)
+    theirs = cached([features(model, TEXTS), features(model, TEXTS[::-1])], None)
+
+    def ours():
+        torch.manual_seed(3)
+        sides = [
+            torch.cat([model(features(model, [text]))["sentence_embedding"] for text in texts])
+            for texts in (TEXTS, TEXTS[::-1])
+        ]
+        cosine = cosine_matrix(*sides)
+        return multiple_negatives_ranking_loss(cosine, torch.eye(2, dtype=torch.bool), torch.ones(2, 2).bool())
+
+    assert theirs.item() != cached([features(model, TEXTS), features(model, TEXTS[::-1])], None).item()  # it drops
+    hold_equal(model, theirs, ours)
+
+
+@pytest.mark.slow
+def test_the_page_runs_and_what_it_saves_reloads(folder, model, tmp_path, monkeypatch):
+    before = model.encode(TEXTS)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.S)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, str(PAGE), "exec"), names)
+    vectors = names["model"].encode(TEXTS)
+    assert abs(vectors - before).max() > 1e-6
+    groups = names["trainer"].optimizer.param_groups
+    assert {group["initial_lr"] for group in groups} == {1e-6, 1e-4}
+    filters = [name for name, _ in names["model"].named_parameters() if "filter." in name]
+    assert sum(len(group["params"]) for group in groups if group["initial_lr"] == 1e-6) == len(filters) > 0
+    again = SentenceTransformer("runs/mnrl-st", trust_remote_code=True, device="cpu")
+    assert (again.encode(TEXTS) == vectors).all()
+    assert "--model runs/mnrl-st --output runs/mnrl-st-export" in PAGE.read_text()
+    exported = export_checkpoint("runs/mnrl-st", "runs/mnrl-st-export")
+    assert (
+        abs(SentenceTransformer(str(exported), trust_remote_code=True, device="cpu").encode(TEXTS) - vectors).max()
+        < 1e-6
+    )

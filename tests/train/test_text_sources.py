@@ -1,0 +1,146 @@
+"""Sources: what files hold, which entries are accepted, how shares are made."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from m2bert_train.text_files import TextFiles, find_files
+from m2bert_train.text_sources import parse_sources
+
+TEXTS = ["One text.\nTwo lines.", "Zwei: äöü.", "Three."]
+
+
+def write_parquet(path, texts, column="text"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({column: pa.array(texts, pa.string())}), path)
+
+
+def write(folder, kind, texts=TEXTS):
+    """Training text of one kind, split in two files where that is possible."""
+    folder.mkdir(exist_ok=True)
+    if kind == "locov1":
+        write_parquet(folder / "documents" / "train.parquet", texts, "passage")
+    elif kind == "shards":
+        write_parquet(folder / "train-00000-of-00002.parquet", texts[:1])
+        write_parquet(folder / "train-00001-of-00002.parquet", texts[1:])
+    elif kind == "parquet":
+        write_parquet(folder / "train.parquet", texts)
+    elif kind in ("jsonl", "json"):
+        lines = [json.dumps({"other": 1, "text": text}) for text in texts]
+        (folder / f"train.{kind}").write_text("\n".join(lines) + "\n\n")
+    else:
+        (folder / "train.txt").write_text("\n\n" + "\n\n  \n".join(texts))
+    return folder
+
+
+def parse(*entries, folder="pydocs-folder"):
+    return parse_sources(list(entries), lambda path: Path(folder))
+
+
+@pytest.mark.parametrize("kind", ["locov1", "shards", "parquet", "jsonl", "json", "txt"])
+def test_every_kind_of_file_gives_its_documents_again_and_again(tmp_path, kind):
+    texts = TextFiles(find_files(write(tmp_path, kind), "train"))
+    for _ in range(2):
+        assert list(texts) == TEXTS
+    assert sum(size for _, size in texts.read()) == pytest.approx(texts.total_bytes, abs=12)  # but for blank lines
+
+
+def test_rows_are_joined_to_documents(tmp_path):
+    write_parquet(tmp_path / "train.parquet", [f"row {i}" for i in range(5)])
+    texts = TextFiles(find_files(tmp_path, "train"), rows_per_document=2)
+    assert list(texts) == ["row 0\nrow 1", "row 2\nrow 3", "row 4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("train.jsonl", b'{"text": "a"}\n{"body": "b"}\n', "line 2 is no object with a key 'text'"),
+        ("train.jsonl", b'{"text": "a"}\nnonsense\n', "line 2 is no JSON"),
+        ("train.jsonl", b'{"text": ["a"]}\n', "line 1, key 'text' holds list, not text"),
+        ("train.txt", b"\xff\xfe bytes", "train.txt is not UTF-8"),
+    ],
+)
+def test_unreadable_text_is_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        list(TextFiles(find_files(tmp_path, "train")))
+
+
+def test_a_missing_column_and_a_missing_split_are_named(tmp_path):
+    write_parquet(tmp_path / "train.parquet", TEXTS, "body")
+    with pytest.raises(ValueError, match="no column 'text'.*body"):
+        list(TextFiles(find_files(tmp_path, "train")))
+    with pytest.raises(ValueError, match="validation.parquet"):
+        find_files(tmp_path, "validation")
+    (tmp_path / "train.csv").write_text("text")
+    with pytest.raises(ValueError, match="train.csv is none of .parquet"):
+        find_files(tmp_path / "train.csv", "train")
+
+
+def test_without_shares_sources_are_equal_and_a_third_variable(tmp_path):
+    a, b = parse({"path": str(write(tmp_path / "a", "txt"))}, {"path": None})
+    assert (a.name, b.name) == ("a", "pydocs")
+    assert b.path == Path("pydocs-folder")
+    for source in (a, b):
+        assert source.shares == pytest.approx({"variable": 0.15, "maximum": 0.35})
+
+
+def test_a_share_not_said_is_zero_and_a_source_without_any_is_left_out(tmp_path):
+    for name in "abc":
+        write(tmp_path / name, "txt")
+    paths = [str(tmp_path / name) for name in "abc"]
+    sources = parse({"path": paths[0], "maximum": 0.6}, {"path": paths[1], "variable": 0.4}, {"path": paths[2]})
+    assert [source.name for source in sources] == ["a", "b"]
+    assert sources[0].shares == {"variable": 0.0, "maximum": 0.6}
+    tenths = [{"path": path, "variable": 0.1, "maximum": 0.7 / 3} for path in paths]
+    assert len(parse(*tenths)) == 3  # binary fractions do not sum to exactly 1
+
+
+def test_a_name_that_is_no_local_path_is_on_the_hub():
+    (source,) = parse({"path": "allenai/c4", "config": "en", "validation_split": None})
+    assert source.on_hub
+    assert (source.name, source.path, source.config, source.validation_split) == ("c4", "allenai/c4", "en", None)
+
+
+def test_the_validation_of_a_single_file_is_carved(tmp_path):
+    path = str(write(tmp_path, "txt") / "train.txt")
+    (source,) = parse({"path": path})
+    assert source.validation_split is None
+    with pytest.raises(ValueError, match="one file and has no validation_split"):
+        parse({"path": path, "validation_split": "dev"})
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([], "at least one source"),
+        (["folder"], "'folder' is no mapping with a path"),
+        ([{"path": None, "variabel": 0.3}], "unknown key 'variabel'; the nearest known one is 'variable'"),
+        ([{"path": None, "variable": "a"}], "variable='a' of None has the wrong type"),
+        ([{"path": None, "variable": 0.3, "maximum": 0.6}], "sum to 1, not 0.9: pydocs variable 0.3, pydocs maximum"),
+        ([{"path": None, "variable": -0.5, "maximum": 1.5}], "from 0 to 1"),
+        ([{"path": None}, {"path": None}], "'pydocs' is there twice"),
+        ([{"path": None, "split": "test"}], "split='test': the split test is neither trained on nor"),
+        ([{"path": "a/b", "split": "train+test[:50%]"}], "neither trained on"),
+        ([{"path": "a/b", "validation_split": "test"}], "validation_split='test': the split test"),
+        ([{"path": "/nowhere/at/all"}], "'/nowhere/at/all' is neither a file, a folder"),
+        ([{"path": None, "config": "en"}], "is local and has no config"),
+        ([{"path": None, "rows_per_document": 0}], "rows_per_document=0 must be at least 1"),
+    ],
+)
+def test_bad_entries_are_named(entries, message):
+    with pytest.raises(ValueError, match=message):
+        parse(*entries)
+
+
+def test_a_file_of_the_test_split_is_refused(tmp_path):
+    for name in ("test.parquet", "test-00000-of-00001.parquet"):
+        write_parquet(tmp_path / name, TEXTS)
+        (source,) = parse({"path": str(tmp_path / name)})
+        with pytest.raises(ValueError, match="the split test"):
+            source.files("train")
+    write_parquet(tmp_path / "latest.parquet", TEXTS)
+    assert list(parse({"path": str(tmp_path / "latest.parquet")})[0].files("train")) == TEXTS

@@ -1,0 +1,127 @@
+"""Text is tokenised once, whole or not at all, and comes back as the tokenizer made it."""
+
+import os
+
+import numpy as np
+import pytest
+
+from m2bert_train import token_store
+from m2bert_train.text_files import TextFiles
+from m2bert_train.token_store import open_store
+from m2bert_train.tokenizer import encode_all, train_wordpiece
+
+TEXTS = [f"document {i} about " + "words and more words " * (i % 7) for i in range(300)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_wordpiece(TEXTS, 120)
+
+
+@pytest.fixture
+def texts(tmp_path):
+    path = tmp_path / "train.txt"
+    path.write_text("\n\n".join(TEXTS))
+    return TextFiles((path,))
+
+
+def documents(store):
+    return [store.tokens[start : start + n].tolist() for start, n in zip(store.starts, store.lengths, strict=True)]
+
+
+def test_documents_come_back_whatever_is_tokenised_at_once(texts, tokenizer, tmp_path, monkeypatch):
+    store = open_store(texts, tokenizer, tmp_path / "cache")
+    assert documents(store) == [ids.tolist() for ids in encode_all(tokenizer, TEXTS)]
+    assert isinstance(store.tokens, np.memmap)
+    assert store.tokens.dtype == np.uint16
+    monkeypatch.setattr(token_store, "CHARS_AT_ONCE", 50)
+    again = open_store(texts, tokenizer, tmp_path / "other")
+    assert documents(again) == documents(store)
+    assert again.fingerprint == store.fingerprint
+
+
+def test_empty_documents_are_left_out_and_counted(tokenizer, tmp_path, caplog):
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"text": "some words"}\n{"text": " "}\n{"text": null}\n{"text": "more"}\n')
+    with caplog.at_level("INFO"):
+        store = open_store(TextFiles((path,)), tokenizer, tmp_path / "cache")
+    assert len(store.lengths) == 2
+    assert "2 documents" in caplog.text
+    assert "2 empty ones left out" in caplog.text
+
+
+def test_a_store_is_built_once_and_anew_for_other_text_or_tokenizer(texts, tokenizer, tmp_path, monkeypatch):
+    def built(texts, tokenizer):
+        count = len(os.listdir(tmp_path / "cache")) if (tmp_path / "cache").exists() else 0
+        open_store(texts, tokenizer, tmp_path / "cache")
+        return len(os.listdir(tmp_path / "cache")) - count
+
+    assert built(texts, tokenizer) == 1
+    tokenizer(["a text"], truncation=True, max_length=4, padding=True)  # leaves its mark on a fast tokenizer
+    assert built(texts, tokenizer) == 0
+    assert built(texts, train_wordpiece(TEXTS, 110)) == 1
+    assert built(TextFiles(texts.files, rows_per_document=2), tokenizer) == 1
+    texts.files[0].write_text("other text")
+    assert built(texts, tokenizer) == 1
+    assert documents(open_store(texts, tokenizer, tmp_path / "cache")) == [
+        encode_all(tokenizer, ["other text"])[0].tolist()
+    ]
+
+
+def test_a_large_vocabulary_needs_wider_ids(texts, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(tokenizer), "get_vocab", lambda self: {"far": 2**16})
+    assert open_store(texts, tokenizer, tmp_path / "cache").tokens.dtype == np.uint32
+
+
+def test_what_fails_leaves_nothing_behind(texts, tokenizer, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(token_store.np, "save", full)
+        with pytest.raises(OSError, match="no space left"):
+            open_store(texts, tokenizer, tmp_path / "cache")
+    assert os.listdir(tmp_path / "cache") == []
+    (tmp_path / "empty.txt").write_text("\n \n")
+    with pytest.raises(ValueError, match="empty.txt has no text"):
+        open_store(TextFiles((tmp_path / "empty.txt",)), tokenizer, tmp_path / "cache")
+    assert os.listdir(tmp_path / "cache") == []
+
+
+def test_another_process_may_be_faster(texts, tokenizer, tmp_path, monkeypatch):
+    expected = documents(open_store(texts, tokenizer, tmp_path / "expected"))
+    slow = token_store.build
+
+    def build(*arguments):
+        monkeypatch.setattr(token_store, "build", slow)
+        open_store(texts, tokenizer, tmp_path / "cache")
+        slow(*arguments)
+
+    monkeypatch.setattr(token_store, "build", build)
+    assert documents(open_store(texts, tokenizer, tmp_path / "cache")) == expected
+    assert len(os.listdir(tmp_path / "cache")) == 1
+
+
+def test_validation_is_carved_by_the_text_alone(tokenizer, tmp_path):
+    numbered = [f"text number {i} of many" for i in range(1000)]
+
+    def carved(texts, name):
+        (tmp_path / name).write_text("\n\n".join(texts))
+        return open_store(TextFiles((tmp_path / name,)), tokenizer, tmp_path / "cache").carve()
+
+    train, held_out = carved(numbered, "a.txt")
+    assert 1 <= len(held_out.starts) <= 30
+    assert len(train.starts) + len(held_out.starts) == 1000
+    assert not set(train.hashes) & set(held_out.hashes)
+    expected = encode_all(tokenizer, [t for t in numbered if token_store.text_hash(t) < token_store.held_out_limit()])
+    assert documents(held_out) == [ids.tolist() for ids in expected]
+    assert set(carved(numbered[::-1] + numbered, "b.txt")[1].hashes) == set(held_out.hashes)
+    few, one = carved(numbered[:3], "c.txt")
+    assert (len(few.starts), len(one.starts)) == (2, 1)
+
+
+def test_token_counts_are_of_the_documents_of_a_part(texts, tokenizer, tmp_path):
+    store = open_store(texts, tokenizer, tmp_path / "cache")
+    part = store.part(np.arange(len(TEXTS)) % 2 == 0)
+    flat = [token for ids in encode_all(tokenizer, TEXTS[::2]) for token in ids]
+    assert part.token_counts(130).tolist() == np.bincount(flat, minlength=130).tolist()

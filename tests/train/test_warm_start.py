@@ -1,0 +1,204 @@
+"""More positions: nothing changes for short inputs where that is promised, and what is new continues what was there."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertTokenizerFast
+
+from m2bert_hub.folder import write_folder
+from m2bert_hub.sentence_files import SentenceSettings
+from m2bert_train import warm_start
+from m2bert_train.warm_start import extend, resample
+from modeling_m2bert.m2bert_filter import normalised_time, positional_features
+
+OLD = 48
+LENGTHS = [96, 101, 192]  # twice, no multiple, four times
+
+
+def trained(tiny_config, randomised, auto_class=AutoModel, **changes):
+    """A float64 model that has left its initialisation everywhere, filters included."""
+    model = randomised(auto_class.from_config(tiny_config(**changes))).double()
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "positional_features" in name:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    return model
+
+
+def batch():
+    """Rows of 48 (all that the old model reads), 30 and 1 tokens."""
+    ids = torch.randint(1, 120, (3, OLD), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(OLD) < torch.tensor([[OLD], [30], [1]])
+    return {"input_ids": ids * mask, "attention_mask": mask.long()}
+
+
+def outputs(model):
+    with torch.no_grad():
+        return model(**batch())[0]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize(
+    "changes", [{}, {"residual_long_conv": False}, {"filter_decay_length": 20}, {"padding": "visible"}]
+)
+def test_replicated_and_kept_models_give_the_same_outputs(tiny_config, randomised, length, changes):
+    model = trained(tiny_config, randomised, **changes)
+    longer = extend(model, length)
+    assert longer.config.max_position_embeddings == length
+    assert longer.config.filter_decay_length == model.config.filter_decay_length
+    assert (outputs(longer) - outputs(model)).abs().max() <= 1e-12
+    longer.train()
+    assert (longer(**batch())[0] - outputs(model)).abs().max() <= 1e-12
+    assert longer(torch.ones(1, length, dtype=torch.long)).pooler_output.isfinite().all()
+
+
+@pytest.mark.parametrize(("positions", "decay"), [("interpolate", "keep"), ("replicate", "stretch")])
+def test_the_other_ways_change_outputs(tiny_config, randomised, positions, decay):
+    model = trained(tiny_config, randomised)
+    assert (outputs(extend(model, 96, positions, decay)) - outputs(model)).abs().max() > 1e-3
+
+
+def test_positions_are_repeated_or_drawn_out(tiny_config, randomised):
+    model = trained(tiny_config, randomised)
+    before = model.embeddings.position_embeddings.weight
+    after = extend(model, 101).embeddings.position_embeddings.weight
+    assert torch.equal(after, before[torch.arange(101) % OLD])
+    after = extend(model, 95, "interpolate").embeddings.position_embeddings.weight
+    assert (after[::2] - before).abs().max() <= 1e-12
+    assert (after[1::2] - (before[1:] + before[:-1]) / 2).abs().max() <= 1e-12
+
+
+def test_kept_filters_go_on_by_the_formula_of_the_old_length(tiny_config):
+    """A filter of a fresh model, continued, is the function of t that its first taps are."""
+    model = AutoModel.from_config(tiny_config(filter_decay_length=20, filter_embedding_size=7)).double()
+    steps = torch.arange(150, dtype=torch.float64)
+    for layer in extend(model, 150).layers:
+        for module in (layer.mixer.filter, layer.mixer.residual_filter):
+            assert (module.time - steps / 19).abs().max() < 1e-6
+            features = module.positional_features.detach()
+            assert (features[:OLD] - positional_features(OLD, 7)).abs().max() == 0
+            assert (features[:, 0] - steps / 47).abs().max() < 1e-5
+            angles = torch.linspace(1e-4, 2, 3, dtype=torch.float64) * (2 * torch.pi * steps / OLD)[:, None]
+            assert (features[:, 1:4] - angles.cos()).abs().max() < 1e-5
+            assert (features[:, 4:] + angles.sin()).abs().max() < 1e-5
+
+
+def test_stretched_filters_are_those_of_a_model_of_the_new_length(tiny_config, randomised):
+    """A fresh model's time, stretched, is the initial one of the new length; every tap keeps its value, further out."""
+    longer = extend(AutoModel.from_config(tiny_config()), 150, decay="stretch")
+    assert longer.config.filter_decay_length == 150
+    assert (longer.layers[1].mixer.filter.time - normalised_time(150, 150)).abs().max() < 1e-6
+    model = trained(tiny_config, randomised, filter_decay_length=20)
+    longer = extend(model, 95, decay="stretch")
+    assert longer.config.filter_decay_length == 1 + 19 * 2
+    before, after = (each.layers[0].mixer.residual_filter for each in (model, longer))
+    assert (after.positional_features[::2] - before.positional_features).abs().max() <= 1e-12
+    assert (after.time[::2] - before.time).abs().max() <= 1e-12
+
+
+def test_the_original_is_left_alone_and_tied_weights_stay_tied(tiny_config, randomised):
+    model = trained(tiny_config, randomised, AutoModelForMaskedLM)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    longer = extend(model, 96, "interpolate", "stretch")
+    assert model.config.max_position_embeddings == OLD
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert longer.lm_head.decoder.weight is longer.model.embeddings.word_embeddings.weight
+    assert all(parameter.requires_grad for parameter in longer.parameters())
+
+
+@pytest.mark.parametrize("length", [65536, 131072])
+def test_contexts_beyond_32k(tiny_config, randomised, length):
+    model = randomised(AutoModel.from_config(tiny_config(hidden_size=8, intermediate_size=16, num_hidden_layers=1)))
+    with torch.no_grad():
+        assert extend(model, length)(torch.ones(1, length, dtype=torch.long)).pooler_output.isfinite().all()
+    time = extend(model, length, decay="stretch").layers[0].mixer.filter.time
+    assert (time - normalised_time(length, length)).abs().max() < 1e-6
+
+
+def test_bfloat16_embeddings_are_interpolated_in_double_precision():
+    table = torch.tensor([[0.0], [1.0]], dtype=torch.bfloat16)
+    assert torch.equal(resample(table, 5), torch.tensor([[0.0], [0.25], [0.5], [0.75], [1.0]], dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((40,), "max_length=40 is not more than the 48 positions .* name a larger one"),
+        ((48,), "max_length=48 is not more"),
+        ((96, "repeat"), "positions='repeat' is unknown; choose replicate or interpolate"),
+        ((96, "replicate", "scale"), "decay='scale' is unknown; choose keep or stretch"),
+    ],
+)
+def test_bad_arguments_are_named(tiny_config, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        extend(AutoModel.from_config(tiny_config()), *arguments)
+
+
+@pytest.fixture
+def tokenizer():
+    return BertTokenizerFast(
+        vocab={t: i for i, t in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"])}
+    )
+
+
+def command(*arguments):
+    warm_start.main([str(argument) for argument in arguments])
+
+
+def test_the_command_writes_a_complete_longer_folder(tiny_config, randomised, tokenizer, tmp_path, capsys):
+    settings = SentenceSettings(prompts={"query": "b ", "document": ""}, max_tokens=20)
+    model = trained(tiny_config, randomised, pooling="weighted_mean", num_pooling_heads=2)
+    record = {"training.json": '{"steps": 7}'}
+    write_folder(model, tokenizer, tmp_path / "short", settings=settings, extra_files=record)
+    command("--model", tmp_path / "short", "--max-length", 101, "--output", tmp_path / "long")
+    longer = AutoModel.from_pretrained(tmp_path / "long", dtype=torch.float64)
+    assert (outputs(longer) - outputs(model)).abs().max() <= 1e-12
+    assert AutoTokenizer.from_pretrained(tmp_path / "long").model_max_length == 101
+    encoder = SentenceTransformer(str(tmp_path / "long"), trust_remote_code=True, device="cpu")
+    assert encoder.max_seq_length == 101
+    assert encoder.prompts == {"query": "b ", "document": ""}
+    assert json.loads((tmp_path / "long" / "training.json").read_text()) == {"steps": 7}
+    out = capsys.readouterr().out
+    for text in (
+        "| longest input, tokens | 48 | 101 |",
+        "| 48 x 32 | 101 x 32 | replicated, 2.10417 times |",
+        "filter features, 4 tensors | 48 x 5 | 101 x 5 |",
+        "Inputs of up to 48 tokens have the outputs",
+    ):
+        assert text in out
+        assert text in (tmp_path / "long" / "README.md").read_text()
+    with pytest.raises(ValueError, match="not empty"):
+        command("--model", tmp_path / "short", "--max-length", 202, "--output", tmp_path / "long")
+    with pytest.raises(ValueError, match="max_length=30 is not more"):
+        command("--model", tmp_path / "short", "--max-length", 30, "--output", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_command_extends_masked_language_models(tiny_config, tokenizer, tmp_path, capsys):
+    write_folder(AutoModelForMaskedLM.from_config(tiny_config()), tokenizer, tmp_path / "short")
+    options = "--positions", "interpolate", "--decay", "stretch"
+    command("--model", tmp_path / "short", "--max-length", 96, "--output", tmp_path / "long", *options)
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("short", "long"))
+    assert before.keys() == after.keys()
+    assert "lm_head.dense.weight" in after
+    assert AutoModelForMaskedLM.from_pretrained(tmp_path / "long").config.filter_decay_length == 96
+    assert "The position embeddings and filters moved: all outputs differ" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "text"),
+    [
+        ({"num_hidden_layers": 0}, ("replicate", "stretch"), "have the outputs"),
+        ({"padding": "visible"}, ("replicate", "keep"), "48 tokens, padded as far as before, have the outputs"),
+        ({}, ("replicate", "stretch"), "The filters moved: all outputs differ"),
+        ({}, ("interpolate", "keep"), "The position embeddings moved: all outputs differ"),
+    ],
+)
+def test_the_report_promises_what_holds(tiny_config, changes, arguments, text):
+    model = AutoModel.from_config(tiny_config(**changes))
+    report = warm_start.report(model, extend(model, 96, *arguments), *arguments)
+    assert text in report
+    assert ("filter features" in report) == (model.config.num_hidden_layers > 0)

@@ -1,0 +1,45 @@
+"""What the processes of one run tell each other. With one process nothing is sent."""
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather, gather_object, pad_across_processes, reduce
+from torch import Tensor
+
+
+def gather_rows(local: Tensor) -> tuple[Tensor, int]:
+    """Rows of all processes, in the order of ranks.
+
+    Args:
+        local: (n, W), on the device of the process; n may differ between processes.
+
+    Returns:
+        (N, W), in which the own rows keep their graph and the others have none; and the index of the first own row.
+    """
+    state = PartialState()
+    if state.num_processes == 1:
+        return local, 0
+    counts = gather_object([len(local)])
+    longest = max(counts)
+    padded = gather(pad_across_processes(local.detach(), dim=0))  # (world * longest, W)
+    rows = [padded[rank * longest : rank * longest + count] for rank, count in enumerate(counts)]
+    rows[state.process_index] = local
+    return torch.cat(rows), sum(counts[: state.process_index])
+
+
+def gather_lists(items: list) -> list:
+    """The lists of all processes joined in the order of ranks; items must be picklable."""
+    return gather_object(items) if PartialState().num_processes > 1 else items
+
+
+def sum_over_processes(values: list[float]) -> list[float]:
+    """Sums over processes, in float64."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return values
+    return reduce(torch.tensor(values, dtype=torch.float64, device=state.device), "sum").tolist()
+
+
+def split_indices(count: int) -> range:
+    """The share of `range(count)` that belongs to this process: every world-th index from its rank."""
+    state = PartialState()
+    return range(state.process_index, count, state.num_processes)

@@ -1,0 +1,116 @@
+"""A run in miniature: the same configuration, with a tiny model, stand-in data and two steps.
+
+Everything that is large or elsewhere is replaced: sizes, lengths, and each path (text, tasks, checkpoint, tokenizer,
+teacher, mined negatives) by something of its kind made on the spot, in a temporary folder that goes with the process.
+What the configuration chose stays: mixture, loss, form of the batches, caching, precision, optimizer.
+"""
+
+import atexit
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+
+from m2bert_hub.folder import write_folder
+
+from .tokenizer import train_wordpiece
+
+logger = logging.getLogger(__name__)
+
+TOKENS = 64
+LENGTHS = {"max_tokens": TOKENS, "document_tokens": TOKENS, "batch_tokens": 4 * TOKENS, "chunk_tokens": 4 * TOKENS,
+           "query_tokens": TOKENS, "passage_tokens": [4, 8], "examples": 4, "negatives": 3,
+           "batch_size": 4}  # fmt: skip
+MODEL = {"hidden_size": 32, "intermediate_size": 64, "filter_order": 8, "max_position_embeddings": TOKENS}
+TASKS = ("one", "two")  # where the configuration takes all there are
+DOCUMENTS = 24  # of a split
+
+
+def scale_down(config: dict) -> dict:
+    """The configuration (see config.load_config) of the run in miniature."""
+    folder = Path(tempfile.mkdtemp(prefix="m2bert-dry-run-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    logger.info("dry run: two steps of a tiny model on stand-in data")
+    config |= {"steps": 2, "log_every": 1, "checkpoint_every": 1, "output_dir": str(folder / "output"),
+               "overwrite": False, "resume": False, "tracker": None}  # fmt: skip
+    if "epochs" in config:
+        config["epochs"] = None  # would replace the steps
+    config["tokenizer"]["path"] = str(folder / "tokenizer")
+    config["evaluation"]["every"] = 1
+    for section in ("data", "evaluation"):
+        for key, value in LENGTHS.items():
+            if config[section].get(key):
+                smaller = min(value, config[section][key]) if isinstance(value, int) else value
+                config[section][key] = smaller
+    model = config["model"]
+    layers = min(2, model["new_model"].get("num_hidden_layers", 12))
+    model["new_model"] |= MODEL | {"num_hidden_layers": layers}
+    texts = make_texts(np.random.default_rng(0), 2 * DOCUMENTS)
+    tokenizer = train_wordpiece(texts, 200)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    model["architecture"] = {key: MODEL.get(key, value) for key, value in model["architecture"].items()}
+    if model["path"]:
+        model["path"] = make_checkpoint(AutoModelForMaskedLM, model["new_model"], tokenizer, folder / "checkpoint")
+    stand_in_data(config, texts, folder)
+    if config.get("loss", {}).get("teacher"):
+        config["loss"]["teacher_cache"] = str(folder / "teacher-vectors")
+        config["loss"]["teacher"] = make_checkpoint(AutoModel, model["new_model"], tokenizer, folder / "teacher")
+    return config
+
+
+def stand_in_data(config: dict, texts: list[str], folder: Path):
+    """Replace every path of the section `data`."""
+    data = config["data"]
+    if "sources" in data:
+        data["token_cache"] = str(folder / "tokens")
+        for i, source in enumerate(data["sources"]):
+            source["name"] = source.get("name") or str(source["path"]).rsplit("/", 1)[-1]
+            source |= {"path": str(folder / f"source{i}"), "split": "train", "validation_split": "validation"}
+            for key in ("config", "revision", "column", "rows_per_document"):
+                source.pop(key, None)
+            for split in ("train", "validation"):
+                write_table(folder / f"source{i}" / f"{split}.parquet", {"text": texts})
+    if "tasks" in data and (data["path"] or not data["triples"]):
+        tasks = tuple(data["tasks"] or TASKS)
+        data["path"] = str(make_tasks(folder / "tasks", tasks, texts))
+    if data.get("triples"):
+        data["triples"] = str(folder / "triples.parquet")
+        queries = [text.split(" ", 4)[3] for text in texts]
+        write_table(folder / "triples.parquet", {"query": queries, "positive": texts, "negative": texts[::-1]})
+    if data.get("negatives_path"):
+        data["negatives_path"] = str(folder / "negatives.parquet")
+
+
+def make_texts(rng: np.random.Generator, count: int) -> list[str]:
+    """Texts of 20 to 200 made-up words."""
+    words = ["".join(rng.choice(list("abcdefghijklmnop"), 5)) for _ in range(80)]
+    return [" ".join(rng.choice(words, rng.integers(20, 200))) for _ in range(count)]
+
+
+def make_tasks(folder: Path, tasks: tuple[str, ...], texts: list[str]) -> Path:
+    """A folder in the LoCoV1 schema: of every document, its first words are a query."""
+    half = len(texts) // 2
+    for split, passages in (("train", texts[:half]), ("validation", texts[half:])):
+        rows = [(task, f"{task}_{split}_{i}", text) for task in tasks for i, text in enumerate(passages)]
+        names, pids, passages = (list(column) for column in zip(*rows, strict=True))
+        write_table(folder / "documents" / f"{split}.parquet", {"pid": pids, "passage": passages, "dataset": names})
+        queries = {"qid": [f"q_{pid}" for pid in pids], "query": [text[:30] for text in passages],
+                   "answer_pids": [[pid] for pid in pids], "dataset": names}  # fmt: skip
+        write_table(folder / "queries" / f"{split}.parquet", queries)
+    return folder
+
+
+def make_checkpoint(auto_class, fields: dict, tokenizer, folder: Path) -> str:
+    """A new model's folder."""
+    model = auto_class.from_config(AutoConfig.for_model("m2bert", **fields | {"vocab_size": 208}))
+    return str(write_folder(model, tokenizer, folder))
+
+
+def write_table(path: Path, columns: dict[str, list]):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)

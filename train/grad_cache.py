@@ -1,0 +1,97 @@
+"""One step of a loss over vectors, with all texts in memory at once or, by gradient caching, a chunk at a time.
+
+Gradient caching (Gao et al., 2021): vectors of all texts without a graph; the loss on them; its gradient with respect
+to each vector; then every chunk is encoded again with the same dropout, and its vectors' gradients go back through it.
+What the loss compares is then limited by time, not by memory.
+
+The processes share one loss: each encodes its own texts and computes the loss over the vectors of all. Gradients reach
+the own texts only and are multiplied by the number of processes, over which data parallelism averages.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from .distributed import gather_rows
+from .encoding import encode, token_chunks, with_repeats
+
+Objective = Callable[[Tensor, Tensor], Tensor]  # queries (Q, W) and documents (D, W) of all processes -> scalar
+
+
+def full_step(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    queries: list[np.ndarray],
+    documents: list[np.ndarray],
+    objective: Objective,
+    pad_id: int,
+) -> Tensor:
+    """Forward, once for the queries and once for the documents, and backward.
+
+    Args:
+        queries, documents: token ids of this process's texts, with special tokens. At least one query.
+        objective: the loss over all processes' vectors, in the order of ranks.
+
+    Returns:
+        The loss, a detached scalar, the same on all processes.
+    """
+    query_vectors = encode(model, queries, pad_id, accelerator.device)
+    # A process without a document of its own makes the same number of forwards as the others.
+    document_vectors = encode(model, documents or queries[:1], pad_id, accelerator.device)[: len(documents)]
+    loss = objective(gather_rows(query_vectors)[0], gather_rows(document_vectors)[0])
+    accelerator.backward(loss * accelerator.num_processes)
+    return loss.detach()
+
+
+def cached_step(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    queries: list[np.ndarray],
+    documents: list[np.ndarray],
+    objective: Objective,
+    pad_id: int,
+    chunk_tokens: int,
+) -> Tensor:
+    """As `full_step`, with gradient caching: at most `chunk_tokens` padded tokens (or one text) hold a graph."""
+    rows, device = queries + documents, accelerator.device
+    chunks = with_repeats(token_chunks(rows, chunk_tokens))
+    states, encoded = [], []
+    with torch.no_grad():
+        for chunk, _ in chunks:
+            states.append(random_state(device))
+            encoded.append(encode(model, [rows[i] for i in chunk], pad_id, device))
+    after = random_state(device)
+    vectors = torch.empty(len(rows), encoded[0].shape[1], dtype=encoded[0].dtype, device=device)
+    for (chunk, is_own), part in zip(chunks, encoded, strict=True):
+        if is_own:
+            vectors[chunk] = part
+    vectors.requires_grad_()
+    query_vectors, document_vectors = vectors[: len(queries)], vectors[len(queries) :]
+    loss = objective(gather_rows(query_vectors)[0], gather_rows(document_vectors)[0])
+    (gradients,) = torch.autograd.grad(loss * accelerator.num_processes, vectors)
+    for number, ((chunk, is_own), state) in enumerate(zip(chunks, states, strict=True), start=1):
+        with nullcontext() if number == len(chunks) else accelerator.no_sync(model):
+            set_random_state(state, device)
+            again = encode(model, [rows[i] for i in chunk], pad_id, device)
+            accelerator.backward((again * gradients[chunk]).sum() * float(is_own))
+    set_random_state(after, device)
+    return loss.detach()
+
+
+def random_state(device: torch.device) -> list[Tensor]:
+    """States of torch's generators: of the CPU, and of the current accelerator."""
+    states = [torch.get_rng_state()]
+    if device.type != "cpu":
+        states.append(torch.get_device_module(device).get_rng_state())
+    return states
+
+
+def set_random_state(states: list[Tensor], device: torch.device):
+    """Undo what happened to the generators since `random_state`."""
+    torch.set_rng_state(states[0])
+    if device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(states[1])

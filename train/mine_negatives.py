@@ -1,0 +1,71 @@
+"""Negatives found by BM25: documents that share words with a query and do not answer it.
+
+    python -m m2bert_train.mine_negatives --data DIR --task T --negatives 32 --output FILE.parquet
+
+FILE has the columns qid, negative_pids (best first), dataset; `data.negatives_path` of train/opl.py reads it.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from m2bert_eval.atomic import write_atomically
+from m2bert_eval.locov1 import RetrievalTask, load_task
+
+from .retrieval_data import refuse_test
+
+SCORES_AT_ONCE = 2_000_000  # pairs scored between two updates of the progress bar: bounds memory
+
+
+def mine(task: RetrievalTask, count: int) -> Iterator[dict]:
+    """Rows of qid, negative_pids, dataset: of every query the `count` documents that BM25 ranks first among those that
+    do not answer it; equal scores by descending id.
+
+    Raises:
+        ValueError: count < 1, or a query has fewer documents that do not answer it.
+    """
+    from m2bert_eval.rankers import Bm25Ranker
+
+    most_answers = max(map(len, task.qrels.values()))
+    if not 1 <= count <= len(task.documents) - most_answers:
+        raise ValueError(
+            f"negatives={count} must be at least 1, and task {task.name!r} has {len(task.documents)} documents, up to "
+            f"{most_answers} of which answer a query; ask for fewer"
+        )
+    qids, size = list(task.queries), max(1, SCORES_AT_ONCE // len(task.documents))
+    for first in tqdm(range(0, len(qids), size), desc=f"BM25 on {task.name}", unit=f"x{size} queries"):
+        queries = {qid: task.queries[qid] for qid in qids[first : first + size]}
+        for qid, scores in Bm25Ranker().rank(dataclasses.replace(task, queries=queries)).items():
+            others = scores.keys() - task.qrels[qid].keys()
+            ranked = sorted(others, key=lambda pid: (scores[pid], pid), reverse=True)  # noqa: B023 (used at once)
+            yield {"qid": qid, "negative_pids": ranked[:count], "dataset": task.name}
+
+
+def main(argv: list[str]):
+    parser = argparse.ArgumentParser(description="Negatives found by BM25.")
+    parser.add_argument("--data", required=True, help="folder in the LoCoV1 schema")
+    parser.add_argument("--task", required=True, nargs="+", help="values of its dataset column")
+    parser.add_argument("--negatives", type=int, default=32, help="negatives of each query")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--output", required=True, help="parquet file to write")
+    arguments = parser.parse_args(argv)
+    refuse_test("--split", arguments.split)
+    tasks = [load_task(arguments.data, name, arguments.split) for name in arguments.task]
+    rows = [row for task in tasks for row in mine(task, arguments.negatives)]
+    output = Path(arguments.output)
+    write_atomically(output, lambda temporary: pq.write_table(pa.Table.from_pylist(rows), temporary))
+    print(f"wrote {output}: {arguments.negatives} negatives for each of {len(rows)} queries")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        print(f"mine_negatives: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,117 @@
+"""What a run writes about itself: the learning curve, totals, configuration, data and versions."""
+
+import platform
+import resource
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from accelerate import Accelerator
+
+from .distributed import gather_lists
+
+PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
+
+
+@dataclass
+class Progress:
+    """How far a run has come. Goes through JSON, into every checkpoint.
+
+    Attributes:
+        history: one record for each time something was logged.
+        totals: sums of the counts of all steps and processes.
+        losses, norms: since the last record.
+        seconds: of training so far, over all starts of the run.
+        best: {"step": .., "score": ..} of the best weights so far.
+    """
+
+    step: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    totals: dict[str, float] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    best: dict[str, float] | None = None
+
+
+class Log:
+    """Makes the records of a run, and sends them to the tracker."""
+
+    def __init__(self, accelerator: Accelerator, progress: Progress, schedule):
+        self.accelerator, self.progress, self.schedule = accelerator, progress, schedule
+        self.counts: dict[str, float] = {}  # of this process, not yet in the totals
+        self.tokens, self.waited_before = 0.0, 0.0  # of all processes, and of the fetching, up to the last record
+        self.begin = time.perf_counter() - progress.seconds
+        self.tick = time.perf_counter()
+
+    def count(self, loss: float, norm: float, counts: dict[str, float]):
+        """Take in one step."""
+        self.progress.losses.append(loss)
+        self.progress.norms.append(norm)
+        for name, value in counts.items():
+            self.counts[name] = self.counts.get(name, 0.0) + value
+
+    def settle(self):
+        """Bring totals and seconds up to date: at every record, and before a checkpoint."""
+        totals = self.progress.totals
+        for counts in gather_lists([self.counts]):
+            self.tokens += counts.get("tokens", 0.0)
+            for name, value in counts.items():
+                totals[name] = totals.get(name, 0.0) + value
+        self.counts = {}
+        self.progress.seconds = round(time.perf_counter() - self.begin, 2)
+
+    def write(self, waited_seconds: float, metrics: dict[str, float]) -> dict[str, float]:
+        """Add a record of everything since the last one; returns it.
+
+        Args:
+            waited_seconds: how long training has waited for data since the start.
+            metrics: of the evaluation, if there was one. Its time is not counted into the speed.
+        """
+        self.settle()
+        elapsed = time.perf_counter() - self.tick - metrics.get("evaluation_seconds", 0.0)
+        losses, norms = self.progress.losses, self.progress.norms
+        record = {"step": self.progress.step}
+        if losses:
+            record |= {
+                "loss": sum(losses) / len(losses),
+                "gradient_norm": sum(norms) / len(norms),
+                "learning_rate": self.schedule.get_last_lr()[-1],
+                "tokens_per_second": round(self.tokens / elapsed),
+                "waiting_share": round((waited_seconds - self.waited_before) / elapsed, 4),
+            }
+        record |= {"seconds": self.progress.seconds, "peak_memory_bytes": peak_memory_bytes(), **metrics}
+        self.progress.history.append(record)
+        self.progress.losses, self.progress.norms = [], []
+        self.accelerator.log({name: value for name, value in record.items() if name != "step"}, step=record["step"])
+        self.tokens, self.waited_before, self.tick = 0.0, waited_seconds, time.perf_counter()
+        return record
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held: on its GPU, or of the whole process where it has none."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def run_record(config: dict, data_fingerprint: str, world: int, progress: Progress) -> dict:
+    """The record of a whole run: configuration, data, number of processes, versions, learning curve, totals."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "absent"
+    return {
+        "config": config,
+        "data_fingerprint": data_fingerprint,
+        "processes": world,
+        "versions": versions,
+        "history": progress.history,
+        "totals": progress.totals,
+        "best": progress.best,
+    }

@@ -1,0 +1,139 @@
+"""The `data.sources` of pretraining: what each one is, and its shares of the mixture (paper Table 2)."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from .text_files import TextFiles, find_files, refuse_test
+from .tokenizer import HUB_ID
+
+DEFAULT_SHARES = {"variable": 0.3, "maximum": 0.7}  # of the examples, over all sources (paper section A.3)
+TOLERANCE = 1e-6
+TYPES = {"variable": (int, float), "maximum": (int, float), "rows_per_document": int}  # the other keys are text
+
+
+@dataclass(frozen=True)
+class Source:
+    """One entry of `data.sources`.
+
+    Args:
+        path: a local folder or file; or a data set on the Hub, as text.
+        name: in logs and metrics; default the last part of the path.
+        split: trained on.
+        validation_split: held out; None carves a hundredth of the documents out of `split`, by the hash of their
+            text. Always None for a single file.
+        column: holds the text; default `text`, or `passage` in a LoCoV1 folder.
+        config, revision: of a data set on the Hub.
+        rows_per_document: successive rows joined to one document, where a row is less (a sentence).
+        shares: of the mixture's examples: {"variable": .., "maximum": ..}.
+    """
+
+    path: Path | str
+    name: str
+    split: str = "train"
+    validation_split: str | None = "validation"
+    column: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    rows_per_document: int = 1
+    shares: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def on_hub(self) -> bool:
+        return isinstance(self.path, str)
+
+    def files(self, split: str) -> TextFiles:
+        """Local files of a split."""
+        return TextFiles(find_files(self.path, split), self.column, self.rows_per_document)
+
+
+KEYS = [field.name for field in fields(Source) if field.name != "shares"] + list(DEFAULT_SHARES)
+
+
+def parse_sources(entries: list, local_folder: Callable[[str | None], Path]) -> list[Source]:
+    """Sources with their shares; those without any share are left out.
+
+    Args:
+        entries: of `data.sources`: mappings with `path` and optionally other keys of Source, `variable`, `maximum`.
+            Where no entry says a share, sources are equal, 0.3 of the examples variable and 0.7 maximum; otherwise a
+            share not said is 0.
+        local_folder: gives the folder of the path null.
+
+    Raises:
+        ValueError: no or a malformed entry, an unknown key (with the nearest known one), two sources of one name, a
+            path that is nothing, the split test, or shares that do not sum to 1.
+    """
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"data.sources={entries!r} must be a list of at least one source, as [{{path: FOLDER}}]")
+    for entry in entries:
+        check_entry(entry)
+    if not any(kind in entry for entry in entries for kind in DEFAULT_SHARES):
+        equal = {kind: share / len(entries) for kind, share in DEFAULT_SHARES.items()}
+        entries = [entry | equal for entry in entries]
+    sources = [make_source(entry, local_folder) for entry in entries]
+    names = [source.name for source in sources]
+    for name in names:
+        if names.count(name) > 1 or "/" in name:
+            raise ValueError(
+                f"data.sources: the name {name!r} is there twice, or holds a /; give each a name of its own"
+            )
+    check_shares(sources)
+    return [source for source in sources if any(source.shares.values())]
+
+
+def check_entry(entry):
+    if not isinstance(entry, dict) or "path" not in entry:
+        raise ValueError(f"data.sources: {entry!r} is no mapping with a path (null: pydocs)")
+    for key, value in entry.items():
+        if key not in KEYS:
+            near = difflib.get_close_matches(str(key), KEYS, n=1, cutoff=0)
+            raise ValueError(f"data.sources: unknown key {key!r}; the nearest known one is {near[0]!r}")
+        types = TYPES.get(key, (str, type(None)))
+        if not isinstance(value, types) or isinstance(value, bool):
+            raise ValueError(f"data.sources: {key}={value!r} of {entry['path']!r} has the wrong type")
+    if entry.get("rows_per_document", 1) < 1:
+        raise ValueError(f"data.sources: rows_per_document={entry['rows_per_document']} must be at least 1")
+
+
+def make_source(entry: dict, local_folder: Callable[[str | None], Path]) -> Source:
+    settings = {key: value for key, value in entry.items() if key not in DEFAULT_SHARES}
+    settings = {key: value for key, value in settings.items() if value is not None or key == "validation_split"}
+    settings["path"] = find_path(entry["path"], local_folder)
+    settings["shares"] = {kind: float(entry.get(kind, 0.0)) for kind in DEFAULT_SHARES}
+    settings.setdefault("name", "pydocs" if entry["path"] is None else Path(entry["path"]).name)
+    if isinstance(settings["path"], Path) and settings["path"].is_file():
+        for key in ("split", "validation_split"):
+            if settings.get(key) is not None:
+                raise ValueError(
+                    f"data.sources: {entry['path']} is one file and has no {key}; its validation is carved"
+                )
+        settings["validation_split"] = None
+    source = Source(**settings)
+    if not source.on_hub and (source.config or source.revision):
+        raise ValueError(f"data.sources: {entry['path']} is local and has no config or revision; leave them out")
+    for key in ("split", "validation_split"):
+        refuse_test(f"data.sources: {key}", getattr(source, key) or "")
+    return source
+
+
+def find_path(path: str | None, local_folder: Callable[[str | None], Path]) -> Path | str:
+    """The local path, or the name of a data set on the Hub."""
+    if path is None:
+        return local_folder(None)
+    if Path(path).expanduser().exists():
+        return Path(path).expanduser()
+    if HUB_ID.fullmatch(path):
+        return path
+    raise ValueError(
+        f"data.sources: {path!r} is neither a file, a folder, nor a data set on the Hub (ORGANISATION/NAME)"
+    )
+
+
+def check_shares(sources: list[Source]):
+    """Raise ValueError unless the shares are in [0, 1] and sum to 1."""
+    shares = [(source.name, kind, share) for source in sources for kind, share in source.shares.items()]
+    total = sum(share for _, _, share in shares)
+    if abs(total - 1) > TOLERANCE or any(not 0 <= share <= 1 for _, _, share in shares):
+        listed = ", ".join(f"{name} {kind} {share:g}" for name, kind, share in shares)
+        raise ValueError(f"data.sources: the shares must be from 0 to 1 and sum to 1, not {total:g}: {listed}")
