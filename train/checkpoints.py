@@ -24,8 +24,9 @@ from .record import Progress
 
 logger = logging.getLogger(__name__)
 
-# Settings that a resumed run may change: none of them changes what is computed.
-FREE = ("output_dir", "overwrite", "resume", "log_every", "tracker", "checkpoint_every", "checkpoint_keep")
+# Settings that a resumed run may change: none of them changes what is computed (precision counts as what it became).
+FREE = ("output_dir", "overwrite", "resume", "log_every", "tracker", "checkpoint_every", "checkpoint_keep", "precision")
+CACHES = ("token_cache", "teacher_cache")
 PROGRESS = "progress.json"
 
 
@@ -47,9 +48,7 @@ class Checkpoints:
         if every < 0 or keep < 1:
             raise ValueError(f"checkpoint_every={every} must be 0 or more, checkpoint_keep={keep} at least 1")
         self.accelerator, self.folder, self.every, self.keep, self.resume = accelerator, folder, every, keep, resume
-        settings = {key: value for key, value in config.items() if key not in FREE}
-        identity = {"config": settings, "data": data, "processes": accelerator.num_processes}
-        self.identity = json.loads(json.dumps(identity))
+        self.identity = run_identity(config, accelerator) | {"data": json.loads(json.dumps(data))}
 
     def due(self, step: int) -> bool:
         return bool(self.every) and step % self.every == 0
@@ -68,9 +67,14 @@ class Checkpoints:
             for leftover in self.folder.glob(".*"):  # of a save that something killed
                 delete(leftover)
         self.accelerator.wait_for_everyone()
-        if not self.resume or not self.complete():
+        newest = gather_lists([self.complete()[-1] if self.resume and self.complete() else None])[0]
+        if newest is None:
             return None
-        newest = self.complete()[-1]
+        if not (newest / PROGRESS).is_file():
+            raise ValueError(
+                f"process {self.accelerator.process_index} does not see {newest}, which the main process has; "
+                "output_dir must lie where all machines see it"
+            )
         saved = json.loads((newest / PROGRESS).read_text())
         changes = differences(saved["identity"], self.identity)
         if changes:
@@ -109,12 +113,13 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
 
     def prune(self, progress: Progress):
-        """Remove checkpoints beyond the newest `keep`, and best weights that have been bettered."""
+        """Remove checkpoints beyond the newest `keep`, and best weights that none of these knows."""
         for path in self.complete()[: -self.keep]:
             delete(path)
-        best = self.best_path(progress) if progress.best else None
+        known = [Progress(**json.loads((path / PROGRESS).read_text())["progress"]) for path in self.complete()]
+        best = {self.best_path(each) for each in (*known, progress) if each.best}
         for path in self.folder.glob("best-*"):
-            if path != best:
+            if path not in best:
                 delete(path)
 
     def best_path(self, progress: Progress) -> Path:
@@ -122,9 +127,10 @@ class Checkpoints:
 
     def keep_best(self, model, progress: Progress, score: float):
         """Keep the weights if the score is the best so far; called on all processes."""
-        if progress.best and score <= progress.best["score"]:
+        if progress.best and not score > progress.best["score"]:
             return
         weights = self.accelerator.get_state_dict(model)
+        weights = {name.replace("_orig_mod.", ""): tensor for name, tensor in weights.items()}  # of a compiled model
         progress.best = {"step": progress.step, "score": score}
         if self.accelerator.is_main_process:
             temporary = self.folder / f".{self.best_path(progress).name}"
@@ -156,8 +162,19 @@ class Checkpoints:
             last = f"the last complete one is {kept[-1]}" if kept else "there is no earlier one"
             raise OSError(
                 f"checkpoint {temporary.with_name(temporary.name[1:])} could not be written ({error}); {last}. "
-                "Make room, then go on with resume=true"
+                "Make room if that was missing, then go on with resume=true"
             ) from error
+
+
+def run_identity(config: dict, accelerator: Accelerator) -> dict:
+    """What a run is, but for its data: settings that change what is computed, and how it is computed."""
+    settings = {key: value for key, value in config.items() if key not in FREE}
+    for section in ("data", "loss"):
+        if section in settings:
+            settings[section] = {key: value for key, value in settings[section].items() if key not in CACHES}
+    how = {"processes": accelerator.num_processes, "precision": accelerator.mixed_precision,
+           "distributed": accelerator.distributed_type.value}  # fmt: skip
+    return json.loads(json.dumps({"config": settings, **how}))
 
 
 def delete(path: Path):

@@ -38,13 +38,13 @@ def load_config(default_name: str, argv: list[str]) -> dict[str, Any]:
             if not arguments:
                 raise ValueError("--config needs a file name")
             for content in read_chain(arguments.pop(0)):
-                merge(config, content, schema)
+                lay_over(config, content, schema)
         elif "=" in argument and not argument.startswith("-"):
             key, value = argument.split("=", 1)
             nested = parse_yaml(value, f"argument {argument!r}")
             for part in reversed(key.split(".")):
                 nested = {part: nested}
-            merge(config, nested, schema)
+            lay_over(config, nested, schema)
         else:
             raise ValueError(f"argument {argument!r} is not understood; use --config FILE and section.key=value")
     return scale_down(config) if "--dry-run" in argv else config
@@ -90,13 +90,20 @@ def parse_yaml(text: str, where: str) -> Any:
         raise ValueError(f"{where} is no valid YAML: {' '.join(str(error).split())}") from error
 
 
+def lay_over(config: dict, update: dict, schema: dict):
+    """`merge` of a whole file or argument. Steps unset epochs, which would replace them: what is said last holds."""
+    merge(config, update, schema)
+    if "steps" in update and "epochs" in schema and "epochs" not in update:
+        config["epochs"] = None
+
+
 def merge(config: dict, update: dict, schema: dict, prefix: str = ""):
     """Lay `update` over `config` in place; only keys of the schema, only values of the type that they have there. What
     is null in the schema takes any value."""
     for key, value in update.items():
-        name = prefix + key
+        name = f"{prefix}{key}"
         if key not in schema:
-            near = difflib.get_close_matches(key, schema, n=1, cutoff=0)
+            near = difflib.get_close_matches(str(key), schema, n=1, cutoff=0)
             raise ValueError(f"unknown configuration key {name!r}; the nearest known one is {prefix + near[0]!r}")
         default = schema[key]
         if isinstance(default, dict):
@@ -131,3 +138,10 @@ def namespace(config: dict) -> SimpleNamespace:
             for key, value in config.items()
         }
     )
+
+
+def to_dict(settings: SimpleNamespace) -> dict:
+    """The dictionary of a namespace."""
+    return {
+        key: to_dict(value) if isinstance(value, SimpleNamespace) else value for key, value in vars(settings).items()
+    }

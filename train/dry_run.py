@@ -6,7 +6,6 @@ What the configuration chose stays: mixture, loss, form of the batches, caching,
 """
 
 import atexit
-import logging
 import shutil
 import tempfile
 from pathlib import Path
@@ -18,9 +17,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from m2bert_hub.folder import write_folder
 
+from .text_sources import check_entry
 from .tokenizer import train_wordpiece
-
-logger = logging.getLogger(__name__)
 
 TOKENS = 64
 LENGTHS = {"max_tokens": TOKENS, "document_tokens": TOKENS, "batch_tokens": 4 * TOKENS, "chunk_tokens": 4 * TOKENS,
@@ -35,7 +33,6 @@ def scale_down(config: dict) -> dict:
     """The configuration (see config.load_config) of the run in miniature."""
     folder = Path(tempfile.mkdtemp(prefix="m2bert-dry-run-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    logger.info("dry run: two steps of a tiny model on stand-in data")
     config |= {"steps": 2, "log_every": 1, "checkpoint_every": 1, "output_dir": str(folder / "output"),
                "overwrite": False, "resume": False, "tracker": None}  # fmt: skip
     if "epochs" in config:
@@ -69,7 +66,8 @@ def stand_in_data(config: dict, texts: list[str], folder: Path):
     if "sources" in data:
         data["token_cache"] = str(folder / "tokens")
         for i, source in enumerate(data["sources"]):
-            source["name"] = source.get("name") or str(source["path"]).rsplit("/", 1)[-1]
+            check_entry(source)
+            source["name"] = source.get("name") or str(source["path"] or "pydocs").rsplit("/", 1)[-1]
             source |= {"path": str(folder / f"source{i}"), "split": "train", "validation_split": "validation"}
             for key in ("config", "revision", "column", "rows_per_document"):
                 source.pop(key, None)
@@ -77,13 +75,14 @@ def stand_in_data(config: dict, texts: list[str], folder: Path):
                 write_table(folder / f"source{i}" / f"{split}.parquet", {"text": texts})
     if "tasks" in data and (data["path"] or not data["triples"]):
         tasks = tuple(data["tasks"] or TASKS)
-        data["path"] = str(make_tasks(folder / "tasks", tasks, texts))
+        splits = "train", data["development_split"] or "validation"
+        data["path"] = str(make_tasks(folder / "tasks", tasks, splits, texts))
     if data.get("triples"):
         data["triples"] = str(folder / "triples.parquet")
         queries = [text.split(" ", 4)[3] for text in texts]
         write_table(folder / "triples.parquet", {"query": queries, "positive": texts, "negative": texts[::-1]})
     if data.get("negatives_path"):
-        data["negatives_path"] = str(folder / "negatives.parquet")
+        data["negatives_path"] = str(folder / "tasks" / "negatives.parquet")
 
 
 def make_texts(rng: np.random.Generator, count: int) -> list[str]:
@@ -92,16 +91,20 @@ def make_texts(rng: np.random.Generator, count: int) -> list[str]:
     return [" ".join(rng.choice(words, rng.integers(20, 200))) for _ in range(count)]
 
 
-def make_tasks(folder: Path, tasks: tuple[str, ...], texts: list[str]) -> Path:
-    """A folder in the LoCoV1 schema: of every document, its first words are a query."""
+def make_tasks(folder: Path, tasks: tuple[str, ...], splits: tuple[str, str], texts: list[str]) -> Path:
+    """A folder in the LoCoV1 schema: a document's first words are its query, and the next document a mined negative."""
     half = len(texts) // 2
-    for split, passages in (("train", texts[:half]), ("validation", texts[half:])):
+    for split, passages in zip(splits, (texts[:half], texts[half:]), strict=True):
         rows = [(task, f"{task}_{split}_{i}", text) for task in tasks for i, text in enumerate(passages)]
         names, pids, passages = (list(column) for column in zip(*rows, strict=True))
         write_table(folder / "documents" / f"{split}.parquet", {"pid": pids, "passage": passages, "dataset": names})
         queries = {"qid": [f"q_{pid}" for pid in pids], "query": [text[:30] for text in passages],
                    "answer_pids": [[pid] for pid in pids], "dataset": names}  # fmt: skip
         write_table(folder / "queries" / f"{split}.parquet", queries)
+        if split == "train":
+            negatives = [[f"{name}_{split}_{(i + 1) % half}"] for name in tasks for i in range(half)]
+            mined = {"qid": queries["qid"], "negative_pids": negatives, "dataset": names}
+            write_table(folder / "negatives.parquet", mined)
     return folder
 
 

@@ -4,22 +4,25 @@ import dataclasses
 import difflib
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import TorchDynamoPlugin, set_seed
+from accelerate.utils import InitProcessGroupKwargs, TorchDynamoPlugin, set_seed
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
 
 from m2bert_hub.checkpoint import load_strictly
 from m2bert_hub.folder import check_output, check_tokenizer, write_folder
 
-from .checkpoints import Checkpoints
+from .checkpoints import Checkpoints, differences, run_identity
+from .config import to_dict
 from .init import identity_start_
 from .loop import Stopped
 from .lora import write_adapter
@@ -27,6 +30,7 @@ from .tokenizer import load_tokenizer, train_wordpiece
 
 logger = logging.getLogger(__name__)
 
+LONGEST_WAIT = timedelta(hours=12)  # of processes, while one of them tokenises or encodes with a teacher
 RECORD = "training.json"  # of a finished run, beside its weights
 
 
@@ -64,6 +68,7 @@ def prepare(config: SimpleNamespace, argv: list[str], name: str) -> Accelerator:
         dynamo_plugin=dynamo,
         log_with=config.tracker,
         project_dir=run_folder(config.output_dir),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
     )
     if accelerator.is_fsdp2:
         accelerator.state.fsdp_plugin.mixed_precision_policy = None  # autocast computes in half precision; FSDP would
@@ -74,19 +79,50 @@ def prepare(config: SimpleNamespace, argv: list[str], name: str) -> Accelerator:
         logger.info("%s: %s", name, " ".join(argv))
     else:
         logger.info("%s without arguments: the small offline default (pydocs, configs/%s-small.yaml)", name, name)
-    if config.resume and (Path(config.output_dir) / RECORD).is_file():
-        raise Finished(f"{config.output_dir} is finished; nothing to do")
-    check_output(config.output_dir, config.overwrite)
-    unfinished = sorted(run_folder(config.output_dir).glob("step-*"))
-    if unfinished and not (config.resume or config.overwrite):
-        raise ValueError(
-            f"output_dir={config.output_dir} has an unfinished run ({unfinished[-1]}); go on with resume=true, "
-            "or start anew with overwrite=true"
-        )
+    check_processes(accelerator)
+    check_place(config, accelerator)
     if config.tracker is not None:
+        if not accelerator.log_with:
+            raise ValueError(f"tracker={config.tracker} is not installed; install it, or choose another")
         accelerator.init_trackers("m2bert")
     set_seed(config.seed)
     return accelerator
+
+
+def check_processes(accelerator: Accelerator):
+    """Raise ValueError where several processes were started of which each would train alone."""
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started != accelerator.num_processes:
+        raise ValueError(
+            f"{started} processes were started and {accelerator.num_processes} would train together; on a CPU set "
+            "ACCELERATE_USE_CPU=true"
+        )
+
+
+def check_place(config: SimpleNamespace, accelerator: Accelerator):
+    """Whether the run may begin, or go on, where its output is to be.
+
+    Raises:
+        Finished: with `resume`, and the output is of this very configuration.
+        ValueError: the output is there, or an unfinished run is, and neither `resume` nor `overwrite` says what to do.
+    """
+    output, unfinished = Path(config.output_dir), sorted(run_folder(config.output_dir).glob("step-*"))
+    if config.resume and (output / RECORD).is_file():
+        there = json.loads((output / RECORD).read_text())["identity"]
+        changes = differences(there, run_identity(to_dict(config), accelerator))
+        if not changes:
+            raise Finished(f"{output} is finished; nothing to do")
+        if not (unfinished and config.overwrite):
+            raise ValueError(
+                f"{output} is finished, and of another run ({'; '.join(changes)}); change that back, or name another "
+                "output_dir"
+            )
+    check_output(output, config.overwrite)
+    if unfinished and not (config.resume or config.overwrite):
+        raise ValueError(
+            f"output_dir={output} has an unfinished run ({unfinished[-1]}); go on with resume=true, "
+            "or start anew with overwrite=true"
+        )
 
 
 def run_folder(output_dir: str) -> Path:
@@ -192,9 +228,9 @@ def check_fields(fields: dict, section: str):
 def finish(accelerator: Accelerator, model, tokenizer, config, record: dict, checkpoints: Checkpoints):
     """Write the trained model as a complete Hub folder, with `training.json` beside the weights; then the checkpoints
     go. Of a model with adapters (peft) the folder holds these alone."""
-    accelerator.end_training()
     weights = accelerator.get_state_dict(model)  # on all processes: a sharded model is gathered
     if accelerator.is_main_process:
+        record = {"identity": run_identity(record["config"], accelerator), **record}
         extra = {RECORD: json.dumps(record, indent=2) + "\n"}
         model = accelerator.unwrap_model(model, keep_torch_compile=False)
         write = write_adapter if hasattr(model, "peft_config") else write_folder
@@ -203,3 +239,4 @@ def finish(accelerator: Accelerator, model, tokenizer, config, record: dict, che
         )
         checkpoints.remove()
         logger.info("wrote %s", output)
+    accelerator.end_training()

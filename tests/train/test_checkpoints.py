@@ -21,6 +21,7 @@ def test_only_the_newest_stay(tmp_path):
     [
         ({"config": {"lr": 0.2}}, "config.lr: 0.1 there, 0.2 here"),
         ({"data": {"print": "y"}}, "data.print: 'x' there, 'y' here"),
+        ({"precision": "bf16"}, "precision: 'no' there, 'bf16' here"),
     ],
 )
 def test_another_run_is_refused_with_the_difference(tmp_path, change, message):

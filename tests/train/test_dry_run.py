@@ -28,3 +28,18 @@ def test_what_was_chosen_stays_and_what_is_large_or_elsewhere_goes():
         load_config("opl-small.yaml", ["--config", "loco-32k-opl"])["model"]["path"],
     )
     assert config["data"]["document_tokens"] == 64
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["data.form=grouped", "data.negatives=8", "data.negatives_path=mined.parquet"],
+        ["data.development_split=dev"],
+        ["data.triples=some/where", "data.negatives=1"],
+        ["lora.rank=2", "gradient_checkpointing=true", "model.path=some/where"],
+    ],
+)
+def test_overrides_start_as_well(arguments, caplog):
+    with caplog.at_level("INFO"):
+        opl.main(["--dry-run", *arguments])
+    assert "wrote" in caplog.text

@@ -18,22 +18,26 @@ CONFIGURATION = Path(__file__).parents[2] / "train" / "accelerate" / "fsdp2.yaml
 
 SCRIPT = """
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForMaskedLM
 
-from m2bert_hub.folder import write_folder
+from m2bert_train.checkpoints import Checkpoints
+from m2bert_train.record import Progress
+from m2bert_train.runs import finish
 
 folder, by = sys.argv[1:]
-dist.init_process_group("gloo")
-assert dist.get_world_size() == 2
-rank = dist.get_rank()
+accelerator = Accelerator(cpu=True)
+rank, world = accelerator.process_index, accelerator.num_processes
+assert world == 2
 model = AutoModelForMaskedLM.from_pretrained(folder + "/start")
 size = sum(parameter.numel() for parameter in model.parameters())
 if by == "hand":
@@ -74,11 +78,24 @@ for step in range(3):
     model.eval()
     with torch.no_grad():
         loss_of(3)
-whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 if rank == 0:
-    write_folder(model, None, folder + "/sharded", state_dict=whole)
     torch.save(losses, folder + "/losses.pt")
-dist.destroy_process_group()
+
+# what accelerate's own does for a model that it has sharded itself
+options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+accelerator.get_state_dict = lambda model: get_model_state_dict(model, options=options)
+place = Path(folder + "/sharded.run")
+place.mkdir(exist_ok=True)
+checkpoints = Checkpoints(accelerator, place, config={}, data={}, every=0, keep=1, resume=False)
+progress = Progress(step=3)
+checkpoints.keep_best(model, progress, 0.5)
+with torch.no_grad():
+    for parameter in model.parameters():
+        parameter.zero_()
+accelerator.wait_for_everyone()
+checkpoints.load_best(model, progress)
+settings = SimpleNamespace(output_dir=folder + "/sharded", overwrite=False)
+finish(accelerator, model, None, settings, {"config": {}}, checkpoints)
 """
 
 

@@ -6,6 +6,7 @@ import signal
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from m2bert_train.checkpoints import Checkpoints
 from m2bert_train.loop import Stopped, run_loop
@@ -32,9 +33,10 @@ class Run:
     """run_loop over a linear model with dropout on its input; `weights` before every step and at the end."""
 
     def __init__(self, folder=None, *, steps=5, optimizer=torch.optim.AdamW, factors=None, config=None, data=None,
-                 every=1, resume=False, **settings):  # fmt: skip
+                 every=1, resume=False, precision=None, **settings):  # fmt: skip
         torch.manual_seed(0)
-        self.accelerator = Accelerator(cpu=True)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        self.accelerator = Accelerator(cpu=True, mixed_precision=precision)
         model = torch.nn.Sequential(torch.nn.Dropout(settings.pop("dropout", 0.0)), torch.nn.Linear(2, 1))
         optimizer = optimizer(model.parameters(), 0.1)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)

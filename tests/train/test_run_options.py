@@ -94,8 +94,33 @@ def test_an_unfinished_run_is_not_begun_anew_unasked_and_a_finished_one_is_left_
     assert not (tmp_path / "out.run").exists()
     before = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
     with pytest.raises(Finished, match="is finished; nothing to do"):
-        mlm.main([*given, "resume=true"])
+        mlm.main([*given, "resume=true", "log_every=2"])
+    with pytest.raises(ValueError, match=r"is finished, and of another run \(config.steps: 2 there, 3 here\)"):
+        mlm.main([*given, "resume=true", "steps=3"])
     assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_run_that_replaces_a_finished_one_goes_on_too(toy_corpus, tmp_path):
+    mlm.main(arguments("mlm", toy_corpus, tmp_path / "out", "steps=2"))
+    given = arguments("mlm", toy_corpus, tmp_path / "out", "steps=4", "overwrite=true", "checkpoint_every=1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlm, "finish", lambda *_: (_ for _ in ()).throw(InterruptedError))
+        with pytest.raises(InterruptedError):
+            mlm.main(given)
+    assert (tmp_path / "out.run" / "step-00000003").is_dir()
+    mlm.main([*given, "resume=true"])
+    assert record(tmp_path / "out")["config"]["steps"] == 4
+    assert [row["step"] for row in record(tmp_path / "out")["history"]] == [1, 2, 3, 4]
+
+
+def test_processes_that_would_train_alone_and_absent_trackers_are_refused(toy_corpus, tmp_path, monkeypatch):
+    given = arguments("mlm", toy_corpus, tmp_path / "out", "steps=1")
+    with pytest.raises(ValueError, match="tracker=comet_ml is not installed"):
+        mlm.main([*given, "tracker=comet_ml"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes were started and 1 would train together.*ACCELERATE_USE_CPU"):
+        mlm.main(given)
+    assert not (tmp_path / "out").exists()
 
 
 def wait_for_checkpoint(process, folder):
@@ -134,8 +159,8 @@ def test_a_run_stopped_by_sigterm_goes_on(toy_corpus, tmp_path, processes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("entry", ["mlm", "opl"])
-def test_a_compiled_run_trains_the_same_model_and_resumes(toy_corpus, tmp_path, entry):
-    more = ["steps=3", "checkpoint_every=2", "checkpoint_keep=2"]
+def test_a_compiled_run_trains_the_same_model(toy_corpus, tmp_path, entry):
+    more = ["steps=3", "checkpoint_every=2", *(["evaluation.select=true"] if entry == "opl" else [])]
     plain = launch(entry, arguments(entry, toy_corpus, tmp_path / "plain", *more))
     plain.communicate(timeout=200)
     compiled = launch(entry, arguments(entry, toy_corpus, tmp_path / "compiled", *more, "compile=true"))

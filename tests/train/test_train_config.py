@@ -82,3 +82,10 @@ def test_circles_are_refused(tmp_path):
     (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
     with pytest.raises(ValueError, match="extends itself"):
         load_config("opl-small.yaml", ["--config", str(tmp_path / "a.yaml")])
+
+
+def test_what_is_said_last_of_steps_and_epochs_holds():
+    config = load_config("opl-small.yaml", ["--config", "loco-2k-opl"])
+    assert config["epochs"] == 1
+    assert load_config("opl-small.yaml", ["--config", "loco-2k-opl", "steps=7"])["epochs"] is None
+    assert load_config("opl-small.yaml", ["steps=7", "epochs=2"])["epochs"] == 2
