@@ -60,6 +60,9 @@ def task_names(data_dir: str | Path, split: str) -> list[str]:
 
 def make_task(task: str, split: str, query_rows: list[dict], document_rows: list[dict]) -> RetrievalTask:
     """A task from its rows, wherever they come from; see `load_task` for columns and errors."""
+    for what, rows in (("queries", query_rows), ("documents", document_rows)):
+        if not rows:
+            raise ValueError(f"task {task!r} has no {what} in the split {split!r}; add some, or leave the task out")
     documents = _by_id(document_rows, "pid", "passage")
     queries = _by_id(query_rows, "qid", "query")
     qrels = {row["qid"]: dict.fromkeys(row["answer_pids"] or [], 1) for row in query_rows}

@@ -37,25 +37,34 @@ def rank_vectors(task: RetrievalTask, queries: np.ndarray, documents: np.ndarray
     return _as_run(task, queries @ documents.T)
 
 
-class Bm25Ranker:
-    """BM25 with bm25s' defaults (Lucene's variant, k1 1.5, b 0.75), English stop words, no stemmer."""
+class Bm25Index:
+    """BM25 with bm25s' defaults (Lucene's variant, k1 1.5, b 0.75), English stop words, no stemmer.
 
-    def rank(self, task: RetrievalTask) -> Run:
-        """Index the documents and score every query against each of them.
+    Raises:
+        ValueError: no document of the task has a word that is no stop word.
+    """
 
-        Raises:
-            ValueError: no document has a word that is no stop word.
-        """
+    def __init__(self, task: RetrievalTask):
         tokens = bm25s.tokenize(list(task.documents.values()), stopwords="en", show_progress=False)
         if not any(tokens.ids):
             raise ValueError(f"no document of task {task.name!r} has a word to index; check its passages")
-        index = bm25s.BM25()
-        index.index(tokens, show_progress=False)
-        texts = list(task.queries.values())
-        queries = bm25s.tokenize(texts, stopwords="en", return_ids=False, show_progress=False)
-        known = [[token for token in query if token in tokens.vocab] for query in queries]
-        nothing = np.zeros(len(task.documents), dtype=np.float32)
-        return _as_run(task, np.stack([index.get_scores(query) if query else nothing for query in known]))
+        self.vocabulary, self.index = tokens.vocab, bm25s.BM25()
+        self.index.index(tokens, show_progress=False)
+        self.nothing = np.zeros(len(task.documents), dtype=np.float32)
+
+    def scores(self, queries: list[str]) -> np.ndarray:
+        """Of every query against each document, (Q, D) float32, documents in the task's order."""
+        tokens = bm25s.tokenize(queries, stopwords="en", return_ids=False, show_progress=False)
+        known = [[token for token in query if token in self.vocabulary] for query in tokens]
+        return np.stack([self.index.get_scores(query) if query else self.nothing for query in known])
+
+
+class Bm25Ranker:
+    """See `Bm25Index`."""
+
+    def rank(self, task: RetrievalTask) -> Run:
+        """Index the documents and score every query against each of them."""
+        return _as_run(task, Bm25Index(task).scores(list(task.queries.values())))
 
 
 def _check_finite(ids: list[str], vectors: np.ndarray) -> None:

@@ -90,7 +90,10 @@ def check_output(output_dir: str | Path, overwrite: bool) -> Path:
     if not output.is_dir() or not any(output.iterdir()):
         return output
     if not overwrite:
-        raise ValueError(f"output {output} is not empty; name another folder, or overwrite it (--overwrite; in training overwrite=true)")
+        raise ValueError(
+            f"output {output} is not empty; name another folder, or overwrite it (--overwrite; in training "
+            "overwrite=true)"
+        )
     if not any((output / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise ValueError(f"output {output} is not empty and holds no model, so it is not replaced; name another folder")
     return output

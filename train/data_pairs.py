@@ -12,7 +12,7 @@ import math
 import numpy as np
 import torch
 
-from .token_tasks import TokenTask, wrap
+from .token_tasks import TokenTask, query_limit, wrap
 
 FORMS = ("pairs", "grouped", "all")
 KEEP_IDF = 4.0  # a query token of this inverse document frequency or more is kept with the largest probability
@@ -32,7 +32,8 @@ class PairBatches:
         idf: (vocab_size,) for query dropout; None keeps every query token.
 
     Raises:
-        ValueError: an unknown form or window, or a task with fewer documents than a query needs negatives.
+        ValueError: an unknown form or window, a batch with fewer items than there are processes, or a task with fewer
+            documents than a query needs negatives.
     """
 
     def __init__(
@@ -42,6 +43,11 @@ class PairBatches:
             raise ValueError(f"data.form={settings.form!r} is unknown; choose {', '.join(FORMS)}")
         if settings.document_window not in ("random", "first"):
             raise ValueError(f"data.document_window={settings.document_window!r} is unknown; choose random or first")
+        if settings.batch_size < world:
+            raise ValueError(
+                f"data.batch_size={settings.batch_size} is of one step over all processes, and there are {world}: each "
+                "needs a query; raise it, or start fewer processes"
+            )
         self.settings, self.special, self.seed, self.rank, self.world, self.idf = (
             settings, special, seed, rank, world, idf)  # fmt: skip
         self.documents = [document for task in tasks for document in task.documents]
@@ -77,7 +83,7 @@ class PairBatches:
             raise ValueError(
                 f"epochs={epochs} counts labelled queries, and data.passage_share=1 leaves none; set steps"
             )
-        labelled = math.ceil(epochs * self.units / (self.settings.batch_size * self.world))
+        labelled = math.ceil(epochs * self.units / self.settings.batch_size)
         return math.ceil(labelled / (1 - self.settings.passage_share))
 
     def next_batch(self) -> dict:
@@ -112,7 +118,7 @@ class PairBatches:
 
     def _labelled(self, number: int, rng) -> dict:
         """The labelled batch of a number, counted from 0."""
-        size = self.settings.batch_size * self.world
+        size = self.settings.batch_size
         units = [self._unit(unit) for unit in range(number * size, (number + 1) * size)]
         query_ids = [query for query, _ in units]
         document_ids = [document for _, documents in units for document in documents]
@@ -127,7 +133,7 @@ class PairBatches:
         relevant = torch.zeros_like(compared)
         for row, query in zip(relevant, query_ids, strict=True):
             row[[column for answer in self.answers[query] for column in columns.get(answer, ())]] = True
-        limit = self.settings.query_tokens or self.settings.document_tokens
+        limit = query_limit(self.settings)
         return {
             "queries": [self.queries[query][: limit - 2] for query in query_ids],
             "documents": [self._window(document, self.settings.document_tokens - 2, rng) for document in document_ids],
@@ -166,26 +172,38 @@ class PairBatches:
 
     def _passages(self, rng) -> dict:
         """Passages of random documents, each from a part of its own, and the documents without them."""
-        size = min(self.settings.batch_size * self.world, len(self.documents))
+        size = min(self.settings.batch_size, len(self.documents))
         queries, documents, answers = [], [], []
-        shortest, longest = self.settings.passage_tokens
         for index in rng.choice(len(self.documents), size, replace=False):
-            extra = self.settings.passages_per_document * longest
-            window = self._window(index, self.settings.document_tokens - 2 + extra, rng)
-            rest = []
-            for part in np.array_split(window, self.settings.passages_per_document):
-                tokens = min(int(rng.integers(shortest, longest + 1)), len(part) // 2)
-                start = int(rng.integers(0, len(part) - tokens + 1))
-                rest += [part[:start], part[start + tokens :]]
-                if tokens:
-                    queries.append(part[start : start + tokens])
-                    answers.append(len(documents))
-            documents.append(np.concatenate(rest)[: self.settings.document_tokens - 2])
+            passages, rest = self._cut(index, rng)
+            queries += passages
+            answers += [len(documents)] * len(passages)
+            documents.append(rest)
         if len(queries) < self.world:
             raise ValueError("no passage could be cut: the documents are too short; set data.passage_share=0")
         relevant = torch.tensor(answers)[:, None] == torch.arange(len(documents))
         return {"queries": queries, "documents": documents, "relevant": relevant,
                 "compared": torch.ones_like(relevant), "query_ids": None, "document_ids": None}  # fmt: skip
+
+    def _cut(self, document: int, rng) -> tuple[list[np.ndarray], np.ndarray]:
+        """Passages of a document, and a window of it without them, of at most document_tokens. The window has a part
+        for every passage, and each leaves its share of what the document keeps, so that there is always text around a
+        passage. Of a document that does not fill the window, a part leaves its share or half of itself."""
+        count, kept_tokens = self.settings.passages_per_document, self.settings.document_tokens - 2
+        shortest, longest = self.settings.passage_tokens
+        lengths = np.minimum(rng.integers(shortest, longest + 1, count), query_limit(self.settings) - 2)
+        shares = np.full(count, kept_tokens // count) + (np.arange(count) < kept_tokens % count)
+        sizes = shares + lengths
+        window = self._window(document, int(sizes.sum()), rng)
+        ends = sizes.cumsum() * len(window) // sizes.sum()
+        passages, rest = [], []
+        for part, share, length in zip(np.split(window, ends[:-1]), shares, lengths, strict=True):
+            tokens = int(min(length, max(len(part) // 2, len(part) - share)))
+            start = int(rng.integers(0, len(part) - tokens + 1))
+            rest += [part[:start], part[start + tokens :]]
+            if tokens:
+                passages.append(part[start : start + tokens])
+        return passages, np.concatenate(rest)
 
     def _window(self, document: int, tokens: int, rng) -> np.ndarray:
         """Some successive tokens of a document: the first, or from a random place."""

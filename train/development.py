@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from .encoding import encode_shared
 from .ndcg import ndcg_at_k
-from .token_tasks import TokenTask, wrap
+from .token_tasks import TokenTask, query_limit, wrap
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +28,17 @@ class Development:
     """
 
     def __init__(self, tasks: list[TokenTask], settings, special: tuple[int, int], pad_id: int, batch_tokens: int):
-        limit = settings.query_tokens or settings.document_tokens
         self.tasks, self.pad_id, self.batch_tokens = tasks, pad_id, batch_tokens
-        self.queries = [[wrap(row[: limit - 2], special) for row in task.queries] for task in tasks]
-        limit = settings.document_tokens
-        self.documents = [[wrap(row[: limit - 2], special) for row in task.documents] for task in tasks]
-        lengths = [len(row) + 2 for task in tasks for row in task.documents]
+        self.queries = self._cut("queries", query_limit(settings), special)
+        self.documents = self._cut("documents", settings.document_tokens, special)
+
+    def _cut(self, what: str, limit: int, special: tuple[int, int]) -> list[list[np.ndarray]]:
+        """The first tokens of every text of each task; what is cut is counted."""
+        texts = [getattr(task, what) for task in self.tasks]
+        lengths = [len(row) + 2 for rows in texts for row in rows]
         long = sum(length > limit for length in lengths)
-        logger.info("development: %d of %d documents are cut to %d tokens", long, len(lengths), limit)
+        logger.info("development: %d of %d %s are cut to %d tokens", long, len(lengths), what, limit)
+        return [[wrap(row[: limit - 2], special) for row in rows] for rows in texts]
 
     def __call__(self, accelerator: Accelerator, model: torch.nn.Module) -> dict[str, float]:
         """{"development_ndcg_at_10": mean over tasks, and of several tasks each as "development_ndcg_at_10/TASK"}."""

@@ -32,7 +32,7 @@ def held_out_examples(data: list[SourceData], count: int) -> list[Example]:
             try:
                 taken = one.validation.take(kind, count)
             except ValueError as error:
-                logger.warning("no held-out %s examples of %s: %s", kind, one.source.name, error)
+                logger.warning("no held-out %s examples of %s; %s", kind, one.source.name, error)
                 continue
             examples += [Example(ids, one.source.name, kind) for ids in taken]
     if not examples:

@@ -44,19 +44,23 @@ def open_stream(source: Source, split: str, rank: int, world: int):
 class StreamedExamples:
     """Examples of a streamed source, without end; the two kinds take turns in reading the same stream.
 
+    Neither leaves text unused that was read and tokenised: rows are cut from documents joined, and the passages of a
+    document follow one another until less than the shortest example is left of it, unless they are to be spread.
+
     Args:
         rows: an iterable of {column: text or texts} with `state_dict` and `load_state_dict`; see `open_stream`.
         max_tokens: [CLS] and [SEP] included.
         seed: numbers that set this source and process apart.
         keep: whether to read a text at all.
+        spread: take one passage of each document, at a random place: a few examples should be of many documents.
     """
 
     def __init__(self, rows, source: Source, max_tokens: int, tokenizer, seed: tuple[int, ...],
-                 keep: Callable[[str], bool] = lambda text: True):  # fmt: skip
-        self.rows, self.source, self.keep = rows, source, keep
+                 keep: Callable[[str], bool] = lambda text: True, spread: bool = False):  # fmt: skip
+        self.rows, self.source, self.keep, self.spread = rows, source, keep, spread
         self.max_tokens, self.tokenizer, self.seed = max_tokens, tokenizer, seed
         self.beginning = rows.state_dict()
-        self.restore({"group": self.beginning, "read": 0, "rest": [], "drawn": 0})
+        self.restore({"group": self.beginning, "read": 0, "row": [], "passage": [], "drawn": 0})
 
     def take(self, kind: str, count: int) -> list[np.ndarray]:
         """The next examples: token ids, int32, special tokens included.
@@ -68,11 +72,13 @@ class StreamedExamples:
         return [framed(make(), self.tokenizer.cls_token_id, self.tokenizer.sep_token_id) for _ in range(count)]
 
     def passage(self) -> np.ndarray:
-        draws = random_generator("stream", *self.seed, self.drawn).random(2).tolist()
+        if self.spread or not is_long_enough(len(self.passage_rest)):
+            self.passage_rest = self.long_document()
+        length, place = random_generator("stream", *self.seed, self.drawn).random(2).tolist()
         self.drawn += 1
-        document = self.long_document()
-        start, tokens = passage_bounds(len(document), self.max_tokens, *draws)
-        return document[start : start + tokens]
+        start, tokens = passage_bounds(len(self.passage_rest), self.max_tokens, length, place if self.spread else 0)
+        taken, self.passage_rest = np.split(self.passage_rest[start:], [tokens])
+        return taken
 
     def long_document(self) -> np.ndarray:
         ends = self.ends
@@ -82,12 +88,12 @@ class StreamedExamples:
         return document
 
     def row(self) -> np.ndarray:
-        parts, missing = [self.rest], self.max_tokens - 2 - len(self.rest)
+        parts, missing = [self.row_rest], self.max_tokens - 2 - len(self.row_rest)
         while missing > 0:
             parts.append(np.append(self.document(), self.tokenizer.sep_token_id))
             missing -= len(parts[-1])
         joined = np.concatenate(parts)
-        self.rest = joined[self.max_tokens - 2 :]
+        self.row_rest = joined[self.max_tokens - 2 :]
         return joined[: self.max_tokens - 2]
 
     def document(self) -> np.ndarray:
@@ -137,8 +143,9 @@ class StreamedExamples:
         return np.bincount(np.concatenate(documents), minlength=vocab_size)
 
     def state(self) -> dict:
-        """Where the texts read ahead began, how many of them were used, what is left of a joined row."""
-        return {"group": self.group_start, "read": self.read, "rest": self.rest.tolist(), "drawn": self.drawn}
+        """Where the texts read ahead began, how many of them were used, what is left of the documents in hand."""
+        rests = {"row": self.row_rest.tolist(), "passage": self.passage_rest.tolist()}
+        return {"group": self.group_start, "read": self.read, "drawn": self.drawn} | rests
 
     def restore(self, state: dict):
         self.go_to(state["group"])
@@ -146,4 +153,4 @@ class StreamedExamples:
         if state["read"]:
             self.read_group()
         self.read, self.drawn = state["read"], state["drawn"]
-        self.rest = np.array(state["rest"], dtype=np.int32)
+        self.row_rest, self.passage_rest = (np.array(state[kind], dtype=np.int32) for kind in ("row", "passage"))

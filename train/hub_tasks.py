@@ -16,11 +16,12 @@ def load_hub_tasks(path: str, names: list[str] | None, split: str) -> list[Retri
     Raises:
         ValueError: a data set, split or task is not there; or see `m2bert_eval.locov1.make_task`.
     """
+    hint = f"a local data.path is a folder with queries/{split}.parquet and documents/{split}.parquet"
     tables = [
-        load_table(f"{path}-{kind}", None, split, columns)
+        load_table(f"{path}-{kind}", None, split, f"data.path={path}", hint, columns)
         for kind, columns in (("Queries", QUERY_COLUMNS), ("Documents", DOCUMENT_COLUMNS))
     ]
-    known = sorted(set(tables[1]["dataset"].to_pylist()))
+    known = sorted(filter(None, set(tables[1]["dataset"].to_pylist())))
     unknown = [name for name in names or [] if name not in known]
     if unknown:
         raise ValueError(f"task {unknown[0]!r} is not in {path}; tasks there: {', '.join(known)}")
@@ -33,11 +34,17 @@ def load_hub_tasks(path: str, names: list[str] | None, split: str) -> list[Retri
 
 def load_hub_rows(path: str, config: str | None, limit: int | None) -> pa.Table:
     """The first rows of the split `train`, as a table."""
-    return load_table(path, config, "train" if limit is None else f"train[:{limit}]")
+    hint = "a local data.triples is a parquet or JSON-lines file"
+    return load_table(path, config, "train" if limit is None else f"train[:{limit}]", f"data.triples={path}", hint)
 
 
-def load_table(path: str, config: str | None, split: str, columns: tuple[str, ...] = ()) -> pa.Table:
+def load_table(
+    path: str, config: str | None, split: str, setting: str, hint: str, columns: tuple[str, ...] = ()
+) -> pa.Table:
     """A split of a data set of the Hub, downloaded on first use.
+
+    Args:
+        setting, hint: what named it, and what it might have meant instead; for errors.
 
     Raises:
         ValueError: it cannot be loaded, or lacks a column.
@@ -46,7 +53,8 @@ def load_table(path: str, config: str | None, split: str, columns: tuple[str, ..
         data = datasets.load_dataset(path, config, split=split)
     except (OSError, ValueError) as error:  # not there, no such split, no network
         raise ValueError(
-            f"{path!r} is no local path, and as a data set of the Hub its split {split!r} cannot be loaded: {error}"
+            f"{setting}: {path!r} is no local path, and as a data set of the Hub its split {split!r} cannot be loaded "
+            f"({' '.join(str(error).split())}); {hint}"
         ) from error
     missing = [column for column in columns if column not in data.column_names]
     if missing:

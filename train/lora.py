@@ -18,13 +18,12 @@ BLOCK_DIAGONAL = ["up.weight", "down.weight"]
 TRAINING_ONLY = {"hidden_dropout_prob", "classifier_dropout", "sparse_prediction"}  # fields that change no inference
 CARD = """---
 library_name: peft
-base_model: {base}
 license: apache-2.0
 ---
 
 # LoRA adapter of an M2-BERT
 
-Of rank {rank}, for `{base}`.
+Of rank {rank}, for the model in `{base}`.
 
 ```python
 from peft import PeftModel
@@ -34,6 +33,9 @@ model = PeftModel.from_pretrained(AutoModel.from_pretrained("{base}", trust_remo
 ```
 
 `m2bert export --model path --output merged` writes the merged model as a complete folder.
+
+Before pushing this folder, push the base, and write its Hub id in place of the local path: into this card, with a line
+`base_model: ORGANISATION/NAME` at its head, and into adapter_config.json, as `base_model_name_or_path`.
 """
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
@@ -30,7 +31,7 @@ def mine(task: RetrievalTask, count: int) -> Iterator[dict]:
     Raises:
         ValueError: count < 1, or a query has fewer documents that do not answer it.
     """
-    from m2bert_eval.rankers import Bm25Ranker
+    from m2bert_eval.rankers import Bm25Index
 
     most_answers = max(map(len, task.qrels.values()))
     if not 1 <= count <= len(task.documents) - most_answers:
@@ -38,13 +39,16 @@ def mine(task: RetrievalTask, count: int) -> Iterator[dict]:
             f"negatives={count} must be at least 1, and task {task.name!r} has {len(task.documents)} documents, up to "
             f"{most_answers} of which answer a query; ask for fewer"
         )
-    qids, size = list(task.queries), max(1, SCORES_AT_ONCE // len(task.documents))
+    pids = sorted(task.documents, reverse=True)
+    index = Bm25Index(dataclasses.replace(task, documents={pid: task.documents[pid] for pid in pids}))
+    qids, size = list(task.queries), max(1, SCORES_AT_ONCE // len(pids))
     for first in tqdm(range(0, len(qids), size), desc=f"BM25 on {task.name}", unit=f"x{size} queries"):
-        queries = {qid: task.queries[qid] for qid in qids[first : first + size]}
-        for qid, scores in Bm25Ranker().rank(dataclasses.replace(task, queries=queries)).items():
-            others = scores.keys() - task.qrels[qid].keys()
-            ranked = sorted(others, key=lambda pid: (scores[pid], pid), reverse=True)  # noqa: B023 (used at once)
-            yield {"qid": qid, "negative_pids": ranked[:count], "dataset": task.name}
+        chosen = qids[first : first + size]
+        scores = index.scores([task.queries[qid] for qid in chosen])
+        for qid, order in zip(chosen, np.argsort(-scores, axis=1, kind="stable"), strict=True):
+            best = [pids[i] for i in order[: count + most_answers]]
+            negatives = [pid for pid in best if pid not in task.qrels[qid]][:count]
+            yield {"qid": qid, "negative_pids": negatives, "dataset": task.name}
 
 
 def main(argv: list[str]):

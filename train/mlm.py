@@ -22,7 +22,7 @@ from m2bert_train.held_out import HeldOut, held_out_examples
 from m2bert_train.init import unigram_start_
 from m2bert_train.loop import run_loop
 from m2bert_train.masking import IGNORE, Masking
-from m2bert_train.optim import build_optimizer
+from m2bert_train.optim import build_optimizer, check_optim
 from m2bert_train.record import run_record
 from m2bert_train.runs import (
     command_line,
@@ -30,7 +30,6 @@ from m2bert_train.runs import (
     finish,
     make_checkpoints,
     make_model,
-    make_tokenizer,
     prepare,
     require,
     require_context,
@@ -38,13 +37,15 @@ from m2bert_train.runs import (
 from m2bert_train.source_data import SourceData, open_source
 from m2bert_train.text_examples import SHORTEST_TOKENS
 from m2bert_train.text_sources import Source, parse_sources
-from m2bert_train.token_store import held_out_limit, text_hash
+from m2bert_train.token_store import carve_limit, text_hash
+from m2bert_train.tokenizer import cached_wordpiece, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
 
 class TrainingTexts:
-    """The training texts of local sources, read from disk each time they are iterated; not those carved out.
+    """The training texts of local sources, read from disk each time they are iterated; not those that
+    `TokenStore.carve` holds out.
 
     Raises:
         ValueError: a source is on the Hub: training a vocabulary would read all of it.
@@ -53,13 +54,27 @@ class TrainingTexts:
     def __init__(self, sources: list[Source]):
         self.sources = sources
 
-    def __iter__(self) -> Iterator[str]:
-        for source in self.sources:
+        for source in sources:
             if source.on_hub:
                 raise ValueError(f"source {source.path} is streamed: name a tokenizer.path to read it with")
-            for text in source.files(source.split):
-                if source.validation_split is not None or text_hash(text) >= held_out_limit():
-                    yield text
+
+    def __iter__(self) -> Iterator[str]:
+        for source in self.sources:
+            texts, limit = source.files(source.split), 0
+            if source.validation_split is None:
+                limit = carve_limit(text_hash(text) for text in texts if text.strip())
+            yield from (text for text in texts if not limit or text_hash(text) >= limit)
+
+    def identity(self) -> list:
+        """What changes when the texts may have changed."""
+        return [[source.files(source.split).identity(), source.validation_split is None] for source in self.sources]
+
+
+def make_vocabulary(config, sources: list[Source]):
+    """The tokenizer of `tokenizer.path`, else of the checkpoint, else one trained on the sources, once."""
+    if config.tokenizer.path is None and config.model.path is None:
+        return cached_wordpiece(TrainingTexts(sources), config.tokenizer.vocab_size, config.data.token_cache)
+    return load_tokenizer(config.tokenizer.path or config.model.path)
 
 
 def token_counts(data: list[SourceData], vocab_size: int) -> np.ndarray:
@@ -68,7 +83,7 @@ def token_counts(data: list[SourceData], vocab_size: int) -> np.ndarray:
     counts = [one.train.token_counts(vocab_size) for one in data]
     total = sum(count.sum() for count in counts)
     shares = [sum(one.source.shares.values()) for one in data]
-    return sum(share * total / count.sum() * count for share, count in zip(shares, counts, strict=True))
+    return sum(share * total / max(count.sum(), 1) * count for share, count in zip(shares, counts, strict=True))
 
 
 def train_step(accelerator, model, batch: list[dict]):
@@ -93,20 +108,28 @@ def train_step(accelerator, model, batch: list[dict]):
     return accelerator.reduce(loss, "sum"), counts
 
 
-def main(argv: list[str]):
-    config_dict = load_config("mlm-small.yaml", argv)
-    config = namespace(config_dict)
+def check(config):
+    """Raise ValueError for settings that are out of range."""
+    check_optim(config)
     require(config, data__max_tokens=SHORTEST_TOKENS, data__accumulate=1, evaluation__examples=1)
+    if not 0 < config.data.mask_probability < 1:
+        raise ValueError(f"data.mask_probability={config.data.mask_probability} must be above 0 and below 1")
     if config.data.batch_tokens < config.data.max_tokens:
         raise ValueError(
             f"data.batch_tokens={config.data.batch_tokens} holds no example of data.max_tokens="
             f"{config.data.max_tokens}; raise it (it is the budget of one forward, padding included)"
         )
+
+
+def main(argv: list[str]):
+    config_dict = load_config("mlm-small.yaml", argv)
+    config = namespace(config_dict)
+    check(config)
     accelerator = prepare(config, argv, "mlm")
     rank, world = accelerator.process_index, accelerator.num_processes
     with accelerator.local_main_process_first():
         sources = parse_sources(config.data.sources, data_folder)
-        tokenizer = make_tokenizer(config.tokenizer, config.model.path, TrainingTexts(sources))
+        tokenizer = make_vocabulary(config, sources)
         data = [open_source(s, config.data, tokenizer, seed=config.seed, rank=rank, world=world) for s in sources]
     masking = Masking(tokenizer)
     held_out = HeldOut(held_out_examples(data, config.evaluation.examples), config.data.batch_tokens, masking)

@@ -7,7 +7,8 @@ checkpoint of train/mlm.py to start from.
 """
 
 import logging
-from functools import cache, partial
+import math
+from functools import cache, partial, reduce
 from pathlib import Path
 
 from transformers import AutoModel
@@ -20,7 +21,7 @@ from m2bert_train.init import idf_start_, inverse_document_frequency
 from m2bert_train.loop import run_loop
 from m2bert_train.lora import add_lora
 from m2bert_train.objective import check_loss, make_objective
-from m2bert_train.optim import build_optimizer
+from m2bert_train.optim import build_optimizer, check_optim
 from m2bert_train.record import run_record
 from m2bert_train.retrieval_data import RetrievalData, load_data
 from m2bert_train.runs import (
@@ -34,19 +35,38 @@ from m2bert_train.runs import (
     require,
     require_context,
 )
-from m2bert_train.teacher import MappedEncoder, teacher_vectors
-from m2bert_train.token_tasks import report_tasks, tokenise
+from m2bert_train.teacher import MappedEncoder, teacher_hash, teacher_vectors
+from m2bert_train.token_tasks import report_tasks, tokenise, vocabulary_hash
 
 logger = logging.getLogger(__name__)
+
+OPTIONAL = {  # types of the keys whose default, null, shows none
+    "epochs": (int, float),
+    "model.path": (str,),
+    "tokenizer.path": (str,),
+    "data.path": (str,),
+    "data.tasks": (list,),
+    "data.triples": (str,),
+    "data.triples_config": (str,),
+    "data.triples_limit": (int,),
+    "data.negatives_path": (str,),
+    "data.query_tokens": (int,),
+    "data.chunk_tokens": (int,),
+    "loss.teacher": (str,),
+}
 
 
 def read_data(accelerator, settings) -> RetrievalData:
     """The tasks of `data`: a folder, pydocs if nothing is named, or a Hub id."""
     with accelerator.main_process_first():
-        is_folder = settings.path is not None and (Path(settings.path).exists() or settings.path.count("/") != 1)
         is_pydocs = settings.path is None and settings.triples is None
-        folder = data_folder(settings.path) if is_folder or is_pydocs else None
+        folder = data_folder(settings.path) if is_pydocs or is_local(settings.path) else None
         return load_data(settings, folder)
+
+
+def is_local(path: str | None) -> bool:
+    """Whether data.path is meant as a folder, and not as the Hub's ORGANISATION/NAME."""
+    return path is not None and (path.count("/") != 1 or Path(path).exists() or Path(path).parent.is_dir())
 
 
 def make_train_step(accelerator, objective, pad_id: int, chunk_tokens: int | None):
@@ -78,14 +98,25 @@ def report_forwards(totals: dict[str, float]):
 
 
 def check(config):
-    """Raise ValueError for settings that exclude each other or are out of range."""
+    """Raise ValueError for settings that are of a wrong type, exclude each other or are out of range."""
+    for name, types in OPTIONAL.items():
+        value = reduce(getattr, name.split("."), config)
+        if value is not None and type(value) not in types:
+            raise ValueError(f"{name}={value!r} must be null or {' or '.join(kind.__name__ for kind in types)}")
+    check_optim(config)
     check_loss(config)
     require(config, data__document_tokens=3, data__batch_size=1, data__negatives=0, evaluation__batch_tokens=1)
-    for key in ("query_tokens", "chunk_tokens"):
+    require(config, data__passages_per_document=1)
+    for key, least in (("query_tokens", 3), ("chunk_tokens", 3), ("triples_limit", 1)):
         if getattr(config.data, key) is not None:
-            require(config, **{f"data__{key}": 3})
+            require(config, **{f"data__{key}": least})
+    if config.epochs is not None and not 0 < config.epochs < math.inf:
+        raise ValueError(f"epochs={config.epochs} must be more than 0, or null to train for `steps`")
     if not 0 <= config.data.passage_share <= 1:
         raise ValueError(f"data.passage_share={config.data.passage_share} must be between 0 and 1")
+    tokens = config.data.passage_tokens
+    if [type(value) for value in tokens] != [int, int] or not 1 <= tokens[0] <= tokens[1]:
+        raise ValueError(f"data.passage_tokens={tokens} must be [shortest, longest], two numbers of tokens from 1")
 
 
 def make_encoder(config, tokenizer, idf):
@@ -125,6 +156,12 @@ def with_teacher(accelerator, settings, model, tasks):
     return MappedEncoder(model, width, teacher_width), vectors
 
 
+def identity(config, data: RetrievalData, tokenizer) -> dict[str, str]:
+    """What a resumed run must find as it was, besides its configuration: texts, vocabulary, teacher."""
+    teacher = {"teacher": teacher_hash(config.loss.teacher)} if config.loss.name == "prototype" else {}
+    return data.describe() | {"vocabulary": vocabulary_hash(tokenizer)} | teacher
+
+
 def main(argv: list[str]):
     config_dict = load_config("opl-small.yaml", argv)
     config = namespace(config_dict)
@@ -144,10 +181,11 @@ def main(argv: list[str]):
     dropout = idf(encoder.config.vocab_size) if config.data.query_dropout else None
     batches, steps = make_batches(accelerator, config, training, special, dropout)
     model, vectors = with_teacher(accelerator, config.loss, encoder, data.training)
+    mapped = model is not encoder
     optimizer, schedule = build_optimizer(model, config.optim, steps)
     model, optimizer = accelerator.prepare(model, optimizer)
     scores = Development(development, config.data, special, pad_id, config.evaluation.batch_tokens)
-    checkpoints = make_checkpoints(accelerator, config_dict, data.describe())
+    checkpoints = make_checkpoints(accelerator, config_dict, identity(config, data, tokenizer))
     progress = run_loop(
         accelerator,
         model,
@@ -166,7 +204,6 @@ def main(argv: list[str]):
     )
     report_forwards(progress.totals)
     record = run_record(config_dict, data.fingerprint(), accelerator.num_processes, progress)
-    mapped = isinstance(accelerator.unwrap_model(model), MappedEncoder)
     finish(accelerator, encoder if mapped else model, tokenizer, config, record, checkpoints)
 
 

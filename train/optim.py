@@ -53,6 +53,20 @@ def _settings(name: str, optim) -> tuple[float, float]:
     return (optim.lr if rate is None else rate), optim.weight_decay
 
 
+def check_optim(config):
+    """Raise ValueError for settings out of range that every entry point has: steps, optim, evaluation.every."""
+    optim, every = config.optim, config.evaluation.every
+    for key, value, fits, allowed in (
+        ("steps", config.steps, config.steps >= 0, "at least 0"),
+        ("optim.warmup_share", optim.warmup_share, 0 <= optim.warmup_share <= 1, "from 0 to 1"),
+        ("optim.clip_norm", optim.clip_norm, optim.clip_norm > 0, "above 0"),
+        ("optim.betas", optim.betas, len(optim.betas) == 2, "two numbers, as [0.9, 0.98]"),
+        ("evaluation.every", every, every >= 0, "at least 0 (0: only after the last step)"),
+    ):
+        if not fits:
+            raise ValueError(f"{key}={value} must be {allowed}")
+
+
 def build_optimizer(model: nn.Module, optim, steps: int):
     """(AdamW, linear schedule with `warmup_share` of the steps)."""
     optimizer = torch.optim.AdamW(parameter_groups(model, optim), betas=tuple(optim.betas), eps=optim.eps)

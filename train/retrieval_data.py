@@ -4,19 +4,16 @@ The split `test` is for the last evaluation alone and refused wherever training 
 """
 
 import hashlib
-import logging
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import pyarrow.json
 import pyarrow.parquet as pq
 
-from m2bert_eval.locov1 import RetrievalTask, load_task, make_task, task_names
+from m2bert_eval.locov1 import RetrievalTask, load_task, task_names
 
-logger = logging.getLogger(__name__)
-
-Negatives = dict[str, list[str]]  # {qid: pids}, best first
+from .triples import Negatives, load_triples
 
 
 @dataclass
@@ -45,10 +42,26 @@ class RetrievalData:
         return hashlib.sha256(repr(sorted(self.describe().items())).encode()).hexdigest()
 
 
+def names_split(value: str, split: str) -> bool:
+    """Whether the name of a split, a file or a Hub data set says the word: `test`, `validation+TEST`, `test_256`,
+    `test-00000-of-00001.parquet`, `test/0.parquet`, but not `latest`."""
+    path = Path(value.lower())
+    return path.parent.name == split or bool(re.search(rf"(?<![a-z]){split}(?![a-z])", path.name))
+
+
 def refuse_test(key: str, value: str | None):
     """Raise ValueError if a setting names the test split, or a file of it."""
-    if value is not None and Path(value).name.split(".")[0].split("-")[0] == "test":
+    if value is not None and names_split(value, "test"):
         raise ValueError(f"{key}={value} is the test split; it is for the last evaluation alone. Name another")
+
+
+def check_development_split(split: str | None):
+    """Raise ValueError for a split that training sees, or that it must not."""
+    refuse_test("data.development_split", split)
+    if split is not None and names_split(split, "train"):
+        raise ValueError(
+            f"data.development_split={split} is what is trained on; name another, or say null to carve a part out of it"
+        )
 
 
 def load_data(settings, folder: Path | None) -> RetrievalData:
@@ -58,11 +71,13 @@ def load_data(settings, folder: Path | None) -> RetrievalData:
         folder: of data in the LoCoV1 schema, or None where `settings.path` is a Hub id or there are triples alone.
 
     Raises:
-        ValueError: an unknown task, the test split, a task too small to carve, unreadable triples or negatives.
+        ValueError: an unknown task, the test split, a task too small to carve, unreadable triples or negatives, or
+            given negatives that `settings.negatives=0` would not use.
     """
-    for key in ("development_split", "triples", "negatives_path"):
+    check_development_split(settings.development_split)
+    for key in ("triples", "negatives_path"):
         refuse_test(f"data.{key}", getattr(settings, key))
-    if settings.tasks is not None and not isinstance(settings.tasks, list):
+    if settings.tasks is not None and not (isinstance(settings.tasks, list) and settings.tasks):
         raise ValueError(f"data.tasks={settings.tasks!r} must be a list of names, or null for all tasks")
     tasks = load_split(settings.path, folder, settings.tasks, "train")
     given = read_negatives(settings.negatives_path, tasks) if settings.negatives_path is not None else {}
@@ -76,8 +91,14 @@ def load_data(settings, folder: Path | None) -> RetrievalData:
         if triples.name in (task.name for task in tasks):
             raise ValueError(f"data.triples={settings.triples} has the name of a task; rename the file")
         carve_from, given = [*carve_from, triples], given | {triples.name: negatives}
+    if any(given.values()) and not settings.negatives:
+        raise ValueError(
+            "data.negatives=0 uses none of the negatives that data.negatives_path or data.triples gives; set it to how "
+            "many each query takes, or give none"
+        )
+    held_texts = set().union(*(set_aside(task, settings.development_share) for task in carve_from))
     for task in carve_from:
-        train, held = carve(task, settings.development_share, settings.development_documents)
+        train, held = carve(task, held_texts, settings.development_documents, settings.development_share)
         training.append(train)
         development.append(held)
     return RetrievalData(training, development, given)
@@ -86,6 +107,10 @@ def load_data(settings, folder: Path | None) -> RetrievalData:
 def load_split(path: str | None, folder: Path | None, names: list[str] | None, split: str) -> list[RetrievalTask]:
     """The named tasks of a split, or all; from a folder, or else from the Hub."""
     if folder is not None:
+        if not folder.is_dir():
+            raise ValueError(
+                f"data.path={folder} is no folder; name one with queries/{split}.parquet and documents/{split}.parquet"
+            )
         return [load_task(folder, name, split) for name in names or task_names(folder, split)]
     if path is None:
         return []
@@ -94,26 +119,37 @@ def load_split(path: str | None, folder: Path | None, names: list[str] | None, s
     return load_hub_tasks(path, names, split)
 
 
-def carve(task: RetrievalTask, share: float, pool_documents: int) -> tuple[RetrievalTask, RetrievalTask]:
-    """Set a part of the documents aside for development, chosen by the hash of their ids, so that it stays the same
-    when data are added or reordered.
+def set_aside(task: RetrievalTask, share: float) -> set[str]:
+    """The texts of a task that are for development: a share of all texts, by hash, so that it stays the same when data
+    are added or reordered; and at least one that answers a query.
+
+    Raises:
+        ValueError: share is outside (0, 1).
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"data.development_share={share} must be more than 0 and less than 1")
+    answers = {task.documents[pid] for pids in task.qrels.values() for pid in pids}
+    return {text for text in task.documents.values() if hash_share(text) < share} | {min(answers, key=hash_share)}
+
+
+def carve(
+    task: RetrievalTask, held_texts: set[str], pool_documents: int, share: float
+) -> tuple[RetrievalTask, RetrievalTask]:
+    """Set documents aside for development.
 
     Args:
-        share: of the documents, 0 < share < 1; at least one that answers a query.
-        pool_documents: size of the development pool. Training documents fill it up as distractors.
+        held_texts: what `set_aside` gives, of all tasks: a text may stand in several, and under several ids.
+        pool_documents: least size of the development pool. Training documents fill it up as distractors.
+        share: named in the error.
 
     Returns:
         Training and development. Every query with an answer set aside goes to development, and the documents set
         aside leave training.
 
     Raises:
-        ValueError: share is outside (0, 1), or no query is left for training.
+        ValueError: no query is left for training.
     """
-    if not 0 < share < 1:
-        raise ValueError(f"data.development_share={share} must be more than 0 and less than 1")
-    place = {pid: hash_share(pid) for pid in task.documents}
-    first = min((pid for answers in task.qrels.values() for pid in answers), key=place.__getitem__)
-    held = {pid for pid in task.documents if place[pid] < share} | {first}
+    held = {pid for pid, text in task.documents.items() if text in held_texts}
     held_queries = [qid for qid, answers in task.qrels.items() if held & answers.keys()]
     if len(held_queries) == len(task.queries):
         raise ValueError(
@@ -121,7 +157,7 @@ def carve(task: RetrievalTask, share: float, pool_documents: int) -> tuple[Retri
             "are set aside; lower it, or name a data.development_split"
         )
     pool = held | {pid for qid in held_queries for pid in task.qrels[qid]}
-    others = sorted(task.documents.keys() - pool, key=place.__getitem__)
+    others = sorted(task.documents.keys() - pool, key=lambda pid: (hash_share(task.documents[pid]), pid))
     pool.update(others[: max(pool_documents - len(pool), 0)])
     training = restrict(task, "train", task.documents.keys() - held, task.queries.keys() - set(held_queries))
     return training, restrict(task, "development", pool, held_queries)
@@ -168,56 +204,3 @@ def read_negatives(path: str, tasks: list[RetrievalTask]) -> dict[str, Negatives
                 raise ValueError(f"{path}: document {pid!r} answers query {qid!r} and cannot be its negative")
         negatives.setdefault(task.name, {})[qid] = pids
     return negatives
-
-
-def load_triples(source: str, config: str | None, limit: int | None) -> tuple[RetrievalTask, Negatives]:
-    """A task from rows of (query, positive, negatives), and its given negatives; equal texts become one.
-
-    Args:
-        source: parquet or JSON-lines file, or Hub id; columns query, positive, and none or more whose names begin with
-            negative.
-        config: of the Hub data set.
-        limit: number of rows to read; None reads all.
-
-    Raises:
-        ValueError: the source cannot be read, or lacks a column.
-    """
-    path = Path(source)
-    if path.suffix == ".parquet" and path.is_file():
-        table = pq.read_table(path)
-    elif path.suffix in (".jsonl", ".json") and path.is_file():
-        table = pyarrow.json.read_json(path)
-    elif not path.exists() and not path.suffix:
-        from .hub_tasks import load_hub_rows
-
-        table = load_hub_rows(source, config, limit)
-    else:
-        raise ValueError(f"data.triples={source} is no parquet file, JSON-lines file or Hub id; name one")
-    missing = {"query", "positive"} - set(table.column_names)
-    if missing:
-        raise ValueError(f"data.triples={source} lacks the column {min(missing)!r}; it has {table.column_names}")
-    columns = [name for name in table.column_names if name.startswith("negative")]
-    return triples_task(path.stem, table.slice(0, limit).select(["query", "positive", *columns]).to_pylist(), columns)
-
-
-def triples_task(name: str, rows: list[dict], columns: list[str]) -> tuple[RetrievalTask, Negatives]:
-    """See `load_triples`. A text that is both positive and negative of a query is its positive."""
-    queries, documents, answers, negatives = {}, {}, {}, {}
-    for row in rows:
-        qid, positive = text_id(row["query"]), text_id(row["positive"])
-        queries[qid], documents[positive] = row["query"], row["positive"]
-        answers.setdefault(qid, []).append(positive)
-        for text in filter(None, (row[column] for column in columns)):
-            documents[text_id(text)] = text
-            negatives.setdefault(qid, []).append(text_id(text))
-    query_rows = [{"qid": qid, "query": text, "answer_pids": answers[qid]} for qid, text in queries.items()]
-    document_rows = [{"pid": pid, "passage": text} for pid, text in documents.items()]
-    task = make_task(name, "train", query_rows, document_rows)
-    return task, {
-        qid: [pid for pid in dict.fromkeys(pids) if pid not in task.qrels[qid]] for qid, pids in negatives.items()
-    }
-
-
-def text_id(text: str) -> str:
-    """An id that depends on the text alone."""
-    return hashlib.sha256(text.encode()).hexdigest()[:20]

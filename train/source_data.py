@@ -63,15 +63,16 @@ def open_local(source: Source, settings, tokenizer, seed: tuple[int, int], rank:
     store = open_store(source.files(source.split), tokenizer, settings.token_cache)
     identity = {"tokens_sha256": store.fingerprint}
     if source.validation_split is None:
-        store, held_out = store.carve()
+        store, held_out = store.carve(source.name)
         logger.info("%s: %d documents (%g %%, by hash) carved out for validation", source.name, len(held_out.starts),
                     100 * HELD_OUT_SHARE)  # fmt: skip
     else:
         held_out = open_store(source.files(source.validation_split), tokenizer, settings.token_cache)
         identity["held_out_sha256"] = held_out.fingerprint
     report_lengths(source.name, store, settings.max_tokens)
-    train = LocalExamples(store, settings.max_tokens, tokenizer, seed, rank, world)
-    return train, LocalExamples(held_out, settings.max_tokens, tokenizer, (0, seed[1])), identity
+    train = LocalExamples(source.name, store, settings.max_tokens, tokenizer, seed, rank, world)
+    validation = LocalExamples(f"{source.name}, held out", held_out, settings.max_tokens, tokenizer, (0, seed[1]))
+    return train, validation, identity
 
 
 def report_lengths(name: str, store: TokenStore, max_tokens: int):
@@ -92,9 +93,9 @@ def open_streamed(source: Source, settings, tokenizer, seed: tuple[int, int], ra
             f"source {source.path} is streamed, which needs datasets ({error}); pip install datasets"
         ) from error
 
-    def stream(split: str, seed: tuple[int, ...], keep: Callable[[str], bool], rank: int, world: int):
+    def stream(split: str, seed: tuple[int, ...], keep: Callable[[str], bool], rank: int, world: int, spread=False):
         rows = hub_data.open_stream(source, split, rank, world)
-        return hub_data.StreamedExamples(rows, source, settings.max_tokens, tokenizer, seed, keep)
+        return hub_data.StreamedExamples(rows, source, settings.max_tokens, tokenizer, seed, keep, spread)
 
     def everything(text: str) -> bool:
         return True
@@ -109,5 +110,5 @@ def open_streamed(source: Source, settings, tokenizer, seed: tuple[int, int], ra
     logger.info("%s: streamed; documents longer than %d tokens are read in parts", source.name, settings.max_tokens)
     train = stream(source.split, (*seed, rank), is_trained_on if carve else everything, rank, world)
     held_out_split = source.split if carve else source.validation_split
-    validation = stream(held_out_split, (0, seed[1], 0), is_held_out if carve else everything, 0, 1)
+    validation = stream(held_out_split, (0, seed[1], 0), is_held_out if carve else everything, 0, 1, spread=True)
     return train, validation, {"path": source.path, "config": source.config, "revision": source.revision}

@@ -48,16 +48,24 @@ def teacher_vectors(
 
 
 def content_hash(teacher: str, queries: list[str], documents: list[str]) -> str:
-    """sha256 of the texts and of the teacher: of a folder the files, of a Hub id the name."""
+    """sha256 of the texts and of the teacher."""
+    digest = hashlib.sha256(teacher_hash(teacher).encode())
+    for part in ("queries", *queries, "documents", *documents):
+        content = part.encode()
+        digest.update(len(content).to_bytes(8, "big") + content)
+    return digest.hexdigest()
+
+
+def teacher_hash(teacher: str) -> str:
+    """sha256 of a teacher: of a folder the files, of a Hub id the name."""
+    if not Path(teacher).is_dir():
+        return hashlib.sha256(teacher.encode()).hexdigest()
     digest = hashlib.sha256()
-    for path in sorted(Path(teacher).rglob("*")) if Path(teacher).is_dir() else ():
+    for path in sorted(Path(teacher).rglob("*")):
         if path.is_file() and path.name != "training.json":
             digest.update(path.relative_to(teacher).as_posix().encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
-    for part in (teacher if not Path(teacher).is_dir() else "", "queries", *queries, "documents", *documents):
-        content = part.encode()
-        digest.update(len(content).to_bytes(8, "big") + content)
     return digest.hexdigest()
 
 

@@ -1,6 +1,6 @@
 """Examples for masked-language modelling out of tokenised documents (paper section 4.2, Table 2).
 
-variable: one passage of one document, its length log-uniform from 10 tokens to the maximum, or to the document's end.
+variable: a passage of one document, its length log-uniform from 10 tokens to the maximum, or to the document's end.
 maximum: successive documents joined by [SEP] and cut into full rows [CLS] .. [SEP] of the maximum length.
 
 Examples of local documents are numbered without end. An epoch is a new permutation, and any example of it can be made
@@ -84,13 +84,17 @@ class LocalExamples:
     """Examples of the documents of a store, without end.
 
     Args:
+        name: of the source, in errors.
         max_tokens: [CLS] and [SEP] included.
         seed: numbers that set this source apart.
         rank, world: of `world` processes this one takes every `world`-th example.
     """
 
-    def __init__(self, store: TokenStore, max_tokens: int, tokenizer, seed: tuple[int, ...], rank=0, world=1):
-        self.store, self.max_tokens, self.seed, self.rank, self.world = store, max_tokens, seed, rank, world
+    def __init__(
+        self, name: str, store: TokenStore, max_tokens: int, tokenizer, seed: tuple[int, ...], rank=0, world=1
+    ):
+        self.name, self.store, self.max_tokens = name, store, max_tokens
+        self.seed, self.rank, self.world = seed, rank, world
         self.cls_id, self.sep_id = tokenizer.cls_token_id, tokenizer.sep_token_id
         self.next = dict.fromkeys(KINDS, 0)  # number of the first example of the next `take`, the same on all processes
         self.epochs: dict[str, tuple[int, Passages | Rows]] = {}
@@ -130,10 +134,13 @@ class LocalExamples:
         if size:
             return size
         if kind == "variable":
-            raise ValueError(f"no document has {SHORTEST_TOKENS - 2} tokens or more to make a variable-length example")
+            raise ValueError(
+                f"source {self.name}: no document has {SHORTEST_TOKENS - 2} tokens or more to make a variable-length "
+                "example; add longer ones, or set its share `variable` to 0"
+            )
         raise ValueError(
-            f"the text has {int((self.store.lengths + 1).sum())} tokens, less than one row of max_tokens="
-            f"{self.max_tokens}; lower data.max_tokens or add text"
+            f"source {self.name}: the text has {int((self.store.lengths + 1).sum())} tokens, less than one row of "
+            f"max_tokens={self.max_tokens}; lower data.max_tokens or add text"
         )
 
     def token_counts(self, vocab_size: int) -> np.ndarray:

@@ -60,8 +60,8 @@ class TextFiles:
 
 
 def refuse_test(key: str, value: str):
-    """Raise ValueError for the split `test`, alone or as a part: it is for evaluation only."""
-    if re.search(r"(^|\W)test(\W|$)", value):
+    """Raise ValueError for the split `test`, alone or as a word in a name: it is for evaluation only."""
+    if re.search(r"(?<![a-z])test(?![a-z])", value, re.IGNORECASE):
         raise ValueError(f"{key}={value!r}: the split test is neither trained on nor selected on; name another one")
 
 

@@ -62,7 +62,7 @@ def parse_sources(entries: list, local_folder: Callable[[str | None], Path]) -> 
 
     Raises:
         ValueError: no or a malformed entry, an unknown key (with the nearest known one), two sources of one name, a
-            path that is nothing, the split test, or shares that do not sum to 1.
+            path that is nothing, the split test, a validation split that is trained on, or shares that do not sum to 1.
     """
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"data.sources={entries!r} must be a list of at least one source, as [{{path: FOLDER}}]")
@@ -114,6 +114,11 @@ def make_source(entry: dict, local_folder: Callable[[str | None], Path]) -> Sour
         raise ValueError(f"data.sources: {entry['path']} is local and has no config or revision; leave them out")
     for key in ("split", "validation_split"):
         refuse_test(f"data.sources: {key}", getattr(source, key) or "")
+    if source.split == source.validation_split:
+        raise ValueError(
+            f"data.sources: split and validation_split of {entry['path']!r} are both {source.split!r}; name another "
+            "one to validate on, or null, which holds a hundredth of the documents out"
+        )
     return source
 
 

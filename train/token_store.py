@@ -14,7 +14,7 @@ import logging
 import os
 import tempfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -47,11 +47,19 @@ class TokenStore:
     hashes: np.ndarray
     fingerprint: str
 
-    def carve(self) -> tuple["TokenStore", "TokenStore"]:
+    def carve(self, name: str) -> tuple["TokenStore", "TokenStore"]:
         """(training, validation): validation is the hundredth of the documents whose hashes are smallest, or the one
-        document with the smallest hash. Equal texts are always on the same side."""
-        limit = max(held_out_limit(), int(self.hashes.min()) + 1)
-        held_out = self.hashes < np.uint64(limit)
+        document with the smallest hash. Equal texts are always on the same side.
+
+        Raises:
+            ValueError: nothing is left to train on. It names the source, `name`.
+        """
+        held_out = self.hashes < np.uint64(carve_limit([int(self.hashes.min())]))
+        if held_out.all():
+            raise ValueError(
+                f"source {name}: {len(held_out)} document(s), all of them held out for validation, so that none is "
+                "left to train on; cut the text into several documents, or make a folder of it with a validation split"
+            )
         return self.part(~held_out), self.part(held_out)
 
     def part(self, chosen: np.ndarray) -> "TokenStore":
@@ -74,8 +82,19 @@ def text_hash(text: str) -> int:
 
 
 def held_out_limit() -> int:
-    """Texts whose hash is smaller are validation, where it is carved."""
+    """Texts whose hash is smaller are validation, where it is carved out of very many."""
     return int(HELD_OUT_SHARE * 2**64)
+
+
+def carve_limit(hashes: Iterable[int]) -> int:
+    """The `held_out_limit`, or, where none of these texts is below it, the limit that holds out the one with the
+    smallest hash. Hashes are read up to the first one below."""
+    smallest = 2**64
+    for one in hashes:
+        if one < held_out_limit():
+            return held_out_limit()
+        smallest = min(smallest, one)
+    return smallest + 1
 
 
 def open_store(texts: TextFiles, tokenizer, cache: str | Path) -> TokenStore:

@@ -1,5 +1,6 @@
 """Retrieval tasks as token ids."""
 
+import hashlib
 import logging
 from dataclasses import dataclass
 
@@ -9,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from m2bert_eval.locov1 import RetrievalTask
 
-from .retrieval_data import Negatives
 from .tokenizer import encode_all
+from .triples import Negatives
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,16 @@ def tokenise_texts(tokenizer, texts: list[str], what: str, show: bool) -> list[n
     return rows
 
 
+def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 of the tokens and their ids."""
+    return hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+
+
+def query_limit(settings) -> int:
+    """Tokens of the longest query, special tokens included."""
+    return settings.query_tokens or settings.document_tokens
+
+
 def wrap(row: np.ndarray, special: tuple[int, int]) -> np.ndarray:
     """[CLS] row [SEP]."""
     return np.concatenate([special[:1], row, special[1:]]).astype(np.int64)
@@ -74,7 +85,8 @@ def report_tasks(tasks: list[TokenTask], settings):
     fewer given negatives than are used.
 
     Args:
-        settings: document_tokens, document_window, query_tokens (None: as documents), negatives.
+        settings: document_tokens, document_window, query_tokens (None: as documents), passage_share, passage_tokens,
+            negatives.
     """
     limit = settings.document_tokens
     documents = [document for task in tasks for document in task.documents]
@@ -82,11 +94,12 @@ def report_tasks(tasks: list[TokenTask], settings):
     if long:
         what = "cut to their first tokens" if settings.document_window == "first" else "read in random windows"
         logger.warning("%d of %d documents exceed data.document_tokens=%d: %s", long, len(documents), limit, what)
-    key = "document_tokens" if settings.query_tokens is None else "query_tokens"
-    limit = getattr(settings, key)
+    key, limit = "document_tokens" if settings.query_tokens is None else "query_tokens", query_limit(settings)
     long = sum(len(query) + 2 > limit for task in tasks for query in task.queries)
     if long:
         logger.warning("%d queries are cut to data.%s=%d", long, key, limit)
+    if settings.passage_share and settings.passage_tokens[1] + 2 > limit:
+        logger.warning("passages of more than %d tokens are cut to data.%s=%d", limit - 2, key, limit)
     given = [len(negatives) for task in tasks for negatives in task.negatives]
     if any(given):
         short = sum(count < settings.negatives for count in given)

@@ -1,6 +1,10 @@
 """Tokenizers of a run: loaded from a folder or the Hub, or a WordPiece vocabulary trained on the run's own text."""
 
+import hashlib
+import json
+import logging
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -38,6 +44,26 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
     tokenizer.train_from_iterator(texts, trainer)
     return BertTokenizerFast(vocab=tokenizer.get_vocab(), do_lower_case=True)
+
+
+def cached_wordpiece(texts, vocab_size: int, cache: str | Path) -> PreTrainedTokenizerBase:
+    """`train_wordpiece`, or its result from CACHE/vocabulary-KEY.json, where an earlier run or process left it.
+
+    Args:
+        texts: as there, with `identity()`: JSON that changes when the texts may have changed.
+    """
+    key = hashlib.sha256(json.dumps([texts.identity(), vocab_size]).encode()).hexdigest()[:24]
+    file = Path(cache) / f"vocabulary-{key}.json"
+    if file.is_file():
+        return BertTokenizerFast(vocab=json.loads(file.read_text()), do_lower_case=True)
+    logger.info("training a WordPiece tokenizer of %d tokens", vocab_size)
+    tokenizer = train_wordpiece(texts, vocab_size)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{file.stem}-", dir=file.parent) as scratch:
+        unfinished = Path(scratch) / "vocabulary.json"
+        unfinished.write_text(json.dumps(tokenizer.get_vocab()))
+        unfinished.replace(file)
+    return tokenizer
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:

@@ -9,12 +9,13 @@ What depends on the number of positions N are the position embeddings (N, H) and
 - `--positions replicate` (default) repeats the position embeddings as often as they fit, the paper's way;
   `interpolate` draws the table out to M rows, linearly, and so moves every position.
 - `--decay keep` (default) leaves the N taps as they are and continues them: time by its own step, so that the decay
-  per token stays, and the features by the formula they were initialised with, at the old N. A trained table has
-  drifted from that formula row by row; a new row has no drift of its own, and none is made up. `stretch` draws
-  features and time out to M taps, so that a filter reaches M / N times as far, and scales `filter_decay_length` with
-  them. Tap values are not rescaled: a smooth filter then sums to M / N times as much.
+  per token stays, and the features by the formula they were initialised with, at the speed of the taps that are there
+  (`tap_speed`). A trained table has drifted from that formula row by row; a new row has no drift of its own, and none
+  is made up. `stretch` draws features and time out to M taps, so that a filter reaches M / N times as far, and scales
+  `filter_decay_length` with them. Tap values are not rescaled: a smooth filter then sums to M / N times as much.
 
-With replicate and keep, nothing changes for inputs of up to N tokens. The other ways change every vector.
+With replicate and keep, nothing changes for inputs of up to N tokens. The other ways change every vector. A model may
+be extended again and again: filters that are kept do not depend on the steps to a length.
 """
 
 import argparse
@@ -37,6 +38,7 @@ from .runs import command_line
 
 POSITIONS = ("replicate", "interpolate")
 DECAYS = ("keep", "stretch")
+DRIFT = 1.25  # factor by which training may have changed how fast the features grow from tap to tap
 
 
 @torch.no_grad()
@@ -70,7 +72,8 @@ def extend(
                 continue
             features, time = module.positional_features, module.time
             if decay == "keep":
-                features, time = continue_features(features, max_length), continue_time(time, max_length)
+                features = continue_features(features, tap_speed(features, time), max_length)
+                time = continue_time(time, max_length)
             else:
                 features, time = resample(features, max_length), resample(time[:, None], max_length)[:, 0]
             _replace(module, "positional_features", features)
@@ -93,15 +96,33 @@ def resample(table: Tensor, length: int) -> Tensor:
     return rows[0].T.to(table.dtype).contiguous()
 
 
-def continue_features(features: Tensor, length: int) -> Tensor:
-    """(N, E) -> (length, E): row t >= N is [t / (N - 1), cos(f w_t) .., -sin(f w_t) ..], w_t = 2 pi t / N, with
-    (E - 1) / 2 frequencies f spread evenly from 1e-4 upwards: the initialisation of a model of N positions."""
+def tap_speed(features: Tensor, time: Tensor) -> float:
+    """What the first feature, t / (P - 1) in a new model of P positions, grows by from tap to tap.
+
+    P is not always the number of rows: `keep` adds rows at the old speed. Nor can it be read off `filter_decay_length`,
+    which may be chosen freely; where it was not, though, the first feature began as a copy of the time, is continued
+    and stretched like it, and the time is not trained. So the speed is that of the time, unless the table disagrees by
+    more than DRIFT: then the median over the taps, which rows continued at that very speed leave where it is.
+    """
+    if len(time) == 1:
+        return 1.0
+    steps = torch.arange(1, len(time), dtype=torch.float64, device=time.device)
+    speed = float((features[1:, 0].double() / steps).median())
+    speed_of_time = float((time[-1] - time[0]).double() / (len(time) - 1))
+    agree = speed_of_time / DRIFT < speed < speed_of_time * DRIFT
+    return speed if speed > 0 and not agree else speed_of_time
+
+
+def continue_features(features: Tensor, speed: float, length: int) -> Tensor:
+    """(N, E) -> (length, E): row t >= N is [t / (P - 1), cos(f w_t) .., -sin(f w_t) ..], w_t = 2 pi t / P, with
+    (E - 1) / 2 frequencies f spread evenly from 1e-4 upwards and P = 1 + 1 / speed: the initialisation of a model of P
+    positions."""
     old, size = features.shape
     bands = (size - 1) // 2
     steps = torch.arange(old, length, dtype=torch.float64)[:, None]
     frequencies = torch.linspace(1e-4, max(bands - 1, 1e-4), bands, dtype=torch.float64)
-    angles = frequencies * (2 * math.pi * steps / old)
-    rows = torch.cat([steps / max(old - 1, 1), angles.cos(), -angles.sin()], dim=1)
+    angles = frequencies * (2 * math.pi * steps / (1 + 1 / speed))
+    rows = torch.cat([steps * speed, angles.cos(), -angles.sin()], dim=1)
     return torch.cat([features, rows.to(features)])
 
 

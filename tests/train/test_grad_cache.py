@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModel
 
-from m2bert_train.distributed import split_indices
+from m2bert_train.distributed import gather_rows, split_indices
 from m2bert_train.encoding import encode, encode_shared, token_chunks
 from m2bert_train.grad_cache import cached_step, full_step
 from m2bert_train.losses import cosine_matrix, multiple_negatives_ranking_loss, orthogonal_projection_loss
@@ -117,15 +117,18 @@ def test_shared_encoding_keeps_the_order(tiny_config):
         assert torch.allclose(encode(model, [row], 0, torch.device("cpu"))[0], vector, atol=1e-10)
 
 
+def tiny_model(**changes):
+    from modeling_m2bert import M2BertConfig
+
+    return M2BertConfig(vocab_size=120, hidden_size=32, num_hidden_layers=2, intermediate_size=64,
+                        max_position_embeddings=48, filter_order=8, **changes)  # fmt: skip
+
+
 def two_processes(folder):
     """Runs on each of two processes: steps with every way to cut, gradients of rank 0 to a file."""
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2, accelerator.num_processes
-    tiny = {"vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64,
-            "max_position_embeddings": 48, "filter_order": 8}  # fmt: skip
-    from modeling_m2bert import M2BertConfig
-
-    inner = make_model(lambda **changes: M2BertConfig(**tiny, **changes))
+    inner = make_model(tiny_model)
     model = accelerator.prepare(inner)
     rank = accelerator.process_index
     found = {}
@@ -137,6 +140,7 @@ def two_processes(folder):
                 arguments = accelerator, model, own_queries, own_documents, objective, 0
                 loss = cached_step(*arguments, chunk_tokens) if chunk_tokens else full_step(*arguments)
                 found[case, name, chunk_tokens] = loss.item(), gradients(inner)
+    found |= dropped_gradients(accelerator, rank)
     model.eval()
     assert list(split_indices(9)) == list(range(rank, 9, 2))
     found["vectors"] = encode_shared(accelerator, model, texts(9, 3), 50, 0)
@@ -144,6 +148,24 @@ def two_processes(folder):
     if accelerator.is_main_process:
         torch.save(found, Path(folder) / "found.pt")
     accelerator.end_training()
+
+
+def dropped_gradients(accelerator, rank):
+    """With dropout, differing between the processes: gradient caching, and all of a process's chunks with a graph."""
+    found = {}
+    for case, (queries, documents) in SHARES.items():
+        objective = make_objective("mnrl", sum(map(len, queries)), sum(map(len, documents)))
+        inner = make_model(tiny_model, 0.3)
+        model, rows = accelerator.prepare(inner), queries[rank] + documents[rank]
+        torch.manual_seed(rank)
+        cached_step(accelerator, model, queries[rank], documents[rank], objective, 0, 50)
+        cached = gradients(inner)
+        torch.manual_seed(rank)
+        gathered = lambda q, d: objective(gather_rows(q)[0], gather_rows(d)[0])  # noqa: B023, E731 (used at once)
+        sequential_step(inner, rows, len(queries[rank]), gathered, 50)
+        own = {name: 2 * gradient for name, gradient in gradients(inner).items()}  # of the sum over both processes
+        found[case, "dropout"] = cached, {name: accelerator.reduce(g, "mean") for name, g in own.items()}
+    return found
 
 
 ALL = texts(5, 0), texts(8, 1)
@@ -169,9 +191,53 @@ def test_two_processes_give_the_gradients_of_one(tiny_config, tmp_path):
                 found_loss, found_gradients = found[case, name, chunk_tokens]
                 assert found_loss == pytest.approx(loss, rel=1e-10)
                 assert_equal(found_gradients, expected)
+    for case in SHARES:
+        assert_equal(*found[case, "dropout"])
     model.eval()
     for key, rows in (("vectors", texts(9, 3)), ("one", texts(1, 3))):
         assert torch.allclose(found[key], encode_shared(accelerator, model, rows, 50, 0), atol=1e-10)
+
+
+MEMORY = """
+import resource
+
+import torch
+from accelerate import Accelerator
+from transformers import AutoModel
+
+from m2bert_train.grad_cache import cached_step, full_step
+from m2bert_train.losses import cosine_matrix, multiple_negatives_ranking_loss
+from modeling_m2bert import M2BertConfig
+
+config = M2BertConfig(vocab_size=120, hidden_size=128, num_hidden_layers=2, intermediate_size=512,
+                      max_position_embeddings=4096, filter_order=8)
+model, accelerator = AutoModel.from_config(config).train(), Accelerator(cpu=True)
+query = torch.randint(5, 120, (8,)).numpy()
+
+
+def step(count, tokens, run, *arguments):
+    documents = [torch.randint(5, 120, (tokens,)).numpy() for _ in range(count)]
+    relevant, compared = torch.arange(count)[None] == 0, torch.ones(1, count, dtype=torch.bool)
+    loss = lambda q, d: multiple_negatives_ranking_loss(cosine_matrix(q, d), relevant, compared)
+    run(accelerator, model, [query], documents, loss, 0, *arguments)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+step(1, 8, cached_step, 4096)
+step(1, 4096, cached_step, 4096)
+step(16, 4096, cached_step, 4096)
+step(16, 4096, full_step)
+"""
+
+
+@pytest.mark.slow
+def test_sixteen_texts_fit_where_one_fits():
+    """Peaks of one process, each above the one before: little, one long text, 16 cached, 16 at once."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    start, one, cached, full = map(int, done.stdout.split())
+    assert cached - start < 2 * (one - start)
+    assert full - start > 5 * (one - start)
 
 
 if __name__ == "__main__":

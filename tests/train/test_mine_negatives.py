@@ -3,8 +3,9 @@
 import pyarrow.parquet as pq
 import pytest
 
-from m2bert_eval.locov1 import load_task
-from m2bert_eval.rankers import Bm25Ranker
+from m2bert_eval import rankers
+from m2bert_eval.locov1 import load_task, make_task
+from m2bert_eval.rankers import Bm25Index, Bm25Ranker
 from m2bert_train import mine_negatives
 from m2bert_train.retrieval_data import read_negatives
 
@@ -29,6 +30,25 @@ def test_the_best_documents_that_do_not_answer(toy_corpus, tmp_path, monkeypatch
         assert worst >= max(scores[pid] for pid in others)
         assert sorted(negatives[qid], key=scores.get, reverse=True) == negatives[qid]
     assert pq.read_schema(output).names == ["qid", "negative_pids", "dataset"]
+
+
+def test_the_documents_are_indexed_once(toy_corpus, tmp_path, monkeypatch):
+    indexed = []
+    monkeypatch.setattr(mine_negatives, "SCORES_AT_ONCE", 1)
+    monkeypatch.setattr(rankers, "Bm25Index", lambda task: indexed.append(task.name) or Bm25Index(task))
+    mine_negatives.main(arguments(toy_corpus, tmp_path / "negatives.parquet"))
+    assert indexed == ["toy"]
+
+
+def test_equal_scores_are_ordered_by_id_and_answers_left_out():
+    """As many answers as a query may have, all ranked above what is to be found."""
+    documents = [{"pid": f"p{i}", "passage": "river" if i < 6 else "violin"} for i in (3, 0, 7, 5, 1, 6, 4, 2)]
+    queries = [{"qid": "q", "query": "river", "answer_pids": ["p5", "p3", "p2"]},
+               {"qid": "other", "query": "violin river", "answer_pids": ["p0"]},
+               {"qid": "unknown", "query": "piston", "answer_pids": ["p7"]}]  # fmt: skip
+    found = list(mine_negatives.mine(make_task("one", "train", queries, documents), 4))
+    assert [row["negative_pids"] for row in found] == [
+        ["p4", "p1", "p0", "p7"], ["p7", "p6", "p5", "p4"], ["p6", "p5", "p4", "p3"]]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def store_of(lengths):
 
 
 def examples(lengths, max_tokens=40, **settings):
-    return LocalExamples(store_of(lengths), max_tokens, TOKENIZER, (0, 1), **settings)
+    return LocalExamples("web", store_of(lengths), max_tokens, TOKENIZER, (0, 1), **settings)
 
 
 def documents_of(store):
@@ -117,14 +117,15 @@ def test_a_position_is_enough_to_go_on(kind):
 
 def test_sources_and_seeds_draw_differently():
     rows = [
-        LocalExamples(store_of(LENGTHS), 40, TOKENIZER, seed).take("maximum", 8) for seed in ((0, 1), (0, 2), (1, 1))
+        LocalExamples("web", store_of(LENGTHS), 40, TOKENIZER, seed).take("maximum", 8)
+        for seed in ((0, 1), (0, 2), (1, 1))
     ]
     assert len({np.concatenate(row).tobytes() for row in rows}) == 3
 
 
 def test_too_little_text_is_named():
-    with pytest.raises(ValueError, match="the text has 22 tokens, less than one row of max_tokens=40"):
+    with pytest.raises(ValueError, match="source web: the text has 22 tokens, less than one row of max_tokens=40"):
         examples([4, 4, 4, 6]).take("maximum", 1)
-    with pytest.raises(ValueError, match="no document has 8 tokens or more"):
+    with pytest.raises(ValueError, match="source web: no document has 8 tokens or more"):
         examples([7] * 50).take("variable", 1)
     assert len(examples([8]).take("variable", 1)[0]) == 10

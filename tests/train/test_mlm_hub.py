@@ -36,13 +36,13 @@ def stream(tmp_path, monkeypatch):
         files = str(tmp_path / f"{settings['split']}-*.parquet")
         return datasets.load_dataset("parquet", data_files=files, split="train", streaming=settings["streaming"])
 
-    def open_one(rank=0, world=1, texts=TEXTS, keep=lambda text: True, split="train", max_tokens=40, **entry):
+    def open_one(rank=0, world=1, texts=TEXTS, keep=lambda text: True, split="train", spread=False, **entry):
         for i in range(3):
             rows = texts[i * len(texts) // 3 : (i + 1) * len(texts) // 3]
             pq.write_table(pa.table({"text": rows, "url": rows}), tmp_path / f"train-{i}.parquet")
         (source,) = parse_sources([{"path": "org/name", **entry}], None)
         rows = open_stream(source, split, rank, world)
-        return StreamedExamples(rows, source, max_tokens, TOKENIZER, (0, 1, rank), keep)
+        return StreamedExamples(rows, source, 40, TOKENIZER, (0, 1, rank), keep, spread)
 
     monkeypatch.setattr(hub_data, "load_dataset", load_dataset)
     monkeypatch.setattr(hub_data, "CHARS_AT_ONCE", 700)
@@ -72,16 +72,28 @@ def test_rows_are_documents_joined_and_cut(stream):
     assert np.concatenate([row[1:-1] for row in rows]).tolist() == joined[: 150 * 38]
 
 
-def test_passages_are_of_successive_documents_that_are_long_enough(stream):
+def test_passages_follow_one_another_in_documents_that_are_long_enough(stream):
     long = [ids for ids in IDS if len(ids) >= 8]
     assert len(long) < len(IDS)
-    lengths = set()
-    for row, ids in zip(stream().take("variable", len(long)), long, strict=True):
+    lengths, data = set(), stream()
+    for ids in long:
+        while len(ids) >= 8:  # all of it is used, up to a rest that is too short
+            (row,) = data.take("variable", 1)
+            content = row[1:-1].tolist()
+            assert content == ids[: len(content)]
+            assert 10 <= len(row) <= 40
+            lengths.add(len(row))
+            ids = ids[len(content) :]
+    assert len(lengths) > 10
+
+
+def test_passages_that_are_spread_are_of_one_document_each(stream):
+    long, inside = [ids for ids in IDS if len(ids) >= 8], 0
+    for row, ids in zip(stream(spread=True).take("variable", len(long)), long, strict=True):
         content = row[1:-1].tolist()
         assert any(ids[i : i + len(content)] == content for i in range(len(ids)))
-        assert 10 <= len(row) <= 40
-        lengths.add(len(row))
-    assert len(lengths) > 10
+        inside += content != ids[: len(content)]
+    assert inside > 10
 
 
 @pytest.mark.parametrize("world", [2, 3])  # three shards: dealt out row by row, and by shard
@@ -95,7 +107,7 @@ def test_processes_share_the_documents(stream, world):
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_stopped_run_reads_on_however_often_it_is_stopped(stream, world):
     whole, stopped = (stream(world - 1, world) for _ in range(2))
-    for turn in range(60):  # several passes
+    for turn in range(150):  # several passes
         kind, count = ("variable", "maximum")[turn % 2], turn % 7
         rows, expected = stopped.take(kind, count), whole.take(kind, count)
         assert all(np.array_equal(a, b) for a, b in zip(expected, rows, strict=True)), turn
@@ -137,7 +149,7 @@ def test_a_streamed_source_in_a_mixture_goes_on_and_holds_out_what_it_should(str
     for _ in range(50):
         states.append(json.loads(json.dumps(mixture.state())))
         batches.append(mixture.next_batch()[0])
-    assert mixture.window == 2
+    assert mixture.window == 3
     for step in (0, 1, 17, 33, 49):
         again = make()
         again.restore(states[step])
@@ -146,6 +158,7 @@ def test_a_streamed_source_in_a_mixture_goes_on_and_holds_out_what_it_should(str
             assert batch["labels"].tolist() == expected["labels"].tolist()
             assert batch["input_ids"].tolist() == expected["input_ids"].tolist()
     (data,) = make().data
+    assert (data.train.spread, data.validation.spread) == (False, True)
     held_out = {tuple(ids) for ids in documents(data.validation, 30)}
     trained = {tuple(ids) for ids in documents(data.train, 60)}
     assert not held_out & trained

@@ -18,7 +18,9 @@ from transformers import AutoModelForMaskedLM
 from m2bert_train import mlm
 from m2bert_train.config import load_config
 from m2bert_train.masking import Masking
+from m2bert_train.source_data import open_source
 from m2bert_train.text_sources import parse_sources
+from m2bert_train.token_store import held_out_limit, text_hash, tokenizer_fingerprint
 from m2bert_train.tokenizer import train_wordpiece
 
 WORDS = [f"w{i}" for i in range(60)]
@@ -67,9 +69,25 @@ def test_other_data_is_another_fingerprint(sources, tmp_path):
     assert prints[0] == prints[1] != prints[2]
 
 
-def test_a_budget_below_one_example_is_refused(sources, tmp_path):
-    with pytest.raises(ValueError, match="data.batch_tokens=31 holds no example of data.max_tokens=32"):
-        run(sources, tmp_path / "out", "data.batch_tokens=31")
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("data.batch_tokens=31", "data.batch_tokens=31 holds no example of data.max_tokens=32"),
+        ("data.mask_probability=0", "data.mask_probability=0.0 must be above 0 and below 1"),
+        ("data.mask_probability=1.0", "data.mask_probability=1.0 must be above 0"),
+        ("data.mask_probability=.nan", "data.mask_probability=nan must be above 0"),
+        ("steps=-1", "steps=-1 must be at least 0"),
+        ("optim.warmup_share=6", "optim.warmup_share=6.0 must be from 0 to 1"),
+        ("optim.warmup_share=-0.1", "optim.warmup_share=-0.1 must be from 0 to 1"),
+        ("optim.clip_norm=0", "optim.clip_norm=0.0 must be above 0"),
+        ("optim.betas=[0.9]", "optim.betas=.0.9. must be two numbers"),
+        ("evaluation.every=-5", "evaluation.every=-5 must be at least 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(sources, tmp_path, argument, message):
+    with pytest.raises(ValueError, match=message):
+        run(sources, tmp_path / "out", argument)
+    assert not (tmp_path / "out-tokens").exists()  # before any work
 
 
 def test_a_streamed_source_needs_a_tokenizer(tmp_path):
@@ -93,6 +111,44 @@ def test_what_is_carved_out_is_no_text_for_the_vocabulary(tmp_path):
     assert 1900 < len(read) < 2000
 
 
+def test_texts_for_the_vocabulary_are_those_trained_on_also_of_a_few(sources, tmp_path):
+    texts = [f"text number {i}" for i in range(5)]
+    assert min(map(text_hash, texts)) >= held_out_limit()
+    (tmp_path / "few.txt").write_text("\n\n".join(texts))
+    (source,) = parse_sources([{"path": str(tmp_path / "few.txt")}], None)
+    settings = SimpleNamespace(max_tokens=32, token_cache=tmp_path / "cache")
+    data = open_source(source, settings, train_wordpiece(texts, 100), seed=0, rank=0, world=1)
+    read = list(mlm.TrainingTexts([source]))
+    assert len(read) == 4
+    assert [text_hash(text) for text in read] == data.train.store.hashes.tolist()
+
+
+def test_a_vocabulary_is_trained_once_and_anew_for_other_text_or_size(sources, tmp_path, monkeypatch):
+    trained = []
+
+    def count(texts, vocab_size):
+        trained.append(vocab_size)
+        return train_wordpiece(texts, vocab_size)
+
+    monkeypatch.setattr("m2bert_train.tokenizer.train_wordpiece", count)
+    (tmp_path / "all.txt").write_text("\n\n".join(f"text number {i}" for i in range(50)))
+    entries = [{"path": str(tmp_path / "all.txt")}]
+
+    def vocabulary(size=90):
+        made = SimpleNamespace(tokenizer=SimpleNamespace(path=None, vocab_size=size), model=SimpleNamespace(path=None),
+                               data=SimpleNamespace(token_cache=str(tmp_path / "cache")))  # fmt: skip
+        return tokenizer_fingerprint(mlm.make_vocabulary(made, parse_sources(entries, None)))
+
+    first = vocabulary()
+    assert vocabulary() == first  # read again, it tokenises alike, and tokenised text is found again
+    assert trained == [90]
+    assert vocabulary(85) != first
+    (tmp_path / "all.txt").write_text("\n\n".join(f"other words {i}" for i in range(50)))
+    assert vocabulary() != first
+    assert trained == [90, 85, 90]
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".json"] * 3  # nothing half-written
+
+
 def test_token_counts_weigh_sources_by_their_shares():
     def one(counts, **shares):
         train = SimpleNamespace(token_counts=lambda vocab_size: np.array(counts))
@@ -101,6 +157,7 @@ def test_token_counts_weigh_sources_by_their_shares():
     counts = mlm.token_counts([one([900, 100], variable=0.1, maximum=0.1), one([0, 10], maximum=0.8)], 2)
     assert (counts / counts.sum()).tolist() == pytest.approx([0.2 * 0.9, 0.2 * 0.1 + 0.8])
     assert counts.sum() == pytest.approx(1010)
+    assert mlm.token_counts([one([0, 0], maximum=0.5), one([1, 3], maximum=0.5)], 2).tolist() == [0.5, 1.5]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
@@ -21,6 +22,8 @@ from m2bert_train.data_pairs import PairBatches
 from m2bert_train.development import METRIC, Development
 from m2bert_train.encoding import encode
 from m2bert_train.objective import make_objective
+from m2bert_train.retrieval_data import RetrievalData
+from m2bert_train.teacher import MappedEncoder
 from m2bert_train.token_tasks import TokenTask, tokenise, wrap
 from m2bert_train.tokenizer import train_wordpiece
 
@@ -101,6 +104,16 @@ def test_the_weights_that_were_best_are_kept(toy_corpus, tmp_path):
     assert record["best"]["score"] == max(scores.values()) > scores[3]
 
 
+def test_development_texts_that_are_cut_are_counted(caplog):
+    texts = [torch.arange(5, 5 + count).numpy() for count in (3, 9, 30)]
+    task = TokenTask("one", ["a", "b", "c"], texts, texts, [[0], [1], [2]], [[], [], []])
+    with caplog.at_level("INFO"):
+        development = Development([task], SimpleNamespace(document_tokens=20, query_tokens=10), (2, 3), 0, 100)
+    assert "development: 2 of 3 queries are cut to 10 tokens" in caplog.text
+    assert "development: 1 of 3 documents are cut to 20 tokens" in caplog.text
+    assert [len(row) for row in development.queries[0]] == [5, 10, 10]
+
+
 def test_development_scores_are_those_of_the_metric(toy_corpus, tiny_config):
     tokenizer = train_wordpiece(load_task(toy_corpus, "toy", "validation").documents.values(), 110)
     torch.manual_seed(0)
@@ -125,6 +138,38 @@ def test_development_scores_are_those_of_the_metric(toy_corpus, tiny_config):
             expected.append(sum(values.values()) / len(values))
     assert found == pytest.approx({METRIC: sum(expected) / 2, f"{METRIC}/toy": expected[0],
                                    f"{METRIC}/second": expected[1]}, abs=1e-6)  # fmt: skip
+
+
+def test_passages_fit_a_model_no_longer_than_the_documents(toy_corpus, tmp_path):
+    changes = ["model.architecture.max_position_embeddings=24", "data.document_tokens=24", "data.passage_share=1",
+               "data.passage_tokens=[20, 60]", "data.query_dropout=false"]  # fmt: skip
+    weights, _ = run(toy_corpus, tmp_path / "out", *changes)
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_a_path_into_a_local_folder_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    assert opl.is_local("data/locov1")
+    assert opl.is_local("./locov1")
+    assert opl.is_local("locov1")
+    assert not opl.is_local("org/locov1")
+
+
+def test_a_run_goes_on_with_its_vocabulary_and_teacher_alone(toy_corpus, tmp_path):
+    """Both are named by path, and what stands there may change."""
+    data, teacher = RetrievalData([load_task(toy_corpus, "toy", "train")], []), tmp_path / "teacher"
+    teacher.mkdir()
+    (teacher / "model.safetensors").write_bytes(b"one")
+    config = SimpleNamespace(loss=SimpleNamespace(name="prototype", teacher=str(teacher)))
+    texts = list(data.training[0].documents.values())
+    first = opl.identity(config, data, train_wordpiece(texts, 110))
+    assert first == opl.identity(config, data, train_wordpiece(texts, 110))
+    other = opl.identity(config, data, train_wordpiece(texts, 80))
+    assert {key for key in first if first[key] != other[key]} == {"vocabulary"}
+    (teacher / "model.safetensors").write_bytes(b"two")
+    other = opl.identity(config, data, train_wordpiece(texts, 110))
+    assert {key for key in first if first[key] != other[key]} == {"teacher"}
 
 
 def test_mined_negatives_are_used(toy_corpus, tmp_path):
@@ -152,6 +197,20 @@ def test_a_student_turns_towards_its_teacher(toy_corpus, tmp_path, heads):
     assert AutoTokenizer.from_pretrained(tmp_path / "student").get_vocab()
 
 
+def test_a_compiled_student_of_another_width_loses_its_map(toy_corpus, tmp_path, monkeypatch):
+    teacher, compile_model, compiled = tmp_path / "teacher", torch.compile, []
+    run(toy_corpus, teacher)
+    AcceleratorState._reset_state(reset_partial_state=True)  # or this process goes on without compilation
+    monkeypatch.setattr(
+        torch, "compile", lambda model, **_: compiled.append(model) or compile_model(model, backend="eager")
+    )
+    arguments = [*PLAIN, "loss.name=prototype", f"loss.teacher={teacher}", f"loss.teacher_cache={tmp_path / 'cache'}",
+                 f"tokenizer.path={teacher}", "model.architecture.num_pooling_heads=2"]  # fmt: skip
+    weights, _ = run(toy_corpus, tmp_path / "student", *arguments, "compile=true", "evaluation.select=true")
+    assert [type(model) for model in compiled] == [MappedEncoder]
+    assert weights.keys() == load_file(teacher / "model.safetensors").keys()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -161,6 +220,17 @@ def test_a_student_turns_towards_its_teacher(toy_corpus, tmp_path, heads):
         (["data.negatives=13", "data.passage_share=0"], "task 'toy' has 13 documents, too few for data.negatives=13"),
         (["data.passage_share=1.5"], "data.passage_share=1.5 must be between 0 and 1"),
         (["data.chunk_tokens=0"], "data.chunk_tokens=0 must be at least 3"),
+        (["data.chunk_tokens=16k"], "data.chunk_tokens='16k' must be null or int"),
+        (["data.triples_limit=0"], "data.triples_limit=0 must be at least 1"),
+        (["data.tasks=toy"], "data.tasks='toy' must be null or list"),
+        (["data.tasks=[]"], r"data.tasks=\[\] must be a list of names, or null for all tasks"),
+        (["epochs=abc"], "epochs='abc' must be null or int or float"),
+        (["epochs=-1"], "epochs=-1 must be more than 0"),
+        (["data.passages_per_document=0"], "data.passages_per_document=0 must be at least 1"),
+        (["data.passage_tokens=[96, 16]"], r"data.passage_tokens=\[96, 16\] must be \[shortest, longest\]"),
+        (["data.passage_tokens=[16]"], r"data.passage_tokens=\[16\] must be"),
+        (["data.passage_tokens=[0, 16]"], r"data.passage_tokens=\[0, 16\] must be"),
+        (["data.path=./gone"], "data.path=gone is no folder; name one with queries/train.parquet"),
         (["data.query_tokens=65"], "data.query_tokens=65 exceeds"),
         (["data.development_split=test"], "data.development_split=test is the test split"),
     ],
@@ -194,10 +264,10 @@ def test_two_processes_learn_what_one_does(toy_corpus, tmp_path, arguments):
     if "loss.name=prototype" in arguments:
         arguments = [*arguments, f"loss.teacher={tmp_path / 'teacher'}", f"loss.teacher_cache={tmp_path / 'cache'}"]
     arguments = [*arguments, f"tokenizer.path={tmp_path / 'teacher'}", "optim.eps=1e-3"]
-    one, record = run(toy_corpus, tmp_path / "one", *arguments, "data.batch_size=4")
+    one, record = run(toy_corpus, tmp_path / "one", *arguments)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
     launch += ["--rdzv-endpoint=localhost:0", str(ROOT / "train" / "opl.py"), *TINY, f"data.path={toy_corpus}"]
-    launch += [f"output_dir={tmp_path / 'two'}", *arguments, "data.batch_size=2"]
+    launch += [f"output_dir={tmp_path / 'two'}", *arguments]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(launch, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -63,6 +63,34 @@ def test_passages_are_cut_out_of_the_document_they_answer():
             assert sum(contains(document.tolist(), passage) for document in documents()) == 1
 
 
+@pytest.mark.parametrize("document_tokens", [20, 50, 100])
+def test_the_text_around_a_passage_stays_in_the_document(document_tokens):
+    """Passages take more than the document keeps of its window, and still the document is full."""
+    texts = [np.arange(1000 * i, 1000 * i + 400) for i in range(1, 7)]  # a token says where it was
+    task = TokenTask("one", list("abcdef"), texts, [np.arange(3)], [[0]], [[]])
+    changes = {"query_tokens": 20, "passages_per_document": 4, "passage_tokens": [10, 40]}
+    batch = make(task, passage_share=1.0, document_tokens=document_tokens, **changes).batch(1)
+    assert len(batch["queries"]) == 16
+    assert {len(document) for document in batch["documents"]} == {document_tokens}
+    lengths = {len(unwrap(query)) for query in batch["queries"]}
+    assert min(lengths) < max(lengths) == 18
+    share = (document_tokens - 2) // 4
+    for query, answer in zip(batch["queries"], batch["relevant"].int().argmax(1).tolist(), strict=True):
+        passage, rest = unwrap(query), unwrap(batch["documents"][answer])
+        near = [token for token in rest if passage[0] - share - 1 <= token <= passage[-1] + share + 1]
+        assert len(near) >= share
+
+
+def test_a_short_document_keeps_enough_and_never_more_than_is_read():
+    for tokens in range(1, 140):
+        task = TokenTask("one", ["a"], [np.arange(5, 5 + tokens)], [np.arange(3)], [[0]], [[]])
+        data = make(task, document_tokens=40, passage_tokens=[5, 30])
+        passages, rest = data._cut(0, np.random.default_rng(tokens))
+        assert len(rest) <= 38
+        assert len(rest) + sum(map(len, passages)) <= tokens
+        assert len(rest) >= min(38, tokens) / 2
+
+
 @pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (0.25, 5), (0.5, 10), (1.0, 20)])
 def test_the_share_of_passage_steps_is_exact_and_costs_no_labelled_query(share, expected):
     data = make(passage_share=share, batch_size=2)
@@ -147,7 +175,7 @@ def test_processes_share_the_batch_of_one(form, passage_share):
     idf = np.full(700, 2.0, dtype=np.float32)
     changes = {"form": form, "negatives": 3, "passage_share": passage_share, "idf": idf}
     whole = make(make_task(count=9), batch_size=6, **changes)
-    shares = [make(make_task(count=9), batch_size=2, rank=rank, world=3, **changes) for rank in range(3)]
+    shares = [make(make_task(count=9), batch_size=6, rank=rank, world=3, **changes) for rank in range(3)]
     for step in (1, 2, 3):
         expected, found = whole.batch(step), [share.batch(step) for share in shares]
         for side in ("queries", "documents"):
@@ -167,7 +195,7 @@ def test_an_epoch_is_a_permutation_and_the_next_another():
     assert len(set(map(tuple, epochs))) > 1
     assert data.steps_of(1) == 2
     assert data.steps_of(1.5) == 3
-    assert make(form="pairs", negatives=3, batch_size=5, world=2).steps_of(1) == 2  # 16 pairs, 10 a step
+    assert make(form="pairs", negatives=3, batch_size=10, world=2).steps_of(1) == 2  # 16 pairs
     assert make(passage_share=0.5, batch_size=2).steps_of(1) == 4
     with pytest.raises(ValueError, match="passage_share=1"):
         make(passage_share=1.0).steps_of(1)
@@ -196,6 +224,10 @@ def test_texts_are_cut_and_counted(caplog):
         report_tasks([make_task()], data.settings)
     assert "6 of 6 documents exceed data.document_tokens=50: cut to their first tokens" in caplog.text
     assert "4 queries are cut to data.query_tokens=6" in caplog.text
+    assert "passages" not in caplog.text
+    with caplog.at_level("WARNING"):
+        report_tasks([make_task()], make(query_tokens=6, passage_share=0.5).settings)
+    assert "passages of more than 4 tokens are cut to data.query_tokens=6" in caplog.text
 
 
 def test_query_dropout_prefers_rare_tokens_and_leaves_one():
@@ -222,6 +254,7 @@ def test_tiny_documents_still_make_pairs():
     [
         ({"form": "triples"}, "data.form='triples' is unknown; choose pairs, grouped, all"),
         ({"document_window": "last"}, "data.document_window='last' is unknown"),
+        ({"batch_size": 2, "world": 3}, "data.batch_size=2 is of one step over all processes, and there are 3"),
         ({"negatives": 6}, "task 'one' has 6 documents, too few for data.negatives=6 besides the 1 that answer"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -10,10 +11,11 @@ import pytest
 
 from m2bert_eval.locov1 import make_task
 from m2bert_train import hub_tasks
-from m2bert_train.retrieval_data import carve, load_data, load_triples, read_negatives
+from m2bert_train.retrieval_data import carve, load_data, read_negatives, set_aside
+from m2bert_train.triples import load_triples
 
 SETTINGS = {"path": "x", "tasks": None, "triples": None, "triples_config": None, "triples_limit": None,
-            "negatives_path": None, "development_split": None, "development_share": 0.2,
+            "negatives": 1, "negatives_path": None, "development_split": None, "development_share": 0.2,
             "development_documents": 10}  # fmt: skip
 
 
@@ -39,6 +41,10 @@ def load(folder, **changes):
     return load_data(SimpleNamespace(**SETTINGS | changes), folder)
 
 
+def carve_one(task, share, pool_documents):
+    return carve(task, set_aside(task, share), pool_documents, share)
+
+
 def check_carved(training, development, whole):
     assert training.queries.keys() | development.queries.keys() == whole.queries.keys()
     assert not training.queries.keys() & development.queries.keys()
@@ -57,7 +63,7 @@ def check_carved(training, development, whole):
 
 def test_development_is_carved_by_document_and_training_never_sees_its_queries():
     whole = make_task("one", "train", *rows("one", 400))
-    training, development = carve(whole, 0.2, pool_documents=200)
+    training, development = carve_one(whole, 0.2, pool_documents=200)
     check_carved(training, development, whole)
     assert len(training.documents) / 400 == pytest.approx(0.8, abs=4 * math.sqrt(0.2 * 0.8 / 400))
     assert len(development.documents) == 200
@@ -65,19 +71,37 @@ def test_development_is_carved_by_document_and_training_never_sees_its_queries()
 
 def test_the_part_carved_stays_when_data_are_added():
     small, large = (make_task("one", "train", *rows("one", count)) for count in (100, 200))
-    held = [carve(task, 0.2, 0)[0].documents.keys() for task in (small, large)]
+    held = [carve_one(task, 0.2, 0)[0].documents.keys() for task in (small, large)]
     assert held[0] == held[1] & small.documents.keys()
 
 
 def test_at_least_one_query_is_set_aside_and_one_stays():
     whole = make_task("one", "train", *rows("one", 8))
-    training, development = carve(whole, 1e-9, pool_documents=3)
+    training, development = carve_one(whole, 1e-9, pool_documents=3)
     check_carved(training, development, whole)
     assert len(development.documents) == 3
     with pytest.raises(ValueError, match="no query left for training once data.development_share=0.9999999"):
-        carve(whole, 0.9999999, 3)
+        carve_one(whole, 0.9999999, 3)
     with pytest.raises(ValueError, match="development_share=1.5 must be"):
-        carve(whole, 1.5, 3)
+        carve_one(whole, 1.5, 3)
+
+
+@pytest.mark.parametrize("share", [0.2, 1e-9])  # a part of every task, and one text of each
+def test_no_text_is_on_both_sides_whatever_its_id_and_task(tmp_path, share):
+    """Task two holds the texts of task one under other ids, and each of them twice."""
+    folder = write(tmp_path, names=("one",))
+    queries, documents = rows("one")
+    for copy in ("x", "y"):
+        documents += [row | {"pid": copy + row["pid"], "dataset": "two"} for row in rows("one")[1]]
+    queries += [row | {"dataset": "two", "answer_pids": ["x" + pid for pid in row["answer_pids"][:1]]}
+                for row in rows("one")[0][5:]]  # fmt: skip
+    for kind, table in (("queries", queries), ("documents", documents)):
+        pq.write_table(pa.Table.from_pylist(table), folder / kind / "train.parquet")
+    data = load(folder, development_share=share, development_documents=0)
+    trained = {text for task in data.training for text in task.documents.values()}
+    for task in data.development:
+        for answers in task.qrels.values():
+            assert any(task.documents[pid] not in trained for pid in answers)
 
 
 def test_tasks_of_a_folder(tmp_path):
@@ -91,14 +115,22 @@ def test_tasks_of_a_folder(tmp_path):
     assert set(data.describe()) == {"train/two", "validation/two"}
     with pytest.raises(ValueError, match="'three' is not in .*; tasks there: one, two"):
         load(folder, tasks=["three"])
-    with pytest.raises(ValueError, match="data.tasks='one' must be a list"):
-        load(folder, tasks="one")
+    for tasks in ("one", []):
+        with pytest.raises(ValueError, match=re.escape(f"data.tasks={tasks!r} must be a list")):
+            load(folder, tasks=tasks)
+    with pytest.raises(ValueError, match=r"data.path=.*gone is no folder; name one with queries/train.parquet and"):
+        load(tmp_path / "gone")
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {"development_split": "test"},
+        {"development_split": "TEST"},
+        {"development_split": "test[:50%]"},
+        {"development_split": "validation+test"},
+        {"development_split": "test_256"},
+        {"triples": "somewhere/test/0000.parquet"},
         {"triples": "somewhere/test.parquet"},
         {"triples": "somewhere/test-00000-of-00001.parquet"},
         {"negatives_path": "test.parquet"},
@@ -107,6 +139,17 @@ def test_tasks_of_a_folder(tmp_path):
 def test_the_test_split_is_refused(tmp_path, changes):
     with pytest.raises(ValueError, match="is the test split"):
         load(write(tmp_path), **changes)
+
+
+@pytest.mark.parametrize("split", ["train", "train[:10%]", "validation+train"])
+def test_the_training_split_is_refused_for_development(tmp_path, split):
+    with pytest.raises(ValueError, match=re.escape(f"data.development_split={split} is what is trained on")):
+        load(write(tmp_path), development_split=split)
+
+
+def test_a_word_that_holds_test_is_no_test_split(tmp_path):
+    folder = write(tmp_path, splits=("train", "latest"))
+    assert load(folder, development_split="latest").development[0].split == "latest"
 
 
 def test_a_query_without_an_answer_is_named(tmp_path):
@@ -153,6 +196,47 @@ def test_triples_and_tasks_are_one_run(tmp_path):
     assert [task.name for task in data.development] == ["one", "two", "short"]
     assert set(data.negatives) == {"short"}
     assert [task.name for task in load(None, path=None, triples=triples).training] == ["short"]
+    with pytest.raises(ValueError, match="data.negatives=0 uses none of the negatives .*; set it to how many"):
+        load(None, path=None, triples=triples, negatives=0)
+
+
+def test_rows_of_any_length_are_read(tmp_path):
+    row = TRIPLES[0] | {"positive": "long " * 500_000}
+    (tmp_path / "long.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(TRIPLES[1]) + "\n")
+    task, _ = load_triples(str(tmp_path / "long.jsonl"), None, None)
+    assert max(map(len, task.documents.values())) == 2_500_000
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"query": None, "positive": "a"}, "row 2 holds null in the column 'query'"),
+        ({"query": "a", "positive": None}, "row 2 holds null in the column 'positive'"),
+        ({"query": "a", "positive": "b", "negatives": ["c"]}, "row 2 holds a list in the column 'negatives'"),
+    ],
+)
+@pytest.mark.parametrize("name", ["short.parquet", "short.jsonl"])
+def test_a_row_without_text_is_named(tmp_path, name, row, message):
+    path, first = tmp_path / name, row | {"query": "x", "positive": "y", "negatives": None}
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist([first, row]), path)
+    else:
+        path.write_text(json.dumps(first) + "\n" + json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=f"{name}, {message}"):
+        load_triples(str(path), None, None)
+
+
+@pytest.mark.parametrize("line", ['{"query": "a", ', '["a", "b"]', ""])
+def test_a_broken_line_is_named(tmp_path, line):
+    (tmp_path / "broken.jsonl").write_text(json.dumps(TRIPLES[0]) + f"\n{line}\n")
+    with pytest.raises(ValueError, match=r"broken.jsonl, line 2 (is no JSON|holds no object)"):
+        load_triples(str(tmp_path / "broken.jsonl"), None, None)
+
+
+def test_a_source_without_rows_is_named(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(ValueError, match="task 'empty' has no queries in the split 'train'"):
+        load_triples(str(tmp_path / "empty.jsonl"), None, None)
 
 
 def test_unreadable_triples_are_named(tmp_path):
@@ -201,19 +285,26 @@ def hub(monkeypatch):
         return datasets.Dataset.from_list(tables[path][:limit])
 
     monkeypatch.setattr(hub_tasks.datasets, "load_dataset", load_dataset)
-    return calls
+    return SimpleNamespace(calls=calls, tables=tables)
 
 
 def test_tasks_and_triples_from_the_hub(hub):
     changes = {"path": "org/set", "triples": "org/triples", "triples_config": "hard", "triples_limit": 2}
     data = load(None, **changes | {"triples_limit": 3, "development_share": 0.1})
     assert [task.name for task in data.training] == ["one", "two", "triples"]
-    assert ("org/set-Queries", None, "train") in hub
-    assert ("org/triples", "hard", "train[:3]") in hub
+    assert ("org/set-Queries", None, "train") in hub.calls
+    assert ("org/triples", "hard", "train[:3]") in hub.calls
     local = make_task("one", "train", *rows("one"))
     assert data.training[0].fingerprint == local.fingerprint
     assert [task.name for task in load(None, path="org/set", tasks=["two"]).training] == ["two"]
     with pytest.raises(ValueError, match="'three' is not in org/set; tasks there: one, two"):
         load(None, path="org/set", tasks=["three"])
-    with pytest.raises(ValueError, match="'org/none-Queries' is no local path, and as a data set of the Hub"):
+    message = "data.path=org/none: 'org/none-Queries' is no local path, and as a data set of the Hub .*"
+    with pytest.raises(ValueError, match=message + "folder with queries/train.parquet and documents/train.parquet"):
         load(None, path="org/none")
+
+
+def test_a_hub_task_without_queries_is_named(hub):
+    hub.tables["org/set-Queries"] = [row for row in hub.tables["org/set-Queries"] if row["dataset"] == "one"]
+    with pytest.raises(ValueError, match="task 'two' has no queries in the split 'train'"):
+        load(None, path="org/set")

@@ -126,6 +126,10 @@ def test_the_validation_of_a_single_file_is_carved(tmp_path):
         ([{"path": None, "split": "test"}], "split='test': the split test is neither trained on nor"),
         ([{"path": "a/b", "split": "train+test[:50%]"}], "neither trained on"),
         ([{"path": "a/b", "validation_split": "test"}], "validation_split='test': the split test"),
+        ([{"path": None, "split": "test_full"}], "split='test_full': the split test"),
+        ([{"path": "a/b", "validation_split": "Test2"}], "validation_split='Test2': the split test"),
+        ([{"path": None, "split": "validation"}], "split and validation_split of None are both 'validation'; name"),
+        ([{"path": "a/b", "validation_split": "train"}], "split and validation_split of 'a/b' are both 'train'"),
         ([{"path": "/nowhere/at/all"}], "'/nowhere/at/all' is neither a file, a folder"),
         ([{"path": None, "config": "en"}], "is local and has no config"),
         ([{"path": None, "rows_per_document": 0}], "rows_per_document=0 must be at least 1"),
@@ -137,10 +141,11 @@ def test_bad_entries_are_named(entries, message):
 
 
 def test_a_file_of_the_test_split_is_refused(tmp_path):
-    for name in ("test.parquet", "test-00000-of-00001.parquet"):
+    for name in ("test.parquet", "test-00000-of-00001.parquet", "locov1_test.parquet", "TEST_full.parquet"):
         write_parquet(tmp_path / name, TEXTS)
         (source,) = parse({"path": str(tmp_path / name)})
         with pytest.raises(ValueError, match="the split test"):
             source.files("train")
-    write_parquet(tmp_path / "latest.parquet", TEXTS)
-    assert list(parse({"path": str(tmp_path / "latest.parquet")})[0].files("train")) == TEXTS
+    for name in ("latest.parquet", "tested_words.parquet", "contest.parquet"):
+        write_parquet(tmp_path / name, TEXTS)
+        assert list(parse({"path": str(tmp_path / name)})[0].files("train")) == TEXTS

@@ -107,7 +107,7 @@ def test_validation_is_carved_by_the_text_alone(tokenizer, tmp_path):
 
     def carved(texts, name):
         (tmp_path / name).write_text("\n\n".join(texts))
-        return open_store(TextFiles((tmp_path / name,)), tokenizer, tmp_path / "cache").carve()
+        return open_store(TextFiles((tmp_path / name,)), tokenizer, tmp_path / "cache").carve(name)
 
     train, held_out = carved(numbered, "a.txt")
     assert 1 <= len(held_out.starts) <= 30
@@ -118,6 +118,19 @@ def test_validation_is_carved_by_the_text_alone(tokenizer, tmp_path):
     assert set(carved(numbered[::-1] + numbered, "b.txt")[1].hashes) == set(held_out.hashes)
     few, one = carved(numbered[:3], "c.txt")
     assert (len(few.starts), len(one.starts)) == (2, 1)
+    with pytest.raises(ValueError, match="source d.txt: 1 document.s., all of them held out .* none is left to train"):
+        carved(["only one"], "d.txt")
+    with pytest.raises(ValueError, match="source e.txt: 3 document.s., all of them held out"):
+        carved(["the same"] * 3, "e.txt")
+
+
+def test_the_limit_of_few_texts_holds_out_the_smallest_hash():
+    limit = token_store.held_out_limit()
+    assert token_store.carve_limit(iter([limit + 9, limit + 3, limit + 5])) == limit + 4
+    assert token_store.carve_limit([limit + 9, 7, 3]) == limit
+    hashes = iter([limit, limit - 1, 5])
+    token_store.carve_limit(hashes)
+    assert list(hashes) == [5]  # not read on
 
 
 def test_token_counts_are_of_the_documents_of_a_part(texts, tokenizer, tmp_path):

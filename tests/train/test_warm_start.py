@@ -86,6 +86,63 @@ def test_kept_filters_go_on_by_the_formula_of_the_old_length(tiny_config):
             assert (features[:, 4:] + angles.sin()).abs().max() < 1e-5
 
 
+def filters(model):
+    return [module for layer in model.layers for module in (layer.mixer.filter, layer.mixer.residual_filter)]
+
+
+def extended(model, *steps):
+    for length, decay in steps:
+        model = extend(model, length, decay=decay)
+    return model
+
+
+CHAINS = {
+    "keep": ([(96, "keep"), (192, "keep")], [(192, "keep")]),
+    "keep, no multiples": ([(70, "keep"), (101, "keep"), (384, "keep")], [(384, "keep")]),
+    "stretch, then keep": ([(96, "stretch"), (150, "keep"), (384, "keep")], [(96, "stretch"), (384, "keep")]),
+    "keep, stretch, keep": (
+        [(96, "keep"), (192, "stretch"), (300, "keep"), (384, "keep")],
+        [(96, "keep"), (192, "stretch"), (384, "keep")],
+    ),
+}
+
+
+@pytest.mark.parametrize("drift", [0.0, 0.1])
+@pytest.mark.parametrize("decay_length", [None, 20])
+@pytest.mark.parametrize("chain", CHAINS)
+def test_extending_step_by_step_is_extending_at_once(tiny_config, chain, decay_length, drift):
+    model = AutoModel.from_config(tiny_config(filter_decay_length=decay_length, filter_embedding_size=7))
+    generator = torch.Generator().manual_seed(1)
+    for module in filters(model):
+        module.positional_features.data += drift * torch.randn(OLD, 7, generator=generator)
+    steps, once = (extended(model, *chain) for chain in CHAINS[chain])
+    for a, b in zip(filters(steps), filters(once), strict=True):
+        assert len(a.positional_features) == len(a.time) == len(b.time)
+        torch.testing.assert_close(a.positional_features, b.positional_features, rtol=2e-6, atol=2e-5)
+        torch.testing.assert_close(a.time, b.time, rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("decay_length", [None, 20])
+def test_kept_rows_join_on_to_whatever_was_done_before(tiny_config, decay_length):
+    """Across every seam the features of a fresh model go on smoothly, and its first one in a line."""
+    model = AutoModel.from_config(tiny_config(filter_decay_length=decay_length)).double()
+    model = extended(model, (96, "keep"), (192, "stretch"), (384, "keep"))
+    for module in filters(model):
+        features = module.positional_features.detach()
+        line = torch.arange(384, dtype=torch.float64) * (95 / 47 / 191)
+        assert (features[:, 0] - line).abs().max() < 1e-5
+        slopes = features.diff(dim=0).abs().amax(1)  # a seam is no longer than a few steps between taps
+        assert slopes.max() < 4 * slopes[:100].max()
+
+
+def test_drift_does_not_change_how_a_model_is_continued(tiny_config, randomised):
+    """Where the decay length was not chosen, the untrained time tells the period: the rows that are new are exact."""
+    features = filters(extend(trained(tiny_config, randomised), 96))[0].positional_features[OLD:].detach()
+    steps = torch.arange(OLD, 96, dtype=torch.float64)[:, None]
+    angles = torch.tensor([1e-4, 1.0], dtype=torch.float64) * (2 * torch.pi * steps / OLD)
+    assert (features - torch.cat([steps / (OLD - 1), angles.cos(), -angles.sin()], 1)).abs().max() < 1e-5
+
+
 def test_stretched_filters_are_those_of_a_model_of_the_new_length(tiny_config, randomised):
     """A fresh model's time, stretched, is the initial one of the new length; every tap keeps its value, further out."""
     longer = extend(AutoModel.from_config(tiny_config()), 150, decay="stretch")
