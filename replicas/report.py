@@ -148,7 +148,9 @@ def main():
     text = PAGE.read_text()
     for name, lines in tables.items():
         block = "\n".join(lines)
-        text = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, b=block: f"{m[1]}{b}\n{m[2]}", text, flags=re.S)
+        text = re.sub(
+            rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, b=block: f"{m[1]}{b}\n{m[2]}", text, flags=re.S
+        )
     PAGE.write_text(text)
     plot(ROOT / "docs" / "replicas.png")
     print("\n\n".join("\n".join(lines) for lines in tables.values()))

@@ -1,6 +1,6 @@
 """Fine-tuning for retrieval (paper section 4.3).
 
-    accelerate launch train/opl.py [--config FILE] [key=value ...]
+    accelerate launch train/opl.py [--config FILE] [--dry-run] [key=value ...]
 
 Without arguments it fine-tunes a small new model on pydocs, offline, in about two minutes; `model.path` names a
 checkpoint of train/mlm.py to start from.

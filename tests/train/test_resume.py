@@ -96,6 +96,11 @@ def test_a_run_killed_between_steps_and_while_writing_ends_as_if_it_had_not_been
     assert not (tmp_path / "killed.run").exists()
 
 
+def checkpoints(folder):
+    """The number of the newest complete checkpoint; 0 without one."""
+    return max((int(path.name.removeprefix("step-")) for path in folder.glob("step-*")), default=0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("entry", ["mlm", "opl"])
 def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(toy_corpus, tmp_path, entry):
@@ -103,10 +108,11 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(toy_corpus, t
     assert finish(start(entry, "none", 0, arguments(entry, toy_corpus, tmp_path / "whole", steps))) == 0
     given, kills = arguments(entry, toy_corpus, tmp_path / "killed", steps), 0
     while not (tmp_path / "killed").exists():
+        before = checkpoints(tmp_path / "killed.run")
         process = start(entry, "none", 0, given)
-        while process.poll() is None and not list((tmp_path / "killed.run").glob("step-*")):
-            time.sleep(0.01)
-        time.sleep(rng.uniform(5, 9))
+        while process.poll() is None and checkpoints(tmp_path / "killed.run") <= before:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 1))
         if process.poll() is None:
             process.kill()
             kills += 1
