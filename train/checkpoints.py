@@ -17,6 +17,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from .distributed import gather_lists
@@ -129,8 +130,7 @@ class Checkpoints:
         """Keep the weights if the score is the best so far; called on all processes."""
         if progress.best and not score > progress.best["score"]:
             return
-        weights = self.accelerator.get_state_dict(model)
-        weights = {name.replace("_orig_mod.", ""): tensor for name, tensor in weights.items()}  # of a compiled model
+        weights = whole_weights(self.accelerator, model)
         progress.best = {"step": progress.step, "score": score}
         if self.accelerator.is_main_process:
             temporary = self.folder / f".{self.best_path(progress).name}"
@@ -164,6 +164,12 @@ class Checkpoints:
                 f"checkpoint {temporary.with_name(temporary.name[1:])} could not be written ({error}); {last}. "
                 "Make room if that was missing, then go on with resume=true"
             ) from error
+
+
+def whole_weights(accelerator: Accelerator, model) -> dict[str, Tensor]:
+    """All weights of a model, gathered if it is sharded and by their own names if it is compiled; called on all
+    processes."""
+    return {name.replace("_orig_mod.", ""): tensor for name, tensor in accelerator.get_state_dict(model).items()}
 
 
 def run_identity(config: dict, accelerator: Accelerator) -> dict:

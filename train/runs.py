@@ -21,7 +21,7 @@ from transformers import AutoConfig, PreTrainedModel
 from m2bert_hub.checkpoint import load_strictly
 from m2bert_hub.folder import check_output, check_tokenizer, write_folder
 
-from .checkpoints import Checkpoints, differences, run_identity
+from .checkpoints import Checkpoints, differences, run_identity, whole_weights
 from .config import to_dict
 from .init import identity_start_
 from .loop import Stopped
@@ -74,6 +74,7 @@ def prepare(config: SimpleNamespace, argv: list[str], name: str) -> Accelerator:
         accelerator.state.fsdp_plugin.mixed_precision_policy = None  # autocast computes in half precision; FSDP would
         # round the parameters of the filters as well
     logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.WARNING, format="%(message)s")
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # it tells of every file of a checkpoint
     transformers.utils.logging.disable_progress_bar()
     if argv:
         logger.info("%s: %s", name, " ".join(argv))
@@ -228,7 +229,7 @@ def check_fields(fields: dict, section: str):
 def finish(accelerator: Accelerator, model, tokenizer, config, record: dict, checkpoints: Checkpoints):
     """Write the trained model as a complete Hub folder, with `training.json` beside the weights; then the checkpoints
     go. Of a model with adapters (peft) the folder holds these alone."""
-    weights = accelerator.get_state_dict(model)  # on all processes: a sharded model is gathered
+    weights = whole_weights(accelerator, model)
     if accelerator.is_main_process:
         record = {"identity": run_identity(record["config"], accelerator), **record}
         extra = {RECORD: json.dumps(record, indent=2) + "\n"}
