@@ -74,7 +74,7 @@ def prepare(config: SimpleNamespace, argv: list[str], name: str) -> Accelerator:
         accelerator.state.fsdp_plugin.mixed_precision_policy = None  # autocast computes in half precision; FSDP would
         # round the parameters of the filters as well
     logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.WARNING, format="%(message)s")
-    logging.getLogger("accelerate").setLevel(logging.ERROR)  # it tells of every file of a checkpoint, and of tied weights
+    logging.getLogger("accelerate").setLevel(logging.ERROR)  # it tells of every file of a checkpoint
     transformers.utils.logging.disable_progress_bar()
     if argv:
         logger.info("%s: %s", name, " ".join(argv))
