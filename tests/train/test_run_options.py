@@ -132,7 +132,7 @@ def wait_for_checkpoint(process, folder):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_stopped_by_sigterm_goes_on(toy_corpus, tmp_path, processes):
     more = ["steps=400", "checkpoint_every=2", "resume=true", "log_every=100", "evaluation.every=0",
-            "model.architecture.hidden_dropout_prob=0.1"]  # fmt: skip
+            "model.architecture.hidden_dropout_prob=0.1", "gradient_checkpointing=true"]  # fmt: skip
     given = arguments("mlm", toy_corpus, tmp_path / "out", *more)
     process = launch("mlm", given, processes)
     wait_for_checkpoint(process, tmp_path / "out.run")
