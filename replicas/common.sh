@@ -21,12 +21,19 @@ score() {
     for name in "$@"; do encoders+=(--encoder "$RUNS/$name"); done
     for task in qmsum pydocs; do
         "$PYTHON" -m m2bert_hub.cli eval "${encoders[@]}" --data runs/replicas/data/tasks --task $task --split test \
-            --policy truncate --output "replicas/results/$table-$task-seed$SEED.json"
+            --policy truncate --output "$RUNS/$table-$task.json" --overwrite
+        compact "$RUNS/$table-$task.json" "$table-$task"
     done
 }
 
 # keep TABLE NAME...: the records of pretraining runs
 keep() {
     local table=$1; shift
-    for name in "$@"; do cp "$RUNS/$name/training.json" "replicas/results/$table-$name-seed$SEED.json"; done
+    for name in "$@"; do compact "$RUNS/$name/training.json" "$table-$name"; done
+}
+
+# compact FILE NAME: a JSON file among the results, on one line
+compact() {
+    "$PYTHON" -c 'import json, sys; print(json.dumps(json.load(open(sys.argv[1])), separators=(",", ":")))' "$1" \
+        > "replicas/results/$2-seed$SEED.json"
 }
