@@ -42,13 +42,15 @@ def mine(task: RetrievalTask, count: int) -> Iterator[dict]:
     pids = sorted(task.documents, reverse=True)
     index = Bm25Index(dataclasses.replace(task, documents={pid: task.documents[pid] for pid in pids}))
     qids, size = list(task.queries), max(1, SCORES_AT_ONCE // len(pids))
-    for first in tqdm(range(0, len(qids), size), desc=f"BM25 on {task.name}", unit=f"x{size} queries"):
-        chosen = qids[first : first + size]
-        scores = index.scores([task.queries[qid] for qid in chosen])
-        for qid, order in zip(chosen, np.argsort(-scores, axis=1, kind="stable"), strict=True):
-            best = [pids[i] for i in order[: count + most_answers]]
-            negatives = [pid for pid in best if pid not in task.qrels[qid]][:count]
-            yield {"qid": qid, "negative_pids": negatives, "dataset": task.name}
+    with tqdm(total=len(qids), desc=f"BM25 on {task.name}", unit="query") as progress:
+        for first in range(0, len(qids), size):
+            chosen = qids[first : first + size]
+            scores = index.scores([task.queries[qid] for qid in chosen])
+            for qid, order in zip(chosen, np.argsort(-scores, axis=1, kind="stable"), strict=True):
+                best = [pids[i] for i in order[: count + most_answers]]
+                negatives = [pid for pid in best if pid not in task.qrels[qid]][:count]
+                progress.update()
+                yield {"qid": qid, "negative_pids": negatives, "dataset": task.name}
 
 
 def main(argv: list[str]):
