@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -94,6 +95,10 @@ def peak_memory_bytes() -> int:
     """The most memory this process has held: on its GPU, or of the whole process where it has none."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")  # of Linux, where the peak that getrusage tells begins with the parent's
+    for line in status.read_text().splitlines() if status.is_file() else ():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -199,14 +199,13 @@ def test_two_processes_give_the_gradients_of_one(tiny_config, tmp_path):
 
 
 MEMORY = """
-import resource
-
 import torch
 from accelerate import Accelerator
 from transformers import AutoModel
 
 from m2bert_train.grad_cache import cached_step, full_step
 from m2bert_train.losses import cosine_matrix, multiple_negatives_ranking_loss
+from m2bert_train.record import peak_memory_bytes
 from modeling_m2bert import M2BertConfig
 
 config = M2BertConfig(vocab_size=120, hidden_size=128, num_hidden_layers=2, intermediate_size=512,
@@ -220,7 +219,7 @@ def step(count, tokens, run, *arguments):
     relevant, compared = torch.arange(count)[None] == 0, torch.ones(1, count, dtype=torch.bool)
     loss = lambda q, d: multiple_negatives_ranking_loss(cosine_matrix(q, d), relevant, compared)
     run(accelerator, model, [query], documents, loss, 0, *arguments)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    print(peak_memory_bytes())
 
 
 step(1, 8, cached_step, 4096)

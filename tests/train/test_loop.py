@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from accelerate.state import AcceleratorState
 
 from m2bert_train.checkpoints import Checkpoints
 from m2bert_train.loop import Stopped, run_loop
+from m2bert_train.record import peak_memory_bytes
 
 
 class Counter:
@@ -164,3 +167,12 @@ def test_best_weights_survive_a_resume(tmp_path):
     box[0].go()
     assert box[0].progress.best == {"step": 2, "score": 0.9}
     assert not torch.equal(box[0].weights[-1], box[0].weights[0])
+
+
+def test_the_peak_of_memory_is_this_process_own():
+    """Also of a process whose parent has held more."""
+    code = "from m2bert_train.record import peak_memory_bytes; print(peak_memory_bytes())"
+    held = torch.ones(10**9, dtype=torch.uint8)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 10**8 < int(done.stdout) < 10**9 < peak_memory_bytes()
+    assert held.sum() == 10**9
