@@ -43,6 +43,22 @@ class Stopped(Exception):
     """The run was asked to stop (SIGTERM) and has saved itself."""
 
 
+class StopSignal:
+    """Notes SIGTERM instead of dying of it: schedulers send it before they take the machine away."""
+
+    def __init__(self):
+        self.asked = False
+        is_main = threading.current_thread() is threading.main_thread()
+        self.previous = signal.signal(signal.SIGTERM, self.note) if is_main else None
+
+    def note(self, *_):
+        self.asked = True
+
+    def restore(self):
+        if self.previous is not None:
+            signal.signal(signal.SIGTERM, self.previous)
+
+
 class Prefetch:
     """Makes the next batch while the last one trains. `state` is the position after the batches that were used, and
     `waited_seconds` how long the training waited for them."""
@@ -131,13 +147,8 @@ def run_loop(
             due = last or (evaluate_every > 0 and progress.step % evaluate_every == 0)
             if due or progress.step % log_every == 0:
                 record(evaluating=due)
-            stopping = sum_over_processes([float(stop.asked)])[0] > 0 and not last
-            if checkpoints and not last and (stopping or checkpoints.due(progress.step)):
-                log.settle()
-                checkpoints.save(progress, prefetch.state)
-            if stopping:
-                saved = "saved; go on with resume=true" if checkpoints else "nothing is saved"
-                raise Stopped(f"stopped by SIGTERM after step {progress.step} of {steps}, {saved}")
+            if not last:
+                save_or_stop(stop, checkpoints, log, prefetch.state, f"step {progress.step} of {steps}")
     finally:
         bar.close()
         stop.restore()
@@ -145,6 +156,17 @@ def run_loop(
     if select:
         checkpoints.load_best(model, progress)
     return progress
+
+
+def save_or_stop(stop: StopSignal, checkpoints: Checkpoints | None, log: Log, batch_state: dict, place: str):
+    """Save where a checkpoint is due or any process was asked to stop; in that case raise Stopped."""
+    stopping = sum_over_processes([float(stop.asked)])[0] > 0
+    if checkpoints and (stopping or checkpoints.due(log.progress.step)):
+        log.settle()
+        checkpoints.save(log.progress, batch_state)
+    if stopping:
+        saved = "saved; go on with resume=true" if checkpoints else "nothing is saved"
+        raise Stopped(f"stopped by SIGTERM after {place}, {saved}")
 
 
 def update(accelerator, model, optimizer, schedule, clip_norm: float, step: int, loss: Tensor) -> tuple[float, float]:
@@ -171,19 +193,3 @@ def evaluated(model: torch.nn.Module, evaluate: Evaluate) -> dict[str, float]:
     metrics = evaluate(model)
     model.train()
     return metrics | {"evaluation_seconds": round(time.perf_counter() - start, 2)}
-
-
-class StopSignal:
-    """Notes SIGTERM instead of dying of it: schedulers send it before they take the machine away."""
-
-    def __init__(self):
-        self.asked = False
-        is_main = threading.current_thread() is threading.main_thread()
-        self.previous = signal.signal(signal.SIGTERM, self.note) if is_main else None
-
-    def note(self, *_):
-        self.asked = True
-
-    def restore(self):
-        if self.previous is not None:
-            signal.signal(signal.SIGTERM, self.previous)

@@ -136,6 +136,9 @@ def make_checkpoints(accelerator: Accelerator, config_dict: dict, data: dict) ->
 
     Args:
         data: what identifies the data.
+
+    Raises:
+        ValueError: nothing can be written there; said before training, not after.
     """
     checkpoints = Checkpoints(
         accelerator,
@@ -149,7 +152,11 @@ def make_checkpoints(accelerator: Accelerator, config_dict: dict, data: dict) ->
     if accelerator.is_main_process:
         if not config_dict["resume"]:
             checkpoints.remove()
-        checkpoints.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            checkpoints.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            place = config_dict["output_dir"]
+            raise ValueError(f"output_dir={place} cannot be written ({error}); name a folder that can") from error
     accelerator.wait_for_everyone()
     return checkpoints
 
