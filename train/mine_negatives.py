@@ -19,7 +19,7 @@ from tqdm import tqdm
 from m2bert_eval.atomic import write_atomically
 from m2bert_eval.locov1 import RetrievalTask, load_task
 
-from .retrieval_data import refuse_test
+from .splits import refuse_test
 
 SCORES_AT_ONCE = 2_000_000  # pairs scored between two updates of the progress bar: bounds memory
 

@@ -4,7 +4,6 @@ The split `test` is for the last evaluation alone and refused wherever training 
 """
 
 import hashlib
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 
 from m2bert_eval.locov1 import RetrievalTask, load_task, task_names
 
+from .splits import names_split, refuse_test
 from .triples import Negatives, load_triples
 
 
@@ -40,19 +40,6 @@ class RetrievalData:
     def fingerprint(self) -> str:
         """sha256 of the description."""
         return hashlib.sha256(repr(sorted(self.describe().items())).encode()).hexdigest()
-
-
-def names_split(value: str, split: str) -> bool:
-    """Whether the name of a split, a file or a Hub data set says the word: `test`, `validation+TEST`, `test_256`,
-    `test-00000-of-00001.parquet`, `test/0.parquet`, but not `latest`."""
-    path = Path(value.lower())
-    return path.parent.name == split or bool(re.search(rf"(?<![a-z]){split}(?![a-z])", path.name))
-
-
-def refuse_test(key: str, value: str | None):
-    """Raise ValueError if a setting names the test split, or a file of it."""
-    if value is not None and names_split(value, "test"):
-        raise ValueError(f"{key}={value} is the test split; it is for the last evaluation alone. Name another")
 
 
 def check_development_split(split: str | None):

@@ -8,12 +8,13 @@ SPLIT.txt, SPLIT-*.txt           documents separated by blank lines
 
 import itertools
 import json
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
+
+from .splits import refuse_test
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".txt")
 PARQUET_ROWS = 16  # read at once: a row can be a whole book
@@ -57,12 +58,6 @@ class TextFiles:
         """What changes when the text may have changed: real paths, sizes, times of change, and how they are read."""
         stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
         return [stats, self.column, self.rows_per_document]
-
-
-def refuse_test(key: str, value: str):
-    """Raise ValueError for the split `test`, alone or as a word in a name: it is for evaluation only."""
-    if re.search(r"(?<![a-z])test(?![a-z])", value, re.IGNORECASE):
-        raise ValueError(f"{key}={value!r}: the split test is neither trained on nor selected on; name another one")
 
 
 def find_files(path: Path, split: str) -> tuple[Path, ...]:

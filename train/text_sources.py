@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from .text_files import TextFiles, find_files, refuse_test
+from .splits import refuse_test
+from .text_files import TextFiles, find_files
 from .tokenizer import HUB_ID
 
 DEFAULT_SHARES = {"variable": 0.3, "maximum": 0.7}  # of the examples, over all sources (paper section A.3)

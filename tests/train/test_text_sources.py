@@ -123,11 +123,11 @@ def test_the_validation_of_a_single_file_is_carved(tmp_path):
         ([{"path": None, "variable": 0.3, "maximum": 0.6}], "sum to 1, not 0.9: pydocs variable 0.3, pydocs maximum"),
         ([{"path": None, "variable": -0.5, "maximum": 1.5}], "from 0 to 1"),
         ([{"path": None}, {"path": None}], "'pydocs' is there twice"),
-        ([{"path": None, "split": "test"}], "split='test': the split test is neither trained on nor"),
+        ([{"path": None, "split": "test"}], "split=test is the test split: neither trained on nor"),
         ([{"path": "a/b", "split": "train+test[:50%]"}], "neither trained on"),
-        ([{"path": "a/b", "validation_split": "test"}], "validation_split='test': the split test"),
-        ([{"path": None, "split": "test_full"}], "split='test_full': the split test"),
-        ([{"path": "a/b", "validation_split": "Test2"}], "validation_split='Test2': the split test"),
+        ([{"path": "a/b", "validation_split": "test"}], "validation_split=test is the test split"),
+        ([{"path": None, "split": "test_full"}], "split=test_full is the test split"),
+        ([{"path": "a/b", "validation_split": "Test2"}], "validation_split=Test2 is the test split"),
         ([{"path": None, "split": "validation"}], "split and validation_split of None are both 'validation'; name"),
         ([{"path": "a/b", "validation_split": "train"}], "split and validation_split of 'a/b' are both 'train'"),
         ([{"path": "/nowhere/at/all"}], "'/nowhere/at/all' is neither a file, a folder"),
@@ -144,7 +144,7 @@ def test_a_file_of_the_test_split_is_refused(tmp_path):
     for name in ("test.parquet", "test-00000-of-00001.parquet", "locov1_test.parquet", "TEST_full.parquet"):
         write_parquet(tmp_path / name, TEXTS)
         (source,) = parse({"path": str(tmp_path / name)})
-        with pytest.raises(ValueError, match="the split test"):
+        with pytest.raises(ValueError, match="is the test split"):
             source.files("train")
     for name in ("latest.parquet", "tested_words.parquet", "contest.parquet"):
         write_parquet(tmp_path / name, TEXTS)
