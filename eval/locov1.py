@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 
 QUERY_COLUMNS = ("qid", "query", "answer_pids", "dataset")
 DOCUMENT_COLUMNS = ("pid", "passage", "dataset")
+ANSWER_COLUMNS = ("position", "answer")  # optional: where in the document the answer begins
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,12 @@ class RetrievalTask:
     Attributes:
         queries: {qid: text}.
         documents: {pid: passage}; a passage may be the empty text.
-        qrels: {qid: {pid: 1}} over all queries, at least one answer each.
+        qrels: {qid: {pid: grade}} over all queries, at least one answer each; LoCoV1 has grade 1 only.
         fingerprint: sha256 of the content.
+        source: folder, file or Hub id that it was read from.
+        revision: commit of the data, where it comes from the Hub.
+        positions: {qid: where the answer begins in its document, as a share (0 to 1) of the characters}; None if
+            the data do not say.
     """
 
     name: str
@@ -33,19 +38,29 @@ class RetrievalTask:
     documents: dict[str, str]
     qrels: dict[str, dict[str, int]]
     fingerprint: str
+    source: str = ""
+    revision: str | None = None
+    positions: dict[str, float] | None = None
 
 
-def load_task(data_dir: str | Path, task: str, split: str) -> RetrievalTask:
+def load_task(data_dir: str | Path, task: str, split: str, documents: str = "documents") -> RetrievalTask:
     """Read the rows with `dataset == task` of queries/SPLIT.parquet and documents/SPLIT.parquet.
+
+    Where the answers begin is read too, if the queries say it: as a share of the document's characters in a column
+    `position`, or as the answer's text in a column `answer`, found in the passage.
+
+    Args:
+        documents: folder of the documents, for a task that has them in several variants.
 
     Raises:
         ValueError: a file or column is missing, the task is unknown, an id occurs twice, a query has no
             answer, or an answer names a document that is not there.
     """
     data_dir = Path(data_dir)
-    query_rows = _read_rows(data_dir / "queries" / f"{split}.parquet", QUERY_COLUMNS, task)
-    document_rows = _read_rows(data_dir / "documents" / f"{split}.parquet", DOCUMENT_COLUMNS, task)
-    return make_task(task, split, query_rows, document_rows)
+    query_rows = _read_rows(data_dir / "queries" / f"{split}.parquet", QUERY_COLUMNS, task, ANSWER_COLUMNS)
+    document_rows = _read_rows(data_dir / documents / f"{split}.parquet", DOCUMENT_COLUMNS, task)
+    name = task if documents == "documents" else f"{task} ({documents})"
+    return make_task(name, split, query_rows, document_rows, source=str(data_dir))
 
 
 def task_names(data_dir: str | Path, split: str) -> list[str]:
@@ -58,7 +73,14 @@ def task_names(data_dir: str | Path, split: str) -> list[str]:
     return _names(_read_table(path, ("dataset",)))
 
 
-def make_task(task: str, split: str, query_rows: list[dict], document_rows: list[dict]) -> RetrievalTask:
+def make_task(
+    task: str,
+    split: str,
+    query_rows: list[dict],
+    document_rows: list[dict],
+    source: str = "",
+    revision: str | None = None,
+) -> RetrievalTask:
     """A task from its rows, wherever they come from; see `load_task` for columns and errors."""
     for what, rows in (("queries", query_rows), ("documents", document_rows)):
         if not rows:
@@ -72,19 +94,44 @@ def make_task(task: str, split: str, query_rows: list[dict], document_rows: list
         unknown = sorted(set(answers) - documents.keys())
         if unknown:
             raise ValueError(f"answer_pids of query {qid!r} name {unknown[0]!r}, which no document has as pid")
-    content = json.dumps([queries, documents, qrels], sort_keys=True)
-    return RetrievalTask(task, split, queries, documents, qrels, hashlib.sha256(content.encode()).hexdigest())
+    return RetrievalTask(
+        task,
+        split,
+        queries,
+        documents,
+        qrels,
+        fingerprint_of(queries, documents, qrels),
+        source,
+        revision,
+        _answer_positions(query_rows, documents),
+    )
 
 
-def _read_rows(path: Path, columns: tuple[str, ...], task: str) -> list[dict]:
-    table = _read_table(path, columns)
+def fingerprint_of(queries: dict[str, str], documents: dict[str, str], qrels: dict[str, dict[str, int]]) -> str:
+    """sha256 of a task's content, whatever the order of its rows."""
+    return hashlib.sha256(json.dumps([queries, documents, qrels], sort_keys=True).encode()).hexdigest()
+
+
+def _answer_positions(query_rows: list[dict], documents: dict[str, str]) -> dict[str, float] | None:
+    positions = {}
+    for row in query_rows:
+        passage = documents[row["answer_pids"][0]]
+        if row.get("position") is not None:
+            positions[row["qid"]] = float(row["position"])
+        elif row.get("answer") and row["answer"] in passage:
+            positions[row["qid"]] = passage.index(row["answer"]) / len(passage)
+    return positions or None
+
+
+def _read_rows(path: Path, columns: tuple[str, ...], task: str, optional: tuple[str, ...] = ()) -> list[dict]:
+    table = _read_table(path, columns, optional)
     rows = table.filter(pc.equal(table["dataset"], task)).to_pylist()
     if not rows:
         raise ValueError(f"task {task!r} is not in {path}; tasks there: {', '.join(_names(table)) or 'none'}")
     return rows
 
 
-def _read_table(path: Path, columns: tuple[str, ...]):
+def _read_table(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()):
     if not path.is_file():
         splits = ", ".join(sorted(other.stem for other in path.parent.glob("*.parquet"))) or "none"
         raise ValueError(f"{path} does not exist; splits in {path.parent}: {splits}")
@@ -92,7 +139,7 @@ def _read_table(path: Path, columns: tuple[str, ...]):
     missing = [column for column in columns if column not in present]
     if missing:
         raise ValueError(f"{path} lacks the column {missing[0]!r}; it has {present}; add what is missing")
-    return pq.read_table(path, columns=list(columns))
+    return pq.read_table(path, columns=[*columns, *(column for column in optional if column in present)])
 
 
 def _names(table) -> list[str]:
