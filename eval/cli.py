@@ -1,68 +1,140 @@
-"""`m2bert eval`: score encoders on a retrieval task.
+"""`m2bert eval` scores systems on retrieval tasks; `m2bert compare` sets systems against each other.
 
-Another typer app mounts it with `other.command("eval")(eval_command)`. By itself:
-
-    python -m m2bert_eval.cli --encoder bm25 --data data/pydocs --task pydocs --output results.json
+By itself: python -m m2bert_eval.cli eval --encoder bm25 --data data/pydocs --output results.json
 """
 
-import json
 import logging
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .atomic import write_atomically
+from .results_file import free_output, read_results, write_results
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+
+Output = Annotated[Path | None, typer.Option(help="JSON file to write.")]
 
 
 @app.command("eval")
 def eval_command(
+    config: Annotated[Path | None, typer.Option(help="YAML file with everything; flags add to nothing then.")] = None,
     encoder: Annotated[
-        list[str], typer.Option(help="bm25, tfidf-rp[:WIDTH], a model folder or a Hub id; repeat for more.")
-    ],
-    data: Annotated[Path, typer.Option(help="Folder of queries/SPLIT.parquet and documents/SPLIT.parquet.")],
-    task: Annotated[str, typer.Option(help="The value of the column `dataset`, such as pydocs.")],
-    output: Annotated[Path, typer.Option(help="JSON file to write.")],
+        list[str], typer.Option(help="bm25, tfidf-rp[:WIDTH], a model folder, a Hub id or mteb:NAME; repeat for more.")
+    ] = [],  # noqa: B006
+    data: Annotated[
+        str | None,
+        typer.Option(help="Folder of tables or with queries.csv; locov1, locov0 or a pair on the Hub; mteb."),
+    ] = None,
+    task: Annotated[list[str], typer.Option(help="Task in the data; repeat for more. All by default.")] = [],  # noqa: B006
     split: Annotated[str, typer.Option(help="Split to score.")] = "test",
-    policy: Annotated[str, typer.Option(help="What happens to a text that is too long.")] = "truncate",
+    policy: Annotated[
+        list[str],
+        typer.Option(help="What happens to long documents: truncate, chunk-average, best-chunk, late-chunk; repeat."),
+    ] = ["truncate"],  # noqa: B006
+    hybrid: Annotated[list[str], typer.Option(help="Also combined with BM25: rerank, rrf, weighted; repeat.")] = [],  # noqa: B006
+    development_split: Annotated[str, typer.Option(help="Where a weighted hybrid's weight is chosen.")] = "validation",
+    documents: Annotated[str, typer.Option(help="Folder of the documents within the data.")] = "documents",
+    distractors: Annotated[str | None, typer.Option(help="Text to draw documents from that answer nothing.")] = None,
+    distractor_count: Annotated[int, typer.Option(help="How many of them.")] = 2000,
+    revision: Annotated[str | None, typer.Option(help="Commit of data on the Hub.")] = None,
+    output: Output = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder for vectors; by default under HF_HOME.")] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep no vectors.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
-    """Score encoders on a retrieval task: nDCG@10 with 95 % intervals, written as JSON."""
+    """Score systems on retrieval tasks: nDCG@10 with 95 % intervals, nDCG@1, recall@100, written as JSON."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    from .evaluate_task import check_encoders, evaluate_encoders  # slow imports, not for --help
-    from .locov1 import load_task
+    logging.getLogger("m2bert_eval.evaluate").setLevel(logging.INFO)
+    from .eval_config import Distractors, EncoderSettings, EvalConfig, TaskSettings  # slow imports, not for --help
+    from .evaluate import evaluate
+    from .vector_store import VectorStore, default_cache_folder
 
     try:
-        if output.exists() and not overwrite:
-            raise ValueError(f"output {output} exists; choose another file or pass --overwrite")
-        check_encoders(encoder, policy)
-        records = evaluate_encoders(encoder, load_task(data, task, split), policy)
-    except ValueError as error:
-        typer.echo(f"m2bert eval: {error}", err=True)
+        if config is not None:
+            if encoder or data:
+                raise ValueError("--config names encoders and tasks itself; leave out --encoder and --data")
+            settings = EvalConfig.from_yaml(config)
+        else:
+            if data is None:
+                raise ValueError("no data given; --data takes a folder, locov1, locov0, a Hub id or mteb")
+            pool = Distractors(distractors, distractor_count) if distractors else None
+            place = TaskSettings(data, tuple(task), split, documents, revision, development_split, pool)
+            systems = tuple(EncoderSettings(name) for name in encoder)
+            settings = EvalConfig((place,), systems, tuple(policy), tuple(hybrid))
+        target = free_output(output or settings.output, overwrite)
+        store = VectorStore(None if no_cache else cache or default_cache_folder())
+        records, failures = evaluate(settings, store)
+    except (ValueError, OSError) as error:
+        typer.echo(f"m2bert eval: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2) from error
-    text = json.dumps({"results": records}, indent=2) + "\n"
-    write_atomically(output, lambda path: path.write_text(text, encoding="utf-8"))
-    typer.echo(format_table(records))
-    typer.echo(f"written to {output}")
+    if int(os.environ.get("RANK", 0)) == 0:  # under `accelerate launch` every process has the same records
+        write_results(target, records)
+        typer.echo(format_records(records))
+        typer.echo(f"written to {target}")
+    if failures:
+        typer.echo(f"m2bert eval: {'; '.join(failures)}", err=True)
+        raise typer.Exit(1)
 
 
-def format_table(records: list[dict]) -> str:
-    """An aligned table, scores in points (x100)."""
-    rows = [("encoder", "nDCG@10", "95 % interval", "truncated", "seconds")]
+@app.command("compare")
+def compare_command(
+    results: Annotated[list[Path], typer.Argument(help="JSON files of `m2bert eval`.")],
+    against: Annotated[str | None, typer.Option(help="System to compare with; every pair by default.")] = None,
+) -> None:
+    """Differences in nDCG@10 between systems on the same queries: paired bootstrap, 95 % intervals."""
+    from .comparison import by_task, differences
+
+    try:
+        records = [record for path in results for record in read_results(path)]
+        if not by_task(records):
+            raise ValueError("no retrieval scores in these files; `m2bert eval` writes them")
+        for (task, split, fingerprint), group in by_task(records).items():
+            typer.echo(f"{task}, {split} (data {fingerprint[:8]})")
+            typer.echo(format_differences(differences(group, against)))
+    except ValueError as error:
+        typer.echo(f"m2bert compare: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+def format_records(records: list[dict]) -> str:
+    """An aligned table, scores in points (x 100)."""
+    from .tables import align, points
+
+    rows = []
     for record in records:
+        if record["kind"] == "mteb":
+            rows.append([record["system"], record["task"], points(record["value"], 2), record["metric"], "-", "-", "-"])
+            continue
         low, high = record["interval_95"]
-        truncated = f"{record['counts']['truncated_documents']}/{record['counts']['documents']}"
-        score = f"{100 * record['ndcg_at_10']:.2f}"
-        interval = f"{100 * low:.2f} to {100 * high:.2f}"
-        rows.append((record["encoder"], score, interval, truncated, f"{record['seconds']:.1f}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        counts = record["counts"]
+        rows.append(
+            [
+                record["system"],
+                record["task"],
+                points(record["ndcg_at_10"], 2),
+                f"{points(low, 2)} to {points(high, 2)}",
+                points(record["metrics"]["recall_at_100"]["mean"]),
+                f"{counts['truncated_documents']}/{counts['documents']}",
+                f"{record['seconds']:.1f}",
+            ]
+        )
+    return align(["system", "task", "nDCG@10", "95 % interval", "recall@100", "truncated", "seconds"], rows)
+
+
+def format_differences(rows: list[dict]) -> str:
+    """An aligned table in points; a star marks an interval without zero."""
+    from .tables import align
+
     lines = []
-    for name, *numbers in rows:
-        aligned = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
-        lines.append("  ".join([name.ljust(widths[0]), *aligned]))
-    return "\n".join(lines)
+    for row in rows:
+        low, high = (100 * bound for bound in row["interval_95"])
+        star = "*" if low > 0 or high < 0 else ""
+        lines.append(
+            [row["system"], row["other"], f"{100 * row['difference']:+.1f}", f"{low:+.1f} to {high:+.1f}", star]
+        )
+    return align(["system", "minus", "points", "95 % interval", ""], lines)
 
 
 if __name__ == "__main__":

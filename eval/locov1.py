@@ -23,7 +23,7 @@ class RetrievalTask:
 
     Attributes:
         queries: {qid: text}.
-        documents: {pid: passage}; a passage may be the empty text.
+        documents: {pid: passage}; a passage may be the empty text, but one that is null is left out.
         qrels: {qid: {pid: grade}} over all queries, at least one answer each; LoCoV1 has grade 1 only.
         fingerprint: sha256 of the content.
         source: folder, file or Hub id that it was read from.
@@ -85,6 +85,7 @@ def make_task(
     for what, rows in (("queries", query_rows), ("documents", document_rows)):
         if not rows:
             raise ValueError(f"task {task!r} has no {what} in the split {split!r}; add some, or leave the task out")
+    query_rows, document_rows = without_null_passages(query_rows, document_rows, task)
     documents = _by_id(document_rows, "pid", "passage")
     queries = _by_id(query_rows, "qid", "query")
     qrels = {row["qid"]: dict.fromkeys(row["answer_pids"] or [], 1) for row in query_rows}
@@ -105,6 +106,24 @@ def make_task(
         revision,
         _answer_positions(query_rows, documents),
     )
+
+
+def without_null_passages(queries: list[dict], documents: list[dict], name: str) -> tuple[list[dict], list[dict]]:
+    """The rows without documents whose passage is null and without queries that only such documents answer.
+
+    So did the research code, whose QASPER has papers without a full text. A warning counts what is left out.
+    """
+    null = {row["pid"] for row in documents if row["passage"] is None}
+    if not null:
+        return queries, documents
+    kept = []
+    for row in queries:
+        answers = [pid for pid in row["answer_pids"] or [] if pid not in null]
+        if answers or not row["answer_pids"]:
+            kept.append({**row, "answer_pids": answers})
+    message = "task %s: %d documents have a null passage; left out with %d queries that they alone answer"
+    logger.warning(message, name, len(null), len(queries) - len(kept))
+    return kept, [row for row in documents if row["pid"] not in null]
 
 
 def fingerprint_of(queries: dict[str, str], documents: dict[str, str], qrels: dict[str, dict[str, int]]) -> str:
@@ -147,7 +166,7 @@ def _names(table) -> list[str]:
 
 
 def _by_id(rows: list[dict], id_column: str, text_column: str) -> dict[str, str]:
-    """{id: text}; a null text becomes the empty text, and a warning counts them."""
+    """{id: text}; a null query becomes the empty text, and a warning counts them."""
     identifier, times = Counter(row[id_column] for row in rows).most_common(1)[0]
     if times > 1:
         raise ValueError(f"{id_column} {identifier!r} occurs {times} times; ids must be unique within a task")

@@ -1,40 +1,149 @@
-"""Rankers: a retrieval task in, a score for every query and document out."""
+"""Rankers: a retrieval task in, the best documents of every query out."""
 
 import logging
+from collections.abc import Iterator
 
 import bm25s
 import numpy as np
+from tqdm import tqdm
 
 from .encoders import Encoder
+from .fusion import rerank_order
 from .locov1 import RetrievalTask
+from .policies import Policy, Truncate
+from .processes import is_first
+from .search import DEPTH, SCORES_AT_ONCE, ExactSearch, Run, check_finite, trec_order
+from .vector_shelf import TimedVectors
+from .vector_store import VectorStore
+
+__all__ = ["DEPTH", "Bm25Index", "Bm25Ranker", "DenseRanker", "Run"]
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # bm25s sets it to DEBUG
 
-Run = dict[str, dict[str, float]]  # {qid: {pid: score}}, higher is better
+BLOCK_DOCUMENTS = 4_096  # whose vectors are in memory together
+BLOCK_CHARS = 16_000_000  # or fewer documents, if they are long: chunk policies give them many vectors
 
 
 class DenseRanker:
-    """Exact search by cosine over the vectors of an encoder."""
+    """Exact search by cosine over the vectors of an encoder; a document counts by its best vector.
 
-    def __init__(self, encoder: Encoder):
+    Args:
+        policy: what happens to documents that are longer than the encoder takes.
+        store: where vectors are kept; by default nowhere.
+
+    Attributes:
+        report: what the last `rank` or `rerank` cost and read: vectors_per_document, seen_share and
+            truncated_documents (None where the encoder does not show its tokens), seconds_per_document,
+            seconds_per_query, dimensions, max_tokens (the longest input under the policy). Seconds are those of when
+            the vectors were computed, tokenization included.
+    """
+
+    def __init__(self, encoder: Encoder, policy: Policy | None = None, store: VectorStore | None = None):
         self.encoder = encoder
+        self.policy = policy or Truncate()
+        self.store = store or VectorStore(None)
+        self.report: dict = {}
 
     def rank(self, task: RetrievalTask) -> Run:
         """Embed queries and documents and score all pairs.
 
         Raises:
-            ValueError: a vector is not finite; the error names the text.
+            ValueError: the policy cannot work with the encoder; or a vector is not finite, and the error names the
+                text.
         """
-        queries = self.encoder.encode(list(task.queries.values()), "query")
-        documents = self.encoder.encode(list(task.documents.values()), "document")
-        return rank_vectors(task, queries, documents)
+        queries = self._queries(task)
+        search = ExactSearch(list(task.documents), len(task.queries))
+        measured = _Measured()
+        for pids, timed in self._documents(task, list(task.documents)):
+            search.add_vectors(queries.vectors.rows, pids, timed.vectors.rows, timed.vectors.counts)
+            measured.add(timed)
+        self._report(measured, queries)
+        return search.run(list(task.queries))
+
+    def rerank(self, task: RetrievalTask, candidates: Run, depth: int) -> Run:
+        """The first `depth` candidates of every query by cosine; after them the others in the order they had.
+
+        Only documents that are among the first `depth` of some query are embedded.
+
+        Raises:
+            ValueError: depth < 1; no query has a candidate; or as `rank`.
+        """
+        if depth < 1 or not any(candidates.values()):
+            raise ValueError(f"nothing to rerank with depth={depth}; it must be at least 1, and some candidates given")
+        queries = self._queries(task)
+        rows = dict(zip(task.queries, queries.vectors.rows, strict=True))
+        chosen = {qid: trec_order(candidates.get(qid, {}))[:depth] for qid in task.queries}
+        asking: dict[str, list[str]] = {}  # which queries have the document among their first
+        for qid, pids in chosen.items():
+            for pid in pids:
+                asking.setdefault(pid, []).append(qid)
+        scores: Run = {qid: {} for qid in chosen}
+        measured = _Measured()
+        for pids, timed in self._documents(task, list(asking)):
+            documents = np.split(timed.vectors.rows, np.cumsum(timed.vectors.counts)[:-1])
+            for pid, vectors in zip(pids, documents, strict=True):
+                best = (np.stack([rows[qid] for qid in asking[pid]]) @ vectors.T).max(axis=1)
+                for qid, score in zip(asking[pid], best.tolist(), strict=True):
+                    scores[qid][pid] = score
+            measured.add(timed)
+        self._report(measured, queries)
+        return rerank_order(candidates, scores)
+
+    def _queries(self, task: RetrievalTask) -> TimedVectors:
+        timed = self.store.embed(self.encoder, None, list(task.queries.values()))
+        check_finite(list(task.queries), timed.vectors.rows)
+        return timed
+
+    def _documents(self, task: RetrievalTask, pids: list[str]) -> Iterator[tuple[list[str], TimedVectors]]:
+        """The vectors of documents, a block at a time."""
+        chars = sum(len(task.documents[pid]) for pid in pids)
+        bar = {"desc": f"{self.encoder.name} / {self.policy.spec}", "unit": "char", "unit_scale": True}
+        with tqdm(total=chars, **bar, disable=not is_first()) as progress:
+            for block in _blocks(pids, task.documents):
+                timed = self.store.embed(self.encoder, self.policy, [task.documents[pid] for pid in block], progress)
+                check_finite(np.repeat(block, timed.vectors.counts).tolist(), timed.vectors.rows)
+                yield block, timed
+
+    def _report(self, measured: "_Measured", queries: TimedVectors) -> None:
+        self.report = measured.summary() | {
+            "seconds_per_query": float(queries.seconds.mean()),
+            "dimensions": int(queries.vectors.rows.shape[1]),
+            "max_tokens": self.policy.input_tokens(self.encoder),
+        }
 
 
-def rank_vectors(task: RetrievalTask, queries: np.ndarray, documents: np.ndarray) -> Run:
-    """Scores of all pairs from unit rows in the task's order: queries (Q, d), documents (D, d), float32."""
-    _check_finite(list(task.queries), queries)
-    _check_finite(list(task.documents), documents)
-    return _as_run(task, queries @ documents.T)
+class _Measured:
+    """Sums over the documents that were embedded."""
+
+    def __init__(self):
+        self.seen, self.counts, self.seconds = [], [], []
+
+    def add(self, timed: TimedVectors) -> None:
+        self.seen.append(timed.vectors.seen)
+        self.counts.append(timed.vectors.counts)
+        self.seconds.append(timed.seconds)
+
+    def summary(self) -> dict:
+        seen, counts, seconds = (np.concatenate(parts) for parts in (self.seen, self.counts, self.seconds))
+        known = bool(np.isfinite(seen).all())
+        return {
+            "vectors_per_document": float(counts.mean()),
+            "seen_share": float(seen.mean()) if known else None,
+            "truncated_documents": int((seen < 1).sum()) if known else None,
+            "seconds_per_document": float(seconds.mean(dtype=np.float64)),
+        }
+
+
+def _blocks(pids: list[str], documents: dict[str, str]) -> Iterator[list[str]]:
+    block: list[str] = []
+    chars = 0
+    for pid in pids:
+        if len(block) == BLOCK_DOCUMENTS or (block and chars + len(documents[pid]) > BLOCK_CHARS):
+            yield block
+            block, chars = [], 0
+        block.append(pid)
+        chars += len(documents[pid])
+    yield block
 
 
 class Bm25Index:
@@ -64,18 +173,9 @@ class Bm25Ranker:
 
     def rank(self, task: RetrievalTask) -> Run:
         """Index the documents and score every query against each of them."""
-        return _as_run(task, Bm25Index(task).scores(list(task.queries.values())))
-
-
-def _check_finite(ids: list[str], vectors: np.ndarray) -> None:
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if bad.size:
-        raise ValueError(
-            f"the vector of {ids[bad[0]]!r} is not finite ({bad.size} of {len(ids)}); the encoder is broken"
-        )
-
-
-def _as_run(task: RetrievalTask, scores: np.ndarray) -> Run:
-    """Name the scores (Q, D), which are in the task's order."""
-    rows = zip(task.queries, scores.tolist(), strict=True)
-    return {qid: dict(zip(task.documents, row, strict=True)) for qid, row in rows}
+        index, pids, texts = Bm25Index(task), list(task.documents), list(task.queries.values())
+        search = ExactSearch(pids, len(texts))
+        step = max(1, SCORES_AT_ONCE // len(pids))
+        for first in range(0, len(texts), step):
+            search.add_scores(pids, index.scores(texts[first : first + step]), first)
+        return search.run(list(task.queries))

@@ -9,7 +9,12 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-MOUNTED = {"eval": "m2bert_eval.cli"}
+MOUNTED = {  # command: module, and its command there (None: the module's whole group)
+    "eval": ("m2bert_eval.cli", "eval"),
+    "compare": ("m2bert_eval.cli", "compare"),
+    "report": ("m2bert_eval.report.cli", "report"),
+    "analyse": ("m2bert_eval.analyses.cli", None),
+}
 
 
 class LazyGroup(TyperGroup):
@@ -20,7 +25,9 @@ class LazyGroup(TyperGroup):
 
     def get_command(self, ctx, cmd_name):
         if cmd_name in MOUNTED:
-            return typer.main.get_command(importlib.import_module(MOUNTED[cmd_name]).app)
+            module, command = MOUNTED[cmd_name]
+            group = typer.main.get_group(importlib.import_module(module).app)
+            return group if command is None else group.get_command(ctx, command)
         return super().get_command(ctx, cmd_name)
 
 

@@ -101,9 +101,9 @@ def load_split(path: str | None, folder: Path | None, names: list[str] | None, s
         return [load_task(folder, name, split) for name in names or task_names(folder, split)]
     if path is None:
         return []
-    from .hub_tasks import load_hub_tasks
+    from m2bert_eval.hub_tasks import load_hub_tasks
 
-    return load_hub_tasks(path, names, split)
+    return load_hub_tasks(path, names, split, setting="data.path")
 
 
 def set_aside(task: RetrievalTask, share: float) -> set[str]:

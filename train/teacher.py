@@ -37,7 +37,7 @@ def teacher_vectors(
     path = Path(cache) / f"{content_hash(teacher, queries, documents)}.safetensors"
     with accelerator.main_process_first():
         if not path.is_file():
-            from m2bert_eval.encoders import SentenceTransformerEncoder
+            from m2bert_eval.sentence_encoder import SentenceTransformerEncoder
 
             logger.info("teacher %s encodes %d queries and %d documents", teacher, len(queries), len(documents))
             encoder = SentenceTransformerEncoder(teacher)

@@ -6,22 +6,33 @@ from typer.testing import CliRunner
 from m2bert_eval.cli import app
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("M2BERT_CACHE", str(tmp_path / "cache"))
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, [*map(str, arguments)])
+
+
 def run(*arguments, data, output, task="tiny"):
-    options = ["--data", str(data), "--task", task, "--output", str(output)]
-    return CliRunner().invoke(app, [*map(str, arguments), *options])
+    return call("eval", *arguments, "--data", data, "--task", task, "--output", output)
 
 
 def test_writes_a_record_for_each_encoder(tiny_data, tiny_model, tmp_path):
     output = tmp_path / "new" / "results.json"
     result = run("--encoder", "bm25", "--encoder", "tfidf-rp", "--encoder", tiny_model, data=tiny_data, output=output)
     assert result.exit_code == 0, result.output
-    records = json.loads(output.read_text())["results"]
+    content = json.loads(output.read_text())
+    records = content["results"]
+    assert content["format"] == 1
     assert [record["encoder"] for record in records] == ["bm25", str(tiny_model), "tfidf-rp:16"]
+    assert [record["policy"] for record in records] == ["whole", "truncate", "whole"]
     for record in records:
         low, high = record["interval_95"]
         assert 0 <= low <= record["ndcg_at_10"] <= high <= 1
         assert sorted(record["query_scores"]) == [f"q{i}" for i in range(6)]
-        assert (record["task"], record["split"], record["policy"]) == ("tiny", "test", "truncate")
+        assert (record["task"], record["split"]) == ("tiny", "test")
         assert len(record["data_fingerprint"]) == 64
         assert {"python", "torch", "sentence-transformers", "bm25s"} <= record["versions"].keys()
     assert records[0]["ndcg_at_10"] == 1.0
@@ -31,6 +42,18 @@ def test_writes_a_record_for_each_encoder(tiny_data, tiny_model, tmp_path):
     assert records[2]["seeds"] == 20
     assert list(output.parent.iterdir()) == [output]
     assert "100.00" in result.stdout
+
+
+def test_a_configuration_file_says_the_same(tiny_data, tmp_path):
+    output = tmp_path / "results.json"
+    config = tmp_path / "run.yaml"
+    config.write_text(f"tasks: {{data: '{tiny_data}'}}\nencoders: [bm25, 'tfidf-rp:8']\noutput: '{output}'\n")
+    assert call("eval", "--config", config).exit_code == 0
+    records = json.loads(output.read_text())["results"]
+    assert [record["system"] for record in records] == ["bm25", "tfidf-rp:8"]
+    both = call("eval", "--config", config, "--encoder", "bm25", "--overwrite")
+    assert both.exit_code == 2
+    assert "leave out --encoder and --data" in both.stderr
 
 
 def test_an_existing_file_needs_overwrite(tiny_data, tmp_path):
@@ -47,9 +70,14 @@ def test_an_existing_file_needs_overwrite(tiny_data, tmp_path):
     [
         (["--encoder", "tfidf-rp"], "write tfidf-rp:256"),
         (["--encoder", "tfidf-rp:0"], "'tfidf-rp:0' has no positive number"),
+        (["--encoder", "bm52"], "'bm52' is unknown; did you mean 'bm25'?"),
         (["--encoder", "./nowhere"], "'./nowhere' is no folder"),
-        (["--encoder", "bm25", "--policy", "chunk"], "'chunk' is unknown; choose from: truncate"),
+        (["--encoder", "$NOT_SET_ANYWHERE"], "environment variable that is not set"),
+        (["--encoder", "bm25", "--policy", "best-chunks"], "did you mean 'best-chunk'?"),
+        (["--encoder", "bm25", "--hybrid", "rerrank"], "'rerrank' is unknown (did you mean 'rerank'?)"),
         (["--encoder", "bm25", "--split", "train"], "train.parquet does not exist; splits"),
+        (["--encoder", "bm25", "--hybrid", "weighted", "--development-split", "test"], "is the split that is scored"),
+        ([], "no encoder given"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tiny_data, tmp_path, arguments, message):
@@ -62,6 +90,34 @@ def test_bad_input_is_one_line_and_exit_code_2(tiny_data, tmp_path, arguments, m
 
 
 def test_an_unknown_task_names_those_there(tiny_data, tmp_path):
-    result = run("--encoder", "bm25", data=tiny_data, output=tmp_path / "results.json", task="huge")
+    result = run("--encoder", "bm25", data=tiny_data, output=tmp_path / "results.json", task="tinny")
     assert result.exit_code == 2
-    assert "tasks there: tiny" in result.stderr
+    assert "did you mean 'tiny'?" in result.stderr
+
+
+def test_results_without_the_failed_encoder_are_written_and_the_failure_told(tiny_data, tmp_path):
+    output = tmp_path / "results.json"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    result = run("--encoder", "bm25", "--encoder", empty, data=tiny_data, output=output)
+    assert result.exit_code == 1
+    assert "empty" in result.stderr
+    assert [record["system"] for record in json.loads(output.read_text())["results"]] == ["bm25"]
+
+
+def test_compare_sets_systems_against_each_other(tiny_data, tmp_path):
+    output = tmp_path / "results.json"
+    run("--encoder", "bm25", "--encoder", "tfidf-rp:1", data=tiny_data, output=output)
+    result = call("compare", output, "--against", "bm25")
+    assert result.exit_code == 0
+    assert "tfidf-rp:1" in result.stdout
+    assert "*" in result.stdout  # a single dimension is worse, beyond chance
+    unknown = call("compare", output, "--against", "nobody")
+    assert unknown.exit_code == 2
+    assert "'nobody' has no scores here; there are: bm25, tfidf-rp:1" in unknown.stderr
+
+
+def test_compare_refuses_what_is_no_result_file(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text("{}")
+    assert "results.json are no result file" in call("compare", path).stderr

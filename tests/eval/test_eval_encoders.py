@@ -1,10 +1,12 @@
-import logging
+import importlib.util
 import shutil
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from m2bert_eval.encoders import SentenceTransformerEncoder, TfidfProjection, token_batches
+from m2bert_eval.sentence_encoder import SentenceTransformerEncoder, token_batches
 
 TEXTS = ["apple pear", "", "boat", "stone wall cloud rain " * 10, "river bridge horse"]
 
@@ -14,10 +16,25 @@ def encoder(tiny_model):
     return SentenceTransformerEncoder(tiny_model)
 
 
+@pytest.fixture
+def static_model(tmp_path):
+    """Word vectors without a transformer: no special tokens, no longest input."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "apple": 1, "pear": 2, "boat": 3}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    weights = np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights)]).save(str(tmp_path / "static"))
+    return tmp_path / "static"
+
+
 def test_rows_are_float32_unit_vectors_in_the_order_of_the_texts(encoder):
     vectors = encoder.encode(TEXTS, "document")
     alone = np.concatenate([encoder.encode([text], "document") for text in TEXTS])
     assert vectors.dtype == np.float32
+    assert vectors.shape == (5, encoder.dimensions)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(vectors, alone, atol=1e-5)
     assert np.abs(vectors[0] - vectors[2]).max() > 1e-3
@@ -25,27 +42,53 @@ def test_rows_are_float32_unit_vectors_in_the_order_of_the_texts(encoder):
 
 def test_a_bfloat16_model_gives_exact_unit_vectors(tiny_model):
     encoder = SentenceTransformerEncoder(tiny_model)
+    assert encoder.dtype == "float32"
     encoder.model.bfloat16()
     vectors = encoder.encode(TEXTS, "query")
     assert vectors.dtype == np.float32
+    assert encoder.dtype == "bfloat16"
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
 
-def test_no_document_is_truncated_in_silence(encoder, caplog):
-    with caplog.at_level(logging.WARNING):
+def test_no_document_is_truncated_in_silence(tiny_model, caplog):
+    encoder = SentenceTransformerEncoder(tiny_model)
+    for _ in range(3):  # the first warning tells what happens to all that follow
         encoder.encode(TEXTS, "document")
-    assert "1 of 5 document texts cut to 12 tokens" in caplog.text
-    assert encoder.count_truncated(TEXTS, "document") == 1
+    encoder.encode(TEXTS, "query")
+    encoder.encode(TEXTS, "query", max_tokens=4)
+    assert [record.getMessage().removeprefix(f"{tiny_model}: ") for record in caplog.records] == [
+        "1 of 5 document texts cut to 12 tokens",
+        "1 of 5 query texts cut to 12 tokens",
+        "2 of 5 query texts cut to 4 tokens",
+    ]
     assert encoder.count_tokens(TEXTS, "document").tolist() == [4, 2, 3, 42, 5]
 
 
 def test_max_tokens_lowers_what_is_read(tiny_model):
     short = SentenceTransformerEncoder(tiny_model, max_tokens=3)
-    assert short.count_truncated(TEXTS, "query") == 3
+    assert short.max_tokens == 3
     first, second = short.encode(["apple pear", "apple wall"], "query")
     np.testing.assert_allclose(first, second, atol=1e-6)
-    with pytest.raises(ValueError, match="max_tokens=0"):
-        SentenceTransformerEncoder(tiny_model, max_tokens=0)
+    for wrong in (0, 13):
+        with pytest.raises(ValueError, match=f"max_tokens={wrong}"):
+            SentenceTransformerEncoder(tiny_model, max_tokens=wrong)
+
+
+@pytest.mark.parametrize("model", ["tiny_model", "static_model"])
+def test_max_tokens_holds_for_one_call(model, request):
+    encoder = SentenceTransformerEncoder(request.getfixturevalue(model))
+    limit, texts = encoder.max_tokens, ["apple pear", "apple boat"]
+    whole = encoder.encode(texts, "document")
+    first, second = encoder.encode(texts, "document", max_tokens=3 if limit else 1)
+    np.testing.assert_allclose(first, second, atol=1e-6)
+    np.testing.assert_array_equal(encoder.encode(texts, "document"), whole)
+    assert np.abs(whole[0] - whole[1]).max() > 1e-3
+    assert encoder.max_tokens == limit
+
+
+def test_more_than_the_model_takes_is_refused(encoder):
+    with pytest.raises(ValueError, match="max_tokens=13 is more than the 12 of encoder"):
+        encoder.encode(["apple"], "query", max_tokens=13)
 
 
 def test_the_prompt_of_the_task_is_used_and_counted(tiny_model, monkeypatch):
@@ -59,22 +102,62 @@ def test_the_prompt_of_the_task_is_used_and_counted(tiny_model, monkeypatch):
 
 def test_no_texts_give_no_rows(encoder):
     assert encoder.encode([], "query").shape == (0, 16)
+    assert [part.shape for part in encoder.encode_parts([], 3)] == [(0, 16), (0,)]
 
 
-def test_only_a_folder_may_bring_code(tiny_model, monkeypatch):
+@pytest.mark.parametrize("model", ["tiny_model", "static_model"])
+def test_spans_are_the_characters_of_the_tokens(model, request):
+    encoder = SentenceTransformerEncoder(request.getfixturevalue(model))
+    texts = ["apple  pear", "", " boat"] + ["apple"] * 100
+    spans = encoder.token_spans(texts)
+    words = [[text[start:end] for start, end in rows] for text, rows in zip(texts, spans, strict=True)]
+    assert words == [text.split() for text in texts]
+    assert spans[1].shape == (0, 2)
+    overhead = encoder.count_tokens([""], "document")[0]
+    assert (encoder.count_tokens(texts, "document") - overhead).tolist() == [len(rows) for rows in spans]
+
+
+def test_a_tokenizer_that_does_not_know_where_its_tokens_are_is_named(tiny_model):
+    encoder = SentenceTransformerEncoder(tiny_model)
+    encoder.model[0].processor = SimpleNamespace(tokenizer=SimpleNamespace(is_fast=False))
+    with pytest.raises(ValueError, match="tokenizer of encoder '.*tiny' does not tell where"):
+        encoder.token_spans(["apple"])
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "trusted"),
+    [
+        (None, None, True),
+        ("organisation/model", None, False),
+        (f"organisation/model@{'0a' * 20}", "0a" * 20, True),
+        ("organisation/model@main", None, False),  # a branch can move
+    ],
+)
+def test_code_may_come_with_a_folder_or_a_commit(tiny_model, monkeypatch, name, revision, trusted):
     import sentence_transformers
 
-    trusted = []
+    asked = []
     original = sentence_transformers.SentenceTransformer
 
-    def spy(name, trust_remote_code):
-        trusted.append(trust_remote_code)
+    def spy(name, device, revision, trust_remote_code):
+        asked.append((name, revision, trust_remote_code))
         return original(str(tiny_model))
 
     monkeypatch.setattr(sentence_transformers, "SentenceTransformer", spy)
-    SentenceTransformerEncoder(tiny_model)
-    SentenceTransformerEncoder("organisation/model")
-    assert trusted == [True, False]
+    SentenceTransformerEncoder(name or tiny_model)
+    repository = name.split("@")[0] if name and trusted else name
+    assert asked == [(repository or str(tiny_model), revision, trusted)]
+
+
+def test_code_without_a_commit_is_refused_with_the_remedy(monkeypatch):
+    import sentence_transformers
+
+    def refuse(name, **_):
+        raise ValueError(f"The repository {name} contains custom code. Please pass `trust_remote_code=True`.")
+
+    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", refuse)
+    with pytest.raises(ValueError, match="'organisation/model' brings code of its own; .*organisation/model@COMMIT"):
+        SentenceTransformerEncoder("organisation/model")
 
 
 def test_a_folder_without_a_model_is_refused_in_one_line(tmp_path):
@@ -93,28 +176,15 @@ def test_batches_hold_every_text_once_within_the_budget(seed):
     assert len(batches) <= 2 * lengths.clip(max=1_000).sum() / 1_000 + 1
 
 
-def test_tfidf_projection_is_seeded_and_keeps_cosines():
-    documents = [f"{a} {b} shared" for a in ("apple", "boat", "wall") for b in ("pear", "sail", "rain")]
-    wide = TfidfProjection(4_000).fit(documents)
-    exact = (wide.tfidf(documents) @ wide.tfidf(documents).T).toarray()
-    vectors = wide.encode(documents, "document")
-    assert vectors.shape == (9, 4_000)
-    assert vectors.dtype == np.float32
-    np.testing.assert_allclose(vectors @ vectors.T, exact, atol=0.1)
-    np.testing.assert_array_equal(vectors, TfidfProjection(4_000).fit(documents).encode(documents, "query"))
-    other = TfidfProjection(4_000, seed=1).fit(documents).encode(documents, "document")
-    assert np.abs(vectors - other).max() > 1e-3
-
-
-def test_a_text_of_unknown_words_projects_to_zero():
-    assert not TfidfProjection(8).fit(["apple pear"]).encode(["unseen", ""], "query").any()
-
-
 def test_a_folder_with_other_tensors_than_its_model_reads_is_refused(tiny_model, tmp_path):
     from safetensors.torch import load_file, save_file
 
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     tensors = load_file(folder / "model.safetensors")
+
+    def save(tensors):
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
     cases = [
         (
             "lacks .*encoder.layer.1.output.dense.weight",
@@ -123,10 +193,64 @@ def test_a_folder_with_other_tensors_than_its_model_reads_is_refused(tiny_model,
         ("unexpectedly, .*novelty", tensors | {"novelty": tensors["embeddings.LayerNorm.bias"].clone()}),
     ]
     for message, changed in cases:
-        save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
+        save(changed)
         with pytest.raises(ValueError, match=message):
             SentenceTransformerEncoder(folder)
-    save_file(
-        {k: v for k, v in tensors.items() if "pooler" not in k}, folder / "model.safetensors", metadata={"format": "pt"}
-    )
+    save({k: v for k, v in tensors.items() if "pooler" not in k})
     SentenceTransformerEncoder(folder)  # sentence-transformers pools by itself
+    import torch
+
+    save(tensors | {"embeddings.position_ids": torch.arange(12)[None]})  # as folders made by transformers 4 have it
+    SentenceTransformerEncoder(folder)
+
+
+class TestFingerprint:
+    def test_is_of_the_content_not_of_the_folder_or_of_what_was_encoded(self, tiny_model, tmp_path):
+        first = SentenceTransformerEncoder(tiny_model)
+        first.encode(TEXTS, "document", max_tokens=5)  # leaves its truncation in the tokenizer
+        copy = shutil.copytree(tiny_model, tmp_path / "copy")
+        assert SentenceTransformerEncoder(copy, max_tokens=7).fingerprint == first.fingerprint
+
+    def test_changes_with_whatever_decides_vectors(self, tiny_model):
+        def changed(change):
+            encoder = SentenceTransformerEncoder(tiny_model)
+            change(encoder.model)
+            return encoder.fingerprint
+
+        def one_weight(model):
+            model[0].model.encoder.layer[1].output.dense.weight.data[3, 5] += 1e-6
+
+        def merge(model):
+            model.tokenizer.add_tokens(["appl"])
+
+        def epsilon(model):
+            model[0].model.config.layer_norm_eps = 1e-6
+
+        changes = [
+            lambda model: None,
+            one_weight,
+            merge,
+            epsilon,
+            lambda model: model.prompts.update(query="query: "),
+            lambda model: model.bfloat16(),
+            lambda model: setattr(model[1], "pooling_mode", "max"),
+        ]
+        assert len({changed(change) for change in changes}) == len(changes)
+
+    def test_covers_the_code_that_a_model_brings(self, tiny_model, tmp_path):
+        encoder = SentenceTransformerEncoder(tiny_model)
+        digests = []
+        for factor in (1, 2):
+            (tmp_path / "brought_layer.py").write_text("import torch\n\nclass Layer(torch.nn.Identity):\n    pass\n")
+            (tmp_path / "helper.py").write_text(f"FACTOR = {factor}\n")  # which Layer might import
+            encoder.model[0].model.pooler.activation = load_module(tmp_path / "brought_layer.py").Layer()
+            encoder.__dict__.pop("fingerprint", None)
+            digests.append(encoder.fingerprint)
+        assert digests[0] != digests[1]
+
+
+def load_module(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -22,13 +22,25 @@ def test_the_fingerprint_follows_the_content(tmp_path, write_task, tiny_rows):
     assert load_task(write_task(tmp_path / "c", queries, documents), "tiny", "test").fingerprint != first
 
 
-def test_a_null_passage_is_the_empty_text_and_is_counted(tmp_path, write_task, tiny_rows, caplog):
+def test_a_null_passage_is_left_out_with_the_queries_it_alone_answers(tmp_path, write_task, tiny_rows, caplog):
     queries, documents = tiny_rows
     documents[1]["passage"] = None
+    queries[2]["answer_pids"] = ["p1", "p2"]
     with caplog.at_level(logging.WARNING):
         task = load_task(write_task(tmp_path, queries, documents), "tiny", "test")
-    assert task.documents["p1"] == ""
-    assert "1 of 6 rows have a null passage" in caplog.text
+    assert "p1" not in task.documents
+    assert "q1" not in task.queries
+    assert task.qrels["q2"] == {"p2": 1}
+    assert "1 documents have a null passage; left out with 1 queries" in caplog.text
+
+
+def test_a_null_query_is_the_empty_text_and_is_counted(tmp_path, write_task, tiny_rows, caplog):
+    queries, documents = tiny_rows
+    queries[1]["query"] = None
+    with caplog.at_level(logging.WARNING):
+        task = load_task(write_task(tmp_path, queries, documents), "tiny", "test")
+    assert task.queries["q1"] == ""
+    assert "1 of 6 rows have a null query" in caplog.text
 
 
 def repeat_document(queries, documents):

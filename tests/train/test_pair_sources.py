@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from m2bert_eval.locov1 import make_task
-from m2bert_train import hub_tasks
 from m2bert_train.retrieval_data import carve, load_data, read_negatives, set_aside
 from m2bert_train.triples import load_triples
 
@@ -277,14 +276,14 @@ def hub(monkeypatch):
     calls, queries, documents = [], *([row for name in ("one", "two") for row in rows(name)[i]] for i in (0, 1))
     tables = {"org/set-Queries": queries, "org/set-Documents": documents, "org/triples": TRIPLES}
 
-    def load_dataset(path, name=None, *, split):
+    def load_dataset(path, name=None, *, split, revision=None):
         calls.append((path, name, split))
         if path not in tables or split.split("[")[0] != "train":
             raise ValueError(f"no {split} of {path}")
         limit = int(split.split(":")[1][:-1]) if ":" in split else None
         return datasets.Dataset.from_list(tables[path][:limit])
 
-    monkeypatch.setattr(hub_tasks.datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     return SimpleNamespace(calls=calls, tables=tables)
 
 

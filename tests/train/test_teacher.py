@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModel
 
-from m2bert_eval import encoders
+from m2bert_eval import sentence_encoder
 from m2bert_eval.locov1 import load_task
 from m2bert_train.objective import make_objective
 from m2bert_train.teacher import MappedEncoder, teacher_vectors
@@ -30,7 +30,7 @@ class Counting:
 
 @pytest.fixture
 def counting(monkeypatch):
-    monkeypatch.setattr(encoders, "SentenceTransformerEncoder", Counting)
+    monkeypatch.setattr(sentence_encoder, "SentenceTransformerEncoder", Counting)
     monkeypatch.setattr(Counting, "calls", 0)
     return Counting
 

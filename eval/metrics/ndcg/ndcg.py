@@ -27,14 +27,15 @@ _CITATION = """
 _KWARGS_DESCRIPTION = """
 Args:
     predictions: one dict a query: `query_id` (str), `doc_ids` (list of str), `scores` (list of float).
-    references: one dict a query: `query_id` (str), `doc_ids` (list of str), `relevance` (list of int >= 0).
+    references: one dict a query: `query_id` (str), `doc_ids` (list of str), `relevance` (list of whole numbers >= 0).
         `evaluate` wants as many predictions as references: give a query that found nothing empty lists.
     k: cut-off, at least 1. Defaults to 10.
     per_query: also return the value of each query. Defaults to False.
 
 Returns:
-    `{"ndcg_at_<k>": float}`, between 0 and 1: the mean over all queries of the references, where a query
-    without predictions counts as 0. With `per_query=True` also `"per_query": {query_id: float}`.
+    `{"ndcg_at_<k>": float}`, between 0 and 1: the mean over all queries of the references. A query without
+    predictions counts as 0, and so does one without a relevant document. A predicted document that is not judged
+    has relevance 0. With `per_query=True` also `"per_query": {query_id: float}`.
 
 Examples:
     >>> ndcg = evaluate.load("eval/metrics/ndcg")
@@ -54,23 +55,51 @@ def ndcg_at_k(run: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]]
         qrels: {query id: {document id: relevance >= 0}}.
 
     Raises:
-        ValueError: k < 1, a score is NaN, a relevance is negative, or `run` ranks a query that has no qrel.
+        ValueError: k is no whole number from 1 on, a score is no number or NaN, a relevance is negative or no whole
+            number, an id holds a null character, or `run` ranks a query that has no qrel.
     """
-    if k < 1:
-        raise ValueError(f"k={k} is no cut-off; k must be at least 1")
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise ValueError(f"k={k!r} is no cut-off; k must be a whole number from 1 on")
     strangers = sorted(run.keys() - qrels.keys())
     if strangers:
         raise ValueError(f"predictions rank query {strangers[0]!r}, which has no reference; drop or judge it")
-    for query_id, scores in run.items():
-        for document_id, score in scores.items():
-            if math.isnan(score):
-                raise ValueError(f"the score of document {document_id!r} for query {query_id!r} is NaN")
-    for query_id, judged in qrels.items():
-        if min(judged.values(), default=0) < 0:
-            raise ValueError(f"query {query_id!r} has a negative relevance; relevance must be 0 or more")
-    evaluator = pytrec_eval.RelevanceEvaluator(qrels, {f"ndcg_cut.{k}"})
+    _check_scores(run)
+    evaluator = pytrec_eval.RelevanceEvaluator(_as_grades(qrels), {f"ndcg_cut.{k}"})
     ranked = evaluator.evaluate({query_id: scores for query_id, scores in run.items() if scores})
     return {query_id: ranked.get(query_id, {}).get(f"ndcg_cut_{k}", 0.0) for query_id in qrels}
+
+
+def _check_scores(run: dict[str, dict[str, float]]) -> None:
+    for query_id, scores in run.items():
+        for document_id, score in scores.items():
+            if score is None or math.isnan(score):
+                what = "missing" if score is None else "NaN"
+                raise ValueError(
+                    f"the score of document {document_id!r} for query {query_id!r} is {what}; drop or fix it"
+                )
+            _check_id(document_id)
+
+
+def _as_grades(qrels: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    """The same judgements as plain integers, which is all that pytrec_eval takes."""
+    grades = {}
+    for query_id, judged in qrels.items():
+        _check_id(query_id)
+        for document_id, relevance in judged.items():
+            _check_id(document_id)
+            if relevance is None or not math.isfinite(relevance) or relevance < 0 or relevance != int(relevance):
+                raise ValueError(
+                    f"the relevance of document {document_id!r} for query {query_id!r} is {relevance}; it must be a "
+                    "whole number, 0 or more"
+                )
+        grades[query_id] = {document_id: int(relevance) for document_id, relevance in judged.items()}
+    return grades
+
+
+def _check_id(name: str) -> None:
+    """Refuse what trec_eval's code would cut short, and so take for another id."""
+    if "\0" in name:
+        raise ValueError(f"the id {name!r} holds a null character; remove it")
 
 
 def _by_query(rows: list[dict], values: str, name: str) -> dict[str, dict]:
@@ -80,6 +109,8 @@ def _by_query(rows: list[dict], values: str, name: str) -> dict[str, dict]:
         query_id, document_ids = row["query_id"], row["doc_ids"]
         if query_id in table:
             raise ValueError(f"query {query_id!r} occurs twice in {name}; give each query one row")
+        if document_ids is None or row[values] is None:
+            raise ValueError(f"{name} of query {query_id!r} lack doc_ids or {values}; give empty lists for none")
         if len(document_ids) != len(row[values]):
             raise ValueError(
                 f"{name} of query {query_id!r}: {len(document_ids)} doc_ids but {len(row[values])} {values}"
@@ -103,12 +134,13 @@ class NDCG(evaluate.Metric):
                     "predictions": {
                         "query_id": datasets.Value("string"),
                         "doc_ids": datasets.Sequence(datasets.Value("string")),
-                        "scores": datasets.Sequence(datasets.Value("float32")),
+                        "scores": datasets.Sequence(datasets.Value("float64")),
                     },
                     "references": {
                         "query_id": datasets.Value("string"),
                         "doc_ids": datasets.Sequence(datasets.Value("string")),
-                        "relevance": datasets.Sequence(datasets.Value("int32")),
+                        # Not an integer: 1.7 would be cut to 1 before anyone could object.
+                        "relevance": datasets.Sequence(datasets.Value("float64")),
                     },
                 }
             ),
@@ -118,6 +150,8 @@ class NDCG(evaluate.Metric):
     def _compute(self, predictions, references, k=10, per_query=False):
         run = _by_query(predictions, "scores", "predictions")
         qrels = _by_query(references, "relevance", "references")
+        if not qrels:
+            raise ValueError("references are empty; a mean needs at least one query")
         values = ndcg_at_k(run, qrels, k)
         result = {f"ndcg_at_{k}": sum(values.values()) / len(values)}
         if per_query:

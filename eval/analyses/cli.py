@@ -1,0 +1,237 @@
+"""`m2bert analyse`: what a task is like, and how a model reads, beyond one score.
+
+python -m m2bert_eval.analyses.cli needle --encoder MODEL --data data/pydocs --task pydocs --output needle.json
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="What a task is like, and how a model reads, beyond one score."
+)
+
+Data = Annotated[str, typer.Option(help="As in `m2bert eval`: a folder, locov1, a pair on the Hub, or mteb.")]
+Tasks = Annotated[list[str] | None, typer.Option("--task", help="Task in the data; repeat for more. All by default.")]
+Task = Annotated[str | None, typer.Option(help="Task in the data; not needed where there is only one.")]
+Split = Annotated[str, typer.Option(help="Split to read.")]
+Output = Annotated[Path, typer.Option(help="JSON file to write.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]
+Encoders = Annotated[list[str], typer.Option("--encoder", help="A model folder, a Hub id or mteb:NAME; repeat.")]
+Policies = Annotated[
+    list[str] | None, typer.Option("--policy", help="As in `m2bert eval`, by default truncate; repeat.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything drawn by chance.")]
+Cache = Annotated[Path | None, typer.Option(help="Folder for vectors; by default under HF_HOME.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no vectors.")]
+
+
+@app.command()
+def lengths(
+    data: Data,
+    tokenizer: Annotated[str, typer.Option(help="A model folder, a tokenizer.json or a Hub id.")],
+    output: Output,
+    task: Tasks = None,
+    split: Split = "test",
+    overwrite: Overwrite = False,
+) -> None:
+    """Lengths of queries and documents in characters and tokens (Table 11, Figures 5 and 6)."""
+    with reporting("lengths"):
+        from .lengths import describe_lengths
+        from .token_counter import load_token_counter
+
+        target = check_output(output, overwrite)
+        count_tokens = load_token_counter(tokenizer)
+        records = [describe_lengths(found, count_tokens, tokenizer) for found in load(data, task, split)]
+        finish(target, records)
+
+
+@app.command()
+def spans(data: Data, output: Output, task: Tasks = None, split: Split = "test", overwrite: Overwrite = False) -> None:
+    """Where in their documents answers begin (Table 12)."""
+    with reporting("spans"):
+        from .spans import describe_spans
+
+        target = check_output(output, overwrite)
+        finish(target, [describe_spans(found) for found in load(data, task, split)])
+
+
+@app.command()
+def overlap(
+    data: Data,
+    output: Output,
+    task: Task = None,
+    split: Split = "test",
+    train_data: Annotated[str | None, typer.Option(help="Data trained on; by default the same.")] = None,
+    train_task: Annotated[str | None, typer.Option(help="Task trained on; by default the same.")] = None,
+    train_split: Annotated[str, typer.Option(help="Split trained on.")] = "train",
+    overwrite: Overwrite = False,
+) -> None:
+    """What a task shares with data that a model was trained on, word for word and nearly."""
+    with reporting("overlap"):
+        from ..overlap import find_overlap
+
+        target = check_output(output, overwrite)
+        tested = load_one(data, task, split)
+        trained = load_one(train_data or data, train_task or task, train_split)
+        finish(target, [find_overlap(tested, trained)])
+
+
+@app.command()
+def needle(
+    encoder: Annotated[list[str], typer.Option(help="A model folder, a Hub id, mteb:NAME or bm25; repeat for more.")],
+    data: Data,
+    output: Output,
+    task: Task = None,
+    split: Split = "test",
+    policy: Policies = None,
+    passages: Annotated[int, typer.Option(help="Passages of each document, one of which answers.")] = 40,
+    positions: Annotated[int | None, typer.Option(help="Places to try, evenly spaced; all by default.")] = None,
+    queries: Annotated[int, typer.Option(help="At most so many queries, drawn by chance.")] = 100,
+    passage_chars: Annotated[int, typer.Option(help="Length of a passage cut from a long document.")] = 1_000,
+    seed: Seed = 0,
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """nDCG@10 with the answering passage at each place among others that do not answer (Table 17, Figure 2)."""
+    with reporting("needle"):
+        from .haystacks import build_haystacks
+        from .needle import needle_positions, run_needle, systems_to_rank
+
+        target = check_output(output, overwrite)
+        places = needle_positions(passages, positions)
+        store = open_store(cache, no_cache)
+        systems = systems_to_rank(encoder, policy or ["truncate"], store)
+        haystacks = build_haystacks(load_one(data, task, split), passages, queries, passage_chars, seed)
+        finish(target, [run_needle(haystacks, places, ranker, about) for ranker, about in systems])
+
+
+@app.command()
+def clusters(
+    encoder: Encoders,
+    source: Annotated[
+        list[str],
+        typer.Option(help="NAME=PATH of a parquet file with a column text, or of a task's folder; repeat for more."),
+    ],
+    output: Output,
+    texts: Annotated[int, typer.Option(help="At most so many of each source, drawn by chance.")] = 200,
+    split: Split = "test",
+    policy: Policies = None,
+    seed: Seed = 0,
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Whether texts of one source lie together: t-SNE and the accuracy of nearest neighbours (Figure 3)."""
+    with reporting("clusters"):
+        from ..text_sources import parse_source, read_source
+        from .clusters import cluster_sources
+        from .systems import load_systems
+
+        target = check_output(output, overwrite)
+        store = open_store(cache, no_cache)
+        systems = load_systems(encoder, policy or ["truncate"], several=False)
+        paths = dict(parse_source(argument) for argument in source)
+        drawn = {name: read_source(path, texts, split, seed) for name, path in paths.items()}
+        labels = [name for name, its_texts in drawn.items() for _ in its_texts]
+        everything = [text for its_texts in drawn.values() for text in its_texts]
+        records = []
+        for system in systems:
+            rows = store.embed(system.encoder, system.policy, everything).vectors.rows
+            records.append(cluster_sources(rows, labels, system.about, seed))
+        finish(target, records)
+
+
+@app.command()
+def efficiency(
+    encoder: Encoders,
+    data: Data,
+    output: Output,
+    task: Tasks = None,
+    split: Split = "test",
+    policy: Policies = None,
+    tokens: Annotated[
+        list[int] | None, typer.Option(help="Length of a document; repeat. By default 128, 2048, 8192, 32768.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Of each measurement, after a warm-up; the median counts.")] = 5,
+    overwrite: Overwrite = False,
+) -> None:
+    """Seconds to embed one document of each length, its words taken from the data (Table 5)."""
+    with reporting("efficiency"):
+        from .efficiency import LENGTHS_TOKENS, measure_efficiency
+        from .systems import load_systems
+
+        logging.getLogger("m2bert_eval.sentence_encoder").setLevel(logging.ERROR)  # the record says what was cut
+        target = check_output(output, overwrite)
+        systems = load_systems(encoder, policy or ["truncate"])
+        words = [
+            word for found in load(data, task, split) for text in found.documents.values() for word in text.split()
+        ]
+        sizes = tokens or list(LENGTHS_TOKENS)
+        records = [
+            measure_efficiency(system.encoder, system.policy, words, sizes, system.about, repeats) for system in systems
+        ]
+        finish(target, records)
+
+
+@contextmanager
+def reporting(command: str) -> Iterator[None]:
+    """Bad input is one line on stderr and exit code 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        typer.echo(f"m2bert analyse {command}: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from error
+
+
+def check_output(output: Path, overwrite: bool) -> Path:
+    """The output, if it may be written; asked before anything slow begins."""
+    from ..results_file import free_output
+
+    return free_output(output, overwrite)
+
+
+def open_store(cache: Path | None, no_cache: bool):
+    """Where vectors are kept: the folder, the default one, or nowhere."""
+    from ..vector_store import VectorStore, default_cache_folder
+
+    return VectorStore(None if no_cache else cache or default_cache_folder())
+
+
+def load(data: str, names: list[str] | None, split: str) -> list:
+    """Tasks of the data; all of them if none is named."""
+    from ..task_sources import load_tasks
+
+    return load_tasks(data, names or None, split)
+
+
+def load_one(data: str, name: str | None, split: str):
+    """The task of that name, or the only one that the data have."""
+    tasks = load(data, [name] if name else None, split)
+    if len(tasks) > 1:
+        names = ", ".join(task.name for task in tasks)
+        raise ValueError(f"{data} has {len(tasks)} tasks; name one with --task: {names}")
+    return tasks[0]
+
+
+def finish(target: Path, records: list[dict]) -> None:
+    """Write the records, then show them: one process does, where several run."""
+    from ..results_file import write_results
+    from .tables import format_analysis
+
+    if int(os.environ.get("RANK", 0)):
+        return
+    write_results(target, records)
+    typer.echo(format_analysis(records))
+    typer.echo(f"written to {target}")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,184 @@
+"""Seconds to embed one document of a given length (Table 5), the model and the tokenizer apart.
+
+For each length three medians, all with the accelerator synchronised before and after:
+
+    tokenize_seconds   tokenising the text once
+    encode_seconds     inside the model: the forward calls of its modules, all chunks of the text together
+    total_seconds      the whole call as a user makes it: tokenising as often as the policy does, batches, copies
+
+The paper's times are of tokenising and embedding a document, so tokenize_seconds + encode_seconds compares with them.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from ..encoders import TokenEncoder
+from ..policies import Policy
+
+LENGTHS_TOKENS = (128, 2_048, 8_192, 32_768)
+FILLER = " a"  # one token for every common tokenizer
+
+Result = TypeVar("Result")
+
+
+def measure_efficiency(
+    encoder: TokenEncoder, policy: Policy, words: list[str], lengths_tokens: list[int], about: dict, repeats: int = 5
+) -> dict:
+    """Time an encoder under a policy on documents of exactly these lengths; nothing is read from a store.
+
+    Args:
+        words: what the documents are made of, in order, repeated where they are too few.
+        lengths_tokens: lengths of the documents, special tokens and prompt included.
+        about: which system it is; see `provenance`.
+        repeats: of each measurement, after one warm-up that does not count.
+
+    Returns:
+        A record of kind "efficiency". `seen_share` of a row is how much of the document some vector saw: truncation
+        is fast because it reads little.
+
+    Raises:
+        ValueError: repeats < 1, the encoder shows no tokenizer or runs no torch module, or a length cannot be made.
+    """
+    import torch
+
+    if repeats < 1:
+        raise ValueError(f"repeats={repeats} measures nothing; it must be at least 1")
+    if not hasattr(encoder, "count_tokens"):
+        raise ValueError(f"encoder {encoder.name!r} shows no tokenizer, so its texts cannot be cut to a length")
+    rows = []
+    for tokens in lengths_tokens:
+        text = text_of_length(encoder, words, tokens)
+        modules, vectors = outermost_modules(lambda text=text: policy.embed(encoder, [text]))  # also the warm-up
+        parameters = [parameter for module in modules for parameter in module.parameters()]
+        if not parameters:
+            raise ValueError(f"encoder {encoder.name!r} runs no torch module in this process; its time says nothing")
+        encoder.count_tokens([text], "document")
+        seconds = time_document(encoder, policy, text, modules, repeats)
+        rows.append({"tokens": tokens, **seconds, "repeats": repeats, "seen_share": float(vectors.seen[0])})
+    return {
+        "kind": "efficiency",
+        **about,
+        "device": device_name(parameters[0].device),
+        "dtype": str(parameters[0].dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "rows": rows,
+    }
+
+
+def time_document(encoder: TokenEncoder, policy: Policy, text: str, modules: list, repeats: int) -> dict[str, float]:
+    """Medians over `repeats` runs, in seconds."""
+    tokenize, encode, total = [], [], []
+    for _ in range(repeats):
+        tokenize.append(seconds_of(lambda: encoder.count_tokens([text], "document")))
+        with module_seconds(modules) as spent:
+            total.append(seconds_of(lambda: policy.embed(encoder, [text])))
+        encode.append(sum(spent))
+    return {
+        "tokenize_seconds": statistics.median(tokenize),
+        "encode_seconds": statistics.median(encode),
+        "total_seconds": statistics.median(total),
+    }
+
+
+def text_of_length(encoder: TokenEncoder, words: list[str], tokens: int) -> str:
+    """A text of exactly so many tokens, special tokens and prompt included.
+
+    Raises:
+        ValueError: there are no words, or this tokenizer cannot make that length.
+    """
+
+    def count(text: str) -> int:
+        return int(encoder.count_tokens([text], "document")[0])
+
+    if not words:
+        raise ValueError("words is empty; the task's documents have no text to measure with")
+    if count("") >= tokens:
+        raise ValueError(f"tokens={tokens} leaves no text beside the {count('')} tokens that every text gets")
+    words = words * (1 + tokens // len(words))
+    fits, too_long = 0, tokens + 1  # numbers of words; a word has at least one token
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        fits, too_long = (middle, too_long) if count(" ".join(words[:middle])) <= tokens else (fits, middle)
+    text = " ".join(words[:fits])
+    text += FILLER * (tokens - count(text))
+    if count(text) != tokens:
+        raise ValueError(f"the tokenizer of {encoder.name!r} makes no text of {tokens} tokens; it made {count(text)}")
+    return text
+
+
+def outermost_modules(run: Callable[[], Result]) -> tuple[list, Result]:
+    """The torch modules that `run` calls and that no other module calls, each once; and what it returned."""
+    from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+    found: dict[int, object] = {}
+    depth = 0
+
+    def enter(module, arguments):
+        nonlocal depth
+        if depth == 0:
+            found[id(module)] = module
+        depth += 1
+
+    def leave(module, arguments, output):
+        nonlocal depth
+        depth -= 1
+
+    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
+    try:
+        result = run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(found.values()), result
+
+
+@contextmanager
+def module_seconds(modules: list) -> Iterator[list[float]]:
+    """A list that collects the seconds of each forward call of these modules while the block runs."""
+    spent: list[float] = []
+    starts: list[float] = []
+
+    def enter(module, arguments):
+        synchronize()
+        starts.append(time.perf_counter())
+
+    def leave(module, arguments, output):
+        synchronize()
+        start = starts.pop()
+        if not starts:  # not within another of them, whose time holds this
+            spent.append(time.perf_counter() - start)
+
+    handles = [module.register_forward_pre_hook(enter) for module in modules]
+    handles += [module.register_forward_hook(leave) for module in modules]
+    try:
+        yield spent
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    """Wall time of a call, the accelerator idle before and after."""
+    synchronize()
+    start = time.perf_counter()
+    run()
+    synchronize()
+    return time.perf_counter() - start
+
+
+def synchronize() -> None:
+    """Wait until the accelerator, if there is one, has done all that it was given."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def device_name(device) -> str:
+    """ "cpu", or the kind of accelerator with its name."""
+    import torch
+
+    return f"{device.type} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type

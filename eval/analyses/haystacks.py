@@ -1,0 +1,189 @@
+"""Needles in haystacks: long documents in which one passage answers, and it can stand anywhere (paper, section 5.1).
+
+Every query gets a document of its own: the passage that answers it among passages that do not. Moving the passage from
+place to place changes nothing else, so that the scores say how far into a document an encoder reads.
+"""
+
+import logging
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..locov1 import RetrievalTask, fingerprint_of
+
+logger = logging.getLogger(__name__)
+
+SEPARATOR = "\n\n"
+WHOLE_PASSAGES = 2  # a document up to so many passages long is itself the passage
+
+
+class Passage(NamedTuple):
+    """Characters `start` to `end` of a document."""
+
+    pid: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Haystacks:
+    """For each query its needle, and the distractors in the order in which they surround it at every place.
+
+    Attributes:
+        task: where queries and passages come from.
+        needles: {qid: passage that answers}; no two overlap.
+        distractors: {qid: passages}, from documents that do not answer the query, and without anyone's needle.
+    """
+
+    task: RetrievalTask
+    needles: dict[str, Passage]
+    distractors: dict[str, list[Passage]]
+    passage_chars: int
+    seed: int
+
+    @property
+    def passages(self) -> int:
+        """Passages of every document, the needle included."""
+        return len(next(iter(self.distractors.values()))) + 1
+
+    def at(self, position: int) -> RetrievalTask:
+        """The task whose needles stand at this place, 0 being the first of `passages`."""
+        documents, qrels = {}, {}
+        for number, (qid, needle) in enumerate(self.needles.items()):
+            pid = f"haystack_{number:05d}"
+            order = [*self.distractors[qid][:position], needle, *self.distractors[qid][position:]]
+            documents[pid] = SEPARATOR.join(text_of(self.task, passage) for passage in order)
+            qrels[qid] = {pid: 1}
+        queries = {qid: self.task.queries[qid] for qid in self.needles}
+        name = f"{self.task.name} needle {position}"
+        fingerprint = fingerprint_of(queries, documents, qrels)
+        return RetrievalTask(name, self.task.split, queries, documents, qrels, fingerprint, self.task.source)
+
+
+def build_haystacks(
+    task: RetrievalTask, passages: int = 40, queries: int = 200, passage_chars: int = 1_000, seed: int = 0
+) -> Haystacks:
+    """Choose needles and their distractors.
+
+    Args:
+        passages: of each document; the paper has 40.
+        queries: at most so many, and fewer where needles would overlap or cannot be found.
+        passage_chars: length of the passages cut from documents that are longer than WHOLE_PASSAGES of them.
+
+    Raises:
+        ValueError: a number is too small, no query has a needle, or there are too few distractors.
+    """
+    for name, value, least in (("passages", passages, 2), ("queries", queries, 1), ("passage_chars", passage_chars, 1)):
+        if value < least:
+            raise ValueError(f"{name}={value} is too few; it must be at least {least}")
+    needles = choose_needles(task, passages_of(task, passage_chars), queries, seed)
+    pool = distractor_pool(task, needles, passage_chars)
+    pieces = Counter(passage.pid for passage in pool)
+    distractors = {}
+    for qid in needles:
+        answers = {pid for pid, grade in task.qrels[qid].items() if grade > 0}
+        own = sum(pieces[pid] for pid in answers)
+        if len(pool) - own < passages - 1:
+            raise ValueError(
+                f"passages={passages} needs {passages - 1} distractors a query, but task {task.name!r} has "
+                f"{len(pool) - own} passages of {passage_chars} characters beside {len(needles)} needles; "
+                "ask for fewer passages, fewer queries or shorter passages"
+            )
+        drawn = random.Random(f"{seed} {qid}").sample(pool, passages - 1 + own)
+        distractors[qid] = [passage for passage in drawn if passage.pid not in answers][: passages - 1]
+    return Haystacks(task, needles, distractors, passage_chars, seed)
+
+
+def passages_of(task: RetrievalTask, passage_chars: int) -> dict[str, Passage]:
+    """{qid: the passage that answers it}: a short document itself, else a long one's part from the answer's beginning.
+
+    Raises:
+        ValueError: no document is short and the task does not say where its answers begin.
+    """
+    found = {}
+    for qid, judged in task.qrels.items():
+        pid = next(pid for pid, grade in judged.items() if grade > 0)
+        text = task.documents[pid]
+        if 0 < len(text.strip()) <= WHOLE_PASSAGES * passage_chars:
+            found[qid] = Passage(pid, 0, len(text))
+        elif text and task.positions and qid in task.positions:
+            start = _word_start(text, int(task.positions[qid] * len(text)))
+            found[qid] = Passage(pid, start, _word_end(text, start, start + passage_chars))
+    if not found:
+        raise ValueError(
+            f"task {task.name!r} has documents of more than {WHOLE_PASSAGES * passage_chars} characters and does not "
+            "say where in them the answers begin; give its queries a column `position` or `answer`, or take a task of "
+            "short passages"
+        )
+    if len(found) < len(task.queries):
+        missing = len(task.queries) - len(found)
+        logger.warning("%d of %d queries have no passage that is known to answer", missing, len(task.queries))
+    return found
+
+
+def choose_needles(task: RetrievalTask, found: dict[str, Passage], count: int, seed: int) -> dict[str, Passage]:
+    """At most `count` queries by chance, none of whose passages overlaps another's or has its text."""
+    qids = sorted(found)
+    random.Random(f"{seed} needles").shuffle(qids)
+    needles: dict[str, Passage] = {}
+    taken: dict[str, list[Passage]] = {}
+    texts: set[str] = set()
+    for qid in qids:
+        passage = found[qid]
+        others = taken.setdefault(passage.pid, [])
+        text = text_of(task, passage)
+        if text in texts or any(passage.start < other.end and other.start < passage.end for other in others):
+            continue
+        needles[qid] = passage
+        others.append(passage)
+        texts.add(text)
+        if len(needles) == count:
+            break
+    return needles
+
+
+def distractor_pool(task: RetrievalTask, needles: dict[str, Passage], passage_chars: int) -> list[Passage]:
+    """Every passage that is no needle and has no needle's text: short documents whole, long ones cut around needles."""
+    taken: dict[str, list[Passage]] = {}
+    for needle in needles.values():
+        taken.setdefault(needle.pid, []).append(needle)
+    unfit = {"", *(text_of(task, needle) for needle in needles.values())}
+    pool = []
+    for pid, text in task.documents.items():
+        if len(text) <= WHOLE_PASSAGES * passage_chars:
+            passages = [Passage(pid, 0, len(text))] if pid not in taken else []
+        else:
+            passages = list(_around(pid, text, sorted(taken.get(pid, [])), passage_chars))
+        pool += [passage for passage in passages if text_of(task, passage) not in unfit]
+    return pool
+
+
+def text_of(task: RetrievalTask, passage: Passage) -> str:
+    """The passage's text, without white space at its ends."""
+    return task.documents[passage.pid][passage.start : passage.end].strip()
+
+
+def _around(pid: str, text: str, needles: list[Passage], passage_chars: int) -> Iterator[Passage]:
+    """Passages from what lies between the needles; what is shorter than half a passage is left out."""
+    ends = [0, *(needle.end for needle in needles)]
+    starts = [*(needle.start for needle in needles), len(text)]
+    for start, limit in zip(ends, starts, strict=True):
+        while limit - start > passage_chars // 2:
+            end = _word_end(text, start, min(start + passage_chars, limit))
+            yield Passage(pid, start, end)
+            start = end
+
+
+def _word_start(text: str, place: int) -> int:
+    """The beginning of the word in which `place` lies."""
+    return max(text.rfind(" ", 0, place), text.rfind("\n", 0, place)) + 1
+
+
+def _word_end(text: str, start: int, stop: int) -> int:
+    """The last end of a word up to `stop`; `stop` itself where no word ends after `start`."""
+    if stop >= len(text) or text[stop].isspace():
+        return min(stop, len(text))
+    cut = max(text.rfind(" ", start, stop), text.rfind("\n", start, stop))
+    return cut if cut > start else stop

@@ -1,0 +1,51 @@
+"""The models of an analysis: each loaded once, under each of its policies."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ..encoders import Encoder
+from ..policies import Policy, parse_policy
+from ..systems import check_system, is_dense, load_encoder, short_name
+from .provenance import provenance
+
+
+class AnalysedSystem(NamedTuple):
+    """An encoder under a policy, and the fields of a record that say so (see `provenance`)."""
+
+    encoder: Encoder
+    policy: Policy
+    about: dict
+
+
+def load_systems(encoders: list[str], policies: list[str], several: bool = True) -> Iterator[AnalysedSystem]:
+    """Every encoder under every policy, encoders one after the other: only one is in memory at a time.
+
+    Args:
+        encoders: model folders, Hub ids or mteb:NAME.
+        policies: as `parse_policy` reads them.
+        several: whether a document may have several vectors.
+
+    Raises:
+        ValueError: an unknown policy, one with several vectors where they are of no use, or an encoder that is a
+            lexical baseline or cannot be loaded.
+    """
+    parsed = [parse_policy(policy) for policy in dict.fromkeys(policies)]
+    for policy in parsed:
+        if policy.several and not several:
+            raise ValueError(f"policy {policy.spec!r} gives a text several vectors; use truncate or chunk-average")
+    encoders = list(dict.fromkeys(encoders))
+    for name in encoders:
+        if not is_dense(name):
+            raise ValueError(f"encoder {name!r} gives no vectors that this analysis can use; name a model folder")
+        check_system(name, encoders)
+    return _load(encoders, parsed)
+
+
+def _load(encoders: list[str], policies: list[Policy]) -> Iterator[AnalysedSystem]:
+    short_names = [short_name(name) for name in encoders]
+    for name, short in zip(encoders, short_names, strict=True):
+        label = short if short_names.count(short) == 1 else name
+        encoder = load_encoder(name)
+        for policy in policies:
+            about = provenance(f"{label} / {policy.spec}", name, policy.spec, encoder.fingerprint)
+            yield AnalysedSystem(encoder, policy, about)

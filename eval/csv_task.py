@@ -1,0 +1,127 @@
+"""A retrieval task from a CSV file of one's own queries and a folder of text files, or a second CSV.
+
+    my-folder/
+        queries.csv       columns query and answer: the document that answers it; several are separated by ;
+        documents/        .txt and .md files, each called by its path in this folder; or else
+        documents.csv     columns id and text
+
+Spreadsheets write commas, semicolons or tabs between columns and may begin the file with a byte-order mark: all are
+read. The text must be UTF-8.
+"""
+
+import csv
+import difflib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from .locov1 import RetrievalTask, make_task
+
+QUERIES = "queries.csv"
+SPLIT = "test"  # a CSV has no other
+SUFFIXES = (".txt", ".md")
+MAX_CELL_CHARS = 2**31 - 1  # the csv module stops at 131,072 characters unless told otherwise
+
+
+def load_csv_folder(folder: Path) -> RetrievalTask:
+    """The task of a folder with queries.csv beside documents/ or documents.csv, called by the folder's name.
+
+    Raises:
+        ValueError: the documents are missing; or see `load_csv_task`.
+    """
+    for documents in (folder / "documents", folder / "documents.csv"):
+        if documents.exists():
+            return load_csv_task(folder / QUERIES, documents, folder.resolve().name)
+    raise ValueError(f"{folder} has {QUERIES} but no documents; add a folder documents/ or a file documents.csv")
+
+
+def load_csv_task(queries_csv: str | Path, documents: str | Path, name: str) -> RetrievalTask:
+    """Read the queries and what they search.
+
+    Args:
+        queries_csv: file with the columns query and answer.
+        documents: folder of text files, or a CSV with the columns id and text.
+        name: of the task.
+
+    Raises:
+        ValueError: a file is missing or not UTF-8, a column is missing, a cell is empty, an id occurs twice, or an
+            answer is no document. Errors name the file and the line.
+    """
+    queries_csv, documents = Path(queries_csv), Path(documents)
+    texts = read_folder(documents) if documents.is_dir() else read_documents_csv(documents)
+    query_rows = []
+    for line, row in read_rows(queries_csv, ("query", "answer")):
+        where = f"{queries_csv}, line {line}"
+        answers = [answer.strip().replace("\\", "/") for answer in row["answer"].split(";") if answer.strip()]
+        if not answers:
+            raise ValueError(f"{where}: column 'answer' is empty; name the document that answers the query")
+        for answer in answers:
+            if answer not in texts:
+                close = difflib.get_close_matches(answer, texts, n=3, cutoff=0.4)
+                nearest = f"; nearest: {', '.join(close)}" if close else f"; the first is {next(iter(texts))}"
+                raise ValueError(f"{where}: answer {answer!r} is no document of {documents}{nearest}")
+        if not row["query"].strip():
+            raise ValueError(f"{where}: column 'query' is empty; write the query or delete the line")
+        query_rows.append({"qid": f"q{len(query_rows) + 1}", "query": row["query"].strip(), "answer_pids": answers})
+    if not query_rows:
+        raise ValueError(f"{queries_csv} has no queries below its header; add a line for each")
+    document_rows = [{"pid": pid, "passage": text} for pid, text in texts.items()]
+    return make_task(name, SPLIT, query_rows, document_rows, source=str(queries_csv.parent))
+
+
+def read_folder(folder: Path) -> dict[str, str]:
+    """{path in the folder: text} of its .txt and .md files, those of subfolders too."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not paths:
+        raise ValueError(f"{folder} has no {' or '.join(SUFFIXES)} files; put each document into one")
+    return {path.relative_to(folder).as_posix(): read_text(path) for path in paths}
+
+
+def read_documents_csv(path: Path) -> dict[str, str]:
+    """{id: text}."""
+    texts: dict[str, str] = {}
+    for line, row in read_rows(path, ("id", "text")):
+        pid = row["id"].strip()
+        if not pid:
+            raise ValueError(f"{path}, line {line}: column 'id' is empty; give every document one")
+        if pid in texts:
+            raise ValueError(f"{path}, line {line}: id {pid!r} occurs twice; ids must be unique")
+        texts[pid] = row["text"]
+    if not texts:
+        raise ValueError(f"{path} has no documents below its header; add a line for each")
+    return texts
+
+
+def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line on which it begins, {column: cell}) of every row that is not blank."""
+    text = read_text(path)
+    header = text.split("\n", 1)[0]
+    delimiter = max(",;\t", key=header.count)
+    csv.field_size_limit(MAX_CELL_CHARS)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    names = [name.strip().lower() for name in next(reader, [])]
+    missing = [column for column in columns if column not in names]
+    if missing:
+        raise ValueError(f"{path} lacks the column {missing[0]!r}; its first line has {names}, it needs {columns}")
+    line = reader.line_num + 1
+    for cells in reader:
+        if any(cell.strip() for cell in cells):
+            padded = cells + [""] * (len(names) - len(cells))
+            yield line, {column: padded[names.index(column)] for column in columns}
+        line = reader.line_num + 1
+
+
+def read_text(path: Path) -> str:
+    """The content of a UTF-8 file without its byte-order mark.
+
+    Raises:
+        ValueError: it is missing, or not UTF-8; the error names the line.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; write it, or correct the path")
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {line} is not UTF-8; save the file as 'CSV UTF-8' or 'Unicode text'") from error

@@ -1,0 +1,84 @@
+"""A digest of whatever decides a model's vectors, so that stored vectors are never taken for another model's."""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = ("torch", "transformers", "tokenizers", "sentence-transformers")
+# Of a configuration or a tokenizer: where it lies, and how long inputs may be (a store's key names that length).
+IRRELEVANT = {"_name_or_path", "name_or_path", "is_local", "auto_map", "model_max_length", "transformers_version"}
+
+
+def model_fingerprint(model) -> str:
+    """sha256 of a sentence-transformers model as it is loaded: weights and dtypes, configuration, tokenizer, prompts,
+    code that is in none of the versioned packages, and their versions. Neither its folder nor its longest input count.
+
+    Args:
+        model: a `SentenceTransformer`.
+    """
+    digest = hashlib.sha256()
+    for part in (*_settings(model), *_code(model), *_weights(model)):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def package_versions() -> dict[str, str]:
+    """Of the packages that decide vectors."""
+    return {name: metadata.version(name) for name in PACKAGES}
+
+
+def _settings(model) -> Iterator[bytes]:
+    modules = [(name, type(module).__name__, _config(module)) for name, module in model.named_children()]
+    settings = [package_versions(), model.prompts, model.default_prompt_name, model.truncate_dim, modules]
+    yield json.dumps(settings, sort_keys=True, default=str).encode()
+    yield _tokenizer(model.tokenizer)
+
+
+def _config(module) -> dict:
+    """A module's configuration, and that of the transformers model inside it."""
+    config = module.get_config_dict() if hasattr(module, "get_config_dict") else {"repr": repr(module)}
+    inner = getattr(getattr(module, "model", None), "config", None)
+    inner = inner.to_dict() if inner is not None else {}
+    relevant = {key: value for key, value in {**config, "model": inner}.items() if key != "max_seq_length"}
+    relevant["model"] = {key: value for key, value in inner.items() if key not in IRRELEVANT}
+    return relevant
+
+
+def _tokenizer(tokenizer) -> bytes:
+    """Truncation and padding are left out: they are states of the last call, not settings."""
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if hasattr(backend, "to_str"):
+        rules = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
+    else:  # a tokenizer without a fast backend
+        settings = getattr(tokenizer, "init_kwargs", {}).items()
+        settings = {key: value for key, value in settings if key not in IRRELEVANT and not _is_path(value)}
+        rules = {"type": type(tokenizer).__name__, "vocabulary": getattr(tokenizer, "get_vocab", dict)(), **settings}
+    shell = ("padding_side", "truncation_side", "model_input_names", "special_tokens_map")
+    settings = [getattr(tokenizer, name, None) for name in shell]
+    return json.dumps([rules, settings], sort_keys=True, default=str).encode()
+
+
+def _is_path(value) -> bool:
+    return isinstance(value, str) and Path(value).is_absolute()
+
+
+def _code(model) -> Iterator[bytes]:
+    """Every Python file beside those of the model's classes that came with the model, not from a versioned package."""
+    versioned = {name.replace("-", "_") for name in PACKAGES}
+    foreign = {type(module) for module in model.modules() if type(module).__module__.split(".")[0] not in versioned}
+    folders = {Path(inspect.getfile(cls)).parent for cls in foreign}
+    for path in sorted((path for folder in folders for path in folder.glob("*.py")), key=lambda path: path.name):
+        yield path.name.encode()
+        yield path.read_bytes()
+
+
+def _weights(model) -> Iterator[bytes]:
+    import torch
+
+    for name, tensor in sorted(model.state_dict().items()):
+        yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+        yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -1,0 +1,141 @@
+"""Contamination: what a task shares with data that a model was trained on.
+
+Texts are the same if they are equal in lower case with single spaces. A document is nearly the same if at least half of
+its runs of 13 words occur in the training documents; GPT-3 was checked with runs of that length (Brown et al., 2020,
+appendix C). Of the runs one in sixteen is looked at, chosen by its hash: the same ones on both sides, in a sixteenth
+of the memory. A text of few words may have none of these, and is compared as a whole only.
+"""
+
+from collections.abc import Iterable
+from hashlib import blake2b
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from .locov1 import RetrievalTask
+
+RUN_WORDS = 13
+SHORTEST_QUERY_WORDS = 5  # fewer words occur together by chance
+SAMPLED_BITS = 4  # one run in 2 ** 4
+NEAR_SHARE = 0.5
+EXAMPLES = 3
+EXAMPLE_CHARS = 200
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplication loses nothing; 2^64 over the golden ratio
+
+
+class Example(NamedTuple):
+    """A text of the test data that occurs in the training data."""
+
+    what: str
+    test_id: str
+    train_id: str | None
+    text: str
+
+
+def find_overlap(test: RetrievalTask, train: RetrievalTask) -> dict:
+    """What `test` has in common with `train`, as a record of kind "overlap".
+
+    Returns:
+        Of `documents` the count, how many are the same and how many others nearly so; of `queries` the count, how many
+        are the same as a training query, and how many with at least SHORTEST_QUERY_WORDS words occur in a training
+        document.
+    """
+    documents, queries = normalised(test.documents), normalised(test.queries)
+    same_documents = same_texts(documents, normalised(train.documents))
+    same_queries = same_texts(queries, normalised(train.queries))
+    hasher = RunHasher()
+    near_documents, quoted_queries = search_documents(documents, queries, train, hasher)
+    near_documents -= same_documents.keys()
+    examples = [
+        *(Example("same document", pid, other, test.documents[pid]) for pid, other in same_documents.items()),
+        *(Example("near document", pid, None, test.documents[pid]) for pid in sorted(near_documents)),
+        *(Example("same query", qid, other, test.queries[qid]) for qid, other in same_queries.items()),
+        *(Example("query in document", qid, other, test.queries[qid]) for qid, other in quoted_queries.items()),
+    ]
+    return {
+        "kind": "overlap",
+        "test": {"task": test.name, "split": test.split, "source": test.source},
+        "train": {"task": train.name, "split": train.split, "source": train.source},
+        "documents": {"count": len(documents), "same": len(same_documents), "near": len(near_documents)},
+        "queries": {"count": len(queries), "same": len(same_queries), "in_documents": len(quoted_queries)},
+        "examples": [example._replace(text=example.text[:EXAMPLE_CHARS])._asdict() for example in examples[:EXAMPLES]],
+    }
+
+
+def normalise(text: str) -> str:
+    """Lower case, single spaces."""
+    return " ".join(text.lower().split())
+
+
+def normalised(texts: dict[str, str]) -> dict[str, str]:
+    """{id: normal form}; empty texts, which say nothing, are left out."""
+    return {key: normal for key, text in texts.items() if (normal := normalise(text))}
+
+
+def same_texts(test: dict[str, str], train: dict[str, str]) -> dict[str, str]:
+    """{test id: id of an equal training text}."""
+    ids = {text: key for key, text in reversed(train.items())}
+    return {key: ids[text] for key, text in test.items() if text in ids}
+
+
+def search_documents(
+    documents: dict[str, str], queries: dict[str, str], train: RetrievalTask, hasher: "RunHasher"
+) -> tuple[set[str], dict[str, str]]:
+    """Ids of the documents that are nearly in `train`, and {qid: training document with the query's text}.
+
+    Each training document is read once, whatever the number of queries: their first words find the candidates.
+    """
+    beginnings = [{} for _ in range(RUN_WORDS + 1)]  # by number of words: {hash: qids}
+    for qid, text in queries.items():
+        words = text.split()
+        length = min(len(words), RUN_WORDS)
+        if length >= SHORTEST_QUERY_WORDS:
+            (value,) = hasher.runs(words[:length])[length]
+            beginnings[length].setdefault(int(value), []).append(qid)
+    sampled, quoted = [], {}
+    for pid, text in tqdm(normalised(train.documents).items(), desc="training documents", unit="text", leave=False):
+        runs = hasher.runs(text.split())
+        sampled.append(sample(runs[RUN_WORDS]))
+        for length, wanted in enumerate(beginnings):
+            found = np.intersect1d(runs[length], np.fromiter(wanted, np.uint64)) if wanted else []
+            for qid in (qid for value in found for qid in wanted[int(value)]):
+                if f" {queries[qid]} " in f" {text} ":
+                    quoted.setdefault(qid, pid)
+    seen = np.unique(np.concatenate([np.zeros(0, np.uint64), *sampled]))
+    near = {pid for pid, text in documents.items() if mostly_in(sample(hasher.runs(text.split())[RUN_WORDS]), seen)}
+    return near, quoted
+
+
+def sample(hashes: np.ndarray) -> np.ndarray:
+    """Of the hashes (n,) those that begin with SAMPLED_BITS zeros, each once."""
+    return np.unique(hashes[hashes >> np.uint64(64 - SAMPLED_BITS) == 0])
+
+
+def mostly_in(hashes: np.ndarray, seen: np.ndarray) -> bool:
+    """Whether at least NEAR_SHARE of the hashes (n,), and one at least, are among the sorted `seen`."""
+    if not (hashes.size and seen.size):
+        return False
+    places = np.minimum(np.searchsorted(seen, hashes), seen.size - 1)
+    return bool((seen[places] == hashes).mean() >= NEAR_SHARE)
+
+
+class RunHasher:
+    """64-bit hashes of runs of words, the same on every machine."""
+
+    def __init__(self):
+        self.words: dict[str, int] = {}
+
+    def runs(self, words: Iterable[str]) -> list[np.ndarray]:
+        """Hashes of all runs of 0, 1, ... RUN_WORDS words, as RUN_WORDS + 1 arrays; of length n there are W - n + 1."""
+        values = np.fromiter((self._word(word) for word in words), np.uint64)  # (W,)
+        sums = [np.zeros(len(values) + 1, np.uint64)]
+        for length in range(1, RUN_WORDS + 1):  # arithmetic is modulo 2^64
+            count = max(len(values) - length + 1, 0)
+            sums.append(sums[-1][:count] * MULTIPLIER + values[length - 1 : length - 1 + count])
+        return [(values ^ (values >> np.uint64(29))) * MULTIPLIER for values in sums]
+
+    def _word(self, word: str) -> int:
+        if word not in self.words:
+            self.words[word] = int.from_bytes(blake2b(word.encode(), digest_size=8).digest(), "big")
+        return self.words[word]

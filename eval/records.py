@@ -1,0 +1,164 @@
+"""Records of retrieval scores: everything that a table, a plot or a sceptic needs, as plain JSON."""
+
+import platform
+from collections.abc import Mapping
+from datetime import date
+from importlib import metadata
+
+import numpy as np
+
+from .analyses.lengths import by_length
+from .analyses.spans import ndcg_by_quarter
+from .eval_config import EncoderSettings, TaskSettings, TrainingTask
+from .intervals import mean_interval
+from .locov1 import RetrievalTask
+from .outcomes import Outcome
+from .rankers import Run
+from .systems import is_dense
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "mteb",
+    "bm25s",
+    "scikit-learn",
+    "pytrec_eval-terrier",
+    "numpy",
+)
+SHOWN_CHARS = 300  # of a text among the successes and failures
+SHOWN = 3  # successes and failures
+
+
+def installed_versions() -> dict[str, str]:
+    """Of Python and the packages that decide a score; those that are absent are left out."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def retrieval_record(
+    system: str,
+    settings: EncoderSettings,
+    task_settings: TaskSettings,
+    task: RetrievalTask,
+    outcome: Outcome,
+    seconds: float,
+) -> dict:
+    """The record of one system on one task; scores are from 0 to 1 (docs/evaluation.md lists the fields)."""
+    metrics = {name: _mean_and_interval(list(scores.values())) for name, scores in outcome.scores.items()}
+    details = dict(outcome.details)
+    truncated = details.pop("truncated_documents", 0)
+    query_scores = outcome.scores["ndcg_at_10"]
+    distractors = task_settings.distractors
+    return {
+        "kind": "retrieval",
+        "system": system,
+        "encoder": settings.model,
+        "paper_row": settings.paper_row,
+        "claim": claim(settings, task),
+        "trained_on": [str(training) for training in settings.trained_on],
+        "task": task.name,
+        "split": task.split,
+        "source": task.source,
+        "revision": task.revision,
+        "data_fingerprint": task.fingerprint,
+        "distractors": distractors
+        and {"source": distractors.path, "count": distractors.count, "seed": distractors.seed},
+        "ndcg_at_10": metrics["ndcg_at_10"]["mean"],
+        "interval_95": metrics["ndcg_at_10"]["interval_95"],
+        "metrics": metrics,
+        **details,
+        "counts": {
+            "queries": len(task.queries),
+            "documents": len(task.documents),
+            "truncated_documents": truncated,
+        },
+        "seconds": round(seconds, 3),
+        "versions": installed_versions(),
+        "date": date.today().isoformat(),
+        "query_scores": query_scores,
+        "queries": query_details(task, outcome.run),
+        "by_quarter": ndcg_by_quarter(query_scores, task.positions) if task.positions else None,
+        **(dump(task, outcome.run, query_scores) if outcome.run else {}),
+    }
+
+
+def claim(settings: EncoderSettings, task: RetrievalTask) -> str:
+    """Whether a score is of a model that has seen the task's training data."""
+    if not is_dense(settings.model):
+        return "untrained"
+    if not settings.trained_on:
+        return "not stated"
+    name = task.name.split(" ")[0]
+    names = {training.name if isinstance(training, TrainingTask) else training for training in settings.trained_on}
+    return "fine-tuned" if name in names else "zero-shot"
+
+
+def add_lengths(record: dict, tokenizer: str, answer_tokens: Mapping[str, int]) -> None:
+    """Complete a record with the answer documents' lengths, which only an encoder's tokenizer knows (Table 24).
+
+    Args:
+        answer_tokens: {qid: tokens of its longest answer}.
+    """
+    for qid, details in record["queries"].items():
+        details["answer_tokens"] = answer_tokens[qid]
+    record["by_length"] = {"tokenizer": tokenizer, "rows": by_length(record["query_scores"], dict(answer_tokens))}
+
+
+def query_details(task: RetrievalTask, run: Run | None) -> dict[str, dict]:
+    """For each query the rank of its best answer (None: not found), and length and place of the answer."""
+    positions = task.positions or {}
+    return {
+        qid: {
+            "rank": _best_rank(run[qid], judged) if run else None,
+            "answer_tokens": None,
+            "answer_chars": max(len(task.documents[pid]) for pid, grade in judged.items() if grade),
+            "position": positions.get(qid),
+        }
+        for qid, judged in task.qrels.items()
+    }
+
+
+def dump(task: RetrievalTask, run: Run, query_scores: dict[str, float]) -> dict[str, list[dict]]:
+    """Texts of a few best and worst queries (Table 25): of equal scores those whose ids come first."""
+    ordered = sorted(query_scores, key=lambda qid: (query_scores[qid], qid))
+    failures = [qid for qid in ordered if query_scores[qid] < 1][:SHOWN]
+    successes = [qid for qid in reversed(ordered) if query_scores[qid] > 0][:SHOWN]
+    return {
+        what: [_shown(task, run, qid) for qid in qids]
+        for what, qids in (("failures", failures), ("successes", successes))
+    }
+
+
+def _shown(task: RetrievalTask, run: Run, qid: str) -> dict:
+    answer = next(pid for pid, grade in task.qrels[qid].items() if grade)
+    ranking = _ranking(run[qid])
+    found = ranking[0] if ranking else None
+    return {
+        "qid": qid,
+        "query": task.queries[qid][:SHOWN_CHARS],
+        "answer": answer,
+        "answer_start": task.documents[answer][:SHOWN_CHARS],
+        "rank": _best_rank(run[qid], task.qrels[qid]),
+        "found": found,
+        "found_start": task.documents[found][:SHOWN_CHARS] if found else None,
+    }
+
+
+def _ranking(scores: Mapping[str, float]) -> list[str]:
+    """Documents in trec_eval's order: by score as a 32-bit float, ties by id, both descending."""
+    return sorted(scores, key=lambda pid: (np.float32(scores[pid]), pid), reverse=True)
+
+
+def _best_rank(scores: Mapping[str, float], judged: Mapping[str, int]) -> int | None:
+    places = (place for place, pid in enumerate(_ranking(scores), 1) if judged.get(pid, 0) > 0)
+    return next(places, None)
+
+
+def _mean_and_interval(scores: list[float]) -> dict:
+    return {"mean": float(np.mean(scores)), "interval_95": list(mean_interval(scores))}

@@ -1,0 +1,54 @@
+"""`m2bert report`: result files become a page.
+
+By itself: python -m m2bert_eval.report.cli report results/*.json --output report.html
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+
+
+@app.callback()
+def main() -> None:
+    """Reports from result files."""
+
+
+@app.command("report")
+def report_command(
+    results: Annotated[list[Path], typer.Argument(help="JSON files of `m2bert eval` and `m2bert analyse`.")],
+    output: Annotated[list[Path], typer.Option(help="File to write, .html or .md; repeat for both.")],
+    title: Annotated[str, typer.Option(help="Heading of the report.")] = "M2-BERT: evaluation",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+) -> None:
+    """Set results beside the paper's tables, as Markdown or as one HTML page.
+
+    A file that cannot be read is named, on stderr and in the report, and the others are rendered.
+    """
+    from ..results_file import free_output
+    from .pages import TEMPLATES, build_sections, write_report  # slow imports, not for --help
+    from .results import load_results
+
+    try:
+        for path in output:
+            if path.suffix not in TEMPLATES:
+                raise ValueError(f"output {path} is no report; its name must end in {' or '.join(TEMPLATES)}")
+            free_output(path, overwrite)
+        loaded = load_results(results)
+        for line in [*loaded.problems, *loaded.notes]:
+            typer.echo(f"m2bert report: warning: {line}", err=True)
+        if not loaded.records:
+            raise ValueError("none of the files holds a result; write them with `m2bert eval` or `m2bert analyse`")
+        sections = build_sections(loaded)
+        for path in output:
+            write_report(path, sections, title)
+            typer.echo(f"written to {path}")
+    except (ValueError, OSError) as error:
+        typer.echo(f"m2bert report: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from error
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,94 @@
+"""Reading result files for a report: what is unreadable or doubled is named, the rest is used."""
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..results_file import read_results
+from . import paper
+from .shapes import fault_of
+
+# The fields that tell a record from others of its kind.
+IDENTITY = {
+    "retrieval": ("system", "task", "split", "data_fingerprint"),
+    "mteb": ("system", "task", "split"),
+    "needle": ("system", "task", "split", "passages", "queries", "seed"),
+    "lengths": ("task", "split", "data_fingerprint", "tokenizer"),
+    "spans": ("task", "split", "data_fingerprint"),
+    "clusters": ("system", "sources"),
+    "efficiency": ("system", "device", "dtype", "threads"),
+    "overlap": ("test", "train"),
+}
+
+
+@dataclass
+class Results:
+    """Records by kind, and what a reader must know about the files they came from.
+
+    Attributes:
+        problems: one line for each file or record that could not be used.
+        notes: one line for each record that a later one replaced, or that names a row which the paper does not have.
+    """
+
+    records: dict[str, list[dict]]
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def of(self, kind: str) -> list[dict]:
+        """The records of one kind, in the order of the files."""
+        return self.records.get(kind, [])
+
+
+def load_results(paths: list[Path]) -> Results:
+    """All records of result files. Of records with the same identity the one of the later date is kept.
+
+    Nothing here raises: what is wrong is in `problems`.
+    """
+    results = Results({})
+    kept: dict[tuple, tuple[dict, Path]] = {}
+    for path in paths:
+        for record in _usable(path, results.problems):
+            key = (record["kind"], *(repr(record.get(name)) for name in IDENTITY[record["kind"]]))
+            known, known_path = kept.get(key, (None, None))
+            if known is None or known == record:
+                kept[key] = record, path
+                continue
+            older = (record.get("date") or "") < (known.get("date") or "")
+            kept[key] = (known, known_path) if older else (record, path)
+            results.notes.append(f"{describe(record)}: measured twice, in {known_path} and {path}; {kept[key][1]} wins")
+    for record, _ in kept.values():
+        results.records.setdefault(record["kind"], []).append(record)
+        name = record.get("paper_row")
+        if name and name not in paper.row_names():
+            nearest = difflib.get_close_matches(name, paper.row_names(), n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            results.notes.append(f"{describe(record)}: the paper has no row {name!r}{hint}")
+    return results
+
+
+def describe(record: dict) -> str:
+    """A record in words: kind, system and task, as far as it has them."""
+    names = [
+        record["kind"],
+        *(record[name] for name in ("system", "task", "split") if isinstance(record.get(name), str)),
+    ]
+    return ", ".join(names)
+
+
+def _usable(path: Path, problems: list[str]) -> list[dict]:
+    try:
+        records = read_results(path)
+    except ValueError as error:
+        problems.append(" ".join(str(error).split()))
+        return []
+    if not isinstance(records, list) or not records:
+        problems.append(f"results {path} hold no records; write them with `m2bert eval`")
+        return []
+    usable = []
+    for index, record in enumerate(records):
+        fault = fault_of(record)
+        if fault:
+            problems.append(f"record {index} of {path} is left out: {fault}")
+        else:
+            usable.append(record)
+    return usable

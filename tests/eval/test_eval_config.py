@@ -1,0 +1,76 @@
+import pytest
+
+from m2bert_eval.eval_config import EvalConfig, TaskSettings, TrainingTask
+
+
+def read(tmp_path, text):
+    path = tmp_path / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return EvalConfig.from_yaml(path)
+
+
+def test_a_short_file_is_enough(tmp_path):
+    config = read(tmp_path, "tasks: {data: folder}\nencoders: bm25\n")
+    assert config.tasks == (TaskSettings("folder"),)
+    assert [encoder.model for encoder in config.encoders] == ["bm25"]
+    assert config.policies == ("truncate",)
+
+
+def test_every_key_arrives(tmp_path):
+    config = read(
+        tmp_path,
+        """
+tasks:
+  - {data: folder, names: [a, b], split: dev, development_split: train, documents: other, revision: abc}
+  - data: locov1
+    distractors: {path: text, count: 5, seed: 3}
+encoders:
+  - bm25
+  - model: org/name
+    name: Name
+    policies: best-chunk
+    paper_row: M2-BERT-32k
+    trained_on: [MS MARCO, {data: folder, name: a}]
+policies: [truncate, late-chunk]
+hybrids: rrf
+rerank_depth: 50
+output: scores.json
+""",
+    )
+    first, second = config.tasks
+    assert (first.names, first.split, first.development_split) == (("a", "b"), "dev", "train")
+    assert (first.documents, first.revision) == ("other", "abc")
+    assert (second.distractors.path, second.distractors.count, second.distractors.seed) == ("text", 5, 3)
+    encoder = config.encoders[1]
+    assert (encoder.name, encoder.policies, encoder.paper_row) == ("Name", ("best-chunk",), "M2-BERT-32k")
+    assert encoder.trained_on == ("MS MARCO", TrainingTask("folder", "a", "train"))
+    assert (config.policies, config.hybrids, config.rerank_depth) == (("truncate", "late-chunk"), ("rrf",), 50)
+    assert config.output == "scores.json"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tasks: {data: x}\nencoders: bm25\npolices: truncate", r"unknown key 'polices' \(did you mean 'policies'\?\)"),
+        ("encoders: bm25", "lacks the key 'tasks'"),
+        ("tasks: {names: x}\nencoders: bm25", r"tasks\[0\] lacks the key 'data'"),
+        ("tasks: {data: x}\nencoders: []", "no encoder given"),
+        ("tasks: []\nencoders: bm25", "no task given"),
+        ("tasks: {data: x, development_split: test}\nencoders: bm25\nhybrids: weighted", "is the split that is scored"),
+        ("tasks: {data: x, distractors: {path: y, count: 0}}\nencoders: bm25", "distractors.count=0"),
+        ("tasks: {data: x}\nencoders: {model: y, trained_on: {data: z}}", "lacks the key 'name'"),
+        ("tasks: {data: x}\nencoders: bm25\nhybrids: rerrank", "'rerrank' is unknown .did you mean 'rerank'"),
+        ("tasks: {data: x}\nencoders: bm25\nrerank_depth: 0", "rerank_depth=0"),
+        ("tasks: {data: x}\nencoders: bm25\npolicies: [1]", "1, which is no text"),
+        ("- a list", "must be a mapping"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path, text)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="nowhere.yaml cannot be read"):
+        EvalConfig.from_yaml(tmp_path / "nowhere.yaml")

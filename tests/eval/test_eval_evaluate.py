@@ -1,0 +1,127 @@
+"""Whole runs on a tiny task: what is in the records, and what one bad encoder must not spoil."""
+
+import re
+
+import numpy as np
+import pytest
+
+from m2bert_eval import evaluate as module
+from m2bert_eval.eval_config import EncoderSettings, EvalConfig, TaskSettings, TrainingTask
+from m2bert_eval.vector_store import VectorStore
+
+
+class WordEncoder:
+    """Counts the words of the tiny task; a document is read up to `max_tokens` words."""
+
+    def __init__(self, vocabulary, max_tokens=4):
+        self.name = self.fingerprint = "words"
+        self.vocabulary, self.dimensions, self.max_tokens = vocabulary, len(vocabulary), max_tokens
+        self.calls = 0
+
+    def encode(self, texts, task, max_tokens=None):
+        self.calls += len(texts)
+        limit = max_tokens or self.max_tokens
+        rows = np.array([[text.split()[:limit].count(word) + 1e-3 for word in self.vocabulary] for text in texts])
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+    def count_tokens(self, texts, task):
+        return np.array([len(text.split()) for text in texts])
+
+    def token_spans(self, texts):
+        return [np.array([match.span() for match in re.finditer(r"\S+", text)]).reshape(-1, 2) for text in texts]
+
+
+@pytest.fixture
+def words(monkeypatch, tiny_rows):
+    encoder = WordEncoder(sorted({word for row in tiny_rows[1] for word in row["passage"].split()}))
+
+    def load(name):
+        if name == "broken":
+            raise ValueError("encoder 'broken' cannot be loaded")
+        return encoder
+
+    monkeypatch.setattr(module, "load_encoder", load)
+    return encoder
+
+
+@pytest.fixture
+def settings(tiny_data, write_task, tiny_rows):
+    write_task(tiny_data, *tiny_rows, split="validation")
+
+    def make(*encoders, **changes):
+        systems = tuple(entry if isinstance(entry, EncoderSettings) else EncoderSettings(entry) for entry in encoders)
+        return EvalConfig((TaskSettings(str(tiny_data)),), systems, **changes)
+
+    return make
+
+
+def test_a_record_holds_what_reports_need(settings, words):
+    (record,), failures = module.evaluate(settings("words"), VectorStore(None))
+    assert not failures
+    assert (record["kind"], record["system"], record["policy"]) == ("retrieval", "words / truncate", "truncate")
+    assert (record["vectors"], record["claim"], record["hybrid"]) == ("one", "not stated", None)
+    assert record["ndcg_at_10"] == record["metrics"]["ndcg_at_10"]["mean"] == 1.0
+    assert record["metrics"]["recall_at_100"] == {"mean": 1.0, "interval_95": [1.0, 1.0]}
+    assert record["counts"] == {"queries": 6, "documents": 6, "truncated_documents": 6}
+    assert record["seen_share"] == pytest.approx(4 / 17)
+    assert (record["dimensions"], record["max_tokens"], record["model_fingerprint"]) == (12, 4, "words")
+    assert record["queries"]["q0"] == {"rank": 1, "answer_tokens": 17, "answer_chars": 93, "position": None}
+    assert record["by_length"]["rows"][0]["queries"] == 6
+    assert record["failures"] == []
+    assert record["successes"][0]["found"] == record["successes"][0]["answer"]
+
+
+def test_policies_and_hybrids_are_systems_of_their_own(settings, words):
+    config = settings(
+        "bm25", "words", policies=("truncate", "best-chunk:tokens=3"), hybrids=("rerank", "rrf", "weighted")
+    )
+    records, _ = module.evaluate(config, VectorStore(None))
+    alone = ["bm25", "words / truncate", "words / best-chunk:tokens=3"]
+    hybrids = [f"{name} + bm25 ({how})" for name in alone[1:] for how in ("rerank:100", "rrf", "weighted")]
+    assert sorted(record["system"] for record in records) == sorted(alone + hybrids)
+    weighted = next(record for record in records if record["system"].endswith("(weighted)"))
+    assert weighted["hybrid"]["development_split"] == "validation"
+    assert 0 <= weighted["hybrid"]["weight"] <= 1
+    assert [record["vectors"] for record in records if record["system"] in alone] == ["none", "one", "several"]
+
+
+def test_a_repeated_run_embeds_nothing(settings, words, tmp_path):
+    config = settings("words", policies=("truncate", "chunk-average:tokens=3", "best-chunk:tokens=3"))
+    first, _ = module.evaluate(config, VectorStore(tmp_path / "cache"))
+    words.calls = 0
+    second, _ = module.evaluate(config, VectorStore(tmp_path / "cache"))
+    assert words.calls == 0
+    for record, repeated in zip(first, second, strict=True):
+        assert record["query_scores"] == repeated["query_scores"]
+        assert record["seconds_per_document"] == pytest.approx(repeated["seconds_per_document"])
+
+
+def test_plain_tfidf_takes_its_width_from_the_models(settings, words):
+    records, _ = module.evaluate(settings("tfidf-rp", "words"), VectorStore(None))
+    assert [record["system"] for record in records] == ["words / truncate", "tfidf-rp:12"]
+    assert records[1]["seeds"] == 20
+    assert records[1]["queries"]["q0"]["rank"] is None  # a mean over rankings has no rank
+
+
+def test_one_bad_encoder_does_not_spoil_the_others(settings, words):
+    records, failures = module.evaluate(settings("bm25", "broken"), VectorStore(None))
+    assert [record["system"] for record in records] == ["bm25"]
+    assert failures == ["encoder 'broken' failed and is left out: encoder 'broken' cannot be loaded"]
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        module.evaluate(settings("broken"), VectorStore(None))
+
+
+def test_a_model_trained_on_the_task_is_fine_tuned_and_its_overlap_counted(settings, words, tiny_data):
+    seen = EncoderSettings("words", trained_on=(TrainingTask(str(tiny_data), "tiny", "validation"),))
+    other = EncoderSettings("words", name="other", trained_on=("MS MARCO",))
+    records, _ = module.evaluate(settings(seen, other), VectorStore(None))
+    assert [record["claim"] for record in records] == ["fine-tuned", "zero-shot"]
+    (overlap,) = records[0]["overlap"]
+    assert (overlap["documents"]["same"], overlap["queries"]["same"]) == (6, 6)
+    assert records[1]["overlap"] is None
+
+
+def test_a_policy_that_does_not_exist_is_refused_before_anything_is_loaded(settings, monkeypatch):
+    monkeypatch.setattr(module, "load_tasks", lambda *_, **__: pytest.fail("loaded a task"))
+    with pytest.raises(ValueError, match="best-chunk"):
+        module.evaluate(settings("bm25", policies=("best-chunks",)), VectorStore(None))
