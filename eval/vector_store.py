@@ -22,7 +22,7 @@ from .policies import DocumentVectors, Policy, embed_beginning
 from .processes import Processes
 from .vector_shelf import Shelf, TimedVectors
 
-FORMAT = 1
+FORMAT = 1  # to be raised when a policy gives other vectors than before, or files another form
 PORTION_CHARS = 800_000  # some 200,000 tokens: computed, then written, before the next
 
 

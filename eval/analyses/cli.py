@@ -167,17 +167,30 @@ def efficiency(
         from .efficiency import LENGTHS_TOKENS, measure_efficiency
         from .systems import load_systems
 
-        logging.getLogger("m2bert_eval.sentence_encoder").setLevel(logging.ERROR)  # the record says what was cut
         target = check_output(output, overwrite)
         systems = load_systems(encoder, policy or ["truncate"])
         words = [
             word for found in load(data, task, split) for text in found.documents.values() for word in text.split()
         ]
         sizes = tokens or list(LENGTHS_TOKENS)
-        records = [
-            measure_efficiency(system.encoder, system.policy, words, sizes, system.about, repeats) for system in systems
-        ]
+        with truncation_unsaid():
+            records = [
+                measure_efficiency(system.encoder, system.policy, words, sizes, system.about, repeats)
+                for system in systems
+            ]
         finish(target, records)
+
+
+@contextmanager
+def truncation_unsaid() -> Iterator[None]:
+    """Each of many repeats would warn of the same cut, which the record tells once."""
+    logger = logging.getLogger("m2bert_eval.sentence_encoder")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager
