@@ -74,6 +74,6 @@ def load_encoder(system: str) -> Encoder:
 
 
 def short_name(system: str) -> str:
-    """What tables call it: the last part of a path or id."""
-    name = system.removeprefix(MTEB_PREFIX)
-    return Path(name).name or name
+    """What tables call it: the last part of a path or id, the last two where it is no more than "model"."""
+    parts = Path(system.removeprefix(MTEB_PREFIX)).parts
+    return "/".join(parts[-2:] if parts[-1] == "model" else parts[-1:])

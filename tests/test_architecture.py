@@ -13,7 +13,7 @@ PACKAGES = {"modeling_m2bert": "model", "configuration_m2bert": "model", "m2bert
 MAY_KNOW = {"modeling_m2bert": set(), "eval": set(), "hub": {"model"}, "train": {"model", "eval", "hub"}}
 KERNELS_MAY_IMPORT = {"torch", "triton", "collections", "functools", "itertools", "logging", "math", "os", "typing"}
 KERNELS_MAY_IMPORT |= {"threading", "weakref"}
-READ_THE_HUB = ("hub_data.py", "hub_tasks.py")  # of train/: imported when a run names data on the Hub
+READ_THE_HUB = ("hub_data.py",)  # of train/: imported when a run names text on the Hub
 NEEDS_NO_DATA_LIBRARY = {"datasets", "evaluate", "mteb", "pytrec_eval"}
 
 

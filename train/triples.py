@@ -31,7 +31,7 @@ def load_triples(source: str, config: str | None, limit: int | None) -> tuple[Re
     elif path.suffix in (".jsonl", ".json") and path.is_file():
         rows = islice(read_json_lines(path), limit)
     elif not path.exists() and not path.suffix:
-        from .hub_tasks import load_hub_rows
+        from .hub_rows import load_hub_rows
 
         table = load_hub_rows(source, config, limit)
         rows = table.select(triple_columns(table.column_names)).to_pylist()
