@@ -82,7 +82,7 @@ def retrieval_record(
         "versions": installed_versions(),
         "date": date.today().isoformat(),
         "query_scores": query_scores,
-        "queries": query_details(task, outcome.run),
+        "ranks": best_ranks(task, outcome.run) if outcome.run else None,
         "by_quarter": ndcg_by_quarter(query_scores, task.positions) if task.positions else None,
         **(dump(task, outcome.run, query_scores) if outcome.run else {}),
     }
@@ -100,28 +100,17 @@ def claim(settings: EncoderSettings, task: RetrievalTask) -> str:
 
 
 def add_lengths(record: dict, tokenizer: str, answer_tokens: Mapping[str, int]) -> None:
-    """Complete a record with the answer documents' lengths, which only an encoder's tokenizer knows (Table 24).
+    """Complete a record with its scores by the length of the answer (Table 24), which a model's tokenizer counts.
 
     Args:
         answer_tokens: {qid: tokens of its longest answer}.
     """
-    for qid, details in record["queries"].items():
-        details["answer_tokens"] = answer_tokens[qid]
     record["by_length"] = {"tokenizer": tokenizer, "rows": by_length(record["query_scores"], dict(answer_tokens))}
 
 
-def query_details(task: RetrievalTask, run: Run | None) -> dict[str, dict]:
-    """For each query the rank of its best answer (None: not found), and length and place of the answer."""
-    positions = task.positions or {}
-    return {
-        qid: {
-            "rank": _best_rank(run[qid], judged) if run else None,
-            "answer_tokens": None,
-            "answer_chars": max(len(task.documents[pid]) for pid, grade in judged.items() if grade),
-            "position": positions.get(qid),
-        }
-        for qid, judged in task.qrels.items()
-    }
+def best_ranks(task: RetrievalTask, run: Run) -> dict[str, int | None]:
+    """For each query the rank of its best answer, from 1; None: not among those that the system returned."""
+    return {qid: _best_rank(run[qid], judged) for qid, judged in task.qrels.items()}
 
 
 def dump(task: RetrievalTask, run: Run, query_scores: dict[str, float]) -> dict[str, list[dict]]:

@@ -20,7 +20,8 @@ def free_output(output: Path | str | None, overwrite: bool) -> Path:
 
 def write_results(path: Path, records: list[dict]) -> None:
     """Records as `m2bert report` and the model card read them."""
-    text = json.dumps({"format": FORMAT, "results": records}, indent=1) + "\n"
+    lines = ",\n".join(json.dumps(record) for record in records)  # a line each: small, and differences can be read
+    text = f'{{"format": {FORMAT}, "results": [\n{lines}\n]}}\n'
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 

@@ -65,7 +65,7 @@ def test_a_record_holds_what_reports_need(settings, words):
     assert record["counts"] == {"queries": 6, "documents": 6, "truncated_documents": 6}
     assert record["seen_share"] == pytest.approx(4 / 17)
     assert (record["dimensions"], record["max_tokens"], record["model_fingerprint"]) == (12, 4, "words")
-    assert record["queries"]["q0"] == {"rank": 1, "answer_tokens": 17, "answer_chars": 93, "position": None}
+    assert record["ranks"] == dict.fromkeys(record["query_scores"], 1)
     assert record["by_length"]["rows"][0]["queries"] == 6
     assert record["failures"] == []
     assert record["successes"][0]["found"] == record["successes"][0]["answer"]
@@ -100,7 +100,7 @@ def test_plain_tfidf_takes_its_width_from_the_models(settings, words):
     records, _ = module.evaluate(settings("tfidf-rp", "words"), VectorStore(None))
     assert [record["system"] for record in records] == ["words / truncate", "tfidf-rp:12"]
     assert records[1]["seeds"] == 20
-    assert records[1]["queries"]["q0"]["rank"] is None  # a mean over rankings has no rank
+    assert records[1]["ranks"] is None  # a mean over rankings has no ranks
 
 
 def test_one_bad_encoder_does_not_spoil_the_others(settings, words):
