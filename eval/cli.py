@@ -14,12 +14,16 @@ from .results_file import free_output, read_results, write_results
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
+BESIDE = ("config", "output", "cache", "no_cache", "overwrite")  # parameters of `eval` that go with a configuration
 Output = Annotated[Path | None, typer.Option(help="JSON file to write.")]
 
 
 @app.command("eval")
 def eval_command(
-    config: Annotated[Path | None, typer.Option(help="YAML file with everything; flags add to nothing then.")] = None,
+    context: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with systems and tasks, instead of the flags for them.")
+    ] = None,
     encoder: Annotated[
         list[str], typer.Option(help="bm25, tfidf-rp[:WIDTH], a model folder, a Hub id or mteb:NAME; repeat for more.")
     ] = [],  # noqa: B006
@@ -53,12 +57,13 @@ def eval_command(
 
     try:
         if config is not None:
-            if encoder or data:
-                raise ValueError("--config names encoders and tasks itself; leave out --encoder and --data")
+            refuse_flags_beside_config(context)
             settings = EvalConfig.from_yaml(config)
         else:
             if data is None:
                 raise ValueError("no data given; --data takes a folder, locov1, locov0, a Hub id or mteb")
+            if distractors is None and given(context, "distractor_count"):
+                raise ValueError("--distractor-count says how many; where from is missing: add --distractors FOLDER")
             pool = Distractors(distractors, distractor_count) if distractors else None
             place = TaskSettings(data, tuple(task), split, documents, revision, development_split, pool)
             systems = tuple(EncoderSettings(name) for name in encoder)
@@ -78,6 +83,21 @@ def eval_command(
         raise typer.Exit(1)
 
 
+def given(context: typer.Context, parameter: str) -> bool:
+    """Whether the user wrote the flag, be it with its default value."""
+    return context.get_parameter_source(parameter).name == "COMMANDLINE"
+
+
+def refuse_flags_beside_config(context: typer.Context) -> None:
+    """What a configuration says itself must not be given beside it, where it would count for nothing."""
+    flags = [f"--{name.replace('_', '-')}" for name in context.params if name not in BESIDE and given(context, name)]
+    if flags:
+        raise ValueError(
+            "--config names encoders and tasks itself; leave out --encoder and --data and what goes with them, here "
+            + ", ".join(flags)
+        )
+
+
 @app.command("compare")
 def compare_command(
     results: Annotated[list[Path], typer.Argument(help="JSON files of `m2bert eval`.")],
@@ -85,13 +105,19 @@ def compare_command(
 ) -> None:
     """Differences in nDCG@10 between systems on the same queries: paired bootstrap, 95 % intervals."""
     from .comparison import by_task, differences
+    from .report.shapes import fault_of
 
     try:
-        records = [record for path in results for record in read_results(path)]
+        records = []
+        for path in results:
+            for number, record in enumerate(read_results(path)):
+                if fault := fault_of(record):
+                    raise ValueError(f"record {number} of {path} cannot be read: {fault}")
+                records.append(record)
         if not by_task(records):
             raise ValueError("no retrieval scores in these files; `m2bert eval` writes them")
         for (task, split, fingerprint), group in by_task(records).items():
-            typer.echo(f"{task}, {split} (data {fingerprint[:8]})")
+            typer.echo(f"{task}, {split}, {len(group[0]['query_scores'])} queries (data {fingerprint[:8]})")
             typer.echo(format_differences(differences(group, against)))
     except ValueError as error:
         typer.echo(f"m2bert compare: {error}", err=True)
@@ -108,7 +134,7 @@ def format_records(records: list[dict]) -> str:
             rows.append([record["system"], record["task"], points(record["value"], 2), record["metric"], "-", "-", "-"])
             continue
         low, high = record["interval_95"]
-        counts = record["counts"]
+        counts, cut = record["counts"], record["counts"]["truncated_documents"]
         rows.append(
             [
                 record["system"],
@@ -116,7 +142,7 @@ def format_records(records: list[dict]) -> str:
                 points(record["ndcg_at_10"], 2),
                 f"{points(low, 2)} to {points(high, 2)}",
                 points(record["metrics"]["recall_at_100"]["mean"]),
-                f"{counts['truncated_documents']}/{counts['documents']}",
+                "-" if cut is None else f"{cut}/{counts['documents']}",
                 f"{record['seconds']:.1f}",
             ]
         )
@@ -124,13 +150,13 @@ def format_records(records: list[dict]) -> str:
 
 
 def format_differences(rows: list[dict]) -> str:
-    """An aligned table in points; a star marks an interval without zero."""
+    """An aligned table in points; a star marks a difference beyond chance."""
     from .tables import align
 
     lines = []
     for row in rows:
         low, high = (100 * bound for bound in row["interval_95"])
-        star = "*" if low > 0 or high < 0 else ""
+        star = "*" if row["beyond_chance"] else ""
         lines.append(
             [row["system"], row["other"], f"{100 * row['difference']:+.1f}", f"{low:+.1f} to {high:+.1f}", star]
         )

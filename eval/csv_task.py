@@ -93,22 +93,43 @@ def read_documents_csv(path: Path) -> dict[str, str]:
 
 
 def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line on which it begins, {column: cell}) of every row that is not blank."""
+    """(line on which it begins, {column: cell}) of every row that is not blank.
+
+    Raises:
+        ValueError: a column is missing, a row has more cells than the header, or quotes do not pair.
+    """
     text = read_text(path)
     header = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=header.count)
     csv.field_size_limit(MAX_CELL_CHARS)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    names = [name.strip().lower() for name in next(reader, [])]
+    rows = _numbered(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), path)
+    names = [name.strip().lower() for name in next(rows, (1, []))[1]]
     missing = [column for column in columns if column not in names]
     if missing:
         raise ValueError(f"{path} lacks the column {missing[0]!r}; its first line has {names}, it needs {columns}")
-    line = reader.line_num + 1
-    for cells in reader:
+    for line, cells in rows:
+        if any(cell.strip() for cell in cells[len(names) :]):
+            raise ValueError(
+                f"{path}, line {line} has {len(cells)} cells for {len(names)} columns; put quotes around texts that "
+                f"hold {delimiter!r}"
+            )
         if any(cell.strip() for cell in cells):
             padded = cells + [""] * (len(names) - len(cells))
             yield line, {column: padded[names.index(column)] for column in columns}
-        line = reader.line_num + 1
+
+
+def _numbered(reader, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line on which it begins, cells) of every row of a csv reader."""
+    line = 1
+    try:
+        for cells in reader:
+            yield line, cells
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, the row that begins on line {line} has quotes that do not pair ({error}); put a cell in two, and "
+            "write those within it twice"
+        ) from error
 
 
 def read_text(path: Path) -> str:
@@ -124,4 +145,4 @@ def read_text(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {line} is not UTF-8; save the file as 'CSV UTF-8' or 'Unicode text'") from error
+        raise ValueError(f"{path}, line {line} is not UTF-8; save the file as UTF-8 (in Excel: 'CSV UTF-8')") from error

@@ -9,6 +9,7 @@ import yaml
 
 HYBRIDS = ("rerank", "rrf", "weighted")
 MAX_DISTRACTORS = 10_000_000  # more is a typing error
+SCALARS = {str: "a text", str | None: "a text", int: "a whole number"}  # what a field of this type must be
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,10 @@ class EvalConfig:
 
 
 def checked(content: object, settings: type, where: str) -> dict:
-    """`content` if it is a mapping with keys of the dataclass `settings` only, none that it needs missing."""
+    """`content` if it is a mapping with keys of the dataclass `settings` only, none that it needs missing.
+
+    Of the values, texts and numbers are checked too; what holds several is read by its own function.
+    """
     if not isinstance(content, dict):
         raise ValueError(f"{where} is {content!r}; it must be a mapping with keys such as {fields(settings)[0].name}")
     known = [entry.name for entry in fields(settings)]
@@ -130,6 +134,9 @@ def checked(content: object, settings: type, where: str) -> dict:
     for entry in fields(settings):
         if entry.default is MISSING and entry.name not in content:
             raise ValueError(f"{where} lacks the key {entry.name!r}; it has {', '.join(content) or 'none'}")
+        value = content.get(entry.name, entry.default)
+        if entry.type in SCALARS and (not isinstance(value, entry.type) or isinstance(value, bool)):
+            raise ValueError(f"{where}.{entry.name} is {value!r}; it must be {SCALARS[entry.type]}")
     return content
 
 

@@ -4,72 +4,52 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
-from .distractors import add_distractors
 from .encoders import Encoder
-from .eval_config import EncoderSettings, EvalConfig, TaskSettings, TrainingTask
+from .eval_config import EncoderSettings, EvalConfig, TrainingTask
 from .fusion import choose_weight, reciprocal_rank_fusion, weighted_fusion
 from .locov1 import RetrievalTask
 from .outcomes import Outcome, run_tfidf, score_run
-from .policies import Policy, parse_policy
-from .rankers import Bm25Ranker, DenseRanker, Run
+from .plan import LoadedTask, System, load_all, mteb_scored, named_systems, overlaps_of
+from .policies import Policy
+from .rankers import DenseRanker, Run
 from .records import add_lengths, retrieval_record
-from .systems import MTEB_PREFIX, check_system, is_dense, load_encoder, short_name
-from .task_sources import load_tasks
+from .systems import MTEB_PREFIX, is_dense, load_encoder
 from .vector_store import VectorStore
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class LoadedTask:
-    """A task, the one on which a hybrid's weight is chosen (None if no hybrid needs it), and where they come from."""
-
-    settings: TaskSettings
-    task: RetrievalTask
-    development: RetrievalTask | None
-
-    @cached_property
-    def bm25(self) -> Run:
-        """BM25's ranking of the task, made once for all systems."""
-        return Bm25Ranker().rank(self.task)
-
-    @cached_property
-    def development_bm25(self) -> Run:
-        """BM25's ranking of the development task."""
-        return Bm25Ranker().rank(self.development)
-
-
 def evaluate(config: EvalConfig, store: VectorStore) -> tuple[list[dict], list[str]]:
     """Score all systems on all tasks.
 
-    An encoder that fails does not take the others' results with it.
+    An encoder or a policy that fails does not take the others' results with it.
 
     Returns:
-        The records, and one line for each encoder that failed.
+        The records, and one line for each encoder or policy that failed.
 
     Raises:
-        ValueError: a name, policy or task is wrong; or the only encoder fails.
+        ValueError: a name, policy, task or training task is wrong; or the only encoder fails.
     """
-    models = [encoder.model for encoder in config.encoders]
-    for encoder in config.encoders:
-        check_system(encoder.model, models)
-    policies = {text: parse_policy(text) for entry in (config, *config.encoders) for text in entry.policies}
-    evaluation = Evaluation(config, policies, load_all(config), mteb_scored(config), store)
+    systems = named_systems(config)
+    tasks = load_all(config)
+    evaluation = Evaluation(config, systems, tasks, mteb_scored(config), overlaps_of(config, tasks), store)
     records: list[dict] = []
-    failures: list[str] = []
     for encoder in last_if(config.encoders, "tfidf-rp"):  # plain tfidf-rp needs the widths of the others
+        before = len(records)
         try:
-            records += evaluation.records_of(encoder, records)
-        except (ValueError, OSError) as error:
-            if len(config.encoders) == 1:
-                raise
-            failures.append(f"encoder {encoder.model!r} failed and is left out: {' '.join(str(error).split())}")
-            logger.error(failures[-1])
+            for record in evaluation.records_of(encoder, records):
+                records.append(record)
+        except (ValueError, OSError, ImportError, RuntimeError) as error:  # RuntimeError: torch's, out of memory too
+            reason = " ".join(str(error).split())
+            if len(config.encoders) == 1 and not records:
+                raise ValueError(reason) from error
+            result = "failed and is left out" if len(records) == before else "failed, and the rest of it is left out"
+            evaluation.left_out(f"encoder {encoder.model!r} {result}: {reason}")
     if not records:
-        raise ValueError("; ".join(failures))
-    return records, failures
+        nothing = "no task here is ranked, and mteb's other tasks need a model that gives vectors; add one"
+        raise ValueError("; ".join(evaluation.failures) or nothing)
+    return records, evaluation.failures
 
 
 def last_if(encoders: tuple[EncoderSettings, ...], model: str) -> list[EncoderSettings]:
@@ -77,76 +57,38 @@ def last_if(encoders: tuple[EncoderSettings, ...], model: str) -> list[EncoderSe
     return sorted(dict.fromkeys(encoders), key=lambda encoder: encoder.model == model)
 
 
-def load_all(config: EvalConfig) -> list[LoadedTask]:
-    """Every task of the configuration, with its development task where a weighted hybrid needs one."""
-    loaded = []
-    for settings in config.tasks:
-        for task in load_split(settings, settings.split):
-            development = None
-            if "weighted" in config.hybrids:
-                name = task.name.split(" ")[0]
-                development = load_split(replace(settings, names=(name,)), settings.development_split)[0]
-            loaded.append(LoadedTask(settings, task, development))
-    return loaded
-
-
-def mteb_scored(config: EvalConfig) -> list:
-    """mteb's task objects that mteb scores by itself: classification, clustering, similarity, ..."""
-    names = [name for settings in config.tasks if settings.data == "mteb" for name in settings.names]
-    if not names:
-        return []
-    from .mteb_adapter.names import mteb_tasks, ranked_here
-
-    return [task for task in mteb_tasks(names) if not ranked_here(task)]
-
-
-def ranked_names(settings: TaskSettings) -> list[str] | None:
-    """Names of the tasks that are ranked here; None takes all that the data have."""
-    if settings.data != "mteb" or not settings.names:
-        return list(settings.names) or None
-    from .mteb_adapter.names import mteb_tasks, ranked_here
-
-    return [task.metadata.name for task in mteb_tasks(list(settings.names)) if ranked_here(task)]
-
-
-def load_split(settings: TaskSettings, split: str) -> list[RetrievalTask]:
-    """The tasks of one split, distractors included."""
-    names = ranked_names(settings)
-    if names == []:
-        return []
-    tasks = load_tasks(settings.data, names, split, revision=settings.revision, documents=settings.documents)
-    if settings.distractors is None:
-        return tasks
-    distractors = settings.distractors
-    return [add_distractors(task, distractors.path, distractors.count, distractors.seed) for task in tasks]
-
-
 @dataclass
 class Evaluation:
     """What the systems of one run share."""
 
     config: EvalConfig
-    policies: dict[str, Policy]
+    systems: dict[EncoderSettings, System]
     tasks: list[LoadedTask]
     mteb_scored: list
+    overlaps: dict[tuple[str, TrainingTask], list[dict]]
     store: VectorStore
-    overlaps: dict = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
 
-    def records_of(self, settings: EncoderSettings, earlier: list[dict]) -> list[dict]:
-        """All records of one encoder. `earlier` tells plain `tfidf-rp` the widths of the models."""
-        model = settings.model
-        if model == "bm25":
-            return [self.lexical(settings, loaded, "bm25") for loaded in self.tasks]
-        if model == "tfidf-rp":
-            named = {record["encoder"] for record in earlier}
+    def left_out(self, failure: str) -> None:
+        """Take note of what failed while the others go on."""
+        self.failures.append(failure)
+        logger.error(failure)
+
+    def records_of(self, settings: EncoderSettings, earlier: list[dict]) -> Iterator[dict]:
+        """All records of one encoder, one by one. `earlier` tells plain `tfidf-rp` the widths of the models."""
+        if is_dense(settings.model):
+            yield from self.dense(settings)
+            return
+        names = [settings.model]
+        if settings.model == "tfidf-rp":
             widths = sorted({record["dimensions"] for record in earlier if record.get("dimensions")})
+            if not widths:
+                raise ValueError("no encoder beside it gave vectors whose width it could take; write tfidf-rp:256")
+            named = {record["encoder"] for record in earlier}
             names = [name for name in (f"tfidf-rp:{width}" for width in widths) if name not in named]
-            return [
-                self.lexical(replace(settings, model=name), loaded, name) for loaded in self.tasks for name in names
-            ]
-        if not is_dense(model):
-            return [self.lexical(settings, loaded, model) for loaded in self.tasks]
-        return list(self.dense(settings))
+        for loaded in self.tasks:
+            for name in names:
+                yield self.lexical(replace(settings, model=name), loaded, name)
 
     def lexical(self, settings: EncoderSettings, loaded: LoadedTask, name: str) -> dict:
         """The record of BM25 or of a projection of TF-IDF."""
@@ -169,6 +111,7 @@ class Evaluation:
                 yield from self.measured(settings, loaded, None, ranker, {"policy": "whole", "vectors": "several"})
             return
         encoder = load_encoder(settings.model)
+        policies = self.usable(settings, encoder)
         about = {
             "dimensions": encoder.dimensions,
             "max_tokens": encoder.max_tokens,
@@ -178,27 +121,45 @@ class Evaluation:
         }
         for loaded in self.tasks:
             lengths = self.answer_tokens(encoder, loaded.task)
-            for text in settings.policies or self.config.policies:
-                policy = self.policies[text]
+            for policy in policies:
                 details = about | {"policy": policy.spec, "vectors": "several" if policy.several else "one"}
                 ranker = DenseRanker(encoder, policy, self.store)
                 for record in self.measured(settings, loaded, policy, ranker, details):
                     if lengths:
-                        add_lengths(record, short_name(settings.model), lengths)
+                        add_lengths(record, self.systems[settings].name, lengths)
                     yield record
         if self.mteb_scored:
-            yield from self.scored_by_mteb(settings, encoder)
+            yield from self.scored_by_mteb(settings, encoder, policies)
 
-    def scored_by_mteb(self, settings: EncoderSettings, encoder: Encoder) -> Iterator[dict]:
+    def usable(self, settings: EncoderSettings, encoder: Encoder) -> list[Policy]:
+        """The policies that work with the encoder: said of all of them before the first takes its time.
+
+        Raises:
+            ValueError: none does.
+        """
+        usable, refused = [], []
+        for policy in self.systems[settings].policies:
+            try:
+                policy.check(encoder)
+                usable.append(policy)
+            except ValueError as error:
+                refused.append(str(error))
+        if not usable:
+            raise ValueError("; ".join(refused))
+        for reason in refused:
+            self.left_out(f"encoder {settings.model!r} is left out under one policy: {reason}")
+        return usable
+
+    def scored_by_mteb(self, settings: EncoderSettings, encoder: Encoder, policies: list[Policy]) -> Iterator[dict]:
         """Records of the tasks that are no retrieval, under the policies that give a text one vector."""
         from .mteb_adapter.run import run_tasks
 
-        for text in settings.policies or self.config.policies:
-            policy = self.policies[text]
+        for policy in policies:
             if policy.several:
-                logger.warning("policy %s gives several vectors; mteb's own tasks take one, so it is left out", text)
+                message = "policy %s gives several vectors; mteb's own tasks take one, so it is left out"
+                logger.warning(message, policy.spec)
                 continue
-            system = f"{settings.name or short_name(settings.model)} / {policy.spec}"
+            system = f"{self.systems[settings].name} / {policy.spec}"
             yield from run_tasks(encoder, policy, self.mteb_scored, system)
 
     @staticmethod
@@ -228,7 +189,7 @@ class Evaluation:
         self, settings: EncoderSettings, loaded: LoadedTask, policy: Policy | None, ranker, details: dict
     ) -> Iterator[dict]:
         """The record of a ranker alone, then of its hybrids with BM25."""
-        name = settings.name or short_name(settings.model)
+        name = self.systems[settings].name
         system = f"{name} / {policy.spec}" if policy else name
         logger.info("%s on %s", system, loaded.task.name)
         start = time.perf_counter()
@@ -236,7 +197,7 @@ class Evaluation:
         details = details | {"name": name, **getattr(ranker, "report", {}), "hybrid": None}
         seconds = time.perf_counter() - start
         yield self.record(system, settings, loaded, score_run(run, loaded.task, details), seconds)
-        for method in self.config.hybrids:
+        for method in dict.fromkeys(self.config.hybrids):
             start = time.perf_counter()
             combined, how = self.hybrid(method, loaded, ranker, run)
             label = f"{method}:{how['depth']}" if "depth" in how else method
@@ -249,19 +210,9 @@ class Evaluation:
     ) -> dict:
         """A record, with the overlap of the model's training data."""
         record = retrieval_record(system, settings, loaded.settings, loaded.task, outcome, seconds)
-        trained_on = [training for training in settings.trained_on if isinstance(training, TrainingTask)]
-        record["overlap"] = [self.overlap(loaded.task, training) for training in trained_on] or None
+        keys = [(loaded.task.fingerprint, training) for training in settings.trained_on]
+        record["overlap"] = [overlap for key in keys for overlap in self.overlaps.get(key, [])] or None
         return record
-
-    def overlap(self, task: RetrievalTask, training: TrainingTask) -> dict:
-        """What the task shares with a model's training data, found once."""
-        from .overlap import find_overlap
-
-        key = (task.fingerprint, training)
-        if key not in self.overlaps:
-            (train,) = load_tasks(training.data, [training.name], training.split)
-            self.overlaps[key] = find_overlap(task, train)
-        return self.overlaps[key]
 
     def hybrid(self, method: str, loaded: LoadedTask, ranker, run: Run) -> tuple[Run, dict]:
         """The ranking of a hybrid with BM25, and the settings that the record keeps."""

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import logging
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -42,6 +44,11 @@ class RetrievalTask:
     revision: str | None = None
     positions: dict[str, float] | None = None
 
+    @property
+    def base_name(self) -> str:
+        """The name without what a variant of the documents, a subset or added distractors append to it."""
+        return re.sub(r"( \([^()]*\))?( \+\d+)?$", "", self.name)
+
 
 def load_task(data_dir: str | Path, task: str, split: str, documents: str = "documents") -> RetrievalTask:
     """Read the rows with `dataset == task` of queries/SPLIT.parquet and documents/SPLIT.parquet.
@@ -53,8 +60,8 @@ def load_task(data_dir: str | Path, task: str, split: str, documents: str = "doc
         documents: folder of the documents, for a task that has them in several variants.
 
     Raises:
-        ValueError: a file or column is missing, the task is unknown, an id occurs twice, a query has no
-            answer, or an answer names a document that is not there.
+        ValueError: a file or column is missing, the task is unknown, an id or a text is no text, an id occurs twice, a
+            query has no answer, an answer names a document that is not there, or a position is no share.
     """
     data_dir = Path(data_dir)
     query_rows = _read_rows(data_dir / "queries" / f"{split}.parquet", QUERY_COLUMNS, task, ANSWER_COLUMNS)
@@ -82,17 +89,17 @@ def make_task(
     revision: str | None = None,
 ) -> RetrievalTask:
     """A task from its rows, wherever they come from; see `load_task` for columns and errors."""
+    query_rows, document_rows = without_null_passages(query_rows, document_rows, task)
     for what, rows in (("queries", query_rows), ("documents", document_rows)):
         if not rows:
             raise ValueError(f"task {task!r} has no {what} in the split {split!r}; add some, or leave the task out")
-    query_rows, document_rows = without_null_passages(query_rows, document_rows, task)
     documents = _by_id(document_rows, "pid", "passage")
     queries = _by_id(query_rows, "qid", "query")
-    qrels = {row["qid"]: dict.fromkeys(row["answer_pids"] or [], 1) for row in query_rows}
+    qrels = {row["qid"]: dict.fromkeys(_answers(row), 1) for row in query_rows}
     for qid, answers in qrels.items():
         if not answers:
             raise ValueError(f"query {qid!r} of task {task!r} has no answer_pids; remove it or name some")
-        unknown = sorted(set(answers) - documents.keys())
+        unknown = [pid for pid in answers if pid not in documents]
         if unknown:
             raise ValueError(f"answer_pids of query {qid!r} name {unknown[0]!r}, which no document has as pid")
     return RetrievalTask(
@@ -118,7 +125,7 @@ def without_null_passages(queries: list[dict], documents: list[dict], name: str)
         return queries, documents
     kept = []
     for row in queries:
-        answers = [pid for pid in row["answer_pids"] or [] if pid not in null]
+        answers = [pid for pid in _answers(row) if pid not in null]
         if answers or not row["answer_pids"]:
             kept.append({**row, "answer_pids": answers})
     message = "task %s: %d documents have a null passage; left out with %d queries that they alone answer"
@@ -135,11 +142,24 @@ def _answer_positions(query_rows: list[dict], documents: dict[str, str]) -> dict
     positions = {}
     for row in query_rows:
         passage = documents[row["answer_pids"][0]]
-        if row.get("position") is not None:
-            positions[row["qid"]] = float(row["position"])
-        elif row.get("answer") and row["answer"] in passage:
-            positions[row["qid"]] = passage.index(row["answer"]) / len(passage)
+        position, answer = row.get("position"), row.get("answer")
+        if position is not None and position == position:  # not NaN, which some tools write for a missing number
+            if not isinstance(position, int | float) or not 0 <= position <= 1:
+                raise ValueError(
+                    f"position={position!r} of query {row['qid']!r} must be from 0 to 1, the share of the document's "
+                    "characters before the answer"
+                )
+            positions[row["qid"]] = float(position)
+        elif answer and isinstance(answer, str) and answer in passage:
+            positions[row["qid"]] = passage.index(answer) / len(passage)
     return positions or None
+
+
+def _answers(row: dict) -> list[str]:
+    answers = row["answer_pids"] or []
+    if not isinstance(answers, list):
+        raise ValueError(f"answer_pids of query {row['qid']!r} is {answers!r}; it must be a list of pids")
+    return answers
 
 
 def _read_rows(path: Path, columns: tuple[str, ...], task: str, optional: tuple[str, ...] = ()) -> list[dict]:
@@ -154,11 +174,18 @@ def _read_table(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] 
     if not path.is_file():
         splits = ", ".join(sorted(other.stem for other in path.parent.glob("*.parquet"))) or "none"
         raise ValueError(f"{path} does not exist; splits in {path.parent}: {splits}")
-    present = pq.read_schema(path).names
+    try:
+        present = pq.read_schema(path).names
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ValueError(f"{path} cannot be read ({error}); write it again as parquet") from error
     missing = [column for column in columns if column not in present]
     if missing:
         raise ValueError(f"{path} lacks the column {missing[0]!r}; it has {present}; add what is missing")
-    return pq.read_table(path, columns=[*columns, *(column for column in optional if column in present)])
+    table = pq.read_table(path, columns=[*columns, *(column for column in optional if column in present)])
+    for name in table["dataset"].unique().to_pylist():
+        if name is not None and not isinstance(name, str):
+            raise ValueError(f"{path} has {name!r} in the column 'dataset'; it must be a text, the task's name")
+    return table
 
 
 def _names(table) -> list[str]:
@@ -167,6 +194,10 @@ def _names(table) -> list[str]:
 
 def _by_id(rows: list[dict], id_column: str, text_column: str) -> dict[str, str]:
     """{id: text}; a null query becomes the empty text, and a warning counts them."""
+    for row in rows:
+        for column in (id_column, text_column):
+            if not isinstance(row[column], str) and (column == id_column or row[column] is not None):
+                raise ValueError(f"column {column!r} holds {row[column]!r}, which is no text; convert the column")
     identifier, times = Counter(row[id_column] for row in rows).most_common(1)[0]
     if times > 1:
         raise ValueError(f"{id_column} {identifier!r} occurs {times} times; ids must be unique within a task")

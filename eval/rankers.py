@@ -172,10 +172,11 @@ class Bm25Ranker:
     """See `Bm25Index`."""
 
     def rank(self, task: RetrievalTask) -> Run:
-        """Index the documents and score every query against each of them."""
+        """The documents that share a word with the query; the others have no rank, which a fusion would reward."""
         index, pids, texts = Bm25Index(task), list(task.documents), list(task.queries.values())
         search = ExactSearch(pids, len(texts))
         step = max(1, SCORES_AT_ONCE // len(pids))
         for first in range(0, len(texts), step):
             search.add_scores(pids, index.scores(texts[first : first + step]), first)
-        return search.run(list(task.queries))
+        found = search.run(list(task.queries))
+        return {qid: {pid: score for pid, score in scores.items() if score > 0} for qid, scores in found.items()}

@@ -13,7 +13,7 @@ from .eval_config import EncoderSettings, TaskSettings, TrainingTask
 from .intervals import mean_interval
 from .locov1 import RetrievalTask
 from .outcomes import Outcome
-from .rankers import Run
+from .search import Run, trec_order
 from .systems import is_dense
 
 PACKAGES = (
@@ -52,6 +52,7 @@ def retrieval_record(
     """The record of one system on one task; scores are from 0 to 1 (docs/evaluation.md lists the fields)."""
     metrics = {name: _mean_and_interval(list(scores.values())) for name, scores in outcome.scores.items()}
     details = dict(outcome.details)
+    # None where the encoder does not show its tokens; what has no word on it reads documents whole.
     truncated = details.pop("truncated_documents", 0)
     query_scores = outcome.scores["ndcg_at_10"]
     distractors = task_settings.distractors
@@ -94,9 +95,8 @@ def claim(settings: EncoderSettings, task: RetrievalTask) -> str:
         return "untrained"
     if not settings.trained_on:
         return "not stated"
-    name = task.name.split(" ")[0]
     names = {training.name if isinstance(training, TrainingTask) else training for training in settings.trained_on}
-    return "fine-tuned" if name in names else "zero-shot"
+    return "fine-tuned" if names & {task.name, task.base_name} else "zero-shot"
 
 
 def add_lengths(record: dict, tokenizer: str, answer_tokens: Mapping[str, int]) -> None:
@@ -110,14 +110,15 @@ def add_lengths(record: dict, tokenizer: str, answer_tokens: Mapping[str, int]) 
 
 def best_ranks(task: RetrievalTask, run: Run) -> dict[str, int | None]:
     """For each query the rank of its best answer, from 1; None: not among those that the system returned."""
-    return {qid: _best_rank(run[qid], judged) for qid, judged in task.qrels.items()}
+    return {qid: _best_rank(run.get(qid, {}), judged) for qid, judged in task.qrels.items()}
 
 
 def dump(task: RetrievalTask, run: Run, query_scores: dict[str, float]) -> dict[str, list[dict]]:
     """Texts of a few best and worst queries (Table 25): of equal scores those whose ids come first."""
-    ordered = sorted(query_scores, key=lambda qid: (query_scores[qid], qid))
-    failures = [qid for qid in ordered if query_scores[qid] < 1][:SHOWN]
-    successes = [qid for qid in reversed(ordered) if query_scores[qid] > 0][:SHOWN]
+    worst = sorted(query_scores, key=lambda qid: (query_scores[qid], qid))
+    best = sorted(query_scores, key=lambda qid: (-query_scores[qid], qid))
+    failures = [qid for qid in worst if query_scores[qid] < 1][:SHOWN]
+    successes = [qid for qid in best if query_scores[qid] > 0][:SHOWN]
     return {
         what: [_shown(task, run, qid) for qid in qids]
         for what, qids in (("failures", failures), ("successes", successes))
@@ -126,26 +127,21 @@ def dump(task: RetrievalTask, run: Run, query_scores: dict[str, float]) -> dict[
 
 def _shown(task: RetrievalTask, run: Run, qid: str) -> dict:
     answer = next(pid for pid, grade in task.qrels[qid].items() if grade)
-    ranking = _ranking(run[qid])
-    found = ranking[0] if ranking else None
+    scores = run.get(qid, {})
+    found = next(iter(trec_order(scores)), None)
     return {
         "qid": qid,
         "query": task.queries[qid][:SHOWN_CHARS],
         "answer": answer,
         "answer_start": task.documents[answer][:SHOWN_CHARS],
-        "rank": _best_rank(run[qid], task.qrels[qid]),
+        "rank": _best_rank(scores, task.qrels[qid]),
         "found": found,
         "found_start": task.documents[found][:SHOWN_CHARS] if found else None,
     }
 
 
-def _ranking(scores: Mapping[str, float]) -> list[str]:
-    """Documents in trec_eval's order: by score as a 32-bit float, ties by id, both descending."""
-    return sorted(scores, key=lambda pid: (np.float32(scores[pid]), pid), reverse=True)
-
-
 def _best_rank(scores: Mapping[str, float], judged: Mapping[str, int]) -> int | None:
-    places = (place for place, pid in enumerate(_ranking(scores), 1) if judged.get(pid, 0) > 0)
+    places = (place for place, pid in enumerate(trec_order(scores), 1) if judged.get(pid, 0) > 0)
     return next(places, None)
 
 

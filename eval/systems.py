@@ -25,6 +25,8 @@ def check_system(system: str, others: list[str]) -> None:
     Raises:
         ValueError: a path that is no folder, a misspelt baseline, a tfidf-rp without a width to take.
     """
+    if not system.removeprefix(MTEB_PREFIX).strip():
+        raise ValueError(f"encoder {system!r} names nothing; give a model folder, a Hub id, bm25 or tfidf-rp:256")
     if system == "tfidf-rp" and not any(is_dense(other) for other in others):
         raise ValueError("encoder 'tfidf-rp' takes its width from a dense encoder; add one, or write tfidf-rp:256")
     if system.startswith("tfidf-rp:") and not re.fullmatch("tfidf-rp:[1-9][0-9]*", system):
@@ -73,7 +75,16 @@ def load_encoder(system: str) -> Encoder:
     return model
 
 
+def labels(systems: list[str]) -> dict[str, str]:
+    """What tables call each system: its short name, or all of its name where another has the same short one."""
+    short = {system: short_name(system) for system in systems}
+    return {system: system if list(short.values()).count(name) > 1 else name for system, name in short.items()}
+
+
 def short_name(system: str) -> str:
-    """What tables call it: the last part of a path or id, the last two where it is no more than "model"."""
-    parts = Path(system.removeprefix(MTEB_PREFIX)).parts
+    """The last part of a path or id, the last two where it is no more than "model"."""
+    name = system.removeprefix(MTEB_PREFIX)
+    if name == system and is_dense(system) and Path(expanded(system)).is_dir():
+        name = os.path.abspath(expanded(system))  # "." has a name
+    parts = Path(name).parts
     return "/".join(parts[-2:] if parts[-1] == "model" else parts[-1:])

@@ -20,6 +20,22 @@ def parse_source(argument: str) -> tuple[str, Path]:
     return name, Path(path).expanduser()
 
 
+def parse_sources(arguments: list[str]) -> dict[str, Path]:
+    """{name: path}.
+
+    Raises:
+        ValueError: one has another form, or two have the same name.
+    """
+    sources: dict[str, Path] = {}
+    for name, path in map(parse_source, arguments):
+        if name in sources:
+            raise ValueError(
+                f"source {name!r} is given twice, as {sources[name]} and {path}; give each a name of its own"
+            )
+        sources[name] = path
+    return sources
+
+
 def read_source(path: Path, count: int, split: str, seed: int = 0) -> list[str]:
     """At most `count` texts, drawn by chance; empty ones are left out.
 
@@ -29,8 +45,10 @@ def read_source(path: Path, count: int, split: str, seed: int = 0) -> list[str]:
         split: of a folder that has splits.
 
     Raises:
-        ValueError: there is no such file, it has no such column, or it holds no text.
+        ValueError: count < 1, there is no such file, it has no such column, or it holds no text.
     """
+    if count < 1:
+        raise ValueError(f"texts={count} draws none from {path}; it must be at least 1")
     texts = [text for file in _files(path, split) for text in _column(file) if text and text.strip()]
     if not texts:
         raise ValueError(f"source {path} holds no text; choose another path")

@@ -18,11 +18,13 @@ done
 m2bert analyse lengths "${qmsum[@]}" --tokenizer ../shared/tokenizer --output $results/lengths-qmsum.json --overwrite
 m2bert analyse lengths "${pydocs[@]}" --tokenizer ../shared/tokenizer --output $results/lengths-pydocs.json --overwrite
 m2bert analyse spans "${pydocs[@]}" --output $results/spans-pydocs.json --overwrite
-m2bert analyse needle "${pydocs[@]}" --encoder bm25 "${encoders[@]}" --queries 100 --output $results/needle.json --overwrite
+m2bert analyse needle "${pydocs[@]}" --encoder bm25 "${encoders[@]}" --policy truncate --policy late-chunk \
+    --queries 60 --output $results/needle.json --overwrite
 m2bert analyse clusters --source web=../shared/data/pretrain/web --source encyclopedic=../shared/data/pretrain/encyclopedic \
     --source books=../shared/data/pretrain/books --source meetings=../shared/data/locov1_qmsum \
-    "${encoders[@]}" --output $results/clusters.json --overwrite
-m2bert analyse efficiency "${encoders[@]}" --policy truncate --policy chunk-average --output $results/efficiency.json --overwrite
+    --split validation "${encoders[@]}" --output $results/clusters.json --overwrite
+m2bert analyse efficiency "${pydocs[@]}" "${encoders[@]}" --policy truncate --policy chunk-average:tokens=256 \
+    --output $results/efficiency.json --overwrite
 m2bert analyse overlap "${qmsum[@]}" --output $results/overlap-qmsum.json --overwrite
 m2bert analyse overlap "${pydocs[@]}" --output $results/overlap-pydocs.json --overwrite
 m2bert report $results/*.json --output evaluations/report.html --output evaluations/report.md --overwrite

@@ -130,14 +130,14 @@ def clusters(
 ) -> None:
     """Whether texts of one source lie together: t-SNE and the accuracy of nearest neighbours (Figure 3)."""
     with reporting("clusters"):
-        from ..text_sources import parse_source, read_source
+        from ..text_sources import parse_sources, read_source
         from .clusters import cluster_sources
         from .systems import load_systems
 
         target = check_output(output, overwrite)
         store = open_store(cache, no_cache)
         systems = load_systems(encoder, policy or ["truncate"], several=False)
-        paths = dict(parse_source(argument) for argument in source)
+        paths = parse_sources(source)
         drawn = {name: read_source(path, texts, split, seed) for name, path in paths.items()}
         labels = [name for name, its_texts in drawn.items() for _ in its_texts]
         everything = [text for its_texts in drawn.values() for text in its_texts]

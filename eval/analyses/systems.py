@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from ..encoders import Encoder
 from ..policies import Policy, parse_policy
-from ..systems import check_system, is_dense, load_encoder, short_name
+from ..systems import check_system, is_dense, labels, load_encoder
 from .provenance import provenance
 
 
@@ -42,9 +42,7 @@ def load_systems(encoders: list[str], policies: list[str], several: bool = True)
 
 
 def _load(encoders: list[str], policies: list[Policy]) -> Iterator[AnalysedSystem]:
-    short_names = [short_name(name) for name in encoders]
-    for name, short in zip(encoders, short_names, strict=True):
-        label = short if short_names.count(short) == 1 else name
+    for name, label in labels(encoders).items():
         encoder = load_encoder(name)
         for policy in policies:
             about = provenance(f"{label} / {policy.spec}", name, policy.spec, encoder.fingerprint)

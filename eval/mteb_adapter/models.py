@@ -112,7 +112,7 @@ class MtebRanker:
         self.report = {
             "vectors_per_document": None,
             "seen_share": None,
-            "truncated_documents": 0,
+            "truncated_documents": None,
             "seconds_per_document": None,  # indexing and searching may share the work
             "seconds_per_query": None,
             "dimensions": about.embed_dim if isinstance(about.embed_dim, int) else None,

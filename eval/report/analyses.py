@@ -195,8 +195,8 @@ def _efficiency_table(machine: str, records: list[dict], sources: Sources):
         found = {entry["tokens"]: entry for entry in record["rows"]}
         rows.append(row(sources.cell(record), *(_seconds_of(found.get(length)) for length in lengths)))
     caption = (
-        f"Seconds for one text on {machine}, medians: the model's + the tokenizer's of the whole call's. In brackets "
-        "the share of the text that was read, where it is not all."
+        f"Seconds for one text on {machine}, medians: in the model + in the tokenizer, of the whole call, which also "
+        "cuts, batches and copies. In brackets the share of the text that was read, where it is not all."
     )
     return plain_table(caption, ["system", *(f"{length:,} tokens" for length in lengths)], rows)
 

@@ -65,12 +65,17 @@ def shared_keys(keys: list[tuple], tasks: list[str], systems: dict[str, dict[tup
 
 
 def ranked(systems: dict[str, dict[tuple, dict]], shared: list[tuple]) -> dict[str, list[str]]:
-    """Names of systems by group, the best average first where there is one."""
+    """Names of systems by group, the best average first where there is one.
+
+    A row of tasks on some of which the model was fine-tuned belongs to the fine-tuned.
+    """
     summaries = []
     for name, records in systems.items():
         counted = [records[key] for key in shared] or list(records.values())
         mean = sum(record["ndcg_at_10"] for record in counted) / len(counted)
-        summaries.append({**next(iter(records.values())), "system": name, "ndcg_at_10": mean})
+        claims = {record["claim"] for record in records.values()}
+        claim = next((claim for claim in ("fine-tuned", "not stated") if claim in claims), min(claims))
+        summaries.append({**next(iter(records.values())), "system": name, "ndcg_at_10": mean, "claim": claim})
     return {title: [record["system"] for record in members] for title, members in grouped(summaries).items()}
 
 
@@ -93,7 +98,7 @@ def _heading(key: tuple, task: str, ambiguous: bool) -> str:
 def _caption(table: str, shared: list[tuple], total: int) -> str:
     caption = (
         f"nDCG@10 in points; intervals and differences are with each task below. Rows in italics are printed in the "
-        f"paper (Table {table})."
+        f"paper (Table {table}). Fine-tuned are systems that were so on any of these tasks."
     )
     if len(shared) > 1:
         caption += (

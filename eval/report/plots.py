@@ -88,7 +88,7 @@ def cost_plot(name: str, found: list[CostPoint], device: str, level: tuple[str, 
         made.legend(loc="outside lower left", ncols=2, fontsize=8)
         caption = (
             "Quality over cost: further left is cheaper, further up is better. The time is that of embedding a "
-            "document; what a query costs, such as a reranker's second step, is not in it."
+            "document; BM25's part in a hybrid is not in it, nor what a query costs, such as a reranker's second step."
         )
         return as_plot(name, made, caption)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..results_file import read_results
 from . import paper
 from .shapes import fault_of
+from .sources import shorten
 
 # The fields that tell a record from others of its kind.
 IDENTITY = {
@@ -27,7 +28,8 @@ class Results:
 
     Attributes:
         problems: one line for each file or record that could not be used.
-        notes: one line for each record that a later one replaced, or that names a row which the paper does not have.
+        notes: one line for each record that a later one replaced or that names a row which the paper does not have, and
+            for each name that several models share.
     """
 
     records: dict[str, list[dict]]
@@ -63,7 +65,22 @@ def load_results(paths: list[Path]) -> Results:
             nearest = difflib.get_close_matches(name, paper.row_names(), n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
             results.notes.append(f"{describe(record)}: the paper has no row {name!r}{hint}")
+    results.notes += _shared_names(results.of("retrieval") + results.of("mteb"))
     return results
+
+
+def _shared_names(records: list[dict]) -> list[str]:
+    """One line for each name under which different models were measured, whose scores would be averaged as one's."""
+    models: dict[str, set[str]] = {}
+    for record in records:
+        models.setdefault(record["system"], set()).add(record.get("model_fingerprint") or "not stated")
+    return [
+        f"{system}: its records are of {len(found)} models or package versions (fingerprints "
+        f"{', '.join(sorted(map(shorten, found)))}), so averages over tasks mix them; "
+        "measure all with one, or name them apart"
+        for system, found in models.items()
+        if len(found) > 1
+    ]
 
 
 def describe(record: dict) -> str:

@@ -4,6 +4,9 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+TOLERANCE = 1e-6  # a mean of ones may be a little more than one
+LONGEST_SECONDS = 1e9  # some thirty years
+
 
 class Leaf(NamedTuple):
     """A value without parts: what it should be, in words, and whether one is."""
@@ -18,6 +21,14 @@ def _is_number(value: object) -> bool:
 
 def _is_count(value: object) -> bool:
     return _is_number(value) and value >= 0 and value == int(value)
+
+
+def _is_share(value: object) -> bool:
+    return _is_number(value) and -TOLERANCE <= value <= 1 + TOLERANCE
+
+
+def _are_seconds(value: object) -> bool:
+    return _is_number(value) and 0 <= value < LONGEST_SECONDS
 
 
 def _are_numbers(value: object, length: int) -> bool:
@@ -37,6 +48,8 @@ def _is_histogram(value: object) -> bool:
 
 TEXT = Leaf("text", lambda value: isinstance(value, str))
 NUMBER = Leaf("a finite number", _is_number)
+SHARE = Leaf("a finite number from 0 to 1", _is_share)
+SECONDS = Leaf("a time in seconds", _are_seconds)
 COUNT = Leaf("a count", _is_count)
 INTERVAL = Leaf("two finite numbers", lambda value: _are_numbers(value, 2))
 TRIPLE = Leaf("three finite numbers", lambda value: _are_numbers(value, 3))
@@ -45,8 +58,8 @@ HISTOGRAM = Leaf("a histogram with one edge more than counts", _is_histogram)
 COUNTS = Leaf("counts by name", lambda value: _are_named(value, _is_count))
 NUMBERS = Leaf("numbers by name", lambda value: _are_named(value, _is_number))
 SCORES = Leaf("at least one score by query", lambda value: bool(value) and _are_named(value, _is_number))
-MEAN = {"mean": NUMBER}
-MEAN_OF_SOME = {"queries": COUNT, "ndcg_at_10?": NUMBER, "interval_95?": INTERVAL}
+MEAN = {"mean": SHARE}
+MEAN_OF_SOME = {"queries": COUNT, "ndcg_at_10?": SHARE, "interval_95?": INTERVAL}
 EXAMPLE = {"query": TEXT, "answer_start": TEXT, "rank?": COUNT, "found_start?": TEXT}
 TASK = {"task": TEXT, "split": TEXT}
 ORIGIN = {"source?": TEXT, "revision?": TEXT, "data_fingerprint?": TEXT}
@@ -60,31 +73,31 @@ OVERLAP = {
     "queries": {"count": COUNT, "same": COUNT, "in_documents?": COUNT},
 }  # fmt: skip
 TIMES = {
-    "tokens": COUNT, "encode_seconds": NUMBER, "tokenize_seconds?": NUMBER, "total_seconds?": NUMBER,
-    "seen_share?": NUMBER,
+    "tokens": COUNT, "encode_seconds": SECONDS, "tokenize_seconds?": SECONDS, "total_seconds?": SECONDS,
+    "seen_share?": SHARE,
 }  # fmt: skip
 # A key that ends in "?" may be absent or null. [shape] is a list of such values, (shape,) one that is not empty.
 SHAPES = {
     "retrieval": {
         **TASK, **ORIGIN, **MEASUREMENT, "data_fingerprint": TEXT, "policy": TEXT, "vectors": TEXT, "claim": TEXT,
-        "ndcg_at_10": NUMBER, "interval_95": INTERVAL, "query_scores": SCORES,
+        "ndcg_at_10": SHARE, "interval_95": INTERVAL, "query_scores": SCORES,
         "metrics?": {"ndcg_at_1?": MEAN, "recall_at_100?": MEAN},
         "counts": {"queries": COUNT, "documents": COUNT, "truncated_documents?": COUNT},
-        "vectors_per_document?": NUMBER, "seen_share?": NUMBER, "seconds_per_document?": NUMBER,
+        "vectors_per_document?": NUMBER, "seen_share?": SHARE, "seconds_per_document?": SECONDS,
         "trained_on?": [TEXT], "overlap?": [OVERLAP],
         "by_length?": {"tokenizer": TEXT, "rows": ({"bucket": TEXT, **MEAN_OF_SOME},)},
         "by_quarter?": ({"quarter": COUNT, **MEAN_OF_SOME},),
         "hybrid?": {
-            "method": TEXT, "depth?": COUNT, "weight?": NUMBER, "development_split?": TEXT,
-            "development_ndcg_at_10?": NUMBER,
+            "method": TEXT, "depth?": COUNT, "weight?": SHARE, "development_split?": TEXT,
+            "development_ndcg_at_10?": SHARE,
         },
         "failures?": [EXAMPLE], "successes?": [EXAMPLE],
     },
     "mteb": {**TASK, **ORIGIN, **MEASUREMENT, "metric": TEXT, "value": NUMBER, "other_scores?": NUMBERS},
     "needle": {
-        **ORIGIN, **MEASUREMENT, "task": TEXT, "passages": COUNT, "queries": COUNT,
-        "seed?": COUNT, "seen_share?": NUMBER,
-        "rows": ({"position": COUNT, "ndcg_at_10": NUMBER, "interval_95?": INTERVAL},),
+        **TASK, **ORIGIN, **MEASUREMENT, "passages": COUNT, "queries": COUNT,
+        "seed?": COUNT, "seen_share?": SHARE,
+        "rows": ({"position": COUNT, "ndcg_at_10": SHARE, "interval_95?": INTERVAL},),
     },
     "lengths": {
         **TASK, **ORIGIN, "data_fingerprint": TEXT, "tokenizer": TEXT,
@@ -100,8 +113,8 @@ SHAPES = {
         "positions": {"count": COUNT, "quartiles": TRIPLE, "mean_document_chars": NUMBER},
     },
     "clusters": {
-        "system": TEXT,
-        "sources": COUNTS, "knn": {"k": COUNT, "accuracy": NUMBER, "chance": NUMBER}, "points": [TRIPLE],
+        **MEASUREMENT,
+        "sources": COUNTS, "knn": {"k": COUNT, "accuracy": SHARE, "chance": SHARE}, "points": [TRIPLE],
     },
     "efficiency": {
         **MEASUREMENT, "device": TEXT, "threads?": COUNT,

@@ -61,6 +61,10 @@ def scores_table(records: list[dict], sources: Sources) -> Table:
             f" Rows in italics are printed in the paper (Table {table}), which gives no intervals. The difference is "
             "ours minus the paper's row of the same system, in bold where the paper's value is outside our interval."
         )
+    if counts["documents"] <= 100:
+        caption += " With so few documents recall@100 says nothing."
+    if any(((record.get("hybrid") or {}).get("depth") or 0) >= counts["documents"] for record in records):
+        caption += " Reranking as many candidates as there are documents gives the model's own ranking."
     groups = []
     for title in GROUPS.values():
         rows = [_scores_row(record, table, sources) for record in ours.get(title, [])]

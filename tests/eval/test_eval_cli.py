@@ -3,7 +3,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from m2bert_eval.cli import app
+from m2bert_eval.cli import app, format_records
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +56,43 @@ def test_a_configuration_file_says_the_same(tiny_data, tmp_path):
     assert "leave out --encoder and --data" in both.stderr
 
 
+@pytest.mark.parametrize("flag", [["--policy", "truncate"], ["--split", "test"], ["--hybrid", "rrf"], ["--task", "t"]])
+def test_flags_that_a_configuration_would_swallow_are_refused(tmp_path, flag):
+    result = call("eval", "--config", tmp_path / "run.yaml", *flag, "--output", tmp_path / "results.json")
+    assert result.exit_code == 2
+    assert f"leave out --encoder and --data and what goes with them, here {flag[0]}" in result.stderr
+
+
+def test_the_folder_one_is_in_has_a_name(tiny_data, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_model)
+    assert run("--encoder", ".", data=tiny_data, output=tmp_path / "results.json").exit_code == 0
+    (record,) = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert record["system"] == "tiny / truncate"
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_work(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr("m2bert_eval.evaluate.evaluate", lambda *_: pytest.fail("worked"))
+    (tmp_path / "file").write_text("")
+    for output, message in ((tmp_path, "is a folder"), (tmp_path / "file" / "results.json", "cannot be written")):
+        result = run("--encoder", "bm25", "--overwrite", data=tiny_data, output=output)
+        assert result.exit_code == 2
+        assert message in result.stderr
+
+
+def test_a_table_does_not_claim_what_nobody_counted():
+    record = {
+        "kind": "retrieval",
+        "system": "s",
+        "task": "t",
+        "ndcg_at_10": 0.5,
+        "interval_95": [0.4, 0.6],
+        "metrics": {"recall_at_100": {"mean": 1.0}},
+        "counts": {"queries": 1, "documents": 7, "truncated_documents": None},
+        "seconds": 1.0,
+    }
+    assert "7" not in format_records([record])
+
+
 def test_an_existing_file_needs_overwrite(tiny_data, tmp_path):
     output = tmp_path / "results.json"
     output.write_text("precious")
@@ -78,6 +115,8 @@ def test_an_existing_file_needs_overwrite(tiny_data, tmp_path):
         (["--encoder", "bm25", "--split", "train"], "train.parquet does not exist; splits"),
         (["--encoder", "bm25", "--hybrid", "weighted", "--development-split", "test"], "is the split that is scored"),
         ([], "no encoder given"),
+        (["--encoder", ""], "encoder '' names nothing"),
+        (["--encoder", "bm25", "--distractor-count", "5"], "add --distractors FOLDER"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tiny_data, tmp_path, arguments, message):
@@ -121,3 +160,16 @@ def test_compare_refuses_what_is_no_result_file(tmp_path):
     path = tmp_path / "results.json"
     path.write_text("{}")
     assert "results.json are no result file" in call("compare", path).stderr
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [("[1]", "record 0 of"), ("null", "hold no list of records"), ('[{"kind": "retrieval"}]', "task is missing")],
+)
+def test_compare_names_a_record_that_it_cannot_read(tmp_path, results, message):
+    path = tmp_path / "results.json"
+    path.write_text(f'{{"format": 1, "results": {results}}}')
+    result = call("compare", path)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1

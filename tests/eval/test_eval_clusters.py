@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from m2bert_eval.analyses.clusters import cluster_sources, knn_accuracy
-from m2bert_eval.text_sources import parse_source, read_source
+from m2bert_eval.text_sources import parse_source, parse_sources, read_source
 
 ABOUT = {"system": "fake / truncate"}
 
@@ -95,3 +95,7 @@ def test_a_source_without_text_says_what_it_has(tmp_path):
         read_source(tmp_path / "nowhere", 5, "test")
     with pytest.raises(ValueError, match="'web' must have the form NAME=PATH"):
         parse_source("web")
+    with pytest.raises(ValueError, match="source 'web' is given twice, as a and b"):
+        parse_sources(["web=a", "books=c", "web=b"])
+    with pytest.raises(ValueError, match="texts=0 draws none"):
+        read_source(write_texts(tmp_path / "c.parquet", ["x"]), 0, "test")

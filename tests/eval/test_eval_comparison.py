@@ -33,3 +33,19 @@ def test_a_constant_difference_has_no_spread():
 def test_an_unknown_system_is_named():
     with pytest.raises(ValueError, match="'z' has no scores here; there are: a"):
         differences([record("a", [1])], "z")
+
+
+def test_a_later_system_of_the_same_name_is_kept_apart():
+    records = [record("a", [0, 0]), record("a", [0, 0]), record("a", [1, 0]), record("a", [1, 1])]
+    assert [(row["system"], row["other"], row["difference"]) for row in differences(records)] == [
+        ("a #2", "a", 0.5),
+        ("a #3", "a", 1.0),
+        ("a #3", "a #2", 0.5),
+    ]
+
+
+def test_few_queries_show_nothing_beyond_chance():
+    few, enough = ([record("a", [1] * n), record("b", [0] * n)] for n in (5, 6))
+    assert [differences(records)[0]["beyond_chance"] for records in (few, enough)] == [False, True]
+    tied = [record("a", [1, 0] * 5), record("b", [0, 1] * 5)]
+    assert not differences(tied)[0]["beyond_chance"]

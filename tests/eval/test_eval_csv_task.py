@@ -59,6 +59,9 @@ def test_documents_from_a_second_csv(folder, tmp_path):
         ("", "lacks the column 'query'"),
         ('query,answer\n"a\nb",boats.txt\n ,boats.txt\n', "line 4: column 'query' is empty"),
         ("query,answer\na,boats.txt\n\nb\n", "line 4: column 'answer' is empty"),
+        ("answer,query\nboats.txt,Who pays, and when?\n", "line 2 has 3 cells for 2 columns; put quotes around"),
+        ('query,answer\na,boats.txt\n"b,boats.txt\n"c,boats.txt\n', "begins on line 3 has quotes that do not pair"),
+        ('query,answer\n"a,boats.txt\n', "begins on line 2 has quotes that do not pair"),
         ("query,answer\na,boats.txt;boat.txt\n", "line 2: answer 'boat.txt' is no document .*nearest: boats.txt"),
     ],
 )
@@ -87,6 +90,7 @@ def test_other_encodings_and_missing_documents_are_named(folder):
         ("id,text\na,x\na,y\n", "line 3: id 'a' occurs twice"),
         ("id,text\n,x\n", "line 2: column 'id' is empty"),
         ("id,text\n", "has no documents"),
+        ("id,text\na,one, two\n", "line 2 has 3 cells for 2 columns"),
     ],
 )
 def test_documents_csv_is_checked(folder, content, message):

@@ -1,12 +1,16 @@
 """Whole runs on a tiny task: what is in the records, and what one bad encoder must not spoil."""
 
+import dataclasses
 import re
 
 import numpy as np
 import pytest
 
 from m2bert_eval import evaluate as module
+from m2bert_eval import plan
 from m2bert_eval.eval_config import EncoderSettings, EvalConfig, TaskSettings, TrainingTask
+from m2bert_eval.locov1 import load_task
+from m2bert_eval.records import best_ranks, dump
 from m2bert_eval.vector_store import VectorStore
 
 
@@ -121,7 +125,93 @@ def test_a_model_trained_on_the_task_is_fine_tuned_and_its_overlap_counted(setti
     assert records[1]["overlap"] is None
 
 
+def test_a_policy_that_a_model_cannot_follow_does_not_take_the_others_along(settings, words):
+    config = settings("words", policies=("late-chunk", "truncate", "truncate:tokens=9"))
+    records, failures = module.evaluate(config, VectorStore(None))
+    assert [record["system"] for record in records] == ["words / truncate"]
+    assert len(failures) == 2
+    assert "late-chunk" in failures[0]
+    assert "tokens=9 is more than the 4" in failures[1]
+
+
+def test_what_was_scored_before_a_failure_stays(settings, words, monkeypatch):
+    def rank(self, task):
+        if self.policy.name == "best-chunk":
+            raise RuntimeError("out of\nmemory")
+        return plan.Bm25Ranker().rank(task)
+
+    monkeypatch.setattr(module.DenseRanker, "rank", rank)
+    records, failures = module.evaluate(settings("words", policies=("truncate", "best-chunk")), VectorStore(None))
+    assert [record["system"] for record in records] == ["words / truncate"]
+    assert failures == ["encoder 'words' failed, and the rest of it is left out: out of memory"]
+
+
+def test_nothing_is_scored_twice(settings, words, tiny_data):
+    config = settings(
+        "words", "words", "bm25", policies=("truncate:tokens=3", "truncate:tokens=3"), hybrids=("rrf",) * 2
+    )
+    twice = dataclasses.replace(config, tasks=(*config.tasks, TaskSettings(str(tiny_data), names=("tiny", "tiny"))))
+    records, _ = module.evaluate(twice, VectorStore(None))
+    names = ["words / truncate:tokens=3", "words / truncate:tokens=3 + bm25 (rrf)", "bm25"]
+    assert [record["system"] for record in records] == names
+
+
+def test_models_of_the_same_short_name_are_told_apart(settings, words):
+    records, _ = module.evaluate(settings("a/words", "b/words", "other/model"), VectorStore(None))
+    names = ["a/words / truncate", "b/words / truncate", "other/model / truncate"]
+    assert [record["system"] for record in records] == names
+    one, other = EncoderSettings("a/words", name="W"), EncoderSettings("b/words", name="W")
+    with pytest.raises(ValueError, match="'a/words' and 'b/words' would both be called 'W / truncate'"):
+        module.evaluate(settings(one, other), VectorStore(None))
+
+
+def test_training_data_that_are_not_there_are_named_before_any_model_runs(settings, words):
+    seen = EncoderSettings("words", trained_on=(TrainingTask("/not/there", "tiny"),))
+    with pytest.raises(ValueError, match="'/not/there' is no folder"):
+        module.evaluate(settings("bm25", seen), VectorStore(None))
+    assert not words.calls
+
+
+def test_plain_tfidf_without_a_width_is_told(settings, words):
+    records, failures = module.evaluate(settings("tfidf-rp", "bm25", "broken"), VectorStore(None))
+    assert [record["system"] for record in records] == ["bm25"]
+    assert "'tfidf-rp' failed and is left out: no encoder beside it gave vectors" in failures[1]
+
+
+def test_a_name_with_a_space_is_one_name(settings, words, tmp_path, write_task, tiny_rows):
+    rows = [[{**row, "dataset": "my data"} for row in kind] for kind in tiny_rows]
+    for split in ("test", "validation"):
+        write_task(tmp_path / "spaced", *rows, split=split)
+    seen = EncoderSettings("words", trained_on=("my data",))
+    config = dataclasses.replace(settings(seen, hybrids=("weighted",)), tasks=(TaskSettings(str(tmp_path / "spaced")),))
+    records, _ = module.evaluate(config, VectorStore(None))
+    assert [record["claim"] for record in records] == ["fine-tuned", "fine-tuned"]
+    assert records[1]["hybrid"]["method"] == "weighted"
+
+
+def test_the_weight_is_never_chosen_on_the_split_that_is_scored(settings, words, monkeypatch):
+    """A source may call its only split otherwise than it was asked for."""
+    load = plan.load_tasks
+
+    def loaded_as_dev(*arguments, **settings):
+        return [dataclasses.replace(task, split="dev") for task in load(*arguments, **settings)]
+
+    monkeypatch.setattr(plan, "load_tasks", loaded_as_dev)
+    with pytest.raises(ValueError, match="development_split='validation' of task 'tiny' is the split that is scored"):
+        module.evaluate(settings("words", hybrids=("weighted",)), VectorStore(None))
+
+
+def test_texts_of_equal_scores_come_by_id(tiny_data):
+    task = load_task(tiny_data, "tiny", "test")
+    run = {qid: {pid: 1.0 for pid in judged} for qid, judged in task.qrels.items() if qid != "q5"}
+    scores = {qid: float(qid in run) for qid in task.queries}
+    texts = dump(task, run, scores)
+    assert [entry["qid"] for entry in texts["successes"]] == ["q0", "q1", "q2"]
+    assert [(entry["qid"], entry["rank"], entry["found"]) for entry in texts["failures"]] == [("q5", None, None)]
+    assert best_ranks(task, run) == {qid: 1 if qid in run else None for qid in task.queries}
+
+
 def test_a_policy_that_does_not_exist_is_refused_before_anything_is_loaded(settings, monkeypatch):
-    monkeypatch.setattr(module, "load_tasks", lambda *_, **__: pytest.fail("loaded a task"))
+    monkeypatch.setattr(plan, "load_tasks", lambda *_, **__: pytest.fail("loaded a task"))
     with pytest.raises(ValueError, match="best-chunk"):
         module.evaluate(settings("bm25", policies=("best-chunks",)), VectorStore(None))

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from m2bert_eval import intervals
 from m2bert_eval.intervals import mean_interval, paired_difference_interval
 
 
@@ -31,3 +32,10 @@ def test_refuses_other_queries_and_no_scores():
         paired_difference_interval({"q1": 1.0, "q2": 0.0}, {"q1": 1.0})
     with pytest.raises(ValueError, match="at least one query"):
         mean_interval([])
+
+
+def test_memory_does_not_decide(monkeypatch):
+    scores = np.random.default_rng(3).random(70)
+    whole = mean_interval(scores)
+    monkeypatch.setattr(intervals, "DRAWN_AT_ONCE", 1_000)
+    assert mean_interval(scores) == whole

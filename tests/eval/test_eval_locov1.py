@@ -1,8 +1,9 @@
 import logging
+import math
 
 import pytest
 
-from m2bert_eval.locov1 import load_task
+from m2bert_eval.locov1 import load_task, make_task
 
 
 def test_reads_only_the_rows_of_the_task(tmp_path, write_task, tiny_rows):
@@ -64,9 +65,44 @@ def drop_column(queries, documents):
         del row["passage"]
 
 
+def number_the_ids(queries, documents):
+    for i, (query, document) in enumerate(zip(queries, documents, strict=True)):
+        query["answer_pids"], document["pid"] = [i], i
+
+
+def number_the_queries(queries, documents):
+    for i, row in enumerate(queries):
+        row["query"] = i
+
+
+def number_the_tasks(queries, documents):
+    for row in queries + documents:
+        row["dataset"] = 3
+
+
+def write_answers_as_texts(queries, documents):
+    for row in queries:
+        row["answer_pids"] = row["answer_pids"][0]
+
+
+def lose_a_pid(queries, documents):
+    documents.append({**documents[0], "pid": None})
+
+
+def place_answers_in_characters(queries, documents):
+    for row in queries:
+        row["position"] = 170.0
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (number_the_ids, "column 'pid' holds 0, which is no text"),
+        (number_the_queries, "column 'query' holds 0, which is no text"),
+        (number_the_tasks, "has 3 in the column 'dataset'"),
+        (write_answers_as_texts, "answer_pids of query 'q0' is 'p0'; it must be a list"),
+        (lose_a_pid, "column 'pid' holds None"),
+        (place_answers_in_characters, "position=170.0 of query 'q0' must be from 0 to 1"),
         (repeat_document, "pid 'p0' occurs 2 times"),
         (repeat_query, "qid 'q0' occurs 2 times"),
         (name_a_stranger, "'q0' name 'nowhere'"),
@@ -86,3 +122,30 @@ def test_an_unknown_task_or_split_names_those_there(tiny_data):
         load_task(tiny_data, "huge", "test")
     with pytest.raises(ValueError, match="splits in .*: test"):
         load_task(tiny_data, "tiny", "train")
+
+
+def test_only_null_passages_leave_no_task():
+    queries = [{"qid": "q", "query": "what", "answer_pids": ["p"]}]
+    with pytest.raises(ValueError, match="task 't' has no queries in the split 'test'"):
+        make_task("t", "test", queries, [{"pid": "p", "passage": None}])
+
+
+def test_a_position_that_is_not_a_number_is_unknown(tmp_path, write_task, tiny_rows):
+    queries, documents = tiny_rows
+    for i, row in enumerate(queries):
+        row["position"] = math.nan if i else 0.5
+    assert load_task(write_task(tmp_path, queries, documents), "tiny", "test").positions == {"q0": 0.5}
+
+
+def test_a_broken_file_is_named(tiny_data):
+    (tiny_data / "queries" / "test.parquet").write_text("no parquet")
+    with pytest.raises(ValueError, match="queries/test.parquet cannot be read"):
+        load_task(tiny_data, "tiny", "test")
+
+
+@pytest.mark.parametrize("variant", ["", " (documents_noquery)", " +200", " (documents_noquery) +200"])
+def test_variants_share_the_name_of_the_task(variant):
+    task = make_task(
+        f"my data{variant}", "test", [{"qid": "q", "query": "", "answer_pids": ["p"]}], [{"pid": "p", "passage": ""}]
+    )
+    assert task.base_name == "my data"

@@ -87,9 +87,16 @@ def test_the_evaluate_module_gives_the_mean_only_unless_asked(ndcg):
         ([predicted("q", ["a"], [math.nan])], [judged("q", ["a"], [1])], "NaN"),
         ([predicted("q", None, [1.0])], [judged("q", ["a"], [1])], "give empty lists for none"),
         ([predicted("q", ["a"], [1.0])], [judged("q", ["a"], [1.7])], "is 1.7; it must be a whole number"),
+        ([predicted("q", ["a"], [1.0])], [judged("q", ["a"], [2.0**40])], "must be a whole number, 0 or more, up to"),
+        ([predicted("q", ["a"], [1.0])], [judged("q", ["a"], [math.nan])], "is nan; it must be a whole number"),
         ([], [], "references are empty"),
     ],
 )
 def test_the_evaluate_module_refuses_bad_tables(ndcg, predictions, references, message):
     with pytest.raises(ValueError, match=message):
         ndcg.compute(predictions=predictions, references=references)
+
+
+@pytest.mark.parametrize("k", [2**31, 2**32 + 1, 2**63, 10**30])
+def test_a_cut_off_beyond_any_ranking_counts_all_of_it(k):
+    assert score_ranking({"q": {"a": 0.1, "b": 0.9}}, {"q": {"a": 1}}, k) == {"q": pytest.approx(1 / math.log2(3))}

@@ -6,7 +6,12 @@ import pytest
 mteb = pytest.importorskip("mteb")
 
 from datasets import Dataset, DatasetDict  # noqa: E402
-from mteb.abstasks import AbsTaskClassification, AbsTaskClustering, AbsTaskSTS  # noqa: E402
+from mteb.abstasks import (  # noqa: E402
+    AbsTaskClassification,
+    AbsTaskClustering,
+    AbsTaskPairClassification,
+    AbsTaskSTS,
+)
 from mteb.abstasks.task_metadata import TaskMetadata  # noqa: E402
 from sentence_transformers import SentenceTransformer  # noqa: E402
 from sentence_transformers.sentence_transformer.modules import Normalize  # noqa: E402
@@ -15,6 +20,7 @@ from m2bert_eval.mteb_adapter.names import PAPER_GROUPS, mteb_tasks, ranked_here
 from m2bert_eval.mteb_adapter.run import run_mteb, run_tasks  # noqa: E402
 from m2bert_eval.mteb_adapter.tasks import from_mteb  # noqa: E402
 from m2bert_eval.policies import parse_policy  # noqa: E402
+from m2bert_eval.report import paper  # noqa: E402
 from m2bert_eval.sentence_encoder import SentenceTransformerEncoder  # noqa: E402
 
 RECORD = {"kind", "system", "encoder", "policy", "task", "split", "metric", "value", "other_scores", "group",
@@ -58,6 +64,16 @@ class Grouping(AbsTaskClustering):
         texts = [f"{word} {other}" for word in ("apple", "boat") for other in ("pear", "sail", "stone", "wall")]
         rows = Dataset.from_dict({"sentences": texts, "labels": [0] * 4 + [1] * 4})
         self.dataset, self.data_loaded = DatasetDict(test=rows), True
+
+
+class Pairs(AbsTaskPairClassification):
+    metadata = about("Pairs", "PairClassification", "max_ap")
+
+    def load_data(self, **kwargs):
+        firsts = ["apple pear", "boat sail", "stone wall", "cloud rain"]
+        seconds = ["apple apple", "boat sail", "cloud wall", "horse river"]
+        rows = {"sentence1": [firsts], "sentence2": [seconds], "labels": [[1, 1, 0, 0]]}
+        self.dataset, self.data_loaded = DatasetDict(test=Dataset.from_dict(rows)), True
 
 
 def test_the_papers_groups_name_tasks_of_mteb():
@@ -105,6 +121,13 @@ def test_records_hold_mtebs_own_scores(encoder):
     assert similarity["value"] == pytest.approx(theirs[0]["cosine_spearman"], abs=1e-5)
     assert similarity["other_scores"]["cosine_pearson"] == pytest.approx(theirs[0]["cosine_pearson"], abs=1e-5)
     assert similarity["model_fingerprint"] == encoder.fingerprint
+
+
+def test_what_the_paper_prints_of_pairs_is_kept(encoder):
+    (record,) = run_tasks(encoder, parse_policy("truncate"), [Pairs()])
+    (theirs,) = mteb.evaluate(encoder.model, [Pairs()], cache=None, co2_tracker=False).task_results[0].scores["test"]
+    assert record["metric"] == "max_ap"
+    assert record["other_scores"][paper.metric("20")] == pytest.approx(theirs["cosine_accuracy"], abs=1e-5)
 
 
 def test_a_task_that_fails_is_named(encoder):

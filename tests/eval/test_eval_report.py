@@ -152,6 +152,10 @@ def test_outputs_are_checked_before_work(tmp_path):
         (bm25(by_length={"tokenizer": "bert", "rows": []}), "by_length.rows is empty"),
         (needle(rows=[{"position": 1}]), "rows[0].ndcg_at_10 is missing"),
         (spans(quarters=[1, 2]), "quarters is [1, 2], not four counts"),
+        (bm25(91.0), "ndcg_at_10 is 91.0, not a finite number from 0 to 1"),
+        (retrieval(seconds_per_document=-1), "seconds_per_document is -1, not a time"),
+        (needle(split=["test"]), "split is ['test'], not text"),
+        (clusters(model_fingerprint=7), "model_fingerprint is 7, not text"),
     ],
 )
 def test_a_broken_record_is_named_and_the_others_kept(tmp_path, record, fault):
@@ -179,6 +183,15 @@ def test_a_row_that_the_paper_does_not_have_is_noted(tmp_path):
     assert results.notes == [
         "retrieval, encoder / truncate, qmsum, test: the paper has no row 'M2-BERT-32K'; did you mean 'M2-BERT-32k'?"
     ]
+
+
+def test_a_name_that_several_models_share_is_noted(tmp_path):
+    records = [retrieval(), retrieval(task="gov_report"), bm25(), bm25(task="gov_report")]
+    assert load_results([write(tmp_path / "one.json", *records)]).notes == []
+    records[1]["model_fingerprint"] = "7f" * 32
+    (note,) = load_results([write(tmp_path / "two.json", *records)]).notes
+    assert note.startswith("encoder / truncate: its records are of 2 models")
+    assert "5e5e5e5e, 7f7f7f7f" in note
 
 
 def test_labels_move_no_further_than_they_must():

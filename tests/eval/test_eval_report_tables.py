@@ -138,6 +138,32 @@ def test_averages_are_over_tasks_that_all_systems_share():
     assert any("25.5" in text for text in errata.items)
 
 
+def test_a_row_with_a_task_that_was_trained_on_is_not_among_the_zero_shot_ones():
+    section = sections_of(
+        retrieval("a / truncate", 0.5),
+        retrieval("a / truncate", 0.8, task="gov_report"),
+        retrieval("b / truncate", 0.9, claim="fine-tuned"),
+        retrieval("b / truncate", 0.8, task="gov_report"),
+        retrieval("c / truncate", 0.4),
+        retrieval("c / truncate", 0.4, task="gov_report", claim="not stated"),
+    )["LoCoV1 (Tables 3 and 15)"]
+    ours = {title: [name for name in names if "(paper)" not in name] for title, names in groups_of(section).items()}
+    assert ours["One vector a document, zero-shot"] == ["a / truncate"]
+    assert ours["One vector a document, fine-tuned on the task"] == ["b / truncate"]
+    assert ours["One vector a document, training not stated"] == ["c / truncate"]
+
+
+def test_what_few_documents_make_meaningless_is_said():
+    rerank = retrieval(hybrid={"method": "rerank", "depth": 100})
+    (caption,) = {block.caption for block in sections_of(rerank)["qmsum, test"].blocks if isinstance(block, Table)}
+    assert "recall@100 says nothing" in caption
+    assert "gives the model's own ranking" in caption
+    rerank["counts"] = rerank["counts"] | {"documents": 101}
+    (caption,) = {block.caption for block in sections_of(rerank)["qmsum, test"].blocks if isinstance(block, Table)}
+    assert "says nothing" not in caption
+    assert "own ranking" not in caption
+
+
 def test_one_task_has_no_average():
     section = sections_of(bm25())["LoCoV1 (Tables 3 and 15)"]
     assert not [block for block in section.blocks if isinstance(block, Table)]
@@ -219,6 +245,9 @@ def test_mteb_scores_use_the_papers_measure_and_average_the_same_tasks():
     assert rows["Banking77Classification"]["difference"].text == "+1.8"
     average = rows["average over 2 of 12 tasks"]
     assert [average[name].text for name in ("ours", "M2-BERT-128", "SentenceBERT")] == ["62.0", "60.5", "62.8"]
+    pairs = sections_of(mteb("TwitterURLCorpus", 0.7, metric="max_ap", other_scores={"cosine_accuracy": 0.88}))
+    pair = table_of(pairs["MTEB pair classification (Table 20)"])["TwitterURLCorpus"]
+    assert [pair[name].text for name in ("metric", "ours", "M2-BERT-128")] == ["cosine_accuracy", "88.0", "88.1"]
     sts = table_of(sections["MTEB semantic textual similarity (Table 22)"])["STS12"]
     assert [sts[name].text for name in ("metric", "ours", "M2-BERT-128")] == ["cosine_pearson", "70.0", "79.7"]
     assert "LEMBPasskeyRetrieval, test_4096" in table_of(sections["Other tasks of mteb"])
@@ -231,6 +260,15 @@ def test_a_complete_group_of_mteb_is_averaged():
     rows = table_of(section)
     assert rows["encoder / truncate"]["MTEB pair classification (Table 20)"].text == "90.0"
     assert rows["M2-BERT-128 (paper)"]["MTEB pair classification (Table 20)"].text == "90.3"
+
+
+def test_of_msmarco_the_split_test_is_compared_and_another_is_named():
+    dev, test = (retrieval(score=score, task="MSMARCO", split=split) for score, split in ((0.4, "dev"), (0.6, "test")))
+    for records in ((dev, test), (test, dev)):
+        rows = table_of(sections_of(*records)["BEIR (Table 14)"])
+        assert rows["MSMARCO"]["difference"].text == "+0.2"
+        assert "MSMARCO, dev" not in rows
+    assert table_of(sections_of(dev)["BEIR (Table 14)"])["MSMARCO, dev"]["ours"].text == "40.0"
 
 
 def test_retrieval_records_of_beir_and_mldr_reach_the_papers_tables():
@@ -293,3 +331,10 @@ def test_the_papers_columns_average_to_what_the_errata_say():
     assert round(paper.mean("14", "M2-BERT-128", paper.columns("14")), 1) == 38.7
     assert round(paper.mean("23", "M2-BERT-8k", paper.columns("23")), 1) == 87.9
     assert paper.value("15", "BM25", "qmsum") == 78.7
+    transformers = [name for name in paper.values("15") if name != "BM25" and not name.startswith("M2-BERT")]
+    ahead = [
+        task
+        for task, score in paper.values("15")["M2-BERT-32k"].items()
+        if score > max(paper.value("15", name, task) for name in transformers)
+    ]
+    assert len(ahead) == 9

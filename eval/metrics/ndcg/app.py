@@ -23,7 +23,7 @@ def compute(predictions: str, references: str, k: float) -> dict:
         if not all(isinstance(table, list) for table in tables.values()):
             raise ValueError("predictions and references are lists of objects, one a query")
         return metric.compute(**tables, k=int(k), per_query=True)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:  # KeyError: a row lacks a column
         raise gradio.Error(f"{type(error).__name__}: {error}") from error
 
 

@@ -47,6 +47,10 @@ Examples:
 """
 
 
+HIGHEST_RELEVANCE = 1_000_000  # trec_eval keeps a table with an entry for every grade up to the highest
+DEEPEST = 2**31 - 1  # deeper than any ranking; trec_eval reads larger cut-offs as something else
+
+
 def ndcg_at_k(run: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]], k: int = 10) -> dict[str, float]:
     """nDCG@k of each query of `qrels`; 0 for one that `run` does not rank.
 
@@ -55,8 +59,8 @@ def ndcg_at_k(run: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]]
         qrels: {query id: {document id: relevance >= 0}}.
 
     Raises:
-        ValueError: k is no whole number from 1 on, a score is no number or NaN, a relevance is negative or no whole
-            number, an id holds a null character, or `run` ranks a query that has no qrel.
+        ValueError: k is no whole number from 1 on, a score is no number or NaN, a relevance is no whole number from 0
+            to HIGHEST_RELEVANCE, an id holds a null character, or `run` ranks a query that has no qrel.
     """
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise ValueError(f"k={k!r} is no cut-off; k must be a whole number from 1 on")
@@ -64,9 +68,10 @@ def ndcg_at_k(run: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]]
     if strangers:
         raise ValueError(f"predictions rank query {strangers[0]!r}, which has no reference; drop or judge it")
     _check_scores(run)
-    evaluator = pytrec_eval.RelevanceEvaluator(_as_grades(qrels), {f"ndcg_cut.{k}"})
+    depth = min(k, DEEPEST)
+    evaluator = pytrec_eval.RelevanceEvaluator(_as_grades(qrels), {f"ndcg_cut.{depth}"})
     ranked = evaluator.evaluate({query_id: scores for query_id, scores in run.items() if scores})
-    return {query_id: ranked.get(query_id, {}).get(f"ndcg_cut_{k}", 0.0) for query_id in qrels}
+    return {query_id: ranked.get(query_id, {}).get(f"ndcg_cut_{depth}", 0.0) for query_id in qrels}
 
 
 def _check_scores(run: dict[str, dict[str, float]]) -> None:
@@ -87,10 +92,10 @@ def _as_grades(qrels: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
         _check_id(query_id)
         for document_id, relevance in judged.items():
             _check_id(document_id)
-            if relevance is None or not math.isfinite(relevance) or relevance < 0 or relevance != int(relevance):
+            if relevance is None or not 0 <= relevance <= HIGHEST_RELEVANCE or relevance != int(relevance):
                 raise ValueError(
                     f"the relevance of document {document_id!r} for query {query_id!r} is {relevance}; it must be a "
-                    "whole number, 0 or more"
+                    f"whole number, 0 or more, up to {HIGHEST_RELEVANCE:,}"
                 )
         grades[query_id] = {document_id: int(relevance) for document_id, relevance in judged.items()}
     return grades
