@@ -27,7 +27,9 @@ class LazyGroup(TyperGroup):
         if cmd_name in MOUNTED:
             module, command = MOUNTED[cmd_name]
             group = typer.main.get_group(importlib.import_module(module).app)
-            return group if command is None else group.get_command(ctx, command)
+            found = group if command is None else group.get_command(ctx, command)
+            found.name = cmd_name
+            return found
         return super().get_command(ctx, cmd_name)
 
 

@@ -113,6 +113,13 @@ def test_importing_the_command_does_not_import_the_evaluation():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_every_command_is_listed(monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, "--help")
+    assert code == 0
+    listed = {line.split()[1] for line in out.splitlines() if line.startswith("│ ")}
+    assert {"analyse", "compare", "convert", "eval", "export", "report"} <= listed
+
+
 def test_eval_is_mounted(monkeypatch, capsys):
     code, out, _ = run(monkeypatch, capsys, "eval", "--help")
     assert code == 0
