@@ -12,6 +12,7 @@ from .locov1 import RetrievalTask
 from .outcomes import Outcome, run_tfidf, score_run
 from .plan import LoadedTask, System, load_all, mteb_scored, named_systems, overlaps_of
 from .policies import Policy
+from .processes import several
 from .rankers import DenseRanker, Run
 from .records import add_lengths, retrieval_record
 from .systems import MTEB_PREFIX, is_dense, load_encoder
@@ -23,7 +24,8 @@ logger = logging.getLogger(__name__)
 def evaluate(config: EvalConfig, store: VectorStore) -> tuple[list[dict], list[str]]:
     """Score all systems on all tasks.
 
-    An encoder or a policy that fails does not take the others' results with it.
+    An encoder or a policy that fails does not take the others' results with it. Among several processes an encoder
+    that fails ends the run, since the others would wait for this one; their vectors are kept.
 
     Returns:
         The records, and one line for each encoder or policy that failed.
@@ -41,6 +43,8 @@ def evaluate(config: EvalConfig, store: VectorStore) -> tuple[list[dict], list[s
             for record in evaluation.records_of(encoder, records):
                 records.append(record)
         except (ValueError, OSError, ImportError, RuntimeError) as error:  # RuntimeError: torch's, out of memory too
+            if several():
+                raise
             reason = " ".join(str(error).split())
             if len(config.encoders) == 1 and not records:
                 raise ValueError(reason) from error

@@ -11,6 +11,11 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def several() -> bool:
+    """Whether this process has others beside it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 class Processes:
     """This process's number (`rank`) among `world`.
 
@@ -20,7 +25,7 @@ class Processes:
 
     def __init__(self):
         self.rank, self.world, self._state = 0, 1, None
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if several():
             try:
                 from accelerate import PartialState
                 from accelerate.utils import parse_flag_from_env

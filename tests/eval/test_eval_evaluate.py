@@ -115,6 +115,13 @@ def test_one_bad_encoder_does_not_spoil_the_others(settings, words):
         module.evaluate(settings("broken"), VectorStore(None))
 
 
+def test_among_several_processes_a_failure_ends_the_run(settings, words, monkeypatch):
+    """The others would wait for this process at the next encoder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="'broken' cannot be loaded"):
+        module.evaluate(settings("bm25", "broken"), VectorStore(None))
+
+
 def test_a_model_trained_on_the_task_is_fine_tuned_and_its_overlap_counted(settings, words, tiny_data):
     seen = EncoderSettings("words", trained_on=(TrainingTask(str(tiny_data), "tiny", "validation"),))
     other = EncoderSettings("words", name="other", trained_on=("MS MARCO",))
