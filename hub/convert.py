@@ -5,6 +5,7 @@ reported. Converted models keep the original's behaviour: `padding="visible"` an
 """
 
 import logging
+import pickle
 import re
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import modeling_m2bert  # noqa: F401  (registers m2bert with the Auto classes)
 
 from .checkpoint import load_tokenizer
 from .folder import check_output, write_folder
+from .inert_pickle import read_inert
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +227,7 @@ def convert_checkpoint(
     source: str | Path, upstream_config: dict, output_dir: str | Path, *, tokenizer_dir: str | Path | None = None,
     overwrite: bool = False,
 ) -> Path:  # fmt: skip
-    """Convert a weights file (.pt, .bin: read with `weights_only=True`; .safetensors) to a Hub folder."""
+    """Convert a weights file (.pt, .bin, .safetensors; see `read_tensors`) to a Hub folder."""
     check_output(output_dir, overwrite)
     config, tensors = convert_state_dict(read_tensors(source), upstream_config)
     auto_class = AutoModelForMaskedLM if config.architectures[0].endswith("ForMaskedLM") else AutoModel
@@ -238,12 +240,23 @@ def convert_checkpoint(
 
 
 def read_tensors(source: str | Path) -> dict[str, Tensor]:
-    """State dict of a file; composer's `state.model` is unwrapped."""
+    """State dict of a file; composer's `state.model` is unwrapped. No code that the file names is run.
+
+    Raises:
+        ValueError: it is no such file, or is damaged, or holds no tensors.
+    """
     if Path(source).suffix == ".safetensors":
         return load_file(source)
     try:
-        content = torch.load(source, map_location="cpu", weights_only=True)
+        try:
+            content = torch.load(source, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:  # foreign objects beside the weights, or worse
+            content = read_inert(source)
+            logger.info("%s holds more than tensors; what else it names was neither loaded nor run", source)
         content = content["state"]["model"] if "state" in content else content
-        return {key: value for key, value in content.items() if isinstance(value, Tensor)}
+        tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     except Exception as error:  # a foreign file can fail in any way; none of them is ours
         raise ValueError(f"{source} cannot be read as a state dict ({type(error).__name__}: {error})") from error
+    if not tensors:
+        raise ValueError(f"{source} cannot be read as a state dict: it holds no tensors by name")
+    return tensors

@@ -1,10 +1,13 @@
 """The m2bert command: what it writes, and one line with exit code 2 for bad input."""
 
+import datetime
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -50,8 +53,10 @@ def test_a_corrupt_checkpoint_is_one_line(monkeypatch, capsys, tmp_path, tiny_co
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("kind", ["encoder", "masked_lm"])
-def test_convert_writes_a_loadable_folder(monkeypatch, capsys, tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "container"), [("encoder", "plain"), ("masked_lm", "plain"), ("masked_lm", "composer")]
+)
+def test_convert_writes_a_loadable_folder(monkeypatch, capsys, tmp_path, kind, container):
     if not FIXTURES.is_dir():
         pytest.skip(f"golden tensors of the original model are not at {FIXTURES}")
     from safetensors import safe_open
@@ -67,7 +72,12 @@ def test_convert_writes_a_loadable_folder(monkeypatch, capsys, tmp_path, kind):
         ids, pooled = file.get_tensor("inputs.input_ids"), file.get_tensor("outputs.pooled_output")
         hidden = file.get_tensor("outputs.sequence_output")
         types, mask = file.get_tensor("inputs.token_type_ids"), file.get_tensor("inputs.attention_mask")
-    torch.save({key: value for key, value in state.items() if key not in left_out}, tmp_path / "weights.bin")
+    content = {key: value for key, value in state.items() if key not in left_out}
+    if container == "composer":
+        model = {f"model.{key}": value for key, value in content.items()}
+        random_states = [random.Random(0), np.random.RandomState(0)]
+        content = {"state": {"model": model, "timestamp": datetime.timedelta(1)}, "rng": random_states}
+    torch.save(content, tmp_path / "weights.bin")
     (tmp_path / "config.json").write_text(meta["config"])
     code, _, err = run(monkeypatch, capsys, "convert", tmp_path / "weights.bin", "--config", tmp_path / "config.json",
                        "--output", tmp_path / "out")  # fmt: skip
