@@ -59,7 +59,12 @@ def export(
 def convert(
     source: Annotated[Path, typer.Argument(help="Weights of the research code: .pt, .bin or .safetensors.")],
     output: Output,
-    config: Annotated[Path, typer.Option("--config", help="The original's configuration as JSON.")],
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", help="The original's configuration as JSON; by default config.json beside the weights."
+        ),
+    ] = None,
     tokenizer: Annotated[Path | None, typer.Option("--tokenizer", help="Folder of the tokenizer.")] = None,
     overwrite: Overwrite = False,
 ):
@@ -70,7 +75,9 @@ def convert(
     from .convert import convert_checkpoint
 
     disable_progress_bar()
-    upstream = read_json(config)
+    beside = source.with_name("config.json")
+    config = config or (beside if beside.is_file() else None)
+    upstream = read_json(config) if config else {}
     typer.echo(convert_checkpoint(source, upstream, output, tokenizer_dir=tokenizer, overwrite=overwrite))
 
 

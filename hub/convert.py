@@ -19,6 +19,7 @@ import modeling_m2bert  # noqa: F401  (registers m2bert with the Auto classes)
 from .checkpoint import load_tokenizer
 from .folder import check_output, write_folder
 from .inert_pickle import read_inert
+from .infer_options import DEFAULTS, infer_options
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,8 @@ def convert_state_dict(
     Args:
         state_dict: tensors under the original's key names; the prefixes `model.` (composer) and `module.`
             (DataParallel) and the `.flashfft.` constant tables are accepted.
-        upstream_config: the original's configuration attributes.
+        upstream_config: the original's configuration attributes; those that are missing are told by the tensors, or
+            are the defaults of `infer_options`, which are logged.
 
     Returns:
         (config, tensors). With masked-LM keys the tensors load with strict=True into M2BertForMaskedLM, otherwise
@@ -120,6 +122,7 @@ def convert_state_dict(
         raise ValueError(
             "state_dict has no bert.embeddings.word_embeddings.weight: not a checkpoint of the M2-BERT research code"
         )
+    upstream_config = complete_options(source, upstream_config)
     config = convert_config(upstream_config, embedding.shape[0])
     masked_lm = any(key.startswith("cls.") for key in source)
     _drop_unused_heads(source, masked_lm, config.pooling)
@@ -145,6 +148,15 @@ def convert_state_dict(
         converted[name or key] = value
         unexpected += [key] if name is None else []
     return config, _finish(config, converted, unexpected, masked_lm)
+
+
+def complete_options(source: dict[str, Tensor], upstream_config: dict) -> dict:
+    """The original's options: as its configuration says, else as the tensors tell, else the defaults."""
+    assumed = {option: value for option, value in DEFAULTS.items() if option not in upstream_config}
+    if assumed:
+        values = ", ".join(f"{option}={value}" for option, value in assumed.items())
+        logger.info("assumed, since tensors do not tell it: %s; a configuration may say otherwise (--config)", values)
+    return DEFAULTS | infer_options(source) | upstream_config
 
 
 def _clean(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,42 @@
+"""Options of the research code that a checkpoint's tensors tell by their names and shapes."""
+
+import re
+
+from torch import Tensor
+
+# What tensors cannot tell, as the released retrieval models have it: the first token's state through the pooler.
+DEFAULTS = {"pool_all": False, "use_cls_token": False, "hyena_w_mod": 1}
+
+
+def infer_options(state_dict: dict[str, Tensor]) -> dict:
+    """Options under the names of the original's configuration; what the tensors do not show is left out.
+
+    Args:
+        state_dict: tensors (on any device, meta too) under the original's names, without the prefixes of composer and
+            DataParallel.
+    """
+    first = "bert.encoder.layer.0."
+    layers = {int(match[1]) for key in state_dict if (match := re.match(r"bert\.encoder\.layer\.(\d+)\.", key))}
+    options = {
+        "residual_long_conv": any(".attention.filter_fn2." in key for key in state_dict),
+        "bidirectional": any(".implicit_filter_rev." in key for key in state_dict),
+        "hyena_training_additions": any(".attention.layernorm." in key for key in state_dict),
+        "use_positional_encodings": "bert.embeddings.position_embeddings.weight" in state_dict,
+    }
+    if layers:
+        options["num_hidden_layers"] = max(layers) + 1
+    if (words := state_dict.get("bert.embeddings.word_embeddings.weight")) is not None:
+        options["hidden_size"] = words.shape[1]
+    if (types := state_dict.get("bert.embeddings.token_type_embeddings.weight")) is not None:
+        options["type_vocab_size"] = types.shape[0]
+    up, down = (state_dict.get(f"{first}mlp.{name}.weight") for name in ("gated_layers", "wo"))
+    if up is not None and down is not None:  # (I or 2 I, H) and (H, I), or blocks of them
+        blocks = up.shape[0] if up.ndim == 3 else 1
+        width = down.shape[-1] * blocks
+        options |= {"use_monarch_mlp": up.ndim == 3, "monarch_mlp_nblocks": blocks, "intermediate_size": width}
+        options["use_glu_mlp"] = up.shape[-2] * blocks == 2 * width
+    if (features := state_dict.get(f"{first}attention.filter_fn.pos_emb.z")) is not None:  # (1, N, E)
+        options |= {"max_position_embeddings": features.shape[1], "hyena_emb_dim": features.shape[2]}
+    if (hidden := state_dict.get(f"{first}attention.filter_fn.implicit_filter.0.weight")) is not None:  # (O, E)
+        options["hyena_filter_order"] = hidden.shape[0]
+    return options
