@@ -157,6 +157,12 @@ class SentenceTransformerEncoder:
         bare.no_padding()
         return bare
 
+    @cached_property
+    def _pads_to_maximum(self) -> bool:
+        """Whether the folder asks for every text to be padded to the longest input (a converted M2-BERT does)."""
+        wanted = getattr(self.model[0], "processing_kwargs", None) or {}
+        return "max_length" in [wanted.get(kind, {}).get("padding") for kind in ("text", "common")]
+
     def _prompt(self, task: Task) -> str:
         prompts = self.model.prompts
         return next((prompts[name] for name in PROMPT_NAMES[task] if name in prompts), "")
@@ -164,6 +170,8 @@ class SentenceTransformerEncoder:
     def _batches(self, lengths: np.ndarray, limit: int | None, what: str) -> Iterator[list[int]]:
         """Batches of texts (see `token_batches`), with their progress in tokens."""
         lengths = np.minimum(lengths, limit) if limit else lengths
+        if self._pads_to_maximum:  # whatever a text's length, this is what it costs
+            lengths = np.full_like(lengths, limit or self.max_tokens)
         hidden = len(lengths) < 100 or not is_first()
         bar = {"desc": what, "unit": "token", "unit_scale": True, "leave": False, "disable": hidden}
         with tqdm(total=int(lengths.sum()), **bar) as progress:

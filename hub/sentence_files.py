@@ -47,6 +47,8 @@ def write_sentence_files(model: PreTrainedModel, settings: SentenceSettings, fol
     if "Pooling" not in names:
         text = {"method": "forward", "method_output_name": "pooler_output"}
         transformer |= {"modality_config": {"text": text}, "module_output_name": "sentence_embedding"}
+    if config.padding == "visible":  # batch mates would change vectors: every text is padded alike, as in the original
+        transformer["processing_kwargs"] = {"text": {"padding": "max_length"}}
     modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
     for index, name in enumerate(names, start=1):
         path = folder / f"{index}_{name}"

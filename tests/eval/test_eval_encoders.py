@@ -1,4 +1,5 @@
 import importlib.util
+import json
 import shutil
 import sys
 from types import SimpleNamespace
@@ -6,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from m2bert_eval import sentence_encoder
 from m2bert_eval.sentence_encoder import SentenceTransformerEncoder, token_batches
 
 TEXTS = ["apple pear", "", "boat", "stone wall cloud rain " * 10, "river bridge horse"]
@@ -254,3 +256,26 @@ def load_module(path):
     module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_a_model_that_pads_to_its_maximum_fills_batches_by_it(tiny_model, tmp_path, monkeypatch):
+    """Short texts are long then: as many as their own lengths allow would not fit into memory."""
+    folder = tmp_path / "padded"
+    SentenceTransformerEncoder(tiny_model).model.save_pretrained(str(folder))
+    settings = json.loads((folder / "sentence_bert_config.json").read_text())
+    settings["processing_kwargs"] = {"text": {"padding": "max_length"}}
+    (folder / "sentence_bert_config.json").write_text(json.dumps(settings))
+    monkeypatch.setattr(sentence_encoder, "BATCH_TOKENS", 24)
+    sizes = []
+    for path in (tiny_model, folder):
+        encoder = SentenceTransformerEncoder(path)
+        sizes.append([])
+        encode = encoder.model.encode_document
+
+        def counted(texts, encode=encode, **rest):
+            sizes[-1].append(len(texts))
+            return encode(texts, **rest)
+
+        monkeypatch.setattr(encoder.model, "encode_document", counted)
+        encoder.encode(["apple", "pear", "boat", "sail"], "document")
+    assert sizes == [[4], [2, 2]]

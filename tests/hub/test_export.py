@@ -124,3 +124,20 @@ def test_the_record_of_training_comes_along_and_the_source_is_safe(tmp_path, tin
     with pytest.raises(ValueError, match="holds the checkpoint"):
         export_checkpoint(inner, tmp_path / "runs", overwrite=True)
     assert (inner / "model.safetensors").is_file()
+
+
+def test_a_model_that_sees_its_padding_is_padded_alike_everywhere(tmp_path, tiny_config, randomised, tokenizer):
+    """Otherwise its vectors would depend on the longest text of a batch."""
+    model = randomised(M2BertModel(tiny_config(padding="visible", pooling="cls_tanh")))
+    folder = write_folder(model, tokenizer, tmp_path / "out")
+    loaded = SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")
+    together = loaded.encode(TEXTS, batch_size=4)
+    alone = loaded.encode(TEXTS, batch_size=1)
+    assert abs(together - alone).max() < 1e-5
+    batch = tokenizer(TEXTS, padding="max_length", max_length=48, return_tensors="pt")
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(model(**batch).pooler_output).numpy()
+    assert abs(together - expected).max() < 1e-5
+    loaded.save_pretrained(str(tmp_path / "saved"))
+    again = SentenceTransformer(str(tmp_path / "saved"), trust_remote_code=True, device="cpu")
+    assert abs(again.encode(TEXTS, batch_size=1) - expected).max() < 1e-5
