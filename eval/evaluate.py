@@ -111,8 +111,10 @@ class Evaluation:
         """Every policy and hybrid of a model on every task."""
         ranker = self.searcher(settings.model)
         if ranker is not None:
+            lexical = {"vectors": "none", "claim": "untrained"}
+            details = {"policy": "whole", **(lexical if ranker.is_lexical else {"vectors": "several"})}
             for loaded in self.tasks:
-                yield from self.measured(settings, loaded, None, ranker, {"policy": "whole", "vectors": "several"})
+                yield from self.measured(settings, loaded, None, ranker, details)
             return
         encoder = load_encoder(settings.model)
         policies = self.usable(settings, encoder)

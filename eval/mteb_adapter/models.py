@@ -65,10 +65,8 @@ class MtebEncoder:
         self.name = name
         self.model = model
         self.fingerprint = fingerprint_of(model.mteb_model_meta)
-        longest = model.mteb_model_meta.max_tokens
-        self.max_tokens = int(longest) if longest and math.isfinite(longest) else None
-        width = model.mteb_model_meta.embed_dim
-        self.dimensions = width if isinstance(width, int) else len(self.encode(["width"], "document")[0])
+        self.max_tokens, width = sizes_of(model.mteb_model_meta)
+        self.dimensions = width or len(self.encode(["width"], "document")[0])
         scoring = str(getattr(model.mteb_model_meta.similarity_fn_name, "value", "cosine"))
         if scoring != "cosine":
             logger.warning("%s is meant to be compared by %s; here its vectors are compared by cosine", name, scoring)
@@ -109,14 +107,16 @@ class MtebRanker:
         self.name = name
         self.model = model
         about = model.mteb_model_meta
+        max_tokens, dimensions = sizes_of(about)
+        self.is_lexical = about.n_parameters == 0  # BM25: nothing is trained and there are no vectors
         self.report = {
             "vectors_per_document": None,
             "seen_share": None,
             "truncated_documents": None,
             "seconds_per_document": None,  # indexing and searching may share the work
             "seconds_per_query": None,
-            "dimensions": about.embed_dim if isinstance(about.embed_dim, int) else None,
-            "max_tokens": int(about.max_tokens) if about.max_tokens and math.isfinite(about.max_tokens) else None,
+            "dimensions": dimensions,
+            "max_tokens": max_tokens,
             "model_fingerprint": fingerprint_of(about),
         }
 
@@ -141,6 +141,13 @@ class MtebRanker:
         self.model.index(data["corpus"], **settings)
         run = self.model.search(data["queries"], top_k=DEPTH, top_ranked=candidates, **settings)
         return {qid: {pid: float(score) for pid, score in run.get(qid, {}).items()} for qid in task.queries}
+
+
+def sizes_of(about) -> tuple[int | None, int | None]:
+    """The longest input in tokens and the width of the vectors, by a model's metadata; None: not stated or none."""
+    longest = about.max_tokens
+    max_tokens = int(longest) if longest and math.isfinite(longest) else None
+    return max_tokens, about.embed_dim if isinstance(about.embed_dim, int) else None
 
 
 def fingerprint_of(about) -> str:

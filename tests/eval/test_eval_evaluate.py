@@ -222,3 +222,16 @@ def test_a_policy_that_does_not_exist_is_refused_before_anything_is_loaded(setti
     monkeypatch.setattr(plan, "load_tasks", lambda *_, **__: pytest.fail("loaded a task"))
     with pytest.raises(ValueError, match="best-chunk"):
         module.evaluate(settings("bm25", policies=("best-chunks",)), VectorStore(None))
+
+
+@pytest.mark.parametrize(("is_lexical", "kind"), [(True, ("none", "untrained")), (False, ("several", "not stated"))])
+def test_a_model_of_mteb_that_searches_is_what_it_is(settings, monkeypatch, is_lexical, kind):
+    """Its BM25 is no model with several vectors, as its ColBERT is."""
+
+    class Searcher(plan.Bm25Ranker):
+        pass
+
+    Searcher.is_lexical = is_lexical
+    monkeypatch.setattr(module.Evaluation, "searcher", staticmethod(lambda model: Searcher()))
+    (record,), _ = module.evaluate(settings("mteb:some/searcher"), VectorStore(None))
+    assert (record["vectors"], record["claim"]) == kind

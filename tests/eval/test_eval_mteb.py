@@ -81,6 +81,7 @@ def test_mtebs_bm25_scores_the_same_here(task):
     pytest.importorskip("Stemmer")
     ranker = load_mteb_model("mteb/baseline-bm25s")
     assert isinstance(ranker, MtebRanker)
+    assert ranker.is_lexical
     assert score_here(ranker, task) == pytest.approx(score_there(ranker.model, task), abs=ROUNDED)
     candidates = {qid: {"p0": 3.0, "p1": 2.0, "p2": 1.0} for qid in task.queries}
     reranked = ranker.rerank(task, candidates, 2)
