@@ -9,13 +9,14 @@ from .encoders import Encoder
 from .eval_config import EncoderSettings, EvalConfig, TrainingTask
 from .fusion import choose_weight, reciprocal_rank_fusion, weighted_fusion
 from .locov1 import RetrievalTask
+from .model_files import model_files
 from .outcomes import Outcome, run_tfidf, score_run
 from .plan import LoadedTask, System, load_all, mteb_scored, named_systems, overlaps_of
 from .policies import Policy
 from .processes import several
 from .rankers import DenseRanker, Run
 from .records import add_lengths, retrieval_record
-from .systems import MTEB_PREFIX, is_dense, load_encoder
+from .systems import MTEB_PREFIX, expanded, is_dense, load_encoder
 from .vector_store import VectorStore
 
 logger = logging.getLogger(__name__)
@@ -122,6 +123,7 @@ class Evaluation:
             "dimensions": encoder.dimensions,
             "max_tokens": encoder.max_tokens,
             "model_fingerprint": encoder.fingerprint,
+            "model_files": model_files(expanded(settings.model)),
             "device": getattr(encoder, "device", None),
             "dtype": getattr(encoder, "dtype", None),
         }

@@ -43,6 +43,14 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output
 def export(
     model: Annotated[Path, typer.Option("--model", help="Checkpoint folder.")],
     output: Output,
+    repo: Annotated[str | None, typer.Option("--repo", help="org/name on the Hub, for the card.")] = None,
+    results: Annotated[
+        list[Path] | None,
+        typer.Option("--results", help="File of `m2bert eval` with scores of this checkpoint; repeatable."),
+    ] = None,
+    about: Annotated[
+        Path | None, typer.Option("--about", help="YAML file for the card: license, language, data, limits, text.")
+    ] = None,
     overwrite: Overwrite = False,
 ):
     """Write a complete Hub folder from a checkpoint."""
@@ -52,7 +60,8 @@ def export(
 
     disable_progress_bar()
 
-    typer.echo(export_checkpoint(model, output, overwrite=overwrite))
+    written = export_checkpoint(model, output, overwrite=overwrite, repository=repo, results=results, about=about)
+    typer.echo(written)
 
 
 @app.command()

@@ -1,6 +1,8 @@
 """The one writer of model folders: everything a Hub repository of M2-BERT holds, whole or not at all."""
 
 import copy
+import dataclasses
+import json
 import os
 import shutil
 import sys
@@ -12,11 +14,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .checkpoint import AUTO_CLASSES
-from .model_card import render_card
-from .sentence_files import SentenceSettings, write_sentence_files
+from .checkpoint import AUTO_CLASSES, read_json
+from .model_card import Card, render_card
+from .sentence_files import SentenceSettings, write_json, write_sentence_files
 
 REQUIREMENTS = "transformers>=5.17,<6\ntorch>=2.11\nsentence-transformers>=6\n"
+HOW_IT_WAS_LOADED = {"is_local", "local_files_only"}  # of a tokenizer, which transformers writes among its settings
 
 
 def write_folder(
@@ -26,7 +29,7 @@ def write_folder(
     *,
     overwrite: bool = False,
     settings: SentenceSettings | None = None,
-    card_text: str = "",
+    card: Card | None = None,
     extra_files: dict[str, str] | None = None,
     state_dict: dict | None = None,
 ) -> Path:
@@ -43,7 +46,7 @@ def write_folder(
         output_dir: the folder to make; links are followed.
         overwrite: replace a model folder that exists.
         settings: prompts and the like for sentence-transformers.
-        card_text: Markdown about this very model, for the card.
+        card: what the card says beside what the model tells; records among the extra files are added to it.
         extra_files: more text files, by name.
         state_dict: the whole weights, where the model holds only a shard of them.
 
@@ -61,10 +64,23 @@ def write_folder(
         if tokenizer is not None:
             save_tokenizer(tokenizer, settings.max_tokens or model.config.max_position_embeddings, new)
         write_sentence_files(model, settings, new)
-        texts = {"requirements.txt": REQUIREMENTS, "README.md": render_card(model, card_text)} | (extra_files or {})
-        for name, text in texts.items():
+        has_handler = (new / "handler.py").is_file()
+        readme = render_card(model, _with_records(card or Card(), settings, extra_files or {}), has_handler)
+        for name, text in ({"requirements.txt": REQUIREMENTS, "README.md": readme} | (extra_files or {})).items():
+            (new / name).parent.mkdir(exist_ok=True)
             (new / name).write_text(text, encoding="utf-8")
     return output
+
+
+def _with_records(card: Card, settings: SentenceSettings, extra_files: dict[str, str]) -> Card:
+    """The card, with what the folder itself holds."""
+    records = {}
+    for field in ("training", "conversion"):
+        try:
+            records[field] = json.loads(extra_files.get(f"{field}.json", "{}"))
+        except ValueError as error:
+            raise ValueError(f"{field}.json is no valid JSON ({error}); remove it or write it again") from error
+    return dataclasses.replace(card, prompts=settings.prompts, **records)
 
 
 @contextmanager
@@ -146,5 +162,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, max_tokens: int, folder: 
     tokenizer.model_max_length, tokenizer.padding_side = max_tokens, "right"
     try:
         tokenizer.save_pretrained(folder)
+        settings = read_json(folder / "tokenizer_config.json")
+        settings = {name: value for name, value in settings.items() if name not in HOW_IT_WAS_LOADED}
+        write_json(folder / "tokenizer_config.json", settings)
     finally:
         tokenizer.model_max_length, tokenizer.padding_side = previous

@@ -29,9 +29,11 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from m2bert_hub.about import About
 from m2bert_hub.checkpoint import load_checkpoint, load_tokenizer
-from m2bert_hub.export import training_record
+from m2bert_hub.export import read_records
 from m2bert_hub.folder import check_output, write_folder
+from m2bert_hub.model_card import Card
 from m2bert_hub.sentence_files import read_sentence_files
 
 from .runs import command_line
@@ -206,8 +208,8 @@ def main(argv: list[str]):
         load_tokenizer(folder),
         arguments.output,
         settings=settings,
-        card_text=f"## Extended\n\n{changes}",
-        extra_files=training_record(folder),
+        card=Card(about=About(text=f"## Extended\n\n{changes}")),
+        extra_files=read_records(folder, ("training.json",)),
     )
     print(f"{changes}\n\nwrote {output}")
 

@@ -13,7 +13,9 @@ import torch
 from huggingface_hub import ModelCard
 
 import modeling_m2bert
+from m2bert_hub.about import About
 from m2bert_hub.folder import write_folder
+from m2bert_hub.model_card import Card
 from modeling_m2bert import M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
 
 SOURCE = Path(modeling_m2bert.__file__).parent
@@ -123,7 +125,10 @@ def test_loads_from_the_hub_cache_without_triton(tmp_path, tiny_config, randomis
 
 def test_the_folder_is_complete(tmp_path, tiny_config, tokenizer):
     folder = write_folder(
-        M2BertModel(tiny_config(pooling="cls_tanh")), tokenizer, tmp_path / "out", card_text="Made of tests."
+        M2BertModel(tiny_config(pooling="cls_tanh")),
+        tokenizer,
+        tmp_path / "out",
+        card=Card(about=About(text="Made of tests.")),
     )
     code = {path.name for path in SOURCE.glob("*.py")} - {"__init__.py"}
     assert {path.name for path in folder.glob("*.py")} == code

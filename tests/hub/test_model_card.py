@@ -1,0 +1,227 @@
+"""The card says what is known, in a form that the Hub reads, and shows code that runs."""
+
+import json
+import re
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from sentence_transformers import SentenceTransformer
+from test_scores import record
+
+from m2bert_eval.model_files import model_files
+from m2bert_hub.about import About, Data, read_about
+from m2bert_hub.export import export_checkpoint
+from m2bert_hub.folder import write_folder
+from m2bert_hub.model_card import Card
+from m2bert_hub.scores import read_scores
+from m2bert_hub.sentence_files import SentenceSettings
+from modeling_m2bert import M2BertForMaskedLM, M2BertModel
+
+CONVERSION = {
+    "source": "org/original", "revision": "c" * 40, "license": "apache-2.0", "files": {"model.safetensors": "d" * 64},
+    "tensors": {"total": 99, "converted": 90, "repeated": [], "rebuilt": [], "constant_tables": 9, "not_converted": []},
+    "options": {"config": {}, "tensors": {}, "assumed": {"hyena_w_mod": 1}},
+    "parity": {"reference": "the original's formulas in float64", "texts": 2, "tokens": 48,
+               "float64": {"last_hidden_state": 1e-13}, "float32": {"last_hidden_state": 2e-5}},
+    "masked": {"text": "random ids", "cosine": [{"tokens": 16, "texts": 3, "mean": 0.5, "lowest": 0.25}]},
+    "tokenizer": None, "date": "2026-11-20",
+}  # fmt: skip
+
+
+def blocks(text):
+    """The Python code blocks of a card, in order."""
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+def one_record(folder, **changes):
+    return record(model_files(folder), **changes)
+
+
+@pytest.fixture
+def checkpoint(tmp_path, tiny_config, randomised, tokenizer):
+    return write_folder(randomised(M2BertModel(tiny_config())), tokenizer, tmp_path / "checkpoint")
+
+
+def export(tmp_path, checkpoint, *records, **options):
+    (tmp_path / "scores.json").write_text(json.dumps({"format": 1, "results": list(records)}))
+    results = [tmp_path / "scores.json"] if records else None
+    return export_checkpoint(checkpoint, tmp_path / "out", results=results, **options)
+
+
+def test_scores_stand_on_the_card_and_in_its_metadata(tmp_path, checkpoint):
+    bm25 = record(None, system="bm25", ndcg_at_10=0.9104)
+    folder = export(tmp_path, checkpoint, one_record(checkpoint), bm25, repository="org/mine")
+    card = ModelCard.load(folder / "README.md")
+    (result,) = card.data.eval_results
+    assert (card.data.model_name, result.metric_value, result.dataset_args["fingerprint"]) == ("mine", 81.26, "f" * 64)
+    row = next(line for line in card.text.splitlines() if line.startswith("| qmsum (test)"))
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == [
+        "qmsum (test)", "35, 272", "truncate", "1", "90 %", "81.3", "78.0 to 84.0", "91.0", "zero-shot",
+    ]  # fmt: skip
+    assert card.validate.__name__  # the Hub's own validation needs the Hub; the metadata was read back above
+    assert not (folder / ".eval_results").exists()
+
+
+def test_scores_on_data_of_the_hub_become_a_file_of_their_own(tmp_path, checkpoint):
+    on_hub = one_record(checkpoint, source="mteb/scifact", revision="e" * 40)
+    folder = export(tmp_path, checkpoint, on_hub)
+    assert "mteb/scifact" in (folder / ".eval_results" / "m2bert.yaml").read_text()
+
+
+def test_exporting_keeps_the_files_that_scores_are_tied_to(tmp_path, checkpoint):
+    """So that the published folder can be checked against the same results."""
+    folder = export(tmp_path, checkpoint, one_record(checkpoint))
+    assert model_files(folder) == model_files(checkpoint)
+    assert len(read_scores([tmp_path / "scores.json"], folder).own) == 1
+
+
+def test_no_number_and_no_licence_is_made_up(tmp_path, checkpoint):
+    card = ModelCard.load(export(tmp_path, checkpoint) / "README.md")
+    assert card.data.eval_results is None
+    assert card.data.license is None
+    assert "| licence of the weights | not stated |" in card.text
+    assert "## Evaluation" not in card.text
+    assert "## Training" not in card.text
+
+
+def test_what_its_maker_says_is_on_the_card(tmp_path, checkpoint):
+    (tmp_path / "about.yaml").write_text(
+        "license: mit\nlanguage: [en]\nlimits: [Never saw poems.]\ntext: Made for minutes.\n"
+        "data:\n- {name: Some books, license: CC0-1.0, hub: org/books}\n- {name: mine, license: MIT}\n"
+    )
+    card = ModelCard.load(export(tmp_path, checkpoint, about=tmp_path / "about.yaml") / "README.md")
+    assert (card.data.license, card.data.language, card.data.datasets) == ("mit", ["en"], ["org/books"])
+    for text in ("- Never saw poems.", "Made for minutes.", "| mine | MIT |",
+                 "| [Some books](https://huggingface.co/datasets/org/books) | CC0-1.0 |"):  # fmt: skip
+        assert text in card.text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("licence: mit", "field 'licence' that is unknown; the nearest one is 'license'"),
+        ("- mit", "is no mapping; its fields are license"),
+        ("license: [mit]", r"license=\['mit'\] is not text"),
+        ("limits: none", "limits='none' is not a list"),
+        ("data: [{name: books}]", r"data\[0\] has no license"),
+        ("data: [books]", r"data\[0\] is no mapping"),
+        ("a: b: c", "is no YAML file"),
+    ],
+)
+def test_a_broken_about_file_is_named_and_nothing_is_written(tmp_path, checkpoint, text, message):
+    (tmp_path / "about.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        export(tmp_path, checkpoint, about=tmp_path / "about.yaml")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_about_file_says_nothing(tmp_path):
+    (tmp_path / "about.yaml").write_text("")
+    assert read_about(tmp_path / "about.yaml") == About()
+
+
+@pytest.mark.parametrize("name", ["mine", "./mine", "/tmp/mine", "a/b/c", "org/", "org/na me"])
+def test_a_repository_without_a_valid_name_is_refused(tmp_path, checkpoint, name):
+    with pytest.raises(ValueError, match="write org/name"):
+        export(tmp_path, checkpoint, repository=name)
+
+
+def test_every_command_of_a_published_card_pins_a_revision(tmp_path, checkpoint):
+    text = (export(tmp_path, checkpoint, repository="org/mine") / "README.md").read_text()
+    loads = [line for block in blocks(text) for line in block.splitlines() if "trust_remote_code=True" in line]
+    assert len(loads) == 3
+    assert all("revision=revision" in line for line in loads)
+    assert 'path = "org/mine"' in text
+
+
+@pytest.mark.parametrize("padding", ["masked", "visible"])
+@pytest.mark.parametrize("prompt", ["", "passage: "])
+def test_both_ways_on_the_card_give_the_same_vector(tmp_path, tiny_config, randomised, tokenizer, padding, prompt):
+    pooling = "weighted_mean" if padding == "masked" else "cls_tanh"
+    model = randomised(M2BertModel(tiny_config(padding=padding, pooling=pooling)))
+    settings = SentenceSettings(prompts={"query": "", "document": prompt})
+    folder = write_folder(model, tokenizer, tmp_path / "out", settings=settings)
+    (other,) = [block for block in blocks((folder / "README.md").read_text()) if "AutoModel" in block]
+    found = {"path": str(folder)}
+    exec(other, found)  # noqa: S102  (the card's own code)
+    expected = SentenceTransformer(str(folder), trust_remote_code=True, device="cpu").encode_document(
+        ["a long report ..."]
+    )
+    assert abs(found["embedding"].numpy() - expected).max() < 1e-5
+    assert torch.allclose(found["embedding"].norm(dim=-1), torch.ones(1))
+
+
+def test_a_converted_model_says_where_it_comes_from(tmp_path, tiny_config, tokenizer):
+    model = M2BertModel(tiny_config(padding="visible", pooling="cls_tanh"))
+    record = {"conversion.json": json.dumps(CONVERSION)}
+    folder = write_folder(model, tokenizer, tmp_path / "out", extra_files=record)
+    card = ModelCard.load(folder / "README.md")
+    assert (card.data.base_model, card.data.license) == ("org/original", "apache-2.0")
+    for text in ("c" * 40, "All 99 tensors", "| `last_hidden_state` | 1.0e-13 | 2.0e-05 |", "`hyena_w_mod=1`",
+                 "| 16 | 3 | 0.5000 | 0.2500 |", "What that does to retrieval was not measured."):  # fmt: skip
+        assert text in card.text
+    exported = export_checkpoint(folder, tmp_path / "again")
+    assert json.loads((exported / "conversion.json").read_text()) == CONVERSION
+    assert "All 99 tensors" in (exported / "README.md").read_text()
+
+
+def test_the_twin_with_masked_padding_is_compared_in_ndcg(tmp_path, tiny_config, tokenizer):
+    model = M2BertModel(tiny_config(padding="visible", pooling="cls_tanh"))
+    record = {"conversion.json": json.dumps(CONVERSION)}
+    visible = write_folder(model, tokenizer, tmp_path / "visible", extra_files=record)
+    model.config.padding = "masked"
+    masked = write_folder(model, tokenizer, tmp_path / "masked")
+    folder = export(tmp_path, visible, one_record(visible), one_record(masked, ndcg_at_10=0.5))
+    text = (folder / "README.md").read_text()
+    assert "| qmsum (test) | truncate | 50.0 | 78.0 to 84.0 |" in text
+    assert "was not measured" not in text
+
+
+def test_settings_of_training_are_shown_without_paths_of_the_machine(tmp_path, tiny_config):
+    settings = {"data": {"path": "/home/somebody/secret/qmsum"}, "steps": 7, "tasks": ["/home/somebody/x", 3]}
+    record = {"training.json": json.dumps({"config": settings, "data_fingerprint": "b" * 64})}
+    about = About(data=[Data("qmsum", "MIT")])
+    folder = write_folder(
+        M2BertForMaskedLM(tiny_config()), None, tmp_path / "out", extra_files=record, card=Card(about=about)
+    )
+    text = (folder / "README.md").read_text()
+    assert "path: qmsum" in text
+    assert "steps: 7" in text
+    assert "b" * 64 in text
+    assert "somebody" not in text
+
+
+def test_a_broken_record_is_named_and_nothing_is_written(tmp_path, tiny_config):
+    with pytest.raises(ValueError, match="training.json is no valid JSON"):
+        write_folder(M2BertModel(tiny_config()), None, tmp_path / "out", extra_files={"training.json": "{"})
+    assert not (tmp_path / "out").exists()
+
+
+def test_from_an_evaluation_to_the_card(tmp_path, checkpoint):
+    """The two halves meet in a file: `m2bert eval` writes it, `m2bert export` reads it."""
+    pq = pytest.importorskip("pyarrow.parquet")
+    from pyarrow import Table
+    from typer.testing import CliRunner
+
+    from m2bert_eval.cli import app
+
+    names = ("a report about the budget", "minutes of the committee")
+    documents = [{"pid": str(i), "passage": text, "dataset": "tiny"} for i, text in enumerate(names)]
+    queries = [
+        {"qid": f"q{i}", "query": text, "answer_pids": [str(i)], "dataset": "tiny"} for i, text in enumerate(names)
+    ]
+    for kind, rows in (("queries", queries), ("documents", documents)):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        pq.write_table(Table.from_pylist(rows), tmp_path / "data" / kind / "test.parquet")
+    (tmp_path / "eval.yaml").write_text(
+        f"tasks: [{{data: {tmp_path / 'data'}, names: tiny}}]\npolicies: [truncate]\n"
+        f"output: {tmp_path / 'scores.json'}\n"
+        f"encoders: [bm25, {{model: {checkpoint}, trained_on: [nothing]}}]\n"
+    )
+    result = CliRunner().invoke(app, ["eval", "--config", str(tmp_path / "eval.yaml"), "--no-cache"])
+    assert result.exit_code == 0, result.output
+    folder = export_checkpoint(checkpoint, tmp_path / "out", results=[tmp_path / "scores.json"])
+    text = (folder / "README.md").read_text()
+    assert "| tiny (test) | 2, 2 | truncate | 1 | 100 % | 100.0 |" in text
+    assert "| 100.0 | zero-shot |" in text

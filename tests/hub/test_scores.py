@@ -1,0 +1,145 @@
+"""Scores on a card are of exactly the model that it describes, and say where they come from."""
+
+import hashlib
+import json
+
+import pytest
+from huggingface_hub import parse_eval_result_entries
+
+from m2bert_hub.scores import leaderboard_entries, model_index, read_scores
+
+
+@pytest.fixture
+def model_dir(tmp_path):
+    folder = tmp_path / "model"
+    (folder / "1_Dense").mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "config.json").write_text('{\n  "padding": "visible"\n}\n')
+    (folder / "1_Dense" / "model.safetensors").write_bytes(b"dense")
+    return folder
+
+
+def digests(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def record(model_files, **changes):
+    return {
+        "kind": "retrieval", "system": "mine / truncate", "encoder": "mine", "policy": "truncate", "hybrid": None,
+        "task": "qmsum", "split": "test", "source": "data", "revision": None, "data_fingerprint": "f" * 64,
+        "ndcg_at_10": 0.8126, "interval_95": [0.78, 0.84], "counts": {"documents": 35, "queries": 272},
+        "claim": "zero-shot", "trained_on": ["books"], "model_fingerprint": "a" * 64, "model_files": model_files,
+        "vectors_per_document": 1.0, "seen_share": 0.9, "device": "cpu", "dtype": "float32",
+        "versions": {"torch": "2"}, "date": "2026-11-20",
+    } | changes  # fmt: skip
+
+
+def write(tmp_path, *records, name="scores.json"):
+    path = tmp_path / name
+    path.write_text(json.dumps({"format": 1, "results": list(records)}))
+    return [path]
+
+
+def test_scores_of_the_very_model_are_taken_with_bm25_beside_them(tmp_path, model_dir):
+    own = record(digests(model_dir))
+    other = record(digests(model_dir) | {"model.safetensors": "0" * 64}, ndcg_at_10=0.99)
+    hybrid = record(digests(model_dir), hybrid={"with": "bm25"}, ndcg_at_10=0.98)
+    bm25 = record(None, system="bm25", claim="untrained", ndcg_at_10=0.91)
+    scores = read_scores(write(tmp_path, other, own, hybrid, bm25), model_dir)
+    assert [score["ndcg_at_10"] for score in scores.own] == [0.8126]
+    assert scores.bm25["f" * 64]["ndcg_at_10"] == 0.91
+    (result,) = model_index(scores)
+    assert (result.metric_value, result.dataset_name, result.dataset_split) == (81.26, "qmsum", "test")
+
+
+@pytest.mark.parametrize("changed", ["model.safetensors", "config.json", "1_Dense/model.safetensors"])
+def test_a_file_that_changed_since_disowns_the_score(tmp_path, model_dir, changed):
+    files = write(tmp_path, record(digests(model_dir)))
+    (model_dir / changed).write_bytes(b"other")
+    with pytest.raises(ValueError, match=f"the closest differs in {changed}"):
+        read_scores(files, model_dir)
+
+
+def test_weights_that_were_not_measured_disown_the_score(tmp_path, model_dir):
+    files = write(tmp_path, record(digests(model_dir)))
+    (model_dir / "model-00002.safetensors").write_bytes(b"more")
+    with pytest.raises(ValueError, match="the closest differs in model-00002.safetensors"):
+        read_scores(files, model_dir)
+
+
+def test_no_file_outside_the_folder_is_looked_at(tmp_path, model_dir):
+    (tmp_path / "outside").write_bytes(b"secret")
+    outside = {"../outside": hashlib.sha256(b"secret").hexdigest()}
+    with pytest.raises(ValueError, match="the closest differs in ../outside"):
+        read_scores(write(tmp_path, record(digests(model_dir) | outside)), model_dir)
+
+
+@pytest.mark.parametrize("model_files", [None, {}])
+def test_a_score_that_names_no_files_is_not_taken(tmp_path, model_dir, model_files):
+    with pytest.raises(ValueError, match="no score there says on which files .* `m2bert eval --encoder"):
+        read_scores(write(tmp_path, record(model_files)), model_dir)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data_fingerprint": None}, "does not say its data_fingerprint"),
+        ({"date": ""}, "does not say its date"),
+        ({"versions": {}}, "does not say its versions"),
+        ({"interval_95": None}, "does not say its interval_95"),
+        ({"claim": "not stated", "trained_on": []}, "what the model was trained on"),
+        ({"trained_on": []}, "what the model was trained on"),
+    ],
+)
+def test_a_number_without_its_origin_is_refused(tmp_path, model_dir, changes, message):
+    with pytest.raises(ValueError, match=message):
+        read_scores(write(tmp_path, record(digests(model_dir), **changes)), model_dir)
+
+
+def test_two_scores_of_one_thing_are_refused_and_the_same_twice_is_one(tmp_path, model_dir):
+    own = record(digests(model_dir))
+    assert len(read_scores(write(tmp_path, own, own), model_dir).own) == 1
+    with pytest.raises(ValueError, match="two scores of task 'qmsum' under policy 'truncate': 0.8126 and 0.7"):
+        read_scores(write(tmp_path, own, own | {"ndcg_at_10": 0.7}), model_dir)
+
+
+def test_the_twin_with_masked_padding_is_known_by_its_configuration(tmp_path, model_dir):
+    masked = hashlib.sha256(b'{\n  "padding": "masked"\n}\n').hexdigest()
+    own, twin = record(digests(model_dir)), record(digests(model_dir) | {"config.json": masked}, ndcg_at_10=0.5)
+    stranger = record(digests(model_dir) | {"config.json": "1" * 64}, ndcg_at_10=0.4)
+    scores = read_scores(write(tmp_path, own, twin, stranger), model_dir)
+    assert [score["ndcg_at_10"] for score in scores.own] == [0.8126]
+    assert [score["ndcg_at_10"] for score in scores.masked] == [0.5]
+
+
+def test_leaderboards_get_scores_on_data_of_the_hub_only(tmp_path, model_dir):
+    files = digests(model_dir)
+    revision = "q" * 40 + "," + "d" * 40
+    local, pair = record(files), record(files, task="qasper", source="hazyresearch/LoCoV1", revision=revision)
+    single = record(files, task="scifact", source="mteb/scifact", revision="e" * 40)
+    entries = leaderboard_entries(read_scores(write(tmp_path, local, pair, single), model_dir))
+    assert [(entry.dataset_id, entry.dataset_revision, entry.task_id, entry.value) for entry in entries] == [
+        ("hazyresearch/LoCoV1-Documents", "d" * 40, "qasper", 81.26),
+        ("mteb/scifact", "e" * 40, "scifact", 81.26),
+    ]
+    assert "95 % interval 78.0 to 84.0, zero-shot" in entries[0].notes
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 2, "results": []}', '{"format": 1, "results": [3]}'])
+def test_what_is_no_result_file_is_named(tmp_path, model_dir, text):
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(ValueError, match="bad.json are no result file"):
+        read_scores([tmp_path / "bad.json"], model_dir)
+
+
+def test_the_entries_are_in_the_hubs_form(tmp_path, model_dir):
+    import yaml
+
+    from m2bert_hub.export import leaderboard_file
+
+    one = record(digests(model_dir), source="mteb/scifact", revision="e" * 40)
+    (text,) = leaderboard_file(read_scores(write(tmp_path, one), model_dir)).values()
+    (entry,) = parse_eval_result_entries(yaml.safe_load(text))
+    assert (entry.dataset_id, entry.value, entry.date) == ("mteb/scifact", 81.26, "2026-11-20")
+    assert leaderboard_file(read_scores(write(tmp_path, record(digests(model_dir))), model_dir)) == {}
