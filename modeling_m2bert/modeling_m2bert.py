@@ -275,7 +275,7 @@ class M2BertForMaskedLM(M2BertPreTrainedModel):
     ) -> MaskedLMOutput:
         """Inputs as M2BertModel.forward. labels: (B, L), -100 where nothing is predicted; the loss is the mean cross
         entropy over the others. Logits (B, L, V), or (number of labels, V) with labels and `sparse_prediction`."""
-        outputs = self.model(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
+        outputs = self.model(input_ids, attention_mask, token_type_ids, inputs_embeds, return_dict=True, **kwargs)
         hidden_states = outputs.last_hidden_state
         if labels is not None and self.config.sparse_prediction:
             predicted = labels != -100
@@ -313,7 +313,7 @@ class M2BertForSequenceClassification(M2BertPreTrainedModel):
     ) -> SequenceClassifierOutput:
         """Inputs as M2BertModel.forward. labels: (B,) class ids, or floats for regression and multi-label problems.
         Logits (B, num_labels)."""
-        outputs = self.model(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
+        outputs = self.model(input_ids, attention_mask, token_type_ids, inputs_embeds, return_dict=True, **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output))
         loss = None
         if labels is not None:

@@ -1,6 +1,6 @@
 """Complete states of an unfinished run, each whole or not at all, in a folder beside the run's output.
 
-    OUTPUT.run/step-00000100/   parameters, optimizer, schedule, random generators (accelerate's files), progress.json
+    OUTPUT.run/step-00000100/   parameters, optimizer, random generators (accelerate's files), progress.json
     OUTPUT.run/best-00000080.safetensors   the best weights so far, where a run selects
 
 A checkpoint is written under another name and renamed when complete, so whatever kills the run, the newest `step-*`

@@ -121,8 +121,9 @@ def run_loop(
     """
     if log_every < 1:
         raise ValueError(f"log_every={log_every} must be at least 1")
-    accelerator.register_for_checkpointing(schedule)
     progress = (checkpoints.load(batches) if checkpoints else None) or Progress()
+    if progress.schedule:
+        schedule.load_state_dict(dict(progress.schedule))
     log, prefetch, stop = Log(accelerator, progress, schedule), Prefetch(batches), StopSignal()
     bar = tqdm(desc=description, unit="step", initial=progress.step, total=steps,
                disable=not accelerator.is_main_process)  # fmt: skip

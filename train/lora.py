@@ -18,7 +18,6 @@ BLOCK_DIAGONAL = ["up.weight", "down.weight"]
 TRAINING_ONLY = {"hidden_dropout_prob", "classifier_dropout", "sparse_prediction"}  # fields that change no inference
 CARD = """---
 library_name: peft
-license: apache-2.0
 ---
 
 # LoRA adapter of an M2-BERT

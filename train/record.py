@@ -26,6 +26,7 @@ class Progress:
         losses, norms: since the last record.
         seconds: of training so far, over all starts of the run.
         best: {"step": .., "score": ..} of the best weights so far.
+        schedule: state of the learning rate's schedule; among accelerate's files it would be a pickle.
     """
 
     step: int = 0
@@ -35,6 +36,7 @@ class Progress:
     norms: list[float] = field(default_factory=list)
     seconds: float = 0.0
     best: dict[str, float] | None = None
+    schedule: dict = field(default_factory=dict)
 
 
 class Log:
@@ -55,7 +57,7 @@ class Log:
             self.counts[name] = self.counts.get(name, 0.0) + value
 
     def settle(self):
-        """Bring totals and seconds up to date: at every record, and before a checkpoint."""
+        """Bring totals, seconds and the schedule's state up to date: at every record, and before a checkpoint."""
         totals = self.progress.totals
         for counts in gather_lists([self.counts]):
             self.tokens += counts.get("tokens", 0.0)
@@ -63,6 +65,7 @@ class Log:
                 totals[name] = totals.get(name, 0.0) + value
         self.counts = {}
         self.progress.seconds = round(time.perf_counter() - self.begin, 2)
+        self.progress.schedule = self.schedule.state_dict()
 
     def write(self, waited_seconds: float, metrics: dict[str, float]) -> dict[str, float]:
         """Add a record of everything since the last one; returns it.

@@ -1,0 +1,413 @@
+"""What users of transformers do with any model, tried on each of our classes: cast, shard, tie, resize, copy, train.
+
+`test_dialect.py` has the dialect itself: construction, loading, inputs that are refused.
+"""
+
+import copy
+import inspect
+import pickle
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from transformers import AutoModel, PreTrainedModel, Trainer, TrainingArguments
+
+from modeling_m2bert import M2BertConfig, M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
+
+IDS = torch.arange(1, 31).view(2, 15)
+MASK = torch.ones_like(IDS).index_put((torch.tensor(1), torch.arange(9, 15)), torch.tensor(0))
+CLASSES = [M2BertModel, M2BertForMaskedLM, M2BertForSequenceClassification]
+POOLINGS = ["mean", "weighted_mean", "cls", "cls_tanh", "mean_tanh"]
+EACH_CLASS = pytest.mark.parametrize("cls", CLASSES)
+
+
+def run(model: PreTrainedModel, *args, **kwargs) -> torch.Tensor:
+    """The first output, (2, ..), without a graph."""
+    with torch.no_grad():
+        return model(*args, **kwargs)[0]
+
+
+def loss_of(model: PreTrainedModel, mask: torch.Tensor | None = MASK) -> torch.Tensor:
+    """A loss that everything in the model takes part in."""
+    if isinstance(model, M2BertForMaskedLM):
+        return model(IDS, mask, labels=IDS).loss
+    if isinstance(model, M2BertForSequenceClassification):
+        return model(IDS, mask, labels=torch.tensor([0, 1])).loss
+    outputs = model(IDS, mask)
+    return outputs.last_hidden_state.square().mean() + outputs.pooler_output.square().mean()
+
+
+def stored(folder) -> dict[str, torch.dtype]:
+    """{name: dtype} of every tensor in a folder's safetensors, each name once."""
+    found = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  (safe_open is no dictionary)
+                assert name not in found, f"{name} is stored twice"
+                found[name] = tensors.get_tensor(name).dtype
+    return found
+
+
+def is_filter(name: str) -> bool:
+    return "filter." in name
+
+
+@EACH_CLASS
+@pytest.mark.parametrize("options", [{"max_shard_size": "20KB"}, {"variant": "other"}])
+def test_shards_and_variants_are_safetensors_and_load_alike(tiny_config, randomised, tmp_path, cls, options):
+    model = randomised(cls(tiny_config()))
+    model.save_pretrained(tmp_path, **options)
+    weights = [path.name for path in tmp_path.iterdir() if path.suffix in (".safetensors", ".bin", ".pt")]
+    assert all(name.endswith(".safetensors") for name in weights)
+    assert len(weights) > 1 or "variant" in options
+    assert all(".other." in name for name in weights) == ("variant" in options)
+    loaded, report = cls.from_pretrained(tmp_path, variant=options.get("variant"), output_loading_info=True)
+    assert not any(report.values())
+    assert torch.equal(run(loaded.eval(), IDS), run(model, IDS))
+
+
+@EACH_CLASS
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_filters_stay_float32_from_saving_to_loading_and_back(tiny_config, randomised, tmp_path, cls, dtype):
+    model = randomised(cls(tiny_config()))
+    exact = {name: tensor.clone() for name, tensor in model.state_dict().items() if is_filter(name)}
+    assert exact
+    model.to(dtype).save_pretrained(tmp_path)
+    assert all((kept == torch.float32) == is_filter(name) for name, kept in stored(tmp_path).items())
+    for asked, expected in (("auto", dtype), (dtype, dtype), (torch.float32, torch.float32)):
+        loaded = cls.from_pretrained(tmp_path, dtype=asked)
+        assert loaded.dtype == expected
+        for name, tensor in loaded.state_dict().items():
+            assert tensor.dtype == (torch.float32 if is_filter(name) else expected), name
+            assert torch.equal(tensor, exact[name]) if is_filter(name) else True, name
+    back = copy.deepcopy(model).float()
+    assert torch.equal(run(loaded.eval(), IDS, MASK), run(back, IDS, MASK))
+
+
+@EACH_CLASS
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.01), (torch.bfloat16, 0.08)])
+def test_half_precision_outputs_have_the_type_and_nearly_the_values(tiny_config, randomised, cls, dtype, tolerance):
+    model = randomised(cls(tiny_config()))
+    exact = run(model, IDS, MASK)
+    rounded = run(copy.deepcopy(model).to(dtype), IDS, MASK)
+    assert rounded.dtype == dtype
+    assert (rounded.float() - exact).abs().max() < tolerance * exact.abs().max()
+
+
+def test_the_decoder_stays_tied_through_whatever_is_done_to_the_model(tiny_config, randomised, tmp_path):
+    model = randomised(M2BertForMaskedLM(tiny_config()))
+    model.save_pretrained(tmp_path)
+    assert "lm_head.decoder.weight" not in stored(tmp_path)
+    resized = copy.deepcopy(model)
+    resized.resize_token_embeddings(130)
+    replaced = copy.deepcopy(model)
+    other = torch.nn.Embedding(120, 32)
+    replaced.set_input_embeddings(other)
+    replaced.tie_weights()
+    assert replaced.get_output_embeddings().weight is other.weight
+    changed = {
+        "loaded": M2BertForMaskedLM.from_pretrained(tmp_path),
+        "loaded in bfloat16": M2BertForMaskedLM.from_pretrained(tmp_path, dtype=torch.bfloat16),
+        "cast": copy.deepcopy(model).to(torch.bfloat16),
+        "copied": copy.deepcopy(model),
+        "pickled": pickle.loads(pickle.dumps(model)),
+        "resized": resized,
+        "given other embeddings": replaced,
+    }
+    for what, each in changed.items():
+        assert each.get_output_embeddings().weight is each.get_input_embeddings().weight, what
+        assert run(each, IDS).isfinite().all(), what
+
+
+def test_an_untied_decoder_is_saved_by_itself(tiny_config, randomised, tmp_path):
+    model = randomised(M2BertForMaskedLM(tiny_config(tie_word_embeddings=False)))
+    assert not torch.equal(model.get_output_embeddings().weight, model.get_input_embeddings().weight)
+    model.save_pretrained(tmp_path)
+    loaded = M2BertForMaskedLM.from_pretrained(tmp_path).eval()
+    assert loaded.get_output_embeddings().weight is not loaded.get_input_embeddings().weight
+    assert torch.equal(run(loaded, IDS), run(model, IDS))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("size", [130, 60])
+def test_resizing_takes_the_decoder_and_its_bias_along(tiny_config, randomised, tmp_path, tied, size):
+    model = randomised(M2BertForMaskedLM(tiny_config(tie_word_embeddings=tied)))
+    weight, bias = (tensor.detach().clone() for tensor in (model.lm_head.decoder.weight, model.lm_head.decoder.bias))
+    assert bias.ne(0).any()
+    model.resize_token_embeddings(size)
+    decoder, kept = model.get_output_embeddings(), min(size, 120)
+    assert (decoder.weight.shape, decoder.bias.shape, decoder.out_features) == ((size, 32), (size,), size)
+    assert torch.equal(decoder.weight[:kept], weight[:kept])
+    assert torch.equal(decoder.bias[:kept], bias[:kept])
+    model(IDS, labels=IDS).loss.backward()
+    assert decoder.bias.grad.isfinite().all()
+    model.save_pretrained(tmp_path)
+    loaded, report = M2BertForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values())
+    assert torch.equal(run(loaded.eval(), IDS), run(model, IDS))
+
+
+@pytest.mark.parametrize("size", [130, 60])
+def test_resizing_keeps_frozen_pooling_weights_frozen_and_their_precision(tiny_config, randomised, size):
+    model = randomised(M2BertModel(tiny_config(pooling="weighted_mean", num_pooling_heads=2))).bfloat16()
+    model.pooler.requires_grad_(False)
+    model.resize_token_embeddings(size)
+    weight = model.pooler.token_log_weights.weight
+    assert (weight.shape, weight.dtype, weight.requires_grad) == ((size, 2), torch.bfloat16, False)
+
+
+@EACH_CLASS
+def test_hidden_states_of_every_class_by_argument_and_by_configuration(tiny_config, randomised, cls):
+    model = randomised(cls(tiny_config(num_hidden_layers=3)))
+    with torch.no_grad():
+        assert model(IDS, MASK).hidden_states is None
+        by_argument = model(IDS, MASK, output_hidden_states=True).hidden_states
+        expected = model.base_model(IDS, MASK, output_hidden_states=True).hidden_states
+        model.config.output_hidden_states = True
+        by_configuration = model(IDS, MASK).hidden_states
+        assert model(IDS, MASK, output_hidden_states=False).hidden_states is None
+    assert [tuple(state.shape) for state in by_argument] == [(2, 15, 32)] * 4
+    for others in (expected, by_configuration):
+        assert all(map(torch.equal, by_argument, others))
+
+
+@EACH_CLASS
+@pytest.mark.parametrize("labelled", [False, True])
+def test_tuples_hold_the_fields_in_order(tiny_config, randomised, cls, labelled):
+    model = randomised(cls(tiny_config()))
+    labels = {M2BertForMaskedLM: IDS, M2BertForSequenceClassification: torch.tensor([0, 1])}
+    asked = {"output_hidden_states": True} | ({"labels": labels[cls]} if labelled and cls in labels else {})
+    with torch.no_grad():
+        named, plain = model(IDS, **asked), model(IDS, return_dict=False, **asked)
+        model.config.return_dict = False
+        configured = model(IDS, **asked)
+    assert isinstance(plain, tuple)
+    assert isinstance(configured, tuple)
+    assert len(plain) == len(named.to_tuple()) == len(configured)
+    for ours, one, other in zip(named.to_tuple()[:-1], plain[:-1], configured[:-1], strict=True):
+        assert torch.equal(ours, one)
+        assert torch.equal(ours, other)
+    assert all(map(torch.equal, named.hidden_states, plain[-1]))
+
+
+@EACH_CLASS
+def test_the_first_arguments_are_those_of_any_encoder(tiny_config, randomised, cls):
+    names = ["self", "input_ids", "attention_mask", "token_type_ids", "inputs_embeds"]
+    assert list(inspect.signature(cls.forward).parameters)[:5] == names
+    model = randomised(cls(tiny_config()))
+    types = torch.arange(30).view(2, 15) % 2
+    expected = run(model, input_ids=IDS, attention_mask=MASK, token_type_ids=types)
+    assert torch.equal(run(model, IDS, MASK, types), expected)
+    embeds = model.get_input_embeddings()(IDS).detach()
+    assert torch.equal(run(model, None, MASK, types, embeds), expected)
+
+
+@EACH_CLASS
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_every_parameter_learns(tiny_config, randomised, cls, pooling):
+    model = randomised(cls(tiny_config(pooling=pooling))).train()
+    loss_of(model).backward()
+    assert [name for name, each in model.named_parameters() if each.grad is None or not each.grad.any()] == []
+
+
+@EACH_CLASS
+def test_embeddings_given_by_the_caller_get_gradients(tiny_config, randomised, cls):
+    model = randomised(cls(tiny_config()))
+    embeds = model.get_input_embeddings()(IDS).detach().requires_grad_()
+    model(inputs_embeds=embeds, attention_mask=MASK)[0][1].square().sum().backward()
+    assert embeds.grad[1, :9].ne(0).any(-1).all()
+    assert embeds.grad[1, 9:].eq(0).all()
+    assert embeds.grad[0].eq(0).all()
+
+
+@EACH_CLASS
+@pytest.mark.parametrize("pooling", ["weighted_mean", "cls_tanh"])
+def test_gradient_checkpointing_replays_dropout(tiny_config, randomised, cls, pooling):
+    model = randomised(cls(tiny_config(pooling=pooling, hidden_dropout_prob=0.3))).train()
+    forwards, results = [], []
+    model.base_model.layers[0].mixer.register_forward_hook(lambda *_: forwards.append(len(results)))
+    for checkpointing in (False, True):
+        if checkpointing:
+            old, new = "gradient_checkpointing_enable", "activation_checkpointing_enable"  # 5.17 knows the old name
+            getattr(model, new if hasattr(model, new) else old)()
+        torch.manual_seed(0)
+        model.zero_grad()
+        loss = loss_of(model)
+        loss.backward()
+        results.append((loss.item(), {name: each.grad.clone() for name, each in model.named_parameters()}))
+    (loss, gradients), (replayed_loss, replayed) = results
+    assert forwards == [0, 1, 1]
+    assert loss == replayed_loss
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, replayed[name], atol=1e-6), name
+
+
+def test_frozen_models_train_adapters_on_their_inputs(tiny_config, randomised):
+    """What peft does before it turns gradient checkpointing on."""
+    model = randomised(M2BertModel(tiny_config())).requires_grad_(False)
+    model.enable_input_require_grads()
+    assert model(IDS).pooler_output.requires_grad
+
+
+@EACH_CLASS
+def test_evaluation_repeats_bit_for_bit_and_training_drops_out(tiny_config, randomised, cls):
+    model = randomised(cls(tiny_config(hidden_dropout_prob=0.3)))
+    assert torch.equal(run(model, IDS, MASK), run(model, IDS, MASK))
+    assert not torch.equal(run(model.train(), IDS, MASK), run(model, IDS, MASK))
+    without = randomised(cls(tiny_config(hidden_dropout_prob=0.0)))
+    without.load_state_dict(model.state_dict())
+    assert torch.equal(run(model.eval(), IDS, MASK), run(without, IDS, MASK))
+
+
+def test_the_classifier_has_a_dropout_of_its_own(tiny_config, randomised):
+    model = randomised(M2BertForSequenceClassification(tiny_config(classifier_dropout=0.5))).train()
+    assert torch.equal(run(model.base_model, IDS), run(model.base_model, IDS))
+    assert not torch.equal(run(model, IDS), run(model, IDS))
+
+
+@EACH_CLASS
+@pytest.mark.parametrize("padding", ["masked", "visible"])
+def test_texts_together_give_what_each_gives_alone(tiny_config, randomised, cls, padding):
+    """Equally padded; texts of different padding are compared in test_padding.py."""
+    model = randomised(cls(tiny_config(padding=padding))).double()
+    with torch.no_grad():
+        together = model(IDS, MASK)
+        for i in range(2):
+            alone = model(IDS[i : i + 1], MASK[i : i + 1])
+            for ours, theirs in zip(together.to_tuple(), alone.to_tuple(), strict=True):
+                assert (ours[i] - theirs[0]).abs().max() < 1e-12
+
+
+def test_masked_lm_logits_do_not_see_padding(tiny_config, randomised):
+    model = randomised(M2BertForMaskedLM(tiny_config())).double()
+    assert (run(model, IDS, MASK)[1, :9] - run(model, IDS[1:, :9])[0]).abs().max() < 1e-12
+
+
+@EACH_CLASS
+def test_a_forward_leaves_no_trace_in_what_is_saved(tiny_config, randomised, cls):
+    model = randomised(cls(tiny_config()))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    run(model, IDS, MASK)
+    loss_of(model.train()).backward()
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+@EACH_CLASS
+def test_copies_are_equal_and_independent(tiny_config, randomised, cls):
+    model = randomised(cls(tiny_config()))
+    before = run(model, IDS)  # fills the cache of filters, which copies must not share blindly
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(run(copied, IDS), before)
+        with torch.no_grad():
+            for parameter in copied.parameters():
+                parameter.add_(0.1)
+        assert not torch.equal(run(copied, IDS), before)
+        assert torch.equal(run(model, IDS), before)
+
+
+@EACH_CLASS
+def test_modules_that_must_not_be_split_exist_and_hold_every_weight_of_the_encoder(tiny_config, cls):
+    model = cls(tiny_config(pooling="mean_tanh")).base_model
+    whole = [module for module in model.modules() if type(module).__name__ in cls._no_split_modules]
+    assert {type(module).__name__ for module in whole} == set(cls._no_split_modules)
+    covered = {id(parameter) for module in whole for parameter in module.parameters()}
+    assert {
+        name for name, each in model.named_parameters() if id(each) not in covered and "pooler" not in name
+    } == set()
+
+
+@EACH_CLASS
+def test_a_seed_decides_the_initialisation(tiny_config, cls):
+    states = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        states.append(cls(tiny_config(pooling="mean_tanh")).state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert any(not torch.equal(states[0][name], states[2][name]) for name in states[0])
+    assert all(tensor.isfinite().all() for tensor in states[0].values())
+
+
+def test_heads_that_a_checkpoint_lacks_are_initialised_and_named(tiny_config, randomised, tmp_path):
+    """The loader makes the model on the meta device: what no file fills must be initialised, not left as it was."""
+    randomised(M2BertModel(tiny_config(hidden_size=64))).save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    loaded, report = M2BertForSequenceClassification.from_pretrained(tmp_path, num_labels=40, output_loading_info=True)
+    assert set(report["missing_keys"]) == {"classifier.weight", "classifier.bias"}
+    assert not report["unexpected_keys"]
+    assert loaded.classifier.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert loaded.classifier.bias.eq(0).all()
+    assert not any(tensor.is_meta for tensor in (*loaded.parameters(), *loaded.buffers()))
+
+
+def test_a_classifier_of_another_width_is_replaced_only_if_asked(tiny_config, randomised, tmp_path):
+    model = randomised(M2BertForSequenceClassification(tiny_config(num_labels=3)))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        M2BertForSequenceClassification.from_pretrained(tmp_path, num_labels=5)
+    other = M2BertForSequenceClassification.from_pretrained(tmp_path, num_labels=5, ignore_mismatched_sizes=True).eval()
+    assert run(other, IDS).shape == (2, 5)
+    assert torch.equal(run(other.base_model, IDS), run(model.base_model, IDS))
+
+
+@pytest.mark.parametrize(
+    ("problem", "num_labels", "labels", "expected"),
+    [
+        ("regression", 1, torch.tensor([0.5, -1.0]), lambda logits, labels: mse_loss(logits[:, 0], labels)),
+        ("regression", 3, torch.ones(2, 3), mse_loss),
+        ("single_label_classification", 3, torch.tensor([0, 2]), cross_entropy),
+        ("multi_label_classification", 3, torch.tensor([[1.0, 0, 1], [0, 0, 1]]), binary_cross_entropy_with_logits),
+    ],
+)
+def test_each_kind_of_label_has_its_loss(tiny_config, randomised, problem, num_labels, labels, expected):
+    """Told, or found out from the labels, which cannot tell several numbers from several labels."""
+    untold = [] if problem == "regression" and num_labels > 1 else [{}]
+    for told in ({"problem_type": problem}, *untold):
+        model = randomised(M2BertForSequenceClassification(tiny_config(num_labels=num_labels, **told)))
+        outputs = model(IDS, MASK, labels=labels)
+        assert model.config.problem_type == problem
+        assert torch.allclose(outputs.loss, expected(outputs.logits, labels))
+
+
+def test_a_configuration_survives_its_dictionary(tiny_config):
+    config = tiny_config(pooling="weighted_mean", num_pooling_heads=2, padding="visible", num_labels=3)
+    config.id2label = {0: "report", 1: "minutes", 2: "budget"}
+    fields = config.to_dict()
+    assert fields["model_type"] == "m2bert"
+    for again in (M2BertConfig.from_dict(copy.deepcopy(fields)), copy.deepcopy(config)):
+        assert again.to_dict() == fields
+
+
+def test_torch_export_gives_one_program_for_all_batches_and_lengths(tiny_config, randomised):
+    model = randomised(M2BertModel(tiny_config()))
+    batch, length = torch.export.Dim("batch", min=1, max=8), torch.export.Dim("length", min=2, max=48)
+    shapes = {name: {0: batch, 1: length} for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        program = torch.export.export(model, (IDS, MASK), dynamic_shapes=shapes).module()
+        for ids, mask in ((IDS, MASK), (torch.arange(1, 41).view(4, 10), torch.ones(4, 10).tril(3).long())):
+            expected = model(ids, mask).pooler_output
+            assert torch.allclose(program(ids, mask).pooler_output, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("cls", [M2BertForMaskedLM, M2BertForSequenceClassification])
+def test_a_step_of_transformers_own_trainer(tiny_config, randomised, tmp_path, cls):
+    pytest.importorskip("accelerate")
+    model = randomised(cls(tiny_config()))
+    before = {name: each.detach().clone() for name, each in model.named_parameters()}
+    labels = IDS if cls is M2BertForMaskedLM else torch.tensor([0, 1])
+    rows = [
+        {"input_ids": row, "attention_mask": mask, "labels": label}
+        for row, mask, label in zip(IDS, MASK, labels, strict=True)
+    ]
+    arguments = TrainingArguments(
+        output_dir=tmp_path, max_steps=1, per_device_train_batch_size=2, learning_rate=1e-3, use_cpu=True,
+        report_to="none", disable_tqdm=True, save_steps=1, gradient_checkpointing=True,
+    )  # fmt: skip
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows)
+    trainer.train()
+    assert [name for name, each in model.named_parameters() if torch.equal(each, before[name])] == []
+    saved = cls.from_pretrained(tmp_path / "checkpoint-1").eval()
+    assert torch.equal(run(saved, IDS, MASK), run(model.eval(), IDS, MASK))
+    assert AutoModel.from_pretrained(tmp_path / "checkpoint-1").config.architectures == [cls.__name__]
