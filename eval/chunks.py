@@ -49,7 +49,8 @@ def _fitting(encoder: TokenEncoder, chunk: str, tokens: int, count: int) -> list
     """The chunk; or, if it is longer than `tokens`, two that overlap and together hold all of it.
 
     A chunk that begins or ends inside a word is tokenized otherwise than inside its text, and may grow by a token or
-    two. Overlapping chunks differ little from what was asked for, where halves would be chunks of another length.
+    two. Overlapping chunks differ little from what was asked for, where halves would be chunks of another length. One
+    that does not get shorter in this way stays as it is.
 
     Args:
         count: tokens of the chunk.
@@ -59,5 +60,7 @@ def _fitting(encoder: TokenEncoder, chunk: str, tokens: int, count: int) -> list
         return [chunk]
     dropped = min(max(count - tokens, len(spans) // SHARE_DROPPED, 1), len(spans) // 2)
     parts = [chunk[: spans[-dropped - 1, 1]], chunk[spans[dropped, 0] :]]
+    if chunk in parts:  # a few characters of several tokens each: there is nothing to give up
+        return [chunk]
     counts = encoder.count_tokens(parts, "document").tolist()
     return [fit for part, its in zip(parts, counts, strict=True) for fit in _fitting(encoder, part, tokens, its)]

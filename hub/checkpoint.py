@@ -99,12 +99,15 @@ def load_strictly(
     model_type = read_config(path).get("model_type")
     if model_type != "m2bert":
         raise ValueError(f"checkpoint {path} has model_type={model_type!r}; expected 'm2bert'")
+    for index in path.glob("*.index.json"):
+        for shard in set(read_json(index).get("weight_map", {}).values()):
+            inside(path, shard)
     config = AutoConfig.from_pretrained(path, **changes)
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its report of the tensors; what matters of it is raised below
     try:
         model, report = auto_class.from_pretrained(
-            path, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+            path, config=config, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except SafetensorError as error:
         raise ValueError(f"the weights of checkpoint {path} are damaged ({error}); copy or save them again") from error
@@ -120,6 +123,13 @@ def load_strictly(
         text = "; ".join(f"{what}: {', '.join(sorted(keys))}" for what, keys in problems.items() if keys)
         raise ValueError(f"checkpoint {path} does not fit its configuration ({text})")
     return model, missing
+
+
+def inside(folder: Path, name: str) -> Path:
+    """What a file of a folder names there. Raises ValueError if it lies elsewhere."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"{folder} names {name!r}, which lies outside that folder; copy it there and name the copy")
+    return folder / name
 
 
 def read_config(path: Path) -> dict:

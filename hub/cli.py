@@ -66,7 +66,7 @@ def export(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="Weights of the research code: .pt, .bin or .safetensors.")],
+    source: Annotated[str, typer.Argument(help="A model of the research code: Hub id (org/name), folder or file.")],
     output: Output,
     config: Annotated[
         Path | None,
@@ -74,20 +74,65 @@ def convert(
             "--config", help="The original's configuration as JSON; by default config.json beside the weights."
         ),
     ] = None,
-    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", help="Folder of the tokenizer.")] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--tokenizer", help="Folder, vocab.txt or Hub id; by default the source's own, or bert-base-uncased."
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub id; main by default.")
+    ] = None,
+    file: Annotated[str | None, typer.Option("--file", help="The weights, where there are several.")] = None,
+    padding: Annotated[
+        str,
+        typer.Option("--padding", help="visible: the original's vectors; masked: vectors that padding cannot change."),
+    ] = "visible",
     overwrite: Overwrite = False,
 ):
-    """Convert a checkpoint of the original research code to a Hub folder."""
+    """Convert a model of the original research code to a Hub folder, and check it against the original's formulas."""
     from transformers.utils.logging import disable_progress_bar
 
-    from .checkpoint import read_json
-    from .convert import convert_checkpoint
+    from .conversion import convert_source
 
     disable_progress_bar()
-    beside = source.with_name("config.json")
-    config = config or (beside if beside.is_file() else None)
-    upstream = read_json(config) if config else {}
-    typer.echo(convert_checkpoint(source, upstream, output, tokenizer_dir=tokenizer, overwrite=overwrite))
+    typer.echo(
+        convert_source(source, output, config_file=config, tokenizer=tokenizer, revision=revision, file=file,
+                       padding=padding, overwrite=overwrite)
+    )  # fmt: skip
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="Folder of a model, of an adapter or of a Space.")],
+    repo: Annotated[str, typer.Option("--repo", help="org/name on the Hub.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run/--no-dry-run", help="Show what would be sent, or send it.")
+    ] = True,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private, if it is made.")] = False,
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="Offer it as a pull request to a repository that exists.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch, made if it is not there; main by default.")
+    ] = None,
+):
+    """Push a folder to the Hub as one commit; by default only show what would be sent."""
+    from .hub_errors import HubError
+    from .push import carry_out, describe_commit, plan_push
+    from .push_plan import describe
+
+    plan = plan_push(folder, repo, private=private, create_pr=create_pr, revision=revision)
+    typer.echo(describe(plan))
+    if dry_run:
+        typer.echo("nothing was sent; add --no-dry-run to send it")
+        return
+    try:
+        commit = carry_out(plan)
+    except HubError:
+        typer.echo(err=True)  # the client may have left a progress bar on this line
+        raise
+    typer.echo(describe_commit(plan, commit) if commit else "nothing to send: the repository holds just these files")
 
 
 def main():

@@ -1,29 +1,22 @@
 """Convert checkpoints of the original M2-BERT research code (HazyResearch/m2, folder bert/) to this model.
 
-`convert_state_dict` renames, reshapes and folds tensors; every tensor of the source is used, known to be redundant, or
-reported. Converted models keep the original's behaviour: `padding="visible"` and its pooling.
+`convert_state_dict` renames, reshapes and folds tensors; what became of every tensor of the source is in its account.
+Converted models keep the original's behaviour: `padding="visible"` and its pooling.
 """
 
-import logging
-import pickle
 import re
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 import modeling_m2bert  # noqa: F401  (registers m2bert with the Auto classes)
 
-from .checkpoint import load_tokenizer
-from .folder import check_output, write_folder
-from .inert_pickle import read_inert
-from .infer_options import DEFAULTS, infer_options
+from .infer_options import check_contradictions, options_by_origin
+from .ledger import Account, Ledger, without_prefixes
 
-logger = logging.getLogger(__name__)
-
-WIDTHS = ("hidden_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings")
+WIDTHS = ("hidden_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings", "monarch_mlp_nblocks")
 REQUIRED_OPTIONS = {  # options of the research code with the only value that this model has
     "bidirectional": True,
     "use_positional_encodings": True,
@@ -50,6 +43,8 @@ RENAMED = {
     "hyena_filter_order": "filter_order",
     "hyena_training_additions": "mixer_layer_norm",
 }
+ELSEWHERE = {"use_monarch_mlp", "monarch_mlp_nblocks", "long_conv_l_max", "pool_all", "use_cls_token", "hyena_w_mod"}
+OPTIONS = {*REQUIRED_OPTIONS, *SAME_NAME, *RENAMED, *ELSEWHERE}
 LAYER_NAMES = {
     "attention.in_linear.weight": "mixer.in_proj.weight",
     "attention.in_linear.bias": "mixer.short_conv.input_bias",
@@ -58,6 +53,9 @@ LAYER_NAMES = {
     "attention.layernorm.": "mixer.norm.",
     "mlp.layernorm.": "norm.",
 }
+WORDS = "bert.embeddings.word_embeddings.weight"
+DECODER = "cls.predictions.decoder.weight"
+POSITION_IDS = "bert.embeddings.position_ids"
 HEAD_NAMES = {
     "cls.predictions.transform.dense.": "lm_head.dense.",
     "cls.predictions.transform.LayerNorm.": "lm_head.norm.",
@@ -70,9 +68,11 @@ HEAD_NAMES = {
 
 def convert_config(upstream: dict, vocab_size: int) -> "modeling_m2bert.M2BertConfig":
     """M2BertConfig of a research configuration. Raises ValueError naming an option that this model does not have."""
-    for width in WIDTHS:
-        if not isinstance(upstream.get(width), int):
-            raise ValueError(f"option {width}={upstream.get(width)!r} of the original's configuration is no number")
+    upstream = {"monarch_mlp_nblocks": 4, "hyena_w_mod": 1} | upstream
+    for name in (*WIDTHS, "hyena_w_mod"):
+        value = upstream.get(name)
+        if not isinstance(value, int | float if name == "hyena_w_mod" else int) or value <= 0:
+            raise ValueError(f"option {name}={value!r} of the original's configuration is no positive number")
     for option, value in REQUIRED_OPTIONS.items():
         if upstream.get(option, value) != value:
             raise ValueError(
@@ -83,7 +83,7 @@ def convert_config(upstream: dict, vocab_size: int) -> "modeling_m2bert.M2BertCo
         raise ValueError(
             f"option long_conv_l_max={taps} differs from max_position_embeddings={positions}: not supported"
         )
-    blocks = upstream.get("monarch_mlp_nblocks", 4) if upstream.get("use_monarch_mlp", True) else 1
+    blocks = upstream["monarch_mlp_nblocks"] if upstream.get("use_monarch_mlp", True) else 1
     for width in ("hidden_size", "intermediate_size"):
         if upstream[width] % blocks:
             raise ValueError(
@@ -98,9 +98,23 @@ def convert_config(upstream: dict, vocab_size: int) -> "modeling_m2bert.M2BertCo
     )
 
 
-def convert_state_dict(
-    state_dict: dict[str, Tensor], upstream_config: dict
-) -> tuple["modeling_m2bert.M2BertConfig", dict[str, Tensor]]:
+@dataclass
+class Conversion:
+    """A converted model, and how it came about."""
+
+    config: "modeling_m2bert.M2BertConfig"
+    tensors: dict[str, Tensor]  # under this model's names
+    original: dict[str, Tensor]  # under the original's names
+    account: Account
+    origins: dict[str, dict]  # the original's options, see options_by_origin
+
+    @property
+    def options(self) -> dict:
+        """All of the original's options."""
+        return {name: value for group in self.origins.values() for name, value in group.items()}
+
+
+def convert_state_dict(state_dict: dict[str, Tensor], upstream_config: dict) -> Conversion:
     """Configuration and state dict of a research checkpoint.
 
     Args:
@@ -110,92 +124,68 @@ def convert_state_dict(
             are the defaults of `infer_options`, which are logged.
 
     Returns:
-        (config, tensors). With masked-LM keys the tensors load with strict=True into M2BertForMaskedLM, otherwise
-        into M2BertModel; `config.architectures` says which.
+        With masked-LM keys the tensors load with strict=True into M2BertForMaskedLM, otherwise into M2BertModel;
+        `config.architectures` says which.
 
     Raises:
-        ValueError: an option this model does not have, or tensors that are missing or unexpected (all named).
+        ValueError: an option that this model does not have or that the tensors contradict; or tensors that are
+            missing, unexpected or that would be lost (all named).
     """
-    source = _clean(state_dict)
-    embedding = source.get("bert.embeddings.word_embeddings.weight")
-    if embedding is None:
-        raise ValueError(
-            "state_dict has no bert.embeddings.word_embeddings.weight: not a checkpoint of the M2-BERT research code"
-        )
-    upstream_config = complete_options(source, upstream_config)
-    config = convert_config(upstream_config, embedding.shape[0])
+    source = without_prefixes(state_dict)
+    if WORDS not in source:
+        raise ValueError(f"state_dict has no {WORDS}: not a checkpoint of the M2-BERT research code")
+    origins = options_by_origin(source, upstream_config, OPTIONS)
+    options = {name: value for group in origins.values() for name, value in group.items()}
+    config = convert_config(options, source[WORDS].shape[0])
+    check_contradictions(source, upstream_config)
+
+    ledger = Ledger(source)
     masked_lm = any(key.startswith("cls.") for key in source)
-    _drop_unused_heads(source, masked_lm, config.pooling)
-
+    pooler = () if config.pooling.endswith("_tanh") and not masked_lm else ("bert.pooler.",)
+    ledger.leave(("classifier.", *pooler))
+    if POSITION_IDS in source:
+        ledger.rebuild(POSITION_IDS)
+    if DECODER in source:
+        ledger.repeat(DECODER, source[WORDS], WORDS)
     converted: dict[str, Tensor] = {}
-    try:
-        for layer in range(config.num_hidden_layers):
-            for theirs, ours in (("filter_fn", "filter"), ("filter_fn2", "residual_filter")):
-                if ours == "filter" or config.residual_long_conv:
-                    prefix = f"bert.encoder.layer.{layer}.attention.{theirs}."
-                    filter_tensors = _convert_filter(source, prefix, upstream_config.get("hyena_w_mod", 1))
-                    converted |= {f"layers.{layer}.mixer.{ours}.{key}": value for key, value in filter_tensors.items()}
-            prefix = f"bert.encoder.layer.{layer}.mlp."
-            for theirs, ours in (("gated_layers.weight", "up.weight"), ("wo.weight", "down.weight")):
-                weight = source.pop(prefix + theirs)
-                converted[f"layers.{layer}.mlp.{ours}"] = weight if weight.ndim == 3 else weight[None]
-            converted[f"layers.{layer}.mlp.down.bias"] = source.pop(prefix + "wo.bias")
-    except KeyError as error:
-        raise ValueError(f"state_dict lacks {error}; num_hidden_layers or another option does not fit it") from None
-    unexpected = []
-    for key, value in source.items():
-        name = _rename(key)
-        converted[name or key] = value
-        unexpected += [key] if name is None else []
-    return config, _finish(config, converted, unexpected, masked_lm)
+    for layer in range(config.num_hidden_layers):
+        converted |= _convert_layer(ledger, f"bert.encoder.layer.{layer}.", f"layers.{layer}.", options)
+    for key in [key for key in ledger.left if _rename(key)]:
+        converted[_rename(key)] = ledger.take(key)
+    if masked_lm:
+        converted["lm_head.decoder.weight"] = source[WORDS]
+        converted = {key if key.startswith("lm_head.") else f"model.{key}": value for key, value in converted.items()}
+    tensors = _check_fit(config, converted, list(ledger.left), masked_lm)
+    return Conversion(config, tensors, source, ledger.account, origins)
 
 
-def complete_options(source: dict[str, Tensor], upstream_config: dict) -> dict:
-    """The original's options: as its configuration says, else as the tensors tell, else the defaults."""
-    assumed = {option: value for option, value in DEFAULTS.items() if option not in upstream_config}
-    if assumed:
-        values = ", ".join(f"{option}={value}" for option, value in assumed.items())
-        logger.info("assumed, since tensors do not tell it: %s; a configuration may say otherwise (--config)", values)
-    return DEFAULTS | infer_options(source) | upstream_config
+def _convert_layer(ledger: Ledger, theirs: str, ours: str, options: dict) -> dict[str, Tensor]:
+    """What is not only renamed: the filters and the feed-forward matrices of a layer."""
+    converted = {}
+    filters = {"filter_fn": "filter"} | ({"filter_fn2": "residual_filter"} if options["residual_long_conv"] else {})
+    for their_filter, our_filter in filters.items():
+        tensors = _convert_filter(ledger, f"{theirs}attention.{their_filter}.", options["hyena_w_mod"])
+        converted |= {f"{ours}mixer.{our_filter}.{key}": value for key, value in tensors.items()}
+    for their_matrix, our_matrix in (("gated_layers", "up"), ("wo", "down")):
+        weight = ledger.take(f"{theirs}mlp.{their_matrix}.weight")
+        converted[f"{ours}mlp.{our_matrix}.weight"] = weight if weight.ndim == 3 else weight[None]
+    return converted | {f"{ours}mlp.down.bias": ledger.take(f"{theirs}mlp.wo.bias")}
 
 
-def _clean(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without prefixes, constant tables and rebuilt buffers."""
-    stripped = {
-        re.sub(r"^(module\.|model\.)*(?=bert\.|cls\.|classifier\.)", "", key): value
-        for key, value in state_dict.items()
-    }
-    return {
-        key: value
-        for key, value in stripped.items()
-        if ".flashfft." not in key and not key.endswith("embeddings.position_ids")
-    }
-
-
-def _drop_unused_heads(source: dict[str, Tensor], masked_lm: bool, pooling: str):
-    unused = ["classifier."] + (["bert.pooler."] if masked_lm or not pooling.endswith("_tanh") else [])
-    dropped = [key for key in source if key.startswith(tuple(unused))]
-    for key in dropped:
-        del source[key]
-    if dropped:
-        logger.warning("not converted, because the target has no such head: %s", ", ".join(sorted(dropped)))
-
-
-def _convert_filter(source: dict[str, Tensor], prefix: str, w_mod: float) -> dict[str, Tensor]:
+def _convert_filter(ledger: Ledger, prefix: str, w_mod: float) -> dict[str, Tensor]:
     """One filter module; the constant factor w_mod of the sines goes into the frequencies."""
-    frequencies = [source.pop(prefix + f"implicit_filter{rev}.{i}.freq") for rev in ("", "_rev") for i in (1, 3, 5)]
-    if any(not torch.equal(frequencies[0], other) for other in frequencies):
-        raise ValueError(f"{prefix}implicit_filter: the frequencies of the sines differ, but this model shares them")
+    sines = [f"{prefix}implicit_filter{rev}.{index}.freq" for rev in ("", "_rev") for index in (1, 3, 5)]
+    frequency = ledger.take_shared(sines)[0]
 
     def both(index: int, name: str) -> Tensor:
-        return torch.stack([source.pop(f"{prefix}implicit_filter{rev}.{index}.{name}") for rev in ("", "_rev")])
+        return torch.stack([ledger.take(f"{prefix}implicit_filter{rev}.{index}.{name}") for rev in ("", "_rev")])
 
     return {
-        "positional_features": source.pop(prefix + "pos_emb.z")[0],
-        "time": source.pop(prefix + "pos_emb.t")[0, :, 0],
-        "decay": source.pop(prefix + "modulation.deltas")[0, 0].abs(),
-        "frequency": frequencies[0][0] * w_mod,
-        "skip": source.pop(prefix + "bias"),
+        "positional_features": ledger.take(prefix + "pos_emb.z")[0],
+        "time": ledger.take(prefix + "pos_emb.t")[0, :, 0],
+        "decay": ledger.take(prefix + "modulation.deltas")[0, 0].abs(),
+        "frequency": frequency if w_mod == 1 else frequency.double() * w_mod,  # rounded once, when it is loaded
+        "skip": ledger.take(prefix + "bias"),
         "input_weight": both(0, "weight"),
         "input_bias": both(0, "bias"),
         "hidden_weight": torch.stack([both(2, "weight"), both(4, "weight")]),
@@ -217,58 +207,18 @@ def _rename(key: str) -> str | None:
     return None
 
 
-def _finish(config, converted: dict[str, Tensor], unexpected: list[str], masked_lm: bool) -> dict[str, Tensor]:
-    """Prefix for the target class, and account for every tensor."""
-    if masked_lm:
-        converted = {key if key.startswith("lm_head.") else f"model.{key}": value for key, value in converted.items()}
+def _check_fit(config, converted: dict[str, Tensor], unexpected: list[str], masked_lm: bool) -> dict[str, Tensor]:
+    """The tensors, if they are those of the target class, which is noted in the configuration."""
     with torch.device("meta"):
         target = (AutoModelForMaskedLM if masked_lm else AutoModel).from_config(config)
     config.architectures = [type(target).__name__]
     expected = {key: value.shape for key, value in target.state_dict().items()}
-    unexpected += [key for key in converted if key not in expected and key.split("model.")[-1] not in unexpected]
-    missing = [key for key in expected if key not in converted]
-    reshaped = [key for key in expected if key in converted and converted[key].shape != expected[key]]
-    problems = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
+    problems = {
+        "missing": [key for key in expected if key not in converted],
+        "unexpected": unexpected + [key for key in converted if key not in expected],
+        "of another shape": [key for key in expected if key in converted and converted[key].shape != expected[key]],
+    }
     if any(problems.values()):
         text = "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in problems.items() if names)
         raise ValueError(f"state_dict does not fit the configuration ({text})")
     return {key: value.contiguous() for key, value in converted.items()}
-
-
-def convert_checkpoint(
-    source: str | Path, upstream_config: dict, output_dir: str | Path, *, tokenizer_dir: str | Path | None = None,
-    overwrite: bool = False,
-) -> Path:  # fmt: skip
-    """Convert a weights file (.pt, .bin, .safetensors; see `read_tensors`) to a Hub folder."""
-    check_output(output_dir, overwrite)
-    config, tensors = convert_state_dict(read_tensors(source), upstream_config)
-    auto_class = AutoModelForMaskedLM if config.architectures[0].endswith("ForMaskedLM") else AutoModel
-    model = auto_class.from_config(config)
-    model.load_state_dict(tensors, strict=True)
-    tokenizer = load_tokenizer(tokenizer_dir) if tokenizer_dir is not None else None
-    if tokenizer is None:
-        logger.warning("the folder is written without a tokenizer, and so embeds no text; name one with --tokenizer")
-    return write_folder(model, tokenizer, output_dir, overwrite=overwrite)
-
-
-def read_tensors(source: str | Path) -> dict[str, Tensor]:
-    """State dict of a file; composer's `state.model` is unwrapped. No code that the file names is run.
-
-    Raises:
-        ValueError: it is no such file, or is damaged, or holds no tensors.
-    """
-    if Path(source).suffix == ".safetensors":
-        return load_file(source)
-    try:
-        try:
-            content = torch.load(source, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:  # foreign objects beside the weights, or worse
-            content = read_inert(source)
-            logger.info("%s holds more than tensors; what else it names was neither loaded nor run", source)
-        content = content["state"]["model"] if "state" in content else content
-        tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-    except Exception as error:  # a foreign file can fail in any way; none of them is ours
-        raise ValueError(f"{source} cannot be read as a state dict ({type(error).__name__}: {error})") from error
-    if not tensors:
-        raise ValueError(f"{source} cannot be read as a state dict: it holds no tensors by name")
-    return tensors

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import yaml
 from huggingface_hub import eval_result_entries_to_yaml
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from .about import About, read_about
 from .checkpoint import load_checkpoint, load_tokenizer
 from .folder import check_output, write_folder
 from .model_card import Card
+from .repo_id import check_repo_id
 from .scores import Scores, leaderboard_entries, read_scores
 from .sentence_files import read_sentence_files
 
@@ -42,7 +42,7 @@ def export_checkpoint(
     if output in Path(model_dir).resolve().parents:
         raise ValueError(f"output {output} holds the checkpoint {model_dir} itself; name another folder")
     if repository is not None:
-        check_repository(repository)
+        check_repo_id(repository)
     said = read_about(about) if about else About()
     scores = read_scores(results or [], Path(model_dir))
     model = load_checkpoint(model_dir)
@@ -66,14 +66,3 @@ def leaderboard_file(scores: Scores) -> dict[str, str]:
     """The file of scores on the Hub's own data sets, where there are any."""
     entries = leaderboard_entries(scores)
     return {LEADERBOARD: yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)} if entries else {}
-
-
-def check_repository(name: str):
-    """Raise ValueError if `name` is not of the form org/name."""
-    try:
-        validate_repo_id(name)
-        valid = name.count("/") == 1
-    except HFValidationError:
-        valid = False
-    if not valid:
-        raise ValueError(f"repository {name!r} is no name on the Hub; write org/name")

@@ -19,6 +19,7 @@ from .model_card import Card, render_card
 from .sentence_files import SentenceSettings, write_json, write_sentence_files
 
 REQUIREMENTS = "transformers>=5.17,<6\ntorch>=2.11\nsentence-transformers>=6\n"
+FOREIGN_CODE = {"auto_map", "custom_pipelines"}  # of whoever made the checkpoint; this folder names its own
 HOW_IT_WAS_LOADED = {"is_local", "local_files_only"}  # of a tokenizer, which transformers writes among its settings
 
 
@@ -34,7 +35,8 @@ def write_folder(
     state_dict: dict | None = None,
 ) -> Path:
     """Write a complete, self-contained Hub folder: safetensors, configuration, code, tokenizer, sentence-transformers
-    files, requirements.txt and a README.md card.
+    files, requirements.txt and a README.md card; of an embedding model with a tokenizer, the handler.py of Inference
+    Endpoints.
 
     The folder loads with `AutoModel.from_pretrained(dir, trust_remote_code=True)` and
     `SentenceTransformer(dir, trust_remote_code=True)` where this package is not installed. It comes whole or not at all
@@ -60,7 +62,9 @@ def write_folder(
     model = model if state_dict is None else _unsharded(model, state_dict)
     with whole_folder(output, overwrite) as new:
         model.save_pretrained(new)
-        _copy_code(model, new)
+        stored = {name: value for name, value in read_json(new / "config.json").items() if name not in FOREIGN_CODE}
+        write_json(new / "config.json", stored | {"auto_map": type(model.config)().auto_map})
+        _copy_code(model, tokenizer, new)
         if tokenizer is not None:
             save_tokenizer(tokenizer, settings.max_tokens or model.config.max_position_embeddings, new)
         write_sentence_files(model, settings, new)
@@ -93,6 +97,8 @@ def whole_folder(output_dir: str | Path, overwrite: bool) -> Iterator[Path]:
         new = Path(scratch) / "new"
         new.mkdir()
         yield new
+        for path in new.rglob("*.safetensors"):  # safetensors makes them readable for their owner alone
+            path.chmod(new.stat().st_mode & 0o666)
         _move(new, output, Path(scratch) / "old", overwrite)
 
 
@@ -148,12 +154,14 @@ def _move(new: Path, output: Path, old: Path, overwrite: bool):
         raise
 
 
-def _copy_code(model: PreTrainedModel, folder: Path):
-    """Every module that stands beside the model's own, byte for byte."""
+def _copy_code(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path):
+    """Every module that stands beside the model's own, byte for byte; and, where text can be embedded, handler.py."""
     source = Path(sys.modules[type(model).__module__].__file__).parent
     for path in sorted(source.glob("*.py")):
         if path.name != "__init__.py":
             shutil.copyfile(path, folder / path.name)
+    if type(model).__name__ == "M2BertModel" and tokenizer is not None:
+        shutil.copyfile(Path(__file__).with_name("handler.py"), folder / "handler.py")
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, max_tokens: int, folder: Path):
@@ -163,7 +171,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, max_tokens: int, folder: 
     try:
         tokenizer.save_pretrained(folder)
         settings = read_json(folder / "tokenizer_config.json")
-        settings = {name: value for name, value in settings.items() if name not in HOW_IT_WAS_LOADED}
+        settings = {name: value for name, value in settings.items() if name not in HOW_IT_WAS_LOADED | FOREIGN_CODE}
         write_json(folder / "tokenizer_config.json", settings)
     finally:
         tokenizer.model_max_length, tokenizer.padding_side = previous

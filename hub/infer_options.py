@@ -1,11 +1,15 @@
-"""Options of the research code that a checkpoint's tensors tell by their names and shapes."""
+"""Options of the research code: as its configuration states them, as the tensors tell them, or assumed."""
 
+import logging
 import re
 
 from torch import Tensor
 
+logger = logging.getLogger(__name__)
+
 # What tensors cannot tell, as the released retrieval models have it: the first token's state through the pooler.
-DEFAULTS = {"pool_all": False, "use_cls_token": False, "hyena_w_mod": 1}
+DEFAULTS = {"pool_all": False, "use_cls_token": False, "hyena_w_mod": 1, "layer_norm_eps": 1e-12, "pad_token_id": 0,
+            "hidden_act": "gelu", "sequence_token_planting": False}  # fmt: skip
 
 
 def infer_options(state_dict: dict[str, Tensor]) -> dict:
@@ -40,3 +44,36 @@ def infer_options(state_dict: dict[str, Tensor]) -> dict:
     if (hidden := state_dict.get(f"{first}attention.filter_fn.implicit_filter.0.weight")) is not None:  # (O, E)
         options["hyena_filter_order"] = hidden.shape[0]
     return options
+
+
+def options_by_origin(state_dict: dict[str, Tensor], configuration: dict, known: set[str]) -> dict[str, dict]:
+    """Every option once, under where it comes from: `config` (stated), else `tensors` (told), else `assumed` (logged).
+
+    Args:
+        state_dict: as in `infer_options`.
+        configuration: the original's, with whatever else it holds.
+        known: names of the options that matter here.
+    """
+    stated = {name: configuration[name] for name in configuration if name in known}
+    told = {name: value for name, value in infer_options(state_dict).items() if name not in stated}
+    assumed = {name: value for name, value in DEFAULTS.items() if name not in stated}
+    if assumed:
+        values = ", ".join(f"{option}={value}" for option, value in assumed.items())
+        logger.info("assumed, since tensors do not tell it: %s; a configuration may say otherwise (--config)", values)
+    return {"config": stated, "tensors": told, "assumed": assumed}
+
+
+def check_contradictions(state_dict: dict[str, Tensor], configuration: dict):
+    """Raise ValueError if a configuration states what the tensors contradict, with both values."""
+    told = infer_options(state_dict)
+    if not told.get("use_monarch_mlp", True):
+        told.pop("monarch_mlp_nblocks")  # a dense product is one block, whatever the configuration keeps there
+    rows, words = configuration.get("vocab_size"), state_dict.get("bert.embeddings.word_embeddings.weight")
+    if words is not None and isinstance(rows, int) and -(-rows // 8) * 8 != words.shape[0]:  # the original rounds it up
+        told["vocab_size"] = words.shape[0]
+    for name, value in told.items():
+        if name in configuration and configuration[name] != value:
+            raise ValueError(
+                f"option {name}={configuration[name]!r} of the configuration contradicts the tensors, which have "
+                f"{value!r}; use the configuration that belongs to these weights (--config)"
+            )

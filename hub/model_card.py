@@ -55,7 +55,7 @@ def render_card(model: PreTrainedModel, card: Card | None = None, has_handler: b
     environment.filters |= {"points": points, "short": lambda digest: str(digest)[:SHOWN_DIGITS], "yaml": _yaml}
     return environment.from_string(template).render(
         metadata=_metadata(model, card).to_yaml(),
-        title=f"M2-BERT, {model.config.max_position_embeddings} tokens",
+        title=card.repository or f"M2-BERT, {model.config.max_position_embeddings} tokens",
         config=model.config,
         card=card,
         parameters=sum(parameter.numel() for parameter in model.parameters()),

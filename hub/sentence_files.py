@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from .checkpoint import read_json
+from .checkpoint import inside, read_json
 
 STORED = ("prompts", "default_prompt_name", "similarity_fn_name")
 TANH = "torch.nn.modules.activation.Tanh"
@@ -90,11 +90,12 @@ def read_sentence_files(model: PreTrainedModel, path: Path) -> SentenceSettings:
             "config.json, or publish that checkpoint as it is"
         )
     for name, module in zip(names, modules, strict=True):
-        content = read_json(path / module["path"] / "config.json") if name != "Normalize" else {}
+        place = inside(path, module["path"])
+        content = read_json(place / "config.json") if name != "Normalize" else {}
         if name == "Pooling":
             _check_pooling(content, model.config.pooling, path)
         elif name == "Dense":
-            _take_over_dense(content, load_file(path / module["path"] / "model.safetensors"), model, path)
+            _take_over_dense(content, load_file(place / "model.safetensors"), model, path)
     longest = _max_tokens(path, model.config.max_position_embeddings)
     stored = read_json(path / "config_sentence_transformers.json")
     known = {name: stored[name] for name in STORED if stored.get(name)}

@@ -42,6 +42,19 @@ def test_a_chunk_that_grows_becomes_two_that_overlap():
     assert chunks == ["Abcdefgh", "ijklmn", "klmnop"]
 
 
+def test_a_chunk_that_cannot_get_shorter_stays():
+    """A character of several tokens, as Hangul has in a vocabulary without it."""
+
+    class Thirds(Letters):
+        def token_spans(self, texts):
+            return [np.repeat(spans, 3, axis=0) for spans in super().token_spans(texts)]
+
+        def count_tokens(self, texts, task):
+            return np.array([2 + 3 * len(text.replace(" ", "")) for text in texts])
+
+    assert chunk_texts(Thirds(), ["a b c"], 6) == [["a b", "b c", "c"]]
+
+
 def test_a_stride_makes_chunks_overlap_and_the_last_one_bring_something_new():
     text = " ".join("abcdefgh")
     assert cut(text, spans_of(text), 4, 2) == ["a b c d", "c d e f", "e f g h"]

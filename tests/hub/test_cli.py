@@ -127,7 +127,7 @@ def test_every_command_is_listed(monkeypatch, capsys):
     code, out, _ = run(monkeypatch, capsys, "--help")
     assert code == 0
     listed = {line.split()[1] for line in out.splitlines() if line.startswith("│ ")}
-    assert {"analyse", "compare", "convert", "eval", "export", "report"} <= listed
+    assert {"analyse", "compare", "convert", "eval", "export", "push", "report"} <= listed
 
 
 def test_eval_is_mounted(monkeypatch, capsys):

@@ -40,13 +40,13 @@ def test_tensors_tell_what_the_configuration_says(case):
 @pytest.mark.parametrize("case", ["base_full", "no_residual_long_conv", "training_additions"])
 def test_without_a_configuration_the_same_model_comes_out(case, caplog):
     state, config = read(case)
-    expected, expected_tensors = convert_state_dict(dict(state), config)
+    expected = convert_state_dict(dict(state), config)
     with caplog.at_level(logging.INFO):
-        found, tensors = convert_state_dict(dict(state), {})
+        found = convert_state_dict(dict(state), {})
     assert "pool_all=False, use_cls_token=False, hyena_w_mod=1" in caplog.text
-    assert found.to_diff_dict() == expected.to_diff_dict()
-    assert tensors.keys() == expected_tensors.keys()
-    assert all(torch.equal(tensors[key], expected_tensors[key]) for key in tensors)
+    assert found.config.to_diff_dict() == expected.config.to_diff_dict()
+    assert found.tensors.keys() == expected.tensors.keys()
+    assert all(torch.equal(found.tensors[key], expected.tensors[key]) for key in found.tensors)
 
 
 def test_the_released_32k_shapes():

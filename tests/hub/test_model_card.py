@@ -123,7 +123,7 @@ def test_an_empty_about_file_says_nothing(tmp_path):
 
 @pytest.mark.parametrize("name", ["mine", "./mine", "/tmp/mine", "a/b/c", "org/", "org/na me"])
 def test_a_repository_without_a_valid_name_is_refused(tmp_path, checkpoint, name):
-    with pytest.raises(ValueError, match="write org/name"):
+    with pytest.raises(ValueError, match="name it as org/name"):
         export(tmp_path, checkpoint, repository=name)
 
 
@@ -164,6 +164,15 @@ def test_a_converted_model_says_where_it_comes_from(tmp_path, tiny_config, token
     exported = export_checkpoint(folder, tmp_path / "again")
     assert json.loads((exported / "conversion.json").read_text()) == CONVERSION
     assert "All 99 tensors" in (exported / "README.md").read_text()
+
+
+def test_a_model_converted_to_masked_padding_says_that_its_vectors_are_others(tmp_path, tiny_config, tokenizer):
+    model = M2BertModel(tiny_config(padding="masked", pooling="cls_tanh"))
+    folder = write_folder(model, tokenizer, tmp_path / "out", extra_files={"conversion.json": json.dumps(CONVERSION)})
+    text = (folder / "README.md").read_text()
+    assert "are others than the original's" in text
+    assert "| 16 | 3 | 0.5000 | 0.2500 |" in text
+    assert "This model sees its padding" not in text
 
 
 def test_the_twin_with_masked_padding_is_compared_in_ndcg(tmp_path, tiny_config, tokenizer):

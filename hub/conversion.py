@@ -1,0 +1,135 @@
+"""`m2bert convert`: from a model of the research code to a Hub folder, with a record of what was done and checked."""
+
+import datetime
+import json
+import textwrap
+from pathlib import Path
+
+from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
+
+from .checkpoint import read_json
+from .convert import Conversion, convert_state_dict
+from .folder import check_output, write_folder
+from .parity import check_parity, compare_paddings
+from .source import find_source
+from .tokenizer_source import find_tokenizer
+from .weights import INDEX, read_weights, sha256, shards
+
+PADDINGS = ("visible", "masked")
+RECORD = "conversion.json"
+
+
+def convert_source(
+    source: str, output_dir: str | Path, *, config_file: str | Path | None = None, tokenizer: str | None = None,
+    revision: str | None = None, file: str | None = None, padding: str = "visible", overwrite: bool = False,
+) -> str:  # fmt: skip
+    """Convert a model of the research code to a Hub folder that holds the record of its conversion.
+
+    Args:
+        source, revision, file: see `find_source`.
+        config_file: the original's configuration as JSON; by default config.json beside the weights, if there is one.
+        tokenizer: see `find_tokenizer`.
+        padding: "visible" gives the original's vectors; with "masked" they do not depend on padding.
+
+    Returns:
+        A report to print.
+
+    Raises:
+        ValueError: anything of this cannot be read, does not fit, or is not the original's model in the end. Nothing
+            is written then.
+    """
+    if padding not in PADDINGS:
+        raise ValueError(f"padding={padding!r} is unknown; choose one of {', '.join(PADDINGS)} (--padding)")
+    check_output(output_dir, overwrite)
+    configuration = read_json(Path(config_file)) if config_file is not None else None
+    found = find_source(source, revision, file)
+    read = [found.weights] if found.weights.name.endswith(INDEX) else []
+    read += [found.folder / name for name in shards(found.weights)]
+    beside = found.folder / "config.json"
+    if configuration is None:
+        configuration = read_json(beside) if beside.is_file() else {}
+        read += [beside] if beside.is_file() else []
+    else:
+        read.append(Path(config_file))
+
+    conversion = convert_state_dict(read_weights(found.weights), configuration)
+    tokens, tokenizer_name = find_tokenizer(tokenizer, found, conversion.config.vocab_size)
+    model = build(conversion)
+    record = {
+        "source": found.name,
+        "revision": found.revision,
+        "license": found.licence(),
+        "files": {path.name: sha256(path) for path in read},
+        "tensors": conversion.account.record(),
+        "options": conversion.origins,
+        "parity": check_parity(conversion, model),
+        "masked": compare_paddings(model, tokens) if model.base_model.pooler is not None else None,
+        "tokenizer": tokenizer_name,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+    model.config.padding = padding
+    text = json.dumps(record, indent=2) + "\n"
+    folder = write_folder(model, tokens, output_dir, overwrite=overwrite, extra_files={RECORD: text})
+    return report(record, model, folder)
+
+
+def build(conversion: Conversion) -> PreTrainedModel:
+    """The converted model in float32, ready to run."""
+    masked_lm = conversion.config.architectures[0].endswith("ForMaskedLM")
+    model = (AutoModelForMaskedLM if masked_lm else AutoModel).from_config(conversion.config)
+    model.load_state_dict(conversion.tensors, strict=True)
+    return model.eval()
+
+
+def report(record: dict, model: PreTrainedModel, folder: Path) -> str:
+    """The record as text for a terminal, with where the folder is."""
+    rows = {
+        "source": [record["source"]],
+        "commit": [record["revision"]] if record["revision"] else [],
+        "licence": [record["license"] or "not stated by the source"],
+        "files": [f"{digest}  {name}" for name, digest in record["files"].items()],
+        "tensors": _tensor_lines(record["tensors"]),
+        "options": [
+            _listing(origin, [f"{name}={value}" for name, value in options.items()])
+            for origin, options in record["options"].items()
+            if options
+        ],
+        "parity": _parity_lines(record["parity"]),
+        "masked": _masked_lines(record["masked"]),
+        "tokenizer": [record["tokenizer"] or "none; add one with --tokenizer"],
+        "model": [f"{type(model).__name__}, padding={model.config.padding}, pooling={model.config.pooling}, "
+                  f"{model.config.max_position_embeddings} tokens, {model.num_parameters():,} parameters"],
+        "folder": [str(folder)],
+    }  # fmt: skip
+    return "\n".join(
+        f"{name if index == 0 else '':11}{line}" for name, lines in rows.items() for index, line in enumerate(lines)
+    )
+
+
+def _listing(name: str, items: list[str]) -> str:
+    return textwrap.fill(f"{name}: {', '.join(items)}", width=109, subsequent_indent=" " * 13)
+
+
+def _tensor_lines(tensors: dict) -> list[str]:
+    counts = {name: value if isinstance(value, int) else len(value) for name, value in tensors.items()}
+    lines = [", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())]
+    names = tensors["not_converted"]
+    return [*lines, _listing("not converted, for want of such a head", names)] if names else lines
+
+
+def _parity_lines(parity: dict) -> list[str]:
+    head = f"largest difference to {parity['reference']}, {parity['texts']} texts of {parity['tokens']} tokens"
+    precisions = ("float64", "float32")
+    return [head] + [
+        f"{precision}  " + "  ".join(f"{name} {value:.1e}" for name, value in parity[precision].items())
+        for precision in precisions
+    ]
+
+
+def _masked_lines(masked: dict | None) -> list[str]:
+    if masked is None:
+        return []
+    return [f"cosine of a text's vectors with padding visible and masked ({masked['text']})"] + [
+        f"{row['tokens']:6} tokens  mean {row['mean']:.4f}  lowest {row['lowest']:.4f}  of {row['texts']}"
+        for row in masked["cosine"]
+    ]

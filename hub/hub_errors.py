@@ -1,0 +1,95 @@
+"""Failures of the Hub as one line that names the fix; and no token in anything that is said, logged or raised."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+NETWORK = (HfHubHTTPError.__bases__[0], OfflineModeIsEnabled)  # the client's HTTP library changes its name over time
+KNOWN = (*NETWORK, HfHubHTTPError, LocalTokenNotFoundError)
+FAILURES = (
+    *KNOWN,
+    OSError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+)  # the client wraps some, and reads answers trustingly
+LOGIN = "run `hf auth login` with a token that may write, or set HF_TOKEN to one"
+
+
+class HubError(ValueError):
+    """The Hub refused, or could not be reached; the message is one line."""
+
+
+@contextmanager
+def plain_errors(repo_id: str, token: str | None) -> Iterator[None]:
+    """Around calls of the client: whatever fails is raised as HubError, with no exception of the client behind it, as
+    its text may repeat what the server sent. Log records are written without the token meanwhile."""
+    failure, usual = None, logging.getLogRecordFactory()
+    logging.setLogRecordFactory(lambda *args, **kwargs: redact_record(usual(*args, **kwargs), token))
+    try:
+        yield
+    except FAILURES as error:
+        failure = HubError(redact(" ".join(explain(error, repo_id).split()), token))
+    finally:
+        logging.setLogRecordFactory(usual)
+    if failure:
+        raise failure
+
+
+def redact(text: str, token: str | None) -> str:
+    return text.replace(token, "<token>") if token else text
+
+
+def redact_record(record: logging.LogRecord, token: str | None) -> logging.LogRecord:
+    """The record without the token: in its text, and in the traceback that it may carry."""
+    try:
+        message = record.getMessage()
+    except (TypeError, ValueError):  # arguments that do not fit: logging itself complains, and goes on
+        return record
+    if token and token in message:
+        record.msg, record.args = redact(message, token), ()
+    if record.exc_info:
+        record.exc_text = redact(logging.Formatter().formatException(record.exc_info), token)
+    return record
+
+
+def explain(error: Exception, repo_id: str) -> str:
+    """A sentence for an exception of the client, or for the one that it wraps."""
+    cause = error
+    while not isinstance(cause, KNOWN) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    if isinstance(cause, LocalTokenNotFoundError):
+        return f"there is no token for the Hub; {LOGIN}"
+    if isinstance(cause, RevisionNotFoundError):
+        return f"{repo_id} has no such revision; name a branch (--revision)"
+    if isinstance(cause, GatedRepoError):
+        return f"{repo_id} is gated, and the token's owner has no access; ask for it on the repository's page"
+    if isinstance(cause, HfHubHTTPError):
+        return explain_status(cause, repo_id)
+    if isinstance(cause, NETWORK):
+        reason = f"{type(cause).__name__}: {cause}"
+        return (
+            f"the Hub cannot be reached ({reason}); check the network, and run it again: it goes on from what is there"
+        )
+    return f"{repo_id} could not be read or written ({type(cause).__name__}: {cause})"
+
+
+def explain_status(error: HfHubHTTPError, repo_id: str) -> str:
+    status, said = error.response.status_code, " ".join((error.server_message or "").split())[:300]
+    if isinstance(error, RepositoryNotFoundError):
+        return f"{repo_id} does not exist on the Hub, or the token may not see it; check --repo, or {LOGIN}"
+    advice = {
+        401: f"the Hub does not accept the token; {LOGIN}",
+        403: f"the token may not write to {repo_id}; take a token with the right to write there, or another --repo",
+        412: f"{repo_id} got another commit meanwhile; run it again to see the changes against that",
+    }.get(status)
+    return f"{advice} ({said or status})" if advice else f"the Hub answered {status} ({said}); run it again later"

@@ -1,0 +1,209 @@
+"""handler.py: what an Inference Endpoint answers."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from transformers import BertTokenizerFast
+
+from m2bert_eval.policies import parse_policy
+from m2bert_eval.sentence_encoder import SentenceTransformerEncoder
+from m2bert_hub import handler as handler_module
+from m2bert_hub.folder import write_folder
+from m2bert_hub.handler import EndpointHandler
+from m2bert_hub.sentence_files import SentenceSettings
+from modeling_m2bert import M2BertModel
+
+PROMPTS = {"query": "about ", "document": "report of the "}
+LONG = " ".join(["the budget of the committee", "minutes of a meeting"] * 9)
+TEXTS = ["a budget", LONG, "", "minutes of the meeting about a report", "the"]
+WORDS = ["a", "about", "and", "bud", "commit", "meet", "minute", "of", "report", "the", "##get", "##tee", "##ing"]
+
+
+@pytest.fixture
+def pieces():
+    """A tokenizer whose words have parts, and any letter is a token: a piece of a word may count for more alone."""
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters[1:], *(f"##{x}" for x in letters)]
+    return BertTokenizerFast(vocab={token: i for i, token in enumerate(vocabulary)})
+
+
+@pytest.fixture
+def make(tmp_path, tiny_config, randomised, pieces):
+    """Write the folder of a small model with prompts; keyword arguments change its configuration."""
+
+    def write(name="model", dtype=torch.float32, settings=None, **changes):
+        model = randomised(M2BertModel(tiny_config(**changes))).to(dtype)
+        return write_folder(model, pieces, tmp_path / name, settings=settings or SentenceSettings(dict(PROMPTS)))
+
+    return write
+
+
+def pooler_outputs(folder, texts, prompt=""):
+    """Each text by itself through the model: (n, d)."""
+    model, tokenizer = M2BertModel.from_pretrained(folder).eval(), BertTokenizerFast.from_pretrained(folder)
+    rows = [tokenizer(prompt + text, truncation=True, return_tensors="pt") for text in texts]
+    with torch.no_grad():
+        return torch.cat([model(**row).pooler_output for row in rows])
+
+
+def embed(handler, inputs, **parameters):
+    return torch.tensor(handler({"inputs": inputs, "parameters": parameters})["embeddings"])
+
+
+def largest_difference(a, b):
+    return (torch.as_tensor(a) - torch.as_tensor(b)).abs().max().item()
+
+
+def test_an_answer_says_what_was_done(make):
+    handler = EndpointHandler(str(make()), extra="ignored")
+    tokens = [8, 122, 5, 14, 6]
+    answer = handler({"inputs": TEXTS})
+    json.dumps(answer, allow_nan=False)
+    vectors = torch.tensor(answer.pop("embeddings"))
+    assert vectors.shape == (5, 32)
+    assert largest_difference(vectors.norm(dim=1), torch.ones(5)) < 1e-6
+    assert answer == {
+        "task": "document", "policy": "truncate", "normalized": True, "dimensions": 32, "max_tokens": 48,
+        "tokens": tokens, "truncated": [False, True, False, False, False], "chunks": [1] * 5,
+    }  # fmt: skip
+    answer = handler({"inputs": TEXTS, "parameters": {"policy": "chunk-average", "task": "query", "normalize": False}})
+    assert answer["tokens"] == [n - 2 for n in tokens]  # a shorter prompt
+    assert answer["truncated"] == [False] * 5
+    assert [k > 1 for k in answer["chunks"]] == [False, True, False, False, False]
+    assert (answer["task"], answer["policy"], answer["normalized"]) == ("query", "chunk-average", False)
+    one = handler({"inputs": TEXTS[0]})
+    assert len(one["embeddings"]) == len(one["tokens"]) == len(one["truncated"]) == len(one["chunks"]) == 1
+
+
+@pytest.mark.parametrize("pooling", ["mean", "weighted_mean", "cls", "cls_tanh", "mean_tanh"])
+def test_vectors_are_the_models_own(make, pooling):
+    folder = make(pooling=pooling)
+    handler = EndpointHandler(folder)
+    for task, prompt in PROMPTS.items():
+        expected = pooler_outputs(folder, TEXTS, prompt)
+        assert largest_difference(embed(handler, TEXTS, task=task, normalize=False), expected) < 1e-5
+        unit = torch.nn.functional.normalize(expected)
+        assert largest_difference(embed(handler, TEXTS, task=task), unit) < 1e-6
+    assert largest_difference(embed(handler, TEXTS, task="query"), embed(handler, TEXTS, task="document")) > 1e-3
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, {"query": "a "}, {"passage": "a ", "other": "the "}])
+def test_prompts_are_those_that_sentence_transformers_takes(make, prompts):
+    settings = SentenceSettings(prompts, default_prompt_name=list(prompts)[-1])
+    handler = EndpointHandler(make(settings=settings))
+    theirs = {"query": handler.model.encode_query, "document": handler.model.encode_document}
+    for task, encode in theirs.items():
+        vectors = encode(TEXTS, convert_to_tensor=True)
+        assert largest_difference(embed(handler, TEXTS, task=task, normalize=False), vectors) < 1e-5
+
+
+@pytest.mark.parametrize("padding", ["masked", "visible"])
+@pytest.mark.parametrize("policy", ["truncate", "chunk-average"])
+def test_a_vector_does_not_depend_on_the_other_texts(make, padding, policy, monkeypatch):
+    monkeypatch.setattr(handler_module, "BATCH_TOKENS", 100)
+    handler = EndpointHandler(make(padding=padding))
+    texts = [*TEXTS, LONG + " report", *TEXTS]
+    alone = torch.cat([embed(handler, text, policy=policy) for text in texts])
+    together = embed(handler, texts, policy=policy)
+    assert largest_difference(alone, together) < 1e-6
+    assert largest_difference(embed(handler, texts[::-1], policy=policy), together.flip(0)) < 1e-6
+
+
+@pytest.mark.parametrize("padding", ["masked", "visible"])
+def test_batches_keep_to_the_budget_and_pad_little(make, padding, monkeypatch):
+    monkeypatch.setattr(handler_module, "BATCH_TOKENS", 100)
+    handler = EndpointHandler(make(padding=padding))
+    shapes, forward = [], handler.model.forward
+
+    def record(features, **kwargs):
+        shapes.append((*features["input_ids"].shape, int(features["attention_mask"].sum())))
+        return forward(features, **kwargs)
+
+    monkeypatch.setattr(handler.model, "forward", record)
+    handler({"inputs": [*["a budget"] * 20, LONG, *["the"] * 3]})
+    assert sum(rows for rows, _, _ in shapes) == 24
+    assert all(rows * longest <= 100 for rows, longest, _ in shapes)
+    if padding == "masked":
+        assert shapes[0] == (1, 48, 48)  # its budget has room for a second row, but not of 48 tokens for 8
+        assert all(2 * real >= rows * longest for rows, longest, real in shapes)
+        assert len(shapes) == 3
+    else:
+        assert {longest for _, longest, _ in shapes} == {48}
+        assert len(shapes) == 12
+
+
+def test_a_text_longer_than_the_budget_is_read_alone(make, monkeypatch):
+    monkeypatch.setattr(handler_module, "BATCH_TOKENS", 10)
+    handler = EndpointHandler(make())
+    assert embed(handler, [LONG, "the"]).shape == (2, 32)
+
+
+@pytest.mark.parametrize("words", ["committee ", "meeting budget ", "budgetcommittee ", "xx", "the budget. "])
+@pytest.mark.parametrize("max_tokens", [15, 31, 48])
+def test_averages_of_chunks_are_those_of_the_evaluation(make, words, max_tokens):
+    folder = make(settings=SentenceSettings(dict(PROMPTS), max_tokens=max_tokens))
+    texts = [words * 40, *TEXTS]
+    expected = parse_policy("chunk-average").embed(SentenceTransformerEncoder(folder, device="cpu"), texts)
+    answer = EndpointHandler(folder)({"inputs": texts, "parameters": {"policy": "chunk-average"}})
+    assert largest_difference(answer["embeddings"], expected.rows) < 1e-6
+    assert answer["chunks"][0] > 1
+    assert answer["max_tokens"] == max_tokens
+
+
+def test_chunks_hold_the_whole_text_and_none_is_too_long(make):
+    handler = EndpointHandler(make(settings=SentenceSettings(max_tokens=9)))
+    text = ("committeemeetingbudget" * 4 + " ") * 8  # cut anywhere, "tee" is a token in it and three by itself
+    count = handler._count([text], "")[0]
+    chunks = handler._cut(text, count, "")
+    position = 0
+    for chunk, tokens in chunks:
+        assert tokens == handler._count([chunk], "")[0] <= 9
+        start = text.find(chunk, max(position - len(chunk), 0))
+        assert 0 <= start <= position + 1
+        position = max(position, start + len(chunk))
+    assert position == len(text.rstrip())
+    assert len(chunks) > count / 7 + 1  # some did grow
+
+
+def test_the_average_is_of_unit_vectors(make):
+    folder = make(settings=SentenceSettings(max_tokens=12))
+    handler = EndpointHandler(folder)
+    text = "the report of a " * 4  # chunks of 10 tokens
+    parts = ["the report of a the report of a the report", "of a the report of a"]
+    expected = torch.nn.functional.normalize(pooler_outputs(folder, parts)).mean(0, keepdim=True)
+    assert largest_difference(embed(handler, text, policy="chunk-average", normalize=False), expected) < 1e-6
+    assert expected.norm() < 0.999
+    assert embed(handler, text, policy="chunk-average").norm().item() == pytest.approx(1, abs=1e-6)
+
+
+def test_what_cannot_be_cut_is_read_as_far_as_it_goes(make, monkeypatch):
+    """One character may have more tokens than the model takes; no text sends the handler round in circles."""
+    handler = EndpointHandler(make(settings=SentenceSettings(max_tokens=5)))
+    monkeypatch.setattr(handler, "_count", lambda texts, prompt: [6 if text else 2 for text in texts])
+    monkeypatch.setattr(handler, "_spans", lambda text: [(0, 1)] * 4)
+    answer = handler({"inputs": "x", "parameters": {"policy": "chunk-average"}})
+    assert answer["truncated"] == [True]
+
+
+def test_a_bfloat16_folder_is_run_as_it_is(make):
+    folder = make(dtype=torch.bfloat16)
+    handler = EndpointHandler(folder)
+    assert handler.model.dtype == torch.bfloat16
+    vectors = embed(handler, TEXTS)
+    assert largest_difference(vectors.norm(dim=1), torch.ones(5)) < 1e-6  # normalised in float32
+    expected = torch.nn.functional.normalize(pooler_outputs(folder, TEXTS, PROMPTS["document"]).float())
+    assert torch.nn.functional.cosine_similarity(vectors, expected).min() > 0.99
+
+
+def test_requests_at_the_same_time_do_not_mix(make):
+    handler = EndpointHandler(make())
+    bodies = [
+        {"inputs": [text, LONG], "parameters": {"policy": policy}}
+        for text in TEXTS
+        for policy in ("truncate", "chunk-average")
+    ]
+    expected = [handler(body) for body in bodies]
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(handler, bodies * 4)) == expected * 4

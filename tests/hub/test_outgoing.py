@@ -1,0 +1,146 @@
+"""Which folders may be published, and which files of them."""
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from m2bert_hub.folder import write_folder
+from m2bert_hub.outgoing import collect
+from m2bert_hub.outgoing_checks import check_outgoing
+from modeling_m2bert import M2BertModel
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_config, tokenizer):
+    return write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "model")
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    path = tmp_path / "adapter"
+    path.mkdir()
+    save_file({"x": torch.ones(2)}, path / "adapter_model.safetensors")
+    (path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
+    (path / "README.md").write_text("# Adapter\n")
+    return path
+
+
+def check(folder):
+    outgoing = collect(folder)
+    check_outgoing(outgoing)
+    return outgoing
+
+
+def refused(folder, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check(folder)
+
+
+def change_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+DAMAGE = {
+    "no weights": (lambda d: (d / "model.safetensors").unlink(), "has no model.safetensors"),
+    "weights cut short": (lambda d: cut(d / "model.safetensors"), "damaged or cut short"),
+    "an index without shards": (
+        lambda d: (d / "model.safetensors.index.json").write_text('{"weight_map": {"x": "model-1.safetensors"}}'),
+        "names model-1.safetensors for x",
+    ),
+    "no card": (lambda d: (d / "README.md").unlink(), "lacks README.md"),
+    "a broken card": (lambda d: (d / "README.md").write_text("---\na: [\n---\n"), "the YAML at the head"),
+    "no configuration": (lambda d: (d / "config.json").unlink(), "nothing that can be pushed"),
+    "broken JSON": (lambda d: (d / "modules.json").write_text("{"), "no valid JSON"),
+    "a missing import": (lambda d: (d / "m2bert_pooling.py").unlink(), "'.m2bert_pooling', which is not in the folder"),
+    "an import from above": (lambda d: (d / "x.py").write_text("from ..y import z"), "only finds modules beside it"),
+    "code that is none": (lambda d: (d / "x.py").write_text("def"), "no valid Python"),
+    "no auto_map": (lambda d: change_json(d / "config.json", auto_map={}), "has no auto_map"),
+    "a missing class": (
+        lambda d: change_json(d / "config.json", auto_map={"AutoModel": "gone.Model"}),
+        "gone.py is missing",
+    ),
+    "a pickle": (lambda d: (d / "pytorch_model.bin").write_bytes(b""), "is a pickle"),
+    "a pickle in a folder": (lambda d: (d / "1_Pooling" / "x.PT").write_bytes(b""), "is a pickle"),
+    "a link out": (lambda d: (d / "link.txt").symlink_to("/etc/hostname"), "leads out of the folder"),
+    "a linked folder": (lambda d: (d / "link").symlink_to(d.parent, True), "leads out of the folder"),
+    "a token": (lambda d: (d / "training.json").write_text(f'"hf_{"a" * 34}"'), "looks like a token"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_folder_that_nobody_could_or_should_load_is_refused(folder, what):
+    check(folder)
+    damage, message = DAMAGE[what]
+    damage(folder)
+    refused(folder, message)
+
+
+def test_shards_are_whole_if_the_index_finds_every_tensor(folder):
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    refused(folder, "has no model.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"embeddings.word_embeddings.weight": "model-1.safetensors"}}))
+    assert "model-1.safetensors" in check(folder).files
+    index.write_text(json.dumps({"weight_map": {"gone.weight": "model-1.safetensors"}}))
+    refused(folder, "names model-1.safetensors for gone.weight")
+
+
+def test_links_within_the_folder_go_as_files(folder):
+    (folder / "again.md").symlink_to("README.md")
+    assert check(folder).files["again.md"].read_bytes() == (folder / "README.md").read_bytes()
+    (folder / "nowhere.md").symlink_to("gone.md")
+    refused(folder, "leads out of the folder or to no file")
+
+
+def test_what_tools_and_training_leave_behind_stays(folder):
+    before = set(check(folder).files)
+    for name in (".git/config", "sub/__pycache__/x.pyc", ".DS_Store", ".env", "checkpoints/x.pt", "id_rsa", "a.pem"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("")
+    (folder / ".eval_results").mkdir()
+    (folder / ".eval_results" / "m2bert.yaml").write_text("")
+    outgoing = check(folder)
+    assert set(outgoing.files) == before | {".eval_results/m2bert.yaml"}
+    left_out = {".git/", "sub/__pycache__/", ".DS_Store", ".env", "checkpoints/", "id_rsa", "a.pem"}
+    assert set(outgoing.left_out) == left_out
+
+
+@pytest.mark.parametrize("base", ["/home/me/base", "./base", "../base", "a/b/c", "", None, "here/base"])
+def test_an_adapter_of_a_local_base_is_refused(adapter, base, monkeypatch, tmp_path):
+    assert check(adapter).kind == "adapter"
+    (tmp_path / "here" / "base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    change_json(adapter / "adapter_config.json", base_model_name_or_path=base)
+    refused(adapter, "push the base and write its name there")
+
+
+def test_an_adapter_without_weights_is_refused(adapter):
+    (adapter / "adapter_model.safetensors").unlink()
+    refused(adapter, "has no adapter_model.safetensors")
+
+
+def test_a_space_may_have_packages_but_needs_its_program(tmp_path):
+    (tmp_path / "README.md").write_text("---\nsdk: gradio\n---\n")
+    (tmp_path / "parts").mkdir()
+    for name, text in {"__init__.py": "from . import a", "a.py": "", "b.py": "from .a import x"}.items():
+        (tmp_path / "parts" / name).write_text(text)
+    refused(tmp_path, "lacks app.py")
+    (tmp_path / "app.py").write_text("from parts.b import x")
+    outgoing = check(tmp_path)
+    assert (outgoing.kind, outgoing.sdk, outgoing.repo_type) == ("space", "gradio", "space")
+    (tmp_path / "parts" / "a.py").unlink()
+    refused(tmp_path, "imports from '.a', which is not in the folder")
+
+
+def test_no_folder_and_no_kind_are_refused(tmp_path):
+    refused(tmp_path / "none", "is no folder")
+    refused(tmp_path, "nothing that can be pushed")
+    (tmp_path / "README.md").write_text("---\nsdk: word\n---\n")
+    refused(tmp_path, "a Space takes one of")

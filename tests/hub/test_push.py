@@ -1,0 +1,330 @@
+"""What `m2bert push` shows, sends and leaves alone: the real client against a Hub on 127.0.0.1."""
+
+import json
+import logging
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from fake_hub import FakeHub
+from safetensors.torch import save_file
+from test_cli import run
+
+from m2bert_hub.folder import write_folder
+from m2bert_hub.hub_errors import plain_errors
+from modeling_m2bert import M2BertModel
+
+METRIC = Path(__file__).parents[2] / "eval" / "metrics" / "ndcg"
+REPO = "org/m2bert"
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with FakeHub() as hub:
+        hub.connect(monkeypatch, tmp_path / "home")
+        yield hub
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_config, tokenizer):
+    return write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "model")
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    path = tmp_path / "adapter"
+    path.mkdir()
+    save_file({"x": torch.ones(2)}, path / "adapter_model.safetensors")
+    (path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
+    (path / "README.md").write_text("# Adapter\n")
+    return path
+
+
+@pytest.fixture
+def push(monkeypatch, capsys):
+    """(exit code, stdout, stderr) of `m2bert push`."""
+    return lambda *arguments: run(monkeypatch, capsys, "push", *arguments)
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def writes(hub):
+    return [f"{request.method} {request.path}" for request in hub.requests if request.method not in ("GET", "HEAD")]
+
+
+def refused(push, message, *arguments):
+    """The push ends with one line that says `message`."""
+    code, _, err = push(*arguments)
+    assert code == 2
+    [line] = [line for line in err.splitlines() if line.startswith("m2bert: ")]
+    assert message in line
+    assert "Traceback" not in err
+    return err
+
+
+def test_by_default_it_shows_everything_and_sends_nothing(push, hub, folder):
+    (folder / "__pycache__").mkdir()
+    (folder / ".env").write_text("secret")
+    (folder / "checkpoint-10").mkdir()
+    (folder / "checkpoint-10" / "optimizer.bin").write_text("state")
+    code, out, _ = push(folder, "--repo", REPO)
+    assert code == 0
+    assert out.endswith("nothing was sent; add --no-dry-run to send it\n")
+    size = (folder / "model.safetensors").stat().st_size
+    assert any(line.split() == ["new", f"{size:,}", "LFS", "model.safetensors"] for line in out.splitlines())
+    assert "branch main, repository not found, so it will be made, public" in out
+    assert "left out, stays here: .env, __pycache__/, checkpoint-10/" in out
+    assert not writes(hub)
+    assert not hub.repositories
+
+
+def test_the_dry_run_of_a_public_repository_needs_no_token(push, hub, folder, monkeypatch, tmp_path):
+    hub.connect(monkeypatch, tmp_path / "home", token=None)
+    files = contents(folder)
+    other = {name: files[name][:-1] + b"!" for name in ("config.json", "model.safetensors")}  # of the same length
+    hub.add(REPO, files | other | {"requirements.txt": b"", "notes.md": b"mine"})
+    code, out, _ = push(folder, "--repo", REPO)
+    status = {line.split()[-1]: line.split()[0] for line in out.splitlines() if line.startswith("  ")}
+    assert code == 0
+    assert {name for name in status if status[name] == "changed"} == {*other, "requirements.txt"}
+    assert {name for name in status if status[name] == "same"} == files.keys() - {*other, "requirements.txt"}
+    assert "stays in the repository: notes.md" in out
+    assert not writes(hub)
+    assert not [request for request in hub.requests if "Authorization" in request.headers]
+
+
+@pytest.mark.parametrize("how", ["offline", "no server"])
+def test_without_the_hub_the_local_part_is_shown(push, hub, folder, monkeypatch, how):
+    if how == "offline":
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    else:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    code, out, _ = push(folder, "--repo", REPO)
+    assert code == 0
+    assert "not compared with what is there: the Hub cannot be reached" in out
+    assert "model.safetensors" in out
+    assert "new" not in {line.split()[0] for line in out.splitlines()}
+    refused(push, "cannot be reached", folder, "--repo", REPO, "--no-dry-run")
+
+
+def test_everything_goes_in_one_commit_and_the_lines_to_load_it_are_shown(push, hub, folder):
+    code, out, err = push(folder, "--repo", REPO, "--no-dry-run", "--private")
+    assert code == 0, err
+    commits = hub.commits(REPO)
+    assert [commit.message.split(" with ")[0] for commit in commits] == ["Upload model", "initial commit"]
+    assert commits[0].files == contents(folder) | {".gitattributes": commits[1].files[".gitattributes"]}
+    assert hub.repositories["model", REPO].private
+    assert f"{hub.url}/{REPO}/commit/{commits[0].sha}" in out
+    assert f'AutoModel.from_pretrained("{REPO}", revision="{commits[0].sha}", trust_remote_code=True)' in out
+    assert f'SentenceTransformer("{REPO}", revision="{commits[0].sha}", trust_remote_code=True)' in out
+    before = len(writes(hub))
+    assert "nothing to send" in push(folder, "--repo", REPO, "--no-dry-run")[1]
+    assert len(writes(hub)) == before
+    assert len(hub.commits(REPO)) == 2
+
+
+def test_stale_weights_code_and_records_go_in_the_same_commit_and_the_rest_stays(push, hub, folder):
+    stale = {"model-00001-of-00002.safetensors": b"old", "model.safetensors.index.json": b"{}", "m2bert_old.py": b""}
+    stale |= {"training.json": b"{}", "conversion.json": b"{}", ".eval_results/m2bert.yaml": b"[]"}
+    kept = {"notes.md": b"mine", "scripts/tool.py": b"", "pytorch_model.bin": b"theirs", ".gitattributes": b""}
+    hub.add(REPO, stale | kept | {"modeling_m2bert.py": b"# old"})
+    _, out, _ = push(folder, "--repo", REPO)
+    assert all(f"  deleted: {name}" in out for name in stale)
+    assert f"stays in the repository: {', '.join(sorted(kept))}" in out
+    assert push(folder, "--repo", REPO, "--no-dry-run")[0] == 0
+    assert hub.files(REPO) == contents(folder) | kept
+    assert len(hub.commits(REPO)) == 2
+
+
+def test_nothing_is_deleted_from_a_repository_that_this_package_did_not_write(push, hub, folder, adapter):
+    theirs = {"model-00001-of-00002.safetensors": b"theirs", "modeling_other.py": b""}
+    hub.add("org/other", theirs)
+    assert push(folder, "--repo", "org/other", "--no-dry-run")[0] == 0
+    assert theirs.items() <= hub.files("org/other").items()
+    assert push(adapter, "--repo", "org/other", "--no-dry-run")[0] == 0
+    assert hub.files("org/other") == contents(folder) | theirs | contents(adapter)
+
+
+def test_a_pull_request_leaves_main_as_it_is(push, hub, folder):
+    theirs = {"pytorch_model.bin": b"pickle", "modeling_m2bert.py": b"# theirs", "old.py": b""}
+    hub.add("other/theirs", theirs)
+    code, out, err = push(folder, "--repo", "other/theirs", "--create-pr", "--no-dry-run")
+    assert code == 0, err
+    assert f"{hub.url}/other/theirs/discussions/1" in out
+    assert hub.files("other/theirs") == theirs
+    assert hub.files("other/theirs", "refs/pr/1") == theirs | contents(folder)
+    refused(push, "no pull request can be made", folder, "--repo", "other/none", "--create-pr", "--no-dry-run")
+    refused(push, "leave --private and --revision out", folder, "--repo", REPO, "--create-pr", "--private")
+    assert set(hub.repositories) == {("model", "other/theirs")}
+
+
+def test_a_branch_is_made_and_main_stays(push, hub, folder):
+    hub.add(REPO, {"config.json": b"{}"})
+    arguments = [folder, "--repo", REPO, "--revision", "exp/one"]
+    assert "branch exp/one (will be made)" in push(*arguments)[1]
+    assert set(hub.repositories["model", REPO].refs) == {"main"}
+    assert push(*arguments, "--no-dry-run")[0] == 0
+    assert hub.files(REPO, "exp/one") == contents(folder)
+    assert hub.files(REPO) == {"config.json": b"{}"}
+    refused(push, "is no branch", folder, "--repo", REPO, "--revision", "0" * 40)
+    refused(push, "is no branch", folder, "--repo", REPO, "--revision", "refs/pr/1")
+
+
+def test_an_adapter_and_a_space_are_told_by_what_they_hold(push, hub, adapter):
+    code, out, _ = push(adapter, "--repo", "org/adapter", "--no-dry-run")
+    assert code == 0
+    assert 'PeftModel.from_pretrained(base, "org/adapter", revision=' in out
+    assert contents(adapter).items() <= hub.files("org/adapter").items()
+    code, out, _ = push(METRIC, "--repo", "org/ndcg", "--no-dry-run")
+    assert code == 0
+    assert "differs" not in out  # a Space's code is its own
+    [create] = [json.loads(r.body) for r in hub.requests if r.path == "/api/repos/create" and b"ndcg" in r.body]
+    assert create["sdk"] == "gradio"
+    assert hub.files("org/ndcg", kind="space")["ndcg.py"] == (METRIC / "ndcg.py").read_bytes()
+
+
+def test_a_private_wish_does_not_meet_a_public_repository(push, hub, folder):
+    hub.add(REPO, {})
+    refused(push, "exists and is public", folder, "--repo", REPO, "--private", "--no-dry-run")
+    assert not writes(hub)
+
+
+@pytest.mark.parametrize("name", ["./x", "/x", "a/b/c", "~/x", "here", "x\\y"])
+def test_a_path_is_no_repository(push, hub, folder, monkeypatch, tmp_path, name):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    refused(push, f"--repo {name!r} is a path; name it as org/name", folder, "--repo", name)
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("name", ["m2bert", "org/na me", "org/", "org/-x", ""])
+def test_a_name_that_the_hub_would_not_take_is_refused(push, hub, folder, name):
+    refused(push, "name it as org/name", folder, "--repo", name)
+
+
+def test_code_that_this_package_did_not_write_is_named(push, hub, folder):
+    _, out, _ = push(folder, "--repo", REPO)
+    total = len(list(folder.glob("*.py")))
+    assert f"byte for byte: {total} files" in out
+    assert "differs" not in out
+    with (folder / "m2bert_mlp.py").open("a") as file:
+        file.write("\n# mine\n")
+    (folder / "extra.py").write_text("")
+    _, out, _ = push(folder, "--repo", REPO)
+    assert f"byte for byte: {total - 1} files" in out
+    foreign = [line.rpartition(": ")[2] for line in out.splitlines() if "differs" in line]
+    assert foreign == ["extra.py", "m2bert_mlp.py"]
+
+
+def test_a_damaged_folder_is_refused_before_anything_is_asked(push, hub, folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    refused(push, "damaged or cut short", folder, "--repo", REPO, "--no-dry-run")
+    assert not hub.requests
+
+
+@pytest.mark.parametrize(
+    ("token", "repo", "message"),
+    [
+        (None, REPO, "there is no token for the Hub; run `hf auth login`"),
+        ("hf_wrong", REPO, "does not accept the token; run `hf auth login`"),
+        ("hf_read", REPO, "may not write to org/m2bert"),
+        ("hf_write", "other/m2bert", "may not write to other/m2bert"),
+        ("hf_read", "org/there", "may not write to org/there"),
+    ],
+)
+def test_what_the_token_may_not_do_is_one_line(push, hub, folder, monkeypatch, tmp_path, token, repo, message):
+    hub.connect(monkeypatch, tmp_path / "home", token)
+    hub.add("org/there", {})
+    refused(push, message, folder, "--repo", repo, "--no-dry-run")
+    assert hub.files("org/there") == {}
+    assert set(hub.repositories) == {("model", "org/there")}
+
+
+def test_another_commit_in_between_is_not_overwritten(push, hub, folder):
+    hub.add(REPO, {})
+
+    def meanwhile(request):
+        if "/preupload/" in request.path:
+            repository = hub.repositories["model", REPO]
+            repository.commit("main", "theirs", {"theirs.txt": b""}, repository.at("main"))
+
+    hub.intercept = meanwhile
+    refused(push, "got another commit meanwhile", folder, "--repo", REPO, "--no-dry-run")
+    assert hub.files(REPO) == {"theirs.txt": b""}
+
+
+@pytest.mark.parametrize("place", ["/large-files/", "/objects/batch", "/preupload/", "/commit/"])
+def test_a_broken_connection_leaves_main_as_it_was_and_a_second_run_completes_it(push, hub, folder, monkeypatch, place):
+    hub.add(REPO, {"config.json": b"{}"})
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the client waits before it tries again
+    hub.intercept = lambda request: "drop" if place in request.path else None
+    refused(push, "the Hub cannot be reached", folder, "--repo", REPO, "--no-dry-run")
+    assert hub.files(REPO) == {"config.json": b"{}"}
+    assert len(hub.commits(REPO)) == 1
+    hub.intercept = lambda request: None
+    assert push(folder, "--repo", REPO, "--no-dry-run")[0] == 0
+    assert hub.files(REPO) == contents(folder)
+    assert len(hub.commits(REPO)) == 2
+
+
+def test_a_lost_answer_is_no_second_commit(push, hub, folder):
+    hub.add(REPO, {})
+    hub.intercept = lambda request: "lose" if "/commit/" in request.path else None
+    refused(push, "run it again", folder, "--repo", REPO, "--no-dry-run")
+    hub.intercept = lambda request: None
+    assert "nothing to send" in push(folder, "--repo", REPO, "--no-dry-run")[1]
+    assert len(hub.commits(REPO)) == 2
+
+
+@pytest.mark.parametrize("place", ["/revision/", "/repos/create", "/preupload/", "/objects/batch", "/commit/"])
+@pytest.mark.parametrize("status", [200, 400, 403, 500])
+def test_the_token_is_never_said_even_if_the_server_repeats_it(push, hub, folder, monkeypatch, caplog, place, status):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_DEBUG", True)
+
+    def echo(request):
+        if place in request.path and "Authorization" in request.headers:
+            said = request.headers["Authorization"]
+            return status, {"X-Error-Message": said, "X-Request-Id": said}, json.dumps({"error": said}).encode()
+
+    hub.intercept = echo
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
+    for name in ("", "huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2"):
+        caplog.set_level(logging.DEBUG, name)
+    code, out, err = push(folder, "--repo", REPO, "--no-dry-run")
+    assert code == 2
+    assert "Traceback" not in err
+    assert "authenticated: True" in caplog.text  # the debug log is on
+    assert "<token>" in caplog.text
+    assert "hf_write" not in caplog.text + out + err
+
+
+def test_a_traceback_in_the_log_does_not_say_the_token(caplog):
+    with plain_errors(REPO, "hf_write"):
+        try:
+            raise ValueError("Bearer hf_write")
+        except ValueError:
+            logging.getLogger("any").warning("it failed", exc_info=True)
+    assert "Bearer <token>" in caplog.text
+    assert "hf_write" not in caplog.text
+
+
+@pytest.mark.slow
+def test_the_command_itself_with_debug_logging_keeps_the_token(hub, folder, tmp_path):
+    hub.intercept = lambda request: (
+        (403, {}, request.headers["Authorization"].encode()) if "/commit/" in request.path else None
+    )
+    code = "import logging; logging.basicConfig(level=0); from m2bert_hub.cli import main; main()"
+    command = [sys.executable, "-c", code, "push", str(folder), "--repo", REPO, "--no-dry-run"]
+    environment = hub.environment(tmp_path / "other_home") | {"HF_DEBUG": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 2
+    assert "m2bert: the token may not write to org/m2bert" in result.stderr
+    assert "Send: curl" in result.stderr
+    assert "hf_write" not in result.stdout + result.stderr

@@ -1,0 +1,116 @@
+"""Foreign weights: which file is taken, what its containers hold, and clear refusals."""
+
+import json
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from m2bert_hub.weights import choose_weights, read_weights
+
+STATE = {"a": torch.arange(3.0), "b": torch.ones(2, 2).bfloat16()}
+
+
+def write_index(folder, parts, suffix="safetensors", names=None):
+    """Shards of these parts of STATE and their index."""
+    weight_map = {}
+    for number, keys in enumerate(parts):
+        name = f"part-{number}.{suffix}"
+        part = {key: STATE[key] for key in keys}
+        save_file(part, folder / name) if suffix == "safetensors" else torch.save(part, folder / name)
+        weight_map |= dict.fromkeys(keys, name)
+    index = folder / f"weights.{suffix}.index.json"
+    index.write_text(json.dumps({"weight_map": names or weight_map}))
+    return index
+
+
+def write(folder, container) -> Path:
+    """STATE in one of the containers."""
+    if container.startswith("sharded"):
+        return write_index(folder, ["a", "b"], container.rpartition(" ")[2])
+    path = folder / f"weights.{container.rpartition(' ')[2]}"
+    if container == "safetensors":
+        save_file(STATE, path)
+    else:
+        content = {"state": {"model": OrderedDict(STATE), "run": slice(3)}} if "composer" in container else STATE
+        torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize("container", ["safetensors", "bin", "composer pt", "sharded safetensors", "sharded bin"])
+def test_every_container_gives_the_same_tensors(tmp_path, container):
+    found = read_weights(write(tmp_path, container))
+    assert found.keys() == STATE.keys()
+    assert all(torch.equal(found[key], STATE[key]) and found[key].dtype == STATE[key].dtype for key in STATE)
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (["model.safetensors", "pytorch_model.bin", "pytorch_model_V0.bin"], "model.safetensors"),
+        (["pytorch_model.bin", "model.safetensors.index.json", "x.safetensors"], "model.safetensors.index.json"),
+        (["pytorch_model_V0.bin", "pytorch_model.bin", "pytorch_model_V1.bin"], "pytorch_model.bin"),
+        (["README.md", "checkpoint.pt", "config.json", "onnx/model.safetensors"], "checkpoint.pt"),
+    ],
+)
+def test_the_usual_names_come_first_then_the_only_weights(names, chosen):
+    assert choose_weights(names, None, "org/name") == chosen
+
+
+def test_several_or_no_weights_are_named():
+    with pytest.raises(ValueError, match=r"org/name has several weights: a.bin, b.pt; choose one with --file"):
+        choose_weights(["b.pt", "a.bin", "README.md"], None, "org/name")
+    with pytest.raises(ValueError, match=r"org/name has no weights .*; it has README.md, modeling.py"):
+        choose_weights(["README.md", "modeling.py"], None, "org/name")
+    with pytest.raises(ValueError, match="it has no file at all"):
+        choose_weights([], None, "org/name")
+    assert choose_weights(["a.bin", "b.bin"], "b.bin", "org/name") == "b.bin"
+    with pytest.raises(ValueError, match="no file 'c.bin' .*a.bin"):
+        choose_weights(["a.bin", "b.bin"], "c.bin", "org/name")
+
+
+@pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/etc/passwd.bin", "a/../../b.bin", "x.py", "..\\b.bin"])
+def test_an_index_leads_to_weights_of_its_folder_only(tmp_path, name):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_file(STATE, tmp_path / "elsewhere.safetensors")
+    with pytest.raises(ValueError, match="no weights file of its folder"):
+        read_weights(write_index(folder, [], names={"a": name}))
+
+
+def test_an_index_and_its_shards_agree(tmp_path):
+    parts = {"a": "part-0.safetensors", "b": "part-1.safetensors"}
+    with pytest.raises(ValueError, match="disagree about c"):
+        read_weights(write_index(tmp_path, ["a", "b"], names=parts | {"c": "part-0.safetensors"}))
+    with pytest.raises(ValueError, match="disagree about b"):
+        read_weights(write_index(tmp_path, ["ab"], names={"a": "part-0.safetensors"}))
+    with pytest.raises(ValueError, match="several files hold a"):
+        read_weights(write_index(tmp_path, ["ab", "a"], names=parts))
+    (tmp_path / "part-1.safetensors").unlink()
+    with pytest.raises(ValueError, match="names 'part-1.safetensors', which is not beside it"):
+        read_weights(tmp_path / "weights.safetensors.index.json")
+
+
+@pytest.mark.parametrize("content", ["{}", '{"weight_map": {}}', '{"weight_map": {"a": 3}}'])
+def test_an_index_without_files_is_refused(tmp_path, content):
+    (tmp_path / "x.bin.index.json").write_text(content)
+    with pytest.raises(ValueError, match="has no weight_map"):
+        read_weights(tmp_path / "x.bin.index.json")
+
+
+@pytest.mark.parametrize("container", ["safetensors", "bin"])
+def test_a_truncated_file_is_one_line_with_the_fix(tmp_path, container):
+    path = write(tmp_path, container)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(ValueError, match=f"weights.{container} .*copy or download it again"):
+        read_weights(path)
+
+
+def test_keys_that_are_no_names_are_left_out(tmp_path):
+    torch.save({"a": torch.ones(1), 0: torch.ones(1), "step": 3}, tmp_path / "x.pt")
+    assert list(read_weights(tmp_path / "x.pt")) == ["a"]
+    torch.save({0: torch.ones(1)}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="holds no tensors by name"):
+        read_weights(tmp_path / "x.pt")
