@@ -2,10 +2,14 @@
 
 import dataclasses
 import difflib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+
+LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")  # as the Hub's metadata spells them
+DATA_SET = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,15 @@ def read_about(file: Path) -> About:
         if name in fields and not isinstance(fields[name], kind):
             what = "a list" if kind is list else "text"
             raise ValueError(f"about {file}: {name}={fields[name]!r} is not {what}")
+    if not LICENSE.fullmatch(fields.get("license", "none")):
+        raise ValueError(f"about {file}: license={fields['license']!r} is none of the Hub's, as apache-2.0 is")
     data = [_fields(entry, Data, f"about {file}: data[{i}]") for i, entry in enumerate(fields.get("data", []))]
     for i, entry in enumerate(data):
         for name in ("name", "license"):
             if not isinstance(entry.get(name), str):
                 raise ValueError(f"about {file}: data[{i}] has no {name}; every source says its name and its licence")
+        if not DATA_SET.fullmatch(entry.get("hub") or "none"):
+            raise ValueError(f"about {file}: data[{i}] has hub={entry['hub']!r}, which is no data set (org/name)")
     return About(**fields | {"data": [Data(**entry) for entry in data]})
 
 

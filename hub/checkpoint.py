@@ -142,8 +142,8 @@ def read_config(path: Path) -> dict:
 def read_json(path: Path) -> dict:
     """A JSON object. Raises ValueError naming the file where it is none."""
     try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds no JSON object; name the right file")

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoint import AUTO_CLASSES, read_json
 from .model_card import Card, render_card
+from .private import without_private
 from .sentence_files import SentenceSettings, write_json, write_sentence_files
 
 REQUIREMENTS = "transformers>=5.17,<6\ntorch>=2.11\nsentence-transformers>=6\n"
@@ -68,23 +69,31 @@ def write_folder(
         if tokenizer is not None:
             save_tokenizer(tokenizer, settings.max_tokens or model.config.max_position_embeddings, new)
         write_sentence_files(model, settings, new)
-        has_handler = (new / "handler.py").is_file()
-        readme = render_card(model, _with_records(card or Card(), settings, extra_files or {}), has_handler)
+        readme = render_card(model, _completed(card or Card(), new, settings, extra_files or {}, model.config))
         for name, text in ({"requirements.txt": REQUIREMENTS, "README.md": readme} | (extra_files or {})).items():
             (new / name).parent.mkdir(exist_ok=True)
             (new / name).write_text(text, encoding="utf-8")
     return output
 
 
-def _with_records(card: Card, settings: SentenceSettings, extra_files: dict[str, str]) -> Card:
+def _completed(card: Card, folder: Path, settings: SentenceSettings, extra_files: dict[str, str], config) -> Card:
     """The card, with what the folder itself holds."""
     records = {}
     for field in ("training", "conversion"):
         try:
-            records[field] = json.loads(extra_files.get(f"{field}.json", "{}"))
-        except ValueError as error:
+            records[field] = without_private(json.loads(extra_files.get(f"{field}.json", "{}")))
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{field}.json is no valid JSON ({error}); remove it or write it again") from error
-    return dataclasses.replace(card, prompts=settings.prompts, **records)
+        if not isinstance(records[field], dict):
+            raise ValueError(f"{field}.json holds no JSON object; remove it or write it again")
+    return dataclasses.replace(
+        card,
+        **records,
+        document_prompt=settings.prompts.get("document") or "",
+        max_tokens=settings.max_tokens or config.max_position_embeddings,
+        has_tokenizer=(folder / "tokenizer_config.json").is_file(),
+        has_handler=(folder / "handler.py").is_file(),
+    )
 
 
 @contextmanager

@@ -1,15 +1,15 @@
 """The README.md card of a model folder: a template, filled from the model, its records and its scores."""
 
+import re
 from dataclasses import dataclass, field
 from importlib.resources import files
-from pathlib import PurePath
 
 import yaml
 from huggingface_hub import ModelCardData
-from jinja2 import Environment
+from jinja2 import Environment, StrictUndefined, TemplateError
 from transformers import PreTrainedModel
 
-from .about import About
+from .about import LICENSE, About
 from .scores import Scores, model_index
 
 TASKS = {  # class: library, task, an input to try
@@ -30,7 +30,9 @@ class Card:
         about: what its maker says.
         scores: of `m2bert eval`.
         training, conversion: the records training.json and conversion.json, where the folder has them.
-        prompts: what is put before queries and documents.
+        document_prompt: what sentence-transformers puts before documents.
+        max_tokens: the longest input.
+        has_tokenizer, has_handler: whether the folder has these.
     """
 
     repository: str | None = None
@@ -38,38 +40,55 @@ class Card:
     scores: Scores = field(default_factory=Scores)
     training: dict = field(default_factory=dict)
     conversion: dict = field(default_factory=dict)
-    prompts: dict[str, str] = field(default_factory=dict)
+    document_prompt: str = ""
+    max_tokens: int = 0
+    has_tokenizer: bool = True
+    has_handler: bool = False
 
     @property
     def license(self) -> str | None:
         """Of the weights: as stated, else as the source of a conversion states it."""
-        return self.about.license or self.conversion.get("license")
+        stated = self.about.license or self.conversion.get("license")
+        return stated if isinstance(stated, str) and LICENSE.fullmatch(stated) else None
 
 
-def render_card(model: PreTrainedModel, card: Card | None = None, has_handler: bool = False) -> str:
-    """Markdown with the Hub's metadata block."""
-    card = card or Card()
+def render_card(model: PreTrainedModel, card: Card) -> str:
+    """Markdown with the Hub's metadata block.
+
+    Raises:
+        ValueError: training.json or conversion.json is not as this package writes it.
+    """
     task, example = TASKS[type(model).__name__][1:]
     template = files("m2bert_hub").joinpath("templates/model_card.md").read_text(encoding="utf-8")
-    environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False)
-    environment.filters |= {"points": points, "short": lambda digest: str(digest)[:SHOWN_DIGITS], "yaml": _yaml}
-    return environment.from_string(template).render(
-        metadata=_metadata(model, card).to_yaml(),
-        title=card.repository or f"M2-BERT, {model.config.max_position_embeddings} tokens",
-        config=model.config,
-        card=card,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        padding="True" if model.config.padding == "masked" else '"max_length"',
-        task=task,
-        example=example,
-        has_handler=has_handler,
-        settings=_without_paths(card.training.get("config", {})),
+    environment = Environment(
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False, undefined=StrictUndefined
     )
+    environment.filters |= {"points": points, "short": lambda digest: str(digest)[:SHOWN_DIGITS], "yaml": _yaml}
+    environment.filters |= {"cell": cell, "literal": repr}
+    try:
+        return environment.from_string(template).render(
+            metadata=_metadata(model, card).to_yaml(),
+            title=card.repository or f"M2-BERT, {card.max_tokens} tokens",
+            config=model.config,
+            card=card,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            task=task,
+            example=example,
+        )
+    except (TemplateError, TypeError, ValueError, AttributeError, LookupError) as error:
+        raise ValueError(
+            f"the card cannot be made from training.json or conversion.json ({error}); remove or correct the record"
+        ) from error
 
 
 def points(score: float) -> str:
     """A score of 0 to 1 as points."""
     return f"{100 * score:.1f}"
+
+
+def cell(text) -> str:
+    """Foreign text inside a line of Markdown: one line, and nothing that Markdown or HTML would read as its own."""
+    return re.sub(r"([\\`|<>\[\]])", r"\\\1", " ".join(str(text).split()))
 
 
 def _metadata(model: PreTrainedModel, card: Card) -> ModelCardData:
@@ -81,22 +100,11 @@ def _metadata(model: PreTrainedModel, card: Card) -> ModelCardData:
         "base_model": card.conversion.get("source") if card.conversion.get("revision") else None,
     }
     if card.scores.own:
-        name = (card.repository or f"m2bert-{model.config.max_position_embeddings}").split("/")[-1]
+        name = (card.repository or f"m2bert-{card.max_tokens}").split("/")[-1]
         optional |= {"model_name": name, "eval_results": model_index(card.scores)}
     return ModelCardData(
         library_name=library, pipeline_tag=task, tags=TAGS, **{name: value for name, value in optional.items() if value}
     )
-
-
-def _without_paths(value):
-    """The settings of a run, with no more than the last part of a path: where its maker keeps files is nobody's."""
-    if isinstance(value, dict):
-        return {key: _without_paths(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_paths(inner) for inner in value]
-    if isinstance(value, str) and PurePath(value).is_absolute():
-        return PurePath(value).name
-    return value
 
 
 def _yaml(value) -> str:

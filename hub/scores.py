@@ -2,15 +2,18 @@
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import EvalResult, EvalResultEntry
 
-ORIGIN = ("task", "split", "source", "data_fingerprint", "policy", "interval_95", "counts", "claim", "trained_on",
-          "model_fingerprint", "vectors_per_document", "seen_share", "device", "dtype", "versions", "date")  # fmt: skip
-MAY_DIFFER = {"config.json", "sentence_bert_config.json"}  # between a model and its twin with the other padding
+from .checkpoint import read_json
+from .score_checks import check_score
+
+# As m2bert_eval.model_files has them; what is made of a model, and how it was made, do not count.
+PATTERNS = ("*.safetensors", "*.json", "vocab.txt", "[0-9]*_*/*.safetensors", "[0-9]*_*/*.json")
+NOT_THE_MODEL = {"training.json", "conversion.json"}
+CONFIG, SENTENCE_CONFIG = "config.json", "sentence_bert_config.json"
 
 
 @dataclass(frozen=True)
@@ -33,21 +36,32 @@ def read_scores(files: list[Path], model_dir: Path) -> Scores:
 
     Raises:
         ValueError: a file is no result file, none of its scores was measured on exactly these weights, settings and
-            tokenizer, a score does not say where it comes from, or two differ for the same task and policy.
+            tokenizer, a score does not say where it comes from or cannot be right, or two differ for the same task and
+            policy.
     """
+    if not files:
+        return Scores()
+    if not (model_dir / "modules.json").is_file():
+        raise ValueError(
+            f"{model_dir} has no modules.json, so its scores were measured with another pooling than an export has, or "
+            "with another model than an adapter makes; export it, evaluate the export, and export that with --results"
+        )
     records = [record for file in files for record in _read(Path(file))]
     ranked = [record for record in records if record.get("kind") == "retrieval" and not record.get("hybrid")]
-    own = [record for record in ranked if not _changed(record, model_dir)]
-    if files and not own:
-        raise ValueError(_none_fits(files, ranked, model_dir))
-    masked = [record for record in ranked if _is_masked_twin(record, model_dir)]
-    for record in (*own, *masked):
-        _check_origin(record)
-    bm25 = {record["data_fingerprint"]: record for record in ranked if record.get("system") == "bm25"}
+    present, twin = digests(model_dir), _masked_twin(model_dir)
+    own = [record for record in ranked if record.get("model_files") == present]
+    if not own:
+        raise ValueError(_none_fits(files, ranked, model_dir, present))
+    masked = [record for record in ranked if twin and record.get("model_files") == present | twin]
+    fingerprints = [record.get("data_fingerprint") for record in own]
+    bm25 = [r for r in ranked if r.get("system") == "bm25" and r.get("data_fingerprint") in fingerprints]
+    for record in (*own, *masked, *bm25):
+        check_score(record)
+    bm25 = {record["data_fingerprint"]: record for record in bm25}
     return Scores(_without_repetition(own), _without_repetition(masked), bm25)
 
 
-def model_index(scores: Scores, digits: int = 2) -> list[EvalResult]:
+def model_index(scores: Scores) -> list[EvalResult]:
     """The scores in points (0 to 100), as the Hub's `model-index` has them."""
     return [
         EvalResult(
@@ -59,26 +73,26 @@ def model_index(scores: Scores, digits: int = 2) -> list[EvalResult]:
             dataset_args={"fingerprint": record["data_fingerprint"]},
             metric_type="ndcg_at_10",
             metric_name=f"nDCG@10 ({record['policy']})",
-            metric_value=round(100 * record["ndcg_at_10"], digits),
+            metric_value=_points(record["ndcg_at_10"]),
         )
         for record in scores.own
     ]
 
 
-def leaderboard_entries(scores: Scores, digits: int = 2) -> list[EvalResultEntry]:
+def leaderboard_entries(scores: Scores) -> list[EvalResultEntry]:
     """The scores on data of the Hub, for `.eval_results/`: that form names a data set there, which local data lack."""
     entries = []
     for record in scores.own:
         if not record.get("revision"):
             continue
         pair = "," in record["revision"]  # queries and documents are two data sets; the documents are the benchmark
-        low, high = (round(100 * bound, digits) for bound in record["interval_95"])
+        low, high = map(_points, record["interval_95"])
         entries.append(
             EvalResultEntry(
                 dataset_id=f"{record['source']}-Documents" if pair else record["source"],
                 dataset_revision=record["revision"].split(",")[-1],
                 task_id=record["task"],
-                value=round(100 * record["ndcg_at_10"], digits),
+                value=_points(record["ndcg_at_10"]),
                 date=record["date"],
                 notes=f"nDCG@10, {record['split']}, {record['policy']}, 95 % interval {low} to {high}, "
                 f"{record['claim']}, data {record['data_fingerprint'][:12]}",
@@ -87,70 +101,52 @@ def leaderboard_entries(scores: Scores, digits: int = 2) -> list[EvalResultEntry
     return entries
 
 
+def digests(model_dir: Path) -> dict[str, str]:
+    """sha256 of every file of weights, settings and tokenizer, by its name in the folder."""
+    found = {}
+    for path in sorted(path for pattern in PATTERNS for path in model_dir.glob(pattern)):
+        if path.is_file() and path.name not in NOT_THE_MODEL:
+            with path.open("rb") as file:
+                found[path.relative_to(model_dir).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _points(score: float) -> float:
+    return round(100 * score, 2)
+
+
 def _read(file: Path) -> list[dict]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if content["format"] != 1 or not all(isinstance(record, dict) for record in content["results"]):
             raise ValueError("another format")
         return content["results"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"results {file} are no result file ({error!r}); write it with `m2bert eval`") from error
 
 
-def _changed(record: dict, model_dir: Path) -> list[str]:
-    """Names of files that are not as they were when the score was measured."""
-    measured = record.get("model_files") or {}
-    weights = {path.name for path in model_dir.glob("*.safetensors")}
-    named = {name: digest for name, digest in measured.items() if _is_inside(name)}
-    changed = [name for name, digest in named.items() if _digest(model_dir / name) != digest]
-    return sorted({*changed, *(weights - set(named)), *(set(measured) - set(named))}) or (
-        [] if weights else ["weights"]
-    )
+def _masked_twin(model_dir: Path) -> dict[str, str]:
+    """Digests of the two files in which `write_folder` makes the same model with padding="masked" differ."""
+    if read_json(model_dir / CONFIG).get("padding") != "visible" or not (model_dir / SENTENCE_CONFIG).is_file():
+        return {}
+    config = (model_dir / CONFIG).read_text().replace('"padding": "visible"', '"padding": "masked"')
+    settings = read_json(model_dir / SENTENCE_CONFIG)
+    settings.pop("processing_kwargs", None)
+    texts = {CONFIG: config, SENTENCE_CONFIG: json.dumps(settings, indent=2) + "\n"}
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
 
 
-def _is_masked_twin(record: dict, model_dir: Path) -> bool:
-    """Whether the record is of the same model but for padding="masked"."""
-    changed = _changed(record, model_dir)
-    if "config.json" not in changed or not set(changed) <= MAY_DIFFER:
-        return False
-    twin = (model_dir / "config.json").read_text().replace('"padding": "visible"', '"padding": "masked"')
-    return hashlib.sha256(twin.encode()).hexdigest() == record["model_files"]["config.json"]
-
-
-def _is_inside(name: str) -> bool:
-    return bool(re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", name))
-
-
-def _digest(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _none_fits(files: list[Path], ranked: list[dict], model_dir: Path) -> str:
-    with_files = [record for record in ranked if record.get("model_files")]
-    closest = min((_changed(record, model_dir) for record in with_files), key=len, default=None)
+def _none_fits(files: list[Path], ranked: list[dict], model_dir: Path, present: dict[str, str]) -> str:
+    measured = [record["model_files"] for record in ranked if isinstance(record.get("model_files"), dict)]
+    differences = [
+        sorted(str(name) for name in each.keys() | present.keys() if each.get(name) != present.get(name))
+        for each in measured
+    ]
     why = "no score there says on which files of a model it was measured"
-    if closest is not None:
-        why = f"measured were others (the closest differs in {', '.join(closest)})"
+    if differences:
+        why = f"measured were others (the closest differs in {', '.join(min(differences, key=len))})"
     names = ", ".join(map(str, files))
     return f"results {names} hold no score of {model_dir}: {why}; run `m2bert eval --encoder {model_dir}`"
-
-
-def _check_origin(record: dict):
-    lacking = [name for name in ORIGIN if record.get(name) in (None, "", [], {})]
-    if record.get("claim") in (None, "not stated") or "trained_on" in lacking:
-        raise ValueError(
-            f"the score of {record.get('system')!r} on {record.get('task')!r} does not say what the model was trained "
-            "on, so that nobody knows whether it saw the task; evaluate with `trained_on` in a configuration "
-            "(m2bert eval --config)"
-        )
-    if lacking:
-        raise ValueError(
-            f"the score of {record.get('system')!r} on {record.get('task')!r} does not say its {', '.join(lacking)}; "
-            "a card shows no number without its origin"
-        )
 
 
 def _without_repetition(records: list[dict]) -> list[dict]:

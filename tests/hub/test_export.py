@@ -119,7 +119,7 @@ def test_the_record_of_training_comes_along_and_the_source_is_safe(tmp_path, tin
     inner = write_folder(
         M2BertModel(tiny_config()), tokenizer, tmp_path / "runs" / "inner", extra_files={"training.json": "{}"}
     )
-    assert (export_checkpoint(inner, tmp_path / "out") / "training.json").read_text() == "{}"
+    assert (export_checkpoint(inner, tmp_path / "out") / "training.json").read_text() == "{}\n"
     (tmp_path / "runs" / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="holds the checkpoint"):
         export_checkpoint(inner, tmp_path / "runs", overwrite=True)

@@ -1,5 +1,6 @@
 """The card says what is known, in a form that the Hub reads, and shows code that runs."""
 
+import ast
 import json
 import re
 
@@ -14,6 +15,7 @@ from m2bert_hub.about import About, Data, read_about
 from m2bert_hub.export import export_checkpoint
 from m2bert_hub.folder import write_folder
 from m2bert_hub.model_card import Card
+from m2bert_hub.private import without_private
 from m2bert_hub.scores import read_scores
 from m2bert_hub.sentence_files import SentenceSettings
 from modeling_m2bert import M2BertForMaskedLM, M2BertModel
@@ -50,7 +52,7 @@ def export(tmp_path, checkpoint, *records, **options):
 
 
 def test_scores_stand_on_the_card_and_in_its_metadata(tmp_path, checkpoint):
-    bm25 = record(None, system="bm25", ndcg_at_10=0.9104)
+    bm25 = record(None, 0.9104, system="bm25")
     folder = export(tmp_path, checkpoint, one_record(checkpoint), bm25, repository="org/mine")
     card = ModelCard.load(folder / "README.md")
     (result,) = card.data.eval_results
@@ -102,6 +104,8 @@ def test_what_its_maker_says_is_on_the_card(tmp_path, checkpoint):
     [
         ("licence: mit", "field 'licence' that is unknown; the nearest one is 'license'"),
         ("- mit", "is no mapping; its fields are license"),
+        ("license: 'mit | #'", "is none of the Hub's"),
+        ("data: [{name: a, license: b, hub: ../../x y}]", "is no data set"),
         ("license: [mit]", r"license=\['mit'\] is not text"),
         ("limits: none", "limits='none' is not a list"),
         ("data: [{name: books}]", r"data\[0\] has no license"),
@@ -158,7 +162,7 @@ def test_a_converted_model_says_where_it_comes_from(tmp_path, tiny_config, token
     folder = write_folder(model, tokenizer, tmp_path / "out", extra_files=record)
     card = ModelCard.load(folder / "README.md")
     assert (card.data.base_model, card.data.license) == ("org/original", "apache-2.0")
-    for text in ("c" * 40, "All 99 tensors", "| `last_hidden_state` | 1.0e-13 | 2.0e-05 |", "`hyena_w_mod=1`",
+    for text in ("c" * 40, "All 99 tensors", "| last_hidden_state | 1.0e-13 | 2.0e-05 |", "hyena_w_mod=1",
                  "| 16 | 3 | 0.5000 | 0.2500 |", "What that does to retrieval was not measured."):  # fmt: skip
         assert text in card.text
     exported = export_checkpoint(folder, tmp_path / "again")
@@ -183,7 +187,7 @@ def test_the_twin_with_masked_padding_is_compared_in_ndcg(tmp_path, tiny_config,
     masked = write_folder(model, tokenizer, tmp_path / "masked")
     folder = export(tmp_path, visible, one_record(visible), one_record(masked, ndcg_at_10=0.5))
     text = (folder / "README.md").read_text()
-    assert "| qmsum (test) | truncate | 50.0 | 78.0 to 84.0 |" in text
+    assert "| qmsum (test) | truncate | 50.0 | 46.7 to 52.7 |" in text
     assert "was not measured" not in text
 
 
@@ -199,6 +203,88 @@ def test_settings_of_training_are_shown_without_paths_of_the_machine(tmp_path, t
     assert "steps: 7" in text
     assert "b" * 64 in text
     assert "somebody" not in text
+    exported = export_checkpoint(folder, tmp_path / "public")
+    assert "somebody" not in (exported / "training.json").read_text()
+    assert json.loads((exported / "training.json").read_text())["config"]["steps"] == 7
+
+
+@pytest.mark.parametrize(
+    ("value", "public"),
+    [
+        ("/home/me/data/qmsum", "qmsum"),
+        ("file:///home/me/qmsum/", "qmsum"),
+        ("path=/home/me/qmsum", "path=qmsum"),
+        ("~/data/qmsum", "qmsum"),
+        ("../../home/me/qmsum", "qmsum"),
+        ({"/home/me": ["/a/b", 3]}, {"me": ["b", 3]}),
+        ("hf_" + "a" * 34, "hf_..."),
+        ("org/name", "org/name"),
+        ("runs/opl", "runs/opl"),
+        ("https://huggingface.co/org/name", "https://huggingface.co/org/name"),
+        (None, None),
+    ],
+)
+def test_paths_and_tokens_stay_at_home(value, public):
+    assert without_private(value) == public
+
+
+@pytest.mark.parametrize("prompt", ["Represent it:\n", 'say "this": ', "it's: ", '"]); import os; (["', "\\"])
+def test_the_cards_code_holds_any_prompt_as_text(tmp_path, tiny_config, tokenizer, prompt):
+    settings = SentenceSettings(prompts={"query": "", "document": prompt})
+    folder = write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out", settings=settings)
+    (code,) = [block for block in blocks((folder / "README.md").read_text()) if "AutoModel" in block]
+    (texts,) = [node.value for node in ast.parse(code).body if getattr(node, "targets", [None])[0] is not None
+                and getattr(node.targets[0], "id", "") == "texts"]  # fmt: skip
+    assert ast.literal_eval(texts) == [f"{prompt}a long report ..."]
+
+
+def test_foreign_text_stays_in_its_cell(tmp_path, tiny_config, tokenizer):
+    conversion = CONVERSION | {"source": "a |\n\n# Mine\n<img src=x>", "revision": None, "license": "mit |\n# Mine"}
+    folder = write_folder(
+        M2BertModel(tiny_config()), tokenizer, tmp_path / "out", extra_files={"conversion.json": json.dumps(conversion)}
+    )
+    card = ModelCard.load(folder / "README.md")
+    assert "\n# Mine" not in card.text
+    assert "<img" not in card.text.replace("\\<", "")
+    assert card.data.license is None
+
+
+@pytest.mark.parametrize("name", ["training.json", "conversion.json"])
+@pytest.mark.parametrize("text", ["[1]", '"x"', "[" * 100_000, '{"source": "x", "config": {}, "versions": []}'])
+def test_a_record_of_another_form_is_named_and_nothing_is_written(tmp_path, tiny_config, name, text):
+    if name == "training.json" and "source" in text:
+        text = '{"config": {"a": 1}, "versions": [1]}'
+    with pytest.raises(ValueError, match=name.split(".")[0]):
+        write_folder(M2BertModel(tiny_config()), None, tmp_path / "out", extra_files={name: text})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("cls", [M2BertModel, M2BertForMaskedLM])
+def test_without_a_tokenizer_the_card_shows_no_code_that_needs_one(tmp_path, tiny_config, cls):
+    text = (write_folder(cls(tiny_config()), None, tmp_path / "out") / "README.md").read_text()
+    assert "holds **no tokenizer**" in text
+    assert "```python" not in text
+
+
+def test_a_masked_lm_card_does_not_speak_of_vectors_of_sentence_transformers(tmp_path, tiny_config, tokenizer):
+    model = M2BertForMaskedLM(tiny_config(padding="visible"))
+    text = (write_folder(model, tokenizer, tmp_path / "out") / "README.md").read_text()
+    assert "sees its padding" in text
+    assert "sentence-transformers pads" not in text
+    visible = M2BertModel(tiny_config(padding="visible", pooling="cls_tanh"))
+    text = (write_folder(visible, tokenizer, tmp_path / "other") / "README.md").read_text()
+    assert "sentence-transformers pads every text to 48 tokens" in text
+    assert "the original's:" not in text
+
+
+def test_lengths_on_the_card_are_those_that_are_used(tmp_path, tiny_config, tokenizer):
+    folder = write_folder(
+        M2BertModel(tiny_config()), tokenizer, tmp_path / "out", settings=SentenceSettings(max_tokens=32)
+    )
+    text = (folder / "README.md").read_text()
+    assert "| longest input | 32 tokens |" in text
+    assert "Texts beyond 32 tokens" in text
+    assert "48" not in text
 
 
 def test_a_broken_record_is_named_and_nothing_is_written(tmp_path, tiny_config):

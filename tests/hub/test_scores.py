@@ -6,7 +6,8 @@ import json
 import pytest
 from huggingface_hub import parse_eval_result_entries
 
-from m2bert_hub.scores import leaderboard_entries, model_index, read_scores
+from m2bert_eval.model_files import model_files
+from m2bert_hub.scores import digests, leaderboard_entries, model_index, read_scores
 
 
 @pytest.fixture
@@ -15,20 +16,20 @@ def model_dir(tmp_path):
     (folder / "1_Dense").mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"weights")
     (folder / "config.json").write_text('{\n  "padding": "visible"\n}\n')
+    (folder / "modules.json").write_text("[]")
+    settings = {"max_seq_length": 8, "processing_kwargs": {"text": {"padding": "max_length"}}}
+    (folder / "sentence_bert_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     (folder / "1_Dense" / "model.safetensors").write_bytes(b"dense")
     return folder
 
 
-def digests(folder):
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def record(model_files, **changes):
+def record(model_files, ndcg_at_10=0.8126, **changes):
     return {
         "kind": "retrieval", "system": "mine / truncate", "encoder": "mine", "policy": "truncate", "hybrid": None,
         "task": "qmsum", "split": "test", "source": "data", "revision": None, "data_fingerprint": "f" * 64,
-        "ndcg_at_10": 0.8126, "interval_95": [0.78, 0.84], "counts": {"documents": 35, "queries": 272},
+        "ndcg_at_10": ndcg_at_10, "query_scores": {"q1": ndcg_at_10 - 0.01, "q2": ndcg_at_10 + 0.01},
+        "interval_95": [round(ndcg_at_10 - 0.0326, 4), round(ndcg_at_10 + 0.0274, 4)],
+        "counts": {"documents": 35, "queries": 272},
         "claim": "zero-shot", "trained_on": ["books"], "model_fingerprint": "a" * 64, "model_files": model_files,
         "vectors_per_document": 1.0, "seen_share": 0.9, "device": "cpu", "dtype": "float32",
         "versions": {"torch": "2"}, "date": "2026-11-20",
@@ -43,9 +44,9 @@ def write(tmp_path, *records, name="scores.json"):
 
 def test_scores_of_the_very_model_are_taken_with_bm25_beside_them(tmp_path, model_dir):
     own = record(digests(model_dir))
-    other = record(digests(model_dir) | {"model.safetensors": "0" * 64}, ndcg_at_10=0.99)
-    hybrid = record(digests(model_dir), hybrid={"with": "bm25"}, ndcg_at_10=0.98)
-    bm25 = record(None, system="bm25", claim="untrained", ndcg_at_10=0.91)
+    other = record(digests(model_dir) | {"model.safetensors": "0" * 64}, 0.95)
+    hybrid = record(digests(model_dir), 0.96, hybrid={"with": "bm25"})
+    bm25 = record(None, system="bm25", claim="untrained", ndcg_at_10=0.91, trained_on=[], policy="whole")
     scores = read_scores(write(tmp_path, other, own, hybrid, bm25), model_dir)
     assert [score["ndcg_at_10"] for score in scores.own] == [0.8126]
     assert scores.bm25["f" * 64]["ndcg_at_10"] == 0.91
@@ -56,7 +57,7 @@ def test_scores_of_the_very_model_are_taken_with_bm25_beside_them(tmp_path, mode
 @pytest.mark.parametrize("changed", ["model.safetensors", "config.json", "1_Dense/model.safetensors"])
 def test_a_file_that_changed_since_disowns_the_score(tmp_path, model_dir, changed):
     files = write(tmp_path, record(digests(model_dir)))
-    (model_dir / changed).write_bytes(b"other")
+    (model_dir / changed).write_bytes(b'{"padding": "other"}')
     with pytest.raises(ValueError, match=f"the closest differs in {changed}"):
         read_scores(files, model_dir)
 
@@ -68,17 +69,33 @@ def test_weights_that_were_not_measured_disown_the_score(tmp_path, model_dir):
         read_scores(files, model_dir)
 
 
-def test_no_file_outside_the_folder_is_looked_at(tmp_path, model_dir):
-    (tmp_path / "outside").write_bytes(b"secret")
-    outside = {"../outside": hashlib.sha256(b"secret").hexdigest()}
-    with pytest.raises(ValueError, match="the closest differs in ../outside"):
-        read_scores(write(tmp_path, record(digests(model_dir) | outside)), model_dir)
+@pytest.mark.parametrize("name", ["added_tokens.json", "2_Dense/model.safetensors"])
+def test_a_file_that_came_later_disowns_the_score(tmp_path, model_dir, name):
+    files = write(tmp_path, record(digests(model_dir)))
+    (model_dir / name).parent.mkdir(exist_ok=True)
+    (model_dir / name).write_bytes(b"later")
+    with pytest.raises(ValueError, match=f"the closest differs in {name}"):
+        read_scores(files, model_dir)
 
 
-@pytest.mark.parametrize("model_files", [None, {}])
-def test_a_score_that_names_no_files_is_not_taken(tmp_path, model_dir, model_files):
-    with pytest.raises(ValueError, match="no score there says on which files .* `m2bert eval --encoder"):
-        read_scores(write(tmp_path, record(model_files)), model_dir)
+def test_a_folder_that_export_would_pool_otherwise_has_no_scores(tmp_path, model_dir):
+    """Without modules.json sentence-transformers pools in a way of its own, and an adapter is not what was measured."""
+    (model_dir / "modules.json").unlink()
+    with pytest.raises(ValueError, match="has no modules.json.*export it, evaluate the export"):
+        read_scores(write(tmp_path, record(digests(model_dir))), model_dir)
+
+
+def test_both_halves_mean_the_same_files(model_dir):
+    for name in ("training.json", "conversion.json", "README.md", "vocab.txt", "code.py", "1_Dense/config.json"):
+        (model_dir / name).write_text(name)
+    assert digests(model_dir) == model_files(model_dir)
+    assert len(digests(model_dir)) == 7
+
+
+@pytest.mark.parametrize("names", [None, {}, ["x"], "x"])
+def test_a_score_that_names_no_files_is_not_taken(tmp_path, model_dir, names):
+    with pytest.raises(ValueError, match="hold no score of .*; run `m2bert eval --encoder"):
+        read_scores(write(tmp_path, record(names)), model_dir)
 
 
 @pytest.mark.parametrize(
@@ -90,25 +107,57 @@ def test_a_score_that_names_no_files_is_not_taken(tmp_path, model_dir, model_fil
         ({"interval_95": None}, "does not say its interval_95"),
         ({"claim": "not stated", "trained_on": []}, "what the model was trained on"),
         ({"trained_on": []}, "what the model was trained on"),
+        ({"claim": "SOTA"}, "what the model was trained on"),
+        ({"trained_on": ["qmsum (test)"]}, "measures memory"),
+        ({"task": "qmsum +1000", "trained_on": ["qmsum (test)"]}, "measures memory"),
+        ({"date": "yesterday"}, "is no date"),
+        ({"versions": "x"}, "versions='x', which is no dict"),
+        ({"data_fingerprint": ["f"]}, "which is no str"),
+        ({"revision": 5}, "is no commit"),
+        ({"seen_share": 2}, "is no share"),
+        ({"seen_share": "x"}, "is no float"),
+        ({"counts": {"queries": 3}}, "does not say its counts.documents"),
+        ({"interval_95": [0]}, "is not between 0 and 1"),
+        ({"interval_95": ["a", "b"]}, "is no float"),
+        ({"interval_95": [0.9, 0.1]}, "within its interval"),
+        ({"query_scores": {"q1": 0.1}}, "not the mean of its queries' scores"),
+        ({"ndcg_at_10": 0.83}, "not the mean of its queries' scores"),
+        ({"ndcg_at_10": None}, "does not say its ndcg_at_10"),
+        ({"ndcg_at_10": True}, "is no float"),
+        ({"ndcg_at_10": float("nan")}, "is no float"),
+        ({"ndcg_at_10": 1.7, "query_scores": {"q1": 1.7}, "interval_95": [1.6, 1.8]}, "is not between 0 and 1"),
     ],
 )
-def test_a_number_without_its_origin_is_refused(tmp_path, model_dir, changes, message):
+def test_a_number_without_its_origin_or_against_reason_is_refused(tmp_path, model_dir, changes, message):
     with pytest.raises(ValueError, match=message):
-        read_scores(write(tmp_path, record(digests(model_dir), **changes)), model_dir)
+        read_scores(write(tmp_path, record(digests(model_dir)) | changes), model_dir)
+
+
+@pytest.mark.parametrize("changes", [{"date": None}, {"versions": {}}, {"ndcg_at_10": 0.01}])
+def test_bm25_beside_it_is_held_to_the_same(tmp_path, model_dir, changes):
+    bm25 = record(None, 0.91, system="bm25", claim="untrained") | changes
+    with pytest.raises(ValueError, match="the score of 'bm25'"):
+        read_scores(write(tmp_path, record(digests(model_dir)), bm25), model_dir)
 
 
 def test_two_scores_of_one_thing_are_refused_and_the_same_twice_is_one(tmp_path, model_dir):
     own = record(digests(model_dir))
     assert len(read_scores(write(tmp_path, own, own), model_dir).own) == 1
     with pytest.raises(ValueError, match="two scores of task 'qmsum' under policy 'truncate': 0.8126 and 0.7"):
-        read_scores(write(tmp_path, own, own | {"ndcg_at_10": 0.7}), model_dir)
+        read_scores(write(tmp_path, own, record(digests(model_dir), 0.7)), model_dir)
 
 
-def test_the_twin_with_masked_padding_is_known_by_its_configuration(tmp_path, model_dir):
-    masked = hashlib.sha256(b'{\n  "padding": "masked"\n}\n').hexdigest()
-    own, twin = record(digests(model_dir)), record(digests(model_dir) | {"config.json": masked}, ndcg_at_10=0.5)
-    stranger = record(digests(model_dir) | {"config.json": "1" * 64}, ndcg_at_10=0.4)
-    scores = read_scores(write(tmp_path, own, twin, stranger), model_dir)
+def test_the_twin_with_masked_padding_differs_in_that_alone(tmp_path, model_dir):
+    """As `write_folder` makes it; test_model_card.py has it with real folders."""
+
+    def twin(length):
+        settings = json.dumps({"max_seq_length": length}, indent=2) + "\n"
+        texts = {"config.json": '{\n  "padding": "masked"\n}\n', "sentence_bert_config.json": settings}
+        return digests(model_dir) | {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+
+    own, masked, shorter = record(digests(model_dir)), record(twin(8), 0.5), record(twin(4), 0.4)
+    stranger = record(digests(model_dir) | {"config.json": "1" * 64}, 0.3)
+    scores = read_scores(write(tmp_path, own, masked, shorter, stranger), model_dir)
     assert [score["ndcg_at_10"] for score in scores.own] == [0.8126]
     assert [score["ndcg_at_10"] for score in scores.masked] == [0.5]
 
@@ -126,7 +175,9 @@ def test_leaderboards_get_scores_on_data_of_the_hub_only(tmp_path, model_dir):
     assert "95 % interval 78.0 to 84.0, zero-shot" in entries[0].notes
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 2, "results": []}', '{"format": 1, "results": [3]}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[" * 100_000, "[]", '{"format": 2, "results": []}', '{"format": 1, "results": [3]}']
+)
 def test_what_is_no_result_file_is_named(tmp_path, model_dir, text):
     (tmp_path / "bad.json").write_text(text)
     with pytest.raises(ValueError, match="bad.json are no result file"):

@@ -1,0 +1,18 @@
+"""What a record of a run must not tell the world: where its maker keeps files, and tokens."""
+
+import re
+
+# A path that begins at a root, a home or a parent folder; what stands in a URL or in org/name is none.
+PATH = re.compile(r"(?<![\w.~:/-])(?:file://)?(?:~|\.{1,2}(?=/))?(?:/[^\s/'\"=,;:]+)+/?")
+TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
+
+
+def without_private(value):
+    """Plain JSON with every such path cut to its last part, and tokens of the Hub masked, in values and in keys."""
+    if isinstance(value, dict):
+        return {without_private(key): without_private(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [without_private(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    return TOKEN.sub("hf_...", PATH.sub(lambda path: path[0].rstrip("/").rpartition("/")[2], value))
