@@ -103,7 +103,7 @@ def test_saved_and_merged_adapters_give_the_same_vectors(base, tokenizer, tmp_pa
     merged = export_checkpoint(adapter, tmp_path / "merged")
     assert (vectors(AutoModel.from_pretrained(merged)) - expected).abs().max() <= 1e-6
     assert load_file(merged / "model.safetensors").keys() == load_file(base / "model.safetensors").keys()
-    assert (merged / "training.json").read_text() == "{}"
+    assert (merged / "training.json").read_text() == "{}\n"
     assert AutoTokenizer.from_pretrained(merged).get_vocab() == tokenizer.get_vocab()
 
 
