@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import logging
 import textwrap
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from .checkpoint import read_json
 from .convert import Conversion, convert_state_dict
 from .folder import check_output, write_folder
 from .parity import check_parity, compare_paddings
-from .source import find_source
+from .source import Source, find_source
 from .tokenizer_source import find_tokenizer
 from .weights import INDEX, read_weights, sha256, shards
+
+logger = logging.getLogger(__name__)
 
 PADDINGS = ("visible", "masked")
 RECORD = "conversion.json"
@@ -40,26 +43,27 @@ def convert_source(
     """
     if padding not in PADDINGS:
         raise ValueError(f"padding={padding!r} is unknown; choose one of {', '.join(PADDINGS)} (--padding)")
-    check_output(output_dir, overwrite)
-    configuration = read_json(Path(config_file)) if config_file is not None else None
+    output = check_output(output_dir, overwrite)
+    options_file = Path(config_file) if config_file is not None else None
+    configuration = read_json(options_file) if options_file else {}
     found = find_source(source, revision, file)
     read = [found.weights] if found.weights.name.endswith(INDEX) else []
-    read += [found.folder / name for name in shards(found.weights)]
-    beside = found.folder / "config.json"
-    if configuration is None:
-        configuration = read_json(beside) if beside.is_file() else {}
-        read += [beside] if beside.is_file() else []
-    else:
-        read.append(Path(config_file))
+    read += [found.weights.parent / name for name in shards(found.weights)]
+    if options_file is None and (options_file := found.beside("config.json")):
+        configuration = read_json(options_file)
+    read += [options_file] if options_file else []
+    words = [Path(tokenizer)] if tokenizer and Path(tokenizer).exists() else []
+    _check_apart(output, [*read, *found.folders, *words])
+    _warn_of_cache(found, has_options=options_file is not None)
 
     conversion = convert_state_dict(read_weights(found.weights), configuration)
-    tokens, tokenizer_name = find_tokenizer(tokenizer, found, conversion.config.vocab_size)
+    tokens, tokenizer_name = find_tokenizer(tokenizer, found, conversion.config)
     model = build(conversion)
     record = {
         "source": found.name,
         "revision": found.revision,
         "license": found.licence(),
-        "files": {path.name: sha256(path) for path in read},
+        "files": {_name_in(found.root, path): sha256(path) for path in read},
         "tensors": conversion.account.record(),
         "options": conversion.origins,
         "parity": check_parity(conversion, model),
@@ -71,6 +75,28 @@ def convert_source(
     text = json.dumps(record, indent=2) + "\n"
     folder = write_folder(model, tokens, output_dir, overwrite=overwrite, extra_files={RECORD: text})
     return report(record, model, folder)
+
+
+def _check_apart(output: Path, paths: list[Path]):
+    """Raise ValueError if the folder to be replaced is, or holds, anything that is read."""
+    for path in paths:
+        for real in (path.resolve(), path.parent.resolve() / path.name):  # of a link, both ends
+            if real == output or output in real.parents:
+                raise ValueError(f"output {output} holds the source {path} itself; name another folder")
+
+
+def _warn_of_cache(found: Source, has_options: bool):
+    lacking = [] if has_options else ["config.json (its options are guessed from the tensors; see --config)"]
+    lacking += [] if found.beside("README.md") else ["README.md (which may state a licence)"]
+    if found.cached and lacking:
+        logger.warning(
+            "%s: the Hub is not reached and only what the cache holds is known, which lacks %s",
+            found.name, " and ".join(lacking),
+        )  # fmt: skip
+
+
+def _name_in(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
 
 
 def build(conversion: Conversion) -> PreTrainedModel:

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 import modeling_m2bert  # noqa: F401  (registers m2bert with the Auto classes)
 
-from .infer_options import check_contradictions, options_by_origin
+from .infer_options import DECODER, WORDS, check_contradictions, check_types, options_by_origin, word_embeddings
 from .ledger import Account, Ledger, without_prefixes
 
 WIDTHS = ("hidden_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings", "monarch_mlp_nblocks")
@@ -53,8 +53,6 @@ LAYER_NAMES = {
     "attention.layernorm.": "mixer.norm.",
     "mlp.layernorm.": "norm.",
 }
-WORDS = "bert.embeddings.word_embeddings.weight"
-DECODER = "cls.predictions.decoder.weight"
 POSITION_IDS = "bert.embeddings.position_ids"
 HEAD_NAMES = {
     "cls.predictions.transform.dense.": "lm_head.dense.",
@@ -71,7 +69,7 @@ def convert_config(upstream: dict, vocab_size: int) -> "modeling_m2bert.M2BertCo
     upstream = {"monarch_mlp_nblocks": 4, "hyena_w_mod": 1} | upstream
     for name in (*WIDTHS, "hyena_w_mod"):
         value = upstream.get(name)
-        if not isinstance(value, int | float if name == "hyena_w_mod" else int) or value <= 0:
+        if value is None or value <= 0:
             raise ValueError(f"option {name}={value!r} of the original's configuration is no positive number")
     for option, value in REQUIRED_OPTIONS.items():
         if upstream.get(option, value) != value:
@@ -128,15 +126,16 @@ def convert_state_dict(state_dict: dict[str, Tensor], upstream_config: dict) -> 
         `config.architectures` says which.
 
     Raises:
-        ValueError: an option that this model does not have or that the tensors contradict; or tensors that are
-            missing, unexpected or that would be lost (all named).
+        ValueError: an option that is of a wrong type, that this model does not have or that the tensors contradict; or
+            tensors that are missing, unexpected, no weights or that would be lost (all named).
     """
     source = without_prefixes(state_dict)
-    if WORDS not in source:
+    if (words := word_embeddings(source)) is None:
         raise ValueError(f"state_dict has no {WORDS}: not a checkpoint of the M2-BERT research code")
+    check_types(upstream_config)
     origins = options_by_origin(source, upstream_config, OPTIONS)
     options = {name: value for group in origins.values() for name, value in group.items()}
-    config = convert_config(options, source[WORDS].shape[0])
+    config = convert_config(options, len(words))
     check_contradictions(source, upstream_config)
 
     ledger = Ledger(source)
@@ -144,16 +143,15 @@ def convert_state_dict(state_dict: dict[str, Tensor], upstream_config: dict) -> 
     pooler = () if config.pooling.endswith("_tanh") and not masked_lm else ("bert.pooler.",)
     ledger.leave(("classifier.", *pooler))
     if POSITION_IDS in source:
-        ledger.rebuild(POSITION_IDS)
-    if DECODER in source:
-        ledger.repeat(DECODER, source[WORDS], WORDS)
-    converted: dict[str, Tensor] = {}
+        ledger.rebuild(POSITION_IDS, config.max_position_embeddings)
+    ledger.check_weights()
+    converted = {"embeddings.word_embeddings.weight": ledger.take_shared([WORDS, DECODER])}
     for layer in range(config.num_hidden_layers):
         converted |= _convert_layer(ledger, f"bert.encoder.layer.{layer}.", f"layers.{layer}.", options)
     for key in [key for key in ledger.left if _rename(key)]:
         converted[_rename(key)] = ledger.take(key)
     if masked_lm:
-        converted["lm_head.decoder.weight"] = source[WORDS]
+        converted["lm_head.decoder.weight"] = words
         converted = {key if key.startswith("lm_head.") else f"model.{key}": value for key, value in converted.items()}
     tensors = _check_fit(config, converted, list(ledger.left), masked_lm)
     return Conversion(config, tensors, source, ledger.account, origins)

@@ -1,6 +1,7 @@
 """Options of the research code: as its configuration states them, as the tensors tell them, or assumed."""
 
 import logging
+import math
 import re
 
 from torch import Tensor
@@ -10,6 +11,22 @@ logger = logging.getLogger(__name__)
 # What tensors cannot tell, as the released retrieval models have it: the first token's state through the pooler.
 DEFAULTS = {"pool_all": False, "use_cls_token": False, "hyena_w_mod": 1, "layer_norm_eps": 1e-12, "pad_token_id": 0,
             "hidden_act": "gelu", "sequence_token_planting": False}  # fmt: skip
+WORDS = "bert.embeddings.word_embeddings.weight"
+DECODER = "cls.predictions.decoder.weight"  # the same tensor; a file may keep either name
+KINDS = {
+    "true or false": (
+        "bidirectional", "use_positional_encodings", "use_glu_mlp", "use_monarch_mlp", "monarch_mixer_sequence_mixing",
+        "sequence_token_planting", "residual_long_conv", "hyena_training_additions", "pool_all", "use_cls_token",
+    ),
+    "a whole number": (
+        "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings",
+        "type_vocab_size", "pad_token_id", "monarch_mlp_nblocks", "long_conv_l_max", "hyena_emb_dim",
+        "hyena_filter_order",
+    ),
+    "a finite number": ("hidden_dropout_prob", "layer_norm_eps", "initializer_range", "hyena_w", "hyena_w_mod"),
+    "a string": ("hidden_act",),
+}  # fmt: skip
+MAY_BE_NULL = {"pad_token_id", "long_conv_l_max"}
 
 
 def infer_options(state_dict: dict[str, Tensor]) -> dict:
@@ -29,7 +46,7 @@ def infer_options(state_dict: dict[str, Tensor]) -> dict:
     }
     if layers:
         options["num_hidden_layers"] = max(layers) + 1
-    if (words := state_dict.get("bert.embeddings.word_embeddings.weight")) is not None:
+    if (words := word_embeddings(state_dict)) is not None:
         options["hidden_size"] = words.shape[1]
     if (types := state_dict.get("bert.embeddings.token_type_embeddings.weight")) is not None:
         options["type_vocab_size"] = types.shape[0]
@@ -44,6 +61,27 @@ def infer_options(state_dict: dict[str, Tensor]) -> dict:
     if (hidden := state_dict.get(f"{first}attention.filter_fn.implicit_filter.0.weight")) is not None:  # (O, E)
         options["hyena_filter_order"] = hidden.shape[0]
     return options
+
+
+def word_embeddings(state_dict: dict[str, Tensor]) -> Tensor | None:
+    """Under whichever of its names it stands."""
+    return next((state_dict[name] for name in (WORDS, DECODER) if name in state_dict), None)
+
+
+def check_types(configuration: dict):
+    """Raise ValueError if an option of the original's configuration is of another type than it has there."""
+    fits = {
+        "true or false": lambda value: isinstance(value, bool),
+        "a whole number": lambda value: type(value) is int,
+        "a finite number": lambda value: type(value) in (int, float) and math.isfinite(value),
+        "a string": lambda value: isinstance(value, str),
+    }
+    for kind, names in KINDS.items():
+        for name in names:
+            value = configuration.get(name)
+            if name not in configuration or (value is None and name in MAY_BE_NULL) or fits[kind](value):
+                continue
+            raise ValueError(f"option {name}={value!r} of the original's configuration must be {kind} (--config)")
 
 
 def options_by_origin(state_dict: dict[str, Tensor], configuration: dict, known: set[str]) -> dict[str, dict]:
@@ -68,8 +106,8 @@ def check_contradictions(state_dict: dict[str, Tensor], configuration: dict):
     told = infer_options(state_dict)
     if not told.get("use_monarch_mlp", True):
         told.pop("monarch_mlp_nblocks")  # a dense product is one block, whatever the configuration keeps there
-    rows, words = configuration.get("vocab_size"), state_dict.get("bert.embeddings.word_embeddings.weight")
-    if words is not None and isinstance(rows, int) and -(-rows // 8) * 8 != words.shape[0]:  # the original rounds it up
+    rows, words = configuration.get("vocab_size"), word_embeddings(state_dict)
+    if words is not None and rows is not None and -(-rows // 8) * 8 != words.shape[0]:  # the original rounds it up
         told["vocab_size"] = words.shape[0]
     for name, value in told.items():
         if name in configuration and configuration[name] != value:

@@ -6,6 +6,9 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
+TABLE = re.compile(r"bert\.encoder\.(layer\.\d+\.attention\.filter_fn2?\.)?flashfft\.\w+")
+WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 @dataclass
 class Account:
@@ -31,7 +34,7 @@ class Ledger:
     def __init__(self, tensors: dict[str, Tensor]):
         self.tensors, self.left, self.account = tensors, dict(tensors), Account()
         for name in tensors:
-            if ".flashfft." in name:
+            if TABLE.fullmatch(name):
                 self._note(name, "constant_tables")
 
     def _note(self, name: str, group: str) -> Tensor:
@@ -62,12 +65,18 @@ class Ledger:
             raise ValueError(f"{name} differs from {other_name}, but this model has one tensor for both: not supported")
         self._note(name, "repeated")
 
-    def rebuild(self, name: str):
-        """The numbers 0, 1, .. of positions. Raises ValueError if they are others."""
-        positions = self.left[name].flatten().long()
-        if not torch.equal(positions, torch.arange(len(positions))):
-            raise ValueError(f"{name} does not count 0, 1, ..: other positions are not supported")
+    def rebuild(self, name: str, count: int):
+        """The whole numbers 0 to count - 1 of positions. Raises ValueError if they are others."""
+        positions, expected = self.left[name].flatten(), torch.arange(count)
+        if positions.dtype not in (torch.int64, torch.int32) or not torch.equal(positions.long(), expected):
+            raise ValueError(f"{name} does not count 0, 1, .. to {count - 1}: other positions are not supported")
         self._note(name, "rebuilt")
+
+    def check_weights(self):
+        """Raise ValueError if anything that is left is of no type that weights have."""
+        for name, tensor in self.left.items():
+            if tensor.dtype not in WEIGHT_TYPES:
+                raise ValueError(f"{name} is {tensor.dtype}; weights are float16, bfloat16, float32 or float64")
 
     def leave(self, prefixes: tuple[str, ...]):
         """Heads that the target does not have."""

@@ -20,6 +20,10 @@ class Tensors:
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[self.prefix + name].double()
 
+    def first_of(self, names: list[str]) -> Tensor:
+        """One tensor that stands under several names, of which a file may keep any."""
+        return self[next(name for name in names if self.prefix + name in self.tensors)]
+
     def within(self, prefix: str) -> "Tensors":
         return Tensors(self.tensors, self.prefix + prefix)
 
@@ -48,7 +52,8 @@ def original_outputs(
     """
     bert = Tensors(tensors, "bert.")
     eps = options["layer_norm_eps"]
-    x = F.embedding(input_ids, bert["embeddings.word_embeddings.weight"])
+    words = Tensors(tensors).first_of(["bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"])
+    x = F.embedding(input_ids, words)
     x = x + F.embedding(token_type_ids, bert["embeddings.token_type_embeddings.weight"])
     x = x + bert["embeddings.position_embeddings.weight"][: x.shape[1]]
     x = bert.layer_norm(x, "embeddings.LayerNorm", eps)
@@ -62,7 +67,7 @@ def original_outputs(
         z = head.layer_norm(z, "transform.LayerNorm", eps)
         return {
             "last_hidden_state": x,
-            "logits": F.linear(z, bert["embeddings.word_embeddings.weight"], head["decoder.bias"]),
+            "logits": F.linear(z, words, head["decoder.bias"]),
         }
     return {"last_hidden_state": x, "pooler_output": pooled(x, attention_mask, bert, options)}
 
@@ -93,7 +98,8 @@ def long_conv(g: Tensor, filter_fn: Tensors, w_mod: float) -> Tensor:
 def implicit_filter(filter_fn: Tensors, direction: str, length: int, w_mod: float) -> Tensor:
     """Taps (H, L) of one direction ("" or "_rev"): a network of sines, decaying with time."""
     network = filter_fn.within(f"implicit_filter{direction}.")
-    frequency = filter_fn["implicit_filter.1.freq"] * w_mod  # one tensor for all six sines
+    sines = [f"implicit_filter{way}.{index}.freq" for way in ("", "_rev") for index in (1, 3, 5)]
+    frequency = filter_fn.first_of(sines) * w_mod  # one tensor for all six
     h = filter_fn["pos_emb.z"][0, :length]
     for index in (0, 2, 4):
         h = torch.sin(frequency * network.linear(h, f"{index}"))

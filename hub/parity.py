@@ -90,25 +90,26 @@ def compare_paddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase 
     with tqdm(total=per_length * len(lengths), desc=what, unit="text", leave=False) as bar:
         for tokens in lengths:
             found = []
-            for row in _texts(per_length, tokens, model.config, tokenizer):
-                found.append(_cosine(model, row[None]))
+            texts = _texts(per_length, tokens, model.config, tokenizer)
+            for ids in texts:
+                found.append(_cosine(model, ids[None]))
                 bar.update()
-            mean = sum(found) / len(found)
-            cosines.append({"tokens": tokens, "texts": len(found), "mean": mean, "lowest": min(found)})
-    texts = "random ids" if tokenizer is None else "one English paragraph, repeated, begun at different sentences"
-    return {"text": texts, "cosine": cosines}
+            mean, shortest = sum(found) / len(found), min(len(ids) for ids in texts)
+            cosines.append({"tokens": shortest, "texts": len(found), "mean": mean, "lowest": min(found)})
+    what = "random ids" if tokenizer is None else "one English paragraph, repeated, begun at different sentences"
+    return {"text": what, "cosine": cosines}
 
 
-def _texts(number: int, tokens: int, config, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
-    """(number, tokens) ids."""
+def _texts(number: int, tokens: int, config, tokenizer: PreTrainedTokenizerBase | None) -> list[Tensor]:
+    """Ids of `number` texts, each of `tokens` tokens, or fewer if the tokenizer takes several words as one."""
     if tokenizer is None:
         generator = torch.Generator().manual_seed(tokens)
-        return torch.randint(config.vocab_size, (number, tokens), generator=generator)
+        return list(torch.randint(config.vocab_size, (number, tokens), generator=generator))
     sentences = [f"{sentence}. " for sentence in PARAGRAPH.removesuffix(". ").split(". ")]
     repeats = 1 + tokens // len(sentences)  # a sentence has more than one token
     starts = [index % len(sentences) for index in range(number)]
     texts = ["".join(sentences[start:] + sentences[:start]) * repeats for start in starts]
-    return tokenizer(texts, truncation=True, max_length=tokens, return_tensors="pt")["input_ids"]
+    return [torch.tensor(ids) for ids in tokenizer(texts, truncation=True, max_length=tokens)["input_ids"]]
 
 
 def _cosine(model: PreTrainedModel, ids: Tensor) -> float:

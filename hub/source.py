@@ -3,10 +3,13 @@
 Of a repository only what a conversion reads is downloaded, and never code.
 """
 
+import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, hf_hub_download, is_offline_mode, metadata_load, snapshot_download
+import yaml
+from huggingface_hub import HfApi, hf_hub_download, is_offline_mode, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -21,8 +24,11 @@ from huggingface_hub.utils import validate_repo_id
 
 from .weights import INDEX, SUFFIXES, choose_weights, shards
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
+VOCABULARIES = ("tokenizer.json", "vocab.txt")
+TOKENIZER_FILES = (*VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json")
 BESIDE = (*TOKENIZER_FILES, "config.json", "README.md")
+CARD_BYTES = 100_000  # of a card; its metadata come first
+LICENCE = re.compile(r"^license:[ \t]+[\"']?([A-Za-z0-9][A-Za-z0-9.+-]{0,60})[\"']?[ \t]*(?:[ \t]#.*)?$", re.MULTILINE)
 
 
 @dataclass
@@ -32,20 +38,28 @@ class Source:
     name: str  # org/name, or the name of a file or folder
     revision: str | None  # commit of the repository
     weights: Path  # a file, or the index of several
+    root: Path  # the folder that was named, or that holds the named file
+    cached: bool = False  # the Hub was not reached, so what is not in the cache is not known
 
     @property
-    def folder(self) -> Path:
-        return self.weights.parent
+    def folders(self) -> list[Path]:
+        """Where files that belong to the weights may lie, the nearest first."""
+        return list(dict.fromkeys([self.weights.parent, self.root]))
+
+    def beside(self, name: str) -> Path | None:
+        """A file that belongs to the weights."""
+        return next((folder / name for folder in self.folders if (folder / name).is_file()), None)
 
     def licence(self) -> str | None:
-        """What the card of a Hub repository or its clone states."""
-        card = self.folder / "README.md"
-        try:
-            metadata = metadata_load(card) if card.is_file() else None
-        except Exception:  # a foreign card; whatever is wrong with it, it states no licence
+        """What the card of a Hub repository or its clone states, if that has the form of a licence's id there. The card
+        is foreign: nothing else of it is parsed."""
+        if (card := self.beside("README.md")) is None:
             return None
-        stated = metadata.get("license") if isinstance(metadata, dict) else None
-        return ", ".join(map(str, stated)) if isinstance(stated, list) else stated and str(stated)
+        with card.open("rb") as file:
+            text = file.read(CARD_BYTES).decode("utf-8", "replace").replace("\r\n", "\n")
+        head = re.match(r"\ufeff?---\n(.*?)^---", text, re.DOTALL | re.MULTILINE)
+        stated = LICENCE.findall(head[1]) if head else []
+        return stated[0] if len(stated) == 1 and isinstance(yaml.safe_load(stated[0]), str) else None
 
 
 def find_source(source: str, revision: str | None = None, file: str | None = None) -> Source:
@@ -53,25 +67,27 @@ def find_source(source: str, revision: str | None = None, file: str | None = Non
     Args:
         source: a file, a folder, or the id of a Hub repository; what exists here comes first.
         revision: branch, tag or commit of the repository (main).
-        file: name of the weights, where a folder or repository has several.
+        file: name of the weights (with their folder's, if they lie in one), where there are several.
 
     Raises:
         ValueError: it is none of them, cannot be reached, or has no weights or several.
     """
     path = Path(source)
-    if path.exists():
+    if source and path.exists():
         if revision is not None:
             raise ValueError(
                 f"--revision {revision!r} is of Hub repositories, but {source} is a path here; leave it out"
             )
         if path.is_dir():
             names = [entry.name for entry in path.iterdir() if entry.is_file()]
-            return Source(path.resolve().name, None, path / choose_weights(names, file, source))
+            if file is not None and not Path(file).is_absolute() and ".." not in Path(file).parts:
+                names += [file] if (path / file).is_file() else []
+            return Source(path.resolve().name, None, path / choose_weights(names, file, source), path)
         if file is not None:
             raise ValueError(f"--file {file!r} chooses in a folder or repository, but {source} is a file; leave it out")
-        return Source(path.name, None, path)
+        return Source(path.name, None, path, path.parent)
     if not is_hub_id(source) or "/" not in source:
-        raise ValueError(f"{source} is no file, no folder and no Hub id (org/name)")
+        raise ValueError(f"{source or repr(source)} is no file, no folder and no Hub id (org/name)")
     return _download(source, revision, file)
 
 
@@ -85,27 +101,29 @@ def is_hub_id(name: str) -> bool:
 
 
 def _download(repo_id: str, revision: str | None, file: str | None) -> Source:
-    commit, names = list_files(repo_id, revision)
+    commit, names, cached = list_files(repo_id, revision)
     chosen = choose_weights(names, file, f"{repo_id} at {commit}")
-    weights = fetch(repo_id, commit, [chosen, *(name for name in BESIDE if name in names)]) / chosen
+    folder = "".join(chosen.rpartition("/")[:2])
+    beside = {place + name for name in BESIDE for place in (folder, "") if place + name in names}
+    root = fetch(repo_id, commit, [chosen, *sorted(beside)])
+    weights = root / chosen
     if chosen.endswith(INDEX):
-        folder = chosen.rpartition("/")[0]
-        parts = [f"{folder}/{name}" if folder else name for name in shards(weights)]
+        parts = [folder + name for name in shards(weights)]
         if missing := [name for name in parts if name not in names]:
             raise ValueError(f"{repo_id} at {commit} lacks {', '.join(missing)}, which {chosen} names")
         fetch(repo_id, commit, parts)
-    return Source(repo_id, commit, weights)
+    return Source(repo_id, commit, weights, root, cached)
 
 
-def list_files(repo_id: str, revision: str | None = None) -> tuple[str, list[str]]:
-    """Commit of a repository's revision, and its files; where the Hub cannot be reached, those in the cache.
+def list_files(repo_id: str, revision: str | None = None) -> tuple[str, list[str], bool]:
+    """Commit of a repository's revision, and its files; where the Hub cannot be reached, those in the cache, and True.
 
     Raises:
-        ValueError: there is no such repository or revision, or no way to it, and none in the cache.
+        ValueError: there is no such repository or revision, the Hub refuses or fails, or it cannot be reached and the
+            cache has nothing.
     """
-    try:  # no file: which commit it is, which the cache notes for when there is no network
-        offline = is_offline_mode()
-        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=[], local_files_only=offline))
+    try:
+        folder = _note_commit(repo_id, revision)
     except RevisionNotFoundError as error:
         raise ValueError(f"Hub repository {repo_id} has no revision {revision!r} (--revision)") from error
     except LocalEntryNotFoundError as error:
@@ -113,9 +131,25 @@ def list_files(repo_id: str, revision: str | None = None) -> tuple[str, list[str
     except HTTPError as error:  # of the library below, too
         raise ValueError(_explain(repo_id, error)) from error
     try:
-        return folder.name, HfApi().list_repo_files(repo_id, revision=folder.name)
+        info = HfApi().model_info(repo_id, revision=revision)
+        return info.sha, [entry.rfilename for entry in info.siblings], False
+    except HfHubHTTPError as error:  # the Hub is there: what the cache has may be old, or not all
+        raise ValueError(_explain(repo_id, error)) from error
     except (HTTPError, OfflineModeIsEnabled):
-        return folder.name, [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        return folder.name, names, True
+
+
+def _note_commit(repo_id: str, revision: str | None) -> Path:
+    """The cache's folder of a revision, whose commit the cache notes here for when there is no network."""
+    client = logging.getLogger("huggingface_hub")  # it warns that no file is asked for, which is meant
+    level = client.level
+    client.setLevel(logging.ERROR)
+    try:
+        offline = is_offline_mode()
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=[], local_files_only=offline))
+    finally:
+        client.setLevel(level)
 
 
 def _explain(repo_id: str, reason: BaseException | None) -> str:
@@ -127,9 +161,12 @@ def _explain(repo_id: str, reason: BaseException | None) -> str:
             f"{repo_id} is no file or folder here and no Hub repository that you may read: check the name, or, if it "
             "is private, `hf auth login`"
         )
-    what = type(reason).__name__ if reason is not None else "HF_HUB_OFFLINE is set"
     if isinstance(reason, HfHubHTTPError) and reason.response is not None:
-        what = f"HTTP status {reason.response.status_code}"
+        return (
+            f"{repo_id} is no file or folder here, and the Hub answers with HTTP status {reason.response.status_code}: "
+            "check `hf auth whoami` and try again later, or set HF_HUB_OFFLINE=1 to take what the cache has"
+        )
+    what = type(reason).__name__ if reason is not None else "HF_HUB_OFFLINE is set"
     return (
         f"{repo_id} is no file or folder here, the Hub cannot be reached ({what}) and the cache has no copy: check the "
         "network, or download it elsewhere and name the folder"
@@ -141,7 +178,9 @@ def fetch(repo_id: str, commit: str, names: list[str]) -> Path:
     try:
         files = [Path(hf_hub_download(repo_id, name, revision=commit)) for name in names]
     except LocalEntryNotFoundError as error:
-        raise ValueError(f"{repo_id}: the cache has not all of {', '.join(names)}; download them (online)") from error
+        raise ValueError(
+            f"{repo_id}: the cache has not all of {', '.join(names)}, and the Hub gives none; download them (online)"
+        ) from error
     except HTTPError as error:
         raise ValueError(_explain(repo_id, error)) from error
     return files[0].parents[names[0].count("/")]

@@ -94,7 +94,7 @@ def read_file(path: Path) -> dict[str, Tensor]:
     """State dict of one file; composer's `state.model` is unwrapped. No code that the file names is run.
 
     Raises:
-        ValueError: it is damaged, or holds no tensors.
+        ValueError: it is damaged, holds no tensors, or holds anything else among them.
     """
     if path.suffix == ".safetensors":
         try:
@@ -107,15 +107,41 @@ def read_file(path: Path) -> dict[str, Tensor]:
         except pickle.UnpicklingError:  # foreign objects beside the weights, or worse
             content = read_inert(path)
             logger.info("%s holds more than tensors; what else it names was neither loaded nor run", path)
-        content = content["state"]["model"] if "state" in content else content
-        tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds a {type(content).__name__}, not tensors by name")
+        tensors = dict(content["state"]["model"]) if isinstance(content.get("state"), dict) else content
     except Exception as error:  # a foreign file can fail in any way; none of them is ours
+        if _is_safetensors(path):
+            raise ValueError(f"{path} holds safetensors; name it {path.stem}.safetensors") from error
         raise ValueError(
             f"{path} cannot be read as a state dict ({type(error).__name__}: {error}); copy or download it again"
         ) from error
-    if not tensors:
+    if not any(isinstance(value, Tensor) for value in tensors.values()):
         raise ValueError(f"{path} cannot be read as a state dict: it holds no tensors by name")
+    for name, value in tensors.items():
+        if problem := _no_weight(name, value):
+            raise ValueError(f"{path}: {name!r} {problem}; save the tensors of the model alone, whole and dense")
     return tensors
+
+
+def _no_weight(name, value) -> str | None:
+    """Why an entry of a state dict is no tensor by name with numbers of its own; None if it is one."""
+    if not isinstance(name, str):
+        return "is no name of a tensor"
+    if not isinstance(value, Tensor):
+        return f"is no tensor that can be read ({type(value).__name__})"
+    if value.layout != torch.strided or value.device.type != "cpu":
+        return f"is no dense tensor ({value.layout} on {value.device.type})"
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return f"has fewer numbers than its shape {tuple(value.shape)}"
+    return None
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins with the length of a header and the header."""
+    with path.open("rb") as file:
+        length, header = int.from_bytes(file.read(8), "little"), file.read(1)
+    return header == b"{" and length < path.stat().st_size
 
 
 def sha256(path: Path) -> str:

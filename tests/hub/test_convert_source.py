@@ -5,9 +5,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
+from convert_cases import (
+    CARD,
+    WORDS,
+    embedding_tensors,
+    fill_cache,
+    go_offline,
+    go_online,
+    record_of,
+    repository,
+    write_source,
+)
 from fake_hub import FakeHub
 from original_model import Fixture, needs_fixtures
 from safetensors.torch import load_file, save, save_file
@@ -20,15 +30,10 @@ from modeling_m2bert import M2BertForMaskedLM, M2BertModel
 
 pytestmark = needs_fixtures
 
-CARD = b"---\nlicense: apache-2.0\n---\n# A model\n"
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "committee", "met", "budget", "library", "and", "a"]
-
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch, tmp_path):
-    """No test leaves this machine; the cache is empty."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    go_offline(monkeypatch, tmp_path)
 
 
 @pytest.fixture
@@ -36,36 +41,11 @@ def original():
     return Fixture("base_full")
 
 
-def embedding_tensors(fixture):
-    """Once each, as a file of safetensors wants them."""
-    return {name: tensor.clone() for name, tensor in fixture.embedding_state().items()}
-
-
-def write_source(folder: Path, fixture) -> Path:
-    """A clone of a repository."""
-    folder.mkdir()
-    save_file(embedding_tensors(fixture), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(fixture.config | {"auto_map": {"AutoConfig": "evil.Config"}}))
-    (folder / "evil.py").write_text("raise RuntimeError")
-    return folder
-
-
-def repository(fixture) -> dict[str, bytes]:
-    vocabulary = "\n".join(WORDS).encode()
-    config = fixture.config | {"model_type": "m2_bert", "auto_map": {"AutoConfig": "evil.Config"}}
-    return {
-        "model.safetensors": save(embedding_tensors(fixture)),
-        "pytorch_model.bin": b"stale",
-        "config.json": json.dumps(config).encode(),
-        "vocab.txt": vocabulary,
-        "tokenizer_config.json": b'{"tokenizer_class": "BertTokenizer"}',
-        "README.md": CARD,
-        "evil.py": b"raise RuntimeError",
-    }
-
-
-def record_of(folder) -> dict:
-    return json.loads((folder / "conversion.json").read_text())
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with FakeHub() as fake:
+        go_online(monkeypatch, tmp_path, fake)
+        yield fake
 
 
 def assert_is_the_original(folder, fixture):
@@ -260,18 +240,6 @@ def test_options_of_the_hub_do_not_fit_a_file(tmp_path):
         find_source(str(tmp_path / "x.bin"), file="y")
 
 
-def fill_cache(cache: Path, repo_id: str, files: dict[str, bytes]) -> str:
-    """As after a download."""
-    commit = "ab" * 20
-    folder = cache / f"models--{repo_id.replace('/', '--')}"
-    for name, content in {f"snapshots/{commit}/{n}": c for n, c in files.items()}.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text(commit)
-    return commit
-
-
 def test_offline_a_cached_repository_is_enough(tmp_path, original):
     commit = fill_cache(tmp_path / "cache", "org/name", repository(original))
     convert_source("org/name", tmp_path / "out")
@@ -298,15 +266,6 @@ def test_the_originals_tokenizer_comes_from_the_cache(tmp_path, original):
     text = convert_source(str(tmp_path / "large.safetensors"), tmp_path / "without")
     assert record_of(tmp_path / "without")["tokenizer"] is None
     assert "--tokenizer" in text
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with FakeHub() as fake:
-        fake.connect(monkeypatch, tmp_path / "home")
-        template = fake.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        yield fake
 
 
 def test_a_hub_id_is_one_commit_of_which_only_what_is_read_comes(tmp_path, original, hub):

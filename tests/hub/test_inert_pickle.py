@@ -52,6 +52,7 @@ def test_tensors_come_out_as_they_were(tmp_path):
         brain=torch.randn(5).bfloat16(),
         ids=torch.arange(6).view(2, 3),
         flags=torch.tensor([True, False]),
+        turned=torch.tensor([1 + 2j, 3 - 1j]),
         scalar=torch.tensor(2.5, dtype=torch.float64),
         empty=torch.zeros(0, 3),
         parameter=torch.nn.Parameter(torch.ones(2)),

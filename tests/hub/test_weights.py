@@ -108,9 +108,51 @@ def test_a_truncated_file_is_one_line_with_the_fix(tmp_path, container):
         read_weights(path)
 
 
-def test_keys_that_are_no_names_are_left_out(tmp_path):
-    torch.save({"a": torch.ones(1), 0: torch.ones(1), "step": 3}, tmp_path / "x.pt")
-    assert list(read_weights(tmp_path / "x.pt")) == ["a"]
-    torch.save({0: torch.ones(1)}, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match="holds no tensors by name"):
+class Foreign:
+    """Makes a file one that only the inert unpickler reads."""
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        (0, torch.ones(1), "is no name of a tensor"),
+        ("step", 3, r"is no tensor that can be read \(int\)"),
+        ("extra", {"weight": torch.ones(1)}, r"is no tensor that can be read \(dict\)"),
+        ("list", [torch.ones(1)], r"is no tensor that can be read \(list\)"),
+        ("sparse", torch.ones(2, 2).to_sparse(), "is no (dense tensor|tensor that can be read)"),
+        ("huge", torch.zeros(1, 64).expand(8 * 10**8, 64), r"has fewer numbers than its shape \(800000000, 64\)"),
+        ("nowhere", torch.ones(2, device="meta"), "is no (dense tensor|tensor that can be read)"),
+    ],
+)
+@pytest.mark.parametrize("composer", [True, False])
+def test_an_entry_that_would_be_lost_is_named(tmp_path, name, value, problem, composer):
+    state = {"a": torch.ones(1), name: value}
+    torch.save({"state": {"model": state, "run": Foreign()}} if composer else state, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=f"x.pt: {name!r} {problem}"):
         read_weights(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("value", [torch.ones(2).to(torch.float8_e4m3fn), Foreign()])
+def test_what_cannot_be_read_without_running_it_is_named(tmp_path, value):
+    torch.save({"state": {"model": {"a": torch.ones(1), "b": value}, "run": Foreign()}}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"x.pt: 'b' is no tensor that can be read \(Placeholder\)"):
+        read_weights(tmp_path / "x.pt")
+
+
+def test_what_lies_beside_the_model_is_not_looked_at(tmp_path):
+    others = {"run": Foreign(), "step": 3, 0: torch.ones(1)}
+    torch.save({"state": {"model": {"a": torch.ones(1)}} | others} | others, tmp_path / "x.pt")
+    assert list(read_weights(tmp_path / "x.pt")) == ["a"]
+
+
+@pytest.mark.parametrize("content", [{}, {0: 3}, {"state": None}, [1], torch.ones(2), 3, Foreign()])
+def test_a_file_without_tensors_by_name_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"x.pt cannot be read as a state dict.*(no|not) tensors by name"):
+        read_weights(tmp_path / "x.pt")
+
+
+def test_safetensors_under_another_name_are_said(tmp_path):
+    save_file(STATE, tmp_path / "model.bin")
+    with pytest.raises(ValueError, match="model.bin holds safetensors; name it model.safetensors"):
+        read_weights(tmp_path / "model.bin")
