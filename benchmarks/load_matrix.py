@@ -334,6 +334,9 @@ def main() -> int:
         "--hub-id", metavar="ID@COMMIT", default="@", help="of the same model on the Hub, to load it too"
     )
     asked = parser.parse_args()
+    for way in asked.ways.split(","):
+        if not any(what.startswith(way) for what in WAYS):
+            parser.error(f"--ways {way!r} is none of: {', '.join(WAYS)}")
     chosen = [what for what in WAYS if what.startswith(tuple(asked.ways.split(",")))]
     failed = False
     print("| class, padding | way | versions | outcome |\n|---|---|---|---|")

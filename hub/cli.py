@@ -33,7 +33,10 @@ class LazyGroup(TyperGroup):
         return super().get_command(ctx, cmd_name)
 
 
-app = typer.Typer(cls=LazyGroup, no_args_is_help=True, add_completion=False, help="M2-BERT: long-context encoders.")
+app = typer.Typer(  # plain tracebacks: typer's own may show local variables, a token among them
+    cls=LazyGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="M2-BERT: long-context encoders.",
+)  # fmt: skip
 
 Output = Annotated[Path, typer.Option("--output", help="Folder to make.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it is not empty.")]
@@ -132,7 +135,7 @@ def push(
     except HubError:
         typer.echo(err=True)  # the client may have left a progress bar on this line
         raise
-    typer.echo(describe_commit(plan, commit) if commit else "nothing to send: the repository holds just these files")
+    typer.echo(describe_commit(plan, commit) if commit else "nothing to send: the repository holds these files already")
 
 
 def main():

@@ -15,13 +15,6 @@ from huggingface_hub.errors import (
 
 NETWORK = (HfHubHTTPError.__bases__[0], OfflineModeIsEnabled)  # the client's HTTP library changes its name over time
 KNOWN = (*NETWORK, HfHubHTTPError, LocalTokenNotFoundError)
-FAILURES = (
-    *KNOWN,
-    OSError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-)  # the client wraps some, and reads answers trustingly
 LOGIN = "run `hf auth login` with a token that may write, or set HF_TOKEN to one"
 
 
@@ -37,7 +30,7 @@ def plain_errors(repo_id: str, token: str | None) -> Iterator[None]:
     logging.setLogRecordFactory(lambda *args, **kwargs: redact_record(usual(*args, **kwargs), token))
     try:
         yield
-    except FAILURES as error:
+    except Exception as error:  # the client wraps some failures, and reads answers trustingly
         failure = HubError(redact(" ".join(explain(error, repo_id).split()), token))
     finally:
         logging.setLogRecordFactory(usual)
@@ -92,4 +85,9 @@ def explain_status(error: HfHubHTTPError, repo_id: str) -> str:
         403: f"the token may not write to {repo_id}; take a token with the right to write there, or another --repo",
         412: f"{repo_id} got another commit meanwhile; run it again to see the changes against that",
     }.get(status)
-    return f"{advice} ({said or status})" if advice else f"the Hub answered {status} ({said}); run it again later"
+    if advice is None:
+        advice = (
+            "the Hub is busy or broken; run it again later" if status == 429 or status >= 500 else "the Hub refused it"
+        )
+        said = f"{status}: {said}"
+    return f"{advice} ({said or status})"

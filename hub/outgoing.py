@@ -13,14 +13,15 @@ from huggingface_hub.repocard import metadata_load
 
 from .checkpoint import ADAPTER_CONFIG
 
-STAYS_HERE = (  # hidden names stay too, but for HIDDEN_BUT_PUBLISHED
-    "__pycache__", "*.pyc", "*~", "*.swp", "*.tmp", "Thumbs.db", "desktop.ini",  # left by tools
+STAYS_HERE = (  # in lower case; hidden names stay too, with the exceptions below
+    "__pycache__", "*.pyc", "*~", "*.swp", "*.tmp", "thumbs.db", "desktop.ini",  # left by tools
     "checkpoints", "checkpoint-*", "wandb", "runs",  # of training
-    "*.pem", "*.key", "*.p12", "id_rsa*", "id_ed25519*", "credentials*", "secrets*", "token", "token.txt",
+    "*.pem", "*.key", "*.p12", "*.env", "*netrc", "id_rsa*", "id_ed25519*", "credentials*", "secrets*", "token",
+    "token.*", "kaggle.json",
 )  # fmt: skip
 HIDDEN_BUT_PUBLISHED = {".gitattributes", ".eval_results"}
-PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
-TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill", ".npy", ".npz"}  # or may hold one
+SECRET = re.compile(rb"\b(hf|api_org)_[A-Za-z0-9]{30,}|-----BEGIN [A-Z ]*PRIVATE KEY-----")
 LARGEST_TEXT_BYTES = 10_000_000
 
 
@@ -45,6 +46,11 @@ class Outgoing:
     @property
     def repo_type(self) -> str:
         return "space" if self.kind == "space" else "model"
+
+    @property
+    def metadata(self) -> dict:
+        """The YAML at the head of its README.md."""
+        return read_metadata(self.folder / "README.md")
 
     @property
     def code(self) -> dict[str, bool]:
@@ -80,7 +86,7 @@ def collect(folder: str | Path) -> Outgoing:
         for name in sorted(folders + names):
             path = Path(here, name)
             inside = path.relative_to(root).as_posix()
-            if stays_here(name):
+            if stays_here(path):
                 left_out.append(inside + "/" * (name in folders))
             elif path.is_symlink() and not (path.is_file() and path.resolve().is_relative_to(root.resolve())):
                 raise ValueError(
@@ -89,13 +95,17 @@ def collect(folder: str | Path) -> Outgoing:
             elif name in names:
                 check_publishable(path)
                 files[inside] = path
-        folders[:] = sorted(name for name in folders if not stays_here(name))
+        folders[:] = sorted(name for name in folders if not stays_here(Path(here, name)))
     return Outgoing(root, kind, files, tuple(sorted(left_out)), sdk)
 
 
 def tell_kind(root: Path) -> tuple[str, str | None]:
     """("space", its sdk), ("adapter", None) or ("model", None). Raises ValueError where it is none of them."""
     sdk = read_metadata(root / "README.md").get("sdk")
+    found = [name for name in (ADAPTER_CONFIG, "config.json") if (root / name).is_file()]
+    if len(found) + (sdk is not None) > 1:
+        both = " and ".join([*found, *(["`sdk:` in README.md"] if sdk is not None else [])])
+        raise ValueError(f"{root} has {both}: a model, an adapter and a Space are repositories of their own; part them")
     if sdk is not None:
         if sdk not in SPACES_SDK_TYPES:
             raise ValueError(f"README.md of {root} has sdk: {sdk}; a Space takes one of {', '.join(SPACES_SDK_TYPES)}")
@@ -119,9 +129,14 @@ def read_metadata(card: Path) -> dict:
         raise ValueError(f"the YAML at the head of {card} cannot be read ({error}); correct it") from error
 
 
-def stays_here(name: str) -> bool:
-    hidden = name.startswith(".") and name not in HIDDEN_BUT_PUBLISHED
-    return hidden or any(fnmatch.fnmatchcase(name, pattern) for pattern in STAYS_HERE)
+def stays_here(path: Path) -> bool:
+    """Whether its name, or that of the file that it links to, is one that is not published."""
+    for name in {path.name, path.resolve().name}:
+        if name.startswith(".") and name not in HIDDEN_BUT_PUBLISHED:
+            return True
+        if any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in STAYS_HERE):
+            return True
+    return False
 
 
 def check_publishable(path: Path):
@@ -131,5 +146,5 @@ def check_publishable(path: Path):
     if path.suffix.lower() in PICKLES:
         raise ValueError(f"{path} is a pickle, which runs code when it is loaded; keep weights as safetensors, and "
                          "take this file out of the folder")  # fmt: skip
-    if path.suffix != ".safetensors" and path.stat().st_size < LARGEST_TEXT_BYTES and TOKEN.search(path.read_bytes()):
-        raise ValueError(f"{path} holds what looks like a token of the Hub (hf_...); remove it, and revoke the token")
+    if path.suffix != ".safetensors" and path.stat().st_size < LARGEST_TEXT_BYTES and SECRET.search(path.read_bytes()):
+        raise ValueError(f"{path} holds what looks like a token of the Hub or a private key; remove it, and revoke it")

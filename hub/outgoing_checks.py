@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub.errors import HFValidationError
@@ -10,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from .checkpoint import ADAPTER_CONFIG, read_json
 from .outgoing import Outgoing
+from .private import without_private
 
 INDEX = "model.safetensors.index.json"
 EXPORT = "write the folder anew with `m2bert export`"
@@ -22,6 +24,15 @@ def check_outgoing(outgoing: Outgoing):
         ValueError: a file is missing, cut short or damaged, code imports what is not there, or an adapter's base is not
             on the Hub.
     """
+    try:
+        _check(outgoing)
+    except (TypeError, AttributeError, LookupError, RecursionError) as error:
+        raise ValueError(
+            f"{outgoing.folder} has JSON of a form that loading does not know ({error}); {EXPORT}"
+        ) from error
+
+
+def _check(outgoing: Outgoing):
     if outgoing.kind == "model":
         check_weights(outgoing, "model.safetensors", INDEX)
     elif outgoing.kind == "adapter":
@@ -34,10 +45,13 @@ def check_outgoing(outgoing: Outgoing):
             check_imports(outgoing, name)
     if outgoing.kind == "model":
         check_auto_map(outgoing)
+        check_modules(outgoing)
     elif outgoing.kind == "adapter":
         check_base(outgoing)
     elif outgoing.sdk in ("gradio", "streamlit"):
-        require(outgoing, "app.py", "the Space's program")
+        require(outgoing, outgoing.metadata.get("app_file") or "app.py", "the Space's program")
+    if "training.json" in outgoing.files:
+        check_record(outgoing.files["training.json"])
 
 
 def require(outgoing: Outgoing, name: str, what: str):
@@ -68,7 +82,7 @@ def tensor_names(file: Path) -> set[str]:
 def check_json(file: Path):
     try:
         json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is no valid JSON ({error}); correct it") from error
 
 
@@ -103,8 +117,28 @@ def check_auto_map(outgoing: Outgoing):
         for value in classes.values():
             for reference in filter(None, value if isinstance(value, list) else [value]):
                 module = f"{reference.split('.')[0]}.py"
-                if "--" not in reference and module not in outgoing.files:
+                if module not in outgoing.files:  # `org/other--module` is code of another repository, and not pinned
                     raise ValueError(f"{outgoing.folder / file} names {reference}, but {module} is missing; {EXPORT}")
+
+
+def check_modules(outgoing: Outgoing):
+    """What sentence-transformers reads: a vocabulary, and the settings and weights of every module."""
+    files = outgoing.files
+    if {"tokenizer_config.json", "handler.py"} & files.keys() and not {"tokenizer.json", "vocab.txt"} & files.keys():
+        raise ValueError(f"{outgoing.folder} lacks tokenizer.json, without which every word is unknown; {EXPORT}")
+    modules = json.loads(files["modules.json"].read_text(encoding="utf-8")) if "modules.json" in files else []
+    for module in modules:
+        kind, path = module["type"].rsplit(".", 1)[-1], PurePosixPath(module["path"])
+        wanted = {"Pooling": ["config.json"], "Dense": ["config.json", "model.safetensors"]}.get(kind, [])
+        for name in wanted:
+            require(outgoing, str(path / name), f"of the module {kind} in modules.json; {EXPORT}")
+
+
+def check_record(file: Path):
+    """A run's record holds no paths of its maker's machine."""
+    record = json.loads(file.read_text(encoding="utf-8"))
+    if without_private(record) != record:
+        raise ValueError(f"{file} names paths of this machine; `m2bert export` writes it without them, or remove it")
 
 
 def check_base(outgoing: Outgoing):
@@ -119,4 +153,10 @@ def check_base(outgoing: Outgoing):
         raise ValueError(
             f"{outgoing.folder / ADAPTER_CONFIG} has base_model_name_or_path={base!r}, a path that nobody else has; "
             "push the base and write its name there (org/name)"
+        )
+    card = (outgoing.folder / "README.md").read_text(encoding="utf-8")
+    if outgoing.metadata.get("base_model") != base or re.search(r"from_pretrained\(\s*[\"'][/~.]", card):
+        raise ValueError(
+            f"{outgoing.folder / 'README.md'} does not name the base as the Hub knows it; write `base_model: {base}` "
+            "at its head, and that name in place of paths of this machine"
         )

@@ -1,13 +1,14 @@
 """Push a folder to the Hub: a model, an adapter or a Space, as one commit of everything."""
 
 import importlib.metadata
+import re
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import get_token
 
 from .hub_errors import LOGIN, HubError, plain_errors
-from .outgoing import collect
+from .outgoing import Outgoing, collect
 from .outgoing_checks import check_outgoing
 from .push_plan import Plan, make_plan
 from .repo_id import check_repo_id
@@ -31,7 +32,16 @@ def plan_push(
     check_repo_id(repo_id)
     outgoing = collect(folder)
     check_outgoing(outgoing)
+    check_card_repository(outgoing, repo_id)
     return make_plan(outgoing, repo_id, private=private, create_pr=create_pr, revision=revision)
+
+
+def check_card_repository(outgoing: Outgoing, repo_id: str):
+    """The card's code loads the repository that it is in. Raises ValueError where it loads another."""
+    named = re.search(r'^path = "([^"]+)"$', outgoing.files["README.md"].read_text(encoding="utf-8"), flags=re.M)
+    if named and named[1] != repo_id:
+        raise ValueError(f"README.md of {outgoing.folder} loads {named[1]!r}, and not --repo {repo_id!r}; name that "
+                         f"one, or export it anew with --repo {repo_id}")  # fmt: skip
 
 
 def carry_out(plan: Plan) -> CommitInfo | None:
@@ -80,4 +90,6 @@ def describe_commit(plan: Plan, commit: CommitInfo) -> str:
             lines.append(f"SentenceTransformer({pinned}, trust_remote_code=True)")
     elif plan.outgoing.kind == "adapter":
         lines.append(f"PeftModel.from_pretrained(base, {pinned})")
+    elif "metric" in (plan.outgoing.metadata.get("tags") or []):
+        lines.append(f"evaluate.load({pinned})")
     return "\n".join(lines)

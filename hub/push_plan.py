@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,13 +12,19 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import get_token
 
+from .checkpoint import ADAPTER_CONFIG
 from .export import LEADERBOARD, RECORDS
 from .hub_errors import HubError, plain_errors
 from .outgoing import Outgoing
 
 OURS = "modeling_m2bert.py"  # a repository with this file was written by this package
+WRITTEN = re.compile(  # names of what `write_folder` writes and loading looks for
+    r"(configuration_m2bert|modeling_m2bert|m2bert_\w+|handler)\.py|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+    r"|(tokenizer|tokenizer_config|special_tokens_map|added_tokens|modules|\w*sentence\w*)\.json|vocab\.txt"
+    r"|\d+_[A-Z]\w+/(config\.json|model\.safetensors)"
+)
 LARGE_BYTES = 10_000_000
-KINDS = {"model": "model", "adapter": "model (an adapter of peft)", "space": "Space"}
+KINDS = {"model": "a model", "adapter": "an adapter of peft", "space": "a Space"}
 
 
 @dataclass(frozen=True)
@@ -51,14 +58,12 @@ class Plan:
 
     @property
     def stale(self) -> list[str]:
-        """Weights, code and records in a repository that this package wrote and the folder lacks: they would be taken
-        for the new model's, so the same commit deletes them. Nothing else is deleted, and nothing of another kind of
-        repository."""
-        if self.outgoing.kind != "model" or self.create_pr or OURS not in self.there:
+        """Files of an earlier model that this package wrote and the folder lacks: they would be taken for the new
+        model's, so the same commit deletes them. Nothing else is deleted."""
+        if self.outgoing.kind != "model" or self.create_pr:
             return []
-        ours, records = (".py", ".safetensors", ".safetensors.index.json"), {*RECORDS, LEADERBOARD}
         gone = self.there.keys() - self.outgoing.files.keys()
-        return sorted(name for name in gone if name in records or ("/" not in name and name.endswith(ours)))
+        return sorted(n for n in gone if n in {*RECORDS, LEADERBOARD} or (OURS in self.there and WRITTEN.fullmatch(n)))
 
 
 def make_plan(
@@ -79,9 +84,18 @@ def make_plan(
         raise ValueError(
             f"{repo_id} is not on the Hub (or the token may not see it), so no pull request can be made there"
         )
+    check_same_kind(outgoing, repo_id, found.get("there", {}))
     if found["exists"] and private and not found["private"]:
         raise ValueError(f"{repo_id} exists and is public; make it private in its settings, or leave --private out")
     return Plan(**asked | {"private": private} | found)
+
+
+def check_same_kind(outgoing: Outgoing, repo_id: str, there: dict):
+    """A repository with both is loaded as the adapter, with whatever base it names: refuse to make one."""
+    other = {"model": ADAPTER_CONFIG, "adapter": "config.json"}.get(outgoing.kind)
+    if other in there:
+        raise ValueError(f"{repo_id} holds {other}, so it is not of the kind of {outgoing.folder}, which is "
+                         f"{KINDS[outgoing.kind]}; take a repository of its own")  # fmt: skip
 
 
 def check_options(private: bool, create_pr: bool, revision: str | None) -> str:
@@ -145,7 +159,8 @@ def where(plan: Plan) -> str:
     target = f"{KINDS[plan.outgoing.kind]} {plan.outgoing.folder} -> {plan.repo_id}"
     if plan.create_pr:
         return f"{target}, pull request for main"
-    repository = {True: "exists", False: "not found, so it will be made", None: "unknown"}[plan.exists]
+    missing = "not found (or not visible with this token), so it will be made"
+    repository = {True: "exists", False: missing, None: "unknown"}[plan.exists]
     visible = "unknown whether private" if plan.unknown else "private" if plan.private else "public"
     branch = plan.branch + ("" if plan.branch_exists or plan.branch == "main" or plan.unknown else " (will be made)")
     return f"{target}, branch {branch}, repository {repository}, {visible}"

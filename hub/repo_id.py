@@ -10,7 +10,7 @@ def check_repo_id(repo_id: str):
     """Raise ValueError unless it is org/name."""
     path = repo_id.startswith(("/", ".", "~")) or repo_id.count("/") > 1 or "\\" in repo_id or Path(repo_id).is_dir()
     if path:
-        raise ValueError(f"--repo {repo_id!r} is a path; name it as org/name")
+        raise ValueError(f"--repo {repo_id!r} is a path or an address; name it as org/name")
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:

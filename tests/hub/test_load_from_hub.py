@@ -120,6 +120,8 @@ def test_a_stranger_puts_an_adapter_on_its_base(hub, tmp_path, tiny_config, rand
     torch.save(pooled(reloaded, tokenizer), tmp_path / "expected.pt")
     config = tmp_path / "adapter" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "org/base"}))
+    card = tmp_path / "adapter" / "README.md"
+    card.write_text(card.read_text().replace(str(folder), "org/base"))
     adapter = push(tmp_path / "adapter", "org/adapter")
     arguments = ["org/base", base, tmp_path / "expected.pt", json.dumps(TEXTS), "org/adapter", adapter]
     result = stranger(hub, tmp_path / "stranger", LOAD, *arguments)

@@ -24,7 +24,7 @@ def adapter(tmp_path):
     path.mkdir()
     save_file({"x": torch.ones(2)}, path / "adapter_model.safetensors")
     (path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
-    (path / "README.md").write_text("# Adapter\n")
+    (path / "README.md").write_text("---\nbase_model: org/base\n---\n# Adapter\n")
     return path
 
 
@@ -119,6 +119,85 @@ def test_an_adapter_of_a_local_base_is_refused(adapter, base, monkeypatch, tmp_p
     monkeypatch.chdir(tmp_path)
     change_json(adapter / "adapter_config.json", base_model_name_or_path=base)
     refused(adapter, "push the base and write its name there")
+
+
+@pytest.mark.parametrize(
+    "card", ["# Adapter", "---\nbase_model: /home/me/base\n---\n",
+             "---\nbase_model: org/base\n---\n" + 'AutoModel.from_pretrained("/home/me/base", trust_remote_code=True)']
+)  # fmt: skip
+def test_an_adapters_card_names_the_base_on_the_hub(adapter, card):
+    (adapter / "README.md").write_text(card)
+    refused(adapter, "write `base_model: org/base` at its head")
+
+
+def test_a_folder_of_two_kinds_is_refused(adapter, folder):
+    (adapter / "config.json").write_text("{}")
+    refused(adapter, "has adapter_config.json and config.json")
+    (folder / "README.md").write_text("---\nsdk: gradio\n---\n")
+    refused(folder, "has config.json and `sdk:` in README.md")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "1_Pooling/config.json", "2_Dense/model.safetensors"])
+def test_what_sentence_transformers_reads_must_be_there(tmp_path, tiny_config, tokenizer, name):
+    model = M2BertModel(tiny_config(pooling="cls_tanh"))
+    folder = write_folder(model, tokenizer, tmp_path / "cls")
+    check(folder)
+    (folder / name).unlink()
+    refused(folder, f"lacks {name}")
+
+
+@pytest.mark.parametrize("reference", ["evil/repo--modeling_m2bert.M2BertModel", "gone.X"])
+def test_code_of_another_repository_is_refused(folder, reference):
+    config = json.loads((folder / "config.json").read_text())
+    change_json(folder / "config.json", auto_map=config["auto_map"] | {"AutoModel": reference})
+    refused(folder, f"names {reference}")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("config.json", '{"model_type": "m2bert", "auto_map": "x.Y"}'),
+     ("config.json", '{"model_type": "m2bert", "auto_map": {"AutoModel": 5}}'),
+     ("model.safetensors.index.json", '{"weight_map": ["a"]}'),
+     ("model.safetensors.index.json", '{"weight_map": {"a": {}}}'),
+     ("modules.json", '[1]'), ("other.json", "[" * 100_000)],
+)  # fmt: skip
+def test_json_of_another_form_is_one_line(folder, name, text):
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match="m2bert export|correct it"):
+        check(folder)
+
+
+def test_a_record_with_paths_of_the_machine_is_refused(folder):
+    (folder / "training.json").write_text('{"config": {"data": "/home/me/secret"}}')
+    refused(folder, "names paths of this machine")
+    (folder / "training.json").write_text('{"config": {"data": "secret"}}')
+    check(folder)
+
+
+def test_a_link_to_a_hidden_file_stays_here(folder):
+    (folder / ".env").write_text("x")
+    (folder / "public.txt").symlink_to(folder / ".env")
+    assert "public.txt" in collect(folder).left_out
+
+
+@pytest.mark.parametrize("name", ["X.PEM", "prod.env", "token.json", ".netrc", "_netrc", "kaggle.json"])
+def test_names_of_secrets_stay_here(folder, name):
+    (folder / name).write_text("x")
+    assert name in collect(folder).left_out
+
+
+@pytest.mark.parametrize("text", ["-----BEGIN RSA PRIVATE KEY-----", "api_org_" + "a" * 34, "hf_" + "b" * 34])
+def test_secrets_in_a_text_are_refused(folder, text):
+    (folder / "notes.txt").write_text(f"see {text} there")
+    with pytest.raises(ValueError, match="a token of the Hub or a private key"):
+        collect(folder)
+
+
+def test_a_space_names_its_own_program(tmp_path):
+    (tmp_path / "README.md").write_text("---\nsdk: gradio\napp_file: main.py\n---\n")
+    refused(tmp_path, "lacks main.py")
+    (tmp_path / "main.py").write_text("")
+    check(tmp_path)
 
 
 def test_an_adapter_without_weights_is_refused(adapter):

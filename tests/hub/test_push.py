@@ -15,6 +15,7 @@ from test_cli import run
 
 from m2bert_hub.folder import write_folder
 from m2bert_hub.hub_errors import plain_errors
+from m2bert_hub.model_card import Card
 from modeling_m2bert import M2BertModel
 
 METRIC = Path(__file__).parents[2] / "eval" / "metrics" / "ndcg"
@@ -39,7 +40,7 @@ def adapter(tmp_path):
     path.mkdir()
     save_file({"x": torch.ones(2)}, path / "adapter_model.safetensors")
     (path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
-    (path / "README.md").write_text("# Adapter\n")
+    (path / "README.md").write_text("---\nbase_model: org/base\n---\n# Adapter\n")
     return path
 
 
@@ -77,7 +78,7 @@ def test_by_default_it_shows_everything_and_sends_nothing(push, hub, folder):
     assert out.endswith("nothing was sent; add --no-dry-run to send it\n")
     size = (folder / "model.safetensors").stat().st_size
     assert any(line.split() == ["new", f"{size:,}", "LFS", "model.safetensors"] for line in out.splitlines())
-    assert "branch main, repository not found, so it will be made, public" in out
+    assert "branch main, repository not found (or not visible with this token), so it will be made, public" in out
     assert "left out, stays here: .env, __pycache__/, checkpoint-10/" in out
     assert not writes(hub)
     assert not hub.repositories
@@ -141,13 +142,48 @@ def test_stale_weights_code_and_records_go_in_the_same_commit_and_the_rest_stays
     assert len(hub.commits(REPO)) == 2
 
 
-def test_nothing_is_deleted_from_a_repository_that_this_package_did_not_write(push, hub, folder, adapter):
-    theirs = {"model-00001-of-00002.safetensors": b"theirs", "modeling_other.py": b""}
-    hub.add("org/other", theirs)
+def test_nothing_is_deleted_from_a_repository_that_this_package_did_not_write(push, hub, folder):
+    theirs = {"model-00001-of-00002.safetensors": b"theirs", "modeling_other.py": b"", "vocab.txt": b"theirs"}
+    records = {".eval_results/m2bert.yaml": b"of other weights"}
+    hub.add("org/other", theirs | records)
     assert push(folder, "--repo", "org/other", "--no-dry-run")[0] == 0
-    assert theirs.items() <= hub.files("org/other").items()
-    assert push(adapter, "--repo", "org/other", "--no-dry-run")[0] == 0
-    assert hub.files("org/other") == contents(folder) | theirs | contents(adapter)
+    assert hub.files("org/other") == theirs | contents(folder)
+
+
+def test_files_of_the_users_own_stay_beside_a_model_of_this_package(push, hub, folder):
+    assert push(folder, "--repo", REPO, "--no-dry-run")[0] == 0
+    own = {"app.py": b"", "evaluate_my.py": b"", "lora.safetensors": b"mine", "data/config.json": b"{}"}
+    earlier = {"2_Dense/model.safetensors": b"old", "3_Normalize/config.json": b"{}", "added_tokens.json": b"{}"}
+    hub.add("org/mine", contents(folder) | own | earlier)
+    assert push(folder, "--repo", "org/mine", "--no-dry-run")[0] == 0
+    assert hub.files("org/mine") == contents(folder) | own
+
+
+def test_a_model_and_an_adapter_are_never_one_repository(push, hub, folder, adapter):
+    """Loading it would take the adapter, and whatever base it names."""
+    hub.add("org/adapter", contents(adapter))
+    hub.add(REPO, contents(folder))
+    refused(push, "holds adapter_config.json", folder, "--repo", "org/adapter", "--no-dry-run")
+    refused(push, "holds config.json", adapter, "--repo", REPO, "--no-dry-run")
+    refused(push, "holds adapter_config.json", folder, "--repo", "org/adapter", "--create-pr")
+    assert not writes(hub)
+
+
+def test_a_card_that_loads_another_repository_is_refused(push, hub, tmp_path, tiny_config, tokenizer):
+    other = write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "other", card=Card(repository="org/other"))
+    refused(push, "loads 'org/other', and not --repo 'org/m2bert'", other, "--repo", REPO)
+    assert push(other, "--repo", "org/other")[0] == 0
+
+
+@pytest.mark.parametrize("answer", [b"null", b"[]", b"3", b"not JSON"])
+@pytest.mark.parametrize("place", ["/revision/", "/repos/create", "/preupload/", "/objects/batch", "/commit/"])
+def test_an_answer_of_another_form_is_one_line(push, hub, folder, monkeypatch, place, answer):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    hub.intercept = lambda request: (200, {}, answer) if place in request.path else None
+    code, out, err = push(folder, "--repo", REPO, "--no-dry-run")
+    assert code == 2, out
+    assert "Traceback" not in err
+    assert [line for line in err.splitlines() if line.startswith("m2bert: ")]
 
 
 def test_a_pull_request_leaves_main_as_it_is(push, hub, folder):
@@ -185,6 +221,7 @@ def test_an_adapter_and_a_space_are_told_by_what_they_hold(push, hub, adapter):
     assert "differs" not in out  # a Space's code is its own
     [create] = [json.loads(r.body) for r in hub.requests if r.path == "/api/repos/create" and b"ndcg" in r.body]
     assert create["sdk"] == "gradio"
+    assert 'evaluate.load("org/ndcg", revision=' in out
     assert hub.files("org/ndcg", kind="space")["ndcg.py"] == (METRIC / "ndcg.py").read_bytes()
 
 
@@ -198,7 +235,7 @@ def test_a_private_wish_does_not_meet_a_public_repository(push, hub, folder):
 def test_a_path_is_no_repository(push, hub, folder, monkeypatch, tmp_path, name):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path)
-    refused(push, f"--repo {name!r} is a path; name it as org/name", folder, "--repo", name)
+    refused(push, f"--repo {name!r} is a path or an address; name it as org/name", folder, "--repo", name)
     assert not hub.requests
 
 
