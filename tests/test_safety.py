@@ -119,6 +119,7 @@ def test_the_scanner_lets_harmless_code_pass():
 # --- documented commands ---
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "hub/templates/model_card.md", *sorted((ROOT / "docs").glob("*.md")),
+             ROOT / "train/lora.py", ROOT / "eval/metrics/ndcg/README.md",
              *sorted(path for path in (ROOT / "examples").iterdir() if path.is_file())]  # fmt: skip
 WRITTEN_HERE = ("runs", "demo-output", "hub")  # folders that documented commands make
 WITHOUT_CODE = {"sentence-transformers/all-MiniLM-L6-v2"}  # models whose classes are in transformers
@@ -134,7 +135,8 @@ def unpinned(text: str) -> list[str]:
     found = []
     for start in re.finditer(r"\w\(", text):
         call = own_arguments(text, start.end())
-        if re.search(r"trust_remote_code\s*=\s*True", call):
+        runs_code = re.search(r"trust_remote_code\s*=\s*True", call) or text.endswith("evaluate.load(", 0, start.end())
+        if runs_code:
             pinned = re.search(r"\brevision\s*=\s*(?![\"'](main|master)[\"'])", call)
             found += [name for name in re.findall(rf"[\"']({HUB_ID})[\"']", call) if not (pinned or is_local(name))]
     for name in re.findall(rf"(?:--encoder[ =]|\bmodel: )[\"']?({HUB_ID}(?:@\S+)?)", text):
@@ -171,6 +173,7 @@ def test_documented_commands_run_no_code_that_can_change(path):
         "m2bert eval --encoder bm25 --encoder org/name --data my-task",
         "encoders:\n  - model: org/name",
         "m2bert eval --encoder org/name@main",
+        'ndcg = evaluate.load("org/ndcg")',
     ],
 )
 def test_an_unpinned_command_is_found(text):
@@ -185,6 +188,7 @@ def test_an_unpinned_command_is_found(text):
         'SentenceTransformer("runs/opl-small", trust_remote_code=True)',
         "AutoModel.from_pretrained(path, trust_remote_code=True)",
         'load_dataset("org/name")',
+        'evaluate.load("org/ndcg", revision="COMMIT")',
         "m2bert eval --encoder sentence-transformers/all-MiniLM-L6-v2 --encoder org/name@" + 40 * "a",
     ],
 )
