@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
 
 from .checkpoint import read_json
 from .convert import Conversion, convert_state_dict
-from .folder import check_output, write_folder
+from .folder import check_apart, check_output, write_folder
 from .parity import check_parity, compare_paddings
 from .source import Source, find_source
 from .tokenizer_source import find_tokenizer
@@ -53,7 +53,7 @@ def convert_source(
         configuration = read_json(options_file)
     read += [options_file] if options_file else []
     words = [Path(tokenizer)] if tokenizer and Path(tokenizer).exists() else []
-    _check_apart(output, [*read, *found.folders, *words])
+    check_apart(output, [*read, *found.folders, *words])
     _warn_of_cache(found, has_options=options_file is not None)
 
     conversion = convert_state_dict(read_weights(found.weights), configuration)
@@ -75,14 +75,6 @@ def convert_source(
     text = json.dumps(record, indent=2) + "\n"
     folder = write_folder(model, tokens, output_dir, overwrite=overwrite, extra_files={RECORD: text})
     return report(record, model, folder)
-
-
-def _check_apart(output: Path, paths: list[Path]):
-    """Raise ValueError if the folder to be replaced is, or holds, anything that is read."""
-    for path in paths:
-        for real in (path.resolve(), path.parent.resolve() / path.name):  # of a link, both ends
-            if real == output or output in real.parents:
-                raise ValueError(f"output {output} holds the source {path} itself; name another folder")
 
 
 def _warn_of_cache(found: Source, has_options: bool):

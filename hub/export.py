@@ -8,7 +8,7 @@ from huggingface_hub import eval_result_entries_to_yaml
 
 from .about import About, read_about
 from .checkpoint import load_checkpoint, load_tokenizer
-from .folder import check_output, write_folder
+from .folder import check_apart, check_output, write_folder
 from .model_card import Card
 from .private import without_private
 from .repo_id import check_repo_id
@@ -38,11 +38,9 @@ def export_checkpoint(
 
     Raises:
         ValueError: see `load_checkpoint`, `read_sentence_files`, `read_scores`, `read_about` and `write_folder`; or
-            output_dir holds model_dir, or the repository has no valid name.
+            output_dir holds what is read, or the repository has no valid name.
     """
-    output = check_output(output_dir, overwrite)
-    if output in Path(model_dir).resolve().parents:
-        raise ValueError(f"output {output} holds the checkpoint {model_dir} itself; name another folder")
+    check_apart(check_output(output_dir, overwrite), [Path(model_dir), *(results or []), *([about] if about else [])])
     if repository is not None:
         check_repo_id(repository)
     said = read_about(about) if about else About()

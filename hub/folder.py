@@ -130,6 +130,18 @@ def check_output(output_dir: str | Path, overwrite: bool) -> Path:
     return output
 
 
+def check_apart(output: Path, paths: list[Path]):
+    """Raise ValueError if the folder to be written, and perhaps replaced, is or holds anything that is read.
+
+    Args:
+        output: of `check_output`.
+    """
+    for path in paths:
+        for real in (path.resolve(), path.parent.resolve() / path.name):  # of a link, both ends
+            if real == output or output in real.parents:
+                raise ValueError(f"output {output} holds {path}, from which it is made; name another folder")
+
+
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase | None, vocab_size: int):
     """Raise ValueError if the tokenizer can give an id that the model has no embedding for."""
     largest = max(tokenizer.get_vocab().values()) if tokenizer is not None else 0

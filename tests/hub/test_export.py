@@ -121,9 +121,16 @@ def test_the_record_of_training_comes_along_and_the_source_is_safe(tmp_path, tin
     )
     assert (export_checkpoint(inner, tmp_path / "out") / "training.json").read_text() == "{}\n"
     (tmp_path / "runs" / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="holds the checkpoint"):
-        export_checkpoint(inner, tmp_path / "runs", overwrite=True)
+    (tmp_path / "out" / "about.yaml").write_text("license: mit")
+    for output, about in (
+        (tmp_path / "runs", None),
+        (inner, None),
+        (tmp_path / "out", tmp_path / "out" / "about.yaml"),
+    ):
+        with pytest.raises(ValueError, match="from which it is made"):
+            export_checkpoint(inner, output, overwrite=True, about=about)
     assert (inner / "model.safetensors").is_file()
+    assert about.is_file()
 
 
 def test_a_model_that_sees_its_padding_is_padded_alike_everywhere(tmp_path, tiny_config, randomised, tokenizer):
