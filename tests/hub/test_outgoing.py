@@ -4,28 +4,11 @@ import json
 import re
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from m2bert_hub.folder import write_folder
 from m2bert_hub.outgoing import collect
 from m2bert_hub.outgoing_checks import check_outgoing
 from modeling_m2bert import M2BertModel
-
-
-@pytest.fixture
-def folder(tmp_path, tiny_config, tokenizer):
-    return write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "model")
-
-
-@pytest.fixture
-def adapter(tmp_path):
-    path = tmp_path / "adapter"
-    path.mkdir()
-    save_file({"x": torch.ones(2)}, path / "adapter_model.safetensors")
-    (path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
-    (path / "README.md").write_text("---\nbase_model: org/base\n---\n# Adapter\n")
-    return path
 
 
 def check(folder):

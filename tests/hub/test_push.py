@@ -8,9 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from fake_hub import FakeHub
-from safetensors.torch import save_file
 from test_cli import run
 
 from m2bert_hub.folder import write_folder
@@ -27,21 +25,6 @@ def hub(monkeypatch, tmp_path):
     with FakeHub() as hub:
         hub.connect(monkeypatch, tmp_path / "home")
         yield hub
-
-
-@pytest.fixture
-def folder(tmp_path, tiny_config, tokenizer):
-    return write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "model")
-
-
-@pytest.fixture
-def adapter(tmp_path):
-    path = tmp_path / "adapter"
-    path.mkdir()
-    save_file({"x": torch.ones(2)}, path / "adapter_model.safetensors")
-    (path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
-    (path / "README.md").write_text("---\nbase_model: org/base\n---\n# Adapter\n")
-    return path
 
 
 @pytest.fixture
