@@ -20,7 +20,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup  ## train a small model from scratch, export, load, evaluate: table, JSON and plot in demo-output/
 	$(BIN)/python examples/demo.py
 
-test: setup  ## the tests, about six minutes
+test: setup  ## the tests, about eight minutes
 	$(BIN)/python -m pytest
 
 test-all: setup  ## the slow tests too

@@ -329,15 +329,16 @@ def main() -> int:
         return 0
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
-    parser.add_argument("--ways", default=",".join(WAYS), help="some of them: beginnings of their names, with commas")
+    parser.add_argument("--ways", help="some of them: beginnings of their names, with commas between")
     parser.add_argument(
         "--hub-id", metavar="ID@COMMIT", default="@", help="of the same model on the Hub, to load it too"
     )
     asked = parser.parse_args()
-    for way in asked.ways.split(","):
-        if not any(what.startswith(way) for what in WAYS):
-            parser.error(f"--ways {way!r} is none of: {', '.join(WAYS)}")
-    chosen = [what for what in WAYS if what.startswith(tuple(asked.ways.split(",")))]
+    beginnings = asked.ways.split(",") if asked.ways else [""]
+    for beginning in beginnings:
+        if not any(what.startswith(beginning) for what in WAYS):
+            parser.error(f"--ways {beginning!r} begins none of: {'; '.join(WAYS)}")
+    chosen = [what for what in WAYS if what.startswith(tuple(beginnings))]
     failed = False
     print("| class, padding | way | versions | outcome |\n|---|---|---|---|")
     for folder in asked.folders:

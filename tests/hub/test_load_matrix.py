@@ -51,6 +51,12 @@ def test_a_folder_that_does_not_load_is_a_row_and_an_exit_code(folder):
     assert matrix(broken, code=1) == {("M2BertModel, masked", "AutoModel"): "failed: RuntimeError: broken"}
 
 
+def test_a_way_that_there_is_not_is_named(tmp_path):
+    done = subprocess.run([sys.executable, SCRIPT, tmp_path, "--ways", "AutoModel,Nope"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--ways 'Nope' begins none of" in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("cls", "options"),
