@@ -52,7 +52,8 @@ def test_a_folder_that_does_not_load_is_a_row_and_an_exit_code(folder):
 
 
 def test_a_way_that_there_is_not_is_named(tmp_path):
-    done = subprocess.run([sys.executable, SCRIPT, tmp_path, "--ways", "AutoModel,Nope"], capture_output=True, text=True)
+    command = [sys.executable, SCRIPT, tmp_path, "--ways", "AutoModel,Nope"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "--ways 'Nope' begins none of" in done.stderr
 
