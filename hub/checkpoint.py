@@ -99,9 +99,7 @@ def load_strictly(
     model_type = read_config(path).get("model_type")
     if model_type != "m2bert":
         raise ValueError(f"checkpoint {path} has model_type={model_type!r}; expected 'm2bert'")
-    for index in path.glob("*.index.json"):
-        for shard in set(read_json(index).get("weight_map", {}).values()):
-            inside(path, shard)
+    _check_weights_files(path)
     config = AutoConfig.from_pretrained(path, **changes)
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its report of the tensors; what matters of it is raised below
@@ -123,6 +121,21 @@ def load_strictly(
         text = "; ".join(f"{what}: {', '.join(sorted(keys))}" for what, keys in problems.items() if keys)
         raise ValueError(f"checkpoint {path} does not fit its configuration ({text})")
     return model, missing
+
+
+def _check_weights_files(path: Path):
+    """Raise ValueError unless the folder holds safetensors, and an index names none elsewhere."""
+    if not (path / "model.safetensors").is_file() and not (path / "model.safetensors.index.json").is_file():
+        raise ValueError(
+            f"checkpoint {path} has no model.safetensors; save the model there again, or name the folder that has it "
+            "(m2bert convert reads the research code's files)"
+        )
+    for index in path.glob("*.index.json"):
+        shards = read_json(index).get("weight_map", {})
+        if not isinstance(shards, dict):
+            raise ValueError(f"{index} has a weight_map that is no JSON object; save the model there again")
+        for shard in shards.values():
+            inside(path, str(shard))
 
 
 def inside(folder: Path, name: str) -> Path:

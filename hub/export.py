@@ -10,7 +10,7 @@ from .about import About, read_about
 from .checkpoint import load_checkpoint, load_tokenizer
 from .folder import check_apart, check_output, write_folder
 from .model_card import Card
-from .private import without_private
+from .private import public_record
 from .repo_id import check_repo_id
 from .scores import Scores, leaderboard_entries, read_scores
 from .sentence_files import read_sentence_files
@@ -45,6 +45,10 @@ def export_checkpoint(
         check_repo_id(repository)
     said = read_about(about) if about else About()
     scores = read_scores(results or [], Path(model_dir))
+    records = {
+        name: json.dumps(public_record(name, text), indent=2) + "\n"
+        for name, text in read_records(Path(model_dir)).items()
+    }
     model = load_checkpoint(model_dir)
     return write_folder(
         model,
@@ -53,24 +57,13 @@ def export_checkpoint(
         overwrite=overwrite,
         settings=read_sentence_files(model, Path(model_dir)),
         card=Card(repository=repository, about=said, scores=scores),
-        extra_files=public_records(read_records(Path(model_dir))) | leaderboard_file(scores),
+        extra_files=records | leaderboard_file(scores),
     )
 
 
 def read_records(folder: Path, names: tuple[str, ...] = RECORDS) -> dict[str, str]:
     """The text of the records that a folder has, by their names."""
     return {name: (folder / name).read_text(encoding="utf-8") for name in names if (folder / name).is_file()}
-
-
-def public_records(records: dict[str, str]) -> dict[str, str]:
-    """The same without paths and tokens. Raises ValueError if one is no JSON."""
-    cleaned = {}
-    for name, text in records.items():
-        try:
-            cleaned[name] = json.dumps(without_private(json.loads(text)), indent=2) + "\n"
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{name} is no valid JSON ({error}); remove it or write it again") from error
-    return cleaned
 
 
 def leaderboard_file(scores: Scores) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 import os
 import shutil
 import sys
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoint import AUTO_CLASSES, read_json
 from .model_card import Card, render_card
-from .private import without_private
+from .private import public_record
 from .sentence_files import SentenceSettings, write_json, write_sentence_files
 
 REQUIREMENTS = "transformers>=5.17,<6\ntorch>=2.11\nsentence-transformers>=6\n"
@@ -78,14 +77,8 @@ def write_folder(
 
 def _completed(card: Card, folder: Path, settings: SentenceSettings, extra_files: dict[str, str], config) -> Card:
     """The card, with what the folder itself holds."""
-    records = {}
-    for field in ("training", "conversion"):
-        try:
-            records[field] = without_private(json.loads(extra_files.get(f"{field}.json", "{}")))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{field}.json is no valid JSON ({error}); remove it or write it again") from error
-        if not isinstance(records[field], dict):
-            raise ValueError(f"{field}.json holds no JSON object; remove it or write it again")
+    texts = {field: (f"{field}.json", extra_files.get(f"{field}.json", "{}")) for field in ("training", "conversion")}
+    records = {field: public_record(*name_and_text) for field, name_and_text in texts.items()}
     return dataclasses.replace(
         card,
         **records,

@@ -1,5 +1,6 @@
 """What a record of a run must not tell the world: where its maker keeps files, and tokens."""
 
+import json
 import re
 
 # A path that begins at a root, a home or a parent folder; what stands in a URL or in org/name is none.
@@ -16,3 +17,18 @@ def without_private(value):
     if not isinstance(value, str):
         return value
     return TOKEN.sub("hf_...", PATH.sub(lambda path: path[0].rstrip("/").rpartition("/")[2], value))
+
+
+def public_record(name: str, text: str) -> dict:
+    """The JSON object of a record (`name` is its file) without what is private.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is no valid JSON ({error}); remove it or write it again") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{name} holds no JSON object; remove it or write it again")
+    return without_private(record)

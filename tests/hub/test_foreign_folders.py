@@ -52,7 +52,7 @@ def test_weights_as_a_pickle_are_refused(checkpoint, tmp_path):
     (checkpoint / "model.safetensors").unlink()
     for content in (tensors, {"x": Attack(tmp_path / "ran")}):
         torch.save(content, checkpoint / "pytorch_model.bin")
-        with pytest.raises((ValueError, OSError), match="safetensors"):
+        with pytest.raises(ValueError, match="has no model.safetensors; save the model there again"):
             load_checkpoint(checkpoint)
     assert not (tmp_path / "ran").exists()
 
@@ -120,4 +120,10 @@ def test_shards_lie_in_their_folder(checkpoint, tmp_path, absolute):
     index = {"metadata": {}, "weight_map": places}
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="outside"):
+        load_checkpoint(checkpoint)
+
+
+def test_an_index_of_another_form_is_one_line(checkpoint):
+    (checkpoint / "model.safetensors.index.json").write_text('{"weight_map": ["a"]}')
+    with pytest.raises(ValueError, match="weight_map that is no JSON object"):
         load_checkpoint(checkpoint)
