@@ -19,7 +19,6 @@ from .ledger import Account, Ledger, without_prefixes
 WIDTHS = ("hidden_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings", "monarch_mlp_nblocks")
 REQUIRED_OPTIONS = {  # options of the research code with the only value that this model has
     "bidirectional": True,
-    "use_positional_encodings": True,
     "use_glu_mlp": True,
     "monarch_mixer_sequence_mixing": True,
     "sequence_token_planting": False,
@@ -38,6 +37,7 @@ SAME_NAME = (
     "pad_token_id",
 )
 RENAMED = {
+    "use_positional_encodings": "position_embeddings",
     "hyena_w": "filter_frequency",
     "hyena_emb_dim": "filter_embedding_size",
     "hyena_filter_order": "filter_order",

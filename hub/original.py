@@ -55,7 +55,8 @@ def original_outputs(
     words = Tensors(tensors).first_of(["bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"])
     x = F.embedding(input_ids, words)
     x = x + F.embedding(token_type_ids, bert["embeddings.token_type_embeddings.weight"])
-    x = x + bert["embeddings.position_embeddings.weight"][: x.shape[1]]
+    if options["use_positional_encodings"]:
+        x = x + bert["embeddings.position_embeddings.weight"][: x.shape[1]]
     x = bert.layer_norm(x, "embeddings.LayerNorm", eps)
     for index in range(options["num_hidden_layers"]):
         layer = bert.within(f"encoder.layer.{index}.")

@@ -29,6 +29,8 @@ class M2BertConfig(PreTrainedConfig):
         filter_decay_length: length in tokens over which the exponential decay of the filters is spread when a model
             is initialised (`None`: max_position_embeddings). Keep it when the context grows, and the decay per token
             stays what it was.
+        position_embeddings: learn a vector for every position. Convolutions see the order of tokens without it, and a
+            small model for long texts would be mostly this table.
         type_vocab_size: number of token types (segments).
         hidden_dropout_prob: dropout after the embeddings and inside the feed-forward network.
         classifier_dropout: dropout before the classifier (`None`: hidden_dropout_prob).
@@ -43,6 +45,9 @@ class M2BertConfig(PreTrainedConfig):
         pooling: how `pooler_output` is made: `mean`, `weighted_mean` (one learned weight per token id and head),
             `cls` (position 0), `cls_tanh` and `mean_tanh` (dense layer and tanh on top).
         num_pooling_heads: heads of `weighted_mean`; their pooled vectors are concatenated.
+        pooling_saturation: in `weighted_mean`, n occurrences of a token together weigh as
+            log(1 + n / pooling_saturation); `None`: as n.
+        contextual_pooling: in `weighted_mean`, a token's weight depends on its last hidden state, too.
         padding: `masked` (padding cannot be seen: a text's vector is that of the text alone) or `visible` (the
             research code's behaviour: results depend on how far a text is padded).
         sparse_prediction: compute masked-LM logits only where `labels` is not -100 (training memory).
@@ -59,6 +64,7 @@ class M2BertConfig(PreTrainedConfig):
     num_blocks: int = 4
     max_position_embeddings: int = 2048
     filter_decay_length: int | None = None
+    position_embeddings: bool = True
     type_vocab_size: int = 2
     hidden_dropout_prob: float | int = 0.1
     classifier_dropout: float | int | None = None
@@ -71,6 +77,8 @@ class M2BertConfig(PreTrainedConfig):
     mixer_layer_norm: bool = False
     pooling: str = "mean"
     num_pooling_heads: int = 1
+    pooling_saturation: float | int | None = None
+    contextual_pooling: bool = False
     padding: str = "masked"
     sparse_prediction: bool = False
     pad_token_id: int | None = 0
@@ -120,6 +128,8 @@ class M2BertConfig(PreTrainedConfig):
             raise ValueError(f"pooling={self.pooling!r} is unknown; choose one of {', '.join(POOLINGS)}")
         if self.padding not in PADDINGS:
             raise ValueError(f"padding={self.padding!r} is unknown; choose one of {', '.join(PADDINGS)}")
+        if self.pooling_saturation is not None and self.pooling_saturation <= 0:
+            raise ValueError(f"pooling_saturation={self.pooling_saturation} must be above 0, or null for none")
         if self.num_pooling_heads > 1 and self.pooling != "weighted_mean":
             raise ValueError(
                 f"num_pooling_heads={self.num_pooling_heads} needs pooling='weighted_mean', not {self.pooling!r}"

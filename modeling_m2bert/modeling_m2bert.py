@@ -35,12 +35,14 @@ ALIGNMENT_BYTES = 64  # of memory that torch allocates on a CPU
 
 
 class M2BertEmbeddings(nn.Module):
-    """Token, position and type embeddings, summed, normalised, dropped out."""
+    """Token, type and, where the configuration has them, position embeddings, summed, normalised, dropped out."""
 
     def __init__(self, config):
         super().__init__()
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.position_embeddings = None
+        if config.position_embeddings:
+            self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -53,8 +55,9 @@ class M2BertEmbeddings(nn.Module):
         x = self.word_embeddings(x) if inputs_embeds is None else x
         table = self.token_type_embeddings
         x = x + (table.weight[0] if token_type_ids is None else table(packing.pack(token_type_ids)))
-        positions = torch.arange(packing.shape[1], device=x.device).expand(packing.shape)
-        x = x + self.position_embeddings(packing.pack(positions))
+        if self.position_embeddings is not None:
+            positions = torch.arange(packing.shape[1], device=x.device).expand(packing.shape)
+            x = x + self.position_embeddings(packing.pack(positions))
         return self.dropout(self.norm(x))
 
 

@@ -30,27 +30,35 @@ OTHER_HEADS = 0.02  # weight of a token outside its own head, relative to its we
 
 @torch.no_grad()
 def identity_start_(model) -> None:
-    """Make every layer of an M2-BERT the identity, and let positions and types add nothing, in place.
-
-    Output projection I, residual skip 1, all other paths into the output 0; position and type embeddings 0 (random
-    ones are noise on every token's vector: 54.6 against 61.6 nDCG@10 before training on pydocs). Gradients still
-    reach every parameter after one step.
-
-    Raises:
-        ValueError: the model has no residual long convolution, and so no path from input to output to keep.
-    """
-    if model.config.num_hidden_layers and not model.config.residual_long_conv:
-        raise ValueError("start='identity' needs residual_long_conv=True: it is the only skip around the gates")
+    """Make every layer of an M2-BERT the identity, and let positions and types add nothing, in place (random ones are
+    noise on every token's vector: 54.6 against 61.6 nDCG@10 before training on pydocs)."""
     embeddings = model.base_model.embeddings
-    embeddings.position_embeddings.weight.zero_()
+    if embeddings.position_embeddings is not None:
+        embeddings.position_embeddings.weight.zero_()
     embeddings.token_type_embeddings.weight.zero_()
     for layer in model.base_model.layers:
-        mixer = layer.mixer
-        torch.nn.init.eye_(mixer.out_proj.weight)
-        mixer.residual_filter.skip.fill_(1)
-        for zero in (mixer.out_proj.bias, mixer.residual_filter.output_weight, mixer.filter.output_weight,
-                     mixer.filter.skip, mixer.short_conv.bias, layer.mlp.down.weight, layer.mlp.down.bias):  # fmt: skip
-            zero.zero_()
+        identity_layer_(layer)
+    pooler = model.base_model.pooler
+    if pooler is not None and hasattr(pooler, "context_log_weights"):
+        pooler.context_log_weights.weight.zero_()
+
+
+@torch.no_grad()
+def identity_layer_(layer) -> None:
+    """Make a layer the identity, in place: output projection I, residual skip 1, all other paths into the output 0.
+    Gradients still reach every parameter after one step.
+
+    Raises:
+        ValueError: the layer has no residual long convolution, and so no path from input to output to keep.
+    """
+    mixer = layer.mixer
+    if mixer.residual_filter is None:
+        raise ValueError("start='identity' needs residual_long_conv=True: it is the only skip around the gates")
+    torch.nn.init.eye_(mixer.out_proj.weight)
+    mixer.residual_filter.skip.fill_(1)
+    for zero in (mixer.out_proj.bias, mixer.residual_filter.output_weight, mixer.filter.output_weight,
+                 mixer.filter.skip, mixer.short_conv.bias, layer.mlp.down.weight, layer.mlp.down.bias):  # fmt: skip
+        zero.zero_()
 
 
 @torch.no_grad()
@@ -68,16 +76,26 @@ def unigram_start_(model, counts: np.ndarray) -> None:
     bias.copy_((smoothed / smoothed.sum()).log())
 
 
-def inverse_document_frequency(documents: list[np.ndarray], vocab_size: int, special_ids: list[int]) -> np.ndarray:
-    """-log of the share of 1024-token chunks that hold a token, clipped to [MIN_IDF, MAX_IDF]; (vocab_size,) float32.
-    Special tokens get the minimum: they stand in every text."""
-    counts, chunks = np.zeros(vocab_size), 0
-    for document in documents:
-        for start in range(0, len(document), DOCUMENT_FREQUENCY_TOKENS):
-            counts[np.unique(document[start : start + DOCUMENT_FREQUENCY_TOKENS])] += 1
-            chunks += 1
-    idf = -np.log(np.maximum(counts, 1e-9) / max(chunks, 1))
-    idf = idf.clip(MIN_IDF, MAX_IDF)
+def inverse_document_frequency(tasks: list[list[np.ndarray]], vocab_size: int, special_ids: list[int]) -> np.ndarray:
+    """-log of the share of a task's 1024-token chunks that hold a token, in the task where it is most common, clipped
+    to [MIN_IDF, MAX_IDF]: a word that is common anywhere tells little. Special tokens get the minimum: they stand in
+    every text.
+
+    Args:
+        tasks: of each task, the documents' token ids.
+
+    Returns:
+        (vocab_size,) float32.
+    """
+    most = np.zeros(vocab_size)
+    for documents in tasks:
+        counts, chunks = np.zeros(vocab_size), 0
+        for document in documents:
+            for start in range(0, len(document), DOCUMENT_FREQUENCY_TOKENS):
+                counts[np.unique(document[start : start + DOCUMENT_FREQUENCY_TOKENS])] += 1
+                chunks += 1
+        most = np.maximum(most, counts / max(chunks, 1))
+    idf = (-np.log(np.maximum(most, 1e-9))).clip(MIN_IDF, MAX_IDF)
     idf[special_ids] = MIN_IDF
     return idf.astype(np.float32)
 

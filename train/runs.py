@@ -12,18 +12,19 @@ from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
+import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, TorchDynamoPlugin, set_seed
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
 
-from m2bert_hub.checkpoint import load_strictly
+from m2bert_hub.checkpoint import load_strictly, read_config
 from m2bert_hub.folder import check_output, check_tokenizer, write_folder
 
 from .checkpoints import Checkpoints, differences, run_identity, whole_weights
 from .config import to_dict
-from .init import identity_start_
+from .init import identity_layer_, identity_start_
 from .loop import Stopped
 from .lora import write_adapter
 from .tokenizer import load_tokenizer, train_wordpiece
@@ -201,7 +202,8 @@ def make_model(auto_class, settings, tokenizer) -> tuple[PreTrainedModel, set[st
     """A checkpoint (`model.path`) or a new model, each with the changes of `model.architecture`.
 
     Returns:
-        The model, and the names of its tensors that are new: all of them, or a pooler that the checkpoint lacked.
+        The model, and the names of its tensors that are new: all of them, or a pooler or layers that the checkpoint
+        lacked.
 
     Raises:
         ValueError: an unknown start, an unknown field, a checkpoint with missing or unexpected tensors.
@@ -211,8 +213,16 @@ def make_model(auto_class, settings, tokenizer) -> tuple[PreTrainedModel, set[st
     check_fields(settings.architecture, "model.architecture")
     check_fields(settings.new_model, "model.new_model")
     if settings.path is not None:
-        model, missing = load_strictly(auto_class, settings.path, may_miss=("pooler.",), **settings.architecture)
+        old = read_config(Path(settings.path)).get("num_hidden_layers", 0)
+        added = range(old, settings.architecture.get("num_hidden_layers", old))
+        may_miss = ("pooler.", *(f"{prefix}layers.{number}." for prefix in ("", "model.") for number in added))
+        model, missing = load_strictly(auto_class, settings.path, may_miss=may_miss, **settings.architecture)
         check_tokenizer(tokenizer, model.config.vocab_size)
+        if settings.start == "identity":
+            for number in added:
+                identity_layer_(model.base_model.layers[number])
+            if model.base_model.pooler is not None and "pooler.context_log_weights.weight" in missing:
+                torch.nn.init.zeros_(model.base_model.pooler.context_log_weights.weight)
         return model, missing
     size = max(tokenizer.get_vocab().values()) + 1
     fields = {"vocab_size": -(-size // 8) * 8, "pad_token_id": tokenizer.pad_token_id}

@@ -65,9 +65,10 @@ def extend(
         )
     model = copy.deepcopy(model)
     embeddings = model.base_model.embeddings.position_embeddings
-    grow = replicate if positions == "replicate" else resample
-    _replace(embeddings, "weight", grow(embeddings.weight, max_length))
-    embeddings.num_embeddings = max_length
+    if embeddings is not None:
+        grow = replicate if positions == "replicate" else resample
+        _replace(embeddings, "weight", grow(embeddings.weight, max_length))
+        embeddings.num_embeddings = max_length
     for layer in model.base_model.layers:
         for module in (layer.mixer.filter, layer.mixer.residual_filter):
             if module is None:

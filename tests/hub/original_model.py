@@ -12,8 +12,8 @@ needs_fixtures = pytest.mark.skipif(
 )
 
 KEPT = ["base_full", "base_padded_256", "short_input", "short_padded_pool_all", "three_layers_pool_all_types",
-        "no_residual_long_conv", "training_additions", "training_additions_no_residual", "dense_mlp_emb3_wmod",
-        "float64_with_grads"]  # fmt: skip
+        "no_residual_long_conv", "no_positional_embeddings", "training_additions", "training_additions_no_residual",
+        "dense_mlp_emb3_wmod", "float64_with_grads"]  # fmt: skip
 
 
 class Fixture:

@@ -12,7 +12,6 @@ pytestmark = needs_fixtures
 
 REFUSED = {
     "unidirectional": "bidirectional",
-    "no_positional_embeddings": "use_positional_encodings",
     "non_glu_mlp": "use_glu_mlp",
     "uneven_blocks": "monarch_mlp_nblocks",
 }

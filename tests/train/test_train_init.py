@@ -1,11 +1,12 @@
 """Starts: the identity is exact, and token weights follow document frequency."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertTokenizerFast
 
 from m2bert_train import init
@@ -18,6 +19,8 @@ from m2bert_train.init import (
     inverse_document_frequency,
     unigram_start_,
 )
+from m2bert_train.runs import make_model
+from m2bert_train.tokenizer import train_wordpiece
 
 IDS = torch.arange(1, 41).view(2, 20)
 
@@ -45,12 +48,38 @@ def test_identity_start_needs_the_residual_convolution(tiny_config):
 
 def test_inverse_document_frequency_counts_chunks():
     documents = [np.array([10, 11, 10]), np.array([10, 12]), np.concatenate([np.full(1024, 13), [11]])]  # 4 chunks
-    idf = inverse_document_frequency(documents, 20, special_ids=[0, 13])
+    idf = inverse_document_frequency([documents], 20, special_ids=[0, 13])
     assert idf[10] == pytest.approx(math.log(2))
     assert idf[12] == pytest.approx(math.log(4))
     assert idf[11] == pytest.approx(math.log(2))
     assert idf[15] == MAX_IDF
     assert idf[13] == np.float32(MIN_IDF)
+
+
+def test_a_word_counts_as_common_as_it_is_in_the_task_where_it_is_most_common():
+    rare, common = [np.array([10]), np.array([12]), np.array([13]), np.array([14])], [np.array([10]), np.array([11])]
+    idf = inverse_document_frequency([rare, common], 20, special_ids=[0])
+    assert idf[10] == pytest.approx(math.log(2))
+    assert idf[12] == pytest.approx(math.log(4))
+
+
+def test_layers_added_to_a_checkpoint_begin_as_the_identity(tiny_config, tmp_path):
+    torch.manual_seed(0)
+    config = tiny_config(num_hidden_layers=1, pooling="weighted_mean", vocab_size=110)
+    model = AutoModel.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    architecture = {"num_hidden_layers": 3, "contextual_pooling": True}
+    settings = SimpleNamespace(path=str(tmp_path), start="identity", architecture=architecture, new_model={})
+    grown, missing = make_model(AutoModel, settings, train_wordpiece(["a few words of text"] * 3, 100))
+    assert {name.split(".")[1] for name in missing if name.startswith("layers.")} == {"1", "2"}
+    with torch.no_grad():
+        assert torch.allclose(grown.eval()(IDS).pooler_output, model(IDS).pooler_output, atol=1e-5)
+    settings.architecture = {"num_hidden_layers": 1}
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["layers.0.mixer.out_proj.weight"]  # damaged: this one is not new
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="missing: layers.0.mixer.out_proj.weight"):
+        make_model(AutoModel, settings, train_wordpiece(["a few words of text"] * 3, 100))
 
 
 def test_idf_start_weighs_each_token_in_one_head(tiny_config):
