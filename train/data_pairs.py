@@ -52,12 +52,14 @@ class PairBatches:
             settings, special, seed, rank, world, idf)  # fmt: skip
         self.documents = [document for task in tasks for document in task.documents]
         self.queries = [query for task in tasks for query in task.queries]
+        self.ranges = []  # of each task's documents: the first, how many
         self.answers, self.given, self.pools = [], [], []  # of each query; the pool is its task's range of documents
         first = 0
         for task in tasks:
             self.pools += [(task.name, first, first + len(task.documents))] * len(task.queries)
             self.answers += [[first + i for i in answers] for answers in task.answers]
             self.given += [[first + i for i in pids[: settings.negatives]] for pids in task.negatives]
+            self.ranges.append((first, len(task.documents)))
             first += len(task.documents)
         self.items = [(query, answer) for query, answers in enumerate(self.answers) for answer in answers]
         self._check_negatives()
@@ -171,10 +173,14 @@ class PairBatches:
         return given + [int(document) for document in drawn if int(document) not in excluded][:missing]
 
     def _passages(self, rng) -> dict:
-        """Passages of random documents, each from a part of its own, and the documents without them."""
-        size = min(self.settings.batch_size, len(self.documents))
+        """Passages of random documents of one task, each from a part of its own, and the documents without them.
+        Documents of one kind are the negatives that teach; a task's share of the batches grows with the root of its
+        size."""
+        counts = np.sqrt([count for _, count in self.ranges])
+        first, count = self.ranges[rng.choice(len(self.ranges), p=counts / counts.sum())]
+        size = min(self.settings.batch_size, count)
         queries, documents, answers = [], [], []
-        for index in rng.choice(len(self.documents), size, replace=False):
+        for index in first + rng.choice(count, size, replace=False):
             passages, rest = self._cut(index, rng)
             queries += passages
             answers += [len(documents)] * len(passages)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from .encoding import encode_shared
 from .ndcg import ndcg_at_k
-from .token_tasks import TokenTask, query_limit, wrap
+from .token_tasks import TokenTask, wrap
 
 logger = logging.getLogger(__name__)
 
@@ -22,15 +22,23 @@ class Development:
 
     Args:
         tasks: at least one.
-        settings: document_tokens and query_tokens (None: the same); longer texts are cut to their first tokens.
+        document_tokens, query_tokens: of the longest text, special tokens included; longer ones are cut to their first.
         special: ids of [CLS] and [SEP].
         batch_tokens: padded tokens of one forward.
     """
 
-    def __init__(self, tasks: list[TokenTask], settings, special: tuple[int, int], pad_id: int, batch_tokens: int):
+    def __init__(
+        self,
+        tasks: list[TokenTask],
+        document_tokens: int,
+        query_tokens: int,
+        special: tuple[int, int],
+        pad_id: int,
+        batch_tokens: int,
+    ):
         self.tasks, self.pad_id, self.batch_tokens = tasks, pad_id, batch_tokens
-        self.queries = self._cut("queries", query_limit(settings), special)
-        self.documents = self._cut("documents", settings.document_tokens, special)
+        self.queries = self._cut("queries", query_tokens, special)
+        self.documents = self._cut("documents", document_tokens, special)
 
     def _cut(self, what: str, limit: int, special: tuple[int, int]) -> list[list[np.ndarray]]:
         """The first tokens of every text of each task; what is cut is counted."""

@@ -2,6 +2,7 @@
 from the entry points.
 """
 
+import logging
 import math
 import signal
 import threading
@@ -18,6 +19,8 @@ from tqdm import tqdm
 from .checkpoints import Checkpoints
 from .distributed import sum_over_processes
 from .record import Log, Progress
+
+logger = logging.getLogger(__name__)
 
 TrainStep = Callable[[torch.nn.Module, Any], tuple[Tensor, dict[str, float]]]
 Evaluate = Callable[[torch.nn.Module], dict[str, float]]
@@ -131,6 +134,9 @@ def run_loop(
     def record(evaluating: bool):
         metrics = evaluated(model, evaluate) if evaluating and evaluate else {}
         written = log.write(prefetch.waited_seconds, metrics)
+        if metrics:
+            shown = ", ".join(f"{name} {value:.5g}" for name, value in metrics.items())
+            logger.info("\nstep %d of %d: %s", progress.step, steps, shown)
         bar.set_postfix({name: f"{written[name]:.5g}" for name in ("loss", "tokens_per_second") if name in written})
         if select and metrics:
             checkpoints.keep_best(model, progress, metrics[select])

@@ -1,11 +1,12 @@
-"""Retrieval tasks from raw text, and several tasks in one folder: the beginning of a text is to find the rest of it.
+"""Retrieval tasks from raw text, several in one folder: the beginning of a text is to find the rest of it.
 
     python -m m2bert_train.make_pairs --source NAME=FOLDER [--source ...] --output DIR
 
-FOLDER holds plain text (`train.parquet` with a column `text`, or another form that train/mlm.py reads) or retrieval data
-in the LoCoV1 schema, which is taken over as it is. Of raw text every document, in parts of at most --document-chars,
-becomes a query, its lead (title and first sentences), and a document, the rest; passages from anywhere in it are for
-`data.passage_share` of train/opl.py. DIR has the LoCoV1 schema, a task for every source, splits train and validation.
+FOLDER holds plain text (`train.parquet` with a column `text`, or another form that train/mlm.py reads) or retrieval
+data in the LoCoV1 schema, which is taken over as it is. Of raw text every document, in parts of at most
+--document-chars, becomes a query, its lead (title and first sentences), and a document, the rest; passages from
+anywhere in it are for `data.passage_share` of train/opl.py. DIR has the LoCoV1 schema, a task for every source, splits
+train and validation.
 """
 
 import argparse
@@ -31,15 +32,14 @@ SHORTEST_REST_CHARS = 1000  # of a document: below it there is nothing long to f
 
 
 def parts(text: str, document_chars: int) -> Iterator[str]:
-    """A text in parts of equal length, at most `document_chars` each, cut at the ends of lines where there are any."""
-    count = -(-len(text) // document_chars)
-    start = 0
-    for number in range(1, count + 1):
-        goal = len(text) * number // count
-        line_end = text.rfind("\n", start + 1, goal)
-        end = goal if number == count or line_end < 0 else line_end
-        yield text[start:end].strip()
-        start = end
+    """A text in parts of about equal length, at most `document_chars` each, cut at a line's end, else at a word's."""
+    while len(text) > document_chars:
+        goal = -(-len(text) // -(-len(text) // document_chars))
+        ends = [text.rfind(mark, goal // 2, goal) for mark in ("\n", " ")]
+        end = next((end for end in ends if end > 0), goal)
+        yield text[:end].strip()
+        text = text[end:].strip()
+    yield text
 
 
 def lead_and_rest(text: str) -> tuple[str, str] | None:
@@ -108,7 +108,8 @@ def main(argv: list[str]):
         rows = [read_source(source, split, arguments.document_chars) for source in arguments.source]
         for what, chosen in (("queries", 0), ("documents", 1)):
             table = pa.Table.from_pylist([row for pair in rows for row in pair[chosen]])
-            write_atomically(arguments.output / what / f"{split}.parquet", lambda path, t=table: pq.write_table(t, path))
+            file = arguments.output / what / f"{split}.parquet"
+            write_atomically(file, lambda path, table=table: pq.write_table(table, path))
         for name, (queries, documents) in zip(names, rows, strict=True):
             print(f"{split}: {name}, {len(queries)} queries, {len(documents)} documents")
 

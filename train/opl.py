@@ -36,7 +36,7 @@ from m2bert_train.runs import (
     require_context,
 )
 from m2bert_train.teacher import MappedEncoder, teacher_hash, teacher_vectors
-from m2bert_train.token_tasks import report_tasks, tokenise, vocabulary_hash
+from m2bert_train.token_tasks import query_limit, report_tasks, tokenise, vocabulary_hash
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ OPTIONAL = {  # types of the keys whose default, null, shows none
     "tokenizer.path": (str,),
     "data.path": (str,),
     "data.tasks": (list,),
+    "data.development_tasks": (list,),
     "data.triples": (str,),
     "data.triples_config": (str,),
     "data.triples_limit": (int,),
@@ -53,6 +54,7 @@ OPTIONAL = {  # types of the keys whose default, null, shows none
     "data.query_tokens": (int,),
     "data.chunk_tokens": (int,),
     "loss.teacher": (str,),
+    "evaluation.document_tokens": (int,),
 }
 
 
@@ -107,9 +109,10 @@ def check(config):
     check_loss(config)
     require(config, data__document_tokens=3, data__batch_size=1, data__negatives=0, evaluation__batch_tokens=1)
     require(config, data__passages_per_document=1)
-    for key, least in (("query_tokens", 3), ("chunk_tokens", 3), ("triples_limit", 1)):
-        if getattr(config.data, key) is not None:
-            require(config, **{f"data__{key}": least})
+    for key, least in (("data__query_tokens", 3), ("data__chunk_tokens", 3), ("data__triples_limit", 1),
+                       ("evaluation__document_tokens", 3)):  # fmt: skip
+        if reduce(getattr, key.split("__"), config) is not None:
+            require(config, **{key: least})
     if config.epochs is not None and not 0 < config.epochs < math.inf:
         raise ValueError(f"epochs={config.epochs} must be more than 0, or null to train for `steps`")
     if not 0 <= config.data.passage_share <= 1:
@@ -126,8 +129,8 @@ def make_encoder(config, tokenizer, idf):
         idf: tokens -> (vocab_size,) inverse document frequency.
     """
     model, new_tensors = make_model(AutoModel, config.model, tokenizer)
-    for key in ("document_tokens", "query_tokens"):
-        require_context(model, f"data.{key}", getattr(config.data, key) or 0)
+    for key in ("data.document_tokens", "data.query_tokens", "evaluation.document_tokens"):
+        require_context(model, key, reduce(getattr, key.split("."), config) or 0)
     if config.model.idf_start and "pooler.token_log_weights.weight" in new_tensors:
         idf_start_(model, idf(model.config.vocab_size), config.seed)
     if config.gradient_checkpointing:
@@ -142,6 +145,12 @@ def make_batches(accelerator, config, training, special: tuple[int, int], idf) -
     steps = config.steps if config.epochs is None else batches.steps_of(config.epochs)
     logger.info("%d labelled items an epoch, %d steps", batches.units, steps)
     return batches, steps
+
+
+def make_development(config, tasks, special: tuple[int, int], pad_id: int) -> Development:
+    """Development scores at the length of training, or at `evaluation.document_tokens`."""
+    tokens = config.evaluation.document_tokens or config.data.document_tokens
+    return Development(tasks, tokens, query_limit(config.data), special, pad_id, config.evaluation.batch_tokens)
 
 
 def with_teacher(accelerator, settings, model, tasks):
@@ -174,7 +183,7 @@ def main(argv: list[str]):
     training = [tokenise(tokenizer, task, data.negatives.get(task.name), show) for task in data.training]
     development = [tokenise(tokenizer, task, show=show) for task in data.development]
     report_tasks(training, config.data)
-    documents = [document for task in training for document in task.documents]
+    documents = [task.documents for task in training]
     idf = cache(partial(inverse_document_frequency, documents, special_ids=tokenizer.all_special_ids))
     encoder = make_encoder(config, tokenizer, idf)
     special, pad_id = (tokenizer.cls_token_id, tokenizer.sep_token_id), tokenizer.pad_token_id
@@ -184,7 +193,7 @@ def main(argv: list[str]):
     mapped = model is not encoder
     optimizer, schedule = build_optimizer(model, config.optim, steps)
     model, optimizer = accelerator.prepare(model, optimizer)
-    scores = Development(development, config.data, special, pad_id, config.evaluation.batch_tokens)
+    scores = make_development(config, development, special, pad_id)
     checkpoints = make_checkpoints(accelerator, config_dict, identity(config, data, tokenizer))
     progress = run_loop(
         accelerator,

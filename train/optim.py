@@ -12,9 +12,9 @@ RESEARCH_FILTER_NETWORK = (1e-3, 0.1)
 def parameter_groups(model: nn.Module, optim) -> list[dict]:
     """Trained parameters by learning rate and weight decay; parts with the same two share a group.
 
-    The parts are filters (every parameter inside a filter module: `optim.filter_lr`), layers (the rest of them:
-    mixers, feed-forward networks, norms: `layer_lr`), pooler (`pooler_lr`) and everything else (embeddings, masked-LM
-    head: `lr`); a rate that is None is `lr`. The group of `lr` comes last.
+    The parts are filters (what generates the taps: `optim.filter_lr`), layers (the rest of them: mixers with the
+    filters' skips, feed-forward networks, norms: `layer_lr`), pooler (`pooler_lr`) and everything else (embeddings,
+    masked-LM head: `lr`); a rate that is None is `lr`. The group of `lr` comes last.
 
     With `optim.research_groups` the filters have the settings that the research code means to give them (its markers
     are lost when it copies layers, so that it trained with one group): positional features 1e-5 without weight decay,
@@ -40,8 +40,8 @@ def parameter_groups(model: nn.Module, optim) -> list[dict]:
 
 def _settings(name: str, optim) -> tuple[float, float]:
     """(learning rate, weight decay) of a parameter."""
-    in_filter = "filter." in name
-    if in_filter and optim.research_groups and not name.endswith(".skip"):
+    in_filter = "filter." in name and not name.endswith(".skip")
+    if in_filter and optim.research_groups:
         return RESEARCH_FEATURES if name.endswith("positional_features") else RESEARCH_FILTER_NETWORK
     rate = None
     if in_filter:

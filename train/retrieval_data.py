@@ -70,7 +70,7 @@ def load_data(settings, folder: Path | None) -> RetrievalData:
     given = read_negatives(settings.negatives_path, tasks) if settings.negatives_path is not None else {}
     training, development, carve_from = [], [], tasks
     if settings.development_split is not None:
-        names = [task.name for task in tasks]
+        names = settings.development_tasks or [task.name for task in tasks]
         training, carve_from = tasks, []
         development = load_split(settings.path, folder, names, settings.development_split)
     if settings.triples is not None:

@@ -108,7 +108,7 @@ def test_development_texts_that_are_cut_are_counted(caplog):
     texts = [torch.arange(5, 5 + count).numpy() for count in (3, 9, 30)]
     task = TokenTask("one", ["a", "b", "c"], texts, texts, [[0], [1], [2]], [[], [], []])
     with caplog.at_level("INFO"):
-        development = Development([task], SimpleNamespace(document_tokens=20, query_tokens=10), (2, 3), 0, 100)
+        development = Development([task], 20, 10, (2, 3), 0, 100)
     assert "development: 2 of 3 queries are cut to 10 tokens" in caplog.text
     assert "development: 1 of 3 documents are cut to 20 tokens" in caplog.text
     assert [len(row) for row in development.queries[0]] == [5, 10, 10]
@@ -122,8 +122,7 @@ def test_development_scores_are_those_of_the_metric(toy_corpus, tiny_config):
     tokens = [tokenise(tokenizer, task) for task in tasks]
     tokens[1] = TokenTask(**vars(tokens[1]) | {"name": "second"})
     special = tokenizer.cls_token_id, tokenizer.sep_token_id
-    settings = SimpleNamespace(document_tokens=40, query_tokens=10)
-    found = Development(tokens, settings, special, tokenizer.pad_token_id, batch_tokens=100)(accelerator, model)
+    found = Development(tokens, 40, 10, special, tokenizer.pad_token_id, batch_tokens=100)(accelerator, model)
     expected = []
     with torch.no_grad():
         for task, ids in zip(tasks, tokens, strict=True):

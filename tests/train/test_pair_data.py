@@ -1,5 +1,6 @@
 """Retrieval batches: what they hold, what they compare, and that they depend on seed and step alone."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -47,6 +48,20 @@ def contains(haystack, needle):
 
 def ids(batch):
     return batch["query_ids"].tolist(), batch["document_ids"].tolist()
+
+
+def test_a_batch_of_passages_is_of_one_task_and_every_task_has_its_turn():
+    tasks = [make_task(name="one"), make_task(name="two", count=24)]
+    tasks[1] = dataclasses.replace(tasks[1], documents=[document + 1000 for document in tasks[1].documents])
+    batches = make(*tasks, passage_share=1.0)
+    tokens = [{*np.concatenate(task.documents).tolist()} for task in tasks]
+    assert not tokens[0] & tokens[1]
+    owners = []
+    for step in range(1, 41):
+        rows = {token for row in batches.batch(step)["documents"] for token in unwrap(row)}
+        owners.append(bool(rows & tokens[1]))
+        assert rows <= tokens[owners[-1]]
+    assert 20 < sum(owners) < 36  # the root of 24 against that of 6: two thirds of 40
 
 
 def test_passages_are_cut_out_of_the_document_they_answer():

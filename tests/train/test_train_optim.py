@@ -26,7 +26,8 @@ def test_every_parameter_is_in_the_group_of_its_learning_rate(tiny_config):
     rate = {parameter: group["lr"] for group in parameter_groups(model, OPTIM) for parameter in group["params"]}
     assert len(rate) == len(list(model.parameters()))
     named = {name: rate[parameter] for name, parameter in model.named_parameters()}
-    assert named["layers.1.mixer.residual_filter.output_weight"] == named["layers.0.mixer.filter.skip"] == 1e-6
+    assert named["layers.1.mixer.residual_filter.output_weight"] == named["layers.0.mixer.filter.hidden_bias"] == 1e-6
+    assert named["layers.0.mixer.filter.skip"] == named["layers.0.mixer.out_proj.weight"]
     assert named["layers.0.mixer.in_proj.weight"] == named["layers.1.mlp.up.weight"] == 1e-4
     assert named["pooler.token_log_weights.weight"] == 1e-2
     assert named["embeddings.word_embeddings.weight"] == named["embeddings.norm.bias"] == 1e-3
