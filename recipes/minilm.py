@@ -1,0 +1,199 @@
+"""Fine-tune MiniLM, or any sentence-transformers model, on the retrieval pairs of ours: the baseline of the same data.
+
+    python recipes/minilm.py --model FOLDER --data runs/pairs --tasks web encyclopedic books pydocs qmsum \
+        --steps 150 --output runs/minilm-tuned
+
+Trainer, loss and schedule are those of sentence-transformers, in one process. The data have the LoCoV1 schema; of them
+the split train is read. The documents of a step are of one task, drawn by the root of its size, each once, so that no
+negative is of a query's own document (the library's NO_DUPLICATES compares texts, and two chunks of a document differ).
+A document gives one pair, and its side is as long as the model reads (MiniLM: 256 tokens, special tokens included).
+Half of the pairs are of the one kind, half of the other:
+
+- a labelled query. Which chunk answers it is unknown: it gets the first (what the policy truncate reads) or a random
+  one (as in chunk-average), in equal shares;
+- or a passage cut out of the document, with the window around its place or a random chunk, in equal shares, both of
+  the document without the passage.
+
+The output is a sentence-transformers folder for `m2bert eval --encoder`, with the record of the run, training.json.
+"""
+
+import argparse
+import json
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from m2bert_eval.chunks import cut, overhead_tokens
+from m2bert_eval.locov1 import RetrievalTask, load_task
+from m2bert_hub.folder import check_output, whole_folder
+from m2bert_hub.private import public_record
+from m2bert_train.splits import refuse_test
+
+SIDES = "query", "document"
+SCALE = 20.0  # of the cosines: 1 / temperature
+PASSAGE_SHARE, PASSAGE_TOKENS = 0.5, (24, 128)  # of the pairs; the shortest and the longest passage
+LEAST = {"steps": 1, "batch_size": 2, "seed": 0, "learning_rate": 1e-12}
+PACKAGES = "sentence-transformers", "transformers", "torch", "datasets", "accelerate", "numpy"
+
+
+class Source(NamedTuple):
+    """A task, its documents of enough words for a passage, and the queries that each of them answers."""
+
+    task: RetrievalTask
+    pids: list[str]
+    qids: dict[str, list[str]]
+
+
+def source_of(task: RetrievalTask) -> Source:
+    """The task as a source of pairs. A word has at least one token."""
+    qids = {pid: [] for pid, text in task.documents.items() if len(text.split()) >= 2 * PASSAGE_TOKENS[0]}
+    for qid, answers in task.qrels.items():
+        for pid in answers.keys() & qids.keys():
+            qids[pid].append(qid)
+    return Source(task, list(qids), qids)
+
+
+def passage_and_chunk(text: str, spans: np.ndarray, tokens: int, rng) -> tuple[str, str]:
+    """A passage of PASSAGE_TOKENS, at most half of the text, and a chunk of the text without it. `spans` (n, 2) are the
+    characters of the text's tokens, `tokens` those of a chunk, without special ones."""
+    count = min(int(rng.integers(PASSAGE_TOKENS[0], PASSAGE_TOKENS[1] + 1)), len(spans) // 2)
+    first = int(rng.integers(len(spans) - count + 1))
+    begin, end = spans[first, 0], spans[first + count - 1, 1]
+    rest = text[:begin] + text[end:]
+    rest_spans = np.concatenate([spans[:first], spans[first + count :] - (end - begin)])
+    if rng.random() < 0.5:
+        start = min(max(first - int(rng.integers(tokens + 1)), 0), max(len(rest_spans) - tokens, 0))
+        return text[begin:end], cut(rest, rest_spans[start : start + tokens], tokens)[0]
+    chunks = cut(rest, rest_spans, tokens)
+    return text[begin:end], chunks[rng.integers(len(chunks))]
+
+
+def make_batch(sources: list[Source], token_spans, tokens: int, size: int, rng) -> list[dict[str, str]]:
+    """The `size` pairs of a step. A document gives a passage too if it has no query that it alone answers within the
+    step: another document with an answer would count as a negative."""
+    sizes = np.sqrt([len(source.pids) for source in sources])
+    task, pids, qids = sources[rng.choice(len(sources), p=sizes / sizes.sum())]
+    chosen = [pids[i] for i in rng.choice(len(pids), size, replace=False)]
+    pairs = []
+    for pid, spans in zip(chosen, token_spans([task.documents[pid] for pid in chosen]), strict=True):
+        text = task.documents[pid]
+        own = [qid for qid in qids[pid] if len(task.qrels[qid].keys() & {*chosen}) == 1]
+        if own and rng.random() >= PASSAGE_SHARE:
+            qid = own[rng.integers(len(own))]  # where in the document its answer is, is not known
+            chunks = cut(text, spans, tokens)
+            pair = task.queries[qid], chunks[0 if rng.random() < 0.5 else rng.integers(len(chunks))]
+        else:
+            pair = passage_and_chunk(text, spans, tokens, rng)
+        pairs.append(dict(zip(SIDES, pair, strict=True)))
+    return pairs
+
+
+def check(options):
+    """Raise ValueError for an option that cannot be served."""
+    for name, value in [("--data", str(options.data)), *(("--tasks", task) for task in options.tasks)]:
+        refuse_test(name, value)
+    if len({*options.tasks}) < len(options.tasks):
+        raise ValueError(f"--tasks {' '.join(options.tasks)} names a task twice; name each once")
+    if not options.model.is_dir():
+        raise ValueError(f"--model={options.model} is no folder; name one of a sentence-transformers model")
+    for name, least in LEAST.items():
+        if not least <= getattr(options, name) < float("inf"):
+            raise ValueError(f"--{name.replace('_', '-')}={getattr(options, name)} must be at least {least}")
+    check_output(options.output, options.overwrite)
+
+
+def load_sources(options) -> list[Source]:
+    """The tasks' split train, of enough documents for a step each."""
+    sources = []
+    for name in options.tasks:
+        try:
+            sources.append(source_of(load_task(options.data, name, "train")))
+        except ValueError as error:
+            raise ValueError(f"--data={options.data} --tasks={name}: {error}") from error
+        if len(sources[-1].pids) < options.batch_size:
+            raise ValueError(f"--batch-size={options.batch_size} is more than the {len(sources[-1].pids)} documents of "
+                             f"task {name!r} that are long enough; lower it, or leave the task out")  # fmt: skip
+    return sources
+
+
+def train(options):
+    """Train and write the folder, whole or not at all."""
+    from datasets import Features, IterableDataset, Value  # slow, and a wrong argument needs none of it
+    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+    from m2bert_eval.sentence_encoder import SentenceTransformerEncoder
+
+    sources = load_sources(options)
+    try:
+        encoder = SentenceTransformerEncoder(options.model)
+    except ValueError as error:
+        raise ValueError(f"--model={options.model}: {error}; name a folder of a whole model") from error
+    model, longest, fingerprint, tokens = encoder.model, encoder.max_tokens, encoder.fingerprint, []
+    if not longest:
+        raise ValueError(f"--model={options.model} takes texts of any length; set max_seq_length in its settings")
+
+    content = longest - overhead_tokens(encoder)
+
+    def rows():
+        for step in range(options.steps):
+            rng = np.random.default_rng([options.seed, step])
+            batch = make_batch(sources, encoder.token_spans, content, options.batch_size, rng)
+            for side in SIDES:
+                tokens.extend(np.minimum(encoder.count_tokens([pair[side] for pair in batch], side), longest).tolist())
+            yield from batch
+
+    with whole_folder(options.output, options.overwrite) as folder:
+        trainer = SentenceTransformerTrainer(
+            model=model,
+            train_dataset=IterableDataset.from_generator(rows, Features(dict.fromkeys(SIDES, Value("string")))),
+            loss=MultipleNegativesRankingLoss(model, SCALE),
+            args=SentenceTransformerTrainingArguments(
+                str(folder), max_steps=options.steps, per_device_train_batch_size=options.batch_size,
+                learning_rate=options.learning_rate, warmup_steps=0.1, seed=options.seed, save_strategy="no",
+                logging_steps=max(1, options.steps // 50), report_to="none", dataloader_pin_memory=False,
+                prompts={side: model.prompts.get(side, "") for side in SIDES},
+            ),
+        )  # fmt: skip
+        result = trainer.train()
+        record = {
+            "arguments": vars(options),
+            "settings": {"scale": SCALE, "passage_share": PASSAGE_SHARE, "passage_tokens": PASSAGE_TOKENS},
+            "model_fingerprint": fingerprint,  # of what was tuned
+            "data_fingerprints": {task.name: task.fingerprint for task, _, _ in sources},
+            "versions": {package: version(package) for package in PACKAGES},
+            "history": trainer.state.log_history,
+            "seconds": result.metrics["train_runtime"],
+            "tokens": sum(tokens),  # without padding
+        }
+        model.save_pretrained(str(folder))
+        record = public_record("training.json", json.dumps(record, default=str))
+        (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def main(argv: list[str]):
+    parser = argparse.ArgumentParser(prog="minilm", description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--model", required=True, type=Path, help="folder of a sentence-transformers model")
+    parser.add_argument("--data", required=True, type=Path, help="folder in the LoCoV1 schema")
+    parser.add_argument("--tasks", required=True, nargs="+", help="values of its column dataset")
+    parser.add_argument("--steps", required=True, type=int)
+    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--batch-size", type=int, default=16, help="pairs of a step")
+    parser.add_argument("--learning-rate", type=float, default=2e-5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--overwrite", action="store_true", help="replace the model in the output folder")
+    options = parser.parse_args(argv)
+    check(options)
+    train(options)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        print(f"minilm: {error}", file=sys.stderr)
+        sys.exit(2)
