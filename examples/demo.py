@@ -1,117 +1,119 @@
-"""The whole life of a small M2-BERT in a few minutes on two CPU cores: `make demo`.
+"""Search real long documents with the model that comes with this repository: `make demo`.
 
-Data, tokenizer, masked-language-model pretraining, retrieval fine-tuning, export as a Hub folder, loading in a clean
-process, evaluation beside BM25. Everything is a command that a user would type; this file only runs them in order, and
-trains the controls on the second core meanwhile. Results: demo-output/{results.json,demo.png,m2bert-demo/}.
+The documents are 108 stretches of about 8,000 tokens from the documentation of installed packages, none of which the
+model has seen in training. Search needs sentence-transformers alone; then `m2bert eval` scores the model beside BM25.
+Another model folder is searched with `python examples/demo.py FOLDER`. Results: demo-output/search/.
 """
 
-import contextlib
 import os
-import shutil
+import re
 import subprocess
 import sys
-import threading
+import textwrap
 import time
 from pathlib import Path
 
-from demo_report import report
+from demo_plot import plot
 
 ROOT = Path(__file__).parents[1]
-OUT = ROOT / "demo-output"
-ALLOCATOR = {  # fresh pages are slow on virtual machines: let the allocator keep what it has
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "100000000000",
-    "MALLOC_TOP_PAD_": "268435456",
-}
-LAUNCH = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=1", "--num_machines=1"]
-LAUNCH += ["--mixed_precision=no", "--dynamo_backend=no"]
-STANDARD = ["model.start=standard", "optim.lr=1e-3", "optim.layer_lr=null", "optim.filter_lr=null"]
-STANDARD += ["optim.pooler_lr=null"]
-MEAN_POOLING = ["model.architecture.pooling=mean", "model.architecture.num_pooling_heads=1"]
+MODEL = Path("models/m2bert-small")  # this and the next from ROOT
+OUT = Path("demo-output/search")
+QUESTIONS = [  # chosen for what the documents hold, not for what the model finds
+    "join two tables on the nearest time instead of on equal keys",
+    "which nodes of a graph are the most important, judged by the links that point to them?",
+    "write the value of every bar into a bar chart",
+    "ask the user to confirm before a command goes on",
+    "how much disk space do the cached models take?",
+    "keep a password from showing up when a model is printed",
+]
+BEST = 3  # documents shown for a question
+SECTION = re.compile(r"(?:\A|\n\n)(\w+(?:\.\w+)*)\n(.*?)(?=\Z|\n\n\w+(?:\.\w+)+\n)", re.DOTALL)  # name, text
 
 begin = time.perf_counter()
 
 
 def say(text: str):
-    print(f"[{time.perf_counter() - begin:5.0f} s] {text}", flush=True)
+    print(f"[{time.perf_counter() - begin:4.0f} s] {text}", flush=True)
 
 
-def run(arguments: list, *, threads: int, log: Path | None = None):
-    """Run a Python command; with `log` its output goes there."""
-    env = os.environ | ALLOCATOR | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true"}
-    command = [sys.executable, *map(str, arguments)]
-    with contextlib.ExitStack() as stack:
-        output = {"stdout": stack.enter_context(log.open("a")), "stderr": subprocess.STDOUT} if log else {}
-        code = subprocess.run(command, cwd=OUT, env=env, **output).returncode
+def run(*command: str | Path):
+    """A command that a user would type: shown, then run by this Python."""
+    words = [str(word) for word in command]
+    say(f"{'m2bert' if words[0] == 'm2bert_hub.cli' else f'python -m {words[0]}'} {' '.join(words[1:])}")
+    code = subprocess.run([sys.executable, "-m", *words]).returncode
     if code:
-        raise SystemExit(f"demo: exit code {code}{f', see {log}' if log else ''}: {' '.join(command)}")
+        raise SystemExit(code)  # the command has said why
 
 
-def train(entry: str, name: str, *overrides: str, log: Path | None = None):
-    """`accelerate launch train/ENTRY.py`, on one thread: two arms run side by side."""
-    data = "data.sources=[{path: pydocs}]" if entry == "mlm" else "data.path=pydocs"
-    run([*LAUNCH, ROOT / "train" / f"{entry}.py", data, f"output_dir={name}", *overrides], threads=1, log=log)
+def check_model(folder: Path):
+    if not (folder / "modules.json").is_file():
+        raise ValueError(
+            f"model={folder} is no folder of a sentence-transformers model; take the whole repository, models/ too, "
+            "or name another model: python examples/demo.py FOLDER"
+        )
 
 
-def train_controls(log: Path):
-    """What the trained model is set beside: standard initialisation, with and without training, and no layers."""
-    train("mlm", "mlm-standard", *STANDARD, *MEAN_POOLING, log=log)
-    train("opl", "standard", "model.path=mlm-standard", *STANDARD, log=log)
-    new = "tokenizer.path=mlm-standard"
-    train("opl", "layer-free", new, "model.architecture.num_hidden_layers=0", log=log)
-    train("opl", "untrained", new, "steps=0", *STANDARD, *MEAN_POOLING, log=log)
+def encode(model, documents: list[str]):
+    """(D, d) vectors of long documents one after the other; the progress bar ends with tokens per second."""
+    import numpy as np
+    from tqdm import tqdm
+
+    lengths = [len(ids) for ids in model.tokenizer(documents, truncation=True)["input_ids"]]
+    vectors = []
+    with tqdm(total=sum(lengths), desc="embed", unit=" tokens", unit_scale=True) as progress:
+        for document, length in zip(documents, lengths, strict=True):
+            vectors.append(model.encode_document(document, show_progress_bar=False))
+            progress.update(length)
+    return np.stack(vectors)
 
 
-class Background(threading.Thread):
-    """A thread whose failure is not lost."""
-
-    error: BaseException | None = None
-
-    def run(self):
-        try:
-            super().run()
-        except BaseException as error:
-            self.error = error
-
-    def finish(self):
-        self.join()
-        if self.error is not None:
-            raise self.error
+def best_section(model, query, document: str) -> tuple[float, str, str]:
+    """Where in the document (0 to 1) the section lies whose vector fits the query best, its name and its text."""
+    sections = list(SECTION.finditer(document))
+    vectors = model.encode_document([section[0].strip() for section in sections], show_progress_bar=False)
+    best = sections[int(model.similarity(query, vectors).argmax())]
+    return best.start(1) / len(document), best[1], best[2]
 
 
-def main():
-    say("a small M2-BERT from scratch, on this machine's CPU. It shows the whole life cycle; it is no model to use.")
-    shutil.rmtree(OUT, ignore_errors=True)
-    OUT.mkdir()
-    say("data: documentation strings of installed packages, read without importing them")
-    run(["-m", "m2bert_eval.pydocs", "--output", "pydocs"], threads=1)
-    controls = Background(target=train_controls, args=(OUT / "controls.log",), daemon=True)
-    controls.start()
-    say("meanwhile the controls train on the second core: demo-output/controls.log")
-    say("accelerate launch train/mlm.py")
-    train("mlm", "mlm")
-    say("accelerate launch train/opl.py model.path=mlm")
-    train("opl", "trained", "model.path=mlm")
-    say("m2bert export --model trained --output m2bert-demo")
-    run(["-m", "m2bert_hub.cli", "export", "--model", "trained", "--output", "m2bert-demo"], threads=1)
-    say("loading the folder in a process that cannot import this project")
-    run([ROOT / "examples" / "clean_process.py", "m2bert-demo"], threads=1)
-    say("the start of the same model, before any training")
-    log = OUT / "start.log"
-    train("mlm", "mlm-start", "steps=0", log=log)
-    train("opl", "start", "model.path=mlm-start", "steps=0", log=log)
-    if controls.is_alive():
-        say("waiting for the controls")
-    controls.finish()
-    say("m2bert eval on the test split: packages that no model has seen")
-    encoders = ["bm25", "tfidf-rp", "m2bert-demo", "layer-free", "standard", "start", "untrained"]
-    names = [part for encoder in encoders for part in ("--encoder", encoder)]
-    task = ["--data", "pydocs", "--task", "pydocs", "--split", "test", "--policy", "truncate"]
-    run(["-m", "m2bert_hub.cli", "eval", *names, *task, "--output", "results.json"], threads=2)
-    print("\n" + report(OUT), flush=True)
-    say("done")
+def search(model, documents: list[str], questions: list[str]):
+    """Print for every question the documents that fit best, and of each the section that does."""
+    vectors = encode(model, documents)
+    queries = model.encode_query(questions, show_progress_bar=False)
+    for question, query, scores in zip(questions, queries, model.similarity(queries, vectors), strict=True):
+        print(f"\n{question}")
+        for score, number in zip(*(best.tolist() for best in scores.topk(BEST)), strict=True):
+            share, name, text = best_section(model, query, documents[number])
+            print(f"  {score:.2f}  document {number}, {share:.0%} into it: {name}")
+            print(f"        {textwrap.shorten(text, 100, placeholder=' ...')}")
+    print(flush=True)
+
+
+def main(folder: Path):
+    check_model(folder)
+    os.environ["HF_HUB_OFFLINE"] = "1"  # everything is here
+    data, results = OUT / "pydocs", OUT / "results.json"
+    run("m2bert_eval.pydocs", "--output", data)
+    say(f'SentenceTransformer("{folder}", trust_remote_code=True)')
+    import pyarrow.parquet as pq
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    model = SentenceTransformer(str(folder), trust_remote_code=True)
+    search(model, pq.read_table(data / "documents" / "test.parquet")["passage"].to_pylist(), QUESTIONS)
+    task = ["--data", data, "--policy", "truncate", "--policy", "late-chunk", "--hybrid", "weighted", "--no-cache"]
+    encoders = ["--encoder", "bm25", "--encoder", folder]
+    run("m2bert_hub.cli", "eval", *encoders, *task, "--output", results, "--overwrite")
+    run("m2bert_hub.cli", "compare", results, "--against", "bm25")
+    plot(results, OUT / "scores.png")
+    say(f"done: {OUT}/scores.png, {results}")
 
 
 if __name__ == "__main__":
-    main()
+    model_folder = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else MODEL
+    os.chdir(ROOT)
+    try:
+        main(model_folder)
+    except ValueError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        sys.exit(2)
