@@ -64,8 +64,15 @@ def load_data(settings, folder: Path | None) -> RetrievalData:
     check_development_split(settings.development_split)
     for key in ("triples", "negatives_path"):
         refuse_test(f"data.{key}", getattr(settings, key))
-    if settings.tasks is not None and not (isinstance(settings.tasks, list) and settings.tasks):
-        raise ValueError(f"data.tasks={settings.tasks!r} must be a list of names, or null for all tasks")
+    for key in ("tasks", "development_tasks"):
+        names = getattr(settings, key)
+        if names is not None and not (isinstance(names, list) and names):
+            raise ValueError(f"data.{key}={names!r} must be a list of names, or null for all tasks")
+    if settings.development_tasks is not None and settings.development_split is None:
+        raise ValueError(
+            f"data.development_tasks={settings.development_tasks} needs data.development_split; name it, or leave the "
+            "tasks out and have a part of those trained on set aside"
+        )
     tasks = load_split(settings.path, folder, settings.tasks, "train")
     given = read_negatives(settings.negatives_path, tasks) if settings.negatives_path is not None else {}
     training, development, carve_from = [], [], tasks

@@ -97,7 +97,7 @@ def test_an_epoch_sets_the_steps(toy_corpus, tmp_path):
 
 
 def test_the_weights_that_were_best_are_kept(toy_corpus, tmp_path):
-    arguments = ["optim.lr=3.0", "optim.pooler_lr=3.0", "optim.layer_lr=3.0", "evaluation.every=1"]
+    arguments = ["optim.lr=3.0", "optim.pooler_lr=3.0", "evaluation.every=1"]
     _, record = run(toy_corpus, tmp_path / "out", *PLAIN, *arguments, "evaluation.select=true")
     scores = {row["step"]: row[METRIC] for row in record["history"] if METRIC in row}
     assert set(scores) == {0, 1, 2, 3}

