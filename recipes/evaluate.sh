@@ -14,9 +14,13 @@ m2bert() { "$PYTHON" -m m2bert_hub.cli "$@"; }
 for name in qmsum pydocs distractors; do
     m2bert eval --config evaluations/configs/m2bert-small-$name.yaml --output $results/m2bert-small-$name.json --overwrite
 done
-m2bert analyse needle --data runs/pydocs --task pydocs --encoder bm25 --encoder runs/export/m2bert-small \
-    --encoder runs/export/control --policy truncate --policy late-chunk --queries 60 \
+m2bert analyse needle --data runs/pydocs --task pydocs --encoder bm25 --encoder runs/export/control \
+    --encoder runs/export/m2bert-small --policy truncate --queries 40 \
     --output $results/m2bert-small-needle.json --overwrite
+OMP_NUM_THREADS=1 m2bert analyse efficiency --data runs/pydocs --task pydocs --encoder runs/MiniLM \
+    --encoder runs/export/m2bert-small --encoder runs/export/control --policy truncate \
+    --policy chunk-average:tokens=256 --policy late-chunk --tokens 2048 --tokens 8192 --tokens 16384 --repeats 3 \
+    --output $results/m2bert-small-efficiency.json --overwrite
 m2bert export --model runs/export/m2bert-small --output models/m2bert-small --about recipes/m2bert_small.yaml \
     --results $results/m2bert-small-qmsum.json --results $results/m2bert-small-pydocs.json --overwrite
 "$PYTHON" recipes/report.py

@@ -1,0 +1,141 @@
+"""Configuration of M2-BERT: every size and switch of the model, validated when it is built."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+POOLINGS = ("mean", "weighted_mean", "cls", "cls_tanh", "mean_tanh")
+PADDINGS = ("masked", "visible")
+AUTO_MAP = {
+    "AutoConfig": "configuration_m2bert.M2BertConfig",
+    "AutoModel": "modeling_m2bert.M2BertModel",
+    "AutoModelForMaskedLM": "modeling_m2bert.M2BertForMaskedLM",
+    "AutoModelForSequenceClassification": "modeling_m2bert.M2BertForSequenceClassification",
+}
+
+
+@strict
+class M2BertConfig(PreTrainedConfig):
+    r"""
+    Sizes and switches of an M2-BERT encoder (Saad-Falcon et al., ICML 2024). The defaults are the paper's 80M model
+    at 2048 tokens.
+
+    Args:
+        vocab_size: rows of the token embedding (30522 WordPieces, rounded up to a multiple of 8).
+        hidden_size: width H of every position.
+        num_hidden_layers: number of layers; 0 is the layer-free control (embeddings and pooling only).
+        intermediate_size: width I of the gated feed-forward network.
+        num_blocks: diagonal blocks of the feed-forward matrices; 1 is a dense layer.
+        max_position_embeddings: longest sequence in tokens, and the length of the long filters.
+        filter_decay_length: length in tokens over which the exponential decay of the filters is spread when a model
+            is initialised (`None`: max_position_embeddings). Keep it when the context grows, and the decay per token
+            stays what it was.
+        position_embeddings: learn a vector for every position. Convolutions see the order of tokens without it, and a
+            small model for long texts would be mostly this table.
+        type_vocab_size: number of token types (segments).
+        hidden_dropout_prob: dropout after the embeddings and inside the feed-forward network.
+        classifier_dropout: dropout before the classifier (`None`: hidden_dropout_prob).
+        layer_norm_eps: epsilon of every LayerNorm except the mixer's own (`mixer_layer_norm`).
+        initializer_range: standard deviation of the normal initialisation.
+        filter_order: width O of the sine networks that generate the filters.
+        filter_embedding_size: number E of positional features per filter tap, odd: normalised time and (E - 1) / 2
+            pairs of cosine and sine.
+        filter_frequency: initial frequency inside the sines.
+        residual_long_conv: add a second, ungated long convolution of the mixer's input to the mixer's output.
+        mixer_layer_norm: normalise the mixer's input (the "training additions" of some older checkpoints).
+        pooling: how `pooler_output` is made: `mean`, `weighted_mean` (one learned weight per token id and head),
+            `cls` (position 0), `cls_tanh` and `mean_tanh` (dense layer and tanh on top).
+        num_pooling_heads: heads of `weighted_mean`; their pooled vectors are concatenated.
+        pooling_saturation: in `weighted_mean`, n occurrences of a token together weigh as
+            log(1 + n / pooling_saturation); `None`: as n.
+        contextual_pooling: in `weighted_mean`, a token's weight depends on its last hidden state, too.
+        padding: `masked` (padding cannot be seen: a text's vector is that of the text alone) or `visible` (the
+            research code's behaviour: results depend on how far a text is padded).
+        sparse_prediction: compute masked-LM logits only where `labels` is not -100 (training memory).
+        pad_token_id: id of the padding token.
+        tie_word_embeddings: share the token embedding with the masked-LM decoder.
+    """
+
+    model_type = "m2bert"
+
+    vocab_size: int = 30528
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    intermediate_size: int = 3072
+    num_blocks: int = 4
+    max_position_embeddings: int = 2048
+    filter_decay_length: int | None = None
+    position_embeddings: bool = True
+    type_vocab_size: int = 2
+    hidden_dropout_prob: float | int = 0.1
+    classifier_dropout: float | int | None = None
+    layer_norm_eps: float | int = 1e-12
+    initializer_range: float | int = 0.02
+    filter_order: int = 128
+    filter_embedding_size: int = 5
+    filter_frequency: float | int = 10.0
+    residual_long_conv: bool = True
+    mixer_layer_norm: bool = False
+    pooling: str = "mean"
+    num_pooling_heads: int = 1
+    pooling_saturation: float | int | None = None
+    contextual_pooling: bool = False
+    padding: str = "masked"
+    sparse_prediction: bool = False
+    pad_token_id: int | None = 0
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs):
+        kwargs.setdefault("auto_map", dict(AUTO_MAP))
+        if self.filter_decay_length is None:
+            self.filter_decay_length = self.max_position_embeddings
+        super().__post_init__(**kwargs)
+        self.validate_architecture()
+
+    @property
+    def projection_dim(self) -> int:
+        """Width of `pooler_output`: hidden_size, times the heads of `weighted_mean`. sentence-transformers reads the
+        width of its embeddings under this name."""
+        return self.hidden_size * (self.num_pooling_heads if self.pooling == "weighted_mean" else 1)
+
+    def validate_architecture(self):
+        """Checks that no single field can make. Raises ValueError naming the field, its value and the fix."""
+        super().validate_architecture()
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_blocks", "max_position_embeddings",
+                     "filter_decay_length", "type_vocab_size", "filter_order", "num_pooling_heads"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(
+                f"pad_token_id={self.pad_token_id} is outside the vocabulary of vocab_size={self.vocab_size}"
+            )
+        for name in ("hidden_dropout_prob", "classifier_dropout"):
+            if not 0 <= (getattr(self, name) or 0) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be a probability below 1")
+        if self.num_hidden_layers < 0:
+            raise ValueError(f"num_hidden_layers={self.num_hidden_layers} must be 0 (layer-free) or more")
+        for name in ("hidden_size", "intermediate_size"):
+            if getattr(self, name) % self.num_blocks:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is not divisible by num_blocks={self.num_blocks}; "
+                    "choose a divisor, or num_blocks=1 for dense layers"
+                )
+        if self.filter_embedding_size < 3 or self.filter_embedding_size % 2 == 0:
+            raise ValueError(
+                f"filter_embedding_size={self.filter_embedding_size} must be odd and at least 3: "
+                "normalised time and pairs of cosine and sine"
+            )
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling={self.pooling!r} is unknown; choose one of {', '.join(POOLINGS)}")
+        if self.padding not in PADDINGS:
+            raise ValueError(f"padding={self.padding!r} is unknown; choose one of {', '.join(PADDINGS)}")
+        if self.pooling_saturation is not None and self.pooling_saturation <= 0:
+            raise ValueError(f"pooling_saturation={self.pooling_saturation} must be above 0, or null for none")
+        if self.num_pooling_heads > 1 and self.pooling != "weighted_mean":
+            raise ValueError(
+                f"num_pooling_heads={self.num_pooling_heads} needs pooling='weighted_mean', not {self.pooling!r}"
+            )
+
+
+M2BertConfig.register_for_auto_class("AutoConfig")
+
+__all__ = ["M2BertConfig"]

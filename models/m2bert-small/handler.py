@@ -1,0 +1,200 @@
+"""What an Inference Endpoint runs: texts in, vectors out. This file stands in every folder of an embedding model.
+
+The default container of Hugging Face Inference Endpoints imports it, makes one `EndpointHandler` and calls it for every
+request. It needs the folder's requirements.txt and nothing else.
+
+A request; of the parameters, the first value of each is the default:
+
+    {"inputs": "a text" or ["a text", ...],
+     "parameters": {"task": "document" | "query", "policy": "truncate" | "chunk-average", "normalize": true | false}}
+
+The answer, every list in the order of the inputs (one text gives lists of one):
+
+    {"embeddings": [[0.1, ...], ...], "task": ..., "policy": ..., "normalized": ..., "dimensions": 768,
+     "max_tokens": 32768, "tokens": [n, ...], "truncated": [false, ...], "chunks": [k, ...]}
+
+`tokens` counts a whole text, with the task's prompt and the special tokens. `truncate` reads its first `max_tokens`;
+`truncated` says whether any of it was not read. `chunk-average` reads all of it: the text is cut into consecutive
+chunks that the model takes whole, and its vector is the mean of their unit vectors (section 5.1 of the paper).
+`normalize` scales vectors to length 1; without it `truncate` gives the model's own pooler_output. An empty text gets
+the vector of the special tokens, as from sentence-transformers. A text's vector does not depend on its neighbours.
+
+A request that cannot be answered raises ValueError, which the container sends back with status 400. Neither errors nor
+logs hold any of the texts.
+"""
+
+import threading
+
+import torch
+from sentence_transformers import SentenceTransformer
+
+OPTIONS = {"task": ("document", "query"), "policy": ("truncate", "chunk-average"), "normalize": (True, False)}
+MAX_TEXTS = 2048
+MAX_CHARS = 4_000_000  # in one request; the tokenizer takes up to 2.5 GiB for so many
+BATCH_TOKENS = 32_768  # padded tokens that the model reads at once, or one text
+SHARE_DROPPED = 16  # a chunk that turns out too long gives up at least this part of its tokens at either end
+
+
+class EndpointHandler:
+    """The model of one folder, answering one request at a time: on a GPU where there is one, in the folder's dtype.
+
+    Args:
+        path: the model folder.
+        kwargs: ignored; other containers may pass more.
+    """
+
+    def __init__(self, path: str, **kwargs):
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = SentenceTransformer(str(path), device=device, trust_remote_code=True, local_files_only=True)
+        if type(self.model[-1]).__name__ == "Normalize":  # done here, where it is asked for
+            del self.model[-1]
+        self.max_tokens = int(self.model.max_seq_length)
+        padding = (self.model[0].processing_kwargs or {}).get("text", {}).get("padding")
+        self._pads_to_maximum = padding == "max_length"
+        self._lock = threading.Lock()  # a tokenizer serves one thread
+
+    def __call__(self, body: dict) -> dict:
+        """Answer a request; see above.
+
+        Raises:
+            ValueError: the body, a text or a parameter is not as described, or there is too much text; or the model's
+                vectors are not finite.
+        """
+        texts, options = read_request(body)
+        with self._lock:
+            return self._answer(texts, **options)
+
+    def _answer(self, texts: list[str], task: str, policy: str, normalize: bool) -> dict:
+        prompt = self.model.prompts[task]  # sentence-transformers fills in what the folder lacks
+        tokens = self._count(texts, prompt)
+        chunks = [[pair] for pair in zip(texts, tokens, strict=True)]
+        if policy == "chunk-average":
+            chunks = [self._cut(text, count, prompt) for [(text, count)] in chunks]
+        vectors = self._embed([chunk for of_text in chunks for chunk in of_text], prompt)
+        if policy == "chunk-average":
+            units = torch.nn.functional.normalize(vectors).split([len(of_text) for of_text in chunks])
+            vectors = torch.stack([rows.mean(0) for rows in units])
+        if normalize:
+            vectors = torch.nn.functional.normalize(vectors)
+        return {
+            "embeddings": vectors.tolist(),
+            "task": task,
+            "policy": policy,
+            "normalized": normalize,
+            "dimensions": vectors.shape[1],
+            "max_tokens": self.max_tokens,
+            "tokens": tokens,
+            "truncated": [any(count > self.max_tokens for _, count in of_text) for of_text in chunks],
+            "chunks": [len(of_text) for of_text in chunks],
+        }
+
+    def _embed(self, texts: list[tuple[str, int]], prompt: str) -> torch.Tensor:
+        """Vectors (n, dimensions) of texts with their token counts, in float32. Batches hold texts of like lengths."""
+        lengths = [self.max_tokens if self._pads_to_maximum else min(count, self.max_tokens) for _, count in texts]
+        order = sorted(range(len(texts)), key=lambda i: -lengths[i])
+        rows: list = [None] * len(texts)
+        while order:
+            longest = max(lengths[order[0]], 1)
+            # No text is padded to over twice its length: one long document does not make short ones long.
+            batch = [i for i in order[: max(BATCH_TOKENS // longest, 1)] if 2 * lengths[i] >= longest]
+            order = order[len(batch) :]
+            its_texts = [texts[i][0] for i in batch]
+            vectors = self.model.encode(
+                its_texts, prompt=prompt, batch_size=len(batch), convert_to_tensor=True, show_progress_bar=False
+            )
+            for i, row in zip(batch, vectors.float().cpu(), strict=True):
+                rows[i] = row
+        vectors = torch.stack(rows)
+        if not vectors.isfinite().all():
+            raise ValueError("the model's vectors are not finite numbers; check its weights, or use a wider dtype")
+        return vectors
+
+    def _count(self, texts: list[str], prompt: str) -> list[int]:
+        """Tokens of each text before truncation, prompt and special tokens included."""
+        options = {"truncation": False, "return_attention_mask": False, "return_token_type_ids": False}
+        rows = self.model.tokenizer([prompt + text for text in texts], verbose=False, **options)["input_ids"]
+        return [len(ids) for ids in rows]
+
+    def _spans(self, text: str) -> list[tuple[int, int]]:
+        """The characters [start, end) of every token of the text."""
+        options = {"add_special_tokens": False, "return_offsets_mapping": True, "truncation": False}
+        return self.model.tokenizer(text, verbose=False, **options)["offset_mapping"]
+
+    def _cut(self, text: str, count: int, prompt: str) -> list[tuple[str, int]]:
+        """Consecutive chunks that the model takes whole, the last of what is left, each with its count of tokens."""
+        if count <= self.max_tokens:
+            return [(text, count)]
+        room = self.max_tokens - self._count([""], prompt)[0]
+        if room < 1:
+            raise ValueError(f"chunk-average: the prompt fills max_tokens={self.max_tokens}; shorten it in the folder")
+        spans = self._spans(text)
+        ends = [(start, min(start + room, len(spans)) - 1) for start in range(0, len(spans), room)]
+        return self._fit([text[spans[first][0] : spans[last][1]] for first, last in ends], prompt)
+
+    def _fit(self, chunks: list[str], prompt: str) -> list[tuple[str, int]]:
+        """The chunks with their counts; for one that is too long, two that overlap and together hold all of it.
+
+        A chunk that begins or ends inside a word is tokenized otherwise than inside its text, and may grow by a token
+        or two. One that does not get shorter in this way (few characters, of several tokens each) stays.
+        """
+        fitting: list = []
+        for chunk, count in zip(chunks, self._count(chunks, prompt), strict=True):
+            parts = [chunk]
+            if count > self.max_tokens:
+                spans = self._spans(chunk)
+                dropped = min(max(count - self.max_tokens, len(spans) // SHARE_DROPPED, 1), len(spans) // 2)
+                parts = [chunk[: spans[-dropped - 1][1]], chunk[spans[dropped][0] :]]
+            fitting += [(chunk, count)] if chunk in parts else self._fit(parts, prompt)
+        return fitting
+
+
+def read_request(body: dict) -> tuple[list[str], dict]:
+    """The texts of a request and all its options. Raises ValueError where something is not as described above."""
+    if not isinstance(body, dict):
+        raise ValueError(f'body is {_kind(body)}; send a JSON object, as {{"inputs": "a text"}}')
+    for name in body:
+        if name not in ("inputs", "parameters"):
+            raise ValueError(f'body has {_shown(name)}; it takes "inputs", and every option inside "parameters"')
+    parameters = body.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise ValueError(f'parameters is {_kind(parameters)}; send a JSON object, as {{"task": "query"}}')
+    for name, value in parameters.items():
+        if name not in OPTIONS:
+            raise ValueError(f"parameters has {_shown(name)}; choose from: {', '.join(OPTIONS)}")
+        if not any(type(value) is type(valid) and value == valid for valid in OPTIONS[name]):
+            valid = ", ".join(map(str, OPTIONS[name])).lower()
+            raise ValueError(f"parameters: {name}={_shown(value)} is unknown; choose from: {valid}")
+    texts = _read_texts(body.get("inputs"))
+    return texts, {name: parameters.get(name, valid[0]) for name, valid in OPTIONS.items()}
+
+
+def _read_texts(inputs) -> list[str]:
+    texts = [inputs] if isinstance(inputs, str) else inputs
+    if not isinstance(texts, list):
+        raise ValueError(f"inputs is {_kind(inputs)}; send a text or a list of texts")
+    if not 1 <= len(texts) <= MAX_TEXTS:
+        raise ValueError(f"inputs holds {len(texts)} texts; send 1 to {MAX_TEXTS} in a request")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"inputs[{index}] is {_kind(text)}; send every text as a string")
+    chars = sum(map(len, texts))
+    if chars > MAX_CHARS:
+        raise ValueError(
+            f"inputs holds {chars} characters; send at most {MAX_CHARS} in a request, or split a long text"
+        )
+    for index, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"inputs[{index}] holds half of a surrogate pair; send valid Unicode") from None
+    return texts
+
+
+def _kind(value) -> str:
+    return "missing or null" if value is None else f"of type {type(value).__name__}"
+
+
+def _shown(value) -> str:
+    """A value for a message, in ASCII: what cannot be encoded would break the answer."""
+    shown = ascii(value)
+    return shown if len(shown) <= 40 else shown[:40] + "..."

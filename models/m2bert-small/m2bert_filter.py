@@ -1,0 +1,90 @@
+"""Parameters of implicit long filters: a small sine network maps the position of a tap to its value in every channel.
+
+The filter at tap t is MLP(z_t) * exp(-time_t * decay_c), with z_t the positional features (m2bert_ops_filter). Both
+directions share features, time, decay and frequencies; their weights are stacked in a leading dimension of 2 (0
+forward, 1 reverse). All tensors belong to this one module, so that it alone decides their precision.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .m2bert_ops_filter import FilterParameters
+
+FASTEST_DECAY_SHARE = 0.3  # share of the decay length after which the fastest channel has fallen to 1 %
+SLOWEST_DECAY_SHARE = 1.5
+
+
+def positional_features(num_positions: int, size: int) -> Tensor:
+    """Initial features z (num_positions, size) float32: [t / (N - 1), cos(f w_t) .., -sin(f w_t) ..] with
+    w_t = 2 pi t / N and (size - 1) / 2 frequencies f spread evenly from 1e-4 upwards."""
+    bands = (size - 1) // 2
+    kwargs = {"device": "cpu", "dtype": torch.float32}
+    frequencies = torch.linspace(1e-4, max(bands - 1, 1e-4), bands, **kwargs)
+    steps = torch.arange(num_positions, **kwargs)[:, None]
+    angles = frequencies * (2 * math.pi * steps / num_positions)
+    return torch.cat([steps / max(num_positions - 1, 1), angles.cos(), -angles.sin()], dim=1)
+
+
+def normalised_time(num_positions: int, decay_length: int) -> Tensor:
+    """Time of every tap (num_positions,) float32: 0 at the first, 1 at tap decay_length - 1."""
+    return torch.arange(num_positions, device="cpu", dtype=torch.float32) / max(decay_length - 1, 1)
+
+
+def decay_rates(channels: int) -> Tensor:
+    """Decay per unit of normalised time (channels,) float32, from slowest to fastest."""
+    target = -math.log(1e-2)
+    ends = target / SLOWEST_DECAY_SHARE, target / FASTEST_DECAY_SHARE
+    return torch.linspace(*ends, channels, device="cpu", dtype=torch.float32)
+
+
+class M2BertFilter(nn.Module):
+    """One bidirectional filter per channel, and the skip term of its convolution.
+
+    Parameters and buffers stay in float32 when the model is cast to float16 or bfloat16: rounded, they give other
+    filters. A float64 model has float64 filters.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        order, features = config.filter_order, config.filter_embedding_size
+        length, channels = config.max_position_embeddings, config.hidden_size
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+
+        def parameter(*shape):
+            return nn.Parameter(torch.empty(*shape, dtype=dtype))
+
+        self.positional_features = parameter(length, features)
+        self.frequency = parameter(order)
+        self.input_weight = parameter(2, order, features)
+        self.input_bias = parameter(2, order)
+        self.hidden_weight = parameter(2, 2, order, order)  # (layer, direction, out, in)
+        self.hidden_bias = parameter(2, 2, order)
+        self.output_weight = parameter(2, channels, order)
+        self.skip = parameter(channels)
+        self.register_buffer("time", torch.empty(length, dtype=dtype))
+        self.register_buffer("decay", torch.empty(channels, dtype=dtype))
+
+    def _apply(self, fn, recurse=True):
+        def keep_precision(tensor):
+            moved = fn(tensor)
+            if tensor.is_floating_point() and moved.dtype in (torch.float16, torch.bfloat16):
+                moved = tensor.to(device=moved.device, dtype=torch.float32)
+            return moved
+
+        return super()._apply(keep_precision, recurse)
+
+    def parameters_for(self, length: int) -> FilterParameters:
+        """What generates the first `length` taps."""
+        return FilterParameters(
+            self.positional_features[:length],
+            self.frequency,
+            self.input_weight,
+            self.input_bias,
+            self.hidden_weight,
+            self.hidden_bias,
+            self.output_weight,
+            self.time[:length],
+            self.decay,
+        )

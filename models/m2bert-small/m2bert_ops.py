@@ -1,0 +1,228 @@
+"""The one door to the kernels: every operation of M2-BERT, on plain PyTorch or on Triton.
+
+Which of the two is decided when an operation runs: by its argument `kernels`, else by the environment variable
+M2BERT_KERNELS (`torch`, `triton` or `auto`), else automatically: Triton on NVIDIA GPUs where it is installed, PyTorch
+everywhere else and for float64. Both compute the same function; one limit differs: on Triton the long convolution
+multiplies 16-bit activations as float16, so that bfloat16 values beyond 65504 overflow.
+
+Each operation is a torch.library operator with a fake kernel and a backward operator, so that it works under autograd,
+torch.compile, gradient checkpointing and CUDA graphs. Backward recomputes all it can from the inputs. There are no
+second derivatives, and torch.func does not see through the operations.
+
+Rows of different lengths lie side by side in T columns, without padding: row b has the columns offsets[b] ..
+offsets[b + 1] (int32, (B + 1,)), of which the first lengths[b] (int32, (B,)) are real. Where shapes have to be
+static, a row may have more columns than tokens; the others are never read, and written as zeros. No row has more than
+`longest` columns.
+"""
+
+import torch
+from torch import Tensor
+
+from .m2bert_ops_filter import FilterParameters
+from .m2bert_ops_library import operators
+
+
+def long_conv(
+    gated: Tensor,
+    gate: Tensor,
+    residual: Tensor | None,
+    taps: Tensor,
+    residual_taps: Tensor | None,
+    skip: Tensor,
+    residual_skip: Tensor | None,
+    offsets: Tensor,
+    lengths: Tensor,
+    longest: int,
+    kernels: str | None = None,
+) -> Tensor:
+    """Bidirectional long convolution with skip term and gate, plus the residual second one, in one call (paper
+    section 3).
+
+        y_t = gate_t * (sum_{j<=t} h_{t-j} x_j + sum_{j>t} r_{j-t-1} x_j + d x_t) + the same of u with its own h, r, d
+
+    Args:
+        gated, gate, residual: (H, T) x, gate and u, of one dtype; residual None: no second convolution.
+        taps, residual_taps: (2, H, P), P >= longest, float32 or float64: h (lags 0, 1, ..) and r (lags -1, -2, ..).
+        skip, residual_skip: (H,) d.
+        offsets, lengths, longest: rows, see the module.
+
+    Returns:
+        (H, T) in gated's dtype, zero in padding.
+
+    Raises:
+        ValueError: shapes that do not fit, a filter shorter than the longest row, rows that do not fit their columns
+            (checked on CPU only), kernels unknown or not available.
+    """
+    _check_rows(gated.shape[1], offsets, lengths, longest)
+    _check_signals(gated, gate, residual)
+    _check_filter("taps", taps, skip, gated, longest)
+    _check_filter("residual_taps", residual_taps, residual_skip, residual, longest)
+    gated, gate, residual = _columns(gated), _columns(gate), _columns(residual)
+    return operators.long_conv(
+        gated, gate, residual, taps, residual_taps, skip, residual_skip, offsets, lengths, longest, kernels or ""
+    )
+
+
+def cached_long_conv(
+    gated: Tensor,
+    gate: Tensor,
+    residual: Tensor | None,
+    parameters: FilterParameters,
+    residual_parameters: FilterParameters | None,
+    skip: Tensor,
+    residual_skip: Tensor | None,
+    offsets: Tensor,
+    lengths: Tensor,
+    longest: int,
+    cache: tuple[int, int],
+    kernels: str | None = None,
+) -> Tensor:
+    """long_conv without gradients, with filters given by their parameters and prepared once per transform length.
+
+    Args:
+        parameters, residual_parameters: of the filters, with P >= longest positions.
+        cache: handle and number of layers of a FilterCache. The others as for long_conv.
+    """
+    _check_rows(gated.shape[1], offsets, lengths, longest)
+    _check_signals(gated, gate, residual)
+    _check_filter("parameters", parameters, skip, gated, longest)
+    _check_filter("residual_parameters", residual_parameters, residual_skip, residual, longest)
+    signals = _columns(gated), _columns(gate), _columns(residual)
+    sources = list(parameters), list(residual_parameters or ())
+    rows = offsets, lengths, longest
+    return operators.cached_long_conv(*signals, *sources, skip, residual_skip, *rows, cache, kernels or "")
+
+
+def short_conv_gate(
+    projected: Tensor,
+    projection_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    offsets: Tensor,
+    lengths: Tensor,
+    longest: int,
+    kernels: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Depthwise causal convolution with three taps, split into [x1 | x2 | v], and the first gate.
+
+        s_t = b + w_0 a_{t-2} + w_1 a_{t-1} + w_2 a_t,  a_t = projected_t + projection_bias, zero before the row's start
+
+    Args:
+        projected: (3H, T), without the bias of the projection. projection_bias: (3H,).
+        weight: (3H, 3). bias: (3H,).
+        offsets, lengths, longest: rows, see the module.
+
+    Returns:
+        gated v * x1 and gate x2, both (H, T) in projected's dtype, zero in padding.
+    """
+    _check_rows(projected.shape[1], offsets, lengths, longest)
+    channels = len(projected)
+    if channels % 3 or (projection_bias.shape, weight.shape, bias.shape) != ((channels,), (channels, 3), (channels,)):
+        shapes = {"projected": projected, "projection_bias": projection_bias, "weight": weight, "bias": bias}
+        raise _misfit("(3H, T), (3H,), (3H, 3) and (3H,)", **shapes)
+    projected = _columns(projected)
+    return operators.short_conv_gate(projected, projection_bias, weight, bias, offsets, lengths, longest, kernels or "")
+
+
+def block_diagonal_glu(
+    x: Tensor, up: Tensor, down: Tensor, bias: Tensor, dropout: float = 0.0, kernels: str | None = None
+) -> Tensor:
+    """Gated feed-forward network of block-diagonal (Monarch) matrices, without keeping the 2 I wide activations. Under
+    autocast computed in its dtype.
+
+        y = down(gelu(gate) * value),  [gate | value] = up(x)
+
+    Args:
+        x: (T, H).
+        up: (K, 2I / K, H / K), K blocks; output chunk j = up_j input chunk j. down: (K, H / K, I / K). bias: (H,).
+        dropout: probability with which a product gelu(gate) * value is zeroed; its random numbers come from x's device.
+
+    Returns:
+        (T, H).
+    """
+    blocks, width = len(up), x.shape[1] // len(up)
+    expected = (blocks, 2 * down.shape[2], width), (blocks, width, down.shape[2]), (x.shape[1],)
+    if blocks * width != x.shape[1] or (up.shape, down.shape, bias.shape) != expected:
+        expected = "(T, H), (K, 2I / K, H / K), (K, H / K, I / K) and (H,)"
+        raise _misfit(expected, x=x, up=up, down=down, bias=bias)
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout} must be a probability below 1")
+    dtype = x.dtype
+    if dtype != torch.float64 and x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+    x, up, down, bias = (tensor.to(dtype) for tensor in (x, up, down, bias))
+    seed = torch.randint(2**62, (1,), device=x.device) if dropout else None
+    return operators.block_diagonal_glu(x, up, down, bias, dropout, seed, kernels or "")
+
+
+def add_layer_norm(
+    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: float, kernels: str | None = None
+) -> Tensor:
+    """LayerNorm(x + y) over the last dimension, in float32 at least.
+
+    Args:
+        x, y: (T, H). weight, bias: (H,).
+
+    Returns:
+        (T, H) in x's dtype, a transposed view of a contiguous (H, T): the next mixer reads channels, not tokens.
+    """
+    if x.shape != y.shape or (weight.shape, bias.shape) != (x.shape[1:],) * 2:
+        raise _misfit("(T, H), (T, H), (H,) and (H,)", x=x, y=y, weight=weight, bias=bias)
+    return operators.add_layer_norm(x, y.to(x.dtype), weight, bias, eps, kernels or "").T
+
+
+def _columns(x: Tensor | None) -> Tensor | None:
+    """x with adjacent columns, as the kernels read them."""
+    return x if x is None or x.stride(-1) == 1 else x.contiguous()
+
+
+def _misfit(expected: str, **tensors: Tensor) -> ValueError:
+    found = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+    return ValueError(f"{found} do not fit: expected {expected}")
+
+
+def _check_rows(columns: int, offsets: Tensor, lengths: Tensor, longest: int):
+    if offsets.dim() != 1 or lengths.shape != (offsets.shape[0] - 1,):
+        raise ValueError(
+            f"offsets {tuple(offsets.shape)} and lengths {tuple(lengths.shape)}: expected (B + 1,) and (B,)"
+        )
+    if torch.compiler.is_compiling() or offsets.device.type != "cpu" or lengths.shape == (0,):
+        return
+    slots = offsets.diff()
+    if int(offsets[0]) != 0 or int(offsets[-1]) != columns or int(slots.min()) < 0:
+        raise ValueError(f"offsets={offsets.tolist()} must rise from 0 to the {columns} columns")
+    if bool((lengths > slots).any()) or int(lengths.min()) < 0:
+        raise ValueError(
+            f"lengths={lengths.tolist()} must lie between 0 and the {slots.tolist()} columns of their rows"
+        )
+    if int(slots.max()) > longest:
+        raise ValueError(f"a row has {int(slots.max())} columns, more than longest={longest}; raise longest")
+
+
+def _check_signals(gated: Tensor, gate: Tensor, residual: Tensor | None):
+    for name, other in (("gate", gate), ("residual", residual)):
+        if other is not None and (other.shape, other.dtype) != (gated.shape, gated.dtype):
+            raise ValueError(
+                f"{name} is {other.dtype} {tuple(other.shape)} but gated {gated.dtype} {tuple(gated.shape)}; "
+                "make them equal"
+            )
+
+
+def _check_filter(
+    name: str, filters: Tensor | FilterParameters | None, skip: Tensor | None, signal: Tensor | None, longest: int
+):
+    """One filter with its skip term fits the signal (H, T) that it is for; all three or none are given."""
+    if (filters is None) != (signal is None) or (skip is None) != (signal is None):
+        raise ValueError(f"residual, {name} and residual_skip go together; pass all or none")
+    if signal is None:
+        return
+    channels = len(signal)
+    shape = (2, len(filters.decay), len(filters.time)) if isinstance(filters, FilterParameters) else filters.shape
+    if len(shape) != 3 or shape[:2] != (2, channels):
+        raise ValueError(f"{name} has shape {tuple(shape)}; expected (2, {channels}, P)")
+    if shape[2] < longest:
+        raise ValueError(
+            f"{name} has {shape[2]} taps, fewer than the longest row of {longest} tokens; generate at least {longest}"
+        )
+    if skip.shape != (channels,):
+        raise ValueError(f"the skip term of {name} has shape {tuple(skip.shape)}; expected ({channels},)")

@@ -1,0 +1,94 @@
+"""Which kernels an operation runs on, decided when it runs: its argument, M2BERT_KERNELS, or what the device offers."""
+
+import functools
+import logging
+import os
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+KERNELS = ("auto", "torch", "triton")
+
+
+def run(name: str, *arguments):
+    """Call the function `name` of the chosen kernels with all arguments but the last, which is the choice (as in
+    choose_kernels). The first argument is a tensor on the device that computes. Autocast is off inside: precision is
+    decided by the arguments."""
+    x, *others, kernels = arguments
+    with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
+        return functions(choose_kernels(kernels, x))[name](x, *others)
+
+
+def choose_kernels(kernels: str, x: Tensor) -> str:
+    """`torch` or `triton` for an operation on x.
+
+    Args:
+        kernels: "torch", "triton", "auto"; "": what M2BERT_KERNELS says, else "auto".
+
+    Raises:
+        ValueError: an unknown choice, or triton where it cannot run; the message says why.
+    """
+    source = "kernels" if kernels else "M2BERT_KERNELS"
+    wanted = kernels or os.environ.get("M2BERT_KERNELS") or "auto"
+    if wanted not in KERNELS:
+        raise ValueError(f"{source}={wanted!r} is unknown; choose one of {', '.join(KERNELS)}")
+    if wanted == "torch" or x.dtype == torch.float64:
+        chosen, why = "torch", f"{source}=torch" if wanted == "torch" else "float64"
+    else:
+        obstacle = _obstacle(x.device.type, wanted)
+        if obstacle and wanted == "triton":
+            raise ValueError(f"{source}='triton' cannot be had: {obstacle}; use 'auto' or 'torch'")
+        chosen, why = ("torch", obstacle) if obstacle else ("triton", f"{source}={wanted}, {x.device.type}")
+    _announce(chosen, why, x.is_cuda and chosen == "torch" and wanted == "auto" and x.dtype != torch.float64)
+    return chosen
+
+
+def _obstacle(device_type: str, wanted: str) -> str | None:
+    """Why triton cannot run on a device, or None. Its interpreter (TRITON_INTERPRET=1, any device) runs only on demand:
+    it is for tests."""
+    try:
+        import triton
+    except ImportError:
+        return "the package triton is not installed (pip install triton)"
+    if device_type == "cuda" and torch.cuda.get_device_capability() < (8, 0):
+        return "the GPU is older than compute capability 8.0"
+    if device_type == "cuda" or (wanted == "triton" and triton.knobs.runtime.interpret):
+        return None
+    return f"the tensors are on {device_type!r}, and triton needs an NVIDIA GPU"
+
+
+@functools.cache
+def _announce(chosen: str, why: str, surprising: bool):
+    logger.log(logging.WARNING if surprising else logging.INFO, "m2bert uses its %s kernels: %s", chosen, why)
+
+
+@functools.cache
+def functions(path: str) -> dict:
+    """The functions of `torch` or `triton` by name."""
+    if path == "torch":
+        from .m2bert_ops_torch import (
+            add_layer_norm,
+            add_layer_norm_backward,
+            block_diagonal_glu,
+            block_diagonal_glu_backward,
+            short_conv_gate,
+            short_conv_gate_backward,
+        )
+        from .m2bert_ops_torch_conv import long_conv, long_conv_backward, prepare_filter
+    else:
+        from .m2bert_ops_triton_conv import long_conv, prepare_filter
+        from .m2bert_ops_triton_conv_backward import long_conv_backward
+        from .m2bert_ops_triton_mlp import block_diagonal_glu, block_diagonal_glu_backward
+        from .m2bert_ops_triton_norm import add_layer_norm, add_layer_norm_backward
+        from .m2bert_ops_triton_short import short_conv_gate, short_conv_gate_backward
+    found = (
+        prepare_filter,
+        long_conv,
+        long_conv_backward,
+        short_conv_gate,
+        short_conv_gate_backward,
+        block_diagonal_glu,
+    )
+    found += (block_diagonal_glu_backward, add_layer_norm, add_layer_norm_backward)
+    return {function.__name__: function for function in found}

@@ -1,0 +1,252 @@
+"""The operations of M2-BERT in plain PyTorch, but for the long convolution: the CPU path, and the oracle of the Triton
+kernels. Each works on pieces that fit the processor's cache and recomputes in backward what it can.
+
+T tokens of all rows side by side, (T, H) token-major or (C, T) channel-major; for offsets and lengths of the rows see
+m2bert_ops_torch_conv.
+"""
+
+import itertools
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CHUNK_TOKENS = 512
+GROUP_ELEMENTS = 2**18
+
+Row = tuple[int, int, int]
+
+
+def row_columns(offsets: Tensor, lengths: Tensor) -> list[Row]:
+    """First column, end of the real ones and end of all columns of every row that has any."""
+    slots = itertools.pairwise(offsets.tolist())
+    return [(start, start + n, end) for (start, end), n in zip(slots, lengths.tolist(), strict=True) if end > start]
+
+
+def short_conv_gate(
+    projected: Tensor,
+    projection_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    offsets: Tensor,
+    lengths: Tensor,
+    longest: int,
+) -> tuple[Tensor, Tensor]:
+    """Depthwise causal convolution with three taps, split into [x1 | x2 | v], and the first gate.
+
+        s_t = b + w_0 a_{t-2} + w_1 a_{t-1} + w_2 a_t,  a_t = projected_t + projection_bias, zero before the row's start
+
+    Args:
+        projected: (3H, T), still without the bias of the projection. projection_bias: (3H,).
+        weight: (3H, 3). bias: (3H,).
+
+    Returns:
+        gated v * x1 (H, T) and gate x2 (H, T) in projected's dtype, zero in padding. Computed in float32 at least.
+    """
+    hidden = len(projected) // 3
+    gated = torch.empty_like(projected[:hidden], memory_format=torch.contiguous_format)
+    gate = torch.empty_like(gated)
+    for start, stop, slot_end in row_columns(offsets, lengths):
+        gated[:, stop:slot_end] = gate[:, stop:slot_end] = 0
+        for parts in _channel_groups(projected, stop - start):
+            x1, x2, v = (
+                _short_conv(_shifted(projected, projection_bias, part, start, stop, weight), weight, bias, part)
+                for part in parts
+            )
+            gated[parts[0], start:stop] = x1.mul_(v)
+            gate[parts[0], start:stop] = x2
+    return gated, gate
+
+
+def short_conv_gate_backward(
+    d_gated: Tensor,
+    d_gate: Tensor,
+    projected: Tensor,
+    projection_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    offsets: Tensor,
+    lengths: Tensor,
+    longest: int,
+) -> tuple[Tensor, ...]:
+    """Gradients of short_conv_gate with respect to projected, projection_bias, weight and bias."""
+    d_projected = torch.empty_like(projected, memory_format=torch.contiguous_format)
+    d_projection_bias, d_weight, d_bias = (
+        torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (projection_bias, weight, bias)
+    )
+    for start, stop, slot_end in row_columns(offsets, lengths):
+        d_projected[:, stop:slot_end] = 0
+        for parts in _channel_groups(projected, stop - start):
+            shifted = [_shifted(projected, projection_bias, part, start, stop, weight) for part in parts]
+            upstream, d_x2 = (x[parts[0], start:stop].to(shifted[0].dtype) for x in (d_gated, d_gate))
+            d_x1 = upstream * _short_conv(shifted[2], weight, bias, parts[2])
+            d_v = upstream * _short_conv(shifted[0], weight, bias, parts[0])
+            for part, a, gradient in zip(parts, shifted, (d_x1, d_x2, d_v), strict=True):
+                padded, taps = F.pad(gradient, (0, 2)), weight[part].to(a.dtype)
+                d_a = sum(taps[:, i, None] * padded[:, 2 - i : 2 - i + stop - start] for i in range(3))
+                d_projected[part, start:stop] = d_a
+                d_projection_bias[part] += d_a.sum(1)
+                d_bias[part] += gradient.sum(1)
+                for i in range(3):
+                    d_weight[part, i] += (gradient * a[:, i : i + stop - start]).sum(1)
+    return d_projected, d_projection_bias, d_weight, d_bias
+
+
+def _shifted(projected, projection_bias, channels, start, stop, weight) -> Tensor:
+    """Projected with its bias behind two zeros, (G, 2 + length) in float32 at least."""
+    dtype = torch.promote_types(torch.promote_types(projected.dtype, weight.dtype), torch.float32)
+    a = projected.new_zeros(channels.stop - channels.start, 2 + stop - start, dtype=dtype)
+    a[:, 2:] = projected[channels, start:stop]
+    a[:, 2:] += projection_bias[channels, None].to(dtype)
+    return a
+
+
+def _short_conv(shifted: Tensor, weight: Tensor, bias: Tensor, channels: slice) -> Tensor:
+    taps = weight[channels].to(shifted.dtype)
+    y = torch.addcmul(bias[channels, None].to(shifted.dtype), shifted[:, 2:], taps[:, 2:])
+    return y.addcmul_(shifted[:, 1:-1], taps[:, 1:2]).addcmul_(shifted[:, :-2], taps[:, :1])
+
+
+def block_diagonal_glu(
+    x: Tensor, up: Tensor, down: Tensor, bias: Tensor, dropout: float, seed: Tensor | None
+) -> Tensor:
+    """Gated feed-forward network of block-diagonal (Monarch) matrices.
+
+        y = down(gelu(gate) * value),  [gate | value] = up(x)
+
+    Args:
+        x: (T, H).
+        up: (K, 2I / K, H / K), K blocks; output chunk j = up_j input chunk j. down: (K, H / K, I / K). bias: (H,).
+        dropout: probability with which a product gelu(gate) * value is zeroed; the others grow accordingly.
+        seed: (1,) int64 on x's device, of the dropout; None without.
+
+    Returns:
+        (T, H).
+    """
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    width, half = down.shape[1], down.shape[2]
+    for tokens in _token_chunks(x):
+        keep = _dropout_mask(x[tokens], down, dropout, seed, tokens.start)
+        products, values = x.new_empty(2, len(x[tokens]), half)  # one allocation: new pages are dear
+        for j in range(len(down)):
+            columns = slice(j * width, (j + 1) * width)
+            for (weight, part), out in zip(_up_parts(up, j, len(down)), (products, values), strict=True):
+                torch.mm(x[tokens, part], weight.T, out=out)
+            torch.ops.aten.gelu_(products).mul_(values)
+            if keep is not None:
+                products.mul_(keep[j])
+            torch.addmm(bias[columns], products, down[j].T, out=y[tokens, columns])
+    return y
+
+
+def block_diagonal_glu_backward(
+    dy: Tensor, x: Tensor, up: Tensor, down: Tensor, dropout: float, seed: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Gradients of block_diagonal_glu with respect to x, up, down and bias; the weights' in float32 at least."""
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    d_up, d_down = (torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32)) for w in (up, down))
+    width = down.shape[1]
+    for tokens in _token_chunks(x):
+        keep = _dropout_mask(x[tokens], down, dropout, seed, tokens.start)
+        d_chunk = torch.zeros_like(x[tokens], memory_format=torch.contiguous_format)
+        for j in range(len(down)):
+            parts = _up_parts(up, j, len(down))
+            gate, value = (x[tokens, part] @ weight.T for weight, part in parts)
+            activated = F.gelu(gate)
+            upstream = dy[tokens, j * width : (j + 1) * width]
+            product = activated * value
+            d_product = upstream @ down[j]
+            if keep is not None:
+                product, d_product = product * keep[j], d_product * keep[j]
+            _add_product(d_down[j], upstream.T, product)
+            d_gate = torch.ops.aten.gelu_backward(d_product * value, gate)
+            d_parts = _up_parts(d_up, j, len(down))
+            gradients = (d_gate, d_product.mul_(activated))
+            for (weight, part), (d_weight, _), gradient in zip(parts, d_parts, gradients, strict=True):
+                _add_product(d_weight, gradient.T, x[tokens, part])
+                d_chunk[:, part].addmm_(gradient, weight)
+        dx[tokens] = d_chunk
+    return dx, d_up, d_down, dy.sum(0, dtype=torch.promote_types(dy.dtype, torch.float32)).to(dy.dtype)
+
+
+def _up_parts(up: Tensor, j: int, blocks: int) -> list[tuple[Tensor, slice]]:
+    """Rows of `up` (I / K, H / K) that make chunk j of gate and of value, and the columns of x that they read."""
+    half, width = up.shape[1] // 2, up.shape[2]
+    return [
+        (up[(i + j) // 2].unflatten(0, (2, half))[(i + j) % 2], slice((i + j) // 2 * width, ((i + j) // 2 + 1) * width))
+        for i in (0, blocks)
+    ]
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor):
+    """total += a @ b; many small products, so that half precision has to be summed in float32."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
+
+
+def _dropout_mask(x: Tensor, down: Tensor, dropout: float, seed: Tensor | None, start: int) -> Tensor | None:
+    """(K, T, I / K): 0 where dropped, 1 / (1 - dropout) elsewhere; the same for the same seed and first token."""
+    if not dropout:
+        return None
+    generator = torch.Generator(x.device).manual_seed(int(seed) + start)
+    keep = torch.rand(len(down), len(x), down.shape[2], device=x.device, generator=generator) >= dropout
+    return keep.to(x.dtype).div_(1 - dropout)
+
+
+def add_layer_norm(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm(x + y) over the last dimension, in float32 at least.
+
+    Args:
+        x, y: (T, H). weight, bias: (H,).
+
+    Returns:
+        (T, H) in x's dtype, a transposed view of a contiguous (H, T): the next mixer reads channels, not tokens.
+    """
+    z = x.new_empty(x.shape[1], x.shape[0])
+    for tokens in _token_chunks(x):
+        total, weights = _sum(x, y, tokens, weight), weight.to(_wide(x, weight))
+        z[:, tokens] = F.layer_norm(total, weight.shape, weights, bias.to(weights.dtype), eps).T
+    return z.T
+
+
+def add_layer_norm_backward(
+    dz: Tensor, x: Tensor, y: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of add_layer_norm with respect to x (that of y is the same), weight and bias."""
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    dtype = _wide(x, weight)
+    d_weight, d_bias = torch.zeros_like(weight, dtype=dtype), torch.zeros_like(weight, dtype=dtype)
+    for tokens in _token_chunks(x):
+        total, upstream = _sum(x, y, tokens, weight), dz[tokens].to(dtype).contiguous()
+        _, mean, rstd = torch.native_layer_norm(total, weight.shape, None, None, eps)
+        d_total, d_weight_part, d_bias_part = torch.ops.aten.native_layer_norm_backward(
+            upstream, total, weight.shape, mean, rstd, weight.to(dtype), weight.to(dtype), [True, True, True]
+        )
+        dx[tokens] = d_total
+        d_weight += d_weight_part
+        d_bias += d_bias_part
+    return dx, d_weight, d_bias
+
+
+def _sum(x: Tensor, y: Tensor, tokens: slice, weight: Tensor) -> Tensor:
+    dtype = _wide(x, weight)
+    return (x[tokens].to(dtype) + y[tokens].to(dtype)).contiguous()
+
+
+def _wide(x: Tensor, weight: Tensor) -> torch.dtype:
+    return torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
+
+
+def _token_chunks(x: Tensor) -> list[slice]:
+    size = CHUNK_TOKENS if x.device.type == "cpu" else 16 * CHUNK_TOKENS
+    return [slice(start, min(start + size, len(x))) for start in range(0, len(x), size)]
+
+
+def _channel_groups(projected: Tensor, length: int):
+    """Triples of slices of the 3H channels: x1, x2 and v of the same group of channels."""
+    hidden = len(projected) // 3
+    size = max(1, GROUP_ELEMENTS // max(1, length)) if projected.device.type == "cpu" else max(1, hidden)
+    for start in range(0, hidden, size):
+        yield tuple(slice(part * hidden + start, part * hidden + min(start + size, hidden)) for part in range(3))

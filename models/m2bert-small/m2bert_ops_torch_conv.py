@@ -1,0 +1,209 @@
+"""The long convolution in plain PyTorch: the CPU path, and the oracle of the Triton kernels.
+
+Real FFTs in float32 (float64 for float64 input), over groups of channels small enough for the processor's cache: a
+transform of all channels at once spends most of its time in page faults. Every row is transformed at a length of its
+own, so that neither its cost nor its result depends on its batch mates.
+
+T tokens of all rows side by side; row b occupies columns offsets[b] .. offsets[b + 1], of which the first lengths[b]
+are real and the rest is padding: never read, written as zeros. H channels; M transform length: room for lags below M,
+real FFTs of length N = 2M.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from .m2bert_ops_torch import Row, row_columns
+
+HALF_PRECISION_BEYOND = 8192  # transform length M from which spectra for half-precision activations are in float16
+
+
+def transform_length(longest: int) -> int:
+    """The smallest M >= longest of 2^k * {1, 1.25, 1.5}. A coarse grid, since M is also a key of the filter cache."""
+    power = 1 << max(longest - 1, 0).bit_length()
+    return min(m for m in (power, power // 8 * 5, power // 4 * 3) if m >= max(longest, 1))
+
+
+def prepare_filter(taps: Tensor, m: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Spectrum of a two-sided filter: the real DFT of length N = 2M of [h_0 .. h_{P-1}, 0 .., r_{P-1} .. r_0].
+
+    Args:
+        taps: (2, H, P): h for lags 0, 1, .., and r for lags -1, -2, ... Only the first M are used.
+        m: transform length M.
+        dtype: of the activations.
+
+    Returns:
+        (H, M + 1) complex, alone; or its real view in float16 and a scale (H, 1), for half-precision activations and
+        long transforms.
+    """
+    n, taps = 2 * m, taps[..., :m]
+    channels, reach = taps.shape[1:]
+    half = dtype in (torch.float16, torch.bfloat16) and m > HALF_PRECISION_BEYOND
+    shape = (channels, m + 1)
+    spectrum = (
+        taps.new_empty(*shape, 2, dtype=torch.float16) if half else taps.new_empty(shape, dtype=taps.dtype.to_complex())
+    )
+    scale = taps.new_empty(channels, 1)
+    for group in _channel_groups(taps[0], n):
+        two_sided = taps.new_zeros(group.stop - group.start, n)
+        two_sided[:, :reach] = taps[0, group]
+        two_sided[:, n - reach :] = taps[1, group].flip(-1)
+        transformed = torch.fft.rfft(two_sided)
+        if half:
+            parts = torch.view_as_real(transformed)
+            scale[group] = parts.abs().amax((1, 2)).clamp(min=torch.finfo(taps.dtype).tiny)[:, None]
+            spectrum[group] = parts.div_(scale[group, None])
+        else:
+            spectrum[group] = transformed
+    return (spectrum, scale) if half else (spectrum,)
+
+
+def long_conv(
+    gated: Tensor,
+    gate: Tensor,
+    residual: Tensor | None,
+    filters: Callable[[int], tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]],
+    skip: Tensor,
+    residual_skip: Tensor | None,
+    offsets: Tensor,
+    lengths: Tensor,
+    longest: int,
+) -> Tensor:
+    """Bidirectional long convolution with skip term and gate, plus the residual second one (paper section 3).
+
+        y_t = gate_t * (sum_{j<=t} h_{t-j} x_j + sum_{j>t} r_{j-t-1} x_j + d x_t) + the same of u with its own h, r, d
+
+    Args:
+        gated, gate, residual: (H, T) x, gate and u; residual None: no second convolution.
+        filters: prepared filter and prepared residual filter for a transform length.
+        skip, residual_skip: (H,) d.
+        offsets: (B + 1,), lengths: (B,), longest: see the module.
+
+    Returns:
+        (H, T) in gated's dtype.
+    """
+    y = torch.empty_like(gated, memory_format=torch.contiguous_format)
+    dtype = torch.promote_types(torch.promote_types(gated.dtype, skip.dtype), torch.float32)
+    for m, rows in _rows_by_transform_length(offsets, lengths):
+        prepared, residual_prepared = filters(m)
+        for group in _channel_groups(gated, len(rows) * 2 * m):
+            signal = _gather(gated[group], rows, 2 * m, dtype)
+            product = torch.fft.rfft(signal).mul_(_spectrum(prepared, group))
+            mixed = _back(product, signal, group, skip)
+            mixed.mul_(_gather(gate[group], rows, m, dtype))
+            if residual is not None:
+                signal = _gather(residual[group], rows, 2 * m, dtype)
+                product = torch.fft.rfft(signal).mul_(_spectrum(residual_prepared, group))
+                mixed.add_(_back(product, signal, group, residual_skip))
+            _scatter(mixed, y[group], rows)
+    return y
+
+
+def long_conv_backward(
+    dy: Tensor,
+    gated: Tensor,
+    gate: Tensor,
+    residual: Tensor | None,
+    taps: Tensor,
+    residual_taps: Tensor | None,
+    skip: Tensor,
+    residual_skip: Tensor | None,
+    offsets: Tensor,
+    lengths: Tensor,
+    longest: int,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of long_conv with respect to gated, gate, residual, taps, residual_taps, skip, residual_skip, all
+    recomputed from the inputs; those of absent inputs are None. taps: (2, H, P)."""
+    d_gated, d_gate = torch.empty_like(dy), torch.empty_like(dy)
+    d_taps, d_skip = torch.zeros_like(taps), torch.zeros_like(skip)
+    d_residual = d_residual_taps = d_residual_skip = None
+    if residual is not None:
+        d_residual = torch.empty_like(dy)
+        d_residual_taps, d_residual_skip = torch.zeros_like(residual_taps), torch.zeros_like(residual_skip)
+    dtype = torch.promote_types(torch.promote_types(gated.dtype, skip.dtype), torch.float32)
+    for m, rows in _rows_by_transform_length(offsets, lengths):
+        n = 2 * m
+        prepared = prepare_filter(taps, m, taps.dtype)
+        residual_prepared = None if residual is None else prepare_filter(residual_taps, m, taps.dtype)
+        for group in _channel_groups(gated, len(rows) * n):
+            signal = _gather(gated[group], rows, n, dtype)
+            transformed = torch.fft.rfft(signal)
+            mixed = _back(transformed * _spectrum(prepared, group), signal, group, skip)
+            upstream = _gather(dy[group], rows, n, dtype)
+            _scatter(mixed * upstream[..., :m], d_gate[group], rows)
+            _convolve_backward(upstream * _gather(gate[group], rows, n, dtype), signal, transformed, prepared, group,
+                               skip, rows, d_gated, d_taps, d_skip)  # fmt: skip
+            if residual is not None:
+                signal = _gather(residual[group], rows, n, dtype)
+                _convolve_backward(upstream, signal, torch.fft.rfft(signal), residual_prepared, group,
+                                   residual_skip, rows, d_residual, d_residual_taps, d_residual_skip)  # fmt: skip
+    return d_gated, d_gate, d_residual, d_taps, d_residual_taps, d_skip, d_residual_skip
+
+
+def _back(product: Tensor, signal: Tensor, group: slice, skip: Tensor) -> Tensor:
+    """Convolution with skip (G, rows, M) from the product of the spectra and the signal (G, rows, 2M)."""
+    n = signal.shape[-1]
+    y = torch.fft.irfft(product, n=n)[..., : n // 2]
+    return y.addcmul_(signal[..., : n // 2], skip[group, None, None].to(y.dtype))
+
+
+def _convolve_backward(upstream, signal, transformed, prepared, group, skip, rows, d_signal, d_taps, d_skip):
+    """Gradients of one convolution of a group of channels: d_signal is written, d_taps and d_skip are added to.
+    Conjugates are physical: torch.compile runs operators where lazy ones are not seen."""
+    n = signal.shape[-1]
+    gradient = torch.fft.rfft(upstream)
+    back = torch.fft.irfft(gradient * torch.conj_physical(_spectrum(prepared, group)), n=n)
+    _scatter(back.addcmul_(upstream, skip[group, None, None].to(back.dtype)), d_signal[group], rows)
+    lags = torch.fft.irfft(
+        (torch.conj_physical(transformed) * gradient).sum(1), n=n
+    )  # (G, N): correlation of upstream and signal
+    reach = min(d_taps.shape[-1], n // 2)
+    d_taps[0, group, :reach] += lags[:, :reach]
+    d_taps[1, group, :reach] += lags[:, n - reach :].flip(-1)
+    d_skip[group] += (upstream * signal).sum((1, 2))
+
+
+def _spectrum(prepared: tuple[Tensor, ...], group: slice) -> Tensor:
+    """(G, 1, M + 1) complex."""
+    if len(prepared) == 1:
+        return prepared[0][group, None]
+    spectrum, scale = prepared
+    return torch.view_as_complex(spectrum[group].to(scale.dtype).mul_(scale[group, None]))[:, None]
+
+
+def _rows_by_transform_length(offsets: Tensor, lengths: Tensor) -> Iterator[tuple[int, list[Row]]]:
+    groups: dict[int, list[Row]] = {}
+    for start, stop, slot_end in row_columns(offsets, lengths):
+        groups.setdefault(transform_length(stop - start), []).append((start, stop, slot_end))
+    yield from groups.items()
+
+
+def _channel_groups(x: Tensor, elements_per_channel: int) -> Iterator[slice]:
+    """Slices of the channels of x (H, T)."""
+    size = max(1, _group_elements(elements_per_channel, x.device.type) // max(1, elements_per_channel))
+    for start in range(0, len(x), size):
+        yield slice(start, min(start + size, len(x)))
+
+
+def _group_elements(elements_per_channel: int, device_type: str) -> int:
+    """Values of a group of channels. On a CPU 0.5 to 2 MB of float32, but at least 16 channels: every call of the FFT
+    library plans anew, and plans of long transforms are dear (docs/log.md)."""
+    if device_type != "cpu":
+        return 2**27
+    return max(2**17, min(64 * elements_per_channel, 2**19), 16 * elements_per_channel)
+
+
+def _gather(x: Tensor, rows: list[Row], width: int, dtype: torch.dtype) -> Tensor:
+    """Rows of x (G, T), zero-padded to a width -> (G, rows, width)."""
+    gathered = x.new_zeros(len(x), len(rows), width, dtype=dtype)
+    for i, (start, stop, _) in enumerate(rows):
+        gathered[:, i, : stop - start] = x[:, start:stop]
+    return gathered
+
+
+def _scatter(values: Tensor, x: Tensor, rows: list[Row]):
+    """Write values (G, rows, >= length) into x (G, T), zeros into padding."""
+    for i, (start, stop, slot_end) in enumerate(rows):
+        x[:, start:stop] = values[:, i, : stop - start]
+        x[:, stop:slot_end] = 0

@@ -1,0 +1,245 @@
+"""Gated block-diagonal feed-forward network (paper section 3): a Triton kernel for all that lies between x and `down`.
+
+    [gate | value] = up(x),  act = gelu(gate) * value,  dropout,  y = down(act) + bias
+
+The halves of up's output need not end where its blocks do: of I intermediate channels in K chunks, chunk j takes its
+gate from half j % 2 of up's block j // 2, its value from half (K + j) % 2 of block (K + j) // 2. A program takes the
+two chunks of x that it needs for some tokens, keeps them in shared memory where they fit, and makes one tile of act
+after the other from them: up's output of 2 I channels is never written. act is (T, I) in memory, and its chunks, a
+batch of K matrices, go to cuBLAS without a copy.
+
+The backward computes gate and value again. Both directions take TOKENS_AT_ONCE tokens at a time, which bounds what they
+allocate beside their results.
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError as error:
+    raise ImportError("m2bert's GPU kernels need triton; pip install triton") from error
+
+TOKENS_AT_ONCE = 8192
+RESIDENT_PIECES = 4  # TILE_K channels each; more do not fit into shared memory
+RESIDENT_SHARED_BYTES = 120 << 10  # a program with x there takes up to 112 KB; many cards grant it 99 KB
+PROGRAMS = 264  # two on each processor of a GPU: with less work than that, a program takes fewer tiles
+
+
+@triton.jit
+def _load_x(x, t, k, tokens, inner, stride_h):
+    return tl.load(x + k.to(tl.int64)[None, :] * stride_h, mask=(t < tokens)[:, None] & (k < inner)[None, :], other=0.0)
+
+
+@triton.jit
+def _resident(x, t, tokens, inner, stride_h, TILE_K: tl.constexpr, PIECES: tl.constexpr):
+    """x (T, inner) at the tokens t, as PIECES tiles of TILE_K channels."""
+    pieces = ()
+    for piece in tl.static_range(PIECES):
+        k = piece * TILE_K + tl.arange(0, TILE_K)
+        pieces = pieces + (_load_x(x, t, k, tokens, inner, stride_h),)
+    return pieces
+
+
+@triton.jit
+def _up(
+    x, pieces, t, tokens, stride_h, up, row, mask, inner,
+    TILE_T: tl.constexpr, TILE_I: tl.constexpr, TILE_K: tl.constexpr, PIECES: tl.constexpr,
+):  # fmt: skip
+    """Tile of up's output in float32, from its rows (2 I, inner) and x, which is loaded here if not resident."""
+    total = tl.zeros((TILE_T, TILE_I), tl.float32)
+    up += row[None, :] * inner
+    if PIECES:
+        for piece in tl.static_range(PIECES):
+            k = piece * TILE_K + tl.arange(0, TILE_K)
+            w = tl.load(up + k[:, None], mask=mask[None, :] & (k < inner)[:, None], other=0.0)
+            total = tl.dot(pieces[piece], w, total, input_precision="ieee")
+    else:
+        for k0 in range(0, inner, TILE_K):
+            k = k0 + tl.arange(0, TILE_K)
+            w = tl.load(up + k[:, None], mask=mask[None, :] & (k < inner)[:, None], other=0.0)
+            total = tl.dot(_load_x(x, t, k, tokens, inner, stride_h), w, total, input_precision="ieee")
+    return total
+
+
+@triton.jit
+def _normal_cdf(x):
+    return 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)
+
+
+@triton.jit
+def _dropout_scale(seed, dropout, kept_scale, t, group, groups, TILE_T: tl.constexpr, TILE_I: tl.constexpr):
+    """What dropout multiplies a tile by, 0 or kept_scale: a function of seed and position alone.
+
+    Philox makes four numbers at a time: for four neighbouring channels, the group-th of `groups` of the token.
+    """
+    counter = (t.to(tl.int64)[:, None] * groups + group[None, :]).to(tl.uint32)
+    r0, r1, r2, r3 = tl.randint4x(tl.load(seed), counter)
+    limit = dropout * 4294967296.0
+    even = tl.join((r0.to(tl.float32) > limit).to(tl.int8), (r2.to(tl.float32) > limit).to(tl.int8))
+    odd = tl.join((r1.to(tl.float32) > limit).to(tl.int8), (r3.to(tl.float32) > limit).to(tl.int8))
+    keep = tl.join(even, odd).reshape(TILE_T, TILE_I)
+    return tl.where(keep != 0, kept_scale, 0.0)
+
+
+@triton.jit
+def _glu_kernel(
+    x, up, act, d_up_output, seed, dropout, kept_scale, first_token,
+    tokens, blocks, width, inner, steps, stride_xt, stride_xh,
+    TILE_T: tl.constexpr, TILE_I: tl.constexpr, TILE_K: tl.constexpr, PIECES: tl.constexpr,
+):  # fmt: skip
+    """Forward (d_up_output None): act (T, I). Backward: act holds its gradient and receives act; d_up_output (T, 2 I)
+    receives [d_gate | d_value]. A program makes `steps` tiles; programs of the same tokens are neighbours."""
+    parts = tl.cdiv(tl.cdiv(width, TILE_I), steps)
+    chunk = tl.program_id(0) % (blocks * parts) // parts
+    first = tl.program_id(0) % parts * steps * TILE_I
+    t = tl.program_id(0) // (blocks * parts) * TILE_T + tl.arange(0, TILE_T)
+    channels = blocks * width
+
+    x += t.to(tl.int64)[:, None] * stride_xt
+    x_gate = x + (chunk // 2 * inner).to(tl.int64) * stride_xh
+    x_value = x + ((blocks + chunk) // 2 * inner).to(tl.int64) * stride_xh
+    gate_pieces = _resident(x_gate, t, tokens, inner, stride_xh, TILE_K, PIECES)
+    value_pieces = _resident(x_value, t, tokens, inner, stride_xh, TILE_K, PIECES)
+    for i0 in range(first, min(first + steps * TILE_I, width), TILE_I):
+        i = i0 + tl.arange(0, TILE_I)
+        c = chunk * width + i
+        gate = _up(x_gate, gate_pieces, t, tokens, stride_xh, up, c, i < width, inner, TILE_T, TILE_I, TILE_K, PIECES)
+        value = _up(
+            x_value, value_pieces, t, tokens, stride_xh, up, channels + c, i < width, inner,
+            TILE_T, TILE_I, TILE_K, PIECES,
+        )  # fmt: skip
+        mask = (t < tokens)[:, None] & (i < width)[None, :]
+        at = t[:, None] * channels + c[None, :]
+        scale = 1.0
+        if seed is not None:
+            groups = tl.cdiv(width, 4)
+            group = chunk * groups + i0 // 4 + tl.arange(0, TILE_I // 4)
+            scale = _dropout_scale(seed, dropout, kept_scale, first_token + t, group, blocks * groups, TILE_T, TILE_I)
+        cdf = _normal_cdf(gate)
+        gelu = gate * cdf
+        if d_up_output is not None:
+            d_act = tl.load(act + at, mask=mask, other=0.0).to(tl.float32) * scale
+            slope = cdf + gate * 0.3989422804014327 * tl.exp(-0.5 * gate * gate)
+            at_gate = at + t[:, None] * channels
+            tl.store(d_up_output + at_gate, d_act * value * slope, mask=mask)
+            tl.store(d_up_output + at_gate + channels, d_act * gelu, mask=mask)
+        tl.store(act + at, gelu * value * scale, mask=mask)
+
+
+def block_diagonal_glu(
+    x: Tensor, up: Tensor, down: Tensor, bias: Tensor, dropout: float, seed: Tensor | None
+) -> Tensor:
+    """down(dropout(gelu(gate) * value)) + bias with [gate | value] = up(x); the exact GELU.
+
+    Args:
+        x: (T, H), any strides. float32, float16 or bfloat16; the weights are cast to it, sums are float32.
+        up: (K, 2 I / K, H / K) and down: (K, H / K, I / K), K diagonal blocks. bias: (H,).
+        dropout: probability.
+        seed: (1,) int64 on x's device, the source of dropout's random numbers; None where dropout is 0.
+
+    Returns:
+        (T, H), contiguous.
+    """
+    blocks = up.shape[0]
+    up, down, bias = (parameter.to(x.dtype).contiguous() for parameter in (up, down, bias))
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    acts = _buffer(x, blocks * down.shape[2])
+    for first in range(0, x.shape[0], TOKENS_AT_ONCE):
+        tokens = slice(first, first + TOKENS_AT_ONCE)
+        act = acts[: x[tokens].shape[0]]
+        _launch(x[tokens], up, act, None, dropout, seed, first)
+        matrices = _chunks(act, blocks), down.transpose(1, 2)
+        torch.baddbmm(bias.view(blocks, 1, -1), *matrices, out=_chunks(y[tokens], blocks))
+    return y
+
+
+def block_diagonal_glu_backward(
+    dy: Tensor, x: Tensor, up: Tensor, down: Tensor, dropout: float, seed: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of block_diagonal_glu, with the dropout of the forward that had the same seed.
+
+    Args:
+        dy: (T, H), any strides, in x's dtype. The others: as in the forward.
+
+    Returns:
+        dx (T, H) contiguous in x's dtype, and in the weights' dtypes d_up, d_down and d_bias (in down's).
+    """
+    blocks = up.shape[0]
+    d_up, d_down = (torch.zeros_like(weight, dtype=torch.float32) for weight in (up, down))
+    up, down, dtypes = up.to(x.dtype).contiguous(), down.to(x.dtype).contiguous(), (up.dtype, down.dtype)
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    channels = blocks * down.shape[2]
+    acts, d_up_outputs = _buffer(x, channels), _buffer(x, 2 * channels)
+    for first in range(0, x.shape[0], TOKENS_AT_ONCE):
+        tokens = slice(first, first + TOKENS_AT_ONCE)
+        x_chunks, dy_chunks, dx_chunks = (_chunks(stream[tokens], blocks) for stream in (x, dy, dx))
+        act, d_up_output = (buffer[: x_chunks.shape[1]] for buffer in (acts, d_up_outputs))
+        act_chunks, d_up_output_chunks = _chunks(act, blocks), _chunks(d_up_output, blocks)
+        torch.bmm(dy_chunks, down, out=act_chunks)  # the gradient, until the kernel puts act in its place
+        _launch(x[tokens], up, act, d_up_output, dropout, seed, first)
+        torch.bmm(d_up_output_chunks, up, out=dx_chunks)
+        _add_product(d_up, d_up_output_chunks.transpose(1, 2), x_chunks)
+        _add_product(d_down, dy_chunks.transpose(1, 2), act_chunks)
+    return dx, d_up.to(dtypes[0]), d_down.to(dtypes[1]), dy.sum(0, dtype=torch.float32).to(dtypes[1])
+
+
+def _launch(
+    x: Tensor, up: Tensor, act: Tensor, d_up_output: Tensor | None, dropout: float, seed: Tensor | None, first: int
+):
+    """Run the kernel for x (T, H), the tokens from `first` on, with act (T, I) and, backwards, d_up_output (T, 2 I)."""
+    blocks, inner, width = up.shape[0], up.shape[2], act.shape[1] // up.shape[0]
+    tile, options = _tile(x.element_size(), inner, d_up_output is None and seed is None, _shared_bytes(x.device))
+    token_tiles, tiles = triton.cdiv(x.shape[0], tile["TILE_T"]), triton.cdiv(width, tile["TILE_I"])
+    steps = max(1, min(tiles, token_tiles * blocks * tiles // PROGRAMS))
+    _glu_kernel[(token_tiles * blocks * triton.cdiv(tiles, steps),)](
+        x, up, act, d_up_output, seed, float(dropout), 1 / (1 - dropout) if dropout < 1 else 0.0, first,
+        x.shape[0], blocks, width, inner, steps, *x.stride(), **tile, **options,
+    )  # fmt: skip
+
+
+def _tile(element_bytes: int, inner: int, plain: bool, shared_bytes: int) -> tuple[dict, dict]:
+    """Tile sizes and launch options; `plain` is a forward without dropout, which leaves registers for wider tiles;
+    `shared_bytes` is what the GPU grants a program of shared memory.
+
+    Float32 is computed without tensor cores, from registers. With x resident in shared memory two programs share a
+    processor, one computing GELUs while the other multiplies, if each keeps to 128 registers a thread.
+    """
+    if element_bytes == 4:
+        return {"TILE_T": 64, "TILE_I": 64, "TILE_K": 32, "PIECES": 0}, {"num_warps": 8, "num_stages": 2}
+    tile = {"TILE_T": 128, "TILE_I": 64 if plain else 32, "TILE_K": 64}
+    pieces = triton.cdiv(inner, tile["TILE_K"])
+    if pieces <= RESIDENT_PIECES and shared_bytes >= RESIDENT_SHARED_BYTES:
+        return tile | {"PIECES": pieces}, {"num_warps": 8, "num_stages": 1, "maxnreg": 128}
+    return tile | {"PIECES": 0}, {"num_warps": 8, "num_stages": 3}
+
+
+@functools.cache
+def _shared_bytes(device: torch.device) -> int:
+    """Shared memory that one program may have, in bytes; without a GPU, as on Hopper."""
+    if device.type != "cuda":
+        return 232448
+    properties = torch.cuda.get_device_properties(device)
+    return getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
+
+
+def _buffer(x: Tensor, channels: int) -> Tensor:
+    return torch.empty(min(x.shape[0], TOKENS_AT_ONCE), channels, dtype=x.dtype, device=x.device)
+
+
+def _chunks(x: Tensor, blocks: int) -> Tensor:
+    """(T, C) seen as (K, T, C / K)."""
+    return x.unflatten(1, (blocks, -1)).transpose(0, 1)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor):
+    """total += a @ b, batches of matrices, without rounding the product to the operands' half precision."""
+    if a.dtype == torch.float32:
+        total.baddbmm_(a, b)
+    elif a.is_cuda:
+        total += torch.bmm(a, b, out_dtype=torch.float32)
+    else:
+        total.baddbmm_(a.float(), b.float())

@@ -1,0 +1,142 @@
+"""Sum of two streams and its layer norm as one Triton kernel, stored channel-major for the next layer's sequence mixer.
+
+    z = (x + y - mean) * rstd * weight + bias, mean and variance over the channels; all arithmetic in float32
+
+A program holds a few tokens with all their channels, so that each input is read once, and writes them transposed: the
+mixer, which works on (H, T), then needs no pass of its own for that. The backward computes mean and rstd again.
+"""
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError as error:
+    raise ImportError("m2bert's GPU kernels need triton; pip install triton") from error
+
+# Tokens x channels of a program and of one of its warps: 16 tokens of up to 1024 channels are stored in whole sectors.
+TILE, TILE_OF_WARP = 16384, 2048
+TILE_BACKWARD, TILE_OF_WARP_BACKWARD = 4096, 512
+PROGRAMS_BACKWARD = 264  # at most, each with its own sums of parameter gradients; a constant, so that results repeat
+
+
+@triton.jit
+def _load(x, t, h, stride_t, stride_h, mask):
+    return tl.load(x + t.to(tl.int64)[:, None] * stride_t + h.to(tl.int64)[None, :] * stride_h, mask=mask, other=0.0)
+
+
+@triton.jit
+def _sum_of_streams(x, y, t, h, stride_xt, stride_xh, stride_yt, stride_yh, mask):
+    total = _load(x, t, h, stride_xt, stride_xh, mask).to(tl.float32)
+    if y is not None:
+        total += _load(y, t, h, stride_yt, stride_yh, mask).to(tl.float32)
+    return total
+
+
+@triton.jit
+def _normalise(x, mask, channels, eps):
+    """(x - mean) * rstd, zero outside the mask, and rstd (tokens, 1)."""
+    centred = tl.where(mask, x - (tl.sum(x, axis=1) / channels)[:, None], 0.0)
+    rstd = tl.rsqrt(tl.sum(centred * centred, axis=1) / channels + eps)[:, None]
+    return centred * rstd, rstd
+
+
+@triton.jit
+def _add_layer_norm_kernel(
+    x, y, weight, bias, z, tokens, channels, eps, stride_xt, stride_xh, stride_yt, stride_yh, stride_zh,
+    TILE_T: tl.constexpr, TILE_H: tl.constexpr,
+):  # fmt: skip
+    t = tl.program_id(0) * TILE_T + tl.arange(0, TILE_T)
+    h = tl.arange(0, TILE_H)
+    mask = (t < tokens)[:, None] & (h < channels)[None, :]
+    total = _sum_of_streams(x, y, t, h, stride_xt, stride_xh, stride_yt, stride_yh, mask)
+    normalised, _ = _normalise(total, mask, channels, eps)
+    w = tl.load(weight + h, mask=h < channels, other=0.0).to(tl.float32)[None, :]
+    b = tl.load(bias + h, mask=h < channels, other=0.0).to(tl.float32)[None, :]
+    tl.store(z + h.to(tl.int64)[None, :] * stride_zh + t[:, None], normalised * w + b, mask=mask)
+
+
+@triton.jit
+def _add_layer_norm_backward_kernel(
+    dz, x, y, weight, dx, partials, tokens, channels, eps,
+    stride_dzt, stride_dzh, stride_xt, stride_xh, stride_yt, stride_yh,
+    TILE_T: tl.constexpr, TILE_H: tl.constexpr,
+):  # fmt: skip
+    h = tl.arange(0, TILE_H)
+    w = tl.load(weight + h, mask=h < channels, other=0.0).to(tl.float32)[None, :]
+    d_weight = tl.zeros((TILE_H,), tl.float32)
+    d_bias = tl.zeros((TILE_H,), tl.float32)
+    # Neighbouring tiles, one after the other: a channel-major dz has them in the same sectors.
+    tiles = tl.cdiv(tl.cdiv(tokens, TILE_T), tl.num_programs(0))
+    for tile in range(tiles):
+        t = (tl.program_id(0) * tiles + tile) * TILE_T + tl.arange(0, TILE_T)
+        mask = (t < tokens)[:, None] & (h < channels)[None, :]
+        total = _sum_of_streams(x, y, t, h, stride_xt, stride_xh, stride_yt, stride_yh, mask)
+        normalised, rstd = _normalise(total, mask, channels, eps)
+        gradient = _load(dz, t, h, stride_dzt, stride_dzh, mask).to(tl.float32)
+        d_weight += tl.sum(gradient * normalised, axis=0)
+        d_bias += tl.sum(gradient, axis=0)
+        gradient *= w
+        mean = (tl.sum(gradient, axis=1) / channels)[:, None]
+        projection = (tl.sum(gradient * normalised, axis=1) / channels)[:, None]
+        d_total = rstd * (gradient - mean - normalised * projection)
+        tl.store(dx + t.to(tl.int64)[:, None] * channels + h[None, :], d_total, mask=mask)
+    partials += tl.program_id(0) * 2 * channels + h  # (programs, 2, H)
+    tl.store(partials, d_weight, mask=h < channels)
+    tl.store(partials + channels, d_bias, mask=h < channels)
+
+
+def add_layer_norm(x: Tensor, y: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Layer norm of x + y.
+
+    Args:
+        x, y: (T, H), any strides; y None: the norm of x alone. float32, float16 or bfloat16.
+        weight, bias: (H,).
+        eps: added to the variance.
+
+    Returns:
+        (T, H) in x's dtype, a transposed contiguous (H, T).
+    """
+    tokens, channels = x.shape
+    z = torch.empty(channels, tokens, dtype=x.dtype, device=x.device)
+    if tokens:
+        tile_t, tile_h, num_warps = _tile(channels, TILE, TILE_OF_WARP)
+        _add_layer_norm_kernel[(triton.cdiv(tokens, tile_t),)](
+            x, y, weight, bias, z, tokens, channels, eps, *x.stride(), *(x if y is None else y).stride(), z.stride(0),
+            TILE_T=tile_t, TILE_H=tile_h, num_warps=num_warps,
+        )  # fmt: skip
+    return z.T
+
+
+def add_layer_norm_backward(
+    dz: Tensor, x: Tensor, y: Tensor | None, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of add_layer_norm.
+
+    Args:
+        dz: (T, H), any strides. The others: as in the forward.
+
+    Returns:
+        dx (T, H) contiguous in x's dtype, which is y's gradient too, and in float32 d_weight and d_bias (H,).
+    """
+    tokens, channels = x.shape
+    dx = torch.empty(tokens, channels, dtype=x.dtype, device=x.device)
+    tile_t, tile_h, num_warps = _tile(channels, TILE_BACKWARD, TILE_OF_WARP_BACKWARD)
+    programs = min(triton.cdiv(tokens, tile_t), PROGRAMS_BACKWARD)
+    partials = torch.empty(programs, 2, channels, dtype=torch.float32, device=x.device)
+    if tokens:
+        _add_layer_norm_backward_kernel[(programs,)](
+            dz, x, y, weight, dx, partials, tokens, channels, eps,
+            *dz.stride(), *x.stride(), *(x if y is None else y).stride(),
+            TILE_T=tile_t, TILE_H=tile_h, num_warps=num_warps,
+        )  # fmt: skip
+    d_weight, d_bias = partials.sum(0)
+    return dx, d_weight, d_bias
+
+
+def _tile(channels: int, elements: int, of_warp: int) -> tuple[int, int, int]:
+    """Tokens and channels of a program, and its warps."""
+    tile_h = triton.next_power_of_2(channels)
+    tile_t = min(64, max(1, elements // tile_h))
+    return tile_t, tile_h, min(16, max(1, tile_t * tile_h // of_warp))

@@ -1,0 +1,271 @@
+"""The two stages of the long convolution as kernels of their own, for any length: equations in m2bert_ops_triton_dft.
+
+    transform_rows    stage 1 of every row; stops at the last row of x[n1, n2] that holds a real token
+    multiply_spectra  per m1: stage 2, times the spectrum, inverse of stage 2, in place
+    sum_rows          (a function for kernels) the inverse of stage 1, in front of each caller's own epilogue
+
+Between them lies a scratch Z (signals, rows, 2, M1, M2): real and imaginary planes of A, rows in the order (channel,
+batch row). A caller works through groups of channels, so that Z stays in the second-level cache.
+"""
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError as error:
+    raise ImportError("m2bert's GPU kernels need triton; pip install triton") from error
+
+import torch
+from torch import Tensor
+
+from .m2bert_ops_triton_dft import early_part, factors, folded_tables, operand_dtype, stage1_tables
+
+SCRATCH_BYTES = 24 << 20
+
+
+@triton.jit
+def row_columns(offsets, lengths, batch_row, longest, UNIFORM: tl.constexpr):
+    """First column, length and width of a row's slot. Equal slots need no look-up, which lets aligned rows be seen."""
+    length = tl.load(lengths + batch_row)
+    if UNIFORM:
+        return batch_row * longest, length, longest
+    else:
+        start = tl.load(offsets + batch_row)
+        return start, length, tl.load(offsets + batch_row + 1) - start
+
+
+@triton.jit
+def _load(x, n, mask):
+    """Samples n of a row, zeros where a mask is false; None is no mask."""
+    if mask is None:
+        return tl.load(x + n)
+    else:
+        return tl.load(x + n, mask=mask, other=0.0)
+
+
+@triton.jit
+def _load_signal(x, gate, row_scale, n, mask, dtype: tl.constexpr):
+    """Samples n of a row, times those of a gate, times the row's scale (either may be None)."""
+    value = _load(x, n, mask)
+    if gate is not None:
+        value = value.to(tl.float32) * _load(gate, n, mask).to(tl.float32)
+    if row_scale is not None:
+        value = value.to(tl.float32) * row_scale
+    return value.to(dtype)
+
+
+@triton.jit
+def _stage1_block(real, imaginary, value, entries, within, plane):
+    """Adds one block of columns of the table times one block of samples."""
+    real = tl.dot(tl.load(entries, mask=within, other=0.0), value, real, input_precision="ieee")
+    table = tl.load(entries + plane, mask=within, other=0.0)
+    return real, tl.dot(table, value, imaginary, input_precision="ieee")
+
+
+@triton.jit
+def _stage1(z, table, x, gate, row_scale, length, tile, M1, M2: tl.constexpr, TM: tl.constexpr, BK: tl.constexpr):
+    """Rows tile * TM .. of A for one row of x; z points to its planes."""
+    m1 = tile * TM + tl.arange(0, TM)
+    n1 = tl.arange(0, BK)
+    n2 = tl.arange(0, M2)
+    within = (m1 < M1)[:, None]
+    n = n1[:, None] * M2 + n2[None, :]
+    entries = table + m1[:, None] * M1 + n1[None, :]
+    real = tl.zeros([TM, M2], tl.float32)
+    imaginary = tl.zeros([TM, M2], tl.float32)
+    full = length // (BK * M2)
+    for _ in range(0, full):  # whole blocks load without a mask: wide and asynchronous where rows are aligned
+        value = _load_signal(x, gate, row_scale, n, None, z.dtype.element_ty)
+        real, imaginary = _stage1_block(real, imaginary, value, entries, within, M1 * M1)
+        n += BK * M2
+        entries += BK
+    if full * BK * M2 < length:
+        value = _load_signal(x, gate, row_scale, n, n < length, z.dtype.element_ty)
+        real, imaginary = _stage1_block(real, imaginary, value, entries, within, M1 * M1)
+    target = z + m1[:, None] * M2 + n2[None, :]
+    tl.store(target, real.to(z.dtype.element_ty), mask=within)
+    tl.store(target + M1 * M2, imaginary.to(z.dtype.element_ty), mask=within)
+
+
+@triton.jit(do_not_specialize=["first_channel", "first_signal", "rows", "batch"])
+def transform_rows(
+    z, table, x0, x1, gate, scales, offsets, lengths, stride0, stride1, gate_stride, first_channel, first_signal, rows,
+    batch, longest, M1, UNIFORM: tl.constexpr, M2: tl.constexpr, TM: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Stage 1 of x0 (signal 0) or x1 (signal 1), times gate and scales (channels, batch, 2) if given.
+
+    Grid (rows, M1 / TM, signals).
+    """
+    row, tile, signal = tl.program_id(0), tl.program_id(1), tl.program_id(2) + first_signal
+    channel = (first_channel + row // batch).to(tl.int64)
+    start, length, _ = row_columns(offsets, lengths, row % batch, longest, UNIFORM)
+    x, stride = x0, stride0
+    if signal == 1:
+        x, stride = x1, stride1
+    if gate is not None:
+        gate += channel * gate_stride + start
+    row_scale = None
+    if scales is not None:
+        row_scale = tl.load(scales + 2 * (first_channel * batch + row) + signal)
+    z += (signal * rows + row).to(tl.int64) * (2 * M1 * M2)
+    _stage1(z, table, x + channel * stride + start, gate, row_scale, length, tile, M1, M2, TM, BK)
+
+
+@triton.jit
+def _complex_dot(a_real, a_imaginary, f_real, f_imaginary):
+    real = tl.dot(a_real, f_real, input_precision="ieee") - tl.dot(a_imaginary, f_imaginary, input_precision="ieee")
+    imaginary = tl.dot(a_real, f_imaginary, input_precision="ieee")
+    return real, tl.dot(a_imaginary, f_real, imaginary, input_precision="ieee")
+
+
+@triton.jit
+def stage2(
+    z, folded, m2, within, plane, M2: tl.constexpr, TR: tl.constexpr, MC: tl.constexpr, PIECE: tl.constexpr
+):  # fmt: skip
+    """X (TR, MC) at columns m2. z (TR, 1) points to the rows' A[m1, 0], folded to the table of m1.
+
+    Sums over PIECE columns n2 at a time: float32 products keep a whole piece in registers.
+    """
+    real = tl.zeros([TR, MC], tl.float32)
+    imaginary = tl.zeros([TR, MC], tl.float32)
+    for first in range(0, M2, PIECE):
+        n2 = first + tl.arange(0, PIECE)
+        a_real = tl.load(z + n2[None, :], mask=within, other=0.0)
+        a_imaginary = tl.load(z + plane + n2[None, :], mask=within, other=0.0)
+        entries = folded + n2[:, None] * M2 + m2[None, :]
+        x_real, x_imaginary = _complex_dot(a_real, a_imaginary, tl.load(entries), tl.load(entries + M2 * M2))
+        real += x_real
+        imaginary += x_imaginary
+    return real, imaginary
+
+
+@triton.jit(do_not_specialize=["first_channel", "first_signal", "rows", "batch"])
+def multiply_spectra(
+    z, folded, k0, k1, first_channel, first_signal, rows, batch, M1, CONJUGATE_SECOND: tl.constexpr,
+    SPLIT: tl.constexpr, M2: tl.constexpr, TR: tl.constexpr, MC: tl.constexpr, PIECE: tl.constexpr,
+):  # fmt: skip
+    """Stage 2, times spectrum k0 for signal 0 or k1 (perhaps conjugated) for signal 1, inverse of stage 2.
+
+    Grid (rows / TR, M1, signals). SPLIT is the part of 1/M2 that precedes the inverse; MC columns m2 are in work.
+    """
+    m1, signal = tl.program_id(1), tl.program_id(2) + first_signal
+    row = tl.program_id(0) * TR + tl.arange(0, TR)[:, None]
+    within = row < rows
+    plane = M1 * M2
+    n2 = tl.arange(0, M2)
+    m2 = tl.arange(0, MC)
+    k = k0
+    sign = 1.0
+    if signal == 1:
+        k = k1
+        if CONJUGATE_SECOND:
+            sign = -1.0
+    k += (first_channel + row // batch).to(tl.int64) * (2 * plane) + m1 * M2 + m2[None, :]
+    folded += m1.to(tl.int64) * (2 * M2 * M2)
+    z += (signal * rows + row).to(tl.int64) * (2 * plane) + m1 * M2
+    a_real = tl.load(z + n2[None, :], mask=within, other=0.0)
+    a_imaginary = tl.load(z + plane + n2[None, :], mask=within, other=0.0)
+    real = tl.zeros([TR, M2], tl.float32)
+    imaginary = tl.zeros([TR, M2], tl.float32)
+    for _ in range(0, M2 // MC):
+        entries = folded + n2[:, None] * M2 + m2[None, :]
+        f_real = tl.load(entries)
+        f_imaginary = tl.load(entries + M2 * M2)
+        if PIECE == M2:
+            x_real, x_imaginary = _complex_dot(a_real, a_imaginary, f_real, f_imaginary)
+        else:
+            x_real, x_imaginary = stage2(z, folded, m2, within, plane, M2, TR, MC, PIECE)
+        k_real = tl.load(k, mask=within, other=0.0).to(tl.float32) * SPLIT
+        k_imaginary = tl.load(k + plane, mask=within, other=0.0).to(tl.float32) * (SPLIT * sign)
+        y_real = (x_real * k_real - x_imaginary * k_imaginary).to(z.dtype.element_ty)
+        y_imaginary = (x_real * k_imaginary + x_imaginary * k_real).to(z.dtype.element_ty)
+        f_real = tl.trans(f_real)
+        f_imaginary = tl.trans(f_imaginary)
+        real = tl.dot(y_real, f_real, real, input_precision="ieee")
+        real = tl.dot(y_imaginary, f_imaginary, real, input_precision="ieee")
+        imaginary = tl.dot(y_imaginary, f_real, imaginary, input_precision="ieee")
+        imaginary = tl.dot(-y_real, f_imaginary, imaginary, input_precision="ieee")
+        m2 += MC
+        k += MC
+    tl.debug_barrier()  # every thread has read Z before any overwrites it
+    rest: tl.constexpr = 1 / (M2 * SPLIT)
+    tl.store(z + n2[None, :], (real * rest).to(z.dtype.element_ty), mask=within)
+    tl.store(z + plane + n2[None, :], (imaginary * rest).to(z.dtype.element_ty), mask=within)
+
+
+@triton.jit
+def sum_rows(z, table, tile, M1, M2: tl.constexpr, TN: tl.constexpr, BK: tl.constexpr):
+    """Inverse of stage 1: samples (TN, M2) of rows n1 = tile * TN ..; z points to a row's planes."""
+    n1 = tile * TN + tl.arange(0, TN)
+    m1 = tl.arange(0, BK)
+    within = (n1 < M1)[:, None]
+    entries = table + n1[:, None] * M1 + m1[None, :]
+    z += m1[:, None] * M2 + tl.arange(0, M2)[None, :]
+    total = tl.zeros([TN, M2], tl.float32)
+    for _ in range(0, M1 // BK):
+        cosines = tl.load(entries, mask=within, other=0.0)
+        total = tl.dot(cosines, tl.load(z), total, input_precision="ieee")
+        sines = tl.load(entries + M1 * M1, mask=within, other=0.0)
+        total = tl.dot(sines, tl.load(z + M1 * M2), total, input_precision="ieee")
+        entries += BK
+        z += BK * M2
+    return total
+
+
+@triton.jit
+def tile_places(lengths, length, batch_row, tile, M2: tl.constexpr, TN: tl.constexpr):
+    """Samples n (TN, M2) of a tile. The length is read again: for all that the compiler knows it may have changed, so
+    it computes the places here instead of keeping them in registers since an earlier use."""
+    zero = tl.load(lengths + batch_row) - length
+    return (zero + tile * TN + tl.arange(0, TN))[:, None] * M2 + tl.arange(0, M2)[None, :]
+
+
+class Stages:
+    """Tables, tile sizes and launches of the stages for transforms of length m on one device.
+
+    Attributes, beside m, m1, m2 and the operands' dtype:
+        table, inverse, folded: tables of stage 1, its inverse and stage 2.
+        tile, block: rows m1 or n1 of a program of stage 1 or its inverse, and length of its partial sums.
+        rows, columns, piece: rows of a program of stage 2, columns m2 in work, length of its partial sums.
+        options, stage2_options: warps and depth of the pipeline of the one and the other.
+    """
+
+    def __init__(self, m: int, dtype: torch.dtype, device: torch.device):
+        self.m, (self.m1, self.m2), self.dtype = m, factors(m), operand_dtype(dtype)
+        self.table, self.inverse = stage1_tables(self.m1, self.dtype, device)
+        self.folded = folded_tables(self.m1, self.m2, self.dtype, device)
+        self.columns = min(32, self.m2)
+        warps = 8 if self.m2 == 128 else 4
+        if self.dtype == torch.float16:
+            self.tile, self.block, self.rows, self.piece = min(64, self.m1), 32, 64, self.m2
+            self.options = {"num_warps": warps, "num_stages": 4}
+            self.stage2_options = {"num_warps": warps, "num_stages": 2}
+        else:
+            self.tile, self.block, self.rows, self.piece = 32, 16, 32, self.columns
+            self.options = {"num_warps": warps, "num_stages": 2}
+            self.stage2_options = {"num_warps": 8 if self.m2 > 16 else 4, "num_stages": 1}
+
+    def channels_at_once(self, channels: int, batch: int, signals: int, tile: int) -> int:
+        """Size of a group of channels: a multiple of `tile` (or all of them) with a Z of about SCRATCH_BYTES."""
+        bytes_per_tile = tile * signals * batch * 2 * self.m * self.dtype.itemsize
+        return min(channels, max(1, round(SCRATCH_BYTES / bytes_per_tile)) * tile)
+
+    def scratch(self, signals: int, rows: int, device: torch.device) -> Tensor:
+        return torch.empty(signals * rows * 2 * self.m, dtype=self.dtype, device=device)
+
+    def transform(self, z, x, first_channel, rows, offsets, lengths, longest, gate=None, scales=None, first_signal=0):
+        """Stage 1 of the signals x, one or two of shape (C, T), into Z from first_signal on; see transform_rows."""
+        batch = lengths.numel()
+        transform_rows[(rows, triton.cdiv(self.m1, self.tile), len(x))](
+            z, self.table, x[0], x[-1], gate, scales, offsets, lengths, x[0].stride(0), x[-1].stride(0),
+            0 if gate is None else gate.stride(0), first_channel, first_signal, rows, batch, longest, self.m1,
+            UNIFORM=x[0].shape[1] == batch * longest, M2=self.m2, TM=self.tile, BK=self.block, **self.options,
+        )  # fmt: skip
+
+    def multiply(self, z, spectra, first_channel, rows, batch, signals=(0, 2), conjugate_second=False):
+        """Stage 2 of signals signals[0] .. signals[1]; see multiply_spectra."""
+        grid = (triton.cdiv(rows, self.rows), self.m1, signals[1] - signals[0])
+        multiply_spectra[grid](
+            z, self.folded, spectra[0], spectra[-1], first_channel, signals[0], rows, batch, self.m1,
+            CONJUGATE_SECOND=conjugate_second, SPLIT=early_part(self.m2), M2=self.m2, TR=self.rows,
+            MC=self.columns, PIECE=self.piece, **self.stage2_options,
+        )  # fmt: skip

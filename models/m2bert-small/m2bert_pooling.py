@@ -1,0 +1,91 @@
+"""From hidden states to one vector per text: `mean`, `weighted_mean`, `cls`, `cls_tanh`, `mean_tanh`."""
+
+import torch
+from torch import Tensor, nn
+
+
+def masked_mean(hidden_states: Tensor, mask: Tensor) -> Tensor:
+    """Mean over real positions. hidden_states (B, L, H), mask (B, L) bool -> (B, H) in hidden_states' dtype.
+    Summed in float32 at least; a row without real positions gives zeros."""
+    weights = mask.to(torch.promote_types(hidden_states.dtype, torch.float32))
+    weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
+    return torch.einsum("bl,blh->bh", weights, hidden_states.to(weights.dtype)).to(hidden_states.dtype)
+
+
+def weighted_mean(hidden_states: Tensor, mask: Tensor, log_weights: Tensor) -> Tensor:
+    """Weighted sums over real positions, one per head, concatenated; the weights of all heads together sum to one, so
+    that a head whose tokens weigh little adds little.
+
+        p_k = sum_t exp(w_tk) x_t / sum_tj exp(w_tj)
+
+    Args:
+        hidden_states: (B, L, H). mask: (B, L) bool. log_weights: (B, L, K).
+
+    Returns:
+        (B, K * H) in hidden_states' dtype; a row without real positions gives zeros.
+    """
+    log_weights = log_weights.to(torch.promote_types(hidden_states.dtype, torch.float32))
+    log_weights = log_weights.masked_fill(~mask[..., None], torch.finfo(log_weights.dtype).min)
+    weights = log_weights.flatten(1).softmax(dim=1).unflatten(1, log_weights.shape[1:])
+    weights = weights.masked_fill(~mask[..., None], 0)
+    pooled = torch.einsum("blk,blh->bkh", weights, hidden_states.to(weights.dtype))
+    return pooled.flatten(1).to(hidden_states.dtype)
+
+
+def occurrences(input_ids: Tensor, mask: Tensor) -> Tensor:
+    """How often each token's id occurs among the real positions of its row; input_ids (B, L), mask (B, L) bool ->
+    (B, L) int64, of no meaning in padding."""
+    ids = input_ids.masked_fill(~mask, -1)
+    ordered = ids.sort(dim=1).values
+    return torch.searchsorted(ordered, ids, right=True) - torch.searchsorted(ordered, ids)
+
+
+def log_saturation(counts: Tensor, saturation: float) -> Tensor:
+    """Log weight of one of n occurrences where all n together weigh log(1 + n / saturation): a word said a hundred
+    times does not drown those said once, as in BM25. counts (...) floating point, at least 1 -> (...)."""
+    return (counts / saturation).log1p().log() - counts.log()
+
+
+class M2BertPooler(nn.Module):
+    """`pooler_output` of the model, by `config.pooling`. Widths: hidden_size, or heads * hidden_size."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.pooling = config.pooling
+        if config.pooling.endswith("_tanh"):
+            self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        elif config.pooling == "weighted_mean":
+            self.token_log_weights = nn.Embedding(config.vocab_size, config.num_pooling_heads)
+            self.saturation = config.pooling_saturation
+            if config.contextual_pooling:
+                self.context_log_weights = nn.Linear(config.hidden_size, config.num_pooling_heads, bias=False)
+
+    def forward(self, hidden_states: Tensor, mask: Tensor, input_ids: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            hidden_states: (B, L, H). mask: (B, L) bool, True at real positions.
+            input_ids: (B, L), needed by `weighted_mean`.
+
+        Returns:
+            (B, pooled width).
+        """
+        if self.pooling == "weighted_mean":
+            if input_ids is None:
+                raise ValueError(
+                    "pooling='weighted_mean' weighs tokens by their id and so needs input_ids, not inputs_embeds; "
+                    "pass input_ids, or use a model with pooling='mean'"
+                )
+            return weighted_mean(hidden_states, mask, self.log_weights(hidden_states, mask, input_ids))
+        pooled = hidden_states[:, 0] if self.pooling.startswith("cls") else masked_mean(hidden_states, mask)
+        return torch.tanh(self.dense(pooled)) if self.pooling.endswith("_tanh") else pooled
+
+    def log_weights(self, hidden_states: Tensor, mask: Tensor, input_ids: Tensor) -> Tensor:
+        """(B, L, K) in float32 at least: of the token's id, of its state in this text, and of how often it occurs."""
+        log_weights = self.token_log_weights(input_ids)
+        log_weights = log_weights.to(torch.promote_types(log_weights.dtype, torch.float32))
+        if hasattr(self, "context_log_weights"):
+            log_weights = log_weights + self.context_log_weights(hidden_states)
+        if self.saturation is not None:
+            counts = occurrences(input_ids, mask).clamp(min=1).to(log_weights.dtype)
+            log_weights = log_weights + log_saturation(counts, self.saturation)[..., None]
+        return log_weights

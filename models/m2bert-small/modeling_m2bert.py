@@ -1,0 +1,331 @@
+"""M2-BERT (Saad-Falcon et al., ICML 2024): an encoder without attention, in the dialect of transformers.
+
+Where it differs from the research code, on purpose:
+- padding is invisible by default (`padding="masked"`): every vector of a text is that of the text alone;
+- layers are initialised independently (the research code builds one and copies it);
+- the short convolution keeps torch's own initialisation (a standard deviation of 0.02 would all but close the gates);
+- block-diagonal layers have one initialisation, with one block as with several;
+- filters are computed in float32 at least, and their parameters stay in float32 through every cast;
+- label -100 alone is ignored by the masked-LM loss (the research code ignored id 0 as well);
+- no NaN checks and no anomaly mode in forward.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput, SequenceClassifierOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+
+from .configuration_m2bert import M2BertConfig
+from .m2bert_filter import M2BertFilter, decay_rates, normalised_time, positional_features
+from .m2bert_inputs import check_inputs, visible_tokens
+from .m2bert_mixer import M2BertMixer, ShortConv
+from .m2bert_mlp import BlockDiagonalLinear, M2BertMLP
+from .m2bert_ops import add_layer_norm
+from .m2bert_ops_filter import FilterCache
+from .m2bert_pooling import M2BertPooler
+from .m2bert_rows import Packing, Rows, pack_rows
+
+ALIGNMENT_BYTES = 64  # of memory that torch allocates on a CPU
+
+
+class M2BertEmbeddings(nn.Module):
+    """Token, type and, where the configuration has them, position embeddings, summed, normalised, dropped out."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = None
+        if config.position_embeddings:
+            self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, input_ids: Tensor | None, token_type_ids: Tensor | None, inputs_embeds: Tensor | None, packing: Packing
+    ) -> Tensor:
+        """(B, L) ids, or (B, L, H) token embeddings -> (T, H)."""
+        x = packing.pack(input_ids if inputs_embeds is None else inputs_embeds)
+        x = self.word_embeddings(x) if inputs_embeds is None else x
+        table = self.token_type_embeddings
+        x = x + (table.weight[0] if token_type_ids is None else table(packing.pack(token_type_ids)))
+        if self.position_embeddings is not None:
+            positions = torch.arange(packing.shape[1], device=x.device).expand(packing.shape)
+            x = x + self.position_embeddings(packing.pack(positions))
+        return self.dropout(self.norm(x))
+
+
+class M2BertLayer(GradientCheckpointingLayer):
+    """y = mixer(x); output = LayerNorm(y + MLP(y)). There is no skip around the mixer but the one inside it."""
+
+    def __init__(self, config, cache: FilterCache | None = None):
+        super().__init__()
+        self.mixer = M2BertMixer(config, cache)
+        self.mlp = M2BertMLP(config)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: Tensor, rows: Rows) -> Tensor:
+        """(T, H) -> (T, H)."""
+        mixed = self.mixer(hidden_states, rows)
+        return add_layer_norm(mixed, self.mlp(mixed), self.norm.weight, self.norm.bias, self.norm.eps)
+
+
+class M2BertPreTrainedModel(PreTrainedModel):
+    config_class = M2BertConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["M2BertLayer", "M2BertEmbeddings"]
+    _keep_in_fp32_modules_strict = ["filter", "residual_filter"]  # what M2BertFilter itself holds, for the loader
+
+    def __init__(self, config: M2BertConfig, *inputs, **kwargs):
+        config.validate_architecture()  # fields that from_pretrained was asked to change are not checked on the way
+        super().__init__(config, *inputs, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers. Weights on a CPU are moved to where matrix products expect them: products round by how
+        their operands are aligned, a file aligns them anyhow, and loading must not change a vector."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT_BYTES:
+                tensor.data = tensor.data.clone()
+        return loaded
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=std)
+            if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
+                init.zeros_(module.weight[module.padding_idx])
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, ShortConv):
+            bound = 1 / math.sqrt(module.weight.shape[-1])
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
+            init.zeros_(module.input_bias)
+        elif isinstance(module, BlockDiagonalLinear):
+            bound = 1 / math.sqrt(module.weight.shape[-1])
+            init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.bias.shape[0])
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, M2BertFilter):
+            self._init_filter(module)
+
+    def _init_filter(self, module: M2BertFilter):
+        config = self.config
+        features = positional_features(config.max_position_embeddings, config.filter_embedding_size)
+        init.copy_(module.positional_features, features)
+        init.copy_(module.time, normalised_time(config.max_position_embeddings, config.filter_decay_length))
+        init.copy_(module.decay, decay_rates(config.hidden_size))
+        init.constant_(module.frequency, config.filter_frequency)
+        for weight in (module.input_weight, module.hidden_weight, module.output_weight):
+            init.normal_(weight, std=config.initializer_range)
+        init.zeros_(module.input_bias)
+        init.zeros_(module.hidden_bias)
+        init.normal_(module.skip)
+
+    def _resize_token_embeddings(self, new_num_tokens, pad_to_multiple_of=None, mean_resizing=True):
+        embeddings = super()._resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        pooler = self.base_model.pooler
+        if pooler is not None and pooler.pooling == "weighted_mean":
+            old = pooler.token_log_weights.weight  # (V, K); a new token starts with the mean log weight
+            rows = torch.empty(embeddings.weight.shape[0], old.shape[1], dtype=old.dtype, device=old.device)
+            kept = min(len(rows), len(old))
+            rows[:kept], rows[kept:] = old.data[:kept], old.data.mean(0)
+            pooler.token_log_weights = nn.Embedding.from_pretrained(rows, freeze=not old.requires_grad)
+        return embeddings
+
+
+class M2BertModel(M2BertPreTrainedModel):
+    """The encoder: hidden states of every position, and one vector per text (`pooler_output`, not normalised)."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^classifier\."]
+
+    def __init__(self, config: M2BertConfig, add_pooling_layer: bool = True):
+        super().__init__(config)
+        self.embeddings = M2BertEmbeddings(config)
+        cache = FilterCache(config.num_hidden_layers)
+        self.layers = nn.ModuleList([M2BertLayer(config, cache) for _ in range(config.num_hidden_layers)])
+        self.pooler = M2BertPooler(config) if add_pooling_layer else None
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value):
+        self.embeddings.word_embeddings = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            input_ids: (B, L) token ids, 1 <= L <= max_position_embeddings; or `inputs_embeds` (B, L, H).
+            attention_mask: (B, L), ones then zeros in every row; None means no padding.
+            token_type_ids: (B, L); None means type 0.
+            output_hidden_states: also return the num_hidden_layers + 1 hidden states, embeddings first.
+
+        Returns:
+            last_hidden_state (B, L, H), pooler_output (B, config.projection_dim) and, if asked for, hidden_states. With
+            `padding="masked"` all of them are exactly zero at padded positions and otherwise independent of padding,
+            batch mates and order, up to rounding. Under autocast they have its dtype.
+
+        Raises:
+            ValueError: bad shapes, a sequence that is too long, ids outside the vocabulary (checked on CPU), or a
+                mask that is not ones then zeros. Values of ids and mask are not checked inside torch.compile.
+        """
+        check_inputs(self.config, input_ids, inputs_embeds, attention_mask, token_type_ids)
+        x = input_ids if input_ids is not None else inputs_embeds
+        mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        hidden = None
+        if attention_mask is not None:
+            mask = attention_mask.to(device=x.device, dtype=torch.bool)
+            hidden = visible_tokens(mask) if self.config.padding == "masked" else None
+
+        packing = pack_rows(x.shape[:2], x.device, hidden)
+        states = [self.embeddings(input_ids, token_type_ids, inputs_embeds, packing)]
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        for layer in self.layers:
+            kept = states if output_hidden_states else []
+            states = [*kept, layer(states[-1], packing.rows)]
+        states = [packing.unpack(state) for state in states]
+        return BaseModelOutputWithPooling(
+            last_hidden_state=states[-1],
+            pooler_output=None if self.pooler is None else self.pooler(states[-1], mask, input_ids),
+            hidden_states=tuple(states) if output_hidden_states else None,
+        )
+
+
+class M2BertLMHead(nn.Module):
+    """dense -> GELU -> LayerNorm -> decoder (tied to the token embedding, with a bias of its own)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(..., H) -> (..., V)."""
+        return self.decoder(self.norm(nn.functional.gelu(self.dense(hidden_states))))
+
+
+def masked_lm_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """Mean cross entropy over labels that are not -100, or their sum over `num_items_in_batch` (gradient accumulation).
+    In float32 at least; transformers' own loss would round a float64 model's logits to float32.
+
+    Args:
+        logits: (..., V). labels: (...).
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
+    labels = labels.flatten()
+    if num_items_in_batch is None:
+        return nn.functional.cross_entropy(logits, labels)
+    return nn.functional.cross_entropy(logits, labels, reduction="sum") / num_items_in_batch
+
+
+class M2BertForMaskedLM(M2BertPreTrainedModel):
+    """The encoder with a masked-language-model head (paper section 4.2)."""
+
+    _tied_weights_keys = {"lm_head.decoder.weight": "model.embeddings.word_embeddings.weight"}
+    _keys_to_ignore_on_load_unexpected = [r"^(model\.)?pooler\.", r"^classifier\."]
+
+    def __init__(self, config: M2BertConfig):
+        super().__init__(config)
+        self.model = M2BertModel(config, add_pooling_layer=False)
+        self.lm_head = M2BertLMHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self):
+        return self.lm_head.decoder
+
+    def set_output_embeddings(self, value):
+        self.lm_head.decoder = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MaskedLMOutput:
+        """Inputs as M2BertModel.forward. labels: (B, L), -100 where nothing is predicted; the loss is the mean cross
+        entropy over the others. Logits (B, L, V), or (number of labels, V) with labels and `sparse_prediction`."""
+        outputs = self.model(input_ids, attention_mask, token_type_ids, inputs_embeds, return_dict=True, **kwargs)
+        hidden_states = outputs.last_hidden_state
+        if labels is not None and self.config.sparse_prediction:
+            predicted = labels != -100
+            hidden_states, labels = hidden_states[predicted], labels[predicted]
+        logits = self.lm_head(hidden_states)
+        loss = None
+        if labels is not None:
+            loss = masked_lm_loss(logits, labels, kwargs.get("num_items_in_batch"))
+        return MaskedLMOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+
+class M2BertForSequenceClassification(M2BertPreTrainedModel):
+    """The encoder with a linear classifier on `pooler_output`."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
+
+    def __init__(self, config: M2BertConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = M2BertModel(config)
+        dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(config.projection_dim, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutput:
+        """Inputs as M2BertModel.forward. labels: (B,) class ids, or floats for regression and multi-label problems.
+        Logits (B, num_labels)."""
+        outputs = self.model(input_ids, attention_mask, token_type_ids, inputs_embeds, return_dict=True, **kwargs)
+        logits = self.classifier(self.dropout(outputs.pooler_output))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
+        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+
+M2BertModel.register_for_auto_class("AutoModel")
+M2BertForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")
+M2BertForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+
+__all__ = ["M2BertPreTrainedModel", "M2BertModel", "M2BertForMaskedLM", "M2BertForSequenceClassification"]
