@@ -1,0 +1,61 @@
+"""The model that ships: a complete folder, with this version's code, that finds what it should."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from sentence_transformers import SentenceTransformer
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "models" / "m2bert-small"
+MOST_BYTES = 40_000_000
+DOCUMENTS = [
+    "The council approved the budget for a new bridge across the river. " * 40,
+    "Whisk the eggs with sugar, fold in the flour and bake the cake. " * 40,
+    "The telescope recorded the spectrum of a distant galaxy. " * 40,
+]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return SentenceTransformer(str(FOLDER), trust_remote_code=True, device="cpu")
+
+
+def test_its_code_is_this_version_s():
+    for source in (ROOT / "modeling_m2bert").glob("*.py"):
+        if source.name != "__init__.py":
+            assert (FOLDER / source.name).read_bytes() == source.read_bytes(), f"export the model again: {source.name}"
+
+
+def test_it_is_small_and_its_filters_are_float32():
+    assert (FOLDER / "model.safetensors").stat().st_size <= MOST_BYTES
+    with safe_open(FOLDER / "model.safetensors", "pt") as file:
+        filters = [name for name in file.keys() if "filter." in name]  # noqa: SIM118
+        assert filters
+        assert all(file.get_slice(name).get_dtype() == "F32" for name in filters)
+
+
+def test_it_reads_16384_tokens(model):
+    assert json.loads((FOLDER / "config.json").read_text())["max_position_embeddings"] == 16384
+    assert model.max_seq_length == 16384
+    filler = "filler words of no use " * 2400
+    assert 12_000 < len(model.tokenizer(filler)["input_ids"]) < 16_384
+    assert (model.encode_document(filler + "zebra") != model.encode_document(filler)).any()
+
+
+def test_it_finds_documents_whoever_their_batch_mates_are(model):
+    queries = model.encode_query(
+        ["money for the bridge", "how to bake", "spectrum of a galaxy"], convert_to_tensor=True
+    )
+    together = model.encode_document(DOCUMENTS, batch_size=3, convert_to_tensor=True)
+    alone = torch.stack([model.encode_document(text, convert_to_tensor=True) for text in DOCUMENTS])
+    assert model.similarity(queries, together).argmax(1).tolist() == [0, 1, 2]
+    assert (together - alone).abs().max() < 1e-6
+
+
+def test_its_card_states_scores_licences_and_limits():
+    card = (FOLDER / "README.md").read_text()
+    for words in ("license: apache-2.0", "ndcg_at_10", "CC-BY-SA-4.0", "fine-tuned", "BM25 is better"):
+        assert words in card
