@@ -130,10 +130,16 @@ class M2BertConfig(PreTrainedConfig):
             raise ValueError(f"padding={self.padding!r} is unknown; choose one of {', '.join(PADDINGS)}")
         if self.pooling_saturation is not None and self.pooling_saturation <= 0:
             raise ValueError(f"pooling_saturation={self.pooling_saturation} must be above 0, or null for none")
-        if self.num_pooling_heads > 1 and self.pooling != "weighted_mean":
-            raise ValueError(
-                f"num_pooling_heads={self.num_pooling_heads} needs pooling='weighted_mean', not {self.pooling!r}"
-            )
+        if self.pooling != "weighted_mean":
+            for name, default in (
+                ("num_pooling_heads", 1),
+                ("pooling_saturation", None),
+                ("contextual_pooling", False),
+            ):
+                if getattr(self, name) != default:
+                    raise ValueError(
+                        f"{name}={getattr(self, name)} needs pooling='weighted_mean', not {self.pooling!r}"
+                    )
 
 
 M2BertConfig.register_for_auto_class("AutoConfig")
