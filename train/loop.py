@@ -134,9 +134,7 @@ def run_loop(
     def record(evaluating: bool):
         metrics = evaluated(model, evaluate) if evaluating and evaluate else {}
         written = log.write(prefetch.waited_seconds, metrics)
-        if metrics:
-            shown = ", ".join(f"{name} {value:.5g}" for name, value in metrics.items())
-            logger.info("\nstep %d of %d: %s", progress.step, steps, shown)
+        tell(metrics, f"step {progress.step} of {steps}")
         bar.set_postfix({name: f"{written[name]:.5g}" for name in ("loss", "tokens_per_second") if name in written})
         if select and metrics:
             checkpoints.keep_best(model, progress, metrics[select])
@@ -163,6 +161,12 @@ def run_loop(
     if select:
         checkpoints.load_best(model, progress)
     return progress
+
+
+def tell(metrics: dict[str, float], place: str):
+    """Log scores where there are any, below the progress bar."""
+    if metrics:
+        logger.info("\n%s: %s", place, ", ".join(f"{name} {value:.5g}" for name, value in metrics.items()))
 
 
 def save_or_stop(stop: StopSignal, checkpoints: Checkpoints | None, log: Log, batch_state: dict, place: str):
