@@ -26,6 +26,7 @@ MAX_IDF = 8.0
 MIN_IDF = 0.05
 DOCUMENT_FREQUENCY_TOKENS = 1024  # chunk length over which document frequency is counted
 OTHER_HEADS = 0.02  # weight of a token outside its own head, relative to its weight inside
+FRAME_ITERATIONS = 8
 
 
 @torch.no_grad()
@@ -102,15 +103,62 @@ def inverse_document_frequency(tasks: list[list[np.ndarray]], vocab_size: int, s
 
 @torch.no_grad()
 def idf_start_(model, idf: np.ndarray, seed: int) -> None:
-    """Start `weighted_mean` pooling at the inverse document frequency, in place. Each token has full weight in one
-    head, chosen at random, and little in the others, so that the heads see different words."""
+    """Start `weighted_mean` pooling at the square root of the inverse document frequency, in place: a word's weights in
+    query and document multiply to it, as in BM25. Each token has full weight in one head, chosen at random, and little
+    in the others, so that the heads see different words."""
     weights = model.base_model.pooler.token_log_weights.weight  # (V, K)
     generator = torch.Generator().manual_seed(seed)
     head = torch.randint(weights.shape[1], (weights.shape[0],), generator=generator)
     share = torch.full(weights.shape, OTHER_HEADS).scatter_(1, head[:, None], 1.0)
     log_idf = torch.full((weights.shape[0], 1), float(np.log(MAX_IDF)))
     log_idf[: len(idf), 0] = torch.from_numpy(np.log(idf))
-    weights.copy_(log_idf + share.log())
+    weights.copy_(log_idf / 2 + share.log())
+
+
+def token_energy(tasks: list[list[np.ndarray]], idf: np.ndarray, saturation: float | None) -> np.ndarray:
+    """Which share of the square of a document's vector each token makes, on the mean of documents, and of tasks: its
+    weight at `idf_start_`, times what its occurrences weigh there.
+
+    Args:
+        tasks: of each task, the documents' token ids.
+        idf: (vocab_size,). saturation: `config.pooling_saturation`.
+
+    Returns:
+        (vocab_size,) float64, of sum 1.
+    """
+    energy = np.zeros(len(idf))
+    for documents in tasks:
+        for document in filter(len, documents):
+            tokens, counts = np.unique(document, return_counts=True)
+            squares = idf[tokens] * (counts if saturation is None else np.log1p(counts / saturation)) ** 2
+            energy[tokens] += squares / (squares.sum() * len(documents) * len(tasks))
+    return energy
+
+
+@torch.no_grad()
+def frame_start_(model, energy: np.ndarray):
+    """Spread the word embeddings of each pooling head evenly over its dimensions, in place, by the `energy` (V,) that
+    each token has in documents: a tight frame (Benedetto & Fickus, 2003). A document's other words are noise in its
+    cosine with a query; random codes make as much of it in every direction that common words happen to share.
+
+    The tokens of a head are multiplied by S^(-1/2), S = sum_t energy_t e_t e_t^T, and brought to one length, again and
+    again. Their means stay zero, for the LayerNorm that follows.
+    """
+    embeddings = model.get_input_embeddings().weight  # (V, H)
+    length = embeddings.norm(dim=1).mean()
+    heads = model.base_model.pooler.token_log_weights.weight.argmax(1)
+    energies = torch.zeros(len(embeddings), dtype=torch.float64)
+    energies[: len(energy)] = torch.from_numpy(energy)
+    for head in range(int(heads.max()) + 1):
+        own = heads == head
+        codes, weights = embeddings[own].double(), energies[own, None]
+        for _ in range(FRAME_ITERATIONS):
+            codes = torch.nn.functional.normalize(codes - codes.mean(1, keepdim=True), dim=1)
+            values, vectors = torch.linalg.eigh(codes.T @ (weights * codes))
+            scale = values.clamp(min=values.mean() / 1000).rsqrt()
+            codes = codes @ (vectors * scale) @ vectors.T
+        codes = torch.nn.functional.normalize(codes - codes.mean(1, keepdim=True), dim=1)
+        embeddings[own] = (codes * length).to(embeddings.dtype)
 
 
 def load_either(argv: list[str]) -> tuple[dict, type]:

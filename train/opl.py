@@ -17,7 +17,7 @@ from m2bert_train.config import load_config, namespace
 from m2bert_train.data_pairs import PairBatches
 from m2bert_train.development import METRIC, Development
 from m2bert_train.grad_cache import cached_step, full_step
-from m2bert_train.init import idf_start_, inverse_document_frequency
+from m2bert_train.init import frame_start_, idf_start_, inverse_document_frequency, token_energy
 from m2bert_train.loop import run_loop
 from m2bert_train.lora import add_lora
 from m2bert_train.objective import check_loss, make_objective
@@ -122,17 +122,21 @@ def check(config):
         raise ValueError(f"data.passage_tokens={tokens} must be [shortest, longest], two numbers of tokens from 1")
 
 
-def make_encoder(config, tokenizer, idf):
+def make_encoder(config, tokenizer, documents, idf):
     """The model to train: new or a checkpoint, with token weights from document frequency, and adapters where asked.
 
     Args:
-        idf: tokens -> (vocab_size,) inverse document frequency.
+        documents: of each training task, the documents' token ids.
+        idf: tokens -> (vocab_size,) inverse document frequency of them.
     """
     model, new_tensors = make_model(AutoModel, config.model, tokenizer)
     for key in ("data.document_tokens", "data.query_tokens", "evaluation.document_tokens"):
         require_context(model, key, reduce(getattr, key.split("."), config) or 0)
     if config.model.idf_start and "pooler.token_log_weights.weight" in new_tensors:
-        idf_start_(model, idf(model.config.vocab_size), config.seed)
+        weights = idf(model.config.vocab_size)
+        idf_start_(model, weights, config.seed)
+        if "embeddings.word_embeddings.weight" in new_tensors:
+            frame_start_(model, token_energy(documents, weights, model.config.pooling_saturation))
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return add_lora(model, config.lora.rank, config.lora.alpha, new_tensors) if config.lora.rank else model
@@ -185,7 +189,7 @@ def main(argv: list[str]):
     report_tasks(training, config.data)
     documents = [task.documents for task in training]
     idf = cache(partial(inverse_document_frequency, documents, special_ids=tokenizer.all_special_ids))
-    encoder = make_encoder(config, tokenizer, idf)
+    encoder = make_encoder(config, tokenizer, documents, idf)
     special, pad_id = (tokenizer.cls_token_id, tokenizer.sep_token_id), tokenizer.pad_token_id
     dropout = idf(encoder.config.vocab_size) if config.data.query_dropout else None
     batches, steps = make_batches(accelerator, config, training, special, dropout)

@@ -278,3 +278,14 @@ def test_two_processes_learn_what_one_does(toy_corpus, tmp_path, arguments):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
     for name, tensor in one.items():
         assert (two[name] - tensor).abs().max() <= 1e-4 * max(1, tensor.abs().max()), name
+
+
+def test_embeddings_start_as_frames_only_where_they_are_new(toy_corpus, tmp_path):
+    name, start = "embeddings.word_embeddings.weight", ["steps=0", "model.architecture.pooling=weighted_mean"]
+    new, _ = run(toy_corpus, tmp_path / "new", *start)
+    plain, _ = run(toy_corpus, tmp_path / "plain", *start, "model.idf_start=false")
+    kept, _ = run(toy_corpus, tmp_path / "kept", *start, f"model.path={tmp_path / 'plain'}")
+    assert not torch.equal(new[name], plain[name])
+    lengths = new[name].norm(dim=1)
+    assert torch.allclose(lengths[lengths > 0], lengths.max())
+    assert torch.equal(kept[name], plain[name])

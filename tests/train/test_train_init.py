@@ -14,9 +14,11 @@ from m2bert_train.init import (
     MAX_IDF,
     MIN_IDF,
     OTHER_HEADS,
+    frame_start_,
     identity_start_,
     idf_start_,
     inverse_document_frequency,
+    token_energy,
     unigram_start_,
 )
 from m2bert_train.runs import make_model
@@ -87,10 +89,48 @@ def test_idf_start_weighs_each_token_in_one_head(tiny_config):
     idf = np.linspace(0.1, 5, 100, dtype=np.float32)  # fewer than vocab_size
     idf_start_(model, idf, seed=0)
     weights = model.pooler.token_log_weights.weight.detach().exp()
-    assert torch.allclose(weights.max(1).values[:100], torch.from_numpy(idf), rtol=1e-5)
+    assert torch.allclose(weights.max(1).values[:100] ** 2, torch.from_numpy(idf), rtol=1e-5)
     assert torch.allclose(weights.min(1).values, weights.max(1).values * OTHER_HEADS, rtol=1e-5)
-    assert torch.allclose(weights.max(1).values[100:], torch.tensor(MAX_IDF))
+    assert torch.allclose(weights.max(1).values[100:] ** 2, torch.tensor(MAX_IDF))
     assert (weights.argmax(1).bincount() > 20).all()
+
+
+def test_token_energy_is_the_share_of_a_document_s_square():
+    idf = np.array([1.0, 2.0, 4.0, 1.0])
+    documents = [np.array([0, 0, 1]), np.array([2]), np.array([], dtype=int)]
+    energy = token_energy([documents[:1], documents[1:]], idf, saturation=None)
+    assert energy == pytest.approx([4 / 6 / 2, 2 / 6 / 2, 1 / 2 / 2, 0])  # of the second task half is an empty document
+    saturated = token_energy([documents[:1]], idf, saturation=2)
+    zero, one = math.log1p(2 / 2) ** 2, 2 * math.log1p(1 / 2) ** 2
+    assert saturated == pytest.approx([zero / (zero + one), one / (zero + one), 0, 0])
+
+
+def test_frame_start_spreads_the_words_that_documents_are_made_of(tiny_config):
+    torch.manual_seed(0)
+    model = AutoModel.from_config(tiny_config(pooling="weighted_mean", num_pooling_heads=2, vocab_size=400)).double()
+    idf_start_(model, np.full(400, 2.0, dtype=np.float32), seed=0)
+    energy = np.random.default_rng(0).random(390) ** 4  # fewer than vocab_size; few tokens make most of a document
+    energy[model.config.pad_token_id] = 0
+    weights = torch.cat([torch.from_numpy(energy), torch.zeros(10)]).double()
+    heads = model.pooler.token_log_weights.weight.argmax(1)
+
+    def interference():
+        """Mean square of the cosine between two words of a head, drawn by their energy."""
+        codes = torch.nn.functional.normalize(model.embeddings.norm(model.get_input_embeddings().weight), dim=1)
+        found = 0
+        for head in range(2):
+            share = torch.where(heads == head, weights, 0)
+            found += (share[:, None] * share * (codes @ codes.T) ** 2).sum() / share.sum() ** 2
+        return found.item() / 2
+
+    random, width = interference(), model.config.hidden_size
+    length = model.get_input_embeddings().weight.norm(dim=1).mean()
+    frame_start_(model, energy)
+    least = 1 / (width - 1)  # Welch's bound; LayerNorm takes one dimension
+    assert least - 1e-9 < interference() < least + 0.1 * (random - least)
+    lengths = model.get_input_embeddings().weight.norm(dim=1)
+    assert lengths[model.config.pad_token_id] == 0
+    assert torch.allclose(lengths[lengths > 0], length)
 
 
 def test_unigram_start_predicts_token_frequency(tiny_config):
