@@ -23,4 +23,7 @@ OMP_NUM_THREADS=1 m2bert analyse efficiency --data runs/pydocs --task pydocs --e
     --output $results/m2bert-small-efficiency.json --overwrite
 m2bert export --model runs/export/m2bert-small --output models/m2bert-small --about recipes/m2bert_small.yaml \
     --results $results/m2bert-small-qmsum.json --results $results/m2bert-small-pydocs.json --overwrite
+for name in m2bert-small-bag m2bert-small control zero-shot-bag zero-shot zero-shot-control; do
+    cp "runs/$name/training.json" "recipes/results/$name.json"
+done
 "$PYTHON" recipes/report.py

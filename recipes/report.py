@@ -19,6 +19,7 @@ OURS, CONTROL = "m2bert-small / truncate", "layer-free control / truncate"
 SYSTEMS = {  # as the records call them, as the page does
     "bm25": "BM25",
     "tfidf-rp:768": "`tfidf-rp`, 768 dimensions",
+    "tfidf-rp:3072": "`tfidf-rp`, 3,072 dimensions",
     "MiniLM / truncate": "MiniLM, first 256 tokens",
     "MiniLM / chunk-average": "MiniLM, chunk-average",
     "MiniLM / best-chunk": "MiniLM, best chunk",
@@ -35,13 +36,14 @@ SYSTEMS = {  # as the records call them, as the page does
     "m2bert-small / late-chunk + bm25 (weighted)": "BM25 + m2bert-small's late chunks, weighted",
 }
 PAIRS = [
-    (OURS, "tfidf-rp:768"),
+    (OURS, "tfidf-rp:3072"),
     (OURS, "MiniLM / chunk-average"),
     (OURS, "MiniLM fine-tuned / chunk-average"),
     (OURS, CONTROL),
     (OURS, "bm25"),
-    ("m2bert-small without QMSUM / truncate", "tfidf-rp:768"),
+    ("m2bert-small without QMSUM / truncate", "tfidf-rp:3072"),
     ("m2bert-small without QMSUM / truncate", "MiniLM / chunk-average"),
+    (OURS, "m2bert-small without QMSUM / truncate"),
     ("m2bert-small / late-chunk", "MiniLM / best-chunk"),
     ("m2bert-small / late-chunk", "layer-free control / late-chunk"),
     ("m2bert-small / truncate + bm25 (weighted)", "bm25"),
