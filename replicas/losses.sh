@@ -4,7 +4,8 @@
 # repeated; the records of multiple negatives ranking loss are those of the twins.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-PYTHON=${PYTHON:-.venv/bin/python} MODEL=${MODEL:-runs/base} PAIRS=${PAIRS:-runs/pairs} TEACHER=${TEACHER:-runs/MiniLM}
+PYTHON=${PYTHON:-.venv/bin/python} MODEL=${MODEL:-runs/m2bert-small-bag} PAIRS=${PAIRS:-runs/pairs}
+TEACHER=${TEACHER:-runs/MiniLM}
 RESULTS=replicas/results/losses
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false ACCELERATE_USE_CPU=true
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000

@@ -4,7 +4,8 @@
 # (recipes/m2bert_small.sh makes both), DATA the shared data. A run whose record is there is not repeated.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-PYTHON=${PYTHON:-.venv/bin/python} DATA=${DATA:-../shared/data} MODEL=${MODEL:-runs/base} PAIRS=${PAIRS:-runs/pairs}
+PYTHON=${PYTHON:-.venv/bin/python} DATA=${DATA:-../shared/data}
+MODEL=${MODEL:-runs/m2bert-small-bag} PAIRS=${PAIRS:-runs/pairs}
 RESULTS=replicas/results/twins
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false ACCELERATE_USE_CPU=true
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000
