@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = {"modeling_m2bert": "model", "configuration_m2bert": "model", "m2bert_train": "train", "m2bert_eval": "eval",
+PACKAGES = {"m2bert": "shared", "modeling_m2bert": "model", "configuration_m2bert": "model",
+            "m2bert_train": "train", "m2bert_eval": "eval",
             "m2bert_hub": "hub"}  # fmt: skip
-MAY_KNOW = {"modeling_m2bert": set(), "eval": set(), "hub": {"model"}, "train": {"model", "eval", "hub"}}
+MAY_KNOW = {"m2bert": set(), "modeling_m2bert": set(), "eval": {"shared"}, "hub": {"shared", "model"},
+            "train": {"shared", "model", "eval", "hub"}}  # fmt: skip
 KERNELS_MAY_IMPORT = {"torch", "triton", "collections", "functools", "itertools", "logging", "math", "os", "typing"}
 KERNELS_MAY_IMPORT |= {"threading", "weakref"}
 READ_THE_HUB = ("hub_data.py",)  # of train/: imported when a run names text on the Hub
@@ -28,7 +30,7 @@ def imports(path):
 
 @pytest.mark.parametrize("folder", MAY_KNOW)
 def test_import_directions(folder):
-    own = "model" if folder == "modeling_m2bert" else folder
+    own = {"modeling_m2bert": "model", "m2bert": "shared"}.get(folder, folder)
     for path in (ROOT / folder).rglob("*.py"):
         known = {
             PACKAGES[module.split(".")[0]]

@@ -1,0 +1,258 @@
+"""Read JSON and YAML strictly; write files and folders whole, with one writer at a time.
+
+Every file that a user or another program gives to this package is read here. A reader refuses what could be understood
+in two ways: a key that stands twice, NaN, half a surrogate pair, a YAML alias. What it returns is checked by a schema
+(`m2bert.schema`), not by guards where it is used.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+try:
+    import fcntl
+except ImportError:  # Windows: writers are not kept apart
+    fcntl = None
+
+HALF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # in JSON: perhaps half of a surrogate pair
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Parse JSON.
+
+    Args:
+        where: names the text in errors, such as the path of its file.
+
+    Raises:
+        ValueError: invalid or too deep JSON, NaN or an infinite number, a key twice, half of a surrogate pair.
+    """
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite_float
+        )
+        if HALF_A_PAIR.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where} holds half of a surrogate pair; write valid Unicode") from error
+    except RecursionError as error:
+        raise ValueError(f"{where} is nested too deeply for JSON of this kind") from error
+    except ValueError as error:
+        raise ValueError(f"{where} is no valid JSON: {error}") from error
+    return value
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Raises:
+        ValueError: no such file, not UTF-8, or as `parse_json`; or JSON that is no object. Names the file.
+    """
+    value = parse_json(read_text(path), str(path))
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no JSON object; name the right file")
+    return value
+
+
+def read_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
+    """Yield the number, counted from 1, and the value of every line of a file that is not blank.
+
+    Raises:
+        ValueError: as `read_json`, naming the file and the line.
+    """
+    number = 0
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, parse_json(line, f"{path}, line {number},")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}, after line {number}, is not UTF-8 ({error}); save the file as UTF-8") from error
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Parse YAML by the core schema of version 1.2: `no` and `on` are strings, 1e-3 is a number.
+
+    Raises:
+        ValueError: invalid or too deep YAML, an alias, a key twice, half of a surrogate pair.
+    """
+    try:
+        value = yaml.load(text, Loader=_CoreLoader)  # noqa: S506  (derived from SafeLoader)
+        if HALF_A_PAIR.search(text):
+            repr_of = json.dumps(value, ensure_ascii=False, default=str)
+            repr_of.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where} holds half of a surrogate pair; write valid Unicode") from error
+    except RecursionError as error:
+        raise ValueError(f"{where} is nested too deeply for YAML of this kind") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{where} is no valid YAML: {' '.join(str(error).split())}") from error
+    return value
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file that holds one mapping; an empty file holds an empty one.
+
+    Raises:
+        ValueError: no such file, not UTF-8, or as `parse_yaml`; or YAML that is no mapping. Names the file.
+    """
+    value = parse_yaml(read_text(path), str(path))
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no mapping of keys to values; name the right file")
+    return value
+
+
+def read_text(path: str | Path) -> str:
+    """Read a UTF-8 file, with or without a byte order mark. Raises ValueError naming the file."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}); save the file as UTF-8") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror or error})") from error
+
+
+def digest(path: str | Path) -> str:
+    """Return the sha256 of a file in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write(temporary_path)` and rename the result to `path`, so that no reader sees half of it, not even after
+    a loss of power. Makes the folder of `path` if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the list of names in a folder, is on the disk."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[Path]:
+    """Make a folder if it is missing, and keep other processes out of it until the block ends.
+
+    The claim ends with the process, however it ends. The folder stays; the block may remove it.
+
+    Raises:
+        ValueError: another process holds the folder.
+    """
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # its last holder removed it just now
+            continue
+        try:
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_open_at(descriptor, folder):
+                continue
+            yield folder
+            return
+        except BlockingIOError as error:
+            raise ValueError(f"another process writes to {folder}; wait for it, or name another output") from error
+        finally:
+            os.close(descriptor)
+
+
+def empty(folder: Path) -> None:
+    """Remove everything in a folder."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _is_open_at(descriptor: int, folder: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), folder.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen = set()
+        double = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"key {double!r} stands twice in one object; remove one")
+    return found
+
+
+def _refuse_constant(name: str):
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:40]} is too large a number")
+    return value
+
+
+class _CoreLoader(yaml.SafeLoader):
+    """SafeLoader with the scalars of YAML 1.2's core schema, without aliases, with unique keys."""
+
+    yaml_implicit_resolvers = {}
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(
+                problem="aliases are not read; write the value out", problem_mark=event.start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        mapping = super().construct_mapping(node, deep=deep)
+        if len(mapping) < len(node.value):
+            seen = set()
+            for key_node, _ in node.value:
+                key = self.construct_object(key_node, deep=True)
+                if key in seen:
+                    problem = f"key {key!r} stands twice; remove one"
+                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
+                seen.add(key)
+        return mapping
+
+    def construct_whole_number(self, node):
+        text = self.construct_scalar(node)
+        return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+
+
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+     list("-+0123456789.")),
+):  # fmt: skip
+    _CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+_CoreLoader.add_constructor("tag:yaml.org,2002:int", _CoreLoader.construct_whole_number)

@@ -1,0 +1,45 @@
+"""Check what JSON and YAML files hold against one description per kind of file."""
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .terminal import nearest, shown
+
+
+class Schema(BaseModel):
+    """Base of the descriptions of our own files: exact types, no other keys, no NaN.
+
+    A subclass that describes another program's file sets `model_config = FOREIGN`, which ignores other keys.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+FOREIGN = ConfigDict(extra="ignore")
+S = TypeVar("S", bound=Schema)
+
+
+def checked(schema: type[S], value: Any, where: str) -> S:
+    """Return `value` as an instance of `schema`.
+
+    Args:
+        where: names the value in errors, such as the path of its file.
+
+    Raises:
+        ValueError: names the place (such as `language[0]`), what stands there and what is expected.
+    """
+    try:
+        return schema.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+        if first["type"] == "extra_forbidden":
+            hint = nearest(first["loc"][-1], schema.model_fields) if len(first["loc"]) == 1 else ""
+            raise ValueError(f"{where}: unknown key {shown(place)!r}{hint}") from error
+        if first["type"] == "missing":
+            raise ValueError(f"{where}: {shown(place)} is missing") from error
+        found = shown(repr(first["input"]))
+        found = found if len(found) <= 80 else f"{found[:77]}..."
+        message = first["msg"][:1].lower() + first["msg"][1:]
+        raise ValueError(f"{where}: {shown(place) or 'the value'} is {found}; {message}") from error

@@ -1,0 +1,197 @@
+"""Strict readers, whole writes, claims, schemas and foreign text."""
+
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from m2bert.files import (
+    claimed,
+    parse_json,
+    parse_yaml,
+    read_json,
+    read_json_lines,
+    read_text,
+    read_yaml,
+    write_atomically,
+)
+from m2bert.schema import FOREIGN, Schema, checked
+from m2bert.terminal import LineFormatter, one_line, run_command, shown
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "valid JSON"),
+        ("[" * 100_000, "deep"),
+        ('{"a": NaN}', "NaN"),
+        ('{"a": -Infinity}', "Infinity"),
+        ('{"a": 1e999}', "1e999"),
+        ('{"a": 1, "b": {"c": 1, "c": 2}}', "'c' stands twice"),
+        (r'{"a": ["\ud83d"]}', "surrogate"),
+    ],
+)
+def test_json_that_is_refused(text, says):
+    with pytest.raises(ValueError, match=f"^record.json .*{says}"):
+        parse_json(text, "record.json")
+
+
+def test_json_that_is_read():
+    assert parse_json(r'{"a": "\ud83d\ude00", "b": [1, 1.5, null]}', "x") == {"a": "\U0001f600", "b": [1, 1.5, None]}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: [", "valid YAML"),
+        ("[" * 10_000, "deep"),
+        ("a: &x [1]\nb: *x", "aliases"),
+        ("a: 1\nb: 2\na: 3", "'a' stands twice"),
+        ('a: "\\ud83d"', "surrogate"),
+        ("a: !!python/name:os.system", "valid YAML"),
+    ],
+)
+def test_yaml_that_is_refused(text, says):
+    with pytest.raises(ValueError, match=f"^run.yaml .*{says}"):
+        parse_yaml(text, "run.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("[no, on, yes, OFF]", ["no", "on", "yes", "OFF"]),
+        ("[true, False, ~, null, ]", [True, False, None, None]),
+        ("[010, -7, 0x1f, 0o17]", [10, -7, 31, 15]),
+        ("[1e-3, 1., .5, -2.5E2]", [1e-3, 1.0, 0.5, -250.0]),
+        ("[12:30:00, 2026-11-28, '1']", ["12:30:00", "2026-11-28", "1"]),
+        ("a:", {"a": None}),
+        ("", None),
+    ],
+)
+def test_yaml_scalars_are_those_of_the_core_schema(text, value):
+    assert parse_yaml(text, "x") == value
+
+
+def test_files_that_are_refused_are_named(tmp_path):
+    path = tmp_path / "x.json"
+    for read in (read_json, read_yaml, read_text):
+        with pytest.raises(ValueError, match="x.json cannot be read"):
+            read(path)
+    path.write_bytes(b"\xff")
+    for read in (read_json, read_yaml, read_text, lambda path: list(read_json_lines(path))):
+        with pytest.raises(ValueError, match="x.json.*UTF-8"):
+            read(path)
+    path.write_text("[1]")
+    for read in (read_json, read_yaml):
+        with pytest.raises(ValueError, match="x.json holds no"):
+            read(path)
+    path.write_text('{"a": 1}\n\n{"a": "\\ud83d"}\n')
+    lines = read_json_lines(path)
+    assert next(lines) == (1, {"a": 1})
+    with pytest.raises(ValueError, match="x.json, line 3,.*surrogate"):
+        next(lines)
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path):
+    path = tmp_path / "new" / "x"
+    write_atomically(path, lambda temporary: temporary.write_text("old"))
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert [p.name for p in path.parent.iterdir()] == ["x"]
+    assert path.read_text() == "old"
+
+
+def test_a_claim_keeps_other_processes_out_until_its_own_is_killed(tmp_path):
+    folder = tmp_path / "run"
+    code = f"""
+import time; from pathlib import Path; from m2bert.files import claimed
+with claimed(Path({str(folder)!r})):
+    print("held", flush=True); time.sleep(600)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(ValueError, match="another process writes to"), claimed(folder):
+            pass
+    finally:
+        process.kill()
+        process.wait()
+    with claimed(folder):
+        folder.rmdir()
+    with claimed(folder):
+        assert folder.is_dir()
+
+
+class Pooling(Schema):
+    heads: int = 1
+
+
+class Card(Schema):
+    language: list[str] = []
+    license: str | None = None
+    pooling: Pooling = Pooling()
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ({"language": ["en", 1]}, r"about.yaml: language\[1\] is 1; input should be a valid string"),
+        ({"licence": "mit"}, "about.yaml: unknown key 'licence'; did you mean 'license'"),
+        ({"pooling": {"heads": True}}, "about.yaml: pooling.heads is True"),
+        ({"pooling": {"heads": "2"}}, "about.yaml: pooling.heads is '2'"),
+        ([], "about.yaml: the value is"),
+    ],
+)
+def test_a_schema_names_the_place(value, says):
+    with pytest.raises(ValueError, match=says):
+        checked(Card, value, "about.yaml")
+    assert checked(Card, {"language": ["no"]}, "x").language == ["no"]
+
+
+def test_a_foreign_file_may_hold_more():
+    class Foreign(Schema):
+        model_config = FOREIGN
+        size: int
+
+    assert checked(Foreign, {"size": 1, "other": object()}, "x").size == 1
+    with pytest.raises(ValueError, match="x: size is missing"):
+        checked(Foreign, {}, "x")
+
+
+def test_foreign_text_cannot_steer_the_terminal():
+    assert shown("a\x1b[2Jb\nc\u202e\u2028d é") == "a\\x1b[2Jb\\x0ac\\u202e\\u2028d é"
+    assert one_line(ValueError("one\n  two\x07")) == "one two\\x07"
+    assert len(one_line("x" * 100_000)) < 2100
+    record = logging.LogRecord("n", logging.INFO, "f", 1, "task %s", ("one\nERROR fake",), None)
+    assert LineFormatter("%(levelname)s %(message)s").format(record) == "INFO task one\\x0aERROR fake"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(ValueError("bad\nthing"), 2), (OSError("gone"), 2), (KeyboardInterrupt(), 130)]
+)
+def test_bad_input_is_one_line_and_a_status(error, code, capsys):
+    def command():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run_command("m2bert", command)
+    assert stop.value.code == code
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_fault_of_ours_is_a_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_command("m2bert", lambda: 1 / 0)
+
+
+def test_the_readers_read_what_the_writers_write(tmp_path):
+    value = {"a": [1.5, "\u2028", "é", None, True]}
+    (tmp_path / "x.json").write_text(json.dumps(value))
+    assert read_json(tmp_path / "x.json") == value
