@@ -5,7 +5,6 @@ from the entry points.
 import logging
 import math
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .checkpoints import Checkpoints
 from .distributed import sum_over_processes
@@ -166,9 +166,9 @@ def run_loop(
 
 
 def tell(metrics: dict[str, float], place: str):
-    """Log scores where there are any, on a line without the progress bar."""
+    """Log scores where there are any, above the progress bar."""
     if metrics:
-        with tqdm.external_write_mode(file=sys.stderr):
+        with logging_redirect_tqdm():
             logger.info("%s: %s", place, ", ".join(f"{name} {value:.5g}" for name, value in metrics.items()))
 
 

@@ -124,9 +124,10 @@ def test_a_second_run_into_the_same_output_is_refused_at_once(toy_corpus, tmp_pa
         refused.append((process.communicate(timeout=200)[1].splitlines()[-1], process.returncode))
         raise InterruptedError
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedError):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "make_model" if entry == "mlm" else "make_encoder", second)
-        module.main(given)
+        with pytest.raises(InterruptedError):
+            module.main(given)
     ((line, status),) = refused
     assert line.startswith(f"{entry}: another process writes to {tmp_path / 'out.run'}")
     assert status == 2
