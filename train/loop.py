@@ -17,6 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from m2bert.terminal import Ended
+
 from .checkpoints import Checkpoints
 from .distributed import sum_over_processes
 from .record import Log, Progress
@@ -43,8 +45,10 @@ class Batches(Protocol):
         ...
 
 
-class Stopped(Exception):
+class Stopped(Ended):
     """The run was asked to stop (SIGTERM) and has saved itself."""
+
+    exit_code = 128 + signal.SIGTERM
 
 
 class StopSignal:

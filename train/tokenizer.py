@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,11 +15,11 @@ from m2bert.files import read_json
 from m2bert.schema import Schema, checked
 
 from .kept import building, read_sealed, write_sealed
+from .text_sources import HUB_ID
 
 logger = logging.getLogger(__name__)
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 ALPHABET = 1000  # most frequent characters that get a token of their own
 
 
