@@ -126,7 +126,7 @@ def test_a_second_run_into_the_same_output_is_refused_at_once(toy_corpus, tmp_pa
         raise InterruptedError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "make_model" if entry == "mlm" else "make_encoder", second)
+        patch.setattr(module, "run_loop", second)
         with pytest.raises(InterruptedError):
             module.main(given)
     ((line, status),) = refused
