@@ -134,6 +134,7 @@ class Pooling(Schema):
 
 
 class Card(Schema):
+    parts: tuple[Pooling, ...] | None = None
     language: list[str] = []
     license: str | None = None
     pooling: Pooling = Pooling()
@@ -144,6 +145,8 @@ class Card(Schema):
     [
         ({"language": ["en", 1]}, r"about.yaml: language\[1\] is 1; input should be a valid string"),
         ({"licence": "mit"}, "about.yaml: unknown key 'licence'; did you mean 'license'"),
+        ({"pooling": {"head": 1}}, "about.yaml: unknown key 'pooling.head'; did you mean 'heads'"),
+        ({"parts": ({}, {"head": 1})}, r"about.yaml: unknown key 'parts\[1\].head'; did you mean 'heads'"),
         ({"pooling": {"heads": True}}, "about.yaml: pooling.heads is True"),
         ({"pooling": {"heads": "2"}}, "about.yaml: pooling.heads is '2'"),
         ([], "about.yaml: the value is"),
