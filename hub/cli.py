@@ -2,12 +2,13 @@
 
 import importlib
 import logging
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
+
+from m2bert import __version__
+from m2bert.command import CommandGroup
 
 MOUNTED = {  # command: module, and its command there (None: the module's whole group)
     "eval": ("m2bert_eval.cli", "eval"),
@@ -17,11 +18,12 @@ MOUNTED = {  # command: module, and its command there (None: the module's whole 
 }
 
 
-class LazyGroup(TyperGroup):
+class LazyGroup(CommandGroup):
     """Commands of other packages, imported when they are called."""
 
-    def list_commands(self, ctx):
-        return sorted([*super().list_commands(ctx), *MOUNTED])
+    def __init__(self, **attributes):
+        super().__init__(**attributes)
+        self.commands = dict.fromkeys(sorted([*self.commands, *MOUNTED])) | self.commands  # names that are suggested
 
     def get_command(self, ctx, cmd_name):
         if cmd_name in MOUNTED:
@@ -37,6 +39,24 @@ app = typer.Typer(  # plain tracebacks: typer's own may show local variables, a 
     cls=LazyGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="M2-BERT: long-context encoders.",
 )  # fmt: skip
+
+
+def show_version(wanted: bool):
+    """Print the version and end, if it is wanted."""
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version.")
+    ] = False,
+):
+    """M2-BERT: long-context encoders."""
+    logging.getLogger("m2bert_hub").setLevel(logging.INFO)
+
 
 Output = Annotated[Path, typer.Option("--output", help="Folder to make.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it is not empty.")]
@@ -140,16 +160,7 @@ def push(
 
 def main():
     """Entry point: bad input is one line on stderr and exit code 2."""
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    logging.getLogger("m2bert_hub").setLevel(logging.INFO)
-    try:
-        app()
-    except (ValueError, OSError, SafetensorError, StrictDataclassError) as error:
-        typer.echo(f"m2bert: {' '.join(str(error).split())}", err=True)
-        sys.exit(2)
+    app()
 
 
 if __name__ == "__main__":

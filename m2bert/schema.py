@@ -33,13 +33,17 @@ def checked(schema: type[S], value: Any, where: str) -> S:
     try:
         return schema.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
+        errors = error.errors(include_url=False, include_context=False)
+        first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])  # why one is missing
         place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
         if first["type"] == "extra_forbidden":
             hint = nearest(first["loc"][-1], _keys_at(schema, first["loc"][:-1]))
             raise ValueError(f"{where}: unknown key {shown(place)!r}{hint}") from error
         if first["type"] == "missing":
             raise ValueError(f"{where}: {shown(place)} is missing") from error
+        if first["type"] == "value_error":  # a validator of ours, which says it all
+            message = first["msg"].removeprefix("Value error, ")
+            raise ValueError(f"{where}: {shown(place)}{': ' if place else ''}{message}") from error
         found = shown(repr(first["input"]))
         found = found if len(found) <= 80 else f"{found[:77]}..."
         message = first["msg"][:1].lower() + first["msg"][1:]

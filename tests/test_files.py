@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from pydantic import model_validator
 
 from m2bert.files import (
     claimed,
@@ -133,7 +134,18 @@ class Pooling(Schema):
     heads: int = 1
 
 
+class Named(Schema):
+    name: str
+
+    @model_validator(mode="after")
+    def lower_case(self):
+        if not self.name.islower():
+            raise ValueError(f"{self.name} is not lower case")
+        return self
+
+
 class Card(Schema):
+    named: Named | None = None
     parts: tuple[Pooling, ...] | None = None
     language: list[str] = []
     license: str | None = None
@@ -149,6 +161,8 @@ class Card(Schema):
         ({"parts": ({}, {"head": 1})}, r"about.yaml: unknown key 'parts\[1\].head'; did you mean 'heads'"),
         ({"pooling": {"heads": True}}, "about.yaml: pooling.heads is True"),
         ({"pooling": {"heads": "2"}}, "about.yaml: pooling.heads is '2'"),
+        ({"named": {"nmae": "x"}}, "about.yaml: unknown key 'named.nmae'; did you mean 'name'"),
+        ({"named": {"name": "UPPER"}}, "^about.yaml: named: UPPER is not lower case$"),
         ([], "about.yaml: the value is"),
     ],
 )

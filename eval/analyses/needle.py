@@ -26,19 +26,6 @@ class Ranker(Protocol):
         ...
 
 
-def needle_positions(passages: int, count: int | None) -> list[int]:
-    """`count` places from the first to the last of `passages`, evenly spaced; all of them if None.
-
-    Raises:
-        ValueError: count is not from 1 to passages.
-    """
-    if count is None:
-        return list(range(passages))
-    if not 1 <= count <= passages:
-        raise ValueError(f"positions={count} must be from 1 to passages={passages}")
-    return np.linspace(0, passages - 1, count).round().astype(int).tolist()
-
-
 def systems_to_rank(encoders: list[str], policies: list[str], store: VectorStore) -> Iterator[tuple[Ranker, dict]]:
     """What ranks for each system, and which it is (see `provenance`): `bm25` once, each model under every policy.
 

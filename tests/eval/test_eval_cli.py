@@ -111,7 +111,7 @@ def test_an_existing_file_needs_overwrite(tiny_data, tmp_path):
         (["--encoder", "./nowhere"], "'./nowhere' is no folder"),
         (["--encoder", "$NOT_SET_ANYWHERE"], "environment variable that is not set"),
         (["--encoder", "bm25", "--policy", "best-chunks"], "did you mean 'best-chunk'?"),
-        (["--encoder", "bm25", "--hybrid", "rerrank"], "'rerrank' is unknown (did you mean 'rerank'?)"),
+        (["--encoder", "bm25", "--hybrid", "rerrank"], "'rerrank' is unknown; did you mean 'rerank'?"),
         (["--encoder", "bm25", "--split", "train"], "train.parquet does not exist; splits"),
         (["--encoder", "bm25", "--hybrid", "weighted", "--development-split", "test"], "is the split that is scored"),
         ([], "no encoder given"),
@@ -159,12 +159,17 @@ def test_compare_sets_systems_against_each_other(tiny_data, tmp_path):
 def test_compare_refuses_what_is_no_result_file(tmp_path):
     path = tmp_path / "results.json"
     path.write_text("{}")
-    assert "results.json are no result file" in call("compare", path).stderr
+    assert "no result file: " in call("compare", path).stderr
 
 
 @pytest.mark.parametrize(
     ("results", "message"),
-    [("[1]", "record 0 of"), ("null", "hold no list of records"), ('[{"kind": "retrieval"}]', "task is missing")],
+    [
+        ("[1]", "record 0 of"),
+        ("null", "results is None"),
+        ("[" * 100_000, "nested too deeply"),
+        ('[{"kind": "retrieval"}]', "system is missing"),
+    ],
 )
 def test_compare_names_a_record_that_it_cannot_read(tmp_path, results, message):
     path = tmp_path / "results.json"
