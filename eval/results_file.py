@@ -2,17 +2,14 @@
 
 import json
 import math
-import tempfile
 from pathlib import Path
 
-from m2bert.files import write_atomically
+from m2bert.files import check_writable, write_atomically
 from m2bert.records import FORMAT
 
 
 def free_output(output: Path | str | None, overwrite: bool) -> Path:
     """Return the file to write. What cannot be written is told before the work, not after it.
-
-    The same names are written in a scratch folder first, where the output's folder is, or is to be made.
 
     Raises:
         ValueError: none is given, it exists and `overwrite` is not set, it is a folder, or it cannot be written.
@@ -20,16 +17,11 @@ def free_output(output: Path | str | None, overwrite: bool) -> Path:
     if output is None:
         raise ValueError("no output given; name a JSON file with --output")
     path = Path(output)
-    try:
-        if path.is_dir():
-            raise ValueError(f"output {path} is a folder; name a file in it")
-        if path.exists() and not overwrite:
-            raise ValueError(f"output {path} exists; choose another file or pass --overwrite")
-        present = next(folder for folder in path.absolute().parents if folder.exists())
-        with tempfile.TemporaryDirectory(prefix=".m2bert-", dir=present) as scratch:
-            write_atomically(Path(scratch) / path.absolute().relative_to(present), Path.touch)
-    except OSError as error:
-        raise ValueError(f"output {path} cannot be written ({error.strerror}); name another file") from error
+    check_writable(path)
+    if path.is_dir():
+        raise ValueError(f"output {path} is a folder; name a file in it")
+    if path.exists() and not overwrite:
+        raise ValueError(f"output {path} exists; choose another file or pass --overwrite")
     return path
 
 

@@ -3,12 +3,13 @@
 import importlib
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from m2bert import __version__
 from m2bert.command import CommandGroup
+from m2bert.files import check_writable, read_json
 
 MOUNTED = {  # command: module, and its command there (None: the module's whole group)
     "eval": ("m2bert_eval.cli", "eval"),
@@ -62,6 +63,24 @@ Output = Annotated[Path, typer.Option("--output", help="Folder to make.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it is not empty.")]
 
 
+def look_at(*present: Path | None, output: Path | None = None, overwrite: bool = False):
+    """Raise ValueError for what a look at paths tells, before slow imports; the work itself checks them thoroughly.
+
+    Args:
+        present: paths that are read.
+        output: the folder to make.
+    """
+    for path in filter(None, present):
+        if not path.exists():
+            raise ValueError(f"{path} does not exist; name what is there")
+    if output is not None:
+        check_writable(output)
+        if output.exists() and not output.is_dir():
+            raise ValueError(f"output {output} is no folder; name a folder")
+        if output.is_dir() and any(output.iterdir()) and not overwrite:
+            raise ValueError(f"output {output} is not empty; name another folder, or pass --overwrite")
+
+
 @app.command()
 def export(
     model: Annotated[Path, typer.Option("--model", help="Checkpoint folder.")],
@@ -77,6 +96,14 @@ def export(
     overwrite: Overwrite = False,
 ):
     """Write a complete Hub folder from a checkpoint."""
+    from .about import read_about
+    from .repo_id import check_repo_id
+
+    look_at(model, *(results or []), about, output=output, overwrite=overwrite)
+    if repo is not None:
+        check_repo_id(repo)
+    if about is not None:
+        read_about(about)
     from transformers.utils.logging import disable_progress_bar
 
     from .export import export_checkpoint
@@ -108,12 +135,17 @@ def convert(
     ] = None,
     file: Annotated[str | None, typer.Option("--file", help="The weights, where there are several.")] = None,
     padding: Annotated[
-        str,
+        Literal["visible", "masked"],
         typer.Option("--padding", help="visible: the original's vectors; masked: vectors that padding cannot change."),
     ] = "visible",
     overwrite: Overwrite = False,
 ):
     """Convert a model of the original research code to a Hub folder, and check it against the original's formulas."""
+    look_at(config, output=output, overwrite=overwrite)
+    if config is not None:
+        read_json(config)
+    if not Path(source).exists() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
+        raise ValueError(f"{source} is no file, no folder and no Hub id (org/name)")
     from transformers.utils.logging import disable_progress_bar
 
     from .conversion import convert_source
@@ -141,6 +173,10 @@ def push(
     ] = None,
 ):
     """Push a folder to the Hub as one commit; by default only show what would be sent."""
+    from .repo_id import check_repo_id
+
+    look_at(folder)
+    check_repo_id(repo)
     from .hub_errors import HubError
     from .push import carry_out, describe_commit, plan_push
     from .push_plan import describe

@@ -4,11 +4,13 @@ import json
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from pydantic import model_validator
 
 from m2bert.files import (
+    check_writable,
     claimed,
     parse_json,
     parse_yaml,
@@ -107,6 +109,16 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
         write_atomically(path, fail)
     assert [p.name for p in path.parent.iterdir()] == ["x"]
     assert path.read_text() == "old"
+
+
+def test_what_cannot_be_written_is_told_and_a_try_leaves_nothing(tmp_path):
+    (tmp_path / "file").touch()
+    for name in ("new/folder/x.json", "x.json", "file"):
+        check_writable(tmp_path / name)
+    for path in (tmp_path / "file" / "x.json", tmp_path / ("x" * 300), tmp_path / "new" / ("x" * 300), Path("/proc/x")):
+        with pytest.raises(ValueError, match="cannot be written"):
+            check_writable(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_claim_keeps_other_processes_out_until_its_own_is_killed(tmp_path):
