@@ -6,10 +6,10 @@ from itertools import chain
 from typing import Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from ..locov1 import RetrievalTask
 from ..metric import score_ranking
+from ..progress import counted
 from ..rankers import Bm25Ranker, DenseRanker, Run
 from ..vector_store import VectorStore
 from .haystacks import Haystacks
@@ -50,10 +50,12 @@ def run_needle(haystacks: Haystacks, positions: list[int], ranker: Ranker, about
     """
     start = time.perf_counter()
     rows = []
-    for position in tqdm(positions, desc=f"{about['system']}, needle", unit="place"):
-        task = haystacks.at(position)
-        scores = score_ranking(ranker.rank(task), task.qrels)
-        rows.append({"position": position, **summarise(list(scores.values()))})
+    with counted(len(positions), f"{about['system']}, needle", "place") as count:
+        for position in positions:
+            task = haystacks.at(position)
+            with count.part(1):
+                scores = score_ranking(ranker.rank(task), task.qrels)
+            rows.append({"position": position, **summarise(list(scores.values()))})
     return {
         "kind": "needle",
         **about,
