@@ -59,7 +59,7 @@ def eval_command(
     target = free_output(output or settings.output, overwrite)
     from .plan import make_plan  # from here on each import is slower than the one before
 
-    logging.getLogger("m2bert_eval.evaluate").setLevel(logging.INFO)
+    logging.getLogger("m2bert_eval").setLevel(logging.INFO)
     plan = make_plan(settings)
     from .evaluate import evaluate
     from .vector_store import VectorStore, default_cache_folder
@@ -131,7 +131,7 @@ def compare_command(
     if not by_task(records):
         raise ValueError("no retrieval scores in these files; `m2bert eval` writes them")
     for (task, split, fingerprint), group in by_task(records).items():
-        counted = f"{len(group[0]['query_scores'])} queries (data {fingerprint[:8]})"
+        counted = f"{len(group[0]['query_scores'])} queries (fingerprint of task and split {fingerprint[:8]})"
         typer.echo(shown(f"{task}, {split}, {counted}"))
         typer.echo(format_differences(differences(group, against)))
 
@@ -143,10 +143,10 @@ def format_records(records: list[dict]) -> str:
     rows = []
     for record in records:
         if record["kind"] == "mteb":
-            rows.append([record["system"], record["task"], points(record["value"], 2), record["metric"], "-", "-", "-"])
+            score = [points(record["value"], 2), record["metric"]]
+            rows.append([record["system"], record["task"], *score, "-", "-", "-", "-"])
             continue
         low, high = record["interval_95"]
-        counts, cut = record["counts"], record["counts"]["truncated_documents"]
         rows.append(
             [
                 record["system"],
@@ -154,11 +154,19 @@ def format_records(records: list[dict]) -> str:
                 points(record["ndcg_at_10"], 2),
                 f"{points(low, 2)} to {points(high, 2)}",
                 points(record["metrics"]["recall_at_100"]["mean"]),
-                "-" if cut is None else f"{cut}/{counts['documents']}",
+                cut_of(record["counts"], "queries"),
+                cut_of(record["counts"], "documents"),
                 f"{record['seconds']:.1f}",
             ]
         )
-    return align(["system", "task", "nDCG@10", "95 % interval", "recall@100", "truncated", "seconds"], rows)
+    header = ["system", "task", "nDCG@10", "95 % interval", "recall@100", "queries cut", "documents cut", "seconds"]
+    return align(header, rows)
+
+
+def cut_of(counts: dict, what: str) -> str:
+    """How many of a record's queries or documents were not read to their end."""
+    cut = counts[f"truncated_{what}"]
+    return "-" if cut is None else f"{cut}/{counts[what]}"
 
 
 def format_differences(rows: list[dict]) -> str:

@@ -32,8 +32,9 @@ class DenseRanker:
         store: where vectors are kept; by default nowhere.
 
     Attributes:
-        report: what the last `rank` or `rerank` cost and read: vectors_per_document, seen_share and
-            truncated_documents (None where the encoder does not show its tokens), seconds_per_document,
+        report: what the last `rank` or `rerank` cost and read: vectors_per_document, seen_share of the documents,
+            truncated_documents and truncated_queries (None where the encoder does not show its tokens),
+            seconds_per_document,
             seconds_per_query, dimensions, max_tokens (the longest input under the policy). Seconds are those of when
             the vectors were computed, tokenization included.
     """
@@ -116,6 +117,7 @@ class DenseRanker:
 
     def _report(self, measured: "_Measured", queries: TimedVectors) -> None:
         self.report = measured.summary() | {
+            "truncated_queries": read_of(queries.vectors.seen)[1],
             "seconds_per_query": float(queries.seconds.mean()),
             "dimensions": int(queries.vectors.rows.shape[1]),
             "max_tokens": self.policy.input_tokens(self.encoder),
@@ -135,13 +137,22 @@ class _Measured:
 
     def summary(self) -> dict:
         seen, counts, seconds = (np.concatenate(parts) for parts in (self.seen, self.counts, self.seconds))
-        known = bool(np.isfinite(seen).all())
+        share, truncated = read_of(seen)
         return {
             "vectors_per_document": float(counts.mean()),
-            "seen_share": float(seen.mean()) if known else None,
-            "truncated_documents": int((seen < 1).sum()) if known else None,
+            "seen_share": share,
+            "truncated_documents": truncated,
             "seconds_per_document": float(seconds.mean(dtype=np.float64)),
         }
+
+
+def read_of(seen: np.ndarray) -> tuple[float | None, int | None]:
+    """The mean share of texts that was read, and how many were cut; None where the encoder does not show its tokens.
+
+    Args:
+        seen: see `DocumentVectors`.
+    """
+    return (float(seen.mean()), int((seen < 1).sum())) if np.isfinite(seen).all() else (None, None)
 
 
 def _chars(texts: Iterable[str]) -> int:

@@ -31,7 +31,8 @@ def retrieval_record(
     metrics = {name: _mean_and_interval(list(scores.values())) for name, scores in outcome.scores.items()}
     details = dict(outcome.details)
     # None where the encoder does not show its tokens; what has no word on it reads documents whole.
-    truncated = details.pop("truncated_documents", 0)
+    cut = details.pop("truncated_documents", 0)
+    cut_queries = details.pop("truncated_queries", None if cut is None else 0)
     query_scores = outcome.scores["ndcg_at_10"]
     distractors = task_settings.distractors
     return {
@@ -55,7 +56,8 @@ def retrieval_record(
         "counts": {
             "queries": len(task.queries),
             "documents": len(task.documents),
-            "truncated_documents": truncated,
+            "truncated_documents": cut,
+            "truncated_queries": cut_queries,
         },
         "seconds": round(seconds, 3),
         "versions": installed_versions(),

@@ -66,6 +66,7 @@ class Counts(Part):
     queries: Count
     documents: Count
     truncated_documents: Count | None = None
+    truncated_queries: Count | None = None
 
 
 class MeanOfSome(Part):
@@ -220,6 +221,7 @@ class Clusters(Measurement):
     sources: dict[str, Count]
     knn: Neighbors
     points: list[Triple]
+    truncated_texts: Count | None = None
 
 
 class Times(Part):

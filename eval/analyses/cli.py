@@ -141,12 +141,15 @@ def clusters(
     systems = load_systems(encoder, policy or ["truncate"], several=False)
     store = open_store(cache, no_cache)
     drawn = {name: read_source(path, texts, split, seed) for name, path in paths.items()}
+    from ..rankers import read_of  # slow to import
+
     labels = [name for name, its_texts in drawn.items() for _ in its_texts]
     everything = [text for its_texts in drawn.values() for text in its_texts]
     records = []
     for system in systems:
-        rows = store.embed(system.encoder, system.policy, everything).vectors.rows
-        records.append(cluster_sources(rows, labels, system.about, seed))
+        vectors = store.embed(system.encoder, system.policy, everything).vectors
+        record = cluster_sources(vectors.rows, labels, system.about, seed)
+        records.append(record | {"truncated_texts": read_of(vectors.seen)[1]})
     finish(target, records)
 
 

@@ -70,7 +70,7 @@ def test_a_record_holds_what_reports_need(settings, words):
     assert (record["vectors"], record["claim"], record["hybrid"]) == ("one", "not stated", None)
     assert record["ndcg_at_10"] == record["metrics"]["ndcg_at_10"]["mean"] == 1.0
     assert record["metrics"]["recall_at_100"] == {"mean": 1.0, "interval_95": [1.0, 1.0]}
-    assert record["counts"] == {"queries": 6, "documents": 6, "truncated_documents": 6}
+    assert record["counts"] == {"queries": 6, "documents": 6, "truncated_documents": 6, "truncated_queries": 0}
     assert record["seen_share"] == pytest.approx(4 / 17)
     assert (record["dimensions"], record["max_tokens"], record["model_fingerprint"]) == (12, 4, "words")
     assert record["ranks"] == dict.fromkeys(record["query_scores"], 1)
