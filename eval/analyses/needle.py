@@ -8,7 +8,6 @@ from typing import Protocol
 import numpy as np
 
 from ..locov1 import RetrievalTask
-from ..metric import score_ranking
 from ..progress import counted
 from ..rankers import Bm25Ranker, DenseRanker, Run
 from ..vector_store import VectorStore
@@ -48,6 +47,8 @@ def run_needle(haystacks: Haystacks, positions: list[int], ranker: Ranker, about
     Returns:
         A record of kind "needle" with a row for each place.
     """
+    from ..metric import score_ranking  # slow to import
+
     start = time.perf_counter()
     rows = []
     with counted(len(positions), f"{about['system']}, needle", "place") as count:
