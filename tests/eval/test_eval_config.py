@@ -1,6 +1,10 @@
+from pathlib import Path
+
 import pytest
 
 from m2bert_eval.eval_config import EvalConfig, TaskSettings, TrainingTask
+
+CONFIGS = Path(__file__).parents[2] / "evaluations" / "configs"
 
 
 def read(tmp_path, text):
@@ -83,3 +87,8 @@ def test_bad_files_are_named(tmp_path, text, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="nowhere.yaml cannot be read"):
         EvalConfig.from_yaml(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_configurations_of_the_repository_are_read(path):
+    assert EvalConfig.from_yaml(path).encoders
