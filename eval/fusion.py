@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from .metric import score_ranking
 from .search import DEPTH, Run, trec_order
 
 STEPS = 20  # weights are tried at 0, 0.05, ..., 1
@@ -60,6 +59,8 @@ def choose_weight(run: Run, other: Run, qrels: dict[str, dict[str, int]]) -> tup
 
     To be chosen on development data. Of equally good weights the one nearest to 0.5, then the smaller.
     """
+    from .metric import score_ranking  # slow to import
+
     tried = []
     for step in range(STEPS + 1):
         scores = score_ranking(weighted_fusion(run, other, step / STEPS), qrels)

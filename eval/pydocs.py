@@ -26,7 +26,8 @@ import typer
 import yaml
 from tqdm import tqdm
 
-from .atomic import write_atomically
+from m2bert.files import write_atomically
+
 from .docstrings import Entry, read_package
 
 logger = logging.getLogger(__name__)

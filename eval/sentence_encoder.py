@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
-from tqdm import tqdm
 
 from .encoders import Task
 from .model_loading import load_model
-from .processes import is_first
+from .progress import counted
 
 logger = logging.getLogger(__name__)
 
@@ -172,12 +171,10 @@ class SentenceTransformerEncoder:
         lengths = np.minimum(lengths, limit) if limit else lengths
         if self._pads_to_maximum:  # whatever a text's length, this is what it costs
             lengths = np.full_like(lengths, limit or self.max_tokens)
-        hidden = len(lengths) < 100 or not is_first()
-        bar = {"desc": what, "unit": "token", "unit_scale": True, "leave": False, "disable": hidden}
-        with tqdm(total=int(lengths.sum()), **bar) as progress:
+        with counted(int(lengths.sum()), what, "token", show=len(lengths) >= 100) as count:
             for batch in token_batches(lengths, BATCH_TOKENS):
                 yield batch
-                progress.update(int(lengths[batch].sum()))
+                count.add(int(lengths[batch].sum()))
 
     def _limit(self) -> int | None:
         if self._bare is not None:

@@ -10,7 +10,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from .atomic import write_atomically
+from m2bert.files import write_atomically
+
 from .policies import DocumentVectors
 
 logger = logging.getLogger(__name__)

@@ -14,12 +14,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from .encoders import Encoder
 from .model_fingerprint import package_versions
 from .policies import DocumentVectors, Policy, embed_beginning
 from .processes import Processes
+from .progress import counted
 from .vector_shelf import Shelf, TimedVectors
 
 FORMAT = 1  # to be raised when a policy gives other vectors than before, or files another form
@@ -44,16 +44,13 @@ class VectorStore:
         self.folder = None if folder is None else Path(folder)
         self._shelves: dict[Path, Shelf] = {}
 
-    def embed(
-        self, encoder: Encoder, policy: Policy | None, texts: list[str], progress: tqdm | None = None
-    ) -> TimedVectors:
+    def embed(self, encoder: Encoder, policy: Policy | None, texts: list[str]) -> TimedVectors:
         """The vectors of texts, equal texts computed once, and the seconds that each took when it was computed.
 
         Every process of a run has to make the same calls, and gets all vectors.
 
         Args:
             policy: for documents; None for queries, of which a model reads as much as it takes.
-            progress: told of the characters that are done.
 
         Raises:
             ValueError: the policy cannot work with the encoder.
@@ -62,17 +59,14 @@ class VectorStore:
             policy.check(encoder)
         hashes = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
         unique = dict(zip(hashes, texts, strict=True))
-        before = progress.n if progress is not None else 0
         processes = Processes()
         with self._root(processes) as root:
             if root is None:
                 timed = _compute(encoder, policy, list(unique.values()))
             else:
                 shelf = self._shelf(root, _key(encoder, policy), encoder.name, processes)
-                _fill(shelf, encoder, policy, unique, processes, progress)
+                _fill(shelf, encoder, policy, unique, processes)
                 timed = shelf.read(list(unique))
-        if progress is not None:
-            progress.update(sum(map(len, texts)) - (progress.n - before))
         if policy is not None:
             timed = TimedVectors(policy.combine(timed.vectors), timed.seconds)
         places = {each: place for place, each in enumerate(unique)}
@@ -119,15 +113,15 @@ def _fill(
     policy: Policy | None,
     texts: dict[bytes, str],
     processes: Processes,
-    progress: tqdm | None,
 ) -> None:
     """Compute and store what is missing, longest texts first, each process its share."""
     missing = sorted((each for each in texts if each not in shelf.places), key=lambda each: -len(texts[each]))
-    for portion in _portions(missing[processes.rank :: processes.world], texts):
-        chosen = [texts[each] for each in portion]
-        shelf.write(portion, _compute(encoder, policy, chosen))
-        if progress is not None:
-            progress.update(sum(map(len, chosen)))
+    mine = missing[processes.rank :: processes.world]
+    with counted(sum(len(texts[each]) for each in mine), encoder.name, "text", shown_total=len(mine)) as count:
+        for portion in _portions(mine, texts):
+            chosen = [texts[each] for each in portion]
+            with count.part(sum(map(len, chosen))):
+                shelf.write(portion, _compute(encoder, policy, chosen))
     processes.wait()
     shelf.refresh()
 

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,6 +141,20 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raise ValueError if no file of this name can be written, in folders that are made if they are missing.
+
+    One is written to a scratch folder where the first of those folders is to be made, and nothing of it is left.
+    """
+    path = path.absolute()
+    try:
+        present = next(folder for folder in path.parents if folder.exists())
+        with tempfile.TemporaryDirectory(prefix=".m2bert-", dir=present) as scratch:
+            write_atomically(Path(scratch) / path.relative_to(present), Path.touch)
+    except OSError as error:
+        raise ValueError(f"output {path} cannot be written ({error.strerror or error}); name another") from error
 
 
 def sync(path: Path) -> None:

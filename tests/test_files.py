@@ -4,10 +4,13 @@ import json
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from pydantic import model_validator
 
 from m2bert.files import (
+    check_writable,
     claimed,
     parse_json,
     parse_yaml,
@@ -108,6 +111,16 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     assert path.read_text() == "old"
 
 
+def test_what_cannot_be_written_is_told_and_a_try_leaves_nothing(tmp_path):
+    (tmp_path / "file").touch()
+    for name in ("new/folder/x.json", "x.json", "file"):
+        check_writable(tmp_path / name)
+    for path in (tmp_path / "file" / "x.json", tmp_path / ("x" * 300), tmp_path / "new" / ("x" * 300), Path("/proc/x")):
+        with pytest.raises(ValueError, match="cannot be written"):
+            check_writable(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_claim_keeps_other_processes_out_until_its_own_is_killed(tmp_path):
     folder = tmp_path / "run"
     code = f"""
@@ -133,7 +146,19 @@ class Pooling(Schema):
     heads: int = 1
 
 
+class Named(Schema):
+    name: str
+
+    @model_validator(mode="after")
+    def lower_case(self):
+        if not self.name.islower():
+            raise ValueError(f"{self.name} is not lower case")
+        return self
+
+
 class Card(Schema):
+    named: Named | None = None
+    parts: tuple[Pooling, ...] | None = None
     language: list[str] = []
     license: str | None = None
     pooling: Pooling = Pooling()
@@ -144,8 +169,12 @@ class Card(Schema):
     [
         ({"language": ["en", 1]}, r"about.yaml: language\[1\] is 1; input should be a valid string"),
         ({"licence": "mit"}, "about.yaml: unknown key 'licence'; did you mean 'license'"),
+        ({"pooling": {"head": 1}}, "about.yaml: unknown key 'pooling.head'; did you mean 'heads'"),
+        ({"parts": ({}, {"head": 1})}, r"about.yaml: unknown key 'parts\[1\].head'; did you mean 'heads'"),
         ({"pooling": {"heads": True}}, "about.yaml: pooling.heads is True"),
         ({"pooling": {"heads": "2"}}, "about.yaml: pooling.heads is '2'"),
+        ({"named": {"nmae": "x"}}, "about.yaml: unknown key 'named.nmae'; did you mean 'name'"),
+        ({"named": {"name": "UPPER"}}, "^about.yaml: named: UPPER is not lower case$"),
         ([], "about.yaml: the value is"),
     ],
 )

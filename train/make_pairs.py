@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from m2bert_eval.atomic import write_atomically
+from m2bert.files import write_atomically
 from m2bert_eval.locov1 import load_task, task_names
 from m2bert_hub.folder import check_output
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from m2bert_eval.atomic import write_atomically
+from m2bert.files import write_atomically
 from m2bert_eval.locov1 import RetrievalTask, load_task
 
 from .splits import refuse_test

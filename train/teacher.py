@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
-from m2bert_eval.atomic import write_atomically
+from m2bert.files import write_atomically
 from m2bert_eval.locov1 import RetrievalTask
 
 logger = logging.getLogger(__name__)

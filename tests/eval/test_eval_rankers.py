@@ -81,6 +81,7 @@ def test_the_report_says_what_was_read_and_what_it_cost(small_task):
         "vectors_per_document": 1.0,
         "seen_share": pytest.approx(2.5 / 3),
         "truncated_documents": 1,
+        "truncated_queries": 0,
         "dimensions": 2,
         "max_tokens": 4,
     }

@@ -170,16 +170,6 @@ def test_chunks_that_were_found_apart_are_averaged_without_a_model(tmp_path, pol
     np.testing.assert_array_equal(timed.vectors.rows, average.embed(Counting(), TEXTS).rows)
 
 
-def test_progress_counts_all_characters(tmp_path, policy):
-    from tqdm import tqdm
-
-    for folder in (None, tmp_path, tmp_path):
-        with tqdm(total=1, disable=False, file=open(os.devnull, "w")) as progress:
-            VectorStore(folder).embed(Counting(), policy, TEXTS, progress)
-            VectorStore(folder).embed(Counting(), policy, TEXTS, progress)
-            assert progress.n == 2 * sum(map(len, TEXTS))
-
-
 def test_the_default_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("M2BERT_CACHE", str(tmp_path))
     assert default_cache_folder() == tmp_path
