@@ -10,10 +10,12 @@ them). The fifth is QMSUM with one document for every query, 272 that hold 35 me
 a later commit merged them. Hence LoCoV0 is read from that pair's history.
 """
 
-import difflib
 import re
 
-from .locov1 import DOCUMENT_COLUMNS, QUERY_COLUMNS, RetrievalTask, make_task
+from m2bert.terminal import nearest, one_line
+
+from .hub_reach import hub_or_cache
+from .locov1 import DOCUMENT_COLUMNS, QUERY_COLUMNS, RetrievalTask, check_columns, make_task
 
 LOCOV1 = "hazyresearch/LoCoV1"
 LOCOV1_TASKS = (
@@ -62,6 +64,8 @@ def load_hub_tasks(
     ]
     commits = [commit for _, commit in loaded]
     tables = [table for table, _ in loaded]
+    check_columns(tables[0], QUERY_COLUMNS, f"Hub data set '{path}-Queries'")
+    check_columns(tables[1], DOCUMENT_COLUMNS, f"Hub data set '{path}-Documents'")
     known = sorted(filter(None, set(tables[1]["dataset"].to_pylist())))
     check_names(names, known, path)
     resolved = ",".join(commits) if all(commits) else None
@@ -72,9 +76,7 @@ def check_names(names: list[str] | None, known: list[str] | tuple[str, ...], whe
     """Refuse a task that is not known, offering the nearest."""
     for name in names or []:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            meant = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(f"task {name!r} is not in {where}{meant}; tasks there: {', '.join(known)}")
+            raise ValueError(f"task {name!r} is not in {where}; tasks there: {', '.join(known)}{nearest(name, known)}")
 
 
 def load_table(
@@ -97,12 +99,15 @@ def load_table(
     import datasets
 
     try:
-        revision = full_commit(path, revision)
-        data = datasets.load_dataset(path, config, split=split, revision=revision)
+        with hub_or_cache(path, revision, "dataset") as silent:
+            revision = full_commit(path, revision)
+            data = datasets.load_dataset(path, config, split=split, revision=revision)
     except (OSError, ValueError) as error:  # not there, no such split, no network
+        if silent:
+            hint = f"the Hub does not answer ({silent}): go online; or {hint}"
         raise ValueError(
             f"{setting}: {path!r} is no local path, and as a data set of the Hub its split {split!r} cannot be loaded "
-            f"({' '.join(str(error).split())}); {hint}"
+            f"({one_line(error)}); {hint}"
         ) from error
     missing = [column for column in columns if column not in data.column_names]
     if missing:

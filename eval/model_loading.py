@@ -5,38 +5,64 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from m2bert.model_files import check_model_files
+from m2bert.terminal import one_line
+
+from .hub_reach import hub_or_cache
+
 
 def load_model(name: str, device: str | None = None):
-    """A `SentenceTransformer` from a folder, a Hub id, or a Hub id at a commit (`org/name@` and 40 hexadecimal digits).
+    """Load a `SentenceTransformer` from a folder, a Hub id, or a Hub id at a commit (`org/name@` and 40 hexadecimal
+    digits).
 
-    A folder may bring its own code; a Hub id only with its commit, for what that holds cannot change.
+    A folder may bring its own code; a Hub id only with its commit, for what that holds cannot change. If the Hub does
+    not answer within seconds, the cache alone is read.
 
     Raises:
-        ValueError: there is no such model; it needs code of its own that may not run; or a folder lacks weights.
+        ValueError: there is no such model; it needs code of its own that may not run; a settings file is not of its
+            form; a folder lacks weights; or loading fails otherwise, and the error gives the cause.
     """
+    folder = Path(name)
+    if folder.is_dir():
+        if not any((folder / settings).is_file() for settings in ("modules.json", "config.json")):
+            raise ValueError(f"encoder {name!r} is no model folder: it has neither modules.json nor config.json")
+        check_model_files(folder)
+        model = _load(name, name, device, None, trusted=True)
+        check_tensors(folder, model[0])
+        return model
+    if name.count("/") != 1:
+        raise ValueError(f"encoder {name!r} is no folder; give a model folder, or a Hub id as org/name")
+    pinned = re.fullmatch("(.+)@([0-9a-f]{40})", name)
+    repository, revision = pinned.groups() if pinned else (name, None)
+    with hub_or_cache(repository, revision) as silent:
+        try:
+            return _load(name, repository, device, revision, trusted=pinned is not None)
+        except ValueError as error:
+            if not silent:
+                raise
+            raise ValueError(
+                f"encoder {name!r} is no folder and cannot be loaded from the cache, and the Hub does not answer "
+                f"({silent}); go online, or give a model folder"
+            ) from error
+
+
+def _load(name: str, path: str, device: str | None, revision: str | None, trusted: bool):
     from sentence_transformers import SentenceTransformer  # slow, and no baseline needs it
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # of loading weights, which takes no time
-    is_folder = Path(name).is_dir()
-    pinned = None if is_folder else re.fullmatch("(.+)@([0-9a-f]{40})", name)
-    repository, revision = pinned.groups() if pinned else (name, None)
-    trusted = is_folder or pinned is not None
     try:
-        model = SentenceTransformer(repository, device=device, revision=revision, trust_remote_code=trusted)
-    except (OSError, ValueError) as error:
+        return SentenceTransformer(path, device=device, revision=revision, trust_remote_code=trusted)
+    except Exception as error:  # other people's files, read by other people's code
         if "trust_remote_code" in str(error) and not trusted:
             raise ValueError(
                 f"encoder {name!r} brings code of its own; read it, then name the commit that you read, as in "
                 f"{name}@COMMIT with all 40 digits"
             ) from error
-        reason = str(error).splitlines()[0]
         raise ValueError(
-            f"encoder {name!r} is no model folder and no Hub model that can be loaded: {reason}"
+            f"encoder {name!r} cannot be loaded ({type(error).__name__}: {one_line(error)}); mend the model, or name "
+            "another"
         ) from error
-    if is_folder:
-        check_tensors(Path(name), model[0])
-    return model
 
 
 def check_tensors(folder: Path, transformer) -> None:

@@ -1,11 +1,12 @@
 """What happens to documents that are longer than a model takes: how one becomes one vector, or several."""
 
-import difflib
 import re
 from dataclasses import dataclass, fields
 from typing import ClassVar, NamedTuple
 
 import numpy as np
+
+from m2bert.terminal import nearest
 
 from .chunks import chunk_texts, overhead_tokens
 from .encoders import Encoder, Task
@@ -184,9 +185,7 @@ def parse_policy(text: str) -> Policy:
     """
     name, _, settings = text.strip().partition(":")
     if name not in POLICIES:
-        near = difflib.get_close_matches(name, POLICIES, n=1)
-        meant = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"policy {name!r} is unknown; {meant}choose from: {', '.join(POLICIES)}")
+        raise ValueError(f"policy {name!r} is unknown; choose from: {', '.join(POLICIES)}{nearest(name, POLICIES)}")
     known = [field.name for field in fields(POLICIES[name])]
     values: dict[str, int] = {}
     for setting in settings.split(",") if settings else []:

@@ -12,7 +12,7 @@ from .fusion import rerank_order
 from .locov1 import RetrievalTask
 from .policies import Policy, Truncate
 from .processes import is_first
-from .search import DEPTH, SCORES_AT_ONCE, ExactSearch, Run, check_finite, trec_order
+from .search import DEPTH, SCORES_AT_ONCE, ExactSearch, Run, trec_order
 from .vector_shelf import TimedVectors
 from .vector_store import VectorStore
 
@@ -90,9 +90,7 @@ class DenseRanker:
         return rerank_order(candidates, scores)
 
     def _queries(self, task: RetrievalTask) -> TimedVectors:
-        timed = self.store.embed(self.encoder, None, list(task.queries.values()))
-        check_finite(list(task.queries), timed.vectors.rows)
-        return timed
+        return self.store.embed(self.encoder, None, list(task.queries.values()))
 
     def _documents(self, task: RetrievalTask, pids: list[str]) -> Iterator[tuple[list[str], TimedVectors]]:
         """The vectors of documents, a block at a time."""
@@ -101,7 +99,6 @@ class DenseRanker:
         with tqdm(total=chars, **bar, disable=not is_first()) as progress:
             for block in _blocks(pids, task.documents):
                 timed = self.store.embed(self.encoder, self.policy, [task.documents[pid] for pid in block], progress)
-                check_finite(np.repeat(block, timed.vectors.counts).tolist(), timed.vectors.rows)
                 yield block, timed
 
     def _report(self, measured: "_Measured", queries: TimedVectors) -> None:

@@ -1,9 +1,10 @@
 """The systems that `m2bert eval` knows by name: lexical baselines, models of mteb, sentence-transformers models."""
 
-import difflib
 import os
 import re
 from pathlib import Path
+
+from m2bert.terminal import nearest
 
 from .encoders import Encoder
 
@@ -33,11 +34,13 @@ def check_system(system: str, others: list[str]) -> None:
         raise ValueError(f"encoder {system!r} has no positive number as width; write tfidf-rp:256")
     if not is_dense(system) or system.startswith(MTEB_PREFIX) or Path(expanded(system)).is_dir():
         return
-    if looks_like_a_path(expanded(system)):
-        raise ValueError(f"encoder {system!r} is no folder; give a model folder, a Hub id, bm25 or tfidf-rp:256")
-    meant = difflib.get_close_matches(system.lower(), BASELINES, n=1)
+    meant = nearest(system.lower(), BASELINES)
     if "/" not in system and meant:
-        raise ValueError(f"encoder {system!r} is unknown; did you mean {meant[0]!r}?")
+        raise ValueError(f"encoder {system!r} is unknown{meant}")
+    if "/" not in system or looks_like_a_path(expanded(system)):
+        raise ValueError(
+            f"encoder {system!r} is no folder; give a model folder, a Hub id as org/name, bm25 or tfidf-rp:256"
+        )
 
 
 def expanded(system: str) -> str:

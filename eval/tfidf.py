@@ -42,6 +42,8 @@ class TfidfProjection:
 
     def encode(self, texts: list[str], task: Task) -> np.ndarray:
         """Unit rows (n, width) float32; a text without a known word becomes the zero vector."""
+        if not texts:
+            return np.zeros((0, self.width), dtype=np.float32)
         return project(self.tfidf(texts), self.width, self.seed)
 
 

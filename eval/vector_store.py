@@ -22,7 +22,7 @@ from .policies import DocumentVectors, Policy, embed_beginning
 from .processes import Processes
 from .vector_shelf import Shelf, TimedVectors
 
-FORMAT = 1  # to be raised when a policy gives other vectors than before, or files another form
+FORMAT = 2  # to be raised when a policy gives other vectors than before, or files another form
 PORTION_CHARS = 800_000  # some 200,000 tokens: computed, then written, before the next
 
 
@@ -47,7 +47,7 @@ class VectorStore:
     def embed(
         self, encoder: Encoder, policy: Policy | None, texts: list[str], progress: tqdm | None = None
     ) -> TimedVectors:
-        """The vectors of texts, equal texts computed once, and the seconds that each took when it was computed.
+        """Return the vectors of texts, equal texts computed once, and the seconds that each took when it was computed.
 
         Every process of a run has to make the same calls, and gets all vectors.
 
@@ -56,7 +56,8 @@ class VectorStore:
             progress: told of the characters that are done.
 
         Raises:
-            ValueError: the policy cannot work with the encoder.
+            ValueError: the policy cannot work with the encoder; or a vector is not finite, and the error says of
+                which text. Such vectors are not kept.
         """
         if policy is not None:
             policy.check(encoder)
@@ -95,7 +96,7 @@ class VectorStore:
         if folder not in self._shelves:
             self._shelves[folder] = Shelf(folder, digest)
             if processes.rank == 0:
-                self._shelves[folder].claim({"name": name, **key, "versions": package_versions()})
+                self._shelves[folder].describe({"name": name, **key, "versions": package_versions()})
             processes.wait()
         self._shelves[folder].refresh()
         processes.wait()  # nobody writes before everybody knows what is missing
@@ -147,10 +148,19 @@ def _portions(hashes: list[bytes], texts: dict[bytes, str]) -> Iterator[list[byt
 
 
 def _compute(encoder: Encoder, policy: Policy | None, texts: list[str]) -> TimedVectors:
-    """Vectors of the policy that is stored. The seconds are those of all texts, divided by their characters."""
+    """Return the vectors of the policy that is stored. The seconds are those of all texts, divided by characters.
+
+    Raises:
+        ValueError: a vector is not finite.
+    """
     start = time.perf_counter()
     vectors = embed_beginning(encoder, texts, "query", None) if policy is None else policy.stored.embed(encoder, texts)
     seconds = time.perf_counter() - start
+    finite = np.isfinite(vectors.rows).all(axis=1)
+    if not finite.all():
+        text = texts[np.repeat(np.arange(len(texts)), vectors.counts)[finite.argmin()]]
+        broken = f"the vector of the text that begins {text[:60]!r} is not finite ({(~finite).sum()} of {len(finite)})"
+        raise ValueError(f"{broken}; the encoder is broken, or computes in a dtype that is too narrow for it")
     chars = np.array([1 + len(text) for text in texts], dtype=np.float32)
     return TimedVectors(vectors, seconds * chars / chars.sum())
 
