@@ -8,7 +8,7 @@ NOT_THE_MODEL = {"training.json", "conversion.json"}  # how it was made
 
 
 def model_files(folder: Path | str) -> dict[str, str] | None:
-    """Return the sha256 of every file of weights, settings and tokenizer, by its name in the folder; None if it is no folder.
+    """Return the sha256 of every file of weights, settings and tokenizer by its name; None if `folder` is none.
 
     Code is not among them: publishing copies it anew, and the model's fingerprint covers it.
     """

@@ -35,18 +35,11 @@ def load_model(name: str, device: str | None = None):
     pinned = re.fullmatch("(.+)@([0-9a-f]{40})", name)
     repository, revision = pinned.groups() if pinned else (name, None)
     with hub_or_cache(repository, revision) as silent:
-        try:
-            return _load(name, repository, device, revision, trusted=pinned is not None)
-        except ValueError as error:
-            if not silent:
-                raise
-            raise ValueError(
-                f"encoder {name!r} is no folder and cannot be loaded from the cache, and the Hub does not answer "
-                f"({silent}); go online, or give a model folder"
-            ) from error
+        return _load(name, repository, device, revision, pinned is not None, silent)
 
 
-def _load(name: str, path: str, device: str | None, revision: str | None, trusted: bool):
+def _load(name: str, path: str, device: str | None, revision: str | None, trusted: bool, silent: str = ""):
+    """Return the model; `silent` is why the Hub does not answer."""
     from sentence_transformers import SentenceTransformer  # slow, and no baseline needs it
     from transformers.utils.logging import disable_progress_bar
 
@@ -58,6 +51,11 @@ def _load(name: str, path: str, device: str | None, revision: str | None, truste
             raise ValueError(
                 f"encoder {name!r} brings code of its own; read it, then name the commit that you read, as in "
                 f"{name}@COMMIT with all 40 digits"
+            ) from error
+        if silent:
+            raise ValueError(
+                f"encoder {name!r} is no folder and cannot be loaded from the cache, and the Hub does not answer "
+                f"({silent}); go online, or give a model folder"
             ) from error
         raise ValueError(
             f"encoder {name!r} cannot be loaded ({type(error).__name__}: {one_line(error)}); mend the model, or name "

@@ -23,15 +23,18 @@ from typing import Annotated, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
-import yaml
 from tqdm import tqdm
 
-from .atomic import write_atomically
+from m2bert.files import parse_yaml, read_json, write_atomically
+from m2bert.terminal import log_to_terminal, run_command
+
 from .docstrings import Entry, read_package
+from .locov1 import make_task
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
+RECORD = "fingerprint.json"
 SENTENCE = re.compile(r".+?(?<!e\.g)(?<!i\.e)(?<!\bcf)(?<!\bvs)[.!?](?=\s|$)", re.DOTALL)
 
 MIN_DOCUMENT_CHARS = 8_000
@@ -156,7 +159,7 @@ def make_tables(split: str, documents: list[list[Entry]]) -> dict[str, list[dict
 
 def read_recipe() -> dict:
     """The committed `pydocs.yaml`."""
-    return yaml.safe_load(files(__package__).joinpath("pydocs.yaml").read_text(encoding="utf-8"))
+    return parse_yaml(files(__package__).joinpath("pydocs.yaml").read_text(encoding="utf-8"), "pydocs.yaml")
 
 
 def installed_versions(recipe: dict) -> dict[str, str | None]:
@@ -200,18 +203,18 @@ def collect_documents(recipe: dict) -> dict[str, list[list[Entry]]]:
     return documents
 
 
-def holds_corpus(output: Path, fingerprint: str) -> bool:
-    """Whether `output` has all tables and the record of this fingerprint."""
+def holds_corpus(output: Path, corpus_fingerprint: str) -> bool:
+    """Return whether `output` has all tables and the record of this corpus."""
     paths = [output / kind / f"{split}.parquet" for kind in SCHEMAS for split in SPLITS]
-    record_path = output / "fingerprint.json"
+    record_path = output / RECORD
     if not all(path.is_file() for path in [*paths, record_path]):
         return False
-    return json.loads(record_path.read_text(encoding="utf-8"))["fingerprint"] == fingerprint
+    return read_json(record_path).get("corpus_fingerprint") == corpus_fingerprint
 
 
 def write_corpus(output: Path, rows: dict[str, dict[str, list[dict]]], record: dict) -> None:
     """Write the tables, then `record` with their counts: its presence says that the tables are whole."""
-    record_path = output / "fingerprint.json"
+    record_path = output / RECORD
     record_path.unlink(missing_ok=True)
     for split, kinds in rows.items():
         for kind, table_rows in kinds.items():
@@ -223,7 +226,10 @@ def write_corpus(output: Path, rows: dict[str, dict[str, list[dict]]], record: d
 
 
 def build_pydocs(output_dir: str | Path) -> str:
-    """Write queries/SPLIT.parquet, documents/SPLIT.parquet and fingerprint.json; return the fingerprint.
+    """Write queries/SPLIT.parquet, documents/SPLIT.parquet and fingerprint.json; return the corpus's fingerprint.
+
+    That is the digest of the rows of all splits. fingerprint.json has, beside it, the fingerprint of each split as a
+    task, which results name.
 
     Returns at once when `output_dir` holds the recorded corpus. With other package versions than the recorded
     ones the corpus differs: it is built all the same, and a warning names the packages.
@@ -233,32 +239,37 @@ def build_pydocs(output_dir: str | Path) -> str:
     """
     output = Path(output_dir)
     recipe = read_recipe()
-    if holds_corpus(output, recipe["fingerprint"]):
-        return recipe["fingerprint"]
+    recorded = recipe["corpus_fingerprint"]
+    if holds_corpus(output, recorded):
+        return recorded
     documents = collect_documents(recipe)
     rows = {split: make_tables(split, documents[split]) for split in SPLITS}
     fingerprint = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
-    if fingerprint != recipe["fingerprint"]:
+    if fingerprint != recorded:
         logger.warning(
-            "pydocs fingerprint %s is not the recorded %s: scores compare with this build only. Packages: %s",
+            "the fingerprint of the pydocs corpus is %s, not the recorded %s: scores compare with this build only. "
+            "Packages: %s",
             fingerprint,
-            recipe["fingerprint"],
+            recorded,
             "; ".join(version_differences(recipe)) or "all as recorded",
         )
-    write_corpus(output, rows, {"fingerprint": fingerprint, "packages": installed_versions(recipe)})
+    splits = {
+        split: make_task("pydocs", split, kinds["queries"], kinds["documents"]).fingerprint
+        for split, kinds in rows.items()
+    }
+    fingerprints = {"corpus_fingerprint": fingerprint, "split_fingerprints": splits}
+    write_corpus(output, rows, {**fingerprints, "packages": installed_versions(recipe)})
     return fingerprint
 
 
 def main(output: Annotated[Path, typer.Option(help="Folder to write the corpus to.")]) -> None:
     """Build the pydocs corpus from the installed packages."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    try:
-        fingerprint = build_pydocs(output)
-    except ValueError as error:
-        typer.echo(f"pydocs: {error}", err=True)
-        raise typer.Exit(2) from error
-    typer.echo(f"pydocs {fingerprint} in {output}")
+    log_to_terminal(logging.INFO)
+    fingerprint = build_pydocs(output)
+    typer.echo(f"pydocs corpus {fingerprint} in {output}")
+    for split, of_split in read_json(output / RECORD)["split_fingerprints"].items():
+        typer.echo(f"split {split}: {of_split}")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command("pydocs", lambda: typer.run(main))
