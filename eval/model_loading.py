@@ -10,6 +10,8 @@ from m2bert.terminal import one_line
 
 from .hub_reach import hub_or_cache
 
+SETTINGS = ("modules.json", "config.json", "adapter_config.json")  # a model folder has one of them
+
 
 def load_model(name: str, device: str | None = None):
     """Load a `SentenceTransformer` from a folder, a Hub id, or a Hub id at a commit (`org/name@` and 40 hexadecimal
@@ -24,8 +26,8 @@ def load_model(name: str, device: str | None = None):
     """
     folder = Path(name)
     if folder.is_dir():
-        if not any((folder / settings).is_file() for settings in ("modules.json", "config.json")):
-            raise ValueError(f"encoder {name!r} is no model folder: it has neither modules.json nor config.json")
+        if not any((folder / settings).is_file() for settings in SETTINGS):
+            raise ValueError(f"encoder {name!r} is no model folder: it has none of {', '.join(SETTINGS)}")
         check_model_files(folder)
         model = _load(name, name, device, None, trusted=True)
         check_tensors(folder, model[0])
@@ -45,7 +47,7 @@ def _load(name: str, path: str, device: str | None, revision: str | None, truste
 
     disable_progress_bar()  # of loading weights, which takes no time
     try:
-        return SentenceTransformer(path, device=device, revision=revision, trust_remote_code=trusted)
+        model = SentenceTransformer(path, device=device, revision=revision, trust_remote_code=trusted)
     except Exception as error:  # other people's files, read by other people's code
         if "trust_remote_code" in str(error) and not trusted:
             raise ValueError(
@@ -61,6 +63,13 @@ def _load(name: str, path: str, device: str | None, revision: str | None, truste
             f"encoder {name!r} cannot be loaded ({type(error).__name__}: {one_line(error)}); mend the model, or name "
             "another"
         ) from error
+    if getattr(model, "tokenizer", None) is None:
+        raise ValueError(
+            f"encoder {name!r}: its first module, {type(model[0]).__name__}, reads no text; mend modules.json"
+        )
+    if len(model) == 1 and hasattr(model[0], "modality_config") and not pools_itself(model[0]):
+        raise ValueError(f"encoder {name!r} has no module that makes one vector of its tokens'; mend modules.json")
+    return model
 
 
 def check_tensors(folder: Path, transformer) -> None:

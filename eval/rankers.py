@@ -18,6 +18,7 @@ from .vector_store import VectorStore
 
 __all__ = ["DEPTH", "Bm25Index", "Bm25Ranker", "DenseRanker", "Run"]
 
+logger = logging.getLogger(__name__)
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # bm25s sets it to DEBUG
 
 BLOCK_DOCUMENTS = 4_096  # whose vectors are in memory together
@@ -90,7 +91,11 @@ class DenseRanker:
         return rerank_order(candidates, scores)
 
     def _queries(self, task: RetrievalTask) -> TimedVectors:
-        return self.store.embed(self.encoder, None, list(task.queries.values()))
+        timed = self.store.embed(self.encoder, None, list(task.queries.values()))
+        cut = int((timed.vectors.seen < 1).sum())
+        if cut:
+            logger.warning("%s: %d of %d queries of %s are cut", self.encoder.name, cut, len(task.queries), task.name)
+        return timed
 
     def _documents(self, task: RetrievalTask, pids: list[str]) -> Iterator[tuple[list[str], TimedVectors]]:
         """The vectors of documents, a block at a time."""

@@ -66,7 +66,7 @@ class VectorStore:
         before = progress.n if progress is not None else 0
         processes = Processes()
         with self._root(processes) as root:
-            if root is None:
+            if root is None or not texts:
                 timed = _compute(encoder, policy, list(unique.values()))
             else:
                 shelf = self._shelf(root, _key(encoder, policy), encoder.name, processes)
