@@ -11,7 +11,6 @@ systems and archives differ in how they write an accent.
 """
 
 import csv
-import difflib
 import io
 import logging
 import unicodedata
@@ -20,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from m2bert.files import read_text, visible
+from m2bert.terminal import nearest
 
 from .locov1 import RetrievalTask, make_task
 
@@ -65,9 +65,8 @@ def load_csv_task(queries_csv: str | Path, documents: str | Path, name: str) -> 
             raise ValueError(f"{where}: column 'answer' is empty; name the document that answers the query")
         for answer in answers:
             if answer not in texts:
-                close = difflib.get_close_matches(answer, texts, n=3, cutoff=0.4)
-                nearest = f"; nearest: {', '.join(close)}" if close else f"; the first is {next(iter(texts))}"
-                raise ValueError(f"{where}: answer {answer!r} is no document of {documents}{nearest}")
+                hint = nearest(answer, texts) or f"; the first is {next(iter(texts))!r}"
+                raise ValueError(f"{where}: answer {answer!r} is no document of {documents}{hint}")
         if not row["query"].strip():
             raise ValueError(f"{where}: column 'query' is empty; write the query or delete the line")
         query_rows.append({"qid": f"q{len(query_rows) + 1}", "query": row["query"].strip(), "answer_pids": answers})

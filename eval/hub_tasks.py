@@ -12,9 +12,9 @@ a later commit merged them. Hence LoCoV0 is read from that pair's history.
 
 import re
 
-from m2bert.terminal import nearest, one_line
+from m2bert.terminal import nearest
 
-from .hub_reach import hub_or_cache
+from .hub_reach import hub_or_cache, plain
 from .locov1 import DOCUMENT_COLUMNS, QUERY_COLUMNS, RetrievalTask, check_columns, make_task
 
 LOCOV1 = "hazyresearch/LoCoV1"
@@ -107,7 +107,7 @@ def load_table(
             hint = f"the Hub does not answer ({silent}): go online; or {hint}"
         raise ValueError(
             f"{setting}: {path!r} is no local path, and as a data set of the Hub its split {split!r} cannot be loaded "
-            f"({one_line(error)}); {hint}"
+            f"({plain(error)}); {hint}"
         ) from error
     missing = [column for column in columns if column not in data.column_names]
     if missing:
@@ -138,7 +138,7 @@ def full_commit(path: str, revision: str | None) -> str | None:
         return revision  # the cache may hold it
     except Exception as error:  # of httpx or httpx2: which of them depends on the version of huggingface_hub
         raise ValueError(
-            f"revision={revision} is abbreviated, and {path} does not say what it stands for: {error}"
+            f"revision={revision} is abbreviated, and {path} does not say what it stands for: {plain(error)}"
         ) from error
     fitting = [commit for commit in commits if commit.startswith(revision)]
     if len(fitting) != 1:

@@ -12,13 +12,12 @@ from .fusion import rerank_order
 from .locov1 import RetrievalTask
 from .policies import Policy, Truncate
 from .processes import is_first
-from .search import DEPTH, SCORES_AT_ONCE, ExactSearch, Run, trec_order
+from .search import DEPTH, SCORES_AT_ONCE, ExactSearch, Run, check_finite, trec_order
 from .vector_shelf import TimedVectors
 from .vector_store import VectorStore
 
 __all__ = ["DEPTH", "Bm25Index", "Bm25Ranker", "DenseRanker", "Run"]
 
-logger = logging.getLogger(__name__)
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # bm25s sets it to DEBUG
 
 BLOCK_DOCUMENTS = 4_096  # whose vectors are in memory together
@@ -92,9 +91,7 @@ class DenseRanker:
 
     def _queries(self, task: RetrievalTask) -> TimedVectors:
         timed = self.store.embed(self.encoder, None, list(task.queries.values()))
-        cut = int((timed.vectors.seen < 1).sum())
-        if cut:
-            logger.warning("%s: %d of %d queries of %s are cut", self.encoder.name, cut, len(task.queries), task.name)
+        check_finite(list(task.queries), timed.vectors.rows)
         return timed
 
     def _documents(self, task: RetrievalTask, pids: list[str]) -> Iterator[tuple[list[str], TimedVectors]]:
@@ -104,6 +101,7 @@ class DenseRanker:
         with tqdm(total=chars, **bar, disable=not is_first()) as progress:
             for block in _blocks(pids, task.documents):
                 timed = self.store.embed(self.encoder, self.policy, [task.documents[pid] for pid in block], progress)
+                check_finite(np.repeat(block, timed.vectors.counts).tolist(), timed.vectors.rows)
                 yield block, timed
 
     def _report(self, measured: "_Measured", queries: TimedVectors) -> None:

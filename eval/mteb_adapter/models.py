@@ -12,6 +12,7 @@ import numpy as np
 
 from ..encoders import Task
 from ..fusion import rerank_order
+from ..hub_reach import hub_or_cache
 from ..locov1 import RetrievalTask
 from ..policies import unit_rows
 from ..search import DEPTH, Run, trec_order
@@ -37,7 +38,8 @@ def load_mteb_model(name: str) -> "MtebEncoder | MtebRanker":
     from mteb.models.model_implementations import MODEL_REGISTRY
 
     try:
-        model = mteb.get_model(name)
+        with hub_or_cache(name, None) as silent:
+            model = mteb.get_model(name)
     except ImportError as error:
         raise ValueError(f"mteb model {name!r} needs a package that is not installed: {reason(error)}") from error
     except Exception as error:  # a loader of mteb, of which there are hundreds, or the Hub: anything may be raised
@@ -45,7 +47,7 @@ def load_mteb_model(name: str) -> "MtebEncoder | MtebRanker":
         near = difflib.get_close_matches(name, MODEL_REGISTRY, n=3)
         near += [by_last_part[key] for key in difflib.get_close_matches(name.split("/")[-1].lower(), by_last_part, n=2)]
         nearest = f"; nearest: {', '.join(dict.fromkeys(near))}" if near and name not in MODEL_REGISTRY else ""
-        raise ValueError(f"mteb model {name!r} cannot be loaded ({reason(error)}){nearest}") from error
+        raise ValueError(f"mteb model {name!r} cannot be loaded ({reason(error, silent)}){nearest}") from error
     if isinstance(model, SearchProtocol):
         return MtebRanker(name, model)
     if isinstance(model, EncoderProtocol):

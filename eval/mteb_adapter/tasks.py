@@ -2,6 +2,7 @@
 
 import logging
 
+from ..hub_reach import hub_or_cache, plain
 from ..locov1 import RetrievalTask, fingerprint_of
 from .names import mteb_tasks, ranked_here
 
@@ -46,10 +47,12 @@ def _splits_of(task, split: str) -> list[str]:
 
 def _load(task, splits: list[str]) -> list[RetrievalTask]:
     name = task.metadata.name
+    dataset = task.metadata.dataset
     try:
-        task.load_data()
+        with hub_or_cache(dataset["path"], dataset.get("revision"), "dataset") as silent:
+            task.load_data()
     except Exception as error:  # no network, data that have moved or need a script: each task has a loader of its own
-        raise ValueError(f"the data of mteb task {name!r} cannot be loaded: {reason(error)}") from error
+        raise ValueError(f"the data of mteb task {name!r} cannot be loaded: {reason(error, silent)}") from error
     task.convert_v1_dataset_format_to_v2(num_proc=None)
     loaded = []
     for subset, data in task.dataset.items():
@@ -59,9 +62,10 @@ def _load(task, splits: list[str]) -> list[RetrievalTask]:
     return loaded
 
 
-def reason(error: Exception) -> str:
-    """Kind and text of an error, on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+def reason(error: Exception, silent: str = "") -> str:
+    """Return kind and text of an error on one line, and why the Hub does not answer, if it does not."""
+    unreachable = f"; the Hub does not answer ({silent}), go online" if silent else ""
+    return f"{type(error).__name__}: {plain(error)}{unreachable}"
 
 
 def _retrieval_task(name: str, split: str, data: dict, dataset: dict) -> RetrievalTask:

@@ -121,7 +121,7 @@ def test_documents_from_a_second_csv(folder, tmp_path):
         ("answer,query\nboats.txt,Who pays, and when?\n", "line 2 has 3 cells for 2 columns; put quotes around"),
         ('query,answer\na,boats.txt\n"b,boats.txt\n"c,boats.txt\n', "begins on line 3 has quotes that do not pair"),
         ('query,answer\n"a,boats.txt\n', "begins on line 2 has quotes that do not pair"),
-        ("query,answer\na,boats.txt;boat.txt\n", "line 2: answer 'boat.txt' is no document .*nearest: boats.txt"),
+        ("query,answer\na,boats.txt;boat.txt\n", "line 2: answer 'boat.txt' is no document .*did you mean 'boats.txt'"),
     ],
 )
 def test_mistakes_are_named_with_their_line(folder, content, message):

@@ -61,20 +61,6 @@ def test_a_document_counts_by_its_best_chunk(small_task):
     assert ranker.report["max_tokens"] == 1
 
 
-def test_cut_queries_are_counted_also_when_their_vectors_are_kept(tiny_data, tiny_model, tmp_path, caplog):
-    from dataclasses import replace
-
-    from m2bert_eval.locov1 import load_task
-    from m2bert_eval.sentence_encoder import SentenceTransformerEncoder
-
-    task = load_task(tiny_data, "tiny", "test")
-    task = replace(task, queries=task.queries | {"q0": "apple " * 100})
-    for _ in range(2):
-        caplog.clear()
-        DenseRanker(SentenceTransformerEncoder(tiny_model), store=VectorStore(tmp_path)).rank(task)
-        assert "1 of 6 queries of tiny are cut" in caplog.text
-
-
 @pytest.mark.parametrize("broken", ["x", "b"])
 def test_a_vector_that_is_not_finite_names_its_text(small_task, broken):
     vectors = {"x": [1, 0], "a": [0, 1], "b": [1, 0], "c": [-1, 0]} | {broken: [np.nan, 0]}
