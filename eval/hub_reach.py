@@ -11,7 +11,7 @@ SECONDS = 5  # to wait for a connection, and for an answer
 
 @contextmanager
 def hub_or_cache(repository: str, revision: str | None, kind: str = "model") -> Iterator[str]:
-    """Within it the clients of the Hub use their cache alone if the Hub does not answer for a repository.
+    """Let the clients of the Hub use their cache alone if the Hub does not answer for a repository.
 
     Args:
         kind: of the repository, `model` or `dataset`.

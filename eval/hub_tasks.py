@@ -42,7 +42,7 @@ COMMIT_CHARS = 40
 def load_hub_tasks(
     path: str, names: list[str] | None, split: str, revision: str | None = None, setting: str = "data"
 ) -> list[RetrievalTask]:
-    """Tasks of the pair PATH-Queries and PATH-Documents, downloaded on first use.
+    """Load tasks of the pair PATH-Queries and PATH-Documents, downloaded on first use.
 
     Each task records the commits that were read, "QUERIES,DOCUMENTS", so that naming them again reads the same data.
 
@@ -88,7 +88,7 @@ def load_table(
     columns: tuple[str, ...] = (),
     revision: str | None = None,
 ):
-    """A split of a data set of the Hub as a pyarrow table, downloaded on first use; and its commit if that is known.
+    """Download a split of a data set of the Hub on first use; return a pyarrow table, and its commit if that is known.
 
     Args:
         setting, hint: what named it, and what it might have meant instead; for errors.
@@ -122,7 +122,7 @@ def load_table(
 
 
 def full_commit(path: str, revision: str | None) -> str | None:
-    """The 40 characters of an abbreviated commit, for which the Hub has to be asked; anything else as it is.
+    """Return the 40 characters of an abbreviated commit, for which the Hub is asked; anything else as it is.
 
     Raises:
         ValueError: the Hub cannot be asked, or knows none or several that begin so.
@@ -154,7 +154,7 @@ def _pair_of_revisions(revision: str | None) -> list[str | None]:
 
 
 def _commit_of(data) -> str | None:
-    """The commit is the name of the folder in which `datasets` keeps its copy."""
+    """Return the commit: the name of the folder in which `datasets` keeps its copy."""
     folders = {file["filename"].replace("\\", "/").split("/")[-2] for file in data.cache_files}
     commits = [folder for folder in folders if re.fullmatch(f"[0-9a-f]{{{COMMIT_CHARS}}}", folder)]
     return commits[0] if len(commits) == 1 else None

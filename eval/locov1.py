@@ -125,7 +125,7 @@ def make_task(
 
 
 def without_null_passages(queries: list[dict], documents: list[dict], name: str) -> tuple[list[dict], list[dict]]:
-    """The rows without documents whose passage is null and without queries that only such documents answer.
+    """Drop documents whose passage is null, and queries that only such documents answer.
 
     So did the research code, whose QASPER has papers without a full text. A warning counts what is left out.
     """
@@ -143,7 +143,7 @@ def without_null_passages(queries: list[dict], documents: list[dict], name: str)
 
 
 def fingerprint_of(queries: dict[str, str], documents: dict[str, str], qrels: dict[str, dict[str, int]]) -> str:
-    """sha256 of a task's content, whatever the order of its rows."""
+    """Return the sha256 of a task's content, whatever the order of its rows."""
     return hashlib.sha256(json.dumps([queries, documents, qrels], sort_keys=True).encode()).hexdigest()
 
 
@@ -227,7 +227,7 @@ def _names(table) -> list[str]:
 
 
 def _by_id(rows: list[dict], id_column: str, text_column: str) -> dict[str, str]:
-    """{id: text}; a null query becomes the empty text, and a warning counts them."""
+    """Return {id: text}; a null query becomes the empty text, and a warning counts them."""
     for row in rows:
         for column in (id_column, text_column):
             if not isinstance(row[column], str) and (column == id_column or row[column] is not None):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from m2bert.files import digest
+from m2bert.files import digest, visible
 
 NOT_THE_MODEL = {"training.json", "conversion.json"}  # how it was made
 
@@ -17,7 +17,7 @@ def model_files(folder: Path | str) -> dict[str, str] | None:
         return None
     found = {}
     for pattern in ("*.safetensors", "*.json", "vocab.txt", "[0-9]*_*/*.safetensors", "[0-9]*_*/*.json"):
-        for path in sorted(folder.glob(pattern)):
+        for path in visible(folder, pattern):
             if path.is_file() and path.name not in NOT_THE_MODEL:
                 found[path.relative_to(folder).as_posix()] = digest(path)
     return found

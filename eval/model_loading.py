@@ -103,5 +103,5 @@ def check_tensors(folder: Path, transformer) -> None:
 
 
 def pools_itself(transformer) -> bool:
-    """Whether the transformer gives a text's vector, not those of its tokens."""
+    """Return whether the transformer gives a text's vector, not those of its tokens."""
     return getattr(transformer, "module_output_name", None) == "sentence_embedding"

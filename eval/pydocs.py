@@ -84,19 +84,19 @@ def pack_documents(entries: list[Entry], document_chars: int) -> list[list[Entry
 
 
 def evenly_spaced(items: list, count: int) -> list:
-    """At most `count` of the items, spread over the whole list."""
+    """Return at most `count` of the items, spread over the whole list."""
     if len(items) <= count:
         return items
     return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
 
 
 def render(document: list[Entry]) -> str:
-    """The passage of a document: each name on a line above its text."""
+    """Return the passage of a document: each name on a line above its text."""
     return "\n\n".join(f"{entry.name}\n{entry.text}" for entry in document)
 
 
 def candidate_queries(document: list[Entry]) -> list[Query]:
-    """Every entry's first sentence that is long enough, with the rest of the entry's text."""
+    """Return every entry's first sentence that is long enough, with the rest of the entry's text."""
     candidates = []
     total_chars = len(render(document))
     offset = 0
@@ -113,12 +113,12 @@ def candidate_queries(document: list[Entry]) -> list[Query]:
 
 
 def plain(text: str) -> str:
-    """Lower case, single spaces, no final punctuation: the form in which two sentences count as the same."""
+    """Return text in lower case, with single spaces, without final punctuation: so sentences are compared."""
     return " ".join(text.lower().split()).rstrip(".!?")
 
 
 def choose_queries(documents: list[list[Entry]]) -> list[list[Query]]:
-    """For each document at most one query from each of its equal parts; none occurs twice in the split.
+    """Choose for each document at most one query from each of its equal parts; none occurs twice in the split.
 
     A hash orders the candidates of a part: as good as chance, and the same on every machine.
     """
@@ -137,7 +137,7 @@ def choose_queries(documents: list[list[Entry]]) -> list[list[Query]]:
 
 
 def make_tables(split: str, documents: list[list[Entry]]) -> dict[str, list[dict]]:
-    """Rows of the two tables of a split, the queries taken out of the passages."""
+    """Return the rows of the two tables of a split, the queries taken out of the passages."""
     rows: dict[str, list[dict]] = {"queries": [], "documents": []}
     for number, (document, queries) in enumerate(zip(documents, choose_queries(documents), strict=True)):
         pid = f"pydocs_{split}_Passage_{number}"
@@ -158,12 +158,12 @@ def make_tables(split: str, documents: list[list[Entry]]) -> dict[str, list[dict
 
 
 def read_recipe() -> dict:
-    """The committed `pydocs.yaml`."""
+    """Return the committed `pydocs.yaml`."""
     return parse_yaml(files(__package__).joinpath("pydocs.yaml").read_text(encoding="utf-8"), "pydocs.yaml")
 
 
 def installed_versions(recipe: dict) -> dict[str, str | None]:
-    """{package: version, None if missing}; without the local part of the version, as in `2.13.0+cpu`."""
+    """Return {package: version, None if missing}; without the local part of the version, as in `2.13.0+cpu`."""
     versions: dict[str, str | None] = {}
     for package in (package for packages in recipe["packages"].values() for package in packages):
         try:
@@ -174,7 +174,7 @@ def installed_versions(recipe: dict) -> dict[str, str | None]:
 
 
 def version_differences(recipe: dict) -> list[str]:
-    """One "package: recorded, installed" for each package whose installed version is not the recorded one."""
+    """Return "package: recorded, installed" for each package whose installed version is not the recorded one."""
     installed = installed_versions(recipe)
     return [
         f"{package}: recorded {version}, installed {installed[package]}"
@@ -185,7 +185,7 @@ def version_differences(recipe: dict) -> list[str]:
 
 
 def collect_documents(recipe: dict) -> dict[str, list[list[Entry]]]:
-    """Documents of every split. Test is read first: a text that test and train share stays in test only."""
+    """Return documents of every split. Test is read first: a text that test and train share stays in test only."""
     seen: set[str] = set()
     documents: dict[str, list[list[Entry]]] = {}
     versions = installed_versions(recipe)

@@ -13,7 +13,7 @@ MTEB_PREFIX = "mteb:"
 
 
 def is_dense(system: str) -> bool:
-    """Whether the name stands for a model rather than for a lexical baseline."""
+    """Return whether the name stands for a model rather than for a lexical baseline."""
     return system != "bm25" and not re.fullmatch("tfidf-rp(:.*)?", system)
 
 
@@ -44,7 +44,7 @@ def check_system(system: str, others: list[str]) -> None:
 
 
 def expanded(system: str) -> str:
-    """With `~` and environment variables filled in, so that a shared configuration need not hold one machine's paths.
+    """Fill in `~` and environment variables, so that a shared configuration need not hold one machine's paths.
 
     Raises:
         ValueError: a variable is not set.
@@ -56,12 +56,12 @@ def expanded(system: str) -> str:
 
 
 def looks_like_a_path(system: str) -> bool:
-    """A Hub id has one slash at most and begins with a letter or a digit."""
+    """Return whether this is a path: a Hub id has one slash at most and begins with a letter or a digit."""
     return system.startswith((".", "/", "~")) or system.count("/") > 1
 
 
 def load_encoder(system: str) -> Encoder:
-    """The encoder of a name: `mteb:NAME`, a model folder, or a Hub id (`org/name` or `org/name@commit`).
+    """Load the encoder of a name: `mteb:NAME`, a model folder, or a Hub id (`org/name` or `org/name@commit`).
 
     Raises:
         ValueError: it cannot be loaded; or it ranks by itself (mteb's ColBERT and BM25) and so has no vectors to give.
@@ -79,13 +79,13 @@ def load_encoder(system: str) -> Encoder:
 
 
 def labels(systems: list[str]) -> dict[str, str]:
-    """What tables call each system: its short name, or all of its name where another has the same short one."""
+    """Return {system: what tables call it}: its short name, or all of its name where another has the same short one."""
     short = {system: short_name(system) for system in systems}
     return {system: system if list(short.values()).count(name) > 1 else name for system, name in short.items()}
 
 
 def short_name(system: str) -> str:
-    """The last part of a path or id, the last two where it is no more than "model"."""
+    """Return the last part of a path or id, the last two where it is no more than "model"."""
     name = system.removeprefix(MTEB_PREFIX)
     if name == system and is_dense(system) and Path(expanded(system)).is_dir():
         name = os.path.abspath(expanded(system))  # "." has a name

@@ -15,7 +15,7 @@ NAMED = ("locov1", "locov0", "mteb")
 def load_tasks(
     data: str, names: list[str] | None, split: str, revision: str | None = None, documents: str = DOCUMENTS
 ) -> list[RetrievalTask]:
-    """The named tasks of a source, or all of them.
+    """Load the named tasks of a source, or all of them.
 
     Args:
         data: a folder with queries/SPLIT.parquet and documents/SPLIT.parquet; a folder with queries.csv; "locov1" or

@@ -17,7 +17,7 @@ TEXT_COLUMNS = ("text", "passage")
 
 
 def parse_source(argument: str) -> tuple[str, Path]:
-    """Name and path of "NAME=PATH".
+    """Return name and path of "NAME=PATH".
 
     Raises:
         ValueError: it has another form.
@@ -29,7 +29,7 @@ def parse_source(argument: str) -> tuple[str, Path]:
 
 
 def parse_sources(arguments: list[str]) -> dict[str, Path]:
-    """{name: path}.
+    """Return {name: path}.
 
     Raises:
         ValueError: one has another form, or two have the same name.
@@ -45,7 +45,7 @@ def parse_sources(arguments: list[str]) -> dict[str, Path]:
 
 
 def read_source(path: Path, count: int, split: str, seed: int = 0) -> list[str]:
-    """At most `count` texts, drawn by chance; empty ones are left out.
+    """Draw at most `count` texts at random; empty ones are left out.
 
     Args:
         path: a parquet file with a column `text` or `passage`; a folder of such files; one of folders that each have

@@ -47,7 +47,7 @@ class VectorStore:
     def embed(
         self, encoder: Encoder, policy: Policy | None, texts: list[str], progress: tqdm | None = None
     ) -> TimedVectors:
-        """Return the vectors of texts, equal texts computed once, and the seconds that each took when it was computed.
+        """The vectors of texts, equal texts computed once, and the seconds that each took when it was computed.
 
         Every process of a run has to make the same calls, and gets all vectors.
 

@@ -67,7 +67,7 @@ PAPER_BENCHMARK = "MTEB(eng, v1)"
 
 
 def mteb_tasks(names: list[str]) -> list:
-    """mteb's task objects of task, benchmark and group names, each once, no data loaded.
+    """Return mteb's task objects of task, benchmark and group names, each once, no data loaded.
 
     A task that averages others (CQADupstackRetrieval) is one object.
 
@@ -91,7 +91,7 @@ def mteb_tasks(names: list[str]) -> list:
 
 
 def ranked_here(task) -> bool:
-    """Whether a task of mteb can become a `RetrievalTask`.
+    """Return whether a task of mteb can become a `RetrievalTask`.
 
     Not so what is no plain retrieval of texts, and tasks whose scoring leaves out each query's own document or averages
     several corpora: mteb scores those by itself (`m2bert_eval.mteb_adapter.run`).
@@ -107,7 +107,7 @@ def ranked_here(task) -> bool:
 
 
 def english_task(name: str):
-    """A task of mteb with its English subsets, or with all if it has none."""
+    """Return a task of mteb with its English subsets, or with all if it has none."""
     import mteb
     from mteb.get_tasks import get_tasks
 

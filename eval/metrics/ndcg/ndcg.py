@@ -116,7 +116,7 @@ def _check_scores(run: dict[str, dict[str, float]]) -> None:
 
 
 def _as_grades(qrels: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
-    """The same judgements as plain integers, which is all that pytrec_eval takes."""
+    """Return the judgements as plain integers, which is all that pytrec_eval takes."""
     grades = {}
     for query_id, judged in qrels.items():
         _check_id(query_id)
@@ -138,7 +138,7 @@ def _check_id(name: str) -> None:
 
 
 def _by_query(rows: list[dict], values: str, name: str) -> dict[str, dict]:
-    """{query id: {document id: value}}, with the checks that a plain zip would skip."""
+    """Return {query id: {document id: value}}, with the checks that a plain zip would skip."""
     table = {}
     for row in rows:
         query_id, document_ids = row["query_id"], row["doc_ids"]
