@@ -242,6 +242,7 @@ def build_pydocs(output_dir: str | Path) -> str:
     recorded = recipe["corpus_fingerprint"]
     if holds_corpus(output, recorded):
         return recorded
+    output.mkdir(parents=True, exist_ok=True)  # an error here takes no minute
     documents = collect_documents(recipe)
     rows = {split: make_tables(split, documents[split]) for split in SPLITS}
     fingerprint = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
