@@ -15,7 +15,7 @@ PREFIX = "distractor_"
 
 
 def add_distractors(task: RetrievalTask, texts_from: str | Path, count: int, seed: int = 0) -> RetrievalTask:
-    """The task with `count` more documents; its name gains " +count".
+    """Return the task with `count` more documents; its name gains " +count".
 
     Each is cut at the length of one of the task's own documents, drawn by chance, so that none stands out by being
     longer. Texts shorter than that stay as they are. A text that the task already has, or that came before, is not

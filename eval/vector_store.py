@@ -22,7 +22,7 @@ from .processes import Processes
 from .progress import counted
 from .vector_shelf import Shelf, TimedVectors
 
-FORMAT = 1  # to be raised when a policy gives other vectors than before, or files another form
+FORMAT = 2  # to be raised when a policy gives other vectors than before, or files another form
 PORTION_CHARS = 800_000  # some 200,000 tokens: computed, then written, before the next
 
 
@@ -53,7 +53,8 @@ class VectorStore:
             policy: for documents; None for queries, of which a model reads as much as it takes.
 
         Raises:
-            ValueError: the policy cannot work with the encoder.
+            ValueError: the policy cannot work with the encoder; or a vector is not finite, and the error says of
+                which text. Such vectors are not kept.
         """
         if policy is not None:
             policy.check(encoder)
@@ -61,7 +62,7 @@ class VectorStore:
         unique = dict(zip(hashes, texts, strict=True))
         processes = Processes()
         with self._root(processes) as root:
-            if root is None:
+            if root is None or not texts:
                 timed = _compute(encoder, policy, list(unique.values()))
             else:
                 shelf = self._shelf(root, _key(encoder, policy), encoder.name, processes)
@@ -89,7 +90,7 @@ class VectorStore:
         if folder not in self._shelves:
             self._shelves[folder] = Shelf(folder, digest)
             if processes.rank == 0:
-                self._shelves[folder].claim({"name": name, **key, "versions": package_versions()})
+                self._shelves[folder].describe({"name": name, **key, "versions": package_versions()})
             processes.wait()
         self._shelves[folder].refresh()
         processes.wait()  # nobody writes before everybody knows what is missing
@@ -141,10 +142,19 @@ def _portions(hashes: list[bytes], texts: dict[bytes, str]) -> Iterator[list[byt
 
 
 def _compute(encoder: Encoder, policy: Policy | None, texts: list[str]) -> TimedVectors:
-    """Vectors of the policy that is stored. The seconds are those of all texts, divided by their characters."""
+    """Return the vectors of the policy that is stored. The seconds are those of all texts, divided by characters.
+
+    Raises:
+        ValueError: a vector is not finite.
+    """
     start = time.perf_counter()
     vectors = embed_beginning(encoder, texts, "query", None) if policy is None else policy.stored.embed(encoder, texts)
     seconds = time.perf_counter() - start
+    finite = np.isfinite(vectors.rows).all(axis=1)
+    if not finite.all():
+        text = texts[np.repeat(np.arange(len(texts)), vectors.counts)[finite.argmin()]]
+        broken = f"the vector of the text that begins {text[:60]!r} is not finite ({(~finite).sum()} of {len(finite)})"
+        raise ValueError(f"{broken}; the encoder is broken, or computes in a dtype that is too narrow for it")
     chars = np.array([1 + len(text) for text in texts], dtype=np.float32)
     return TimedVectors(vectors, seconds * chars / chars.sum())
 

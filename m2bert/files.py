@@ -118,9 +118,24 @@ def read_text(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}); save the file as UTF-8") from error
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {line} is not UTF-8; save the file as UTF-8") from error
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror or error})") from error
+
+
+def visible(folder: Path, pattern: str) -> list[Path]:
+    """Return the sorted paths below a user's folder that match a glob pattern and that the user put there.
+
+    A name that begins with a dot, or `__MACOSX`, in any part of the path below the folder is another program's:
+    editors and archives leave copies and stubs of documents under such names.
+    """
+    paths = (path for path in folder.glob(pattern))
+    return sorted(path for path in paths if not _is_hidden(path.relative_to(folder)))
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
 def digest(path: str | Path) -> str:

@@ -18,6 +18,7 @@ from m2bert.files import (
     read_json_lines,
     read_text,
     read_yaml,
+    visible,
     write_atomically,
 )
 from m2bert.schema import FOREIGN, Schema, checked
@@ -224,3 +225,17 @@ def test_the_readers_read_what_the_writers_write(tmp_path):
     value = {"a": [1.5, "\u2028", "é", None, True]}
     (tmp_path / "x.json").write_text(json.dumps(value))
     assert read_json(tmp_path / "x.json") == value
+
+
+def test_what_other_programs_put_into_a_folder_is_not_visible(tmp_path):
+    for name in (".git/a.txt", "b/.DS_Store", "b/._c.txt", "__MACOSX/b/._c.txt", "__MACOSX/d.txt", "b/c.txt", "d.txt"):
+        (tmp_path / ".home" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / ".home" / name).touch()
+    folder = tmp_path / ".home"  # the folder's own name does not matter
+    assert visible(folder, "**/*.txt") == [folder / "b" / "c.txt", folder / "d.txt"]
+
+
+def test_a_line_that_is_not_utf_8_is_named(tmp_path):
+    (tmp_path / "text").write_bytes(b"\xef\xbb\xbfone\ntwo\ncaf\xe9\n")
+    with pytest.raises(ValueError, match="text, line 3 is not UTF-8"):
+        read_text(tmp_path / "text")

@@ -41,7 +41,10 @@ def evaluate(config, store):
 
 
 @pytest.fixture
-def words(monkeypatch, tiny_rows):
+def words(monkeypatch, tiny_rows, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("words", "broken"):  # a plain name is a folder's
+        (tmp_path / name).mkdir()
     encoder = WordEncoder(sorted({word for row in tiny_rows[1] for word in row["passage"].split()}))
 
     def load(name):
