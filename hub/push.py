@@ -54,8 +54,7 @@ def carry_out(plan: Plan) -> CommitInfo | None:
     Raises:
         HubError: no token, no right to write, no network, or another commit came in between.
     """
-    token = get_token()
-    if token is None:
+    if get_token() is None:
         raise HubError(f"there is no token for the Hub; {LOGIN}")
     if plan.unknown:
         raise HubError(plan.unknown)
@@ -65,7 +64,7 @@ def carry_out(plan: Plan) -> CommitInfo | None:
     operations = [CommitOperationAdd(name, plan.outgoing.files[name]) for name in added]
     operations += [CommitOperationDelete(name) for name in plan.stale]
     api, repository = HfApi(), {"repo_id": plan.repo_id, "repo_type": plan.outgoing.repo_type}
-    with plain_errors(plan.repo_id, token):
+    with plain_errors(plan.repo_id):
         if not plan.exists:
             api.create_repo(**repository, private=plan.private, space_sdk=plan.outgoing.sdk, exist_ok=True)
         if not plan.branch_exists and plan.branch != "main":

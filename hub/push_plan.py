@@ -10,7 +10,6 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import get_token
 
 from .checkpoint import ADAPTER_CONFIG
 from .export import LEADERBOARD, RECORDS
@@ -111,7 +110,7 @@ def check_options(private: bool, create_pr: bool, revision: str | None) -> str:
 def look(repo_id: str, repo_type: str, branch: str) -> dict:
     """What is at a branch, as fields of Plan. Raises HubError where it cannot be read."""
     api = HfApi()
-    with plain_errors(repo_id, get_token()):
+    with plain_errors(repo_id):
         try:
             info, branch_exists = api.repo_info(repo_id, repo_type=repo_type, revision=branch), True
         except RevisionNotFoundError:

@@ -15,7 +15,7 @@ LIBRARY_ERRORS = (  # that stand for bad input; looked up only in modules that a
     ("huggingface_hub.errors", "StrictDataclassError"),
     ("pyarrow", "ArrowException"),
 )
-SECRETS = {  # patterns with what is written in their place: a token of the Hub, user:password@ and ?token= of an address
+SECRETS = {  # patterns with what is written in their place: tokens of the Hub, user:password@ and ?token= of addresses
     r"(?<![A-Za-z0-9])(?:hf|api_org)_(?:(?:oauth|jwt)_)?[A-Za-z0-9]{20,}[\w-]*(?:\.[\w-]{10,})*": "<token>",
     r"(?<=//)[^/\s?#'\"<>]+@": "<secret>@",
     r"(?i)([?&][\w.-]*(?:token|secret|password|api_?key|signature|credential)[\w.-]*=)[^&#\s'\"<>]+": r"\1<secret>",
