@@ -7,6 +7,9 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import get_token
 
+from m2bert.files import read_text
+from m2bert.terminal import shown
+
 from .hub_errors import LOGIN, HubError, plain_errors
 from .outgoing import Outgoing, collect
 from .outgoing_checks import check_outgoing
@@ -38,7 +41,7 @@ def plan_push(
 
 def check_card_repository(outgoing: Outgoing, repo_id: str):
     """The card's code loads the repository that it is in. Raises ValueError where it loads another."""
-    named = re.search(r'^path = "([^"]+)"$', outgoing.files["README.md"].read_text(encoding="utf-8"), flags=re.M)
+    named = re.search(r'^path = "([^"]+)"$', read_text(outgoing.files["README.md"]), flags=re.M)
     if named and named[1] != repo_id:
         raise ValueError(f"README.md of {outgoing.folder} loads {named[1]!r}, and not --repo {repo_id!r}; name that "
                          f"one, or export it anew with --repo {repo_id}")  # fmt: skip
@@ -89,6 +92,6 @@ def describe_commit(plan: Plan, commit: CommitInfo) -> str:
             lines.append(f"SentenceTransformer({pinned}, trust_remote_code=True)")
     elif plan.outgoing.kind == "adapter":
         lines.append(f"PeftModel.from_pretrained(base, {pinned})")
-    elif "metric" in (plan.outgoing.metadata.get("tags") or []):
+    elif "metric" in (plan.outgoing.metadata.tags or []):
         lines.append(f"evaluate.load({pinned})")
-    return "\n".join(lines)
+    return "\n".join(map(shown, lines))
