@@ -8,7 +8,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from huggingface_hub import HfApi, hf_hub_download, is_offline_mode, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -21,6 +20,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import validate_repo_id
+
+from m2bert.files import parse_yaml
 
 from .weights import INDEX, SUFFIXES, choose_weights, shards
 
@@ -59,7 +60,7 @@ class Source:
             text = file.read(CARD_BYTES).decode("utf-8", "replace").replace("\r\n", "\n")
         head = re.match(r"\ufeff?---\n(.*?)^---", text, re.DOTALL | re.MULTILINE)
         stated = LICENCE.findall(head[1]) if head else []
-        return stated[0] if len(stated) == 1 and isinstance(yaml.safe_load(stated[0]), str) else None
+        return stated[0] if len(stated) == 1 and isinstance(parse_yaml(stated[0], "a license"), str) else None
 
 
 def find_source(source: str, revision: str | None = None, file: str | None = None) -> Source:
