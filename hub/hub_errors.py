@@ -30,6 +30,8 @@ def plain_errors(repo_id: str) -> Iterator[None]:
     failure = None
     try:
         yield
+    except HubError:
+        raise
     except Exception as error:  # the client wraps some failures, and reads answers trustingly
         failure = HubError(one_line(explain(error, repo_id)))
     if failure:
