@@ -68,9 +68,7 @@ class MaskedRecord(logging.LogRecord):
 
 
 def log_to_terminal(level: int = logging.WARNING, format: str = "%(levelname)s %(message)s") -> None:
-    """Set up logging on stderr, as logging.basicConfig does, with a LineFormatter. From then on every record of the
-    process is a MaskedRecord: huggingface_hub and transformers write theirs by handlers of their own."""
-    logging.setLogRecordFactory(MaskedRecord)
+    """Set up logging on stderr, as logging.basicConfig does, with a LineFormatter."""
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter(format))
     logging.basicConfig(level=level, handlers=[handler])
@@ -78,11 +76,13 @@ def log_to_terminal(level: int = logging.WARNING, format: str = "%(levelname)s %
 
 def run_command(name: str, command: Callable[[], object]) -> None:
     """Call `command`. Bad input is one line on stderr and exit code 2, an interruption exit code 130; any other error
-    ends in a `masked` traceback.
+    ends in a `masked` traceback. Every log record of the process is a MaskedRecord from then on: huggingface_hub and
+    transformers write theirs by handlers of their own.
 
     Args:
         name: the program, which begins the line.
     """
+    logging.setLogRecordFactory(MaskedRecord)
     try:
         command()
     except KeyboardInterrupt:

@@ -308,7 +308,7 @@ def test_a_lost_answer_is_no_second_commit(push, hub, folder):
 def test_the_token_is_never_said_even_if_the_server_repeats_it(push, hub, folder, monkeypatch, caplog, place, status):
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     monkeypatch.setattr("huggingface_hub.constants.HF_DEBUG", True)
-    monkeypatch.setattr(logging, "_logRecordFactory", MaskedRecord)  # as log_to_terminal does
+    monkeypatch.setattr(logging, "_logRecordFactory", MaskedRecord)  # as run_command does
 
     def echo(request):
         if place in request.path and "Authorization" in request.headers:
