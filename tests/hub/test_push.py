@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_hub import FakeHub
@@ -15,6 +16,9 @@ from test_cli import run
 from m2bert.terminal import MaskedRecord
 from m2bert_hub.folder import write_folder
 from m2bert_hub.model_card import Card
+from m2bert_hub.outgoing import collect
+from m2bert_hub.push import describe_commit
+from m2bert_hub.push_plan import Plan
 from modeling_m2bert import M2BertModel
 
 METRIC = Path(__file__).parents[2] / "eval" / "metrics" / "ndcg"
@@ -325,6 +329,20 @@ def test_the_token_is_never_said_even_if_the_server_repeats_it(push, hub, folder
     assert "authenticated: True" in caplog.text  # the debug log is on
     assert "<token>" in caplog.text
     assert WRITE_TOKEN not in caplog.text + out + err
+
+
+def test_names_of_files_cannot_steer_the_terminal(push, hub, folder):
+    (folder / "a\x1b[2Jb.txt").write_text("")
+    hub.add(REPO, {"c\x1b[2Jd.txt": b""})
+    _, out, _ = push(folder, "--repo", REPO)
+    assert "a\\x1b[2Jb.txt" in out
+    assert "c\\x1b[2Jd.txt" in out
+    assert "\x1b" not in out
+
+
+def test_the_address_of_the_commit_is_shown_without_credentials(folder):
+    commit = SimpleNamespace(pr_url=None, commit_url=f"https://me:word@hub/{REPO}/commit/0", oid="0")
+    assert describe_commit(Plan(collect(folder), REPO), commit).startswith(f"https://<secret>@hub/{REPO}/commit/0\n")
 
 
 @pytest.mark.slow
