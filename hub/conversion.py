@@ -8,13 +8,14 @@ from pathlib import Path
 
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
 
-from .checkpoint import read_json
+from m2bert.files import digest, read_json
+
 from .convert import Conversion, convert_state_dict
 from .folder import check_apart, check_output, write_folder
 from .parity import check_parity, compare_paddings
 from .source import Source, find_source
 from .tokenizer_source import find_tokenizer
-from .weights import INDEX, read_weights, sha256, shards
+from .weights import INDEX, read_weights, shards
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def convert_source(
         "source": found.name,
         "revision": found.revision,
         "license": found.licence(),
-        "files": {_name_in(found.root, path): sha256(path) for path in read},
+        "files": {_name_in(found.root, path): digest(path) for path in read},
         "tensors": conversion.account.record(),
         "options": conversion.origins,
         "parity": check_parity(conversion, model),

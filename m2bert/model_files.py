@@ -40,6 +40,32 @@ class TokenizerConfig(Schema):
     model_max_length: Length | None = None
 
 
+<<<<<<< HEAD
+=======
+def _no_path(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ValueError("a file that is named in its place is not read")
+    return value
+
+
+class TokenizerModel(Schema):
+    """Of a tokenizer.json. Tokenizers read a vocabulary from the file that stands in its place, wherever that lies."""
+
+    model_config = FOREIGN
+
+    vocab: Annotated[Any, BeforeValidator(_no_path)] = None
+    merges: Annotated[Any, BeforeValidator(_no_path)] = None
+
+
+class TokenizerFile(Schema):
+    """tokenizer.json of tokenizers."""
+
+    model_config = FOREIGN
+
+    model: TokenizerModel
+
+
+>>>>>>> wt-push
 class Module(Schema):
     """An entry of modules.json."""
 
@@ -114,6 +140,10 @@ class WeightsIndex(Schema):
 FILES: dict[str, type[Schema]] = {
     "config.json": ModelConfig,
     "tokenizer_config.json": TokenizerConfig,
+<<<<<<< HEAD
+=======
+    "tokenizer.json": TokenizerFile,
+>>>>>>> wt-push
     "sentence_bert_config.json": TransformerSettings,
     "config_sentence_transformers.json": SentenceConfig,
     "adapter_config.json": AdapterConfig,

@@ -22,7 +22,7 @@ from m2bert.files import (
     write_atomically,
 )
 from m2bert.schema import FOREIGN, Schema, checked
-from m2bert.terminal import LineFormatter, one_line, run_command, shown
+from m2bert.terminal import LineFormatter, masked, one_line, run_command, shown
 
 
 @pytest.mark.parametrize(
@@ -201,6 +201,51 @@ def test_foreign_text_cannot_steer_the_terminal():
     assert len(one_line("x" * 100_000)) < 2100
     record = logging.LogRecord("n", logging.INFO, "f", 1, "task %s", ("one\nERROR fake",), None)
     assert LineFormatter("%(levelname)s %(message)s").format(record) == "INFO task one\\x0aERROR fake"
+
+
+HF = "hf_" + "aB3" * 11
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        (f"Bearer {HF}, sent", "Bearer <token>, sent"),
+        (f"name={HF}&x", "name=<token>&x"),
+        (f"hf_oauth_{'a' * 30}.{'b' * 30}.c-d_{'e' * 20}!", "<token>!"),
+        ("GET https://me:pass-word@hub.example/org/name: 1", "GET https://<secret>@hub.example/org/name: 1"),
+        ("https://hub.example/x?access_token=abc&page=2", "https://hub.example/x?access_token=<secret>&page=2"),
+        ("https://hub.example/x?page=2&X-Amz-Signature=abc'", "https://hub.example/x?page=2&X-Amz-Signature=<secret>'"),
+        ("hf_hub_download(a) of https://hub.example/a@main, me@example.org", None),
+        ("tokens=12, max_token=3, layers.0.hf_weight", None),
+    ],
+)
+def test_no_token_and_no_password_reaches_the_terminal(text, seen):
+    assert masked(text) == shown(text) == one_line(text) == (seen or text)
+
+
+def test_every_librarys_log_and_a_traceback_are_masked():
+    """Of its own handler as well, made before and after logging is set up."""
+    code = f"""
+import logging
+library = logging.getLogger("library")
+library.addHandler(logging.StreamHandler())
+from m2bert.terminal import log_to_terminal, run_command
+log_to_terminal()
+library.addHandler(logging.StreamHandler())
+def fail():
+    try:
+        raise RuntimeError("{HF}")
+    except RuntimeError:
+        library.warning("GET %s", "https://me:secret@hub", exc_info=True)
+        raise
+run_command("x", fail)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.count("GET https://<secret>@hub") == 3
+    assert result.stderr.count("RuntimeError: <token>") == 4
+    assert "secret@" not in result.stderr.replace("<secret>@", "")
+    assert HF not in result.stderr.replace(f'raise RuntimeError("{HF}")', "")
 
 
 @pytest.mark.parametrize(

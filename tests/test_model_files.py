@@ -18,6 +18,7 @@ MODULE = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.mode
         ("tokenizer_config.json", '{"model_max_length": "512"}', "model_max_length is '512'"),
         ("tokenizer_config.json", '{"model_max_length": NaN}', "NaN"),
         ("tokenizer_config.json", '{"tokenizer_class": 1e308}', "tokenizer_class"),
+        ("tokenizer.json", '{"model": {"vocab": "/etc/hostname"}}', "model.vocab"),
         ("sentence_bert_config.json", '{"max_seq_length": 0.5}', "max_seq_length is 0.5"),
         ("sentence_bert_config.json", '{"max_seq_length": {}}', "max_seq_length"),
         ("sentence_bert_config.json", '{"max_seq_length": 0}', "max_seq_length is 0"),
