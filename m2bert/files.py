@@ -184,13 +184,16 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[Path]:
+def claimed(folder: Path, wait: bool = False) -> Iterator[Path]:
     """Make a folder if it is missing, and keep other processes out of it until the block ends.
 
-    The claim ends with the process, however it ends. The folder stays; the block may remove it.
+    The claim ends with the process, however it ends. The folder stays; the block may remove or rename it.
+
+    Args:
+        wait: until another process that holds the folder lets it go.
 
     Raises:
-        ValueError: another process holds the folder.
+        ValueError: another process holds the folder, without `wait`.
     """
     while True:
         folder.mkdir(parents=True, exist_ok=True)
@@ -200,7 +203,7 @@ def claimed(folder: Path) -> Iterator[Path]:
             continue
         try:
             if fcntl is not None:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not _is_open_at(descriptor, folder):
                 continue
             yield folder

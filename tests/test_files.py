@@ -4,6 +4,9 @@ import json
 import logging
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -141,6 +144,25 @@ with claimed(Path({str(folder)!r})):
         folder.rmdir()
     with claimed(folder):
         assert folder.is_dir()
+
+
+def test_a_claim_can_be_waited_for_while_its_folder_is_renamed(tmp_path):
+    waiting = threading.Event()
+
+    def wait():
+        waiting.set()
+        with claimed(tmp_path / "run", wait=True) as folder:
+            return folder.is_dir() and list(folder.iterdir()) == []
+
+    with ThreadPoolExecutor(1) as threads:
+        with claimed(tmp_path / "run") as folder:
+            second = threads.submit(wait)
+            waiting.wait()
+            time.sleep(0.05)
+            assert not second.done()
+            (folder / "x").touch()
+            folder.rename(tmp_path / "finished")
+        assert second.result(timeout=60)
 
 
 class Pooling(Schema):

@@ -3,24 +3,35 @@
     OUTPUT.run/step-00000100/   parameters, optimizer, random generators (accelerate's files), progress.json
     OUTPUT.run/best-00000080.safetensors   the best weights so far, where a run selects
 
-A checkpoint is written under another name and renamed when complete, so whatever kills the run, the newest `step-*`
-folder is whole. A run goes on only as what it was: same configuration, data and number of processes.
+A checkpoint is written under another name and renamed when it is complete and on the disk, so whatever kills the run,
+every `step-*` folder is whole. Its progress.json holds the digests of all files that a resumed run reads (accelerate
+itself goes on without a random state that it cannot read). A run goes on only as what it was: same configuration, data
+and number of processes.
 """
 
-import dataclasses
+import hashlib
 import json
 import logging
+import random
+import re
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-from .distributed import gather_lists
+from m2bert.files import sync
+from m2bert.schema import Schema, checked
+
+from .distributed import from_main, gather_lists
+from .kept import Manifest, check_manifest, manifest, read_sealed, write_sealed
 from .record import Progress
 
 logger = logging.getLogger(__name__)
@@ -29,6 +40,27 @@ logger = logging.getLogger(__name__)
 FREE = ("output_dir", "overwrite", "resume", "log_every", "tracker", "checkpoint_every", "checkpoint_keep", "precision")
 CACHES = ("token_cache", "teacher_cache")
 PROGRESS = "progress.json"
+STEP = re.compile(r"step-\d{8,}")
+OURS = re.compile(r"\.?(step-\d{8,}|best-\d{8,}\.safetensors)")  # with a dot: not complete, or to be deleted
+
+
+class Saved(Schema):
+    """What progress.json of a checkpoint holds, beside its own sha256.
+
+    Attributes:
+        identity: what the run is.
+        batches: where in the data each process is.
+        generators: `generators_digest` of each process.
+        progress: how far the run has come.
+        files: digests of the checkpoint's other files. best: of the best weights, where there are some.
+    """
+
+    identity: dict[str, Any]
+    batches: list[dict[str, Any]]
+    generators: list[str]
+    progress: Progress
+    files: Manifest
+    best: Manifest
 
 
 class Checkpoints:
@@ -50,44 +82,63 @@ class Checkpoints:
             raise ValueError(f"checkpoint_every={every} must be 0 or more, checkpoint_keep={keep} at least 1")
         self.accelerator, self.folder, self.every, self.keep, self.resume = accelerator, folder, every, keep, resume
         self.identity = run_identity(config, accelerator) | {"data": json.loads(json.dumps(data))}
+        self.best: Manifest = {}
 
     def due(self, step: int) -> bool:
         return bool(self.every) and step % self.every == 0
 
     def complete(self) -> list[Path]:
         """Folders of complete checkpoints, oldest first."""
-        return sorted(path for path in self.folder.glob("step-*") if (path / PROGRESS).is_file())
+        return sorted(path for path in self.folder.glob("step-*") if STEP.fullmatch(path.name))
 
     def load(self, batches) -> Progress | None:
         """Restore the newest checkpoint into everything prepared by the accelerator and into `batches`.
 
         Raises:
-            ValueError: the checkpoint is of another configuration, of other data or of another number of processes.
+            ValueError: the checkpoint is damaged, or is of another configuration, of other data or of another number of
+                processes. Raised on all processes.
         """
-        if self.accelerator.is_main_process:
-            for leftover in self.folder.glob(".*"):  # of a save that something killed
-                delete(leftover)
-        self.accelerator.wait_for_everyone()
-        newest = gather_lists([self.complete()[-1] if self.resume and self.complete() else None])[0]
-        if newest is None:
+        found = from_main(self.newest)
+        if found is None:
             return None
-        if not (newest / PROGRESS).is_file():
+        newest, saved = found
+        blind = [rank for rank, sees in enumerate(gather_lists([newest.is_dir()])) if not sees]
+        if blind:
             raise ValueError(
-                f"process {self.accelerator.process_index} does not see {newest}, which the main process has; "
-                "output_dir must lie where all machines see it"
+                f"process {blind[0]} does not see {newest}, which the main process has; output_dir must lie where all "
+                "machines see it"
             )
-        saved = json.loads((newest / PROGRESS).read_text())
-        changes = differences(saved["identity"], self.identity)
+        self.accelerator.load_state(str(newest))
+        rank = self.accelerator.process_index
+        if not all(gather_lists([generators_digest() == saved.generators[rank]])):
+            raise ValueError(
+                f"the random generators of {newest} could not be restored here; go on where the run was begun, with "
+                "the same devices and packages, or start anew with overwrite=true resume=false"
+            )
+        batches.restore(saved.batches[rank])
+        self.best = saved.best
+        logger.info("resumed after step %d from %s", saved.progress.step, newest)
+        return saved.progress
+
+    def newest(self) -> tuple[Path, Saved] | None:
+        """The newest checkpoint, which is whole and of this run; None without one. Removes what a killed run left."""
+        for leftover in ours(self.folder):
+            if leftover.name.startswith("."):
+                delete(leftover)
+        if not self.resume or not self.complete():
+            return None
+        *older, newest = self.complete()
+        try:
+            saved = read_whole(newest)
+        except ValueError as error:
+            raise ValueError(f"{error}; {way_out(newest, older)}") from error
+        changes = differences(saved.identity, self.identity)
         if changes:
             raise ValueError(
                 f"{newest} belongs to another run ({'; '.join(changes)}); change that back, or start anew with "
                 "overwrite=true resume=false"
             )
-        self.accelerator.load_state(str(newest))
-        batches.restore(saved["batches"][self.accelerator.process_index])
-        progress = Progress(**saved["progress"])
-        logger.info("resumed after step %d from %s", progress.step, newest)
-        return progress
+        return newest, saved
 
     def save(self, progress: Progress, batch_state: dict):
         """Write a checkpoint; called on all processes.
@@ -97,30 +148,40 @@ class Checkpoints:
         """
         name = f"step-{progress.step:08d}"
         temporary = self.folder / f".{name}"
-        states = gather_lists([batch_state])
+        states = gather_lists([(batch_state, generators_digest())])
         with self.writing(temporary):
             self.accelerator.save_state(str(temporary))
             self.accelerator.wait_for_everyone()
-            if self.accelerator.is_main_process:
-                saved = {
-                    "identity": self.identity,
-                    "batches": states,
-                    "progress": dataclasses.asdict(progress),
-                }
-                (temporary / PROGRESS).write_text(json.dumps(saved))
-                delete(self.folder / name)
-                temporary.rename(self.folder / name)
-                self.prune(progress)
-        self.accelerator.wait_for_everyone()
+            from_main(lambda: self.complete_it(temporary, progress, states))
 
-    def prune(self, progress: Progress):
+    def complete_it(self, temporary: Path, progress: Progress, states: list[tuple[dict, str]]):
+        """Write progress.json into a checkpoint whose other files are there, and give it its name."""
+        for path in temporary.rglob("*"):
+            sync(path)
+        saved = Saved(
+            identity=self.identity,
+            batches=[batches for batches, _ in states],
+            generators=[generators for _, generators in states],
+            progress=progress,
+            files=manifest(temporary),
+            best=self.best,
+        )
+        write_sealed(temporary / PROGRESS, saved.model_dump())
+        temporary.rename(self.folder / temporary.name[1:])
+        sync(self.folder)
+        self.prune()
+
+    def prune(self):
         """Remove checkpoints beyond the newest `keep`, and best weights that none of these knows."""
         for path in self.complete()[: -self.keep]:
             delete(path)
-        known = [Progress(**json.loads((path / PROGRESS).read_text())["progress"]) for path in self.complete()]
-        best = {self.best_path(each) for each in (*known, progress) if each.best}
-        for path in self.folder.glob("best-*"):
-            if path not in best:
+        try:
+            known = {name for path in self.complete() for name in read_saved(path).best} | self.best.keys()
+        except ValueError as error:
+            logger.warning("%s; best weights that only this checkpoint knows are kept", error)
+            return
+        for path in ours(self.folder):
+            if path.name.startswith("best-") and path.name not in known:
                 delete(path)
 
     def best_path(self, progress: Progress) -> Path:
@@ -132,24 +193,28 @@ class Checkpoints:
             return
         weights = whole_weights(self.accelerator, model)
         progress.best = {"step": progress.step, "score": score}
-        if self.accelerator.is_main_process:
-            temporary = self.folder / f".{self.best_path(progress).name}"
-            with self.writing(temporary):
-                save_file({name: tensor.contiguous().clone() for name, tensor in weights.items()}, temporary)
-                temporary.rename(self.best_path(progress))
+        self.best = from_main(lambda: self.write_best(weights, self.best_path(progress)))
+
+    def write_best(self, weights: dict[str, Tensor], path: Path) -> Manifest:
+        """Write weights, whole or not at all; their digest."""
+        temporary = path.with_name(f".{path.name}")
+        with self.writing(temporary):
+            save_file({name: tensor.contiguous().clone() for name, tensor in weights.items()}, temporary)
+            sync(temporary)
+            temporary.rename(path)
+            sync(self.folder)
+            return manifest(self.folder, [path])
 
     def load_best(self, model, progress: Progress):
-        """Put the best weights into the model."""
+        """Put the best weights into the model.
+
+        Raises:
+            ValueError: they are not as they were written.
+        """
+        from_main(lambda: check_manifest(self.folder, self.best))
         weights = load_file(self.best_path(progress))
         set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
         logger.info("best weights: step %d, %.4f", progress.best["step"], progress.best["score"])
-
-    def remove(self):
-        """Remove everything of this class; what else is in the folder (a tracker's files) stays."""
-        for path in [*self.folder.glob("step-*"), *self.folder.glob("best-*")]:
-            delete(path)
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
 
     @contextmanager
     def writing(self, temporary: Path):
@@ -183,12 +248,67 @@ def run_identity(config: dict, accelerator: Accelerator) -> dict:
     return json.loads(json.dumps({"config": settings, **how}))
 
 
+def ours(folder: Path) -> list[Path]:
+    """What checkpoints wrote into a folder; what else is in it (a tracker's files) is not theirs."""
+    return [path for path in folder.glob("*") if OURS.fullmatch(path.name)]
+
+
+def remove_all(folder: Path):
+    """Remove the checkpoints and best weights in a folder."""
+    for path in ours(folder):
+        delete(path)
+
+
+def read_saved(checkpoint: Path) -> Saved:
+    """progress.json of a checkpoint. Raises ValueError naming the file if it is not as it was written."""
+    path = checkpoint / PROGRESS
+    return checked(Saved, read_sealed(path), str(path))
+
+
+def read_whole(checkpoint: Path) -> Saved:
+    """progress.json of a checkpoint of which every file is as it was written, and the best weights too.
+
+    Raises:
+        ValueError: names the file that is not.
+    """
+    saved = read_saved(checkpoint)
+    check_manifest(checkpoint, saved.files)
+    check_manifest(checkpoint.parent, saved.best)
+    return saved
+
+
+def way_out(damaged: Path, older: list[Path]) -> str:
+    """How to go on without a damaged checkpoint: from the newest of the older ones that is whole."""
+    for path in reversed(older):
+        try:
+            read_whole(path)
+        except ValueError:
+            continue
+        later = [str(each) for each in (*older[older.index(path) + 1 :], damaged)]
+        return f"{path} is whole: to go on from there, remove {' and '.join(later)}"
+    return "no older checkpoint is whole: start anew with overwrite=true resume=false"
+
+
+def generators_digest() -> str:
+    """sha256 of the states of the random generators of this process, on its CPU and its GPU."""
+    kind, keys, *place = np.random.get_state()
+    states = [random.getstate(), kind, keys.tolist(), place, torch.get_rng_state().tolist()]
+    if torch.cuda.is_available():
+        states.append(torch.cuda.get_rng_state().tolist())
+    return hashlib.sha256(repr(states).encode()).hexdigest()
+
+
 def delete(path: Path):
-    """Remove a file or a folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
+    """Remove a file or a folder. A folder gets a name with a dot first, so that what is left of it when the process is
+    killed is known as such."""
+    if not path.is_dir():
         path.unlink(missing_ok=True)
+        return
+    if not path.name.startswith("."):
+        hidden = path.with_name(f".{path.name}")
+        shutil.rmtree(hidden, ignore_errors=True)
+        path = path.rename(hidden)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:

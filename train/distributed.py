@@ -1,9 +1,14 @@
 """What the processes of one run tell each other. With one process nothing is sent."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather, gather_object, pad_across_processes, reduce
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def gather_rows(local: Tensor) -> tuple[Tensor, int]:
@@ -43,3 +48,17 @@ def split_indices(count: int) -> range:
     """The share of `range(count)` that belongs to this process: every world-th index from its rank."""
     state = PartialState()
     return range(state.process_index, count, state.num_processes)
+
+
+def from_main(compute: Callable[[], T]) -> T:
+    """Call `compute` on the main process alone, and return its result, or raise its error, on all of them."""
+    result, error = None, None
+    if PartialState().is_main_process:
+        try:
+            result = compute()
+        except Exception as caught:  # raised below, so that no process waits for one that has gone
+            error = caught
+    result, error = gather_lists([(result, error)])[0]
+    if error is not None:
+        raise error
+    return result

@@ -27,11 +27,12 @@ LENGTHS = {"max_tokens": TOKENS, "document_tokens": TOKENS, "batch_tokens": 4 * 
 MODEL = {"hidden_size": 32, "intermediate_size": 64, "filter_order": 8, "max_position_embeddings": TOKENS}
 TASKS = ("one", "two")  # where the configuration takes all there are
 DOCUMENTS = 24  # of a split
+FOLDER = "m2bert-dry-run-"
 
 
 def scale_down(config: dict) -> dict:
     """The configuration (see config.load_config) of the run in miniature."""
-    folder = Path(tempfile.mkdtemp(prefix="m2bert-dry-run-"))
+    folder = Path(tempfile.mkdtemp(prefix=FOLDER))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     config |= {"steps": 2, "log_every": 1, "checkpoint_every": 1, "output_dir": str(folder / "output"),
                "overwrite": False, "resume": False, "tracker": None}  # fmt: skip
@@ -58,6 +59,11 @@ def scale_down(config: dict) -> dict:
         config["loss"]["teacher_cache"] = str(folder / "teacher-vectors")
         config["loss"]["teacher"] = make_checkpoint(AutoModel, model["new_model"], tokenizer, folder / "teacher")
     return config
+
+
+def is_dry_run(config) -> bool:
+    """Whether a configuration, as a namespace, is one of `scale_down`."""
+    return Path(config.output_dir).parent.name.startswith(FOLDER)
 
 
 def stand_in_data(config: dict, texts: list[str], folder: Path):

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 MASK_PROBABILITY = 0.15  # paper section A.3
 SMALLEST_BUCKET_TOKENS = 128
+LARGEST_LOSS = 700.0  # whose exponential is a number
 
 
 def held_out_examples(data: list[SourceData], count: int) -> list[Example]:
@@ -77,7 +78,7 @@ class HeldOut:
         metrics = {}
         for group, (loss, right, tokens) in zip(self.groups, sums.tolist(), strict=True):
             metrics[f"held_out_loss{group}"] = loss / tokens
-            metrics[f"held_out_perplexity{group}"] = float(np.exp(loss / tokens))
+            metrics[f"held_out_perplexity{group}"] = float(np.exp(min(loss / tokens, LARGEST_LOSS)))
             metrics[f"held_out_accuracy{group}"] = right / tokens
         return metrics
 

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .checkpoints import Checkpoints
 from .distributed import sum_over_processes
@@ -119,7 +120,8 @@ def run_loop(
 
     Raises:
         ValueError: log_every is less than 1.
-        FloatingPointError: the loss or the gradient is not finite. The step is not taken and nothing is saved.
+        FloatingPointError: the loss, the gradient or a metric is not finite. The step is not taken and nothing is
+            saved.
         Stopped: after SIGTERM, with a checkpoint saved.
     """
     if log_every < 1:
@@ -164,9 +166,10 @@ def run_loop(
 
 
 def tell(metrics: dict[str, float], place: str):
-    """Log scores where there are any, below the progress bar."""
+    """Log scores where there are any, above the progress bar."""
     if metrics:
-        logger.info("\n%s: %s", place, ", ".join(f"{name} {value:.5g}" for name, value in metrics.items()))
+        with logging_redirect_tqdm():
+            logger.info("%s: %s", place, ", ".join(f"{name} {value:.5g}" for name, value in metrics.items()))
 
 
 def save_or_stop(stop: StopSignal, checkpoints: Checkpoints | None, log: Log, batch_state: dict, place: str):
@@ -198,9 +201,16 @@ def update(accelerator, model, optimizer, schedule, clip_norm: float, step: int,
 
 
 def evaluated(model: torch.nn.Module, evaluate: Evaluate) -> dict[str, float]:
-    """Metrics of the model in evaluation mode, and how long they took."""
+    """Metrics of the model in evaluation mode, and how long they took.
+
+    Raises:
+        FloatingPointError: one is not finite.
+    """
     start = time.perf_counter()
     model.eval()
     metrics = evaluate(model)
     model.train()
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(f"evaluation: {name} is {value}; stopped without saving. Lower optim.lr")
     return metrics | {"evaluation_seconds": round(time.perf_counter() - start, 2)}

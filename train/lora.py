@@ -76,7 +76,7 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: float, new_tensors: set[s
 
 
 def _check_same_architecture(model: PreTrainedModel, base: Path):
-    stored = AutoConfig.from_pretrained(base)
+    stored = AutoConfig.from_pretrained(base, trust_remote_code=False)
     fields = [field.name for field in dataclasses.fields(stored) if field.name not in TRAINING_ONLY]
     changed = {name: getattr(model.config, name) for name in fields}
     changed = {name: value for name, value in changed.items() if value != getattr(stored, name)}

@@ -125,7 +125,12 @@ def main(argv: list[str]):
     config_dict = load_config("mlm-small.yaml", argv)
     config = namespace(config_dict)
     check(config)
-    accelerator = prepare(config, argv, "mlm")
+    with prepare(config, argv, "mlm") as accelerator:
+        train(accelerator, config, config_dict)
+
+
+def train(accelerator, config, config_dict: dict):
+    """Train, and write the model; `config` is the namespace of `config_dict`."""
     rank, world = accelerator.process_index, accelerator.num_processes
     with accelerator.local_main_process_first():
         sources = parse_sources(config.data.sources, data_folder)

@@ -179,7 +179,12 @@ def main(argv: list[str]):
     config_dict = load_config("opl-small.yaml", argv)
     config = namespace(config_dict)
     check(config)
-    accelerator = prepare(config, argv, "opl")
+    with prepare(config, argv, "opl") as accelerator:
+        train(accelerator, config, config_dict)
+
+
+def train(accelerator, config, config_dict: dict):
+    """Train, and write the model; `config` is the namespace of `config_dict`."""
     data = read_data(accelerator, config.data)
     texts = [text for task in data.training for text in task.documents.values()]
     tokenizer = make_tokenizer(config.tokenizer, config.model.path, texts)

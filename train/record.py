@@ -1,42 +1,48 @@
 """What a run writes about itself: the learning curve, totals, configuration, data and versions."""
 
+import math
 import platform
 import resource
 import sys
 import time
-from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from pydantic import ConfigDict
+
+from m2bert.schema import Schema
 
 from .distributed import gather_lists
 
 PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
+Number = int | float
 
 
-@dataclass
-class Progress:
+class Progress(Schema):
     """How far a run has come. Goes through JSON, into every checkpoint.
 
     Attributes:
         history: one record for each time something was logged.
         totals: sums of the counts of all steps and processes.
-        losses, norms: since the last record.
+        losses, norms: since the last record, but for the infinite norms that lower the scale of float16.
         seconds: of training so far, over all starts of the run.
         best: {"step": .., "score": ..} of the best weights so far.
         schedule: state of the learning rate's schedule; among accelerate's files it would be a pickle.
     """
 
+    model_config = ConfigDict(frozen=False)
+
     step: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    totals: dict[str, float] = field(default_factory=dict)
-    losses: list[float] = field(default_factory=list)
-    norms: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-    best: dict[str, float] | None = None
-    schedule: dict = field(default_factory=dict)
+    history: list[dict[str, Number]] = []
+    totals: dict[str, Number] = {}
+    losses: list[Number] = []
+    norms: list[Number] = []
+    seconds: Number = 0.0
+    best: dict[str, Number] | None = None
+    schedule: dict[str, Any] = {}
 
 
 class Log:
@@ -52,7 +58,8 @@ class Log:
     def count(self, loss: float, norm: float, counts: dict[str, float]):
         """Take in one step."""
         self.progress.losses.append(loss)
-        self.progress.norms.append(norm)
+        if math.isfinite(norm):
+            self.progress.norms.append(norm)
         for name, value in counts.items():
             self.counts[name] = self.counts.get(name, 0.0) + value
 
@@ -81,7 +88,7 @@ class Log:
         if losses:
             record |= {
                 "loss": sum(losses) / len(losses),
-                "gradient_norm": sum(norms) / len(norms),
+                "gradient_norm": sum(norms) / max(len(norms), 1),
                 "learning_rate": self.schedule.get_last_lr()[-1],
                 "tokens_per_second": round(self.tokens / elapsed),
                 "waiting_share": round((waited_seconds - self.waited_before) / elapsed, 4),

@@ -7,10 +7,12 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import transformers
@@ -19,11 +21,15 @@ from accelerate.utils import InitProcessGroupKwargs, TorchDynamoPlugin, set_seed
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
 
+from m2bert.files import claimed, read_json
+from m2bert.schema import FOREIGN, Schema, checked
 from m2bert_hub.checkpoint import load_strictly, read_config
 from m2bert_hub.folder import check_output, check_tokenizer, write_folder
 
-from .checkpoints import Checkpoints, differences, run_identity, whole_weights
+from .checkpoints import Checkpoints, differences, remove_all, run_identity, whole_weights
 from .config import to_dict
+from .distributed import from_main
+from .dry_run import is_dry_run
 from .init import identity_layer_, identity_start_
 from .loop import Stopped
 from .lora import write_adapter
@@ -56,8 +62,10 @@ def command_line(main, name: str):
         sys.exit(2)
 
 
-def prepare(config: SimpleNamespace, argv: list[str], name: str) -> Accelerator:
-    """Logging, seed, output folder, tracker. The first log line says what runs.
+@contextmanager
+def prepare(config: SimpleNamespace, argv: list[str], name: str) -> Iterator[Accelerator]:
+    """Logging, seed, output folder, tracker. The first log line says what runs. Until the block ends no other run may
+    write to the same output.
 
     Raises:
         ValueError: the output is there, or an unfinished run is, and neither `resume` nor `overwrite` is said; or a
@@ -82,13 +90,13 @@ def prepare(config: SimpleNamespace, argv: list[str], name: str) -> Accelerator:
     else:
         logger.info("%s without arguments: the small offline default (pydocs, configs/%s-small.yaml)", name, name)
     check_processes(accelerator)
-    check_place(config, accelerator)
-    if config.tracker is not None:
-        if not accelerator.log_with:
-            raise ValueError(f"tracker={config.tracker} is not installed; install it, or choose another")
-        accelerator.init_trackers("m2bert")
-    set_seed(config.seed)
-    return accelerator
+    with claimed_place(config, accelerator):
+        if config.tracker is not None:
+            if not accelerator.log_with:
+                raise ValueError(f"tracker={config.tracker} is not installed; install it, or choose another")
+            accelerator.init_trackers("m2bert")
+        set_seed(config.seed)
+        yield accelerator
 
 
 def check_processes(accelerator: Accelerator):
@@ -101,18 +109,51 @@ def check_processes(accelerator: Accelerator):
         )
 
 
+@contextmanager
+def claimed_place(config: SimpleNamespace, accelerator: Accelerator) -> Iterator[None]:
+    """Check where the output is to be, and keep other runs out of there until the block ends.
+
+    Raises:
+        Finished, ValueError: see `check_place`; or another run writes there. Raised on all processes.
+    """
+    with ExitStack() as stack:
+        from_main(lambda: claim_place(stack, config, accelerator))
+        yield
+
+
+def claim_place(stack: ExitStack, config: SimpleNamespace, accelerator: Accelerator):
+    """Claim the run's folder until the stack closes, and check the place; on the main process alone."""
+    folder = run_folder(config.output_dir)
+    try:
+        stack.enter_context(claimed(folder))
+    except OSError as error:
+        place = config.output_dir
+        raise ValueError(f"output_dir={place} cannot be written ({error}); name a folder that can") from error
+    stack.callback(lambda: any(folder.iterdir()) or folder.rmdir())
+    check_place(config, accelerator)
+
+
+class Record(Schema):
+    """What is read again of a finished run's training.json: `run_identity` of the run."""
+
+    model_config = FOREIGN
+    identity: dict[str, Any]
+
+
 def check_place(config: SimpleNamespace, accelerator: Accelerator):
     """Whether the run may begin, or go on, where its output is to be.
 
     Raises:
-        Finished: with `resume`, and the output is of this very configuration.
+        Finished: with `resume`, and the output is of this very configuration. Its checkpoints are removed.
         ValueError: the output is there, or an unfinished run is, and neither `resume` nor `overwrite` says what to do.
     """
-    output, unfinished = Path(config.output_dir), sorted(run_folder(config.output_dir).glob("step-*"))
+    output, folder = Path(config.output_dir), run_folder(config.output_dir)
+    unfinished = sorted(folder.glob("step-*"))
     if config.resume and (output / RECORD).is_file():
-        there = json.loads((output / RECORD).read_text())["identity"]
+        there = checked(Record, read_json(output / RECORD), str(output / RECORD)).identity
         changes = differences(there, run_identity(to_dict(config), accelerator))
         if not changes:
+            remove_all(folder)
             raise Finished(f"{output} is finished; nothing to do")
         if not (unfinished and config.overwrite):
             raise ValueError(
@@ -129,7 +170,7 @@ def check_place(config: SimpleNamespace, accelerator: Accelerator):
 
 def run_folder(output_dir: str) -> Path:
     """Where a run keeps what it needs until it is finished, and where trackers write."""
-    return Path(f"{output_dir}.run")
+    return Path(f"{Path(output_dir)}.run")
 
 
 def make_checkpoints(accelerator: Accelerator, config_dict: dict, data: dict) -> Checkpoints:
@@ -139,7 +180,7 @@ def make_checkpoints(accelerator: Accelerator, config_dict: dict, data: dict) ->
         data: what identifies the data.
 
     Raises:
-        ValueError: nothing can be written there; said before training, not after.
+        ValueError: settings that are out of range.
     """
     checkpoints = Checkpoints(
         accelerator,
@@ -150,14 +191,8 @@ def make_checkpoints(accelerator: Accelerator, config_dict: dict, data: dict) ->
         keep=config_dict["checkpoint_keep"],
         resume=config_dict["resume"],
     )
-    if accelerator.is_main_process:
-        if not config_dict["resume"]:
-            checkpoints.remove()
-        try:
-            checkpoints.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            place = config_dict["output_dir"]
-            raise ValueError(f"output_dir={place} cannot be written ({error}); name a folder that can") from error
+    if accelerator.is_main_process and not checkpoints.resume:
+        remove_all(checkpoints.folder)
     accelerator.wait_for_everyone()
     return checkpoints
 
@@ -249,12 +284,15 @@ def finish(accelerator: Accelerator, model, tokenizer, config, record: dict, che
     weights = whole_weights(accelerator, model)
     if accelerator.is_main_process:
         record = {"identity": run_identity(record["config"], accelerator), **record}
-        extra = {RECORD: json.dumps(record, indent=2) + "\n"}
+        extra = {RECORD: json.dumps(record, indent=2, allow_nan=False) + "\n"}
         model = accelerator.unwrap_model(model, keep_torch_compile=False)
         write = write_adapter if hasattr(model, "peft_config") else write_folder
         output = write(
             model, tokenizer, config.output_dir, overwrite=config.overwrite, extra_files=extra, state_dict=weights
         )
-        checkpoints.remove()
-        logger.info("wrote %s", output)
+        remove_all(checkpoints.folder)
+        if is_dry_run(config):
+            logger.info("dry run: everything was done once, nothing is kept")
+        else:
+            logger.info("wrote %s", output)
     accelerator.end_training()

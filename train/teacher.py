@@ -4,13 +4,17 @@ import hashlib
 import logging
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 from torch import Tensor, nn
 
-from m2bert.files import write_atomically
+from m2bert.files import digest, sync
 from m2bert_eval.locov1 import RetrievalTask
+
+from .kept import building
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +26,9 @@ def teacher_vectors(
     process and kept on disk under a hash of the teacher and the texts.
 
     Args:
-        teacher: any sentence-transformers model: a folder (an exported M2-BERT too) or a Hub id. It truncates at its
-            own maximum and a warning counts the texts, as in the paper: a model of 128 tokens teaches one of 32k.
+        teacher: any sentence-transformers model: a folder (an exported M2-BERT too), whose own code is run where it has
+            some, or a Hub id. It truncates at its own maximum and a warning counts the texts, as in the paper: a model
+            of 128 tokens teaches one of 32k.
         cache: folder for the vectors.
 
     Returns:
@@ -36,37 +41,72 @@ def teacher_vectors(
     documents = [text for task in tasks for text in task.documents.values()]
     path = Path(cache) / f"{content_hash(teacher, queries, documents)}.safetensors"
     with accelerator.main_process_first():
-        if not path.is_file():
-            from m2bert_eval.sentence_encoder import SentenceTransformerEncoder
-
-            logger.info("teacher %s encodes %d queries and %d documents", teacher, len(queries), len(documents))
-            encoder = SentenceTransformerEncoder(teacher)
-            vectors = {"queries": encoder.encode(queries, "query"), "documents": encoder.encode(documents, "document")}
-            write_atomically(path, lambda temporary: save_file(vectors, temporary))
-    stored = load_file(path)
+        stored = read_vectors(path)
+        if stored is None:
+            with building(path) as scratch:
+                stored = read_vectors(path)
+                if stored is None:
+                    stored = encode(teacher, queries, documents)
+                    save_file(stored, scratch / path.name, metadata={"sha256": rows_digest(stored)})
+                    sync(scratch / path.name)
+                    (scratch / path.name).replace(path)
     return torch.from_numpy(stored["queries"]), torch.from_numpy(stored["documents"])
+
+
+def encode(teacher: str, queries: list[str], documents: list[str]) -> dict[str, np.ndarray]:
+    """The teacher's vectors of queries and of documents."""
+    from m2bert_eval.sentence_encoder import SentenceTransformerEncoder
+
+    logger.info("teacher %s encodes %d queries and %d documents", teacher, len(queries), len(documents))
+    encoder = SentenceTransformerEncoder(teacher)
+    return {"queries": encoder.encode(queries, "query"), "documents": encoder.encode(documents, "document")}
+
+
+def read_vectors(path: Path) -> dict[str, np.ndarray] | None:
+    """Stored vectors as they were written; None, with a warning, if they are damaged, and without one if they are not
+    there."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "np") as file:
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no dictionary)
+            expected = (file.metadata() or {}).get("sha256")
+    except SafetensorError as error:
+        logger.warning("%s is damaged (%s); the teacher encodes again", path, error)
+        return None
+    if stored.keys() != {"queries", "documents"} or rows_digest(stored) != expected:
+        logger.warning("%s is damaged: its vectors do not have the sha256 in it; the teacher encodes again", path)
+        return None
+    return stored
+
+
+def rows_digest(vectors: dict[str, np.ndarray]) -> str:
+    """sha256 of the names, shapes, types and rows of vectors."""
+    sha256 = hashlib.sha256()
+    for name, rows in sorted(vectors.items()):
+        sha256.update(f"{name} {rows.shape} {rows.dtype.str};".encode() + np.ascontiguousarray(rows).tobytes())
+    return sha256.hexdigest()
 
 
 def content_hash(teacher: str, queries: list[str], documents: list[str]) -> str:
     """sha256 of the texts and of the teacher."""
-    digest = hashlib.sha256(teacher_hash(teacher).encode())
+    sha256 = hashlib.sha256(teacher_hash(teacher).encode())
     for part in ("queries", *queries, "documents", *documents):
         content = part.encode()
-        digest.update(len(content).to_bytes(8, "big") + content)
-    return digest.hexdigest()
+        sha256.update(len(content).to_bytes(8, "big") + content)
+    return sha256.hexdigest()
 
 
 def teacher_hash(teacher: str) -> str:
     """sha256 of a teacher: of a folder the files, of a Hub id the name."""
     if not Path(teacher).is_dir():
         return hashlib.sha256(teacher.encode()).hexdigest()
-    digest = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for path in sorted(Path(teacher).rglob("*")):
         if path.is_file() and path.name != "training.json":
-            digest.update(path.relative_to(teacher).as_posix().encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+            sha256.update(path.relative_to(teacher).as_posix().encode())
+            sha256.update(bytes.fromhex(digest(path)))
+    return sha256.hexdigest()
 
 
 class MappedEncoder(nn.Module):

@@ -3,7 +3,7 @@
     CACHE/KEY/tokens.bin    token ids of all documents, one after another, without special tokens
     CACHE/KEY/lengths.npy   (D,) int64, tokens of each document
     CACHE/KEY/hashes.npy    (D,) uint64, from the sha256 of each text
-    CACHE/KEY/meta.json
+    CACHE/KEY/meta.json     sealed (see kept), with the digests of the others
 
 KEY stands for the files as they are now, how they are read, and the tokenizer; another of these makes another folder.
 """
@@ -11,16 +11,19 @@ KEY stands for the files as they are now, how they are read, and the tokenizer; 
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
 
+from m2bert.files import sync
+from m2bert.schema import Schema, checked
+
+from .kept import Manifest, building, check_manifest, manifest, read_sealed, write_sealed
 from .text_files import TextFiles
 from .tokenizer import encode_all
 
@@ -28,7 +31,28 @@ logger = logging.getLogger(__name__)
 
 CHARS_AT_ONCE = 2**20  # tokenised in one call: the tokenizer needs about 50 bytes of memory for a character
 HELD_OUT_SHARE = 0.01  # of the documents, where the validation is carved out of the training text
-FORMAT = 1
+META = "meta.json"
+FORMAT = 2
+
+
+class Meta(Schema):
+    """What meta.json of a store holds, beside its own sha256.
+
+    Attributes:
+        dtype: of the tokens.
+        fingerprint: see TokenStore.
+        documents, tokens: how many there are. empty: how many texts without tokens were left out.
+        texts: the files that were read.
+        files: digests of the store's other files.
+    """
+
+    dtype: Literal["uint16", "uint32"]
+    fingerprint: str
+    documents: int
+    tokens: int
+    empty: int
+    texts: list[str]
+    files: Manifest
 
 
 @dataclass(frozen=True)
@@ -106,26 +130,47 @@ def open_store(texts: TextFiles, tokenizer, cache: str | Path) -> TokenStore:
     """
     identity = json.dumps([FORMAT, texts.identity(), tokenizer_fingerprint(tokenizer)])
     folder = Path(cache) / hashlib.sha256(identity.encode()).hexdigest()[:24]
+    store = read_store(folder)
+    if store is None:
+        with building(folder) as scratch:
+            store = read_store(folder) or build_store(texts, tokenizer, folder, scratch)
+    return store
+
+
+def read_store(folder: Path) -> TokenStore | None:
+    """A store as it was written; None, with a warning, if it is damaged, and without one if it is not there."""
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-            new = Path(scratch) / "new"
-            new.mkdir()
-            build(texts, tokenizer, new)
-            try:
-                new.rename(folder)
-            except OSError:  # another process was faster
-                if not folder.is_dir():
-                    raise
-    meta = json.loads((folder / "meta.json").read_text())
+        return None
+    try:
+        meta = checked(Meta, read_sealed(folder / META), str(folder / META))
+        check_manifest(folder, meta.files)
+    except ValueError as error:
+        logger.warning("%s; the text is tokenised again", error)
+        return None
     lengths = np.load(folder / "lengths.npy")
     return TokenStore(
-        tokens=np.memmap(folder / "tokens.bin", dtype=meta["dtype"], mode="r"),
+        tokens=np.memmap(folder / "tokens.bin", dtype=meta.dtype, mode="r"),
         starts=np.cumsum(lengths) - lengths,
         lengths=lengths,
         hashes=np.load(folder / "hashes.npy", mmap_mode="r"),
-        fingerprint=meta["fingerprint"],
+        fingerprint=meta.fingerprint,
     )
+
+
+def build_store(texts: TextFiles, tokenizer, folder: Path, scratch: Path) -> TokenStore:
+    """Make a store in the folder `scratch`, and move it to `folder`, in the place of a damaged one."""
+    new = scratch / "new"
+    new.mkdir()
+    build(texts, tokenizer, new)
+    if folder.is_dir():
+        folder.rename(scratch / "damaged")
+    try:
+        new.rename(folder)
+    except OSError:  # another machine was faster
+        if not folder.is_dir():
+            raise
+    sync(folder.parent)
+    return read_store(folder)
 
 
 def build(texts: TextFiles, tokenizer, folder: Path):
@@ -146,16 +191,16 @@ def build(texts: TextFiles, tokenizer, folder: Path):
                 lengths.append(len(ids))
                 hashes.append(text_hash(text))
             bar.update(round(size))
-        file.flush()
-        os.fsync(file.fileno())
     if not lengths:
         raise ValueError(f"source {names} has no text ({empty} empty documents)")
     np.save(folder / "lengths.npy", np.array(lengths, dtype=np.int64))
     np.save(folder / "hashes.npy", np.array(hashes, dtype=np.uint64))
-    meta = {"dtype": dtype, "fingerprint": digest.hexdigest(), "documents": len(lengths), "empty": empty,
-            "tokens": sum(lengths), "files": [str(path) for path in texts.files]}  # fmt: skip
-    (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
-    logger.info("%s: %d documents, %d tokens, %d empty ones left out", names, len(lengths), meta["tokens"], empty)
+    for path in folder.iterdir():
+        sync(path)
+    meta = Meta(dtype=dtype, fingerprint=digest.hexdigest(), documents=len(lengths), tokens=sum(lengths), empty=empty,
+                texts=[str(path) for path in texts.files], files=manifest(folder))  # fmt: skip
+    write_sealed(folder / META, meta.model_dump())
+    logger.info("%s: %d documents, %d tokens, %d empty ones left out", names, len(lengths), meta.tokens, empty)
 
 
 def batches_of_texts(texts: TextFiles) -> Iterator[tuple[list[str], float]]:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +11,11 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
+
+from m2bert.files import read_json
+from m2bert.schema import Schema, checked
+
+from .kept import building, read_sealed, write_sealed
 
 logger = logging.getLogger(__name__)
 
@@ -54,32 +58,52 @@ def cached_wordpiece(texts, vocab_size: int, cache: str | Path) -> PreTrainedTok
     """
     key = hashlib.sha256(json.dumps([texts.identity(), vocab_size]).encode()).hexdigest()[:24]
     file = Path(cache) / f"vocabulary-{key}.json"
-    if file.is_file():
-        return BertTokenizerFast(vocab=json.loads(file.read_text()), do_lower_case=True)
-    logger.info("training a WordPiece tokenizer of %d tokens", vocab_size)
-    tokenizer = train_wordpiece(texts, vocab_size)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{file.stem}-", dir=file.parent) as scratch:
-        unfinished = Path(scratch) / "vocabulary.json"
-        unfinished.write_text(json.dumps(tokenizer.get_vocab()))
-        unfinished.replace(file)
-    return tokenizer
+    vocabulary = read_vocabulary(file)
+    if vocabulary is None:
+        with building(file) as scratch:
+            vocabulary = read_vocabulary(file)
+            if vocabulary is None:
+                logger.info("training a WordPiece tokenizer of %d tokens", vocab_size)
+                vocabulary = train_wordpiece(texts, vocab_size).get_vocab()
+                write_sealed(scratch / file.name, {"vocabulary": vocabulary})
+                (scratch / file.name).replace(file)
+    return BertTokenizerFast(vocab=vocabulary, do_lower_case=True)
+
+
+class Vocabulary(Schema):
+    """What a cached vocabulary's file holds, beside its own sha256: ids by token."""
+
+    vocabulary: dict[str, int]
+
+
+def read_vocabulary(file: Path) -> dict[str, int] | None:
+    """A cached vocabulary as it was written; None, with a warning, if it is damaged, and without one if it is not
+    there."""
+    if not file.exists():
+        return None
+    try:
+        return checked(Vocabulary, read_sealed(file), str(file)).vocabulary
+    except ValueError as error:
+        logger.warning("%s; the vocabulary is trained again", error)
+        return None
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder, or of a repository on the Hub (ORGANISATION/NAME). The model's code is not needed for
-    it, and not run.
+    """The tokenizer of a folder, or of a repository on the Hub (ORGANISATION/NAME). Code of its own is never run.
 
     Raises:
-        ValueError: it is neither, or cannot be loaded.
+        ValueError: it is neither, or cannot be loaded, or not without code of its own.
     """
     missing = f"there is no folder {str(path)!r} to take a tokenizer from"
     advice = "see tokenizer.path and model.path"
     if not Path(path).is_dir() and not HUB_ID.fullmatch(str(path)):
         raise ValueError(f"{missing}; {advice}")
     try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
+        for file in (Path(path) / "tokenizer.json", Path(path) / "tokenizer_config.json"):
+            if file.is_file():
+                read_json(file)  # refuses what transformers would understand in one of two ways
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # of any kind: what a damaged tokenizer.json raises is not documented
         where = str(path) if Path(path).is_dir() else f"{missing}, and from the Hub"
         raise ValueError(f"{where} no tokenizer can be loaded ({' '.join(str(error).split())}); {advice}") from error
 

@@ -1,14 +1,15 @@
 """Checkpoints: whole or not at all, the newest that is whole, and only of the same run."""
 
-import json
 import resource
+import shutil
 import signal
 
 import pytest
 import torch
 from test_loop import Run
 
-from m2bert_train.checkpoints import PROGRESS
+from m2bert_train.checkpoints import PROGRESS, remove_all
+from m2bert_train.kept import read_sealed, write_sealed
 
 
 def test_only_the_newest_stay(tmp_path):
@@ -33,11 +34,93 @@ def test_another_run_is_refused_with_the_difference(tmp_path, change, message):
 def test_another_number_of_processes_is_refused(tmp_path):
     Run(tmp_path / "run").go()
     path = tmp_path / "run" / "step-00000004" / PROGRESS
-    saved = json.loads(path.read_text())
+    saved = read_sealed(path)
     saved["identity"]["processes"] = 2
-    path.write_text(json.dumps(saved))
+    write_sealed(path, saved)
     with pytest.raises(ValueError, match="processes: 2 there, 1 here"):
         Run(tmp_path / "run", resume=True).go()
+
+
+FILES = ["model.safetensors", "optimizer.bin", "random_states_0.pkl", PROGRESS]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("how", ["one bit", "cut", "empty", "gone", "another"])
+def test_a_damaged_checkpoint_is_refused_and_the_older_one_goes_on(tmp_path, name, how):
+    whole = Run(tmp_path / "run", dropout=0.5).go()
+    newest = tmp_path / "run" / "step-00000004"
+    damage(newest / name, how)
+    with pytest.raises(
+        ValueError, match=rf"step-00000004/{name} .*step-00000003 is whole: .* remove \S*step-00000004$"
+    ):
+        Run(tmp_path / "run", dropout=0.5, resume=True).go()
+    shutil.rmtree(newest)
+    resumed = Run(tmp_path / "run", dropout=0.5, resume=True).go()
+    assert len(resumed.batches) == 2
+    assert torch.equal(resumed.weights[-1], whole.weights[-1])
+
+
+def damage(path, how):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    changed = {"one bit": content, "cut": content[: len(content) // 2], "empty": b"", "another": b"7"}
+    path.unlink() if how == "gone" else path.write_bytes(changed[how])
+
+
+def test_without_a_whole_checkpoint_the_way_out_is_to_start_anew(tmp_path):
+    Run(tmp_path / "run").go()
+    for path in (tmp_path / "run").glob("step-*"):
+        (path / "optimizer.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match="no older checkpoint is whole: start anew with overwrite=true resume=false"):
+        Run(tmp_path / "run", resume=True).go()
+
+
+@pytest.mark.parametrize("how", ["one bit", "gone"])
+def test_damaged_best_weights_are_refused_before_training_goes_on_and_at_its_end(tmp_path, how):
+    scores = iter([0.1, 0.9, *[0.2] * 9])
+    settings = {"select": "score", "evaluate": lambda _: {"score": next(scores)}, "evaluate_every": 1}
+    first = Run(tmp_path / "run", steps=4, **settings)
+    step = first.train_step
+    best = tmp_path / "run" / "best-00000001.safetensors"
+    first.train_step = lambda *args: (len(first.batches) == 3 and damage(best, how), step(*args))[1]
+    with pytest.raises(ValueError, match=best.name):
+        first.go()
+    resumed = Run(tmp_path / "run", steps=4, resume=True, **settings)
+    with pytest.raises(ValueError, match=best.name):
+        resumed.go()
+    assert not resumed.batches
+
+
+def test_a_file_of_another_form_is_refused(tmp_path):
+    Run(tmp_path / "run").go()
+    path = tmp_path / "run" / "step-00000004" / PROGRESS
+    write_sealed(path, read_sealed(path) | {"generators": 1})
+    with pytest.raises(ValueError, match=f"{PROGRESS}: generators is 1"):
+        Run(tmp_path / "run", resume=True).go()
+
+
+def test_a_random_generator_that_is_not_restored_is_noticed(tmp_path, monkeypatch):
+    Run(tmp_path / "run", dropout=0.5).go()
+    monkeypatch.setattr("accelerate.checkpointing.random.setstate", lambda _: 1 / 0)  # which accelerate swallows
+    with pytest.raises(ValueError, match="random generators of .*step-00000004 could not be restored"):
+        Run(tmp_path / "run", dropout=0.5, resume=True).go()
+
+
+def test_a_damaged_older_checkpoint_does_not_stop_a_run(tmp_path, caplog):
+    run = Run(tmp_path / "run")
+    step = run.train_step
+    older = tmp_path / "run" / "step-00000003" / PROGRESS
+    run.train_step = lambda *args: (len(run.batches) == 3 and damage(older, "empty"), step(*args))[1]
+    assert len(run.go().batches) == 5
+    assert str(older) in caplog.text
+
+
+def test_what_is_not_a_checkpoints_stays(tmp_path):
+    for name in ("step-by-step", ".git", "best-of"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+    Run(tmp_path / "run", resume=True).go()
+    remove_all(tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".git", "best-of", "step-by-step"]
 
 
 def test_what_does_not_matter_may_change(tmp_path):
@@ -46,13 +129,13 @@ def test_what_does_not_matter_may_change(tmp_path):
     assert len(resumed.batches) == 1
 
 
-def test_a_half_written_checkpoint_is_not_found_and_goes(tmp_path):
+def test_a_half_written_or_half_deleted_checkpoint_is_not_found_and_goes(tmp_path):
     Run(tmp_path / "run").go()
-    (tmp_path / "run" / "step-00000004" / PROGRESS).unlink()  # as if the disk had lost it
-    (tmp_path / "run" / ".step-00000009").mkdir()
+    (tmp_path / "run" / "step-00000004").rename(tmp_path / "run" / ".step-00000004")
+    (tmp_path / "run" / ".best-00000009.safetensors").touch()
     resumed = Run(tmp_path / "run", resume=True).go()
     assert len(resumed.batches) == 2
-    assert not (tmp_path / "run" / ".step-00000009").exists()
+    assert not list((tmp_path / "run").glob(".*"))
 
 
 def test_resume_without_a_checkpoint_starts_at_the_beginning(tmp_path):

@@ -15,7 +15,8 @@ def test_a_configuration_starts(name, caplog):
     entry = mlm if name.startswith("mlm-") else opl
     with caplog.at_level("INFO"):
         entry.main(["--config", name, "--dry-run"])
-    assert "wrote" in caplog.text
+    assert "nothing is kept" in caplog.text
+    assert "wrote" not in caplog.text
 
 
 def test_what_was_chosen_stays_and_what_is_large_or_elsewhere_goes():
@@ -44,4 +45,5 @@ def test_overrides_start_as_well(arguments, caplog):
         pytest.importorskip("peft")
     with caplog.at_level("INFO"):
         opl.main(["--dry-run", *arguments])
-    assert "wrote" in caplog.text
+    assert "nothing is kept" in caplog.text
+    assert "wrote" not in caplog.text

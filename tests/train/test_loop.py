@@ -80,6 +80,31 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
     assert [path.name for path in run.settings["checkpoints"].complete()] == ["step-00000001", "step-00000002"]
 
 
+def test_an_infinite_gradient_of_a_finite_loss_stops_before_the_update(tmp_path):
+    run = Run(tmp_path / "run")
+    step = run.train_step
+
+    def overflowing(model, batch):
+        loss, counts = step(model, batch)
+        if len(run.weights) == 3:
+            model[1].weight.grad[0, 0] = torch.inf
+        return loss, counts
+
+    run.train_step = overflowing
+    with pytest.raises(FloatingPointError, match=r"step 3: loss -?\d.*gradient norm inf"):
+        run.go()
+    assert len(run.weights) == 4
+    assert torch.equal(run.weights[-1], run.weights[-2])
+    assert [path.name for path in run.settings["checkpoints"].complete()] == ["step-00000001", "step-00000002"]
+
+
+def test_a_metric_that_is_not_finite_stops_before_anything_is_saved(tmp_path):
+    run = Run(tmp_path / "run", evaluate=lambda _: {"score": torch.nan}, evaluate_every=2)
+    with pytest.raises(FloatingPointError, match="score is nan"):
+        run.go()
+    assert [path.name for path in run.settings["checkpoints"].complete()] == ["step-00000001"]
+
+
 def test_gradients_are_clipped_and_the_schedule_is_followed():
     run = Run(clip_norm=0.5, optimizer=torch.optim.SGD).go()
     steps = [(b - a).norm().item() for a, b in zip(run.weights, run.weights[1:], strict=False)]

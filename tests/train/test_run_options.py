@@ -93,11 +93,47 @@ def test_an_unfinished_run_is_not_begun_anew_unasked_and_a_finished_one_is_left_
     mlm.main([*given, "overwrite=true"])
     assert not (tmp_path / "out.run").exists()
     before = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
+    for left in ("step-00000001", ".step-00000002", "best-00000001.safetensors"):  # by a kill at the last clean-up
+        (tmp_path / "out.run" / left).mkdir(parents=True)
     with pytest.raises(Finished, match="is finished; nothing to do"):
         mlm.main([*given, "resume=true", "log_every=2"])
+    assert not (tmp_path / "out.run").exists()
     with pytest.raises(ValueError, match=r"is finished, and of another run \(config.steps: 2 there, 3 here\)"):
         mlm.main([*given, "resume=true", "steps=3"])
     assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [('{"identity": 7}', "identity is 7"), ("{}", "identity is missing"), ("", "")]
+)
+def test_a_damaged_record_is_named(toy_corpus, tmp_path, content, says):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "training.json").write_text(content)
+    with pytest.raises(ValueError, match=f"out/training.json.*{says}"):
+        mlm.main(arguments("mlm", toy_corpus, tmp_path / "out", "resume=true"))
+
+
+@pytest.mark.parametrize("entry", ["mlm", "opl"])
+def test_a_second_run_into_the_same_output_is_refused_at_once(toy_corpus, tmp_path, entry):
+    module = {"mlm": mlm, "opl": opl}[entry]
+    given = arguments(entry, toy_corpus, tmp_path / "out", "steps=1")
+    refused = []
+
+    def second(*_, **__):
+        process = launch(entry, [*given, "overwrite=true"])
+        refused.append((process.communicate(timeout=200)[1].splitlines()[-1], process.returncode))
+        raise InterruptedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "run_loop", second)
+        with pytest.raises(InterruptedError):
+            module.main(given)
+    ((line, status),) = refused
+    assert line.startswith(f"{entry}: another process writes to {tmp_path / 'out.run'}")
+    assert status == 2
+    module.main([*given, f"output_dir={tmp_path / 'out'}/"])
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert not (tmp_path / "out.run").exists()
 
 
 def test_a_run_that_replaces_a_finished_one_goes_on_too(toy_corpus, tmp_path):

@@ -63,6 +63,21 @@ def test_vectors_are_computed_once_per_teacher_and_text(toy_corpus, tmp_path, co
     assert all(path.suffix == ".safetensors" for path in (tmp_path / "cache").iterdir())
 
 
+@pytest.mark.parametrize("how", ["one bit", "cut"])
+def test_damaged_vectors_are_encoded_again(toy_corpus, tmp_path, counting, caplog, how):
+    tasks = [load_task(toy_corpus, "toy", "train")]
+    first = teacher_vectors(Accelerator(cpu=True), "org/model", tasks, str(tmp_path))
+    (file,) = tmp_path.iterdir()
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content if how == "one bit" else content[:-3])
+    again = teacher_vectors(Accelerator(cpu=True), "org/model", tasks, str(tmp_path))
+    assert counting.calls == 4
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert file.name in caplog.text
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_an_unknown_teacher_is_named(toy_corpus, tmp_path):
     task = load_task(toy_corpus, "toy", "train")
     with pytest.raises(ValueError, match="'./nowhere/at/all' is no model folder and no Hub model"):

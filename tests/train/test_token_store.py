@@ -1,14 +1,19 @@
 """Text is tokenised once, whole or not at all, and comes back as the tokenizer made it."""
 
 import os
+import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from m2bert_train import token_store
+from m2bert_train.kept import building
 from m2bert_train.text_files import TextFiles
 from m2bert_train.token_store import open_store
-from m2bert_train.tokenizer import encode_all, train_wordpiece
+from m2bert_train.tokenizer import cached_wordpiece, encode_all, train_wordpiece
 
 TEXTS = [f"document {i} about " + "words and more words " * (i % 7) for i in range(300)]
 
@@ -88,18 +93,88 @@ def test_what_fails_leaves_nothing_behind(texts, tokenizer, tmp_path, monkeypatc
     assert os.listdir(tmp_path / "cache") == []
 
 
-def test_another_process_may_be_faster(texts, tokenizer, tmp_path, monkeypatch):
+def test_two_processes_tokenise_once(texts, tokenizer, tmp_path, monkeypatch):
+    expected = documents(open_store(texts, tokenizer, tmp_path / "expected"))
+    slow, built, begun = token_store.build, [], threading.Event()
+
+    def build(*arguments):
+        built.append(arguments)
+        begun.set()
+        time.sleep(0.1)
+        slow(*arguments)
+
+    monkeypatch.setattr(token_store, "build", build)
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(open_store, texts, tokenizer, tmp_path / "cache")
+        begun.wait()
+        second = open_store(texts, tokenizer, tmp_path / "cache")
+        assert documents(first.result()) == documents(second) == expected
+    assert len(built) == 1
+    assert len(os.listdir(tmp_path / "cache")) == 1
+
+
+def test_another_machine_may_be_faster(texts, tokenizer, tmp_path, monkeypatch):
     expected = documents(open_store(texts, tokenizer, tmp_path / "expected"))
     slow = token_store.build
 
     def build(*arguments):
-        monkeypatch.setattr(token_store, "build", slow)
-        open_store(texts, tokenizer, tmp_path / "cache")
+        (theirs,) = (tmp_path / "expected").iterdir()
+        shutil.copytree(theirs, tmp_path / "cache" / theirs.name)
         slow(*arguments)
 
     monkeypatch.setattr(token_store, "build", build)
     assert documents(open_store(texts, tokenizer, tmp_path / "cache")) == expected
     assert len(os.listdir(tmp_path / "cache")) == 1
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "lengths.npy", "hashes.npy", "meta.json"])
+@pytest.mark.parametrize("how", ["one bit", "cut", "gone"])
+def test_damaged_tokens_are_made_again(texts, tokenizer, tmp_path, caplog, name, how):
+    expected = open_store(texts, tokenizer, tmp_path / "cache")
+    before, hashes = documents(expected), expected.hashes.tolist()
+    (file,) = (tmp_path / "cache").rglob(name)
+    damage(file, how)
+    again = open_store(texts, tokenizer, tmp_path / "cache")
+    assert name in caplog.text
+    assert (documents(again), again.hashes.tolist()) == (before, hashes)
+    assert again.fingerprint == expected.fingerprint
+    caplog.clear()
+    open_store(texts, tokenizer, tmp_path / "cache")
+    assert not caplog.text
+
+
+def damage(file, how):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    if how == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(content if how == "one bit" else content[: len(content) // 2])
+
+
+def test_what_a_killed_process_left_goes_and_what_another_is_making_stays(texts, tokenizer, tmp_path):
+    cache = tmp_path / "cache"
+    with building(cache / "killed") as left:
+        (left / "tokens.bin").touch()
+        shutil.copytree(left, cache / "kept")
+    (cache / "kept").rename(left)
+    with building(cache / "other") as held:
+        open_store(texts, tokenizer, cache)
+        assert held.is_dir()
+        assert not left.exists()
+    assert len(os.listdir(cache)) == 1
+
+
+def test_a_damaged_vocabulary_is_trained_again(texts, tmp_path, caplog):
+    first = cached_wordpiece(texts, 120, tmp_path / "cache").get_vocab()
+    (file,) = (tmp_path / "cache").iterdir()
+    file.write_text(file.read_text().replace('"document"', '"docunemt"'))
+    assert cached_wordpiece(texts, 120, tmp_path / "cache").get_vocab() == first
+    assert file.name in caplog.text
+    assert os.listdir(tmp_path / "cache") == [file.name]
+    caplog.clear()
+    assert cached_wordpiece(texts, 120, tmp_path / "cache").get_vocab() == first
+    assert not caplog.text
 
 
 def test_validation_is_carved_by_the_text_alone(tokenizer, tmp_path):
