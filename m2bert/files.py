@@ -176,9 +176,24 @@ def claimed(folder: Path) -> Iterator[Path]:
             yield folder
             return
         except BlockingIOError as error:
-            raise ValueError(f"another process writes to {folder}; wait for it, or name another output") from error
+            raise _held(folder) from error
         finally:
             os.close(descriptor)
+
+
+def check_unclaimed(folder: Path) -> None:
+    """Raise ValueError if another process holds a folder (`claimed`). Changes nothing; many may ask at once."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # there is none, or nobody may hold it
+        return
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise _held(folder) from error
+    finally:
+        os.close(descriptor)
 
 
 def empty(folder: Path) -> None:
@@ -188,6 +203,10 @@ def empty(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def _held(folder: Path) -> ValueError:
+    return ValueError(f"another process writes to {folder}; wait for it, or name another output")
 
 
 def _is_open_at(descriptor: int, folder: Path) -> bool:
