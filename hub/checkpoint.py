@@ -216,7 +216,7 @@ def check_finite(tensors: Mapping[str, torch.Tensor], where: str):
     """
     bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if bad:
-        raise ValueError(f"{where} holds NaN or infinite weights ({', '.join(sorted(bad))}); go back to whole ones")
+        raise ValueError(f"{where} holds weights that are not finite ({', '.join(sorted(bad))}); go back to whole ones")
 
 
 def check_links(folder: Path):

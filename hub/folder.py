@@ -16,10 +16,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from m2bert.files import check_unclaimed, claimed, empty, read_json, sync
+from m2bert.schema import checked
 
 from .checkpoint import ADAPTER_CONFIG, AUTO_CLASSES, check_finite
 from .model_card import Card, render_card
 from .private import public_record
+from .records import KINDS
 from .sentence_files import SentenceSettings, write_json, write_sentence_files
 
 REQUIREMENTS = "transformers>=5.17,<6\ntorch>=2.11\nsentence-transformers>=6\n"
@@ -113,8 +115,11 @@ def fill_folder(
 
 def _completed(card: Card, folder: Path, settings: SentenceSettings, extra_files: dict[str, str], config) -> Card:
     """The card, with what the folder itself holds."""
-    texts = {field: (f"{field}.json", extra_files.get(f"{field}.json", "{}")) for field in ("training", "conversion")}
-    records = {field: public_record(*name_and_text) for field, name_and_text in texts.items()}
+    records = {}
+    for field, schema in KINDS.items():
+        if (name := f"{field}.json") in extra_files:
+            records[field] = public_record(name, extra_files[name])
+            checked(schema, records[field], name)
     return dataclasses.replace(
         card,
         **records,

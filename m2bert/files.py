@@ -98,6 +98,11 @@ def parse_yaml(text: str, where: str) -> Any:
     return value
 
 
+def format_yaml(value: Any) -> str:
+    """Return YAML that readers of version 1.1 and of 1.2 read alike: a string that is none to either is quoted."""
+    return yaml.dump(value, Dumper=_QuotingDumper, sort_keys=False, allow_unicode=True, width=120)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file that holds one mapping; an empty file holds an empty one.
 
@@ -266,6 +271,13 @@ class _CoreLoader(yaml.SafeLoader):
         return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
 
 
+class _QuotingDumper(yaml.SafeDumper):
+    """SafeDumper, which knows version 1.1, with the scalars of 1.2's core schema; without aliases, as they are read."""
+
+    def ignore_aliases(self, data):
+        return True
+
+
 for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -273,5 +285,6 @@ for _tag, _pattern, _first in (
     ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
      list("-+0123456789.")),
 ):  # fmt: skip
-    _CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+    for _class in (_CoreLoader, _QuotingDumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
 _CoreLoader.add_constructor("tag:yaml.org,2002:int", _CoreLoader.construct_whole_number)

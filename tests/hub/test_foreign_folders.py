@@ -125,5 +125,5 @@ def test_shards_lie_in_their_folder(checkpoint, tmp_path, absolute):
 
 def test_an_index_of_another_form_is_one_line(checkpoint):
     (checkpoint / "model.safetensors.index.json").write_text('{"weight_map": ["a"]}')
-    with pytest.raises(ValueError, match="weight_map that is no JSON object"):
+    with pytest.raises(ValueError, match="index.json: weight_map"):
         load_checkpoint(checkpoint)

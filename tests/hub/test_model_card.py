@@ -102,15 +102,21 @@ def test_what_its_maker_says_is_on_the_card(tmp_path, checkpoint):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("licence: mit", "field 'licence' that is unknown; the nearest one is 'license'"),
-        ("- mit", "is no mapping; its fields are license"),
-        ("license: 'mit | #'", "is none of the Hub's"),
-        ("data: [{name: a, license: b, hub: ../../x y}]", "is no data set"),
-        ("license: [mit]", r"license=\['mit'\] is not text"),
-        ("limits: none", "limits='none' is not a list"),
-        ("data: [{name: books}]", r"data\[0\] has no license"),
-        ("data: [books]", r"data\[0\] is no mapping"),
-        ("a: b: c", "is no YAML file"),
+        ("licence: mit", "unknown key 'licence'; did you mean 'license'"),
+        ("- mit", "holds no mapping"),
+        ("license: 'mit | #'", "license is 'mit | #'; that is none of the Hub's"),
+        ("data: [{name: a, license: b, hub: ../../x y}]", r"data\[0\].hub is .*no data set"),
+        ("data: [{name: a, license: b, hub: 123}]", r"data\[0\].hub is 123"),
+        ("license: [mit]", "license is .*'mit'"),
+        ("language: [1]", r"language\[0\] is 1"),
+        ("language: en", "language is 'en'"),
+        ("limits: none", "limits is 'none'"),
+        ("limits: [true]", r"limits\[0\] is True"),
+        ("data: [{name: books}]", r"data\[0\].license is missing"),
+        ("data: [books]", r"data\[0\] is 'books'"),
+        ("a: b: c", "no valid YAML"),
+        ("text: &a [x]\nlimits: *a", "aliases"),
+        ("license: mit\nlicense: apache-2.0", "'license' stands twice"),
     ],
 )
 def test_a_broken_about_file_is_named_and_nothing_is_written(tmp_path, checkpoint, text, message):
@@ -194,7 +200,7 @@ def test_the_twin_with_masked_padding_is_compared_in_ndcg(tmp_path, tiny_config,
 def test_settings_of_training_are_shown_without_paths_of_the_machine(tmp_path, tiny_config):
     settings = {"data": {"path": "/home/somebody/secret/qmsum"}, "steps": 7, "tasks": ["/home/somebody/x", 3]}
     record = {"training.json": json.dumps({"config": settings, "data_fingerprint": "b" * 64})}
-    about = About(data=[Data("qmsum", "MIT")])
+    about = About(data=[Data(name="qmsum", license="MIT")])
     folder = write_folder(
         M2BertForMaskedLM(tiny_config()), None, tmp_path / "out", extra_files=record, card=Card(about=about)
     )
