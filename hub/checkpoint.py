@@ -143,7 +143,7 @@ def load_strictly(
             f"{layers} layers; copy or save it again"
         )
     config = _m2bert_config(path, changes)
-    _check_shapes(auto_class, config, shapes, path)
+    _check_shapes(auto_class, config, shapes, may_miss, path)
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its report of the tensors; what matters of it is raised below
     try:
@@ -157,11 +157,8 @@ def load_strictly(
     finally:
         transformers_logging.set_verbosity(verbosity)
     missing = set(report["missing_keys"])
-    problems = {
-        "missing": [key for key in missing if not key.startswith(may_miss)],
-        "unexpected": report["unexpected_keys"],
-    }
-    _refuse(problems, path)
+    lost = [key for key in missing if not key.startswith(may_miss)]
+    _refuse({"missing": lost, "unexpected": report["unexpected_keys"]}, path)
     check_finite(model.state_dict(), f"checkpoint {path}")
     return model, missing
 
@@ -173,20 +170,26 @@ def _m2bert_config(path: Path, changes: dict) -> PreTrainedConfig:
         raise ValueError(f"{path / 'config.json'} describes no M2-BERT ({one_line(error)}); correct it") from error
 
 
-def _check_shapes(auto_class, config: PreTrainedConfig, shapes: dict[str, tuple[int, ...]], path: Path):
-    """Raise ValueError if a tensor of the checkpoint has another shape than in the configured model."""
+def _check_shapes(
+    auto_class, config: PreTrainedConfig, shapes: dict[str, tuple[int, ...]], may_miss: tuple[str, ...], path: Path
+):
+    """Raise ValueError if a tensor of the configured model is not in the checkpoint, or is of another shape there."""
     try:
         with torch.device("meta"):
-            state = auto_class.from_config(config, trust_remote_code=False).state_dict()
+            model = auto_class.from_config(config, trust_remote_code=False)
     except Exception as error:  # sizes beyond what a tensor can have
         raise ValueError(
             f"{path / 'config.json'} describes a model that cannot be made ({one_line(error)}); correct it"
         ) from error
-    expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    names = {name: (name, f"model.{name}", name.removeprefix("model.")) for name in shapes}  # with or without a head
-    found = {name: next((expected[other] for other in names[name] if other in expected), None) for name in shapes}
-    other = [name for name, shape in found.items() if shape not in (None, shapes[name])]
-    _refuse({"of another shape": other}, path)
+    problems = {"missing": [], "of another shape": []}
+    for name, tensor in model.state_dict().items():
+        names = (name, f"model.{name}", name.removeprefix("model."))  # of a class with or without a head
+        found = next((shapes[other] for other in names if other in shapes), None)
+        if found is None and not name.startswith(may_miss) and name not in model.all_tied_weights_keys:
+            problems["missing"].append(name)
+        elif found not in (None, tuple(tensor.shape)):
+            problems["of another shape"].append(name)
+    _refuse(problems, path)
 
 
 def _refuse(problems: dict[str, list[str]], path: Path):

@@ -110,7 +110,7 @@ def write_sentence_files(model: PreTrainedModel, settings: SentenceSettings, fol
 
 
 def read_sentence_files(model: PreTrainedModel, path: Path) -> SentenceSettings:
-    """Settings of a checkpoint that sentence-transformers saved. Its trained Dense goes back into the model's pooler.
+    """Return settings of a checkpoint of sentence-transformers. Its trained Dense goes back into the model's pooler.
 
     Raises:
         ValueError: a file is not of its form, or the checkpoint has other modules on top of the model than an export
@@ -118,7 +118,13 @@ def read_sentence_files(model: PreTrainedModel, path: Path) -> SentenceSettings:
     """
     if not (path / "modules.json").is_file():
         return SentenceSettings()
-    modules = read_modules(path / "modules.json")[1:]
+    modules = read_modules(path / "modules.json")
+    if modules[0].path or modules[0].type.rsplit(".", 1)[-1] != "Transformer":
+        raise ValueError(
+            f"{path / 'modules.json'}: modules[0] is {modules[0].type!r} in {modules[0].path!r}; an export takes a "
+            "Transformer in the folder itself (path '')"
+        )
+    modules = modules[1:]
     names = [module.type.rsplit(".", 1)[-1] for module in modules]
     if names != layout(model):
         raise ValueError(
@@ -146,13 +152,15 @@ def read_sentence_files(model: PreTrainedModel, path: Path) -> SentenceSettings:
 
 
 def _max_tokens(path: Path, longest: int) -> int:
-    """The maximum length that sentence-transformers uses: the least of its setting, the tokenizer's and the model's."""
-    for name, schema, key in (
-        ("sentence_bert_config.json", TransformerSettings, "max_seq_length"),
-        ("tokenizer_config.json", TokenizerConfig, "model_max_length"),
-    ):
-        if (path / name).is_file():
-            longest = min(longest, getattr(checked(schema, read_json(path / name), str(path / name)), key) or longest)
+    """Return the maximum length that sentence-transformers uses: the least of its setting, the tokenizer's and the
+    model's. Raise ValueError if it lowers the case of texts, which no file of an export says."""
+    if (file := path / "sentence_bert_config.json").is_file():
+        settings = checked(TransformerSettings, read_json(file), str(file))
+        if settings.do_lower_case:
+            raise ValueError(f"{file} has do_lower_case=true, which an export cannot; set it in the tokenizer instead")
+        longest = min(longest, settings.max_seq_length or longest)
+    if (file := path / "tokenizer_config.json").is_file():
+        longest = min(longest, checked(TokenizerConfig, read_json(file), str(file)).model_max_length or longest)
     return longest
 
 
