@@ -101,7 +101,8 @@ def fill_folder(
     check_finite(model.state_dict(), "the model")
     settings = settings or SentenceSettings()
     model.save_pretrained(new)
-    stored = {name: value for name, value in read_json(new / "config.json").items() if name not in FOREIGN_CODE}
+    known = {field.name for field in dataclasses.fields(model.config)} | {"model_type"}  # not what a foreign file added
+    stored = {name: value for name, value in read_json(new / "config.json").items() if name in known}
     write_json(new / "config.json", stored | {"auto_map": type(model.config)().auto_map})
     _copy_code(model, tokenizer, new)
     if tokenizer is not None:
