@@ -99,6 +99,11 @@ def parse_yaml(text: str, where: str) -> Any:
     return value
 
 
+def format_yaml(value: Any) -> str:
+    """Return YAML that readers of version 1.1 and of 1.2 read alike: a string that is none to either is quoted."""
+    return yaml.dump(value, Dumper=_QuotingDumper, sort_keys=False, allow_unicode=True, width=120)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file that holds one mapping; an empty file holds an empty one.
 
@@ -209,9 +214,24 @@ def claimed(folder: Path, wait: bool = False) -> Iterator[Path]:
             yield folder
             return
         except BlockingIOError as error:
-            raise ValueError(f"another process writes to {folder}; wait for it, or name another output") from error
+            raise _held(folder) from error
         finally:
             os.close(descriptor)
+
+
+def check_unclaimed(folder: Path) -> None:
+    """Raise ValueError if another process holds a folder (`claimed`). Changes nothing; many may ask at once."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # there is none, or nobody may hold it
+        return
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise _held(folder) from error
+    finally:
+        os.close(descriptor)
 
 
 def empty(folder: Path) -> None:
@@ -221,6 +241,10 @@ def empty(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def _held(folder: Path) -> ValueError:
+    return ValueError(f"another process writes to {folder}; wait for it, or name another output")
 
 
 def _is_open_at(descriptor: int, folder: Path) -> bool:
@@ -280,6 +304,13 @@ class _CoreLoader(yaml.SafeLoader):
         return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
 
 
+class _QuotingDumper(yaml.SafeDumper):
+    """SafeDumper, which knows version 1.1, with the scalars of 1.2's core schema; without aliases, as they are read."""
+
+    def ignore_aliases(self, data):
+        return True
+
+
 for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -287,5 +318,6 @@ for _tag, _pattern, _first in (
     ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
      list("-+0123456789.")),
 ):  # fmt: skip
-    _CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+    for _class in (_CoreLoader, _QuotingDumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
 _CoreLoader.add_constructor("tag:yaml.org,2002:int", _CoreLoader.construct_whole_number)

@@ -38,6 +38,7 @@ class TokenizerConfig(Schema):
 
     tokenizer_class: str | None = None
     model_max_length: Length | None = None
+    chat_template: str | list[dict[str, str]] | None = None
 
 
 <<<<<<< HEAD
