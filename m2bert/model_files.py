@@ -41,8 +41,6 @@ class TokenizerConfig(Schema):
     chat_template: str | list[dict[str, str]] | None = None
 
 
-<<<<<<< HEAD
-=======
 def _no_path(value: Any) -> Any:
     if isinstance(value, str):
         raise ValueError("a file that is named in its place is not read")
@@ -66,7 +64,6 @@ class TokenizerFile(Schema):
     model: TokenizerModel
 
 
->>>>>>> wt-push
 class Module(Schema):
     """An entry of modules.json."""
 
@@ -141,10 +138,7 @@ class WeightsIndex(Schema):
 FILES: dict[str, type[Schema]] = {
     "config.json": ModelConfig,
     "tokenizer_config.json": TokenizerConfig,
-<<<<<<< HEAD
-=======
     "tokenizer.json": TokenizerFile,
->>>>>>> wt-push
     "sentence_bert_config.json": TransformerSettings,
     "config_sentence_transformers.json": SentenceConfig,
     "adapter_config.json": AdapterConfig,
