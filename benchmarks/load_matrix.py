@@ -27,7 +27,7 @@ TEXTS = [
     "",
     5 * "minutes of a meeting about a budget, a report and the river ",
 ]
-OURS = ("modeling_m2bert", "configuration_m2bert", "m2bert_train", "m2bert_eval", "m2bert_hub")
+OURS = ("m2bert", "modeling_m2bert", "configuration_m2bert", "m2bert_train", "m2bert_eval", "m2bert_hub")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"  # of the repository that stands in a cache
 LORA = {"r": 4, "target_modules": ["in_proj", "out_proj"], "target_parameters": ["up.weight", "down.weight"]}
 FROM_HUB = "from the Hub"
@@ -102,6 +102,28 @@ def expect(subject: Subject):
 def auto_model(subject: Subject, **options) -> str:
     model = subject.load(**options)
     return number(subject.difference(subject.outputs(model, model.config)))
+
+
+def on_disk(subject: Subject) -> str:
+    """With the weights left on the disk, from where a module's are read when it is called. A pooler may be new: then
+    transformers has none to read there."""
+    where = {"embeddings": "disk", "layers": "disk", "pooler": "cpu"}
+    model = subject.load(device_map=where, offload_folder=str(subject.scratch / "disk"))
+    if not all(parameter.is_meta for parameter in (*model.embeddings.parameters(), *model.layers.parameters())):
+        raise RuntimeError("weights were loaded that should lie on the disk")
+    return number(subject.difference(subject.outputs(model, model.config)))
+
+
+def offloaded(subject: Subject) -> str:
+    """By accelerate, all modules of a loaded model: into memory, and onto the disk."""
+    from accelerate import cpu_offload, disk_offload
+
+    outcomes = []
+    for offload, options in ((cpu_offload, {}), (disk_offload, {"offload_dir": subject.scratch / "offload"})):
+        model = subject.load()
+        offload(model, execution_device="cpu", **options)
+        outcomes.append(number(subject.difference(subject.outputs(model, model.config))))
+    return f"cpu {outcomes[0]}, disk {outcomes[1]}"
 
 
 def own_class(subject: Subject) -> str:
@@ -239,6 +261,8 @@ WAYS = {
     'pipeline("text-classification")': Way(text_classification, only="ForSequenceClassification"),
     'dtype="auto"': Way(partial(auto_model, dtype="auto")),
     'device_map="cpu"': Way(partial(auto_model, device_map="cpu"), ("accelerate",)),
+    'device_map="disk"': Way(on_disk, ("accelerate",)),
+    "offload": Way(offloaded, ("accelerate",)),
     "bfloat16": Way(bfloat16),
     "torch.compile": Way(compiled),
     "peft: LoRA": Way(lora, ("peft",)),

@@ -8,7 +8,7 @@ SHARE_DROPPED = 16  # a chunk that turns out too long gives up at least this par
 
 
 def chunk_texts(encoder: TokenEncoder, texts: list[str], tokens: int, stride: int | None = None) -> list[list[str]]:
-    """The chunks of every document, none longer than the model was asked to take.
+    """Return the chunks of every document, none longer than the model was asked to take.
 
     Args:
         tokens: the longest chunk, with special tokens and prompt, as the encoder counts it.
@@ -22,12 +22,12 @@ def chunk_texts(encoder: TokenEncoder, texts: list[str], tokens: int, stride: in
 
 
 def overhead_tokens(encoder: TokenEncoder) -> int:
-    """Tokens that every document costs: special tokens and prompt."""
+    """Return tokens that every document costs: special tokens and prompt."""
     return int(encoder.count_tokens([""], "document")[0])
 
 
 def cut(text: str, spans: np.ndarray, tokens: int, stride: int | None = None) -> list[str]:
-    """Consecutive chunks of `tokens` tokens, the last of what is left.
+    """Return consecutive chunks of `tokens` tokens, the last of what is left.
 
     Every token is in some chunk. A last chunk that would only repeat the end of the one before is left out.
 
@@ -46,7 +46,7 @@ def cut(text: str, spans: np.ndarray, tokens: int, stride: int | None = None) ->
 
 
 def _fitting(encoder: TokenEncoder, chunk: str, tokens: int, count: int) -> list[str]:
-    """The chunk; or, if it is longer than `tokens`, two that overlap and together hold all of it.
+    """Return the chunk; or, if it is longer than `tokens`, two that overlap and together hold all of it.
 
     A chunk that begins or ends inside a word is tokenized otherwise than inside its text, and may grow by a token or
     two. Overlapping chunks differ little from what was asked for, where halves would be chunks of another length. One

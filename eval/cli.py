@@ -10,9 +10,13 @@ from typing import Annotated
 
 import typer
 
-from .results_file import free_output, read_results, write_results
+from m2bert.command import CommandGroup
+from m2bert.schema import checked
+from m2bert.terminal import one_line, shown
 
-app = typer.Typer(add_completion=False, no_args_is_help=True)
+from .eval_config import EvalConfig
+
+app = typer.Typer(cls=CommandGroup, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 BESIDE = ("config", "output", "cache", "no_cache", "overwrite")  # parameters of `eval` that go with a configuration
 Output = Annotated[Path | None, typer.Option(help="JSON file to write.")]
@@ -49,38 +53,49 @@ def eval_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
     """Score systems on retrieval tasks: nDCG@10 with 95 % intervals, nDCG@1, recall@100, written as JSON."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("m2bert_eval.evaluate").setLevel(logging.INFO)
-    from .eval_config import Distractors, EncoderSettings, EvalConfig, TaskSettings  # slow imports, not for --help
+    from .results_file import free_output, write_results
+
+    settings = settings_of(context)
+    target = free_output(output or settings.output, overwrite)
+    from .plan import make_plan  # from here on each import is slower than the one before
+
+    logging.getLogger("m2bert_eval").setLevel(logging.INFO)
+    plan = make_plan(settings)
     from .evaluate import evaluate
     from .vector_store import VectorStore, default_cache_folder
 
-    try:
-        if config is not None:
-            refuse_flags_beside_config(context)
-            settings = EvalConfig.from_yaml(config)
-        else:
-            if data is None:
-                raise ValueError("no data given; --data takes a folder, locov1, locov0, a Hub id or mteb")
-            if distractors is None and given(context, "distractor_count"):
-                raise ValueError("--distractor-count says how many; where from is missing: add --distractors FOLDER")
-            pool = Distractors(distractors, distractor_count) if distractors else None
-            place = TaskSettings(data, tuple(task), split, documents, revision, development_split, pool)
-            systems = tuple(EncoderSettings(name) for name in encoder)
-            settings = EvalConfig((place,), systems, tuple(policy), tuple(hybrid))
-        target = free_output(output or settings.output, overwrite)
-        store = VectorStore(None if no_cache else cache or default_cache_folder())
-        records, failures = evaluate(settings, store)
-    except (ValueError, OSError) as error:
-        typer.echo(f"m2bert eval: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from error
+    records, failures = evaluate(plan, VectorStore(None if no_cache else cache or default_cache_folder()))
     if int(os.environ.get("RANK", 0)) == 0:  # under `accelerate launch` every process has the same records
         write_results(target, records)
         typer.echo(format_records(records))
-        typer.echo(f"written to {target}")
+        typer.echo(f"written to {shown(target)}")
     if failures:
-        typer.echo(f"m2bert eval: {'; '.join(failures)}", err=True)
+        typer.echo(f"m2bert: {'; '.join(map(one_line, failures))}", err=True)
         raise typer.Exit(1)
+
+
+def settings_of(context: typer.Context) -> EvalConfig:
+    """The settings of a run, from its configuration file or from the flags.
+
+    Raises:
+        ValueError: a flag or a key is missing, wrong, or of no use.
+    """
+    flags = context.params
+    if flags["config"] is not None:
+        refuse_flags_beside_config(context)
+        return EvalConfig.from_yaml(flags["config"])
+    if flags["data"] is None:
+        raise ValueError("no data given; --data takes a folder, locov1, locov0, a Hub id or mteb")
+    if not flags["encoder"]:
+        raise ValueError("no encoder given; --encoder takes bm25, tfidf-rp:256, a model folder or a Hub id")
+    task = {name: flags[name] for name in ("data", "split", "documents", "revision", "development_split")}
+    task["names"] = flags["task"]
+    if flags["distractors"] is not None:
+        task["distractors"] = {"path": flags["distractors"], "count": flags["distractor_count"]}
+    elif given(context, "distractor_count"):
+        raise ValueError("--distractor-count says how many; where from is missing: add --distractors FOLDER")
+    settings = {"tasks": task, "encoders": flags["encoder"], "policies": flags["policy"], "hybrids": flags["hybrid"]}
+    return checked(EvalConfig, settings, "flags")
 
 
 def given(context: typer.Context, parameter: str) -> bool:
@@ -104,24 +119,21 @@ def compare_command(
     against: Annotated[str | None, typer.Option(help="System to compare with; every pair by default.")] = None,
 ) -> None:
     """Differences in nDCG@10 between systems on the same queries: paired bootstrap, 95 % intervals."""
-    from .comparison import by_task, differences
-    from .report.shapes import fault_of
+    from m2bert.records import check_record, read_results
 
-    try:
-        records = []
-        for path in results:
-            for number, record in enumerate(read_results(path)):
-                if fault := fault_of(record):
-                    raise ValueError(f"record {number} of {path} cannot be read: {fault}")
-                records.append(record)
-        if not by_task(records):
-            raise ValueError("no retrieval scores in these files; `m2bert eval` writes them")
-        for (task, split, fingerprint), group in by_task(records).items():
-            typer.echo(f"{task}, {split}, {len(group[0]['query_scores'])} queries (data {fingerprint[:8]})")
-            typer.echo(format_differences(differences(group, against)))
-    except ValueError as error:
-        typer.echo(f"m2bert compare: {error}", err=True)
-        raise typer.Exit(2) from error
+    from .comparison import by_task, differences
+
+    records = [
+        check_record(record, f"record {number} of {path}")
+        for path in results
+        for number, record in enumerate(read_results(path))
+    ]
+    if not by_task(records):
+        raise ValueError("no retrieval scores in these files; `m2bert eval` writes them")
+    for (task, split, fingerprint), group in by_task(records).items():
+        counted = f"{len(group[0]['query_scores'])} queries (fingerprint of task and split {fingerprint[:8]})"
+        typer.echo(shown(f"{task}, {split}, {counted}"))
+        typer.echo(format_differences(differences(group, against)))
 
 
 def format_records(records: list[dict]) -> str:
@@ -131,10 +143,10 @@ def format_records(records: list[dict]) -> str:
     rows = []
     for record in records:
         if record["kind"] == "mteb":
-            rows.append([record["system"], record["task"], points(record["value"], 2), record["metric"], "-", "-", "-"])
+            score = [points(record["value"], 2), record["metric"]]
+            rows.append([record["system"], record["task"], *score, "-", "-", "-", "-"])
             continue
         low, high = record["interval_95"]
-        counts, cut = record["counts"], record["counts"]["truncated_documents"]
         rows.append(
             [
                 record["system"],
@@ -142,11 +154,19 @@ def format_records(records: list[dict]) -> str:
                 points(record["ndcg_at_10"], 2),
                 f"{points(low, 2)} to {points(high, 2)}",
                 points(record["metrics"]["recall_at_100"]["mean"]),
-                "-" if cut is None else f"{cut}/{counts['documents']}",
+                cut_of(record["counts"], "queries"),
+                cut_of(record["counts"], "documents"),
                 f"{record['seconds']:.1f}",
             ]
         )
-    return align(["system", "task", "nDCG@10", "95 % interval", "recall@100", "truncated", "seconds"], rows)
+    header = ["system", "task", "nDCG@10", "95 % interval", "recall@100", "queries cut", "documents cut", "seconds"]
+    return align(header, rows)
+
+
+def cut_of(counts: dict, what: str) -> str:
+    """How many of a record's queries or documents were not read to their end."""
+    cut = counts[f"truncated_{what}"]
+    return "-" if cut is None else f"{cut}/{counts[what]}"
 
 
 def format_differences(rows: list[dict]) -> str:

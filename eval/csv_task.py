@@ -6,16 +6,24 @@
         documents.csv     columns id and text
 
 Spreadsheets write commas, semicolons or tabs between columns and may begin the file with a byte-order mark: all are
-read. The text must be UTF-8.
+read. The text must be UTF-8. Hidden files are no documents. Names are compared in Unicode's composed form (NFC), since
+systems and archives differ in how they write an accent.
 """
 
 import csv
-import difflib
 import io
+import logging
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from m2bert.files import read_text, visible
+from m2bert.terminal import nearest
+
 from .locov1 import RetrievalTask, make_task
+
+logger = logging.getLogger(__name__)
 
 QUERIES = "queries.csv"
 SPLIT = "test"  # a CSV has no other
@@ -24,7 +32,7 @@ MAX_CELL_CHARS = 2**31 - 1  # the csv module stops at 131,072 characters unless 
 
 
 def load_csv_folder(folder: Path) -> RetrievalTask:
-    """The task of a folder with queries.csv beside documents/ or documents.csv, called by the folder's name.
+    """Return the task of a folder with queries.csv beside documents/ or documents.csv, called by the folder's name.
 
     Raises:
         ValueError: the documents are missing; or see `load_csv_task`.
@@ -44,22 +52,21 @@ def load_csv_task(queries_csv: str | Path, documents: str | Path, name: str) -> 
         name: of the task.
 
     Raises:
-        ValueError: a file is missing or not UTF-8, a column is missing, a cell is empty, an id occurs twice, or an
-            answer is no document. Errors name the file and the line.
+        ValueError: a file is missing or not UTF-8, a column is missing, a cell is empty, an id occurs twice, two
+            names differ only in how they write an accent, or an answer is no document. Errors name file and line.
     """
     queries_csv, documents = Path(queries_csv), Path(documents)
     texts = read_folder(documents) if documents.is_dir() else read_documents_csv(documents)
     query_rows = []
     for line, row in read_rows(queries_csv, ("query", "answer")):
         where = f"{queries_csv}, line {line}"
-        answers = [answer.strip().replace("\\", "/") for answer in row["answer"].split(";") if answer.strip()]
+        answers = [_name(answer).replace("\\", "/") for answer in row["answer"].split(";") if answer.strip()]
         if not answers:
             raise ValueError(f"{where}: column 'answer' is empty; name the document that answers the query")
         for answer in answers:
             if answer not in texts:
-                close = difflib.get_close_matches(answer, texts, n=3, cutoff=0.4)
-                nearest = f"; nearest: {', '.join(close)}" if close else f"; the first is {next(iter(texts))}"
-                raise ValueError(f"{where}: answer {answer!r} is no document of {documents}{nearest}")
+                hint = nearest(answer, texts) or f"; the first is {next(iter(texts))!r}"
+                raise ValueError(f"{where}: answer {answer!r} is no document of {documents}{hint}")
         if not row["query"].strip():
             raise ValueError(f"{where}: column 'query' is empty; write the query or delete the line")
         query_rows.append({"qid": f"q{len(query_rows) + 1}", "query": row["query"].strip(), "answer_pids": answers})
@@ -70,30 +77,55 @@ def load_csv_task(queries_csv: str | Path, documents: str | Path, name: str) -> 
 
 
 def read_folder(folder: Path) -> dict[str, str]:
-    """{path in the folder: text} of its .txt and .md files, those of subfolders too."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    """Return {path in the folder: text} of its .txt and .md files, those of subfolders too.
+
+    A line in the log counts the files of other types.
+
+    Raises:
+        ValueError: there are none, one is not UTF-8, or the names of two are one in NFC.
+    """
+    files = [path for path in visible(folder, "**/*") if path.is_file()]
+    paths = [path for path in files if path.suffix.lower() in SUFFIXES]
     if not paths:
         raise ValueError(f"{folder} has no {' or '.join(SUFFIXES)} files; put each document into one")
-    return {path.relative_to(folder).as_posix(): read_text(path) for path in paths}
+    others = Counter(path.suffix.lower() or "no suffix" for path in files if path.suffix.lower() not in SUFFIXES)
+    if others:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common())
+        logger.warning("%s: left out for their type: %s; documents are %s", folder, kinds, " and ".join(SUFFIXES))
+    names: dict[str, Path] = {}
+    for path in paths:
+        name = _name(path.relative_to(folder).as_posix())
+        if name in names:
+            raise ValueError(f"{folder}: {str(names[name])!a} and {str(path)!a} are one name; rename one of them")
+        names[name] = path
+    return {name: read_text(path) for name, path in names.items()}
 
 
 def read_documents_csv(path: Path) -> dict[str, str]:
-    """{id: text}."""
+    """Return {id: text}."""
     texts: dict[str, str] = {}
+    written: dict[str, str] = {}
     for line, row in read_rows(path, ("id", "text")):
-        pid = row["id"].strip()
+        pid = _name(row["id"])
         if not pid:
             raise ValueError(f"{path}, line {line}: column 'id' is empty; give every document one")
         if pid in texts:
-            raise ValueError(f"{path}, line {line}: id {pid!r} occurs twice; ids must be unique")
+            both = "" if written[pid] == row["id"] else f", as {written[pid]!a} and {row['id']!a}"
+            raise ValueError(f"{path}, line {line}: id {pid!r} occurs twice{both}; ids must be unique")
         texts[pid] = row["text"]
+        written[pid] = row["id"]
     if not texts:
         raise ValueError(f"{path} has no documents below its header; add a line for each")
     return texts
 
 
+def _name(text: str) -> str:
+    """Return a document's name in the form in which names are compared."""
+    return unicodedata.normalize("NFC", text.strip())
+
+
 def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line on which it begins, {column: cell}) of every row that is not blank.
+    """Yield (line on which it begins, {column: cell}) of every row that is not blank.
 
     Raises:
         ValueError: a column is missing, a row has more cells than the header, or quotes do not pair.
@@ -119,7 +151,7 @@ def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[
 
 
 def _numbered(reader, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line on which it begins, cells) of every row of a csv reader."""
+    """Yield (line on which it begins, cells) of every row of a csv reader."""
     line = 1
     try:
         for cells in reader:
@@ -130,19 +162,3 @@ def _numbered(reader, path: Path) -> Iterator[tuple[int, list[str]]]:
             f"{path}, the row that begins on line {line} has quotes that do not pair ({error}); put a cell in two, and "
             "write those within it twice"
         ) from error
-
-
-def read_text(path: Path) -> str:
-    """The content of a UTF-8 file without its byte-order mark.
-
-    Raises:
-        ValueError: it is missing, or not UTF-8; the error names the line.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist; write it, or correct the path")
-    content = path.read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {line} is not UTF-8; save the file as UTF-8 (in Excel: 'CSV UTF-8')") from error

@@ -1,5 +1,6 @@
 """Harder pools: documents that answer nothing, added to a task from any collection of text."""
 
+import logging
 import random
 import sys
 from dataclasses import replace
@@ -8,11 +9,13 @@ from pathlib import Path
 from .locov1 import RetrievalTask, fingerprint_of
 from .text_sources import read_source
 
+logger = logging.getLogger(__name__)
+
 PREFIX = "distractor_"
 
 
 def add_distractors(task: RetrievalTask, texts_from: str | Path, count: int, seed: int = 0) -> RetrievalTask:
-    """The task with `count` more documents; its name gains " +count".
+    """Return the task with `count` more documents; its name gains " +count".
 
     Each is cut at the length of one of the task's own documents, drawn by chance, so that none stands out by being
     longer. Texts shorter than that stay as they are. A text that the task already has, or that came before, is not
@@ -36,17 +39,20 @@ def add_distractors(task: RetrievalTask, texts_from: str | Path, count: int, see
     lengths_chars = sorted(len(text) for text in task.documents.values() if text)
     taken = set(task.documents.values())
     added: dict[str, str] = {}
+    cut = 0
     for whole in read_source(Path(texts_from).expanduser(), sys.maxsize, "train", seed):  # all, shuffled
         text = whole[: generator.choice(lengths_chars)]
         if whole not in taken and text not in taken:
             taken |= {whole, text}
             added[f"{PREFIX}{len(added):06d}"] = text
+            cut += len(text) < len(whole)
             if len(added) == count:
                 break
     else:
         raise ValueError(
             f"{texts_from} has {len(added)} texts that task {task.name!r} lacks, not {count}; ask for fewer"
         )
+    logger.info("task %s: %d of %d distractors are cut to the length of a document", task.name, cut, count)
     documents = task.documents | added
     return replace(
         task,

@@ -36,7 +36,7 @@ def clean_docstring(raw: str) -> str:
 
 
 def read_docstrings(source: bytes, module: str) -> list[Entry]:
-    """Docstrings of a module, its public classes, functions and methods, in source order."""
+    """Return docstrings of a module, its public classes, functions and methods, in source order."""
     entries = []
 
     def visit(node: ast.AST, name: str) -> None:
@@ -58,7 +58,7 @@ def read_docstrings(source: bytes, module: str) -> list[Entry]:
 
 
 def parse(source: bytes) -> ast.Module:
-    """Syntax tree of other people's code: its invalid escape sequences are not worth a warning here.
+    """Return the syntax tree of other people's code: its invalid escape sequences are not worth a warning here.
 
     Garbage collection pauses: a tree has no cycles, but allocating one sets off full collections again and
     again, which takes longer than parsing in a process that has torch loaded.
@@ -76,7 +76,7 @@ def parse(source: bytes) -> ast.Module:
 
 
 def read_package(package: str, prefixes: list[str] | None, seen: set[str]) -> list[Entry]:
-    """Entries of an installed distribution in path order, without test and vendored code.
+    """Return entries of an installed distribution in path order, without test and vendored code.
 
     Args:
         package: name of the distribution, as in `pip install NAME`.

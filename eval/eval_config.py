@@ -1,32 +1,42 @@
 """What `m2bert eval` shall measure: the same settings from flags and from a YAML file."""
 
-import difflib
-from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-import yaml
+from pydantic import BeforeValidator, Field, model_validator
+
+from m2bert.files import read_yaml
+from m2bert.schema import Schema, checked
+from m2bert.terminal import nearest
 
 HYBRIDS = ("rerank", "rrf", "weighted")
 MAX_DISTRACTORS = 10_000_000  # more is a typing error
-SCALARS = {str: "a text", str | None: "a text", int: "a whole number"}  # what a field of this type must be
+
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Distractors:
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+Several = Annotated[tuple[T, ...], BeforeValidator(_as_tuple)]  # a single entry stands for a list of one
+
+
+def _known_hybrid(name: Any) -> Any:
+    if isinstance(name, str) and name not in HYBRIDS:
+        raise ValueError(f"hybrid {name!r} is unknown{nearest(name, HYBRIDS)}; there are {', '.join(HYBRIDS)}")
+    return name
+
+
+class Distractors(Schema):
     """`count` documents from `path` that answer nothing, drawn with `seed`."""
 
     path: str
-    count: int = 2000
+    count: int = Field(2000, ge=1, le=MAX_DISTRACTORS)
     seed: int = 0
 
-    def __post_init__(self):
-        if not 1 <= self.count <= MAX_DISTRACTORS:
-            raise ValueError(f"distractors.count={self.count} must be from 1 to {MAX_DISTRACTORS}")
 
-
-@dataclass(frozen=True)
-class TaskSettings:
+class TaskSettings(Schema):
     """Tasks to load from one place.
 
     Attributes:
@@ -36,7 +46,7 @@ class TaskSettings:
     """
 
     data: str
-    names: tuple[str, ...] = ()
+    names: Several[str] = ()
     split: str = "test"
     documents: str = "documents"
     revision: str | None = None
@@ -44,8 +54,7 @@ class TaskSettings:
     distractors: Distractors | None = None
 
 
-@dataclass(frozen=True)
-class TrainingTask:
+class TrainingTask(Schema):
     """A retrieval task that a model was trained on, to be searched for overlap with what it is tested on."""
 
     data: str
@@ -56,9 +65,8 @@ class TrainingTask:
         return f"{self.name} ({self.split})"
 
 
-@dataclass(frozen=True)
-class EncoderSettings:
-    """One system.
+class EncoderSettings(Schema):
+    """One system; a plain text stands for its `model`.
 
     Attributes:
         model: bm25, tfidf-rp[:WIDTH], mteb:NAME, a model folder or a Hub id.
@@ -70,117 +78,38 @@ class EncoderSettings:
 
     model: str
     name: str | None = None
-    policies: tuple[str, ...] = ()
-    trained_on: tuple[TrainingTask | str, ...] = ()
+    policies: Several[str] = ()
+    trained_on: Several[TrainingTask | str] = ()
     paper_row: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_name(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
 
-@dataclass(frozen=True)
-class EvalConfig:
+
+class EvalConfig(Schema):
     """A whole run; see docs/evaluation.md for the YAML form."""
 
-    tasks: tuple[TaskSettings, ...]
-    encoders: tuple[EncoderSettings, ...]
-    policies: tuple[str, ...] = ("truncate",)
-    hybrids: tuple[str, ...] = ()
-    rerank_depth: int = 100
+    tasks: Several[TaskSettings] = Field(min_length=1)
+    encoders: Several[EncoderSettings] = Field(min_length=1)
+    policies: Several[str] = ("truncate",)
+    hybrids: Several[Annotated[Literal[HYBRIDS], BeforeValidator(_known_hybrid)]] = ()
+    rerank_depth: int = Field(100, ge=1)
     output: str | None = None
 
-    def __post_init__(self):
-        for hybrid in self.hybrids:
-            if hybrid not in HYBRIDS:
-                raise ValueError(
-                    f"hybrid {hybrid!r} is unknown{nearest(hybrid, HYBRIDS)}; there are {', '.join(HYBRIDS)}"
-                )
-        if not self.encoders:
-            raise ValueError("no encoder given; name at least one: bm25, tfidf-rp:256, or a model folder")
-        if not self.tasks:
-            raise ValueError("no task given; name the data at least: --data FOLDER")
+    @model_validator(mode="after")
+    def _other_development_split(self) -> Self:
         for task in self.tasks:
             if "weighted" in self.hybrids and task.development_split == task.split:
                 raise ValueError(f"development_split={task.split!r} is the split that is scored; choose another")
-        if self.rerank_depth < 1:
-            raise ValueError(f"rerank_depth={self.rerank_depth} leaves nothing to rerank; it must be at least 1")
+        return self
 
     @classmethod
     def from_yaml(cls, path: Path) -> Self:
-        """Read a YAML file with the fields of this class; an encoder may be a plain name.
+        """Read a YAML file with the fields of this class.
 
         Raises:
             ValueError: no such file, no YAML, an unknown or a missing key, a value of the wrong type.
         """
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ValueError(f"config {path} cannot be read: {' '.join(str(error).split())}") from error
-        content = checked(content, cls, str(path))
-        tasks = [_task(entry, f"tasks[{i}]") for i, entry in enumerate(as_list(content.get("tasks", [])))]
-        encoders = [_encoder(entry, f"encoders[{i}]") for i, entry in enumerate(as_list(content.get("encoders", [])))]
-        names = {key: strings(content[key], key) for key in ("policies", "hybrids") if key in content}
-        return cls(**content | names | {"tasks": tuple(tasks), "encoders": tuple(encoders)})
-
-
-def checked(content: object, settings: type, where: str) -> dict:
-    """`content` if it is a mapping with keys of the dataclass `settings` only, none that it needs missing.
-
-    Of the values, texts and numbers are checked too; what holds several is read by its own function.
-    """
-    if not isinstance(content, dict):
-        raise ValueError(f"{where} is {content!r}; it must be a mapping with keys such as {fields(settings)[0].name}")
-    known = [entry.name for entry in fields(settings)]
-    for key in content:
-        if key not in known:
-            raise ValueError(f"{where} has the unknown key {key!r}{nearest(str(key), known)}; keys: {', '.join(known)}")
-    for entry in fields(settings):
-        if entry.default is MISSING and entry.name not in content:
-            raise ValueError(f"{where} lacks the key {entry.name!r}; it has {', '.join(content) or 'none'}")
-        value = content.get(entry.name, entry.default)
-        if entry.type in SCALARS and (not isinstance(value, entry.type) or isinstance(value, bool)):
-            raise ValueError(f"{where}.{entry.name} is {value!r}; it must be {SCALARS[entry.type]}")
-    return content
-
-
-def nearest(word: str, known: tuple[str, ...] | list[str]) -> str:
-    """ ", did you mean 'x'?" without the question mark, or nothing."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def as_list(value: object) -> list:
-    """A single entry stands for a list of one."""
-    return value if isinstance(value, list) else [value]
-
-
-def strings(value: object, where: str) -> tuple[str, ...]:
-    """One text or several."""
-    values = as_list(value)
-    for entry in values:
-        if not isinstance(entry, str):
-            raise ValueError(f"{where} has {entry!r}, which is no text; put it in quotes")
-    return tuple(values)
-
-
-def _task(entry: object, where: str) -> TaskSettings:
-    content = dict(checked(entry, TaskSettings, where))
-    if "names" in content:
-        content["names"] = strings(content["names"], f"{where}.names")
-    if content.get("distractors") is not None:
-        distractors = checked(content["distractors"], Distractors, f"{where}.distractors")
-        content["distractors"] = Distractors(**distractors)
-    return TaskSettings(**content)
-
-
-def _encoder(entry: object, where: str) -> EncoderSettings:
-    if isinstance(entry, str):
-        return EncoderSettings(entry)
-    content = dict(checked(entry, EncoderSettings, where))
-    if "policies" in content:
-        content["policies"] = strings(content["policies"], f"{where}.policies")
-    trained_on = as_list(content.get("trained_on", []))
-    content["trained_on"] = tuple(
-        training
-        if isinstance(training, str)
-        else TrainingTask(**checked(training, TrainingTask, f"{where}.trained_on"))
-        for training in trained_on
-    )
-    return EncoderSettings(**content)
+        return checked(cls, read_yaml(path), str(path))

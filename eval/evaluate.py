@@ -3,15 +3,15 @@
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from .encoders import Encoder
-from .eval_config import EncoderSettings, EvalConfig, TrainingTask
+from .eval_config import EncoderSettings
 from .fusion import choose_weight, reciprocal_rank_fusion, weighted_fusion
 from .locov1 import RetrievalTask
 from .model_files import model_files
 from .outcomes import Outcome, run_tfidf, score_run
-from .plan import LoadedTask, System, load_all, mteb_scored, named_systems, overlaps_of
+from .plan import LoadedTask, Plan
 from .policies import Policy
 from .processes import several
 from .rankers import DenseRanker, Run
@@ -22,7 +22,7 @@ from .vector_store import VectorStore
 logger = logging.getLogger(__name__)
 
 
-def evaluate(config: EvalConfig, store: VectorStore) -> tuple[list[dict], list[str]]:
+def evaluate(plan: Plan, store: VectorStore) -> tuple[list[dict], list[str]]:
     """Score all systems on all tasks.
 
     An encoder or a policy that fails does not take the others' results with it. Among several processes an encoder
@@ -32,13 +32,12 @@ def evaluate(config: EvalConfig, store: VectorStore) -> tuple[list[dict], list[s
         The records, and one line for each encoder or policy that failed.
 
     Raises:
-        ValueError: a name, policy, task or training task is wrong; or the only encoder fails.
+        ValueError: the only encoder fails.
     """
-    systems = named_systems(config)
-    tasks = load_all(config)
-    evaluation = Evaluation(config, systems, tasks, mteb_scored(config), overlaps_of(config, tasks), store)
+    evaluation = Evaluation(plan, store)
+    encoders = plan.config.encoders
     records: list[dict] = []
-    for encoder in last_if(config.encoders, "tfidf-rp"):  # plain tfidf-rp needs the widths of the others
+    for encoder in last_if(encoders, "tfidf-rp"):  # plain tfidf-rp needs the widths of the others
         before = len(records)
         try:
             for record in evaluation.records_of(encoder, records):
@@ -47,7 +46,7 @@ def evaluate(config: EvalConfig, store: VectorStore) -> tuple[list[dict], list[s
             if several():
                 raise
             reason = " ".join(str(error).split())
-            if len(config.encoders) == 1 and not records:
+            if len(encoders) == 1 and not records:
                 raise ValueError(reason) from error
             result = "failed and is left out" if len(records) == before else "failed, and the rest of it is left out"
             evaluation.left_out(f"encoder {encoder.model!r} {result}: {reason}")
@@ -62,17 +61,13 @@ def last_if(encoders: tuple[EncoderSettings, ...], model: str) -> list[EncoderSe
     return sorted(dict.fromkeys(encoders), key=lambda encoder: encoder.model == model)
 
 
-@dataclass
 class Evaluation:
-    """What the systems of one run share."""
+    """A run under way: what its systems share, and which of them failed."""
 
-    config: EvalConfig
-    systems: dict[EncoderSettings, System]
-    tasks: list[LoadedTask]
-    mteb_scored: list
-    overlaps: dict[tuple[str, TrainingTask], list[dict]]
-    store: VectorStore
-    failures: list[str] = field(default_factory=list)
+    def __init__(self, plan: Plan, store: VectorStore):
+        self.plan = plan
+        self.store = store
+        self.failures: list[str] = []
 
     def left_out(self, failure: str) -> None:
         """Take note of what failed while the others go on."""
@@ -91,9 +86,9 @@ class Evaluation:
                 raise ValueError("no encoder beside it gave vectors whose width it could take; write tfidf-rp:256")
             named = {record["encoder"] for record in earlier}
             names = [name for name in (f"tfidf-rp:{width}" for width in widths) if name not in named]
-        for loaded in self.tasks:
+        for loaded in self.plan.tasks:
             for name in names:
-                yield self.lexical(replace(settings, model=name), loaded, name)
+                yield self.lexical(settings.model_copy(update={"model": name}), loaded, name)
 
     def lexical(self, settings: EncoderSettings, loaded: LoadedTask, name: str) -> dict:
         """The record of BM25 or of a projection of TF-IDF."""
@@ -114,7 +109,7 @@ class Evaluation:
         if ranker is not None:
             lexical = {"vectors": "none", "claim": "untrained"}
             details = {"policy": "whole", **(lexical if ranker.is_lexical else {"vectors": "several"})}
-            for loaded in self.tasks:
+            for loaded in self.plan.tasks:
                 yield from self.measured(settings, loaded, None, ranker, details)
             return
         encoder = load_encoder(settings.model)
@@ -127,16 +122,16 @@ class Evaluation:
             "device": getattr(encoder, "device", None),
             "dtype": getattr(encoder, "dtype", None),
         }
-        for loaded in self.tasks:
+        for loaded in self.plan.tasks:
             lengths = self.answer_tokens(encoder, loaded.task)
             for policy in policies:
                 details = about | {"policy": policy.spec, "vectors": "several" if policy.several else "one"}
                 ranker = DenseRanker(encoder, policy, self.store)
                 for record in self.measured(settings, loaded, policy, ranker, details):
                     if lengths:
-                        add_lengths(record, self.systems[settings].name, lengths)
+                        add_lengths(record, self.plan.systems[settings].name, lengths)
                     yield record
-        if self.mteb_scored:
+        if self.plan.mteb_scored:
             yield from self.scored_by_mteb(settings, encoder, policies)
 
     def usable(self, settings: EncoderSettings, encoder: Encoder) -> list[Policy]:
@@ -146,7 +141,7 @@ class Evaluation:
             ValueError: none does.
         """
         usable, refused = [], []
-        for policy in self.systems[settings].policies:
+        for policy in self.plan.systems[settings].policies:
             try:
                 policy.check(encoder)
                 usable.append(policy)
@@ -167,8 +162,8 @@ class Evaluation:
                 message = "policy %s gives several vectors; mteb's own tasks take one, so it is left out"
                 logger.warning(message, policy.spec)
                 continue
-            system = f"{self.systems[settings].name} / {policy.spec}"
-            yield from run_tasks(encoder, policy, self.mteb_scored, system)
+            system = f"{self.plan.systems[settings].name} / {policy.spec}"
+            yield from run_tasks(encoder, policy, self.plan.mteb_scored, system)
 
     @staticmethod
     def searcher(model: str):
@@ -197,7 +192,7 @@ class Evaluation:
         self, settings: EncoderSettings, loaded: LoadedTask, policy: Policy | None, ranker, details: dict
     ) -> Iterator[dict]:
         """The record of a ranker alone, then of its hybrids with BM25."""
-        name = self.systems[settings].name
+        name = self.plan.systems[settings].name
         system = f"{name} / {policy.spec}" if policy else name
         logger.info("%s on %s", system, loaded.task.name)
         start = time.perf_counter()
@@ -205,7 +200,7 @@ class Evaluation:
         details = details | {"name": name, **getattr(ranker, "report", {}), "hybrid": None}
         seconds = time.perf_counter() - start
         yield self.record(system, settings, loaded, score_run(run, loaded.task, details), seconds)
-        for method in dict.fromkeys(self.config.hybrids):
+        for method in dict.fromkeys(self.plan.config.hybrids):
             start = time.perf_counter()
             combined, how = self.hybrid(method, loaded, ranker, run)
             label = f"{method}:{how['depth']}" if "depth" in how else method
@@ -219,13 +214,13 @@ class Evaluation:
         """A record, with the overlap of the model's training data."""
         record = retrieval_record(system, settings, loaded.settings, loaded.task, outcome, seconds)
         keys = [(loaded.task.fingerprint, training) for training in settings.trained_on]
-        record["overlap"] = [overlap for key in keys for overlap in self.overlaps.get(key, [])] or None
+        record["overlap"] = [overlap for key in keys for overlap in self.plan.overlaps.get(key, [])] or None
         return record
 
     def hybrid(self, method: str, loaded: LoadedTask, ranker, run: Run) -> tuple[Run, dict]:
         """The ranking of a hybrid with BM25, and the settings that the record keeps."""
         if method == "rerank":
-            depth = self.config.rerank_depth
+            depth = self.plan.config.rerank_depth
             return ranker.rerank(loaded.task, loaded.bm25, depth), {"depth": depth}
         if method == "rrf":
             return reciprocal_rank_fusion([loaded.bm25, run]), {}

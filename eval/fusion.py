@@ -2,14 +2,13 @@
 
 import numpy as np
 
-from .metric import score_ranking
 from .search import DEPTH, Run, trec_order
 
 STEPS = 20  # weights are tried at 0, 0.05, ..., 1
 
 
 def rerank_order(candidates: Run, scores: Run) -> Run:
-    """The candidates of `scores` in the order of their scores, then the other candidates as they were.
+    """Return the candidates of `scores` in the order of their scores, then the other candidates as they were.
 
     Only the order of what follows is told by its scores: each is 1 below the one before.
     """
@@ -23,7 +22,7 @@ def rerank_order(candidates: Run, scores: Run) -> Run:
 
 
 def reciprocal_rank_fusion(runs: list[Run], k: int = 60) -> Run:
-    """Sum over the runs of 1 / (k + rank), rank 1 for the best (Cormack, Clarke and Buettcher, SIGIR 2009).
+    """Return the sums over the runs of 1 / (k + rank), rank 1 for the best (Cormack et al., SIGIR 2009).
 
     A document that a run does not rank gets nothing from it.
     """
@@ -37,7 +36,7 @@ def reciprocal_rank_fusion(runs: list[Run], k: int = 60) -> Run:
 
 
 def weighted_fusion(run: Run, other: Run, weight: float) -> Run:
-    """weight * score of `run` + (1 - weight) * score of `other`, each scaled to 0 ... 1 within the query.
+    """Return weight * score of `run` + (1 - weight) * score of `other`, each scaled to 0 ... 1 within the query.
 
     A document that a run does not rank counts 0 there, and so does all of a run whose scores are equal: it says
     nothing about the query.
@@ -60,6 +59,8 @@ def choose_weight(run: Run, other: Run, qrels: dict[str, dict[str, int]]) -> tup
 
     To be chosen on development data. Of equally good weights the one nearest to 0.5, then the smaller.
     """
+    from .metric import score_ranking  # slow to import
+
     tried = []
     for step in range(STEPS + 1):
         scores = score_ranking(weighted_fusion(run, other, step / STEPS), qrels)
@@ -77,5 +78,5 @@ def _scaled(scores: dict[str, float]) -> dict[str, float]:
 
 
 def _best(scores: dict[str, float]) -> dict[str, float]:
-    """The first DEPTH documents, best first."""
+    """Return the first DEPTH documents, best first."""
     return {pid: scores[pid] for pid in trec_order(scores)[:DEPTH]}

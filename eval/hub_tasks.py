@@ -10,10 +10,12 @@ them). The fifth is QMSUM with one document for every query, 272 that hold 35 me
 a later commit merged them. Hence LoCoV0 is read from that pair's history.
 """
 
-import difflib
 import re
 
-from .locov1 import DOCUMENT_COLUMNS, QUERY_COLUMNS, RetrievalTask, make_task
+from m2bert.terminal import nearest
+
+from .hub_reach import hub_or_cache, plain
+from .locov1 import DOCUMENT_COLUMNS, QUERY_COLUMNS, RetrievalTask, check_columns, make_task
 
 LOCOV1 = "hazyresearch/LoCoV1"
 LOCOV1_TASKS = (
@@ -40,7 +42,7 @@ COMMIT_CHARS = 40
 def load_hub_tasks(
     path: str, names: list[str] | None, split: str, revision: str | None = None, setting: str = "data"
 ) -> list[RetrievalTask]:
-    """Tasks of the pair PATH-Queries and PATH-Documents, downloaded on first use.
+    """Load tasks of the pair PATH-Queries and PATH-Documents, downloaded on first use.
 
     Each task records the commits that were read, "QUERIES,DOCUMENTS", so that naming them again reads the same data.
 
@@ -62,6 +64,8 @@ def load_hub_tasks(
     ]
     commits = [commit for _, commit in loaded]
     tables = [table for table, _ in loaded]
+    check_columns(tables[0], QUERY_COLUMNS, f"Hub data set '{path}-Queries'")
+    check_columns(tables[1], DOCUMENT_COLUMNS, f"Hub data set '{path}-Documents'")
     known = sorted(filter(None, set(tables[1]["dataset"].to_pylist())))
     check_names(names, known, path)
     resolved = ",".join(commits) if all(commits) else None
@@ -72,9 +76,7 @@ def check_names(names: list[str] | None, known: list[str] | tuple[str, ...], whe
     """Refuse a task that is not known, offering the nearest."""
     for name in names or []:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            meant = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(f"task {name!r} is not in {where}{meant}; tasks there: {', '.join(known)}")
+            raise ValueError(f"task {name!r} is not in {where}; tasks there: {', '.join(known)}{nearest(name, known)}")
 
 
 def load_table(
@@ -86,7 +88,7 @@ def load_table(
     columns: tuple[str, ...] = (),
     revision: str | None = None,
 ):
-    """A split of a data set of the Hub as a pyarrow table, downloaded on first use; and its commit if that is known.
+    """Download a split of a data set of the Hub on first use; return a pyarrow table, and its commit if that is known.
 
     Args:
         setting, hint: what named it, and what it might have meant instead; for errors.
@@ -97,12 +99,15 @@ def load_table(
     import datasets
 
     try:
-        revision = full_commit(path, revision)
-        data = datasets.load_dataset(path, config, split=split, revision=revision)
+        with hub_or_cache(path, revision, "dataset") as silent:
+            revision = full_commit(path, revision)
+            data = datasets.load_dataset(path, config, split=split, revision=revision)
     except (OSError, ValueError) as error:  # not there, no such split, no network
+        if silent:
+            hint = f"the Hub does not answer ({silent}): go online; or {hint}"
         raise ValueError(
             f"{setting}: {path!r} is no local path, and as a data set of the Hub its split {split!r} cannot be loaded "
-            f"({' '.join(str(error).split())}); {hint}"
+            f"({plain(error)}); {hint}"
         ) from error
     missing = [column for column in columns if column not in data.column_names]
     if missing:
@@ -117,7 +122,7 @@ def load_table(
 
 
 def full_commit(path: str, revision: str | None) -> str | None:
-    """The 40 characters of an abbreviated commit, for which the Hub has to be asked; anything else as it is.
+    """Return the 40 characters of an abbreviated commit, for which the Hub is asked; anything else as it is.
 
     Raises:
         ValueError: the Hub cannot be asked, or knows none or several that begin so.
@@ -133,7 +138,7 @@ def full_commit(path: str, revision: str | None) -> str | None:
         return revision  # the cache may hold it
     except Exception as error:  # of httpx or httpx2: which of them depends on the version of huggingface_hub
         raise ValueError(
-            f"revision={revision} is abbreviated, and {path} does not say what it stands for: {error}"
+            f"revision={revision} is abbreviated, and {path} does not say what it stands for: {plain(error)}"
         ) from error
     fitting = [commit for commit in commits if commit.startswith(revision)]
     if len(fitting) != 1:
@@ -149,7 +154,7 @@ def _pair_of_revisions(revision: str | None) -> list[str | None]:
 
 
 def _commit_of(data) -> str | None:
-    """The commit is the name of the folder in which `datasets` keeps its copy."""
+    """Return the commit: the name of the folder in which `datasets` keeps its copy."""
     folders = {file["filename"].replace("\\", "/").split("/")[-2] for file in data.cache_files}
     commits = [folder for folder in folders if re.fullmatch(f"[0-9a-f]{{{COMMIT_CHARS}}}", folder)]
     return commits[0] if len(commits) == 1 else None

@@ -55,7 +55,7 @@ def _modes(module) -> list[str]:
 
 
 def part_counts(lengths: np.ndarray, parts: int) -> np.ndarray:
-    """(n,) int64: how many parts documents of so many tokens get, at least 1 and at most `parts`."""
+    """Return (n,) int64: how many parts documents of so many tokens get, at least 1 and at most `parts`."""
     return np.clip(lengths // FEWEST_TOKENS, 1, parts).astype(np.int64)
 
 

@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from m2bert.files import visible
+
 logger = logging.getLogger(__name__)
 
 QUERY_COLUMNS = ("qid", "query", "answer_pids", "dataset")
@@ -71,13 +73,13 @@ def load_task(data_dir: str | Path, task: str, split: str, documents: str = "doc
 
 
 def task_names(data_dir: str | Path, split: str) -> list[str]:
-    """Names of the tasks in documents/SPLIT.parquet, sorted.
+    """Return the sorted names of the tasks in documents/SPLIT.parquet.
 
     Raises:
         ValueError: the file or its column is missing.
     """
     path = Path(data_dir) / "documents" / f"{split}.parquet"
-    return _names(_read_table(path, ("dataset",)))
+    return _names(read_table(path, ("dataset",)))
 
 
 def make_task(
@@ -88,13 +90,20 @@ def make_task(
     source: str = "",
     revision: str | None = None,
 ) -> RetrievalTask:
-    """A task from its rows, wherever they come from; see `load_task` for columns and errors."""
+    """Return a task from its rows, wherever they come from; see `load_task` for columns and errors.
+
+    Documents without text are kept, and a warning counts them.
+    """
     query_rows, document_rows = without_null_passages(query_rows, document_rows, task)
     for what, rows in (("queries", query_rows), ("documents", document_rows)):
         if not rows:
             raise ValueError(f"task {task!r} has no {what} in the split {split!r}; add some, or leave the task out")
     documents = _by_id(document_rows, "pid", "passage")
     queries = _by_id(query_rows, "qid", "query")
+    for what, texts in (("documents", documents), ("queries", queries)):
+        empty = sum(not text.strip() for text in texts.values())
+        if empty:
+            logger.warning("task %s: %d of %d %s are empty", task, empty, len(texts), what)
     qrels = {row["qid"]: dict.fromkeys(_answers(row), 1) for row in query_rows}
     for qid, answers in qrels.items():
         if not answers:
@@ -116,7 +125,7 @@ def make_task(
 
 
 def without_null_passages(queries: list[dict], documents: list[dict], name: str) -> tuple[list[dict], list[dict]]:
-    """The rows without documents whose passage is null and without queries that only such documents answer.
+    """Drop documents whose passage is null, and queries that only such documents answer.
 
     So did the research code, whose QASPER has papers without a full text. A warning counts what is left out.
     """
@@ -134,7 +143,7 @@ def without_null_passages(queries: list[dict], documents: list[dict], name: str)
 
 
 def fingerprint_of(queries: dict[str, str], documents: dict[str, str], qrels: dict[str, dict[str, int]]) -> str:
-    """sha256 of a task's content, whatever the order of its rows."""
+    """Return the sha256 of a task's content, whatever the order of its rows."""
     return hashlib.sha256(json.dumps([queries, documents, qrels], sort_keys=True).encode()).hexdigest()
 
 
@@ -157,35 +166,60 @@ def _answer_positions(query_rows: list[dict], documents: dict[str, str]) -> dict
 
 def _answers(row: dict) -> list[str]:
     answers = row["answer_pids"] or []
-    if not isinstance(answers, list):
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         raise ValueError(f"answer_pids of query {row['qid']!r} is {answers!r}; it must be a list of pids")
     return answers
 
 
 def _read_rows(path: Path, columns: tuple[str, ...], task: str, optional: tuple[str, ...] = ()) -> list[dict]:
-    table = _read_table(path, columns, optional)
+    table = read_table(path, columns, optional)
     rows = table.filter(pc.equal(table["dataset"], task)).to_pylist()
     if not rows:
         raise ValueError(f"task {task!r} is not in {path}; tasks there: {', '.join(_names(table)) or 'none'}")
     return rows
 
 
-def _read_table(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()):
+def read_table(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> pa.Table:
+    """Return columns of a parquet file, those of `optional` where it has them.
+
+    Raises:
+        ValueError: the file is missing or cannot be read, lacks a column, or a column is of another type.
+    """
     if not path.is_file():
-        splits = ", ".join(sorted(other.stem for other in path.parent.glob("*.parquet"))) or "none"
+        splits = ", ".join(other.stem for other in visible(path.parent, "*.parquet")) or "none"
         raise ValueError(f"{path} does not exist; splits in {path.parent}: {splits}")
     try:
         present = pq.read_schema(path).names
-    except (OSError, pa.ArrowInvalid) as error:
+        missing = [column for column in columns if column not in present]
+        if missing:
+            raise ValueError(f"{path} lacks the column {missing[0]!r}; it has {present}; add what is missing")
+        table = pq.read_table(path, columns=[*columns, *(column for column in optional if column in present)])
+    except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path} cannot be read ({error}); write it again as parquet") from error
-    missing = [column for column in columns if column not in present]
-    if missing:
-        raise ValueError(f"{path} lacks the column {missing[0]!r}; it has {present}; add what is missing")
-    table = pq.read_table(path, columns=[*columns, *(column for column in optional if column in present)])
-    for name in table["dataset"].unique().to_pylist():
-        if name is not None and not isinstance(name, str):
-            raise ValueError(f"{path} has {name!r} in the column 'dataset'; it must be a text, the task's name")
+    check_columns(table, columns, str(path))
     return table
+
+
+def check_columns(table: pa.Table, columns: tuple[str, ...], where: str) -> None:
+    """Refuse lists and records where a text is needed, and task names that are no text.
+
+    Args:
+        where: what holds the table, for errors.
+
+    Raises:
+        ValueError: naming the column.
+    """
+    for column in columns:
+        kind = table.schema.field(column).type
+        needed = "texts"
+        if column == "answer_pids" and isinstance(kind, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
+            kind, needed = kind.value_type, "lists of texts"
+        if pa.types.is_nested(kind):
+            raise ValueError(f"{where}: column {column!r} holds {table.schema.field(column).type}, not {needed}")
+    if "dataset" in columns:
+        for name in table["dataset"].unique().to_pylist():
+            if name is not None and not isinstance(name, str):
+                raise ValueError(f"{where} has {name!r} in the column 'dataset'; it must be a text, the task's name")
 
 
 def _names(table) -> list[str]:
@@ -193,7 +227,7 @@ def _names(table) -> list[str]:
 
 
 def _by_id(rows: list[dict], id_column: str, text_column: str) -> dict[str, str]:
-    """{id: text}; a null query becomes the empty text, and a warning counts them."""
+    """Return {id: text}; a null query becomes the empty text, and a warning counts them."""
     for row in rows:
         for column in (id_column, text_column):
             if not isinstance(row[column], str) and (column == id_column or row[column] is not None):

@@ -8,12 +8,12 @@ METRICS = ("ndcg_at_1", "ndcg_at_10", "recall_at_100")
 
 
 def score_ranking(run: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]], k: int = 10) -> dict[str, float]:
-    """nDCG@k (0 to 1) of each query of `qrels`; see `ndcg_at_k` for the definition and the errors."""
+    """Return nDCG@k (0 to 1) of each query of `qrels`; see `ndcg_at_k` for the definition and the errors."""
     return ndcg_at_k(run, qrels, k)
 
 
 def score_metrics(run: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]]) -> dict[str, dict[str, float]]:
-    """{metric: {qid: 0 to 1}} of METRICS; a query that `run` does not rank counts as 0 in all of them."""
+    """Return {metric: {qid: 0 to 1}} of METRICS; a query that `run` does not rank counts as 0 in all of them."""
     recall = pytrec_eval.RelevanceEvaluator(qrels, {"recall.100"}).evaluate(
         {qid: scores for qid, scores in run.items() if scores}
     )

@@ -27,7 +27,7 @@ def model_fingerprint(model) -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Of the packages that decide vectors."""
+    """Return the versions of the packages that decide vectors."""
     return {name: metadata.version(name) for name in PACKAGES}
 
 
@@ -39,7 +39,7 @@ def _settings(model) -> Iterator[bytes]:
 
 
 def _config(module) -> dict:
-    """A module's configuration, and that of the transformers model inside it."""
+    """Return a module's configuration, and that of the transformers model inside it."""
     config = module.get_config_dict() if hasattr(module, "get_config_dict") else {"repr": repr(module)}
     inner = getattr(getattr(module, "model", None), "config", None)
     inner = inner.to_dict() if inner is not None else {}
@@ -49,7 +49,7 @@ def _config(module) -> dict:
 
 
 def _tokenizer(tokenizer) -> bytes:
-    """Truncation and padding are left out: they are states of the last call, not settings."""
+    """Return a tokenizer's settings without truncation and padding, which are states of the last call."""
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if hasattr(backend, "to_str"):
         rules = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
@@ -67,7 +67,7 @@ def _is_path(value) -> bool:
 
 
 def _code(model) -> Iterator[bytes]:
-    """Every Python file beside those of the model's classes that came with the model, not from a versioned package."""
+    """Yield every Python file of the folders from which the model's classes come, but for versioned packages."""
     versioned = {name.replace("-", "_") for name in PACKAGES}
     foreign = {type(module) for module in model.modules() if type(module).__module__.split(".")[0] not in versioned}
     folders = {Path(inspect.getfile(cls)).parent for cls in foreign}

@@ -5,37 +5,69 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from m2bert.model_files import check_model_files
+
+from .hub_reach import hub_or_cache, plain
+
+SETTINGS = ("modules.json", "config.json", "adapter_config.json")  # a model folder has one of them
+
 
 def load_model(name: str, device: str | None = None):
-    """A `SentenceTransformer` from a folder, a Hub id, or a Hub id at a commit (`org/name@` and 40 hexadecimal digits).
+    """Load a `SentenceTransformer` from a folder, a Hub id, or a Hub id at a commit (`org/name@` and 40 hexadecimal
+    digits).
 
-    A folder may bring its own code; a Hub id only with its commit, for what that holds cannot change.
+    A folder may bring its own code; a Hub id only with its commit, for what that holds cannot change. If the Hub does
+    not answer within seconds, the cache alone is read.
 
     Raises:
-        ValueError: there is no such model; it needs code of its own that may not run; or a folder lacks weights.
+        ValueError: there is no such model; it needs code of its own that may not run; a settings file is not of its
+            form; a folder lacks weights; or loading fails otherwise, and the error gives the cause.
     """
+    folder = Path(name)
+    if folder.is_dir():
+        if not any((folder / settings).is_file() for settings in SETTINGS):
+            raise ValueError(f"encoder {name!r} is no model folder: it has none of {', '.join(SETTINGS)}")
+        check_model_files(folder)
+        model = _load(name, name, device, None, trusted=True)
+        check_tensors(folder, model[0])
+        return model
+    if name.count("/") != 1:
+        raise ValueError(f"encoder {name!r} is no folder; give a model folder, or a Hub id as org/name")
+    pinned = re.fullmatch("(.+)@([0-9a-f]{40})", name)
+    repository, revision = pinned.groups() if pinned else (name, None)
+    with hub_or_cache(repository, revision) as silent:
+        return _load(name, repository, device, revision, pinned is not None, silent)
+
+
+def _load(name: str, path: str, device: str | None, revision: str | None, trusted: bool, silent: str = ""):
+    """Return the model; `silent` is why the Hub does not answer."""
     from sentence_transformers import SentenceTransformer  # slow, and no baseline needs it
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # of loading weights, which takes no time
-    is_folder = Path(name).is_dir()
-    pinned = None if is_folder else re.fullmatch("(.+)@([0-9a-f]{40})", name)
-    repository, revision = pinned.groups() if pinned else (name, None)
-    trusted = is_folder or pinned is not None
     try:
-        model = SentenceTransformer(repository, device=device, revision=revision, trust_remote_code=trusted)
-    except (OSError, ValueError) as error:
+        model = SentenceTransformer(path, device=device, revision=revision, trust_remote_code=trusted)
+    except Exception as error:  # other people's files, read by other people's code
         if "trust_remote_code" in str(error) and not trusted:
             raise ValueError(
                 f"encoder {name!r} brings code of its own; read it, then name the commit that you read, as in "
                 f"{name}@COMMIT with all 40 digits"
             ) from error
-        reason = str(error).splitlines()[0]
+        if silent:
+            raise ValueError(
+                f"encoder {name!r} is no folder and cannot be loaded from the cache, and the Hub does not answer "
+                f"({silent}); go online, or give a model folder"
+            ) from error
         raise ValueError(
-            f"encoder {name!r} is no model folder and no Hub model that can be loaded: {reason}"
+            f"encoder {name!r} cannot be loaded ({type(error).__name__}: {plain(error)}); mend the model, or name "
+            "another"
         ) from error
-    if is_folder:
-        check_tensors(Path(name), model[0])
+    if getattr(model, "tokenizer", None) is None:
+        raise ValueError(
+            f"encoder {name!r}: its first module, {type(model[0]).__name__}, reads no text; mend modules.json"
+        )
+    if len(model) == 1 and hasattr(model[0], "modality_config") and not pools_itself(model[0]):
+        raise ValueError(f"encoder {name!r} has no module that makes one vector of its tokens'; mend modules.json")
     return model
 
 
@@ -71,5 +103,5 @@ def check_tensors(folder: Path, transformer) -> None:
 
 
 def pools_itself(transformer) -> bool:
-    """Whether the transformer gives a text's vector, not those of its tokens."""
+    """Return whether the transformer gives a text's vector, not those of its tokens."""
     return getattr(transformer, "module_output_name", None) == "sentence_embedding"

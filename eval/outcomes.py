@@ -5,10 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .locov1 import RetrievalTask
-from .metric import score_metrics
-from .rankers import Run
-from .search import rank_vectors
-from .tfidf import TfidfProjection, project
+from .search import Run, rank_vectors
 
 TFIDF_SEEDS = 20
 
@@ -27,11 +24,16 @@ class Outcome:
 
 def score_run(run: Run, task: RetrievalTask, details: dict | None = None) -> Outcome:
     """The outcome of a ranking."""
+    from .metric import score_metrics  # slow to import, and wanted only when a model has been loaded
+
     return Outcome(score_metrics(run, task.qrels), run, details or {})
 
 
 def run_tfidf(width: int, task: RetrievalTask) -> Outcome:
     """Random projections of TF-IDF: each query's mean over TFIDF_SEEDS matrices, and the spread over them."""
+    from .metric import score_metrics
+    from .tfidf import TfidfProjection, project
+
     encoder = TfidfProjection(width).fit(list(task.documents.values()))
     queries = encoder.tfidf(list(task.queries.values()))
     documents = encoder.tfidf(list(task.documents.values()))

@@ -34,7 +34,7 @@ class Example(NamedTuple):
 
 
 def find_overlap(test: RetrievalTask, train: RetrievalTask) -> dict:
-    """What `test` has in common with `train`, as a record of kind "overlap".
+    """Return what `test` has in common with `train`, as a record of kind "overlap".
 
     Returns:
         Of `documents` the count, how many are the same and how many others nearly so; of `queries` the count, how many
@@ -64,17 +64,17 @@ def find_overlap(test: RetrievalTask, train: RetrievalTask) -> dict:
 
 
 def normalise(text: str) -> str:
-    """Lower case, single spaces."""
+    """Return text in lower case with single spaces."""
     return " ".join(text.lower().split())
 
 
 def normalised(texts: dict[str, str]) -> dict[str, str]:
-    """{id: normal form}; empty texts, which say nothing, are left out."""
+    """Return {id: normal form}; empty texts, which say nothing, are left out."""
     return {key: normal for key, text in texts.items() if (normal := normalise(text))}
 
 
 def same_texts(test: dict[str, str], train: dict[str, str]) -> dict[str, str]:
-    """{test id: id of an equal training text}."""
+    """Return {test id: id of an equal training text}."""
     ids = {text: key for key, text in reversed(train.items())}
     return {key: ids[text] for key, text in test.items() if text in ids}
 
@@ -82,7 +82,7 @@ def same_texts(test: dict[str, str], train: dict[str, str]) -> dict[str, str]:
 def search_documents(
     documents: dict[str, str], queries: dict[str, str], train: RetrievalTask, hasher: "RunHasher"
 ) -> tuple[set[str], dict[str, str]]:
-    """Ids of the documents that are nearly in `train`, and {qid: training document with the query's text}.
+    """Return ids of the documents that are nearly in `train`, and {qid: training document with the query's text}.
 
     Each training document is read once, whatever the number of queries: their first words find the candidates.
     """
@@ -108,12 +108,12 @@ def search_documents(
 
 
 def sample(hashes: np.ndarray) -> np.ndarray:
-    """Of the hashes (n,) those that begin with SAMPLED_BITS zeros, each once."""
+    """Return those of the hashes (n,) that begin with SAMPLED_BITS zeros, each once."""
     return np.unique(hashes[hashes >> np.uint64(64 - SAMPLED_BITS) == 0])
 
 
 def mostly_in(hashes: np.ndarray, seen: np.ndarray) -> bool:
-    """Whether at least NEAR_SHARE of the hashes (n,), and one at least, are among the sorted `seen`."""
+    """Return whether at least NEAR_SHARE of the hashes (n,), and one at least, are among the sorted `seen`."""
     if not (hashes.size and seen.size):
         return False
     places = np.minimum(np.searchsorted(seen, hashes), seen.size - 1)
@@ -127,7 +127,7 @@ class RunHasher:
         self.words: dict[str, int] = {}
 
     def runs(self, words: Iterable[str]) -> list[np.ndarray]:
-        """Hashes of all runs of 0, 1, ... RUN_WORDS words, as RUN_WORDS + 1 arrays; of length n there are W - n + 1."""
+        """Return hashes of all runs of 0, 1, ... RUN_WORDS words: RUN_WORDS + 1 arrays, of W - n + 1 for length n."""
         values = np.fromiter((self._word(word) for word in words), np.uint64)  # (W,)
         sums = [np.zeros(len(values) + 1, np.uint64)]
         for length in range(1, RUN_WORDS + 1):  # arithmetic is modulo 2^64

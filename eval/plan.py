@@ -1,6 +1,6 @@
 """What a run will do: its systems, their names, and its tasks, all checked and loaded before the first model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from .distractors import add_distractors
@@ -8,7 +8,7 @@ from .eval_config import EncoderSettings, EvalConfig, TaskSettings, TrainingTask
 from .locov1 import RetrievalTask
 from .overlap import find_overlap
 from .policies import Policy, parse_policy
-from .rankers import Bm25Ranker, Run
+from .search import Run
 from .systems import check_system, labels
 from .task_sources import load_tasks
 
@@ -58,12 +58,45 @@ class LoadedTask:
     @cached_property
     def bm25(self) -> Run:
         """BM25's ranking of the task, made once for all systems."""
-        return Bm25Ranker().rank(self.task)
+        return _bm25(self.task)
 
     @cached_property
     def development_bm25(self) -> Run:
         """BM25's ranking of the development task."""
-        return Bm25Ranker().rank(self.development)
+        return _bm25(self.development)
+
+
+def _bm25(task: RetrievalTask) -> Run:
+    from .rankers import Bm25Ranker
+
+    return Bm25Ranker().rank(task)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, worked out and not begun.
+
+    Attributes:
+        mteb_scored: see `mteb_scored`.
+        overlaps: see `overlaps_of`.
+    """
+
+    config: EvalConfig
+    systems: dict[EncoderSettings, System]
+    tasks: list[LoadedTask]
+    mteb_scored: list = field(default_factory=list)
+    overlaps: dict[tuple[str, TrainingTask], list[dict]] = field(default_factory=dict)
+
+
+def make_plan(config: EvalConfig) -> Plan:
+    """Check names and policies, then load every task; no model yet.
+
+    Raises:
+        ValueError: a name, policy, task or training task is wrong.
+    """
+    systems = named_systems(config)
+    tasks = load_all(config)
+    return Plan(config, systems, tasks, mteb_scored(config), overlaps_of(config, tasks))
 
 
 def load_all(config: EvalConfig) -> list[LoadedTask]:

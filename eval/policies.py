@@ -1,11 +1,12 @@
 """What happens to documents that are longer than a model takes: how one becomes one vector, or several."""
 
-import difflib
 import re
 from dataclasses import dataclass, fields
 from typing import ClassVar, NamedTuple
 
 import numpy as np
+
+from m2bert.terminal import nearest
 
 from .chunks import chunk_texts, overhead_tokens
 from .encoders import Encoder, Task
@@ -41,16 +42,16 @@ class Policy:
         return ":".join([self.name, ",".join(changed)] if changed else [self.name])
 
     def input_tokens(self, encoder: Encoder) -> int | None:
-        """The longest input that the encoder is given, special tokens and prompt included."""
+        """Return the longest input that the encoder is given, special tokens and prompt included."""
         return getattr(self, "tokens", None) or encoder.max_tokens
 
     @property
     def stored(self) -> "Policy":
-        """The policy whose vectors are worth keeping: those of this one follow from them by `combine`."""
+        """The policy whose vectors are cached; `combine` derives this policy's vectors from them."""
         return self
 
     def combine(self, vectors: DocumentVectors) -> DocumentVectors:
-        """This policy's vectors from those of `stored`."""
+        """Return this policy's vectors from those of `stored`."""
         return vectors
 
     def check(self, encoder: Encoder) -> None:
@@ -73,7 +74,7 @@ class Policy:
             )
 
     def embed(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
-        """The vectors of documents, independent of which documents are embedded together.
+        """Return the vectors of documents, independent of which documents are embedded together.
 
         Raises:
             ValueError: see `check`.
@@ -184,9 +185,7 @@ def parse_policy(text: str) -> Policy:
     """
     name, _, settings = text.strip().partition(":")
     if name not in POLICIES:
-        near = difflib.get_close_matches(name, POLICIES, n=1)
-        meant = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"policy {name!r} is unknown; {meant}choose from: {', '.join(POLICIES)}")
+        raise ValueError(f"policy {name!r} is unknown; choose from: {', '.join(POLICIES)}{nearest(name, POLICIES)}")
     known = [field.name for field in fields(POLICIES[name])]
     values: dict[str, int] = {}
     for setting in settings.split(",") if settings else []:
@@ -200,14 +199,14 @@ def parse_policy(text: str) -> Policy:
 
 
 def embed_beginning(encoder: Encoder, texts: list[str], task: Task, tokens: int | None) -> DocumentVectors:
-    """One vector a text, of its first `tokens` tokens, or of as many as the encoder takes."""
+    """Return one vector a text, of its first `tokens` tokens, or of as many as the encoder takes."""
     rows = encoder.encode(texts, task, tokens)
     seen = seen_shares(encoder, texts, task, tokens or encoder.max_tokens)
     return DocumentVectors(rows, np.ones(len(texts), dtype=np.int64), seen)
 
 
 def seen_shares(encoder: Encoder, texts: list[str], task: Task, tokens: int | None) -> np.ndarray:
-    """(n,) float32: the share of each text's tokens that the first `tokens` are; NaN if the encoder does not tell."""
+    """Return (n,) float32: the share of each text's tokens that the first `tokens` are; NaN if it is not known."""
     if not tokens:
         return np.ones(len(texts), dtype=np.float32)
     if not hasattr(encoder, "count_tokens"):
@@ -218,6 +217,6 @@ def seen_shares(encoder: Encoder, texts: list[str], task: Task, tokens: int | No
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
-    """Rows (n, d) scaled to length 1, float32; a zero row stays zero."""
+    """Return rows (n, d) scaled to length 1, float32; a zero row stays zero."""
     rows = rows.astype(np.float32)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)

@@ -23,15 +23,18 @@ from typing import Annotated, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
-import yaml
 from tqdm import tqdm
 
-from .atomic import write_atomically
+from m2bert.files import parse_yaml, read_json, write_atomically
+from m2bert.terminal import log_to_terminal, run_command
+
 from .docstrings import Entry, read_package
+from .locov1 import make_task
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
+RECORD = "fingerprint.json"
 SENTENCE = re.compile(r".+?(?<!e\.g)(?<!i\.e)(?<!\bcf)(?<!\bvs)[.!?](?=\s|$)", re.DOTALL)
 
 MIN_DOCUMENT_CHARS = 8_000
@@ -81,19 +84,19 @@ def pack_documents(entries: list[Entry], document_chars: int) -> list[list[Entry
 
 
 def evenly_spaced(items: list, count: int) -> list:
-    """At most `count` of the items, spread over the whole list."""
+    """Return at most `count` of the items, spread over the whole list."""
     if len(items) <= count:
         return items
     return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
 
 
 def render(document: list[Entry]) -> str:
-    """The passage of a document: each name on a line above its text."""
+    """Return the passage of a document: each name on a line above its text."""
     return "\n\n".join(f"{entry.name}\n{entry.text}" for entry in document)
 
 
 def candidate_queries(document: list[Entry]) -> list[Query]:
-    """Every entry's first sentence that is long enough, with the rest of the entry's text."""
+    """Return every entry's first sentence that is long enough, with the rest of the entry's text."""
     candidates = []
     total_chars = len(render(document))
     offset = 0
@@ -110,12 +113,12 @@ def candidate_queries(document: list[Entry]) -> list[Query]:
 
 
 def plain(text: str) -> str:
-    """Lower case, single spaces, no final punctuation: the form in which two sentences count as the same."""
+    """Return text in lower case, with single spaces, without final punctuation: so sentences are compared."""
     return " ".join(text.lower().split()).rstrip(".!?")
 
 
 def choose_queries(documents: list[list[Entry]]) -> list[list[Query]]:
-    """For each document at most one query from each of its equal parts; none occurs twice in the split.
+    """Choose for each document at most one query from each of its equal parts; none occurs twice in the split.
 
     A hash orders the candidates of a part: as good as chance, and the same on every machine.
     """
@@ -134,7 +137,7 @@ def choose_queries(documents: list[list[Entry]]) -> list[list[Query]]:
 
 
 def make_tables(split: str, documents: list[list[Entry]]) -> dict[str, list[dict]]:
-    """Rows of the two tables of a split, the queries taken out of the passages."""
+    """Return the rows of the two tables of a split, the queries taken out of the passages."""
     rows: dict[str, list[dict]] = {"queries": [], "documents": []}
     for number, (document, queries) in enumerate(zip(documents, choose_queries(documents), strict=True)):
         pid = f"pydocs_{split}_Passage_{number}"
@@ -155,12 +158,12 @@ def make_tables(split: str, documents: list[list[Entry]]) -> dict[str, list[dict
 
 
 def read_recipe() -> dict:
-    """The committed `pydocs.yaml`."""
-    return yaml.safe_load(files(__package__).joinpath("pydocs.yaml").read_text(encoding="utf-8"))
+    """Return the committed `pydocs.yaml`."""
+    return parse_yaml(files(__package__).joinpath("pydocs.yaml").read_text(encoding="utf-8"), "pydocs.yaml")
 
 
 def installed_versions(recipe: dict) -> dict[str, str | None]:
-    """{package: version, None if missing}; without the local part of the version, as in `2.13.0+cpu`."""
+    """Return {package: version, None if missing}; without the local part of the version, as in `2.13.0+cpu`."""
     versions: dict[str, str | None] = {}
     for package in (package for packages in recipe["packages"].values() for package in packages):
         try:
@@ -171,7 +174,7 @@ def installed_versions(recipe: dict) -> dict[str, str | None]:
 
 
 def version_differences(recipe: dict) -> list[str]:
-    """One "package: recorded, installed" for each package whose installed version is not the recorded one."""
+    """Return "package: recorded, installed" for each package whose installed version is not the recorded one."""
     installed = installed_versions(recipe)
     return [
         f"{package}: recorded {version}, installed {installed[package]}"
@@ -182,7 +185,7 @@ def version_differences(recipe: dict) -> list[str]:
 
 
 def collect_documents(recipe: dict) -> dict[str, list[list[Entry]]]:
-    """Documents of every split. Test is read first: a text that test and train share stays in test only."""
+    """Return documents of every split. Test is read first: a text that test and train share stays in test only."""
     seen: set[str] = set()
     documents: dict[str, list[list[Entry]]] = {}
     versions = installed_versions(recipe)
@@ -200,18 +203,18 @@ def collect_documents(recipe: dict) -> dict[str, list[list[Entry]]]:
     return documents
 
 
-def holds_corpus(output: Path, fingerprint: str) -> bool:
-    """Whether `output` has all tables and the record of this fingerprint."""
+def holds_corpus(output: Path, corpus_fingerprint: str) -> bool:
+    """Return whether `output` has all tables and the record of this corpus."""
     paths = [output / kind / f"{split}.parquet" for kind in SCHEMAS for split in SPLITS]
-    record_path = output / "fingerprint.json"
+    record_path = output / RECORD
     if not all(path.is_file() for path in [*paths, record_path]):
         return False
-    return json.loads(record_path.read_text(encoding="utf-8"))["fingerprint"] == fingerprint
+    return read_json(record_path).get("corpus_fingerprint") == corpus_fingerprint
 
 
 def write_corpus(output: Path, rows: dict[str, dict[str, list[dict]]], record: dict) -> None:
     """Write the tables, then `record` with their counts: its presence says that the tables are whole."""
-    record_path = output / "fingerprint.json"
+    record_path = output / RECORD
     record_path.unlink(missing_ok=True)
     for split, kinds in rows.items():
         for kind, table_rows in kinds.items():
@@ -223,7 +226,10 @@ def write_corpus(output: Path, rows: dict[str, dict[str, list[dict]]], record: d
 
 
 def build_pydocs(output_dir: str | Path) -> str:
-    """Write queries/SPLIT.parquet, documents/SPLIT.parquet and fingerprint.json; return the fingerprint.
+    """Write queries/SPLIT.parquet, documents/SPLIT.parquet and fingerprint.json; return the corpus's fingerprint.
+
+    That is the digest of the rows of all splits. fingerprint.json has, beside it, the fingerprint of each split as a
+    task, which results name.
 
     Returns at once when `output_dir` holds the recorded corpus. With other package versions than the recorded
     ones the corpus differs: it is built all the same, and a warning names the packages.
@@ -233,32 +239,38 @@ def build_pydocs(output_dir: str | Path) -> str:
     """
     output = Path(output_dir)
     recipe = read_recipe()
-    if holds_corpus(output, recipe["fingerprint"]):
-        return recipe["fingerprint"]
+    recorded = recipe["corpus_fingerprint"]
+    if holds_corpus(output, recorded):
+        return recorded
+    output.mkdir(parents=True, exist_ok=True)  # an error here takes no minute
     documents = collect_documents(recipe)
     rows = {split: make_tables(split, documents[split]) for split in SPLITS}
     fingerprint = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
-    if fingerprint != recipe["fingerprint"]:
+    if fingerprint != recorded:
         logger.warning(
-            "pydocs fingerprint %s is not the recorded %s: scores compare with this build only. Packages: %s",
+            "the fingerprint of the pydocs corpus is %s, not the recorded %s: scores compare with this build only. "
+            "Packages: %s",
             fingerprint,
-            recipe["fingerprint"],
+            recorded,
             "; ".join(version_differences(recipe)) or "all as recorded",
         )
-    write_corpus(output, rows, {"fingerprint": fingerprint, "packages": installed_versions(recipe)})
+    splits = {
+        split: make_task("pydocs", split, kinds["queries"], kinds["documents"]).fingerprint
+        for split, kinds in rows.items()
+    }
+    fingerprints = {"corpus_fingerprint": fingerprint, "split_fingerprints": splits}
+    write_corpus(output, rows, {**fingerprints, "packages": installed_versions(recipe)})
     return fingerprint
 
 
 def main(output: Annotated[Path, typer.Option(help="Folder to write the corpus to.")]) -> None:
     """Build the pydocs corpus from the installed packages."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    try:
-        fingerprint = build_pydocs(output)
-    except ValueError as error:
-        typer.echo(f"pydocs: {error}", err=True)
-        raise typer.Exit(2) from error
-    typer.echo(f"pydocs {fingerprint} in {output}")
+    log_to_terminal(logging.INFO)
+    fingerprint = build_pydocs(output)
+    typer.echo(f"pydocs corpus {fingerprint} in {output}")
+    for split, of_split in read_json(output / RECORD)["split_fingerprints"].items():
+        typer.echo(f"split {split}: {of_split}")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command("pydocs", lambda: typer.run(main))

@@ -1,17 +1,17 @@
 """Rankers: a retrieval task in, the best documents of every query out."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 
 import bm25s
 import numpy as np
-from tqdm import tqdm
 
 from .encoders import Encoder
 from .fusion import rerank_order
 from .locov1 import RetrievalTask
 from .policies import Policy, Truncate
-from .processes import is_first
+from .progress import Count, counted
 from .search import DEPTH, SCORES_AT_ONCE, ExactSearch, Run, check_finite, trec_order
 from .vector_shelf import TimedVectors
 from .vector_store import VectorStore
@@ -32,8 +32,9 @@ class DenseRanker:
         store: where vectors are kept; by default nowhere.
 
     Attributes:
-        report: what the last `rank` or `rerank` cost and read: vectors_per_document, seen_share and
-            truncated_documents (None where the encoder does not show its tokens), seconds_per_document,
+        report: what the last `rank` or `rerank` cost and read: vectors_per_document, seen_share of the documents,
+            truncated_documents and truncated_queries (None where the encoder does not show its tokens),
+            seconds_per_document,
             seconds_per_query, dimensions, max_tokens (the longest input under the policy). Seconds are those of when
             the vectors were computed, tokenization included.
     """
@@ -51,12 +52,13 @@ class DenseRanker:
             ValueError: the policy cannot work with the encoder; or a vector is not finite, and the error names the
                 text.
         """
-        queries = self._queries(task)
         search = ExactSearch(list(task.documents), len(task.queries))
         measured = _Measured()
-        for pids, timed in self._documents(task, list(task.documents)):
-            search.add_vectors(queries.vectors.rows, pids, timed.vectors.rows, timed.vectors.counts)
-            measured.add(timed)
+        with self._counted(task, list(task.documents)) as count:
+            queries = self._queries(task, count)
+            for pids, timed in self._documents(task, list(task.documents), count):
+                search.add_vectors(queries.vectors.rows, pids, timed.vectors.rows, timed.vectors.counts)
+                measured.add(timed)
         self._report(measured, queries)
         return search.run(list(task.queries))
 
@@ -70,8 +72,6 @@ class DenseRanker:
         """
         if depth < 1 or not any(candidates.values()):
             raise ValueError(f"nothing to rerank with depth={depth}; it must be at least 1, and some candidates given")
-        queries = self._queries(task)
-        rows = dict(zip(task.queries, queries.vectors.rows, strict=True))
         chosen = {qid: trec_order(candidates.get(qid, {}))[:depth] for qid in task.queries}
         asking: dict[str, list[str]] = {}  # which queries have the document among their first
         for qid, pids in chosen.items():
@@ -79,33 +79,45 @@ class DenseRanker:
                 asking.setdefault(pid, []).append(qid)
         scores: Run = {qid: {} for qid in chosen}
         measured = _Measured()
-        for pids, timed in self._documents(task, list(asking)):
-            documents = np.split(timed.vectors.rows, np.cumsum(timed.vectors.counts)[:-1])
-            for pid, vectors in zip(pids, documents, strict=True):
-                best = (np.stack([rows[qid] for qid in asking[pid]]) @ vectors.T).max(axis=1)
-                for qid, score in zip(asking[pid], best.tolist(), strict=True):
-                    scores[qid][pid] = score
-            measured.add(timed)
+        with self._counted(task, list(asking)) as count:
+            queries = self._queries(task, count)
+            rows = dict(zip(task.queries, queries.vectors.rows, strict=True))
+            for pids, timed in self._documents(task, list(asking), count):
+                documents = np.split(timed.vectors.rows, np.cumsum(timed.vectors.counts)[:-1])
+                for pid, vectors in zip(pids, documents, strict=True):
+                    best = (np.stack([rows[qid] for qid in asking[pid]]) @ vectors.T).max(axis=1)
+                    for qid, score in zip(asking[pid], best.tolist(), strict=True):
+                        scores[qid][pid] = score
+                measured.add(timed)
         self._report(measured, queries)
         return rerank_order(candidates, scores)
 
-    def _queries(self, task: RetrievalTask) -> TimedVectors:
-        timed = self.store.embed(self.encoder, None, list(task.queries.values()))
+    def _counted(self, task: RetrievalTask, pids: list[str]) -> AbstractContextManager[Count]:
+        """One bar for queries and documents: characters decide how long it takes, texts are shown."""
+        chars = _chars(task.queries.values()) + _chars(task.documents[pid] for pid in pids)
+        name = f"{self.encoder.name} / {self.policy.spec}"
+        return counted(chars, name, "text", shown_total=len(task.queries) + len(pids))
+
+    def _queries(self, task: RetrievalTask, count: Count) -> TimedVectors:
+        with count.part(_chars(task.queries.values())):
+            timed = self.store.embed(self.encoder, None, list(task.queries.values()))
         check_finite(list(task.queries), timed.vectors.rows)
         return timed
 
-    def _documents(self, task: RetrievalTask, pids: list[str]) -> Iterator[tuple[list[str], TimedVectors]]:
+    def _documents(
+        self, task: RetrievalTask, pids: list[str], count: Count
+    ) -> Iterator[tuple[list[str], TimedVectors]]:
         """The vectors of documents, a block at a time."""
-        chars = sum(len(task.documents[pid]) for pid in pids)
-        bar = {"desc": f"{self.encoder.name} / {self.policy.spec}", "unit": "char", "unit_scale": True}
-        with tqdm(total=chars, **bar, disable=not is_first()) as progress:
-            for block in _blocks(pids, task.documents):
-                timed = self.store.embed(self.encoder, self.policy, [task.documents[pid] for pid in block], progress)
-                check_finite(np.repeat(block, timed.vectors.counts).tolist(), timed.vectors.rows)
-                yield block, timed
+        for block in _blocks(pids, task.documents):
+            texts = [task.documents[pid] for pid in block]
+            with count.part(_chars(texts)):
+                timed = self.store.embed(self.encoder, self.policy, texts)
+            check_finite(np.repeat(block, timed.vectors.counts).tolist(), timed.vectors.rows)
+            yield block, timed
 
     def _report(self, measured: "_Measured", queries: TimedVectors) -> None:
         self.report = measured.summary() | {
+            "truncated_queries": read_of(queries.vectors.seen)[1],
             "seconds_per_query": float(queries.seconds.mean()),
             "dimensions": int(queries.vectors.rows.shape[1]),
             "max_tokens": self.policy.input_tokens(self.encoder),
@@ -125,13 +137,26 @@ class _Measured:
 
     def summary(self) -> dict:
         seen, counts, seconds = (np.concatenate(parts) for parts in (self.seen, self.counts, self.seconds))
-        known = bool(np.isfinite(seen).all())
+        share, truncated = read_of(seen)
         return {
             "vectors_per_document": float(counts.mean()),
-            "seen_share": float(seen.mean()) if known else None,
-            "truncated_documents": int((seen < 1).sum()) if known else None,
+            "seen_share": share,
+            "truncated_documents": truncated,
             "seconds_per_document": float(seconds.mean(dtype=np.float64)),
         }
+
+
+def read_of(seen: np.ndarray) -> tuple[float | None, int | None]:
+    """The mean share of texts that was read, and how many were cut; None where the encoder does not show its tokens.
+
+    Args:
+        seen: see `DocumentVectors`.
+    """
+    return (float(seen.mean()), int((seen < 1).sum())) if np.isfinite(seen).all() else (None, None)
+
+
+def _chars(texts: Iterable[str]) -> int:
+    return sum(map(len, texts))
 
 
 def _blocks(pids: list[str], documents: dict[str, str]) -> Iterator[list[str]]:

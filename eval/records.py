@@ -1,13 +1,12 @@
 """Records of retrieval scores: everything that a table, a plot or a sceptic needs, as plain JSON."""
 
-import platform
 from collections.abc import Mapping
 from datetime import date
-from importlib import metadata
 
 import numpy as np
 
 from .analyses.lengths import by_length
+from .analyses.provenance import installed_versions
 from .analyses.spans import ndcg_by_quarter
 from .eval_config import EncoderSettings, TaskSettings, TrainingTask
 from .intervals import mean_interval
@@ -16,29 +15,8 @@ from .outcomes import Outcome
 from .search import Run, trec_order
 from .systems import is_dense
 
-PACKAGES = (
-    "torch",
-    "transformers",
-    "sentence-transformers",
-    "mteb",
-    "bm25s",
-    "scikit-learn",
-    "pytrec_eval-terrier",
-    "numpy",
-)
 SHOWN_CHARS = 300  # of a text among the successes and failures
 SHOWN = 3  # successes and failures
-
-
-def installed_versions() -> dict[str, str]:
-    """Of Python and the packages that decide a score; those that are absent are left out."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def retrieval_record(
@@ -53,7 +31,8 @@ def retrieval_record(
     metrics = {name: _mean_and_interval(list(scores.values())) for name, scores in outcome.scores.items()}
     details = dict(outcome.details)
     # None where the encoder does not show its tokens; what has no word on it reads documents whole.
-    truncated = details.pop("truncated_documents", 0)
+    cut = details.pop("truncated_documents", 0)
+    cut_queries = details.pop("truncated_queries", None if cut is None else 0)
     query_scores = outcome.scores["ndcg_at_10"]
     distractors = task_settings.distractors
     return {
@@ -77,7 +56,8 @@ def retrieval_record(
         "counts": {
             "queries": len(task.queries),
             "documents": len(task.documents),
-            "truncated_documents": truncated,
+            "truncated_documents": cut,
+            "truncated_queries": cut_queries,
         },
         "seconds": round(seconds, 3),
         "versions": installed_versions(),

@@ -50,7 +50,7 @@ class ExactSearch:
         self.keys[block] = np.partition(keys, keys.shape[1] - kept, axis=1)[:, -kept:]
 
     def run(self, qids: list[str]) -> Run:
-        """The rankings, best first, of the queries in their order."""
+        """Return the rankings, best first, of the queries in their order."""
         keys = np.sort(self.keys, axis=1)[:, ::-1]
         scores, places = _scores(keys >> 32), keys & 0xFFFFFFFF
         return {
@@ -60,7 +60,7 @@ class ExactSearch:
 
 
 def rank_vectors(task: RetrievalTask, queries: np.ndarray, documents: np.ndarray) -> Run:
-    """The ranking by unit rows in the task's order: queries (Q, d), documents (D, d), float32.
+    """Return the ranking by unit rows in the task's order: queries (Q, d), documents (D, d), float32.
 
     Raises:
         ValueError: a vector is not finite; the error names its text.
@@ -90,18 +90,18 @@ def check_finite(ids: list[str], vectors: np.ndarray) -> None:
 
 
 def trec_order(scores: dict[str, float]) -> list[str]:
-    """Document ids, best first: by score as a 32-bit float, equal scores by id, both descending (as trec_eval)."""
+    """Return document ids, best first: by score as a 32-bit float, then by id, both descending, as trec_eval does."""
     rounded = np.array(list(scores.values()), dtype=np.float32).tolist()
     return [pid for _, pid in sorted(zip(rounded, scores, strict=True), reverse=True)]
 
 
 def _ordered(scores: np.ndarray) -> np.ndarray:
-    """int64 in the range of 32 bits, in the order of the float32 `scores`; both zeros are one."""
+    """Return int64 in the range of 32 bits, in the order of the float32 `scores`; both zeros are one."""
     bits = (scores.astype(np.float32) + np.float32(0)).view(np.int32)  # -0.0 + 0.0 is 0.0
     return (bits ^ (bits >> 31 & 0x7FFFFFFF)).astype(np.int64)
 
 
 def _scores(ordered: np.ndarray) -> np.ndarray:
-    """The float32 scores that `_ordered` mapped."""
+    """Return the float32 scores that `_ordered` mapped."""
     bits = ordered.astype(np.int32)
     return (bits ^ (bits >> 31 & 0x7FFFFFFF)).view(np.float32)

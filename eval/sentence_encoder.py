@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
-from tqdm import tqdm
 
 from .encoders import Task
 from .model_loading import load_model
-from .processes import is_first
+from .progress import counted
 
 logger = logging.getLogger(__name__)
 
@@ -108,10 +107,7 @@ class SentenceTransformerEncoder:
             return np.zeros((0, self.dimensions), dtype=np.float32)
         limit = max_tokens or self.max_tokens
         lengths = self.count_tokens(texts, task)
-        truncated = int((lengths > limit).sum()) if limit else 0
-        if truncated and (task, limit) not in self._warned:
-            self._warned.add((task, limit))
-            logger.warning("%s: %d of %d %s texts cut to %d tokens", self.name, truncated, len(texts), task, limit)
+        self._tell_what_is_cut(lengths, limit, task)
         encode = self.model.encode_query if task == "query" else self.model.encode_document
         vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
         with self._limited_to(max_tokens):
@@ -134,6 +130,7 @@ class SentenceTransformerEncoder:
         if not texts:
             return np.zeros((0, self.dimensions), dtype=np.float32), np.zeros(0, dtype=np.int64)
         lengths = self.count_tokens(texts, "document")
+        self._tell_what_is_cut(lengths, self.max_tokens, "document")
         lengths = np.minimum(lengths, self.max_tokens) if self.max_tokens else lengths
         counts = part_counts(lengths, parts)
         vectors: list[np.ndarray] = [np.empty(0)] * len(texts)
@@ -167,17 +164,22 @@ class SentenceTransformerEncoder:
         prompts = self.model.prompts
         return next((prompts[name] for name in PROMPT_NAMES[task] if name in prompts), "")
 
+    def _tell_what_is_cut(self, lengths: np.ndarray, limit: int | None, task: Task) -> None:
+        """Warn the first time that texts of a kind are longer than what is read."""
+        cut = int((lengths > limit).sum()) if limit else 0
+        if cut and (task, limit) not in self._warned:
+            self._warned.add((task, limit))
+            logger.warning("%s: %d of %d %s texts cut to %d tokens", self.name, cut, len(lengths), task, limit)
+
     def _batches(self, lengths: np.ndarray, limit: int | None, what: str) -> Iterator[list[int]]:
         """Batches of texts (see `token_batches`), with their progress in tokens."""
         lengths = np.minimum(lengths, limit) if limit else lengths
         if self._pads_to_maximum:  # whatever a text's length, this is what it costs
             lengths = np.full_like(lengths, limit or self.max_tokens)
-        hidden = len(lengths) < 100 or not is_first()
-        bar = {"desc": what, "unit": "token", "unit_scale": True, "leave": False, "disable": hidden}
-        with tqdm(total=int(lengths.sum()), **bar) as progress:
+        with counted(int(lengths.sum()), what, "token", show=len(lengths) >= 100) as count:
             for batch in token_batches(lengths, BATCH_TOKENS):
                 yield batch
-                progress.update(int(lengths[batch].sum()))
+                count.add(int(lengths[batch].sum()))
 
     def _limit(self) -> int | None:
         if self._bare is not None:

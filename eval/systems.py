@@ -1,9 +1,10 @@
 """The systems that `m2bert eval` knows by name: lexical baselines, models of mteb, sentence-transformers models."""
 
-import difflib
 import os
 import re
 from pathlib import Path
+
+from m2bert.terminal import nearest
 
 from .encoders import Encoder
 
@@ -12,7 +13,7 @@ MTEB_PREFIX = "mteb:"
 
 
 def is_dense(system: str) -> bool:
-    """Whether the name stands for a model rather than for a lexical baseline."""
+    """Return whether the name stands for a model rather than for a lexical baseline."""
     return system != "bm25" and not re.fullmatch("tfidf-rp(:.*)?", system)
 
 
@@ -33,15 +34,17 @@ def check_system(system: str, others: list[str]) -> None:
         raise ValueError(f"encoder {system!r} has no positive number as width; write tfidf-rp:256")
     if not is_dense(system) or system.startswith(MTEB_PREFIX) or Path(expanded(system)).is_dir():
         return
-    if looks_like_a_path(expanded(system)):
-        raise ValueError(f"encoder {system!r} is no folder; give a model folder, a Hub id, bm25 or tfidf-rp:256")
-    meant = difflib.get_close_matches(system.lower(), BASELINES, n=1)
+    meant = nearest(system.lower(), BASELINES)
     if "/" not in system and meant:
-        raise ValueError(f"encoder {system!r} is unknown; did you mean {meant[0]!r}?")
+        raise ValueError(f"encoder {system!r} is unknown{meant}")
+    if "/" not in system or looks_like_a_path(expanded(system)):
+        raise ValueError(
+            f"encoder {system!r} is no folder; give a model folder, a Hub id as org/name, bm25 or tfidf-rp:256"
+        )
 
 
 def expanded(system: str) -> str:
-    """With `~` and environment variables filled in, so that a shared configuration need not hold one machine's paths.
+    """Fill in `~` and environment variables, so that a shared configuration need not hold one machine's paths.
 
     Raises:
         ValueError: a variable is not set.
@@ -53,12 +56,12 @@ def expanded(system: str) -> str:
 
 
 def looks_like_a_path(system: str) -> bool:
-    """A Hub id has one slash at most and begins with a letter or a digit."""
+    """Return whether this is a path: a Hub id has one slash at most and begins with a letter or a digit."""
     return system.startswith((".", "/", "~")) or system.count("/") > 1
 
 
 def load_encoder(system: str) -> Encoder:
-    """The encoder of a name: `mteb:NAME`, a model folder, or a Hub id (`org/name` or `org/name@commit`).
+    """Load the encoder of a name: `mteb:NAME`, a model folder, or a Hub id (`org/name` or `org/name@commit`).
 
     Raises:
         ValueError: it cannot be loaded; or it ranks by itself (mteb's ColBERT and BM25) and so has no vectors to give.
@@ -76,13 +79,13 @@ def load_encoder(system: str) -> Encoder:
 
 
 def labels(systems: list[str]) -> dict[str, str]:
-    """What tables call each system: its short name, or all of its name where another has the same short one."""
+    """Return {system: what tables call it}: its short name, or all of its name where another has the same short one."""
     short = {system: short_name(system) for system in systems}
     return {system: system if list(short.values()).count(name) > 1 else name for system, name in short.items()}
 
 
 def short_name(system: str) -> str:
-    """The last part of a path or id, the last two where it is no more than "model"."""
+    """Return the last part of a path or id, the last two where it is no more than "model"."""
     name = system.removeprefix(MTEB_PREFIX)
     if name == system and is_dense(system) and Path(expanded(system)).is_dir():
         name = os.path.abspath(expanded(system))  # "." has a name

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+from m2bert.terminal import shown
+
 
 def align(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns padded to equal width: the first to the left, the others to the right."""
-    table = [list(header), *map(list, rows)]
+    """Columns padded to equal width: the first to the left, the others to the right. Cells are `shown`."""
+    table = [[shown(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(header))]
     return "\n".join(
         "  ".join(

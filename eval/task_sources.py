@@ -1,7 +1,8 @@
 """From what a user writes after --data and --task to retrieval tasks."""
 
-import difflib
 from pathlib import Path
+
+from m2bert.terminal import nearest
 
 from .csv_task import QUERIES, SPLIT, load_csv_folder
 from .hub_tasks import LOCOV0_REVISION, LOCOV0_TASKS, LOCOV1, LOCOV1_TASKS, check_names, load_hub_tasks
@@ -14,7 +15,7 @@ NAMED = ("locov1", "locov0", "mteb")
 def load_tasks(
     data: str, names: list[str] | None, split: str, revision: str | None = None, documents: str = DOCUMENTS
 ) -> list[RetrievalTask]:
-    """The named tasks of a source, or all of them.
+    """Load the named tasks of a source, or all of them.
 
     Args:
         data: a folder with queries/SPLIT.parquet and documents/SPLIT.parquet; a folder with queries.csv; "locov1" or
@@ -41,10 +42,9 @@ def load_tasks(
         default = None if data == "locov1" else LOCOV0_REVISION
         return load_hub_tasks(LOCOV1, names or list(known), split, revision or default)
     if data.count("/") != 1 or data.startswith((".", "/", "~")):
-        close = difflib.get_close_matches(data.lower(), NAMED, n=1)
-        meant = f"did you mean {close[0]!r}? " if close else ""
+        meant = nearest(data.lower(), NAMED)
         raise ValueError(
-            f"data={data!r} is no folder; {meant}give a folder, {', '.join(NAMED)} or a Hub id, as org/name"
+            f"data={data!r} is no folder; give a folder, {', '.join(NAMED)} or a Hub id, as org/name{meant}"
         )
     return load_hub_tasks(data, names, split, revision)
 

@@ -37,15 +37,17 @@ class TfidfProjection:
         return self
 
     def tfidf(self, texts: list[str]) -> scipy.sparse.csr_matrix:
-        """TF-IDF rows (n, vocabulary) before the projection."""
+        """Return TF-IDF rows (n, vocabulary) before the projection."""
         return self._vectorizer.transform(texts)
 
     def encode(self, texts: list[str], task: Task) -> np.ndarray:
         """Unit rows (n, width) float32; a text without a known word becomes the zero vector."""
+        if not texts:
+            return np.zeros((0, self.width), dtype=np.float32)
         return project(self.tfidf(texts), self.width, self.seed)
 
 
 def project(rows: scipy.sparse.csr_matrix, width: int, seed: int) -> np.ndarray:
-    """Unit rows (n, width) of `rows` (n, vocabulary) times a matrix of N(0, 1) / sqrt(width)."""
+    """Return unit rows (n, width) of `rows` (n, vocabulary) times a matrix of N(0, 1) / sqrt(width)."""
     matrix = np.random.default_rng(seed).standard_normal((rows.shape[1], width), dtype=np.float32)
     return normalize(rows.astype(np.float32) @ matrix / np.float32(width**0.5)).astype(np.float32)

@@ -1,8 +1,14 @@
-"""Vectors of one encoder under one policy, in a folder: safetensors files and a `key.json` that says whose they are."""
+"""Vectors of one encoder under one policy, in a folder: safetensors files and a `key.json` that says whose they are.
+
+A file holds the key's digest and a checksum of its content. One that another process writes too is the same file: its
+name is made of its texts.
+"""
 
 import hashlib
 import json
 import logging
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,12 +16,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from .atomic import write_atomically
+from m2bert.files import write_atomically
+
 from .policies import DocumentVectors
 
 logger = logging.getLogger(__name__)
 
 HASH_BYTES = 32
+ABANDONED_SECONDS = 3_600  # a file is written within seconds
 
 
 class TimedVectors(NamedTuple):
@@ -34,7 +42,7 @@ class Place(NamedTuple):
 
 
 class Shelf:
-    """What is stored for one key. Only hashes and places are held in memory.
+    """What is stored for one key. Only hashes and places are kept in memory.
 
     Args:
         folder: of this key alone; made by the first `write`.
@@ -47,21 +55,19 @@ class Shelf:
         self.places: dict[bytes, Place] = {}
         self._known: set[Path] = set()
 
-    def claim(self, description: dict) -> None:
-        """Write `key.json`. If it is there and says something else, everything beside it is removed: whose vectors
-        they are is not certain."""
+    def describe(self, key: dict) -> None:
+        """Write `key.json`, which tells people whose vectors these are, and remove what killed writers left."""
         path = self.folder / "key.json"
-        expected = json.dumps(description | {"digest": self.digest}, indent=2)
-        if path.exists() and _read_digest(path) != self.digest:
-            logger.warning("%s does not belong to the vectors beside it; they are computed again", path)
-            for shard in self.folder.glob("*.safetensors"):
-                shard.unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
         if not path.exists():
-            write_atomically(path, lambda temporary: temporary.write_text(expected, encoding="utf-8"))
+            text = json.dumps(key, indent=2)
+            write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        for scratch in self.folder.glob(".*"):
+            with suppress(FileNotFoundError):  # a writer that lives has renamed it
+                if time.time() - scratch.stat().st_mtime > ABANDONED_SECONDS:
+                    scratch.unlink()
 
     def refresh(self) -> None:
-        """Take note of files that have come since. One that cannot be read is ignored, with a warning."""
+        """Take note of files that have come since. One that is damaged is ignored, with a warning."""
         for path in sorted(set(self.folder.glob("*.safetensors")) - self._known):
             self._known.add(path)
             try:
@@ -80,13 +86,13 @@ class Shelf:
             "hashes": np.frombuffer(b"".join(hashes), dtype=np.uint8).reshape(-1, HASH_BYTES),
         }
         path = self.folder / f"{hashlib.sha256(b''.join(hashes)).hexdigest()[:32]}.safetensors"
-        metadata = {"digest": self.digest}
+        metadata = {"digest": self.digest, "sha256": _sha256(tensors)}
         write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
         self._known.discard(path)  # it may take the place of a broken one
         self.refresh()
 
     def read(self, hashes: list[bytes]) -> TimedVectors:
-        """The vectors of texts with these hashes, in their order; no other row is read from disk.
+        """Return the vectors of texts with these hashes, in their order; no other row is read from disk.
 
         Raises:
             KeyError: there are none for one of them.
@@ -109,23 +115,26 @@ class Shelf:
 
 
 def _index(path: Path, digest: str) -> dict[bytes, Place]:
-    """{hash: place} of a file's texts.
+    """Return {hash: place} of a file's texts, after the whole file was read and checked.
 
     Raises:
-        ValueError: the file is another key's, or its parts do not fit together.
+        ValueError: the file is another key's, or its content is not what was written.
     """
     with safe_open(path, "np") as shard:
-        if (shard.metadata() or {}).get("digest") != digest:
+        metadata = shard.metadata() or {}
+        if metadata.get("digest") != digest:
             raise ValueError("it was written for another model or policy")
-        hashes, counts = shard.get_tensor("hashes"), shard.get_tensor("counts")
-        if len(hashes) != len(counts) or shard.get_slice("rows").get_shape()[0] != counts.sum():
-            raise ValueError("its parts do not fit together")
+        tensors = {name: shard.get_tensor(name) for name in sorted(shard.keys())}
+    if metadata.get("sha256") != _sha256(tensors):
+        raise ValueError("its checksum does not hold")
+    counts = tensors["counts"]
     firsts = (np.cumsum(counts) - counts).tolist()
-    return {bytes(each): Place(path, number, firsts[number]) for number, each in enumerate(hashes)}
+    return {bytes(each): Place(path, number, firsts[number]) for number, each in enumerate(tensors["hashes"])}
 
 
-def _read_digest(path: Path) -> str | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["digest"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _sha256(tensors: dict[str, np.ndarray]) -> str:
+    """Return the sha256 of tensors' bytes in the order of their names."""
+    digest = hashlib.sha256()
+    for _, tensor in sorted(tensors.items()):
+        digest.update(np.ascontiguousarray(tensor).data)
+    return digest.hexdigest()

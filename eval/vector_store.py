@@ -14,15 +14,15 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from .encoders import Encoder
 from .model_fingerprint import package_versions
 from .policies import DocumentVectors, Policy, embed_beginning
 from .processes import Processes
+from .progress import counted
 from .vector_shelf import Shelf, TimedVectors
 
-FORMAT = 1  # to be raised when a policy gives other vectors than before, or files another form
+FORMAT = 2  # to be raised when a policy gives other vectors than before, or files another form
 PORTION_CHARS = 800_000  # some 200,000 tokens: computed, then written, before the next
 
 
@@ -44,35 +44,30 @@ class VectorStore:
         self.folder = None if folder is None else Path(folder)
         self._shelves: dict[Path, Shelf] = {}
 
-    def embed(
-        self, encoder: Encoder, policy: Policy | None, texts: list[str], progress: tqdm | None = None
-    ) -> TimedVectors:
+    def embed(self, encoder: Encoder, policy: Policy | None, texts: list[str]) -> TimedVectors:
         """The vectors of texts, equal texts computed once, and the seconds that each took when it was computed.
 
         Every process of a run has to make the same calls, and gets all vectors.
 
         Args:
             policy: for documents; None for queries, of which a model reads as much as it takes.
-            progress: told of the characters that are done.
 
         Raises:
-            ValueError: the policy cannot work with the encoder.
+            ValueError: the policy cannot work with the encoder; or a vector is not finite, and the error says of
+                which text. Such vectors are not kept.
         """
         if policy is not None:
             policy.check(encoder)
         hashes = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
         unique = dict(zip(hashes, texts, strict=True))
-        before = progress.n if progress is not None else 0
         processes = Processes()
         with self._root(processes) as root:
-            if root is None:
+            if root is None or not texts:
                 timed = _compute(encoder, policy, list(unique.values()))
             else:
                 shelf = self._shelf(root, _key(encoder, policy), encoder.name, processes)
-                _fill(shelf, encoder, policy, unique, processes, progress)
+                _fill(shelf, encoder, policy, unique, processes)
                 timed = shelf.read(list(unique))
-        if progress is not None:
-            progress.update(sum(map(len, texts)) - (progress.n - before))
         if policy is not None:
             timed = TimedVectors(policy.combine(timed.vectors), timed.seconds)
         places = {each: place for place, each in enumerate(unique)}
@@ -95,7 +90,7 @@ class VectorStore:
         if folder not in self._shelves:
             self._shelves[folder] = Shelf(folder, digest)
             if processes.rank == 0:
-                self._shelves[folder].claim({"name": name, **key, "versions": package_versions()})
+                self._shelves[folder].describe({"name": name, **key, "versions": package_versions()})
             processes.wait()
         self._shelves[folder].refresh()
         processes.wait()  # nobody writes before everybody knows what is missing
@@ -119,15 +114,15 @@ def _fill(
     policy: Policy | None,
     texts: dict[bytes, str],
     processes: Processes,
-    progress: tqdm | None,
 ) -> None:
     """Compute and store what is missing, longest texts first, each process its share."""
     missing = sorted((each for each in texts if each not in shelf.places), key=lambda each: -len(texts[each]))
-    for portion in _portions(missing[processes.rank :: processes.world], texts):
-        chosen = [texts[each] for each in portion]
-        shelf.write(portion, _compute(encoder, policy, chosen))
-        if progress is not None:
-            progress.update(sum(map(len, chosen)))
+    mine = missing[processes.rank :: processes.world]
+    with counted(sum(len(texts[each]) for each in mine), encoder.name, "text", shown_total=len(mine)) as count:
+        for portion in _portions(mine, texts):
+            chosen = [texts[each] for each in portion]
+            with count.part(sum(map(len, chosen))):
+                shelf.write(portion, _compute(encoder, policy, chosen))
     processes.wait()
     shelf.refresh()
 
@@ -147,10 +142,19 @@ def _portions(hashes: list[bytes], texts: dict[bytes, str]) -> Iterator[list[byt
 
 
 def _compute(encoder: Encoder, policy: Policy | None, texts: list[str]) -> TimedVectors:
-    """Vectors of the policy that is stored. The seconds are those of all texts, divided by their characters."""
+    """Return the vectors of the policy that is stored. The seconds are those of all texts, divided by characters.
+
+    Raises:
+        ValueError: a vector is not finite.
+    """
     start = time.perf_counter()
     vectors = embed_beginning(encoder, texts, "query", None) if policy is None else policy.stored.embed(encoder, texts)
     seconds = time.perf_counter() - start
+    finite = np.isfinite(vectors.rows).all(axis=1)
+    if not finite.all():
+        text = texts[np.repeat(np.arange(len(texts)), vectors.counts)[finite.argmin()]]
+        broken = f"the vector of the text that begins {text[:60]!r} is not finite ({(~finite).sum()} of {len(finite)})"
+        raise ValueError(f"{broken}; the encoder is broken, or computes in a dtype that is too narrow for it")
     chars = np.array([1 + len(text) for text in texts], dtype=np.float32)
     return TimedVectors(vectors, seconds * chars / chars.sum())
 

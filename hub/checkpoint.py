@@ -1,9 +1,11 @@
-"""Load checkpoints with every tensor accounted for."""
+"""Load checkpoints with every tensor accounted for. A checkpoint may be foreign: none of its code is run."""
 
-import json
 import logging
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
@@ -11,21 +13,35 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
 import modeling_m2bert  # noqa: F401  (registers m2bert with the Auto classes)
+from m2bert.files import read_json
+from m2bert.model_files import AdapterConfig, ModelConfig, TokenizerConfig, WeightsIndex
+from m2bert.schema import checked
+from m2bert.terminal import one_line
 
 logger = logging.getLogger(__name__)
 
-ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_CONFIG, TOKENIZER_CONFIG = "adapter_config.json", "tokenizer_config.json"
 AUTO_CLASSES = {
     "M2BertModel": AutoModel,
     "M2BertForMaskedLM": AutoModelForMaskedLM,
     "M2BertForSequenceClassification": AutoModelForSequenceClassification,
 }
+LAYER = re.compile(r"(?:model\.)?layers\.(\d+)\.")
+
+
+class OwnConfig(ModelConfig):
+    """config.json of an M2-BERT: what transformers reads of it; M2BertConfig checks sizes and switches."""
+
+    num_hidden_layers: int = 12
+    dtype: str | None = None
+    torch_dtype: str | None = None
 
 
 def load_checkpoint(model_dir: str | Path) -> PreTrainedModel:
@@ -33,16 +49,16 @@ def load_checkpoint(model_dir: str | Path) -> PreTrainedModel:
     (peft), the merged model.
 
     Raises:
-        ValueError: no such folder, not an M2-BERT, or tensors that are missing, unexpected or of another shape.
+        ValueError: no such folder, not an M2-BERT, a link out of the folder, or tensors that are missing, unexpected,
+            of another shape or not finite.
     """
     path = Path(model_dir)
+    check_links(path)
     if (path / ADAPTER_CONFIG).is_file():
         return load_merged(path)
     architecture = (read_config(path).get("architectures") or ["M2BertModel"])[0]
-    if architecture not in AUTO_CLASSES:
-        raise ValueError(f"checkpoint {path} is of class {architecture}; expected one of {', '.join(AUTO_CLASSES)}")
-    model, _ = load_strictly(AUTO_CLASSES[architecture], path)
-    unexpected = [key for key in tensor_names(path) if key not in model.state_dict()]
+    model, _ = load_strictly(_auto_class(architecture, path), path)
+    unexpected = [key for key in tensor_shapes(path) if key not in model.state_dict()]
     if unexpected:
         raise ValueError(
             f"checkpoint {path} does not fit its config.json (unexpected: {', '.join(sorted(unexpected))})"
@@ -54,35 +70,54 @@ def load_merged(path: Path) -> PreTrainedModel:
     """The base model of an adapter folder, with the adapter merged into its weights.
 
     Raises:
-        ValueError: peft is not installed, the base is not here or not the one that was adapted, or tensors are missing
-            or unexpected.
+        ValueError: peft is not installed, the base is not here or not the one that was adapted, or tensors are missing,
+            unexpected or not finite.
     """
     try:
         from peft import PeftModel, get_peft_model_state_dict
     except ImportError as error:
         raise ValueError(f"{path} holds an adapter of peft, which is not installed: pip install peft") from error
-    settings = read_json(path / ADAPTER_CONFIG)
-    base = Path(settings.get("base_model_name_or_path") or "")
+    settings = checked(AdapterConfig, read_json(path / ADAPTER_CONFIG), str(path / ADAPTER_CONFIG))
+    base = Path(settings.base_model_name_or_path or "")
     if not (base / "config.json").is_file():
         raise ValueError(
             f"adapter {path} changes the model {str(base)!r}, which is no model folder here; write where it is as "
             f"base_model_name_or_path into {path / ADAPTER_CONFIG}"
         )
-    architecture = (settings.get("auto_mapping") or {}).get("base_model_class", "M2BertModel")
-    model, missing = load_strictly(AUTO_CLASSES[architecture], base, may_miss=("pooler.",))
-    adapted = PeftModel.from_pretrained(model, str(path))
-    found, expected = tensor_names(path), set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    if not (path / "adapter_model.safetensors").is_file():
+        raise ValueError(f"adapter {path} has no adapter_model.safetensors; save it there again")
+    check_links(base)
+    architecture = settings.auto_mapping.base_model_class if settings.auto_mapping else "M2BertModel"
+    model, missing = load_strictly(_auto_class(architecture, path), base, may_miss=("pooler.",))
+    try:
+        adapted = PeftModel.from_pretrained(model, str(path))
+    except Exception as error:  # foreign settings and weights can fail in any way
+        raise ValueError(f"adapter {path} cannot be put on {base} ({type(error).__name__}: {error})") from error
+    found, expected = set(tensor_shapes(path)), set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     expected |= {f"base_model.model.{name}" for name in missing}
     if found != expected:
         names = ", ".join(sorted(found ^ expected))
         raise ValueError(f"adapter {path} does not fit its base {base} (missing or unexpected: {names})")
-    return adapted.merge_and_unload(safe_merge=True).eval()
+    try:
+        merged = adapted.merge_and_unload(safe_merge=True).eval()
+    except ValueError as error:
+        raise ValueError(f"adapter {path} cannot be merged ({error}); train it again") from error
+    check_finite(merged.state_dict(), f"adapter {path}")
+    return merged
+
+
+def _auto_class(architecture: str, path: Path):
+    if architecture not in AUTO_CLASSES:
+        raise ValueError(f"checkpoint {path} is of class {architecture}; expected one of {', '.join(AUTO_CLASSES)}")
+    return AUTO_CLASSES[architecture]
 
 
 def load_strictly(
     auto_class, model_dir: str | Path, may_miss: tuple[str, ...] = (), **changes
 ) -> tuple[PreTrainedModel, set[str]]:
-    """Load a checkpoint as `auto_class`, refusing tensors that are missing, unexpected or of another shape.
+    """Load a checkpoint as `auto_class`, refusing tensors that are missing, unexpected, of another shape or not finite.
+
+    Sizes are compared before anything is allocated. None of the checkpoint's code is run.
 
     Args:
         may_miss: prefixes of tensors that may be absent and are then newly initialised (a pooler on top of a
@@ -96,31 +131,71 @@ def load_strictly(
         ValueError: see above; or no such folder, or another kind of model.
     """
     path = Path(model_dir)
-    model_type = read_config(path).get("model_type")
-    if model_type != "m2bert":
-        raise ValueError(f"checkpoint {path} has model_type={model_type!r}; expected 'm2bert'")
+    stored = checked(OwnConfig, read_config(path), str(path / "config.json"))
+    if stored.model_type != "m2bert":
+        raise ValueError(f"checkpoint {path} has model_type={stored.model_type!r}; expected 'm2bert'")
     _check_weights_files(path)
-    config = AutoConfig.from_pretrained(path, **changes)
+    shapes = tensor_shapes(path)
+    layers = max((int(match[1]) + 1 for name in shapes if (match := LAYER.match(name))), default=0)
+    if stored.num_hidden_layers > layers:
+        raise ValueError(
+            f"checkpoint {path} has num_hidden_layers={stored.num_hidden_layers} in its config.json but weights of "
+            f"{layers} layers; copy or save it again"
+        )
+    config = _m2bert_config(path, changes)
+    _check_shapes(auto_class, config, shapes, may_miss, path)
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its report of the tensors; what matters of it is raised below
     try:
         model, report = auto_class.from_pretrained(
-            path, config=config, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+            path, config=config, use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
-    except SafetensorError as error:
-        raise ValueError(f"the weights of checkpoint {path} are damaged ({error}); copy or save them again") from error
+    except Exception as error:  # foreign settings can fail in any way
+        raise ValueError(
+            f"checkpoint {path} cannot be loaded ({type(error).__name__}: {error}); copy or save it again"
+        ) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
     missing = set(report["missing_keys"])
-    problems = {
-        "missing": [key for key in missing if not key.startswith(may_miss)],
-        "unexpected": report["unexpected_keys"],
-        "of another shape": [key for key, *_ in report["mismatched_keys"]],
-    }
+    lost = [key for key in missing if not key.startswith(may_miss)]
+    _refuse({"missing": lost, "unexpected": report["unexpected_keys"]}, path)
+    check_finite(model.state_dict(), f"checkpoint {path}")
+    return model, missing
+
+
+def _m2bert_config(path: Path, changes: dict) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False, **changes)
+    except Exception as error:  # foreign settings can fail in any way
+        raise ValueError(f"{path / 'config.json'} describes no M2-BERT ({one_line(error)}); correct it") from error
+
+
+def _check_shapes(
+    auto_class, config: PreTrainedConfig, shapes: dict[str, tuple[int, ...]], may_miss: tuple[str, ...], path: Path
+):
+    """Raise ValueError if a tensor of the configured model is not in the checkpoint, or is of another shape there."""
+    try:
+        with torch.device("meta"):
+            model = auto_class.from_config(config, trust_remote_code=False)
+    except Exception as error:  # sizes beyond what a tensor can have
+        raise ValueError(
+            f"{path / 'config.json'} describes a model that cannot be made ({one_line(error)}); correct it"
+        ) from error
+    problems = {"missing": [], "of another shape": []}
+    for name, tensor in model.state_dict().items():
+        names = (name, f"model.{name}", name.removeprefix("model."))  # of a class with or without a head
+        found = next((shapes[other] for other in names if other in shapes), None)
+        if found is None and not name.startswith(may_miss) and name not in model.all_tied_weights_keys:
+            problems["missing"].append(name)
+        elif found not in (None, tuple(tensor.shape)):
+            problems["of another shape"].append(name)
+    _refuse(problems, path)
+
+
+def _refuse(problems: dict[str, list[str]], path: Path):
     if any(problems.values()):
         text = "; ".join(f"{what}: {', '.join(sorted(keys))}" for what, keys in problems.items() if keys)
         raise ValueError(f"checkpoint {path} does not fit its configuration ({text})")
-    return model, missing
 
 
 def _check_weights_files(path: Path):
@@ -131,11 +206,33 @@ def _check_weights_files(path: Path):
             "(m2bert convert reads the research code's files)"
         )
     for index in path.glob("*.index.json"):
-        shards = read_json(index).get("weight_map", {})
-        if not isinstance(shards, dict):
-            raise ValueError(f"{index} has a weight_map that is no JSON object; save the model there again")
-        for shard in shards.values():
-            inside(path, str(shard))
+        for shard in checked(WeightsIndex, read_json(index), str(index)).weight_map.values():
+            if not inside(path, shard).is_file():
+                raise ValueError(f"{index} names {shard!r}, which is not there; copy it there, or save the model again")
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor], where: str):
+    """Raise ValueError naming the tensors that hold NaN or an infinite number.
+
+    Args:
+        where: names what they are of.
+    """
+    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if bad:
+        raise ValueError(f"{where} holds weights that are not finite ({', '.join(sorted(bad))}); go back to whole ones")
+
+
+def check_links(folder: Path):
+    """Raise ValueError if anything in a model folder, or in those of sentence-transformers' modules, is a link out of
+    it: its content would be handed on."""
+    for path in sorted([*folder.glob("*"), *folder.glob("[0-9]*_*/*")]):
+        check_link(path, folder)
+
+
+def check_link(path: Path, folder: Path):
+    """Raise ValueError if links lead from a path in a folder out of it."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{path} is a link that leads out of the folder; put a copy in its place (cp -rL)")
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -146,36 +243,46 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def read_config(path: Path) -> dict:
-    """config.json of a checkpoint folder. Raises ValueError where there is none."""
+    """config.json of a checkpoint folder. Raises ValueError where there is none, or none of a model."""
     if not (path / "config.json").is_file():
         raise ValueError(f"checkpoint {path} has no config.json; name the folder of a saved model")
-    return read_json(path / "config.json")
+    config = read_json(path / "config.json")
+    checked(ModelConfig, config, str(path / "config.json"))
+    return config
 
 
-def read_json(path: Path) -> dict:
-    """A JSON object. Raises ValueError naming the file where it is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object; name the right file")
-    return value
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors in the safetensors files of a checkpoint folder.
 
-
-def tensor_names(path: Path) -> set[str]:
-    """Names of all tensors in the safetensors files of a checkpoint folder."""
-    names = set()
+    Raises:
+        ValueError: a file is damaged. Names it.
+    """
+    shapes = {}
     for file in path.glob("*.safetensors"):
-        with safe_open(file, "pt") as tensors:
-            names |= set(tensors.keys())
-    return names
+        try:
+            with safe_open(file, "pt") as tensors:
+                shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"the weights {file} are damaged ({error}); copy or save them again") from error
+    return shapes
 
 
 def load_tokenizer(model_dir: str | Path) -> PreTrainedTokenizerBase | None:
-    """The checkpoint's tokenizer, or None (with a warning) where it has none."""
+    """The checkpoint's tokenizer, or None (with a warning) where it has none. None of its code is run.
+
+    Raises:
+        ValueError: it cannot be read, or needs code of its own.
+    """
     path = Path(model_dir)
-    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
+    if not any((path / name).is_file() for name in ("tokenizer.json", TOKENIZER_CONFIG, "vocab.txt")):
         logger.warning("%s has no tokenizer; the folder is written without one", path)
         return None
-    return AutoTokenizer.from_pretrained(path)
+    if (path / TOKENIZER_CONFIG).is_file():
+        checked(TokenizerConfig, read_json(path / TOKENIZER_CONFIG), str(path / TOKENIZER_CONFIG))
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # a foreign file can fail in any way
+        why = "it needs code of its own, which is not run" if "trust_remote_code" in str(error) else one_line(error)
+        raise ValueError(
+            f"the tokenizer of {path} cannot be read ({type(error).__name__}: {why}); save it there again"
+        ) from error

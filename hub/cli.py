@@ -2,12 +2,14 @@
 
 import importlib
 import logging
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
-from typer.core import TyperGroup
+
+from m2bert import __version__
+from m2bert.command import CommandGroup
+from m2bert.files import check_writable, read_json
 
 MOUNTED = {  # command: module, and its command there (None: the module's whole group)
     "eval": ("m2bert_eval.cli", "eval"),
@@ -18,11 +20,12 @@ MOUNTED = {  # command: module, and its command there (None: the module's whole 
 }
 
 
-class LazyGroup(TyperGroup):
+class LazyGroup(CommandGroup):
     """Commands of other packages, imported when they are called."""
 
-    def list_commands(self, ctx):
-        return sorted([*super().list_commands(ctx), *MOUNTED])
+    def __init__(self, **attributes):
+        super().__init__(**attributes)
+        self.commands = dict.fromkeys(sorted([*self.commands, *MOUNTED])) | self.commands  # names that are suggested
 
     def get_command(self, ctx, cmd_name):
         if cmd_name in MOUNTED:
@@ -39,8 +42,44 @@ app = typer.Typer(  # plain tracebacks: typer's own may show local variables, a 
     help="M2-BERT: long-context encoders.",
 )  # fmt: skip
 
+
+def show_version(wanted: bool):
+    """Print the version and end, if it is wanted."""
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version.")
+    ] = False,
+):
+    """M2-BERT: long-context encoders."""
+    logging.getLogger("m2bert_hub").setLevel(logging.INFO)
+
+
 Output = Annotated[Path, typer.Option("--output", help="Folder to make.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it is not empty.")]
+
+
+def look_at(*present: Path | None, output: Path | None = None, overwrite: bool = False):
+    """Raise ValueError for what a look at paths tells, before slow imports; the work itself checks them thoroughly.
+
+    Args:
+        present: paths that are read.
+        output: the folder to make.
+    """
+    for path in filter(None, present):
+        if not path.exists():
+            raise ValueError(f"{path} does not exist; name what is there")
+    if output is not None:
+        check_writable(output)
+        if output.exists() and not output.is_dir():
+            raise ValueError(f"output {output} is no folder; name a folder")
+        if output.is_dir() and any(output.iterdir()) and not overwrite:
+            raise ValueError(f"output {output} is not empty; name another folder, or pass --overwrite")
 
 
 @app.command()
@@ -58,6 +97,14 @@ def export(
     overwrite: Overwrite = False,
 ):
     """Write a complete Hub folder from a checkpoint."""
+    from .about import read_about
+    from .repo_id import check_repo_id
+
+    look_at(model, *(results or []), about, output=output, overwrite=overwrite)
+    if repo is not None:
+        check_repo_id(repo)
+    if about is not None:
+        read_about(about)
     from transformers.utils.logging import disable_progress_bar
 
     from .export import export_checkpoint
@@ -89,12 +136,17 @@ def convert(
     ] = None,
     file: Annotated[str | None, typer.Option("--file", help="The weights, where there are several.")] = None,
     padding: Annotated[
-        str,
+        Literal["visible", "masked"],
         typer.Option("--padding", help="visible: the original's vectors; masked: vectors that padding cannot change."),
     ] = "visible",
     overwrite: Overwrite = False,
 ):
     """Convert a model of the original research code to a Hub folder, and check it against the original's formulas."""
+    look_at(config, output=output, overwrite=overwrite)
+    if config is not None:
+        read_json(config)
+    if not Path(source).exists() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
+        raise ValueError(f"{source} is no file, no folder and no Hub id (org/name)")
     from transformers.utils.logging import disable_progress_bar
 
     from .conversion import convert_source
@@ -122,6 +174,10 @@ def push(
     ] = None,
 ):
     """Push a folder to the Hub as one commit; by default only show what would be sent."""
+    from .repo_id import check_repo_id
+
+    look_at(folder)
+    check_repo_id(repo)
     from .hub_errors import HubError
     from .push import carry_out, describe_commit, plan_push
     from .push_plan import describe
@@ -141,16 +197,7 @@ def push(
 
 def main():
     """Entry point: bad input is one line on stderr and exit code 2."""
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    logging.getLogger("m2bert_hub").setLevel(logging.INFO)
-    try:
-        app()
-    except (ValueError, OSError, SafetensorError, StrictDataclassError) as error:
-        typer.echo(f"m2bert: {' '.join(str(error).split())}", err=True)
-        sys.exit(2)
+    app()
 
 
 if __name__ == "__main__":

@@ -8,13 +8,16 @@ from pathlib import Path
 
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
 
-from .checkpoint import read_json
+from m2bert.files import digest, read_json
+from m2bert.terminal import shown
+
+from .checkpoint import check_finite
 from .convert import Conversion, convert_state_dict
-from .folder import check_apart, check_output, write_folder
+from .folder import check_apart, check_output, fill_folder, whole_folder
 from .parity import check_parity, compare_paddings
 from .source import Source, find_source
 from .tokenizer_source import find_tokenizer
-from .weights import INDEX, read_weights, sha256, shards
+from .weights import INDEX, read_weights, shards
 
 logger = logging.getLogger(__name__)
 
@@ -56,25 +59,26 @@ def convert_source(
     check_apart(output, [*read, *found.folders, *words])
     _warn_of_cache(found, has_options=options_file is not None)
 
-    conversion = convert_state_dict(read_weights(found.weights), configuration)
-    tokens, tokenizer_name = find_tokenizer(tokenizer, found, conversion.config)
-    model = build(conversion)
-    record = {
-        "source": found.name,
-        "revision": found.revision,
-        "license": found.licence(),
-        "files": {_name_in(found.root, path): sha256(path) for path in read},
-        "tensors": conversion.account.record(),
-        "options": conversion.origins,
-        "parity": check_parity(conversion, model),
-        "masked": compare_paddings(model, tokens) if model.base_model.pooler is not None else None,
-        "tokenizer": tokenizer_name,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }
-    model.config.padding = padding
-    text = json.dumps(record, indent=2) + "\n"
-    folder = write_folder(model, tokens, output_dir, overwrite=overwrite, extra_files={RECORD: text})
-    return report(record, model, folder)
+    with whole_folder(output, overwrite) as new:
+        conversion = convert_state_dict(read_weights(found.weights), configuration)
+        check_finite(conversion.tensors, source)
+        tokens, tokenizer_name = find_tokenizer(tokenizer, found, conversion.config)
+        model = build(conversion)
+        record = {
+            "source": found.name,
+            "revision": found.revision,
+            "license": found.licence(),
+            "files": {_name_in(found.root, path): digest(path) for path in read},
+            "tensors": conversion.account.record(),
+            "options": conversion.origins,
+            "parity": check_parity(conversion, model),
+            "masked": compare_paddings(model, tokens) if model.base_model.pooler is not None else None,
+            "tokenizer": tokenizer_name,
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        }
+        model.config.padding = padding
+        fill_folder(new, model, tokens, extra_files={RECORD: json.dumps(record, indent=2) + "\n"})
+    return report(record, model, output)
 
 
 def _warn_of_cache(found: Source, has_options: bool):
@@ -120,7 +124,9 @@ def report(record: dict, model: PreTrainedModel, folder: Path) -> str:
         "folder": [str(folder)],
     }  # fmt: skip
     return "\n".join(
-        f"{name if index == 0 else '':11}{line}" for name, lines in rows.items() for index, line in enumerate(lines)
+        f"{name if index == 0 else '':11}{shown(line)}"
+        for name, lines in rows.items()
+        for index, line in enumerate(lines)
     )
 
 

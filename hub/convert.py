@@ -162,7 +162,11 @@ def _convert_layer(ledger: Ledger, theirs: str, ours: str, options: dict) -> dic
     converted = {}
     filters = {"filter_fn": "filter"} | ({"filter_fn2": "residual_filter"} if options["residual_long_conv"] else {})
     for their_filter, our_filter in filters.items():
-        tensors = _convert_filter(ledger, f"{theirs}attention.{their_filter}.", options["hyena_w_mod"])
+        prefix = f"{theirs}attention.{their_filter}."
+        try:
+            tensors = _convert_filter(ledger, prefix, options["hyena_w_mod"])
+        except (IndexError, RuntimeError, OverflowError) as error:
+            raise ValueError(f"{prefix}* has tensors of other shapes than the research code's ({error})") from error
         converted |= {f"{ours}mixer.{our_filter}.{key}": value for key, value in tensors.items()}
     for their_matrix, our_matrix in (("gated_layers", "up"), ("wo", "down")):
         weight = ledger.take(f"{theirs}mlp.{their_matrix}.weight")

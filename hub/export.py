@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
-import yaml
 from huggingface_hub import eval_result_entries_to_yaml
 
+from m2bert.files import format_yaml, read_text
+
 from .about import About, read_about
-from .checkpoint import load_checkpoint, load_tokenizer
-from .folder import check_apart, check_output, write_folder
+from .checkpoint import check_links, load_checkpoint, load_tokenizer
+from .folder import check_apart, check_output, fill_folder, whole_folder
 from .model_card import Card
 from .private import public_record
 from .repo_id import check_repo_id
@@ -40,33 +41,36 @@ def export_checkpoint(
         ValueError: see `load_checkpoint`, `read_sentence_files`, `read_scores`, `read_about` and `write_folder`; or
             output_dir holds what is read, or the repository has no valid name.
     """
-    check_apart(check_output(output_dir, overwrite), [Path(model_dir), *(results or []), *([about] if about else [])])
+    output = check_output(output_dir, overwrite)
+    check_apart(output, [Path(model_dir), *(results or []), *([about] if about else [])])
     if repository is not None:
         check_repo_id(repository)
-    said = read_about(about) if about else About()
-    scores = read_scores(results or [], Path(model_dir))
-    records = {
-        name: json.dumps(public_record(name, text), indent=2) + "\n"
-        for name, text in read_records(Path(model_dir)).items()
-    }
-    model = load_checkpoint(model_dir)
-    return write_folder(
-        model,
-        load_tokenizer(model_dir),
-        output_dir,
-        overwrite=overwrite,
-        settings=read_sentence_files(model, Path(model_dir)),
-        card=Card(repository=repository, about=said, scores=scores),
-        extra_files=records | leaderboard_file(scores),
-    )
+    with whole_folder(output, overwrite) as new:
+        check_links(Path(model_dir))
+        said = read_about(about) if about else About()
+        scores = read_scores(results or [], Path(model_dir))
+        records = {
+            name: json.dumps(public_record(name, text), indent=2) + "\n"
+            for name, text in read_records(Path(model_dir)).items()
+        }
+        model = load_checkpoint(model_dir)
+        fill_folder(
+            new,
+            model,
+            load_tokenizer(model_dir),
+            settings=read_sentence_files(model, Path(model_dir)),
+            card=Card(repository=repository, about=said, scores=scores),
+            extra_files=records | leaderboard_file(scores),
+        )
+    return output
 
 
 def read_records(folder: Path, names: tuple[str, ...] = RECORDS) -> dict[str, str]:
-    """The text of the records that a folder has, by their names."""
-    return {name: (folder / name).read_text(encoding="utf-8") for name in names if (folder / name).is_file()}
+    """Return the text of the records that a folder has, by their names."""
+    return {name: read_text(folder / name) for name in names if (folder / name).is_file()}
 
 
 def leaderboard_file(scores: Scores) -> dict[str, str]:
-    """The file of scores on the Hub's own data sets, where there are any."""
+    """Return the file of scores on the Hub's own data sets, where there are any."""
     entries = leaderboard_entries(scores)
-    return {LEADERBOARD: yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)} if entries else {}
+    return {LEADERBOARD: format_yaml(eval_result_entries_to_yaml(entries))} if entries else {}

@@ -1,26 +1,43 @@
 """The one writer of model folders: everything a Hub repository of M2-BERT holds, whole or not at all."""
 
 import copy
+import ctypes
 import dataclasses
+import errno
 import os
+import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .checkpoint import AUTO_CLASSES, read_json
+from m2bert.files import check_unclaimed, claimed, empty, read_json, sync
+from m2bert.schema import checked
+
+from .checkpoint import ADAPTER_CONFIG, AUTO_CLASSES, check_finite
 from .model_card import Card, render_card
 from .private import public_record
+from .records import KINDS
 from .sentence_files import SentenceSettings, write_json, write_sentence_files
 
 REQUIREMENTS = "transformers>=5.17,<6\ntorch>=2.11\nsentence-transformers>=6\n"
 FOREIGN_CODE = {"auto_map", "custom_pipelines"}  # of whoever made the checkpoint; this folder names its own
 HOW_IT_WAS_LOADED = {"is_local", "local_files_only"}  # of a tokenizer, which transformers writes among its settings
+OURS = re.compile(  # what a folder that may be replaced holds: models, adapters, their tokenizers, records and cards
+    r"config\.json|adapter_config\.json|(adapter_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+    r"|(configuration_m2bert|modeling_m2bert|m2bert_\w+|handler)\.py|requirements\.txt|README\.md"
+    r"|tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(txt|json)|merges\.txt"
+    r"|chat_template\.jinja|modules\.json|sentence_bert_config\.json|config_sentence_transformers\.json"
+    r"|\d+_(Pooling|Dense|Normalize)(/config\.json|/model\.safetensors)?"
+    r"|training\.json|conversion\.json|\.eval_results(/m2bert\.yaml)?"
+)
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NEW, OLD = "new", "old"  # in the scratch folder
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of renameat2
 
 
 def write_folder(
@@ -29,10 +46,8 @@ def write_folder(
     output_dir: str | Path,
     *,
     overwrite: bool = False,
-    settings: SentenceSettings | None = None,
-    card: Card | None = None,
-    extra_files: dict[str, str] | None = None,
     state_dict: dict | None = None,
+    **contents,
 ) -> Path:
     """Write a complete, self-contained Hub folder: safetensors, configuration, code, tokenizer, sentence-transformers
     files, requirements.txt and a README.md card; of an embedding model with a tokenizer, the handler.py of Inference
@@ -47,38 +62,65 @@ def write_folder(
         tokenizer: saved with the model's maximum length and right padding; None leaves it out.
         output_dir: the folder to make; links are followed.
         overwrite: replace a model folder that exists.
-        settings: prompts and the like for sentence-transformers.
-        card: what the card says beside what the model tells; records among the extra files are added to it.
-        extra_files: more text files, by name.
         state_dict: the whole weights, where the model holds only a shard of them.
+        contents: settings, card and extra_files, see `fill_folder`.
 
     Raises:
-        ValueError: output_dir is no folder, or is not empty and overwrite is False, or the tokenizer has ids outside
-            the vocabulary.
+        ValueError: the folder may not or cannot be written (`check_output`), the tokenizer has ids outside the
+            vocabulary, or a weight is not finite.
     """
     output = check_output(output_dir, overwrite)
     check_tokenizer(tokenizer, model.config.vocab_size)
-    settings = settings or SentenceSettings()
     model = model if state_dict is None else _unsharded(model, state_dict)
     with whole_folder(output, overwrite) as new:
-        model.save_pretrained(new)
-        stored = {name: value for name, value in read_json(new / "config.json").items() if name not in FOREIGN_CODE}
-        write_json(new / "config.json", stored | {"auto_map": type(model.config)().auto_map})
-        _copy_code(model, tokenizer, new)
-        if tokenizer is not None:
-            save_tokenizer(tokenizer, settings.max_tokens or model.config.max_position_embeddings, new)
-        write_sentence_files(model, settings, new)
-        readme = render_card(model, _completed(card or Card(), new, settings, extra_files or {}, model.config))
-        for name, text in ({"requirements.txt": REQUIREMENTS, "README.md": readme} | (extra_files or {})).items():
-            (new / name).parent.mkdir(exist_ok=True)
-            (new / name).write_text(text, encoding="utf-8")
+        fill_folder(new, model, tokenizer, **contents)
     return output
+
+
+def fill_folder(
+    new: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    settings: SentenceSettings | None = None,
+    card: Card | None = None,
+    extra_files: dict[str, str] | None = None,
+):
+    """Write what `write_folder` promises into the empty folder of `whole_folder`.
+
+    Args:
+        settings: prompts and the like for sentence-transformers.
+        card: what the card says beside what the model tells; records among the extra files are added to it.
+        extra_files: more text files, by name.
+
+    Raises:
+        ValueError: the tokenizer has ids outside the vocabulary, a weight is not finite, or a record is of no form
+            that a card can show.
+    """
+    check_tokenizer(tokenizer, model.config.vocab_size)
+    check_finite(model.state_dict(), "the model")
+    settings = settings or SentenceSettings()
+    model.save_pretrained(new)
+    known = {field.name for field in dataclasses.fields(model.config)} | {"model_type"}  # not what a foreign file added
+    stored = {name: value for name, value in read_json(new / "config.json").items() if name in known}
+    write_json(new / "config.json", stored | {"auto_map": type(model.config)().auto_map})
+    _copy_code(model, tokenizer, new)
+    if tokenizer is not None:
+        save_tokenizer(tokenizer, settings.max_tokens or model.config.max_position_embeddings, new)
+    write_sentence_files(model, settings, new)
+    readme = render_card(model, _completed(card or Card(), new, settings, extra_files or {}, model.config))
+    for name, text in ({"requirements.txt": REQUIREMENTS, "README.md": readme} | (extra_files or {})).items():
+        (new / name).parent.mkdir(exist_ok=True)
+        (new / name).write_text(text, encoding="utf-8")
 
 
 def _completed(card: Card, folder: Path, settings: SentenceSettings, extra_files: dict[str, str], config) -> Card:
     """The card, with what the folder itself holds."""
-    texts = {field: (f"{field}.json", extra_files.get(f"{field}.json", "{}")) for field in ("training", "conversion")}
-    records = {field: public_record(*name_and_text) for field, name_and_text in texts.items()}
+    records = {}
+    for field, schema in KINDS.items():
+        if (name := f"{field}.json") in extra_files:
+            records[field] = public_record(name, extra_files[name])
+            checked(schema, records[field], name)
     return dataclasses.replace(
         card,
         **records,
@@ -91,36 +133,132 @@ def _completed(card: Card, folder: Path, settings: SentenceSettings, extra_files
 
 @contextmanager
 def whole_folder(output_dir: str | Path, overwrite: bool) -> Iterator[Path]:
-    """A new folder beside `output_dir`, to be filled. It is moved there in one step (two where it replaces another,
-    which comes back if the second fails), or is gone if filling it raises. Raises ValueError as check_output does."""
+    """Give a new folder to fill, which becomes `output_dir` when the block ends, or is gone if the block raises.
+
+    It is made in `.NAME.partial` beside the output, which keeps other writers of that output out. One step moves it to
+    its place, also where it replaces another folder; where the system cannot exchange two folders it takes two steps.
+    Whoever writes there next puts back what a killed writer had moved away, and removes what it left.
+
+    Raises:
+        ValueError: as `check_output`, or there is no room for it.
+    """
     output = check_output(output_dir, overwrite)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
-        new = Path(scratch) / "new"
-        new.mkdir()
-        yield new
-        for path in new.rglob("*.safetensors"):  # safetensors makes them readable for their owner alone
-            path.chmod(new.stat().st_mode & 0o666)
-        _move(new, output, Path(scratch) / "old", overwrite)
+    scratch, new = _scratch(output), _scratch(output) / NEW
+    made = [folder for folder in output.parents if not folder.exists()]
+    try:
+        with claimed(scratch):
+            _tidy(output, scratch)
+            try:
+                _check_replaceable(output, overwrite)
+                new.mkdir()
+                yield new
+                for path in new.rglob("*"):
+                    if path.name.endswith(".safetensors"):  # safetensors makes them readable for their owner alone
+                        path.chmod(new.stat().st_mode & 0o666)
+                    sync(path)
+                sync(new)
+                _check_replaceable(output, overwrite)
+                _move(new, output, scratch / OLD, overwrite)
+                sync(output.parent)
+            finally:
+                _tidy(output, scratch)
+                scratch.rmdir()
+    except Exception as error:
+        if not _is_of_no_room(error):
+            raise
+        raise ValueError(
+            f"output {output} cannot be written ({error}); free space on its disk, or name another folder"
+        ) from error
+    finally:
+        for folder in made:
+            with suppress(OSError):  # it holds the output
+                folder.rmdir()
 
 
 def check_output(output_dir: str | Path, overwrite: bool) -> Path:
-    """The real path of a folder that may be written; raise ValueError if it may not."""
+    """Return the real path of a folder that may and can be written. Changes nothing.
+
+    Raises:
+        ValueError: it holds the working folder, is no folder, cannot be made, or another process writes it; it is not
+            empty and overwrite is False; or it holds anything that no model folder of this package holds.
+    """
     output = Path(os.path.realpath(output_dir))
     if output == Path.cwd() or output in Path.cwd().parents:
         raise ValueError(f"output {str(output_dir)!r} holds the working folder; name a folder in it")
-    if output.exists() and not output.is_dir():
+    _check_writable(output)
+    _check_replaceable(output, overwrite)
+    check_unclaimed(_scratch(output))
+    return output
+
+
+def _check_writable(output: Path):
+    parent = next(folder for folder in output.parents if os.path.lexists(folder))
+    names = [*output.relative_to(parent).parts, _scratch(output).name]
+    reason = None
+    if not parent.is_dir():
+        reason = f"{parent} is no folder"
+    elif not os.access(parent, os.W_OK | os.X_OK):
+        reason = f"{parent} may not be written"
+    elif hasattr(os, "pathconf") and max(len(os.fsencode(name)) for name in names) > os.pathconf(parent, "PC_NAME_MAX"):
+        reason = "the name is too long"
+    if reason:
+        raise ValueError(f"output {output} cannot be written ({reason}); name another folder")
+
+
+def _check_replaceable(output: Path, overwrite: bool):
+    hidden = _scratch(output) / OLD  # where a killed writer may have left the folder that was there
+    there = hidden if hidden.is_dir() and not output.exists() else output
+    if there.exists() and not there.is_dir():
         raise ValueError(f"output {output} exists and is no folder; name a folder")
-    if not output.is_dir() or not any(output.iterdir()):
-        return output
+    if not there.is_dir() or not any(there.iterdir()):
+        return
     if not overwrite:
         raise ValueError(
             f"output {output} is not empty; name another folder, or overwrite it (--overwrite; in training "
             "overwrite=true)"
         )
-    if not any((output / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise ValueError(f"output {output} is not empty and holds no model, so it is not replaced; name another folder")
-    return output
+    for here, folders, names in os.walk(there):
+        for path in sorted(Path(here, name) for name in folders + names):
+            if not OURS.fullmatch(path.relative_to(there).as_posix()):
+                raise ValueError(
+                    f"output {output} holds {path.relative_to(there).as_posix()!r}, which is of no model folder, so it "
+                    "is not replaced; move that away, or name another folder"
+                )
+    if not _is_ours(there):
+        raise ValueError(
+            f"output {output} is not empty and holds no model of this package, so it is not replaced; name another "
+            "folder"
+        )
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether it is an adapter, has the record of a training, or its configuration is an M2-BERT's."""
+    if any((folder / name).is_file() for name in (ADAPTER_CONFIG, "training.json")):
+        return True
+    try:
+        return read_json(folder / "config.json").get("model_type") == "m2bert"
+    except ValueError:
+        return False
+
+
+def _scratch(output: Path) -> Path:
+    return output.with_name(f".{output.name}.partial")
+
+
+def _tidy(output: Path, scratch: Path):
+    """Put back the folder that was at the output, if it is in the scratch folder only; remove the rest of that."""
+    for path in scratch.iterdir():
+        if path.name not in (NEW, OLD):
+            raise ValueError(f"{path} is in the place of unfinished writing and of another origin; move it away")
+    if (scratch / OLD).is_dir() and not output.exists():
+        (scratch / OLD).rename(output)
+    empty(scratch)
+
+
+def _is_of_no_room(error: Exception) -> bool:
+    """Whether a disk takes no more, which safetensors and tokenizers say in words alone."""
+    words = ("Error while serializing", *map(os.strerror, NO_ROOM))
+    return getattr(error, "errno", None) in NO_ROOM or any(text in str(error) for text in words)
 
 
 def check_apart(output: Path, paths: list[Path]):
@@ -160,12 +298,23 @@ def _move(new: Path, output: Path, old: Path, overwrite: bool):
     if not (overwrite and output.exists()):
         new.rename(output)
         return
+    if _exchange(new, output):
+        return
     output.rename(old)
     try:
         new.rename(output)
     except BaseException:
         old.rename(output)
         raise
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two folders in one step. Return False, with both where they were, if the system cannot."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    return rename(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0
 
 
 def _copy_code(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path):

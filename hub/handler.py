@@ -19,11 +19,20 @@ chunks that the model takes whole, and its vector is the mean of their unit vect
 `normalize` scales vectors to length 1; without it `truncate` gives the model's own pooler_output. An empty text gets
 the vector of the special tokens, as from sentence-transformers. A text's vector does not depend on its neighbours.
 
+Requests may come from any number of threads. One thread does all the work, piece by piece, and takes the next piece
+from the request that is first in line. A request stands as far behind as it is long: a short query waits for the piece
+that is being read, and not for the long documents that came before it.
+
 A request that cannot be answered raises ValueError, which the container sends back with status 400. Neither errors nor
 logs hold any of the texts.
 """
 
 import threading
+import time
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import Future
+from queue import PriorityQueue
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -31,12 +40,19 @@ from sentence_transformers import SentenceTransformer
 OPTIONS = {"task": ("document", "query"), "policy": ("truncate", "chunk-average"), "normalize": (True, False)}
 MAX_TEXTS = 2048
 MAX_CHARS = 4_000_000  # in one request; the tokenizer takes up to 2.5 GiB for so many
-BATCH_TOKENS = 32_768  # padded tokens that the model reads at once, or one text
+BATCH_TOKENS = {"cuda": 32_768, "cpu": 4_096}  # padded tokens that the model reads at once, or one text
+PIECE_CHARS = 100_000  # that are tokenized at once, or one text
+SECONDS_BEHIND = 0.001  # for every character of a request: shorter ones that come so much later are served before it
+MOST_SECONDS_BEHIND = 60.0
 SHARE_DROPPED = 16  # a chunk that turns out too long gives up at least this part of its tokens at either end
 
 
 class EndpointHandler:
-    """The model of one folder, answering one request at a time: on a GPU where there is one, in the folder's dtype.
+    """The model of one folder: on a GPU where there is one, in the folder's dtype.
+
+    A thread of its own runs the model and the tokenizer, which serve one thread at a time. (In the threads that call,
+    the memory allocator would keep as much memory for every one of them as the largest request takes.) It starts with
+    the first request, which may come after a fork, and ends with the handler.
 
     Args:
         path: the model folder.
@@ -49,9 +65,12 @@ class EndpointHandler:
         if type(self.model[-1]).__name__ == "Normalize":  # done here, where it is asked for
             del self.model[-1]
         self.max_tokens = int(self.model.max_seq_length)
+        self.batch_tokens = BATCH_TOKENS[device]
         padding = (self.model[0].processing_kwargs or {}).get("text", {}).get("padding")
         self._pads_to_maximum = padding == "max_length"
-        self._lock = threading.Lock()  # a tokenizer serves one thread
+        self._jobs: PriorityQueue = PriorityQueue()
+        self._lock, self._worker = threading.Lock(), threading.Thread()
+        weakref.finalize(self, self._jobs.put, LAST_JOB)
 
     def __call__(self, body: dict) -> dict:
         """Answer a request; see above.
@@ -61,16 +80,32 @@ class EndpointHandler:
                 vectors are not finite.
         """
         texts, options = read_request(body)
+        answer: Future = Future()
+        place = time.monotonic() + min(sum(map(len, texts)) * SECONDS_BEHIND, MOST_SECONDS_BEHIND)
+        self._jobs.put((place, id(answer), self._answer(texts, **options), answer))
         with self._lock:
-            return self._answer(texts, **options)
+            if not self._worker.is_alive():
+                self._worker = threading.Thread(target=work, args=(self._jobs,), name="m2bert", daemon=True)
+                self._worker.start()
+        try:
+            return answer.result()
+        finally:
+            del answer  # of an error, it would keep the texts: error, traceback, this frame, answer, error
 
-    def _answer(self, texts: list[str], task: str, policy: str, normalize: bool) -> dict:
+    def _answer(self, texts: list[str], task: str, policy: str, normalize: bool) -> Iterator[None]:
+        """Yield after every piece of the work; return the answer."""
         prompt = self.model.prompts[task]  # sentence-transformers fills in what the folder lacks
-        tokens = self._count(texts, prompt)
+        tokens: list[int] = []
+        for piece in _pieces(texts):
+            tokens += self._count(piece, prompt)
+            yield
         chunks = [[pair] for pair in zip(texts, tokens, strict=True)]
         if policy == "chunk-average":
-            chunks = [self._cut(text, count, prompt) for [(text, count)] in chunks]
-        vectors = self._embed([chunk for of_text in chunks for chunk in of_text], prompt)
+            for index, [(text, count)] in enumerate(chunks):
+                if count > self.max_tokens:
+                    chunks[index] = self._cut(text, count, prompt)
+                    yield
+        vectors = yield from self._embed([chunk for of_text in chunks for chunk in of_text], prompt)
         if policy == "chunk-average":
             units = torch.nn.functional.normalize(vectors).split([len(of_text) for of_text in chunks])
             vectors = torch.stack([rows.mean(0) for rows in units])
@@ -88,15 +123,16 @@ class EndpointHandler:
             "chunks": [len(of_text) for of_text in chunks],
         }
 
-    def _embed(self, texts: list[tuple[str, int]], prompt: str) -> torch.Tensor:
-        """Vectors (n, dimensions) of texts with their token counts, in float32. Batches hold texts of like lengths."""
+    def _embed(self, texts: list[tuple[str, int]], prompt: str) -> Iterator[None]:
+        """Return vectors (n, dimensions) of texts with their token counts, in float32, and yield after every batch.
+        Batches hold texts of like lengths."""
         lengths = [self.max_tokens if self._pads_to_maximum else min(count, self.max_tokens) for _, count in texts]
         order = sorted(range(len(texts)), key=lambda i: -lengths[i])
         rows: list = [None] * len(texts)
         while order:
             longest = max(lengths[order[0]], 1)
             # No text is padded to over twice its length: one long document does not make short ones long.
-            batch = [i for i in order[: max(BATCH_TOKENS // longest, 1)] if 2 * lengths[i] >= longest]
+            batch = [i for i in order[: max(self.batch_tokens // longest, 1)] if 2 * lengths[i] >= longest]
             order = order[len(batch) :]
             its_texts = [texts[i][0] for i in batch]
             vectors = self.model.encode(
@@ -104,6 +140,7 @@ class EndpointHandler:
             )
             for i, row in zip(batch, vectors.float().cpu(), strict=True):
                 rows[i] = row
+            yield
         vectors = torch.stack(rows)
         if not vectors.isfinite().all():
             raise ValueError("the model's vectors are not finite numbers; check its weights, or use a wider dtype")
@@ -122,8 +159,6 @@ class EndpointHandler:
 
     def _cut(self, text: str, count: int, prompt: str) -> list[tuple[str, int]]:
         """Consecutive chunks that the model takes whole, the last of what is left, each with its count of tokens."""
-        if count <= self.max_tokens:
-            return [(text, count)]
         room = self.max_tokens - self._count([""], prompt)[0]
         if room < 1:
             raise ValueError(f"chunk-average: the prompt fills max_tokens={self.max_tokens}; shorten it in the folder")
@@ -148,6 +183,29 @@ class EndpointHandler:
         return fitting
 
 
+LAST_JOB = (float("inf"), 0, None, None)
+
+
+def work(jobs: PriorityQueue):
+    """Run jobs until LAST_JOB, each time the next piece of the one that is first in line.
+
+    Args:
+        jobs: (place in line, a number that no other job has, an iterator over its pieces, the future of its answer).
+    """
+    while True:
+        place, number, pieces, answer = jobs.get()
+        if pieces is None:
+            return
+        try:
+            next(pieces)
+            jobs.put((place, number, pieces, answer))
+        except StopIteration as done:
+            answer.set_result(done.value)
+        except BaseException as error:
+            answer.set_exception(error)
+        del pieces, answer  # while this thread waits, it keeps neither texts nor the handler
+
+
 def read_request(body: dict) -> tuple[list[str], dict]:
     """The texts of a request and all its options. Raises ValueError where something is not as described above."""
     if not isinstance(body, dict):
@@ -166,6 +224,17 @@ def read_request(body: dict) -> tuple[list[str], dict]:
             raise ValueError(f"parameters: {name}={_shown(value)} is unknown; choose from: {valid}")
     texts = _read_texts(body.get("inputs"))
     return texts, {name: parameters.get(name, valid[0]) for name, valid in OPTIONS.items()}
+
+
+def _pieces(texts: list[str]) -> Iterator[list[str]]:
+    """Yield the texts in order, so many together as have PIECE_CHARS, or one."""
+    piece: list[str] = []
+    for text in texts:
+        if piece and sum(map(len, piece)) + len(text) > PIECE_CHARS:
+            yield piece
+            piece = []
+        piece.append(text)
+    yield piece
 
 
 def _read_texts(inputs) -> list[str]:

@@ -1,6 +1,5 @@
-"""Failures of the Hub as one line that names the fix; and no token in anything that is said, logged or raised."""
+"""Failures of the Hub as one line that names the fix, without a token in it."""
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +12,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from m2bert.terminal import one_line
+
 NETWORK = (HfHubHTTPError.__bases__[0], OfflineModeIsEnabled)  # the client's HTTP library changes its name over time
 KNOWN = (*NETWORK, HfHubHTTPError, LocalTokenNotFoundError)
 LOGIN = "run `hf auth login` with a token that may write, or set HF_TOKEN to one"
@@ -23,36 +24,18 @@ class HubError(ValueError):
 
 
 @contextmanager
-def plain_errors(repo_id: str, token: str | None) -> Iterator[None]:
-    """Around calls of the client: whatever fails is raised as HubError, with no exception of the client behind it, as
-    its text may repeat what the server sent. Log records are written without the token meanwhile."""
-    failure, usual = None, logging.getLogRecordFactory()
-    logging.setLogRecordFactory(lambda *args, **kwargs: redact_record(usual(*args, **kwargs), token))
+def plain_errors(repo_id: str) -> Iterator[None]:
+    """Raise whatever fails in calls of the client as HubError, with no exception of the client behind it: its text may
+    repeat what the server sent."""
+    failure = None
     try:
         yield
+    except HubError:
+        raise
     except Exception as error:  # the client wraps some failures, and reads answers trustingly
-        failure = HubError(redact(" ".join(explain(error, repo_id).split()), token))
-    finally:
-        logging.setLogRecordFactory(usual)
+        failure = HubError(one_line(explain(error, repo_id)))
     if failure:
         raise failure
-
-
-def redact(text: str, token: str | None) -> str:
-    return text.replace(token, "<token>") if token else text
-
-
-def redact_record(record: logging.LogRecord, token: str | None) -> logging.LogRecord:
-    """The record without the token: in its text, and in the traceback that it may carry."""
-    try:
-        message = record.getMessage()
-    except (TypeError, ValueError):  # arguments that do not fit: logging itself complains, and goes on
-        return record
-    if token and token in message:
-        record.msg, record.args = redact(message, token), ()
-    if record.exc_info:
-        record.exc_text = redact(logging.Formatter().formatException(record.exc_info), token)
-    return record
 
 
 def explain(error: Exception, repo_id: str) -> str:

@@ -7,6 +7,7 @@ in; every other global that the file names becomes a `Placeholder`, which takes 
 
 import io
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -113,11 +114,20 @@ def rebuild_parameter(data, *_):
     return data
 
 
+def check_memo(pickled: bytes):
+    """Raise ValueError if a pickle keeps an object under a number that its length does not explain, or names more bytes
+    than follow: the unpickler would allocate memory for all of them."""
+    operations = [(operation.name, argument) for operation, argument, _ in pickletools.genops(pickled)]
+    for name, argument in operations:
+        if name.endswith("PUT") and argument >= len(operations):
+            raise ValueError(f"{name} {argument} among {len(operations)} operations")
+
+
 def read_inert(path: str | Path):
     """What `torch.save` wrote, with tensors and plain containers whole and everything else replaced by Placeholders.
 
     Raises:
-        ValueError: it is no file of torch.save (of torch 1.6 or newer), is damaged, or has another byte order.
+        ValueError: it is no file of torch.save (of torch 1.6 or newer), is damaged or compressed, or is big-endian.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -127,7 +137,10 @@ def read_inert(path: str | Path):
                 raise ValueError("it holds no data.pkl")
             if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
                 raise ValueError("its numbers are big-endian")
-            pickled = io.BytesIO(archive.read(f"{root}data.pkl"))
-            return InertUnpickler(pickled, lambda key: archive.read(f"{root}data/{key}")).load()
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("it is compressed, which torch.save never does")
+            pickled = archive.read(f"{root}data.pkl")
+            check_memo(pickled)
+            return InertUnpickler(io.BytesIO(pickled), lambda key: archive.read(f"{root}data/{key}")).load()
     except Exception as error:  # a damaged pickle can fail in any way
         raise ValueError(f"{path} cannot be read as a file of torch.save ({type(error).__name__}: {error})") from error

@@ -26,6 +26,11 @@ KINDS = {
     "a finite number": ("hidden_dropout_prob", "layer_norm_eps", "initializer_range", "hyena_w", "hyena_w_mod"),
     "a string": ("hidden_act",),
 }  # fmt: skip
+FIRST = "bert.encoder.layer.0."
+TYPES = "bert.embeddings.token_type_embeddings.weight"
+UP, DOWN = f"{FIRST}mlp.gated_layers.weight", f"{FIRST}mlp.wo.weight"
+FEATURES, HIDDEN = (f"{FIRST}attention.filter_fn.{name}" for name in ("pos_emb.z", "implicit_filter.0.weight"))
+DIMENSIONS = {WORDS: {2}, DECODER: {2}, TYPES: {2}, UP: {2, 3}, DOWN: {2, 3}, FEATURES: {3}, HIDDEN: {2}}
 MAY_BE_NULL = {"pad_token_id", "long_conv_l_max"}
 
 
@@ -35,8 +40,16 @@ def infer_options(state_dict: dict[str, Tensor]) -> dict:
     Args:
         state_dict: tensors (on any device, meta too) under the original's names, without the prefixes of composer and
             DataParallel.
+
+    Raises:
+        ValueError: one of the tensors has not the number of dimensions that it has there.
     """
-    first = "bert.encoder.layer.0."
+    for name, expected in DIMENSIONS.items():
+        if name in state_dict and state_dict[name].ndim not in expected:
+            raise ValueError(
+                f"{name} has shape {tuple(state_dict[name].shape)}, but the research code's has "
+                f"{' or '.join(map(str, expected))} dimensions"
+            )
     layers = {int(match[1]) for key in state_dict if (match := re.match(r"bert\.encoder\.layer\.(\d+)\.", key))}
     options = {
         "residual_long_conv": any(".attention.filter_fn2." in key for key in state_dict),
@@ -48,17 +61,17 @@ def infer_options(state_dict: dict[str, Tensor]) -> dict:
         options["num_hidden_layers"] = max(layers) + 1
     if (words := word_embeddings(state_dict)) is not None:
         options["hidden_size"] = words.shape[1]
-    if (types := state_dict.get("bert.embeddings.token_type_embeddings.weight")) is not None:
+    if (types := state_dict.get(TYPES)) is not None:
         options["type_vocab_size"] = types.shape[0]
-    up, down = (state_dict.get(f"{first}mlp.{name}.weight") for name in ("gated_layers", "wo"))
+    up, down = state_dict.get(UP), state_dict.get(DOWN)
     if up is not None and down is not None:  # (I or 2 I, H) and (H, I), or blocks of them
         blocks = up.shape[0] if up.ndim == 3 else 1
         width = down.shape[-1] * blocks
         options |= {"use_monarch_mlp": up.ndim == 3, "monarch_mlp_nblocks": blocks, "intermediate_size": width}
         options["use_glu_mlp"] = up.shape[-2] * blocks == 2 * width
-    if (features := state_dict.get(f"{first}attention.filter_fn.pos_emb.z")) is not None:  # (1, N, E)
+    if (features := state_dict.get(FEATURES)) is not None:  # (1, N, E)
         options |= {"max_position_embeddings": features.shape[1], "hyena_emb_dim": features.shape[2]}
-    if (hidden := state_dict.get(f"{first}attention.filter_fn.implicit_filter.0.weight")) is not None:  # (O, E)
+    if (hidden := state_dict.get(HIDDEN)) is not None:  # (O, E)
         options["hyena_filter_order"] = hidden.shape[0]
     return options
 

@@ -4,10 +4,12 @@ import re
 from dataclasses import dataclass, field
 from importlib.resources import files
 
-import yaml
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, StrictUndefined, TemplateError
 from transformers import PreTrainedModel
+
+from m2bert.files import format_yaml
+from m2bert.terminal import shown
 
 from .about import LICENSE, About
 from .scores import Scores, model_index
@@ -49,11 +51,11 @@ class Card:
     def license(self) -> str | None:
         """Of the weights: as stated, else as the source of a conversion states it."""
         stated = self.about.license or self.conversion.get("license")
-        return stated if isinstance(stated, str) and LICENSE.fullmatch(stated) else None
+        return stated if stated and LICENSE.fullmatch(stated) else None
 
 
 def render_card(model: PreTrainedModel, card: Card) -> str:
-    """Markdown with the Hub's metadata block.
+    """Return Markdown with the Hub's metadata block.
 
     Raises:
         ValueError: training.json or conversion.json is not as this package writes it.
@@ -63,11 +65,11 @@ def render_card(model: PreTrainedModel, card: Card) -> str:
     environment = Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False, undefined=StrictUndefined
     )
-    environment.filters |= {"points": points, "short": lambda digest: str(digest)[:SHOWN_DIGITS], "yaml": _yaml}
+    environment.filters |= {"points": points, "short": lambda digest: str(digest)[:SHOWN_DIGITS], "fenced": fenced}
     environment.filters |= {"cell": cell, "literal": repr}
     try:
         return environment.from_string(template).render(
-            metadata=_metadata(model, card).to_yaml(),
+            metadata=format_yaml(_metadata(model, card).to_dict()).strip(),
             title=card.repository or f"M2-BERT, {card.max_tokens} tokens",
             config=model.config,
             card=card,
@@ -75,20 +77,27 @@ def render_card(model: PreTrainedModel, card: Card) -> str:
             task=task,
             example=example,
         )
-    except (TemplateError, TypeError, ValueError, AttributeError, LookupError) as error:
+    except (TemplateError, TypeError, ValueError, AttributeError, LookupError, RecursionError) as error:
         raise ValueError(
             f"the card cannot be made from training.json or conversion.json ({error}); remove or correct the record"
         ) from error
 
 
 def points(score: float) -> str:
-    """A score of 0 to 1 as points."""
+    """Return a score of 0 to 1 as points."""
     return f"{100 * score:.1f}"
 
 
 def cell(text) -> str:
-    """Foreign text inside a line of Markdown: one line, and nothing that Markdown or HTML would read as its own."""
-    return re.sub(r"([\\`|<>\[\]])", r"\\\1", " ".join(str(text).split()))
+    """Return foreign text for a line of Markdown: one line, with nothing that Markdown or HTML reads as its own."""
+    return re.sub(r"([\\`|<>\[\]])", r"\\\1", shown(" ".join(str(text).split())))
+
+
+def fenced(value) -> str:
+    """Return a value as a code block of YAML, which nothing in it can end."""
+    text = format_yaml(value).strip()
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}yaml\n{text}\n{fence}"
 
 
 def _metadata(model: PreTrainedModel, card: Card) -> ModelCardData:
@@ -105,7 +114,3 @@ def _metadata(model: PreTrainedModel, card: Card) -> ModelCardData:
     return ModelCardData(
         library_name=library, pipeline_tag=task, tags=TAGS, **{name: value for name, value in optional.items() if value}
     )
-
-
-def _yaml(value) -> str:
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).strip()

@@ -7,9 +7,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from huggingface_hub.constants import SPACES_SDK_TYPES
-from huggingface_hub.repocard import metadata_load
+
+from m2bert.files import parse_yaml, read_text
+from m2bert.schema import FOREIGN, Schema, checked
 
 from .checkpoint import ADAPTER_CONFIG
 
@@ -21,8 +22,23 @@ STAYS_HERE = (  # in lower case; hidden names stay too, with the exceptions belo
 )  # fmt: skip
 HIDDEN_BUT_PUBLISHED = {".gitattributes", ".eval_results"}
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill", ".npy", ".npz"}  # or may hold one
-SECRET = re.compile(rb"\b(hf|api_org)_[A-Za-z0-9]{30,}|-----BEGIN [A-Z ]*PRIVATE KEY-----")
-LARGEST_TEXT_BYTES = 10_000_000
+SECRET = re.compile(
+    rb"(?<![A-Za-z0-9])(hf|api_org)_((oauth|jwt)_)?[A-Za-z0-9]{30}|-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----"
+)
+LONGEST_SECRET_BYTES = 100  # that the pattern takes
+BLOCK_BYTES = 1 << 24
+YAML_HEAD = re.compile(r"\s*---\s*?\n(.*?)^---\s*?$", re.DOTALL | re.MULTILINE)
+
+
+class CardData(Schema):
+    """The YAML at the head of a README.md, as far as it is used here."""
+
+    model_config = FOREIGN
+
+    sdk: str | None = None
+    app_file: str | None = None
+    base_model: str | list[str] | None = None
+    tags: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +64,7 @@ class Outgoing:
         return "space" if self.kind == "space" else "model"
 
     @property
-    def metadata(self) -> dict:
+    def metadata(self) -> CardData:
         """The YAML at the head of its README.md."""
         return read_metadata(self.folder / "README.md")
 
@@ -101,7 +117,7 @@ def collect(folder: str | Path) -> Outgoing:
 
 def tell_kind(root: Path) -> tuple[str, str | None]:
     """("space", its sdk), ("adapter", None) or ("model", None). Raises ValueError where it is none of them."""
-    sdk = read_metadata(root / "README.md").get("sdk")
+    sdk = read_metadata(root / "README.md").sdk
     found = [name for name in (ADAPTER_CONFIG, "config.json") if (root / name).is_file()]
     if len(found) + (sdk is not None) > 1:
         both = " and ".join([*found, *(["`sdk:` in README.md"] if sdk is not None else [])])
@@ -119,14 +135,15 @@ def tell_kind(root: Path) -> tuple[str, str | None]:
     )
 
 
-def read_metadata(card: Path) -> dict:
-    """The YAML at the head of a card; empty where there is none. Raises ValueError where it is no valid YAML."""
-    if not card.is_file():
-        return {}
-    try:
-        return metadata_load(card) or {}
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"the YAML at the head of {card} cannot be read ({error}); correct it") from error
+def read_metadata(card: Path) -> CardData:
+    """Read the YAML at the head of a card; where there is none, every field is None.
+
+    Raises:
+        ValueError: it is no valid YAML, or a field is of another type. Names the file.
+    """
+    head = YAML_HEAD.match(read_text(card)) if card.is_file() else None
+    where = f"the YAML at the head of {card}"
+    return checked(CardData, (parse_yaml(head[1], where) or {}) if head else {}, where)
 
 
 def stays_here(path: Path) -> bool:
@@ -140,11 +157,25 @@ def stays_here(path: Path) -> bool:
 
 
 def check_publishable(path: Path):
-    """Raise ValueError if a file is a pickle, holds a token of the Hub, or is no plain file."""
+    """Raise ValueError if a file is a pickle, holds a token of the Hub or a private key, or is no plain file."""
     if not path.is_file():
         raise ValueError(f"{path} is no plain file; remove it")
     if path.suffix.lower() in PICKLES:
         raise ValueError(f"{path} is a pickle, which runs code when it is loaded; keep weights as safetensors, and "
                          "take this file out of the folder")  # fmt: skip
-    if path.suffix != ".safetensors" and path.stat().st_size < LARGEST_TEXT_BYTES and SECRET.search(path.read_bytes()):
+    if holds_secret(path):
         raise ValueError(f"{path} holds what looks like a token of the Hub or a private key; remove it, and revoke it")
+
+
+def holds_secret(path: Path) -> bool:
+    """Whether SECRET is found in a file; of safetensors, in the header."""
+    with path.open("rb") as file:
+        left = path.stat().st_size
+        if path.suffix == ".safetensors":
+            left = min(left, int.from_bytes(file.read(8), "little"))
+        before = b""
+        while block := file.read(min(left, BLOCK_BYTES)):
+            if SECRET.search(before + block):
+                return True
+            before, left = block[-LONGEST_SECRET_BYTES:], left - len(block)
+    return False

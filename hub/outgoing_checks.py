@@ -1,57 +1,65 @@
 """Whether a folder is complete: everything that loading it from the Hub would ask for is in it, and whole."""
 
 import ast
-import json
 import re
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+import torch
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
-from .checkpoint import ADAPTER_CONFIG, read_json
+from m2bert.files import parse_json, read_json, read_text
+from m2bert.model_files import AdapterConfig, WeightsIndex, check_model_files, read_modules
+from m2bert.schema import FOREIGN, Schema, checked
+
+from .checkpoint import ADAPTER_CONFIG
 from .outgoing import Outgoing
 from .private import without_private
 
 INDEX = "model.safetensors.index.json"
 EXPORT = "write the folder anew with `m2bert export`"
+RECORDS = ("training.json", "conversion.json")
+# In any text, a file in somebody's home; as the whole of a text, a path from a root or a home.
+HOME = re.compile(r"(?<![\w.:/~-])(?:file://)?(?:/home/|/Users/|/root/|~/)[^\s/'\"]+|\b[A-Za-z]:\\Users\\")
+ABSOLUTE = re.compile(r"(?:file://)?(?:~|/[^\s/<>]+)/[^\s/].*|[A-Za-z]:\\.+", re.DOTALL)
+
+
+class CodeReferences(Schema):
+    """Of config.json and tokenizer_config.json: the classes that are loaded as a repository's own code."""
+
+    model_config = FOREIGN
+
+    model_type: str | None = None
+    auto_map: dict[str, str | list[str | None]] | list[str | None] | None = None  # a list: of an old tokenizer
 
 
 def check_outgoing(outgoing: Outgoing):
     """Check a folder as a stranger would load it.
 
     Raises:
-        ValueError: a file is missing, cut short or damaged, code imports what is not there, or an adapter's base is not
-            on the Hub.
+        ValueError: a file is missing, cut short or damaged, weights are not finite, code imports what is not there, a
+            JSON file names a path of this machine, or an adapter's base is not on the Hub.
     """
-    try:
-        _check(outgoing)
-    except (TypeError, AttributeError, LookupError, RecursionError) as error:
-        raise ValueError(
-            f"{outgoing.folder} has JSON of a form that loading does not know ({error}); {EXPORT}"
-        ) from error
-
-
-def _check(outgoing: Outgoing):
     if outgoing.kind == "model":
         check_weights(outgoing, "model.safetensors", INDEX)
     elif outgoing.kind == "adapter":
         check_weights(outgoing, "adapter_model.safetensors")
     require(outgoing, "README.md", "the card; " + EXPORT)
-    for name, path in outgoing.files.items():
-        if name.endswith(".json"):
-            check_json(path)
-        elif name.endswith(".py"):
-            check_imports(outgoing, name)
+    check_model_files(outgoing.folder)
     if outgoing.kind == "model":
         check_auto_map(outgoing)
         check_modules(outgoing)
     elif outgoing.kind == "adapter":
         check_base(outgoing)
     elif outgoing.sdk in ("gradio", "streamlit"):
-        require(outgoing, outgoing.metadata.get("app_file") or "app.py", "the Space's program")
-    if "training.json" in outgoing.files:
-        check_record(outgoing.files["training.json"])
+        require(outgoing, outgoing.metadata.app_file or "app.py", "the Space's program")
+    for name, path in outgoing.files.items():
+        if name.endswith(".json"):
+            check_json(path, is_record=name in RECORDS)
+        elif name.endswith(".py"):
+            check_imports(outgoing, name)
 
 
 def require(outgoing: Outgoing, name: str, what: str):
@@ -60,10 +68,10 @@ def require(outgoing: Outgoing, name: str, what: str):
 
 
 def check_weights(outgoing: Outgoing, single: str, index: str | None = None):
-    """Every safetensors file can be read to its end, and those that loading looks for are there."""
-    names = {path: tensor_names(file) for path, file in outgoing.files.items() if path.endswith(".safetensors")}
+    """Every safetensors file is whole and holds finite numbers, and those that loading looks for are there."""
+    names = {path: finite_tensors(file) for path, file in outgoing.files.items() if path.endswith(".safetensors")}
     if index in outgoing.files:
-        weight_map = read_json(outgoing.files[index]).get("weight_map") or {}
+        weight_map = checked(WeightsIndex, read_json(outgoing.files[index]), str(outgoing.files[index])).weight_map
         for tensor, shard in weight_map.items():
             if tensor not in names.get(shard, ()):
                 raise ValueError(f"{outgoing.folder / index} names {shard} for {tensor}, which is not there; {EXPORT}")
@@ -71,26 +79,52 @@ def check_weights(outgoing: Outgoing, single: str, index: str | None = None):
         raise ValueError(f"{outgoing.folder} has no {single}, the weights; {EXPORT}")
 
 
-def tensor_names(file: Path) -> set[str]:
+def finite_tensors(file: Path) -> set[str]:
+    """Return the names of a file's tensors. Raises ValueError if it is damaged, or numbers in it are not finite."""
     try:
-        with safe_open(file, "np") as tensors:  # reads the header, and compares it with the file's length
-            return set(tensors.keys())
+        with safe_open(file, "pt") as tensors:  # reads the header, and compares it with the file's length
+            names = set(tensors.keys())
+            for name in sorted(names):
+                tensor = tensors.get_tensor(name)
+                tensor = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # float8 cannot be asked
+                if not torch.isfinite(tensor).all():
+                    raise ValueError(f"{file}: {name!r} holds NaN or infinite numbers; export whole weights")
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged or cut short ({error}); copy or export it again") from error
+    return names
 
 
-def check_json(file: Path):
-    try:
-        json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is no valid JSON ({error}); correct it") from error
+def check_json(file: Path, is_record: bool):
+    """Raise ValueError if a file is no valid JSON, or names a path of this machine: any path if it is a record."""
+    content = parse_json(read_text(file), str(file))
+    if file.name == "tokenizer.json" and isinstance(content, dict):
+        content = {name: value for name, value in content.items() if name != "model"}  # words, of which some look so
+    place = private_place(content)
+    if place is not None or (is_record and without_private(content) != content):
+        raise ValueError(f"{file} names paths of this machine{f' ({place})' if place else ''}; `m2bert export` writes "
+                         "it without them, or remove them")  # fmt: skip
+
+
+def private_place(content: Any) -> str | None:
+    """Where JSON first holds a path of somebody's machine, such as `a.b[0]`; None if nowhere."""
+    waiting = [("", content)]
+    while waiting:
+        place, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(f"{place}.{key}".lstrip("."), inner) for key, inner in value.items()]
+            waiting += [(f"{place} has such a key".lstrip(), key) for key in value]
+        elif isinstance(value, list):
+            waiting += [(f"{place}[{index}]", inner) for index, inner in enumerate(value)]
+        elif isinstance(value, str) and (HOME.search(value) or ABSOLUTE.fullmatch(value)):
+            return place or "the value"
+    return None
 
 
 def check_imports(outgoing: Outgoing, name: str):
     """Relative imports lead to files of the folder; in a model, which the Hub's loader wants flat, to siblings."""
     try:
         tree = ast.parse(outgoing.files[name].read_bytes())
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"{outgoing.folder / name} is no valid Python ({error}); correct it") from error
     for node in ast.walk(tree):
         if not isinstance(node, ast.ImportFrom) or not node.level:
@@ -107,18 +141,19 @@ def check_imports(outgoing: Outgoing, name: str):
 
 def check_auto_map(outgoing: Outgoing):
     """The classes that the configurations name are in modules of the folder; an M2-BERT names some."""
-    config = read_json(outgoing.folder / "config.json")
-    if config.get("model_type") == "m2bert" and not config.get("auto_map"):
-        raise ValueError(f"{outgoing.folder / 'config.json'} has no auto_map, so nobody could load it; {EXPORT}")
     for file in ("config.json", "tokenizer_config.json"):
-        classes = (read_json(outgoing.files[file]).get("auto_map") or {}) if file in outgoing.files else {}
-        if isinstance(classes, list):  # of an old tokenizer
-            classes = {"AutoTokenizer": classes}
-        for value in classes.values():
+        if file not in outgoing.files:
+            continue
+        path = outgoing.folder / file
+        named = checked(CodeReferences, read_json(path), str(path))
+        if named.model_type == "m2bert" and not named.auto_map:
+            raise ValueError(f"{path} has no auto_map, so nobody could load it; {EXPORT}")
+        classes = named.auto_map.values() if isinstance(named.auto_map, dict) else [named.auto_map]
+        for value in classes:
             for reference in filter(None, value if isinstance(value, list) else [value]):
                 module = f"{reference.split('.')[0]}.py"
                 if module not in outgoing.files:  # `org/other--module` is code of another repository, and not pinned
-                    raise ValueError(f"{outgoing.folder / file} names {reference}, but {module} is missing; {EXPORT}")
+                    raise ValueError(f"{path} names {reference!r}, but {module!r} is missing; {EXPORT}")
 
 
 def check_modules(outgoing: Outgoing):
@@ -126,24 +161,20 @@ def check_modules(outgoing: Outgoing):
     files = outgoing.files
     if {"tokenizer_config.json", "handler.py"} & files.keys() and not {"tokenizer.json", "vocab.txt"} & files.keys():
         raise ValueError(f"{outgoing.folder} lacks tokenizer.json, without which every word is unknown; {EXPORT}")
-    modules = json.loads(files["modules.json"].read_text(encoding="utf-8")) if "modules.json" in files else []
-    for module in modules:
-        kind, path = module["type"].rsplit(".", 1)[-1], PurePosixPath(module["path"])
+    for module in read_modules(outgoing.folder / "modules.json") if "modules.json" in files else []:
+        package, kind = module.type.split(".", 1)[0], module.type.rsplit(".", 1)[-1]
+        if package != "sentence_transformers" and f"{package}.py" not in files:
+            raise ValueError(f"modules.json of {outgoing.folder} names {module.type!r}, code of neither "
+                             f"sentence-transformers nor this folder; {EXPORT}")  # fmt: skip
         wanted = {"Pooling": ["config.json"], "Dense": ["config.json", "model.safetensors"]}.get(kind, [])
         for name in wanted:
-            require(outgoing, str(path / name), f"of the module {kind} in modules.json; {EXPORT}")
-
-
-def check_record(file: Path):
-    """A run's record holds no paths of its maker's machine."""
-    record = json.loads(file.read_text(encoding="utf-8"))
-    if without_private(record) != record:
-        raise ValueError(f"{file} names paths of this machine; `m2bert export` writes it without them, or remove it")
+            require(outgoing, str(PurePosixPath(module.path) / name), f"of the module {kind} in modules.json; {EXPORT}")
 
 
 def check_base(outgoing: Outgoing):
     """An adapter's base is a name on the Hub and no path."""
-    base = read_json(outgoing.folder / ADAPTER_CONFIG).get("base_model_name_or_path") or ""
+    path = outgoing.folder / ADAPTER_CONFIG
+    base = checked(AdapterConfig, read_json(path), str(path)).base_model_name_or_path or ""
     try:
         validate_repo_id(base)
         is_path = Path(base).exists() or (outgoing.folder / base).exists() or not base
@@ -151,11 +182,11 @@ def check_base(outgoing: Outgoing):
         is_path = True
     if is_path:
         raise ValueError(
-            f"{outgoing.folder / ADAPTER_CONFIG} has base_model_name_or_path={base!r}, a path that nobody else has; "
+            f"{path} has base_model_name_or_path={base!r}, a path that nobody else has; "
             "push the base and write its name there (org/name)"
         )
-    card = (outgoing.folder / "README.md").read_text(encoding="utf-8")
-    if outgoing.metadata.get("base_model") != base or re.search(r"from_pretrained\(\s*[\"'][/~.]", card):
+    card = read_text(outgoing.folder / "README.md")
+    if outgoing.metadata.base_model != base or re.search(r"from_pretrained\(\s*[\"'][/~.]", card):
         raise ValueError(
             f"{outgoing.folder / 'README.md'} does not name the base as the Hub knows it; write `base_model: {base}` "
             "at its head, and that name in place of paths of this machine"

@@ -1,7 +1,8 @@
 """What a record of a run must not tell the world: where its maker keeps files, and tokens."""
 
-import json
 import re
+
+from m2bert.files import parse_json
 
 # A path that begins at a root, a home or a parent folder; what stands in a URL or in org/name is none.
 PATH = re.compile(r"(?<![\w.~:/-])(?:file://)?(?:~|\.{1,2}(?=/))?(?:/[^\s/'\"=,;:]+)+/?")
@@ -9,7 +10,7 @@ TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 
 
 def without_private(value):
-    """Plain JSON with every such path cut to its last part, and tokens of the Hub masked, in values and in keys."""
+    """Return plain JSON with such paths cut to their last part and tokens of the Hub masked, in values and in keys."""
     if isinstance(value, dict):
         return {without_private(key): without_private(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -20,15 +21,15 @@ def without_private(value):
 
 
 def public_record(name: str, text: str) -> dict:
-    """The JSON object of a record (`name` is its file) without what is private.
+    """Return the JSON object of a record (`name` is its file) without what is private.
 
     Raises:
         ValueError: it is no JSON object.
     """
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is no valid JSON ({error}); remove it or write it again") from error
+    record = parse_json(text, name)
     if not isinstance(record, dict):
         raise ValueError(f"{name} holds no JSON object; remove it or write it again")
-    return without_private(record)
+    try:
+        return without_private(record)
+    except RecursionError as error:
+        raise ValueError(f"{name} is nested too deeply for a record; remove it or write it again") from error

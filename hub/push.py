@@ -7,6 +7,9 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import get_token
 
+from m2bert.files import read_text
+from m2bert.terminal import shown
+
 from .hub_errors import LOGIN, HubError, plain_errors
 from .outgoing import Outgoing, collect
 from .outgoing_checks import check_outgoing
@@ -38,7 +41,7 @@ def plan_push(
 
 def check_card_repository(outgoing: Outgoing, repo_id: str):
     """The card's code loads the repository that it is in. Raises ValueError where it loads another."""
-    named = re.search(r'^path = "([^"]+)"$', outgoing.files["README.md"].read_text(encoding="utf-8"), flags=re.M)
+    named = re.search(r'^path = "([^"]+)"$', read_text(outgoing.files["README.md"]), flags=re.M)
     if named and named[1] != repo_id:
         raise ValueError(f"README.md of {outgoing.folder} loads {named[1]!r}, and not --repo {repo_id!r}; name that "
                          f"one, or export it anew with --repo {repo_id}")  # fmt: skip
@@ -54,8 +57,7 @@ def carry_out(plan: Plan) -> CommitInfo | None:
     Raises:
         HubError: no token, no right to write, no network, or another commit came in between.
     """
-    token = get_token()
-    if token is None:
+    if get_token() is None:
         raise HubError(f"there is no token for the Hub; {LOGIN}")
     if plan.unknown:
         raise HubError(plan.unknown)
@@ -65,7 +67,7 @@ def carry_out(plan: Plan) -> CommitInfo | None:
     operations = [CommitOperationAdd(name, plan.outgoing.files[name]) for name in added]
     operations += [CommitOperationDelete(name) for name in plan.stale]
     api, repository = HfApi(), {"repo_id": plan.repo_id, "repo_type": plan.outgoing.repo_type}
-    with plain_errors(plan.repo_id, token):
+    with plain_errors(plan.repo_id):
         if not plan.exists:
             api.create_repo(**repository, private=plan.private, space_sdk=plan.outgoing.sdk, exist_ok=True)
         if not plan.branch_exists and plan.branch != "main":
@@ -90,6 +92,6 @@ def describe_commit(plan: Plan, commit: CommitInfo) -> str:
             lines.append(f"SentenceTransformer({pinned}, trust_remote_code=True)")
     elif plan.outgoing.kind == "adapter":
         lines.append(f"PeftModel.from_pretrained(base, {pinned})")
-    elif "metric" in (plan.outgoing.metadata.get("tags") or []):
+    elif "metric" in (plan.outgoing.metadata.tags or []):
         lines.append(f"evaluate.load({pinned})")
-    return "\n".join(lines)
+    return "\n".join(map(shown, lines))

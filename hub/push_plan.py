@@ -10,7 +10,9 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import get_token
+
+from m2bert.files import digest
+from m2bert.terminal import shown
 
 from .checkpoint import ADAPTER_CONFIG
 from .export import LEADERBOARD, RECORDS
@@ -111,7 +113,7 @@ def check_options(private: bool, create_pr: bool, revision: str | None) -> str:
 def look(repo_id: str, repo_type: str, branch: str) -> dict:
     """What is at a branch, as fields of Plan. Raises HubError where it cannot be read."""
     api = HfApi()
-    with plain_errors(repo_id, get_token()):
+    with plain_errors(repo_id):
         try:
             info, branch_exists = api.repo_info(repo_id, repo_type=repo_type, revision=branch), True
         except RevisionNotFoundError:
@@ -131,8 +133,7 @@ def compare(path: Path, there: RepoFile | None) -> str:
     if path.stat().st_size != there.size:
         return "changed"
     if there.lfs:
-        with path.open("rb") as file:
-            return "same" if hashlib.file_digest(file, "sha256").hexdigest() == there.lfs.sha256 else "changed"
+        return "same" if digest(path) == there.lfs.sha256 else "changed"
     content = path.read_bytes()
     return "same" if hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == there.blob_id else "changed"
 
@@ -152,7 +153,8 @@ def describe(plan: Plan) -> str:
     kept = sorted(plan.there.keys() - sizes.keys() - set(plan.stale))
     lines += [f"stays in the repository: {', '.join(kept)}"] if kept else []
     lines += [f"left out, stays here: {', '.join(outgoing.left_out)}"] if outgoing.left_out else []
-    return "\n".join(lines + (describe_code(outgoing.code) if outgoing.kind != "space" else []))
+    lines += describe_code(outgoing.code) if outgoing.kind != "space" else []
+    return "\n".join(map(shown, lines))
 
 
 def where(plan: Plan) -> str:

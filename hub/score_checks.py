@@ -1,19 +1,64 @@
 """Whether a score may stand on a card: it says where it comes from, and can be what it says."""
 
 import datetime
-import math
+from typing import Annotated
 
-# A score's fields and their types; those of a model's are not asked of BM25.
-FIELDS = {
-    "system": str, "task": str, "split": str, "source": str, "data_fingerprint": str, "ndcg_at_10": float,
-    "interval_95": list, "query_scores": dict, "counts": dict, "claim": str, "versions": dict, "date": str,
-}  # fmt: skip
-MODEL_FIELDS = {
-    "policy": str, "trained_on": list, "model_fingerprint": str, "vectors_per_document": float, "seen_share": float,
-    "device": str, "dtype": str,
-}  # fmt: skip
+from pydantic import AfterValidator, Field
+
+from m2bert.schema import FOREIGN, Schema, checked
+
 CLAIMS = ("zero-shot", "fine-tuned")
 ROUNDING = 1e-9
+
+
+def _date(text: str) -> str:
+    datetime.date.fromisoformat(text)
+    return text
+
+
+Text = Annotated[str, Field(min_length=1)]
+Ndcg = Annotated[float, Field(ge=0, le=1 + ROUNDING)]
+
+
+class Counts(Schema):
+    """Of a task's texts."""
+
+    model_config = FOREIGN
+
+    documents: int = Field(ge=1)
+    queries: int = Field(ge=1)
+
+
+class Score(Schema):
+    """A record of kind "retrieval" of `m2bert eval`, with what is asked of BM25's, too."""
+
+    model_config = FOREIGN
+
+    system: Text
+    task: Text
+    split: Text
+    source: Text
+    revision: str | None = None
+    data_fingerprint: Text
+    ndcg_at_10: Ndcg
+    interval_95: list[Ndcg] = Field(min_length=2, max_length=2)
+    query_scores: dict[str, Ndcg] = Field(min_length=1)
+    counts: Counts
+    claim: Text
+    versions: dict[str, Text] = Field(min_length=1)
+    date: Annotated[str, AfterValidator(_date)]
+
+
+class ModelScore(Score):
+    """The same of a model."""
+
+    policy: Text
+    trained_on: list[str]
+    model_fingerprint: Text
+    vectors_per_document: float
+    seen_share: float = Field(ge=0, le=1)
+    device: Text
+    dtype: Text
 
 
 def check_score(record: dict):
@@ -30,50 +75,24 @@ def check_score(record: dict):
             f"{name} does not say what the model was trained on, so that nobody knows whether it saw the task; "
             "evaluate with `trained_on` in a configuration (m2bert eval --config)"
         )
-    for field, kind in (FIELDS | (MODEL_FIELDS if is_model else {})).items():
-        _check_field(name, field, record.get(field), kind)
-    _check_numbers(name, record)
-    if is_model:
-        _check_training(name, record)
     try:
-        datetime.date.fromisoformat(record["date"])
+        score = checked(ModelScore if is_model else Score, record, name)
     except ValueError as error:
-        raise ValueError(f"{name} has date={record['date']!r}, which is no date; evaluate again") from error
-    if not isinstance(record.get("revision"), str | None):
-        raise ValueError(f"{name} has revision={record['revision']!r}, which is no commit; evaluate again")
-
-
-def _check_field(name: str, field: str, value, kind: type):
-    if value in (None, "", [], {}):
-        raise ValueError(f"{name} does not say its {field}; a card shows no number without its origin")
-    fits = isinstance(value, kind) or (kind is float and isinstance(value, int) and not isinstance(value, bool))
-    if not fits or (kind is float and not math.isfinite(value)):
-        raise ValueError(f"{name} has {field}={str(value)[:40]!r}, which is no {kind.__name__}; evaluate again")
-
-
-def _check_numbers(name: str, record: dict):
-    for field, count in (("interval_95", 2), ("query_scores", 1)):
-        values = record[field] if field == "interval_95" else list(record[field].values())
-        for value in values:
-            _check_field(name, field, value, float)
-        if len(values) < count or not all(0 <= value <= 1 + ROUNDING for value in values):
-            raise ValueError(f"{name} has a {field} that is not between 0 and 1; evaluate again")
-    score, scores, (low, high) = record["ndcg_at_10"], record["query_scores"].values(), record["interval_95"][:2]
-    if abs(score - sum(scores) / len(scores)) > 1e-6 or not low - ROUNDING <= score <= high + ROUNDING:
+        raise ValueError(f"{error}; a card shows no number without its origin, so evaluate again") from error
+    scores, (low, high) = score.query_scores.values(), score.interval_95
+    if abs(score.ndcg_at_10 - sum(scores) / len(scores)) > 1e-6 or not (
+        low - ROUNDING <= score.ndcg_at_10 <= high + ROUNDING
+    ):
         raise ValueError(
-            f"{name} is {score}, which is not the mean of its queries' scores within its interval {low} to {high}; "
-            "evaluate again"
+            f"{name} is {score.ndcg_at_10}, which is not the mean of its queries' scores within its interval {low} to "
+            f"{high}; evaluate again"
         )
-    for field in ("documents", "queries"):
-        _check_field(name, f"counts.{field}", record["counts"].get(field), int)
-    if not 0 <= record.get("seen_share", 1) <= 1:
-        raise ValueError(f"{name} has seen_share={record['seen_share']}, which is no share; evaluate again")
+    if is_model:
+        _check_training(name, score)
 
 
-def _check_training(name: str, record: dict):
+def _check_training(name: str, score: ModelScore):
     """`trained_on` names tasks as `name (split)`."""
-    scored = {f"{record['task']} ({record['split']})", f"{record['task'].split(' ')[0]} ({record['split']})"}
-    if scored & set(map(str, record["trained_on"])):
-        raise ValueError(
-            f"{name} is of the split {record['split']!r} that the model was trained on: it measures memory"
-        )
+    scored = {f"{score.task} ({score.split})", f"{score.task.split(' ')[0]} ({score.split})"}
+    if scored & set(score.trained_on):
+        raise ValueError(f"{name} is of the split {score.split!r} that the model was trained on: it measures memory")

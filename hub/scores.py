@@ -4,16 +4,28 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 from huggingface_hub import EvalResult, EvalResultEntry
 
-from .checkpoint import read_json
+from m2bert.files import digest, read_json, read_text
+from m2bert.schema import FOREIGN, Schema, checked
+
 from .score_checks import check_score
 
 # As m2bert_eval.model_files has them; what is made of a model, and how it was made, do not count.
 PATTERNS = ("*.safetensors", "*.json", "vocab.txt", "[0-9]*_*/*.safetensors", "[0-9]*_*/*.json")
 NOT_THE_MODEL = {"training.json", "conversion.json"}
 CONFIG, SENTENCE_CONFIG = "config.json", "sentence_bert_config.json"
+
+
+class ResultFile(Schema):
+    """A file of `m2bert eval`. Its records are of several kinds; `check_score` checks those that are shown."""
+
+    model_config = FOREIGN
+
+    format: Literal[1]
+    results: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -106,8 +118,7 @@ def digests(model_dir: Path) -> dict[str, str]:
     found = {}
     for path in sorted(path for pattern in PATTERNS for path in model_dir.glob(pattern)):
         if path.is_file() and path.name not in NOT_THE_MODEL:
-            with path.open("rb") as file:
-                found[path.relative_to(model_dir).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+            found[path.relative_to(model_dir).as_posix()] = digest(path)
     return found
 
 
@@ -117,19 +128,16 @@ def _points(score: float) -> float:
 
 def _read(file: Path) -> list[dict]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if content["format"] != 1 or not all(isinstance(record, dict) for record in content["results"]):
-            raise ValueError("another format")
-        return content["results"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"results {file} are no result file ({error!r}); write it with `m2bert eval`") from error
+        return checked(ResultFile, read_json(file), str(file)).results
+    except ValueError as error:
+        raise ValueError(f"results {file} are no result file ({error}); write it with `m2bert eval`") from error
 
 
 def _masked_twin(model_dir: Path) -> dict[str, str]:
     """Digests of the two files in which `write_folder` makes the same model with padding="masked" differ."""
     if read_json(model_dir / CONFIG).get("padding") != "visible" or not (model_dir / SENTENCE_CONFIG).is_file():
         return {}
-    config = (model_dir / CONFIG).read_text().replace('"padding": "visible"', '"padding": "masked"')
+    config = read_text(model_dir / CONFIG).replace('"padding": "visible"', '"padding": "masked"')
     settings = read_json(model_dir / SENTENCE_CONFIG)
     settings.pop("processing_kwargs", None)
     texts = {CONFIG: config, SENTENCE_CONFIG: json.dumps(settings, indent=2) + "\n"}

@@ -9,15 +9,52 @@ plain `cls` or `mean`.
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+from pydantic import BeforeValidator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from .checkpoint import inside, read_json
+from m2bert.files import read_json
+from m2bert.model_files import SentenceConfig, TokenizerConfig, TransformerSettings, read_modules
+from m2bert.schema import FOREIGN, Schema, checked
+
+from .checkpoint import check_finite, check_link, inside
 
 STORED = ("prompts", "default_prompt_name", "similarity_fn_name")
 TANH = "torch.nn.modules.activation.Tanh"
+
+
+def _joined(modes: Any) -> Any:
+    return "+".join(map(str, modes)) if isinstance(modes, list) else modes
+
+
+class PoolingSettings(Schema):
+    """config.json of a Pooling, in sentence-transformers' older form (a flag for each mode) or its newer one."""
+
+    model_config = FOREIGN
+
+    pooling_mode: Annotated[str, BeforeValidator(_joined)] | None = None
+    pooling_mode_cls_token: bool = False
+    pooling_mode_mean_tokens: bool = False
+    pooling_mode_max_tokens: bool = False
+    pooling_mode_mean_sqrt_len_tokens: bool = False
+    pooling_mode_weightedmean_tokens: bool = False
+    pooling_mode_lasttoken: bool = False
+    include_prompt: bool = True
+
+
+MODE_FLAGS = {name for name in PoolingSettings.model_fields if name.startswith("pooling_mode_")}
+
+
+class DenseSettings(Schema):
+    """config.json of a Dense."""
+
+    model_config = FOREIGN
+
+    activation_function: str = TANH
 
 
 @dataclass
@@ -40,7 +77,7 @@ def layout(model: PreTrainedModel) -> list[str]:
 
 
 def write_sentence_files(model: PreTrainedModel, settings: SentenceSettings, folder: Path):
-    """modules.json and what it names; the vectors are `pooler_output`, L2-normalised."""
+    """Write modules.json and what it names; the vectors are `pooler_output`, L2-normalized."""
     config, names = model.config, layout(model)
     width = config.hidden_size
     transformer = {"max_seq_length": settings.max_tokens or config.max_position_embeddings, "do_lower_case": False}
@@ -73,16 +110,22 @@ def write_sentence_files(model: PreTrainedModel, settings: SentenceSettings, fol
 
 
 def read_sentence_files(model: PreTrainedModel, path: Path) -> SentenceSettings:
-    """Settings of a checkpoint that sentence-transformers saved. Its trained Dense goes back into the model's pooler.
+    """Return settings of a checkpoint of sentence-transformers. Its trained Dense goes back into the model's pooler.
 
     Raises:
-        ValueError: the checkpoint has other modules on top of the model than an export would write, so that the
-            exported vectors would be others.
+        ValueError: a file is not of its form, or the checkpoint has other modules on top of the model than an export
+            would write, so that the exported vectors would be others.
     """
     if not (path / "modules.json").is_file():
         return SentenceSettings()
-    modules = json.loads((path / "modules.json").read_text())[1:]
-    names = [module["type"].rsplit(".", 1)[-1] for module in modules]
+    modules = read_modules(path / "modules.json")
+    if modules[0].path or modules[0].type.rsplit(".", 1)[-1] != "Transformer":
+        raise ValueError(
+            f"{path / 'modules.json'}: modules[0] is {modules[0].type!r} in {modules[0].path!r}; an export takes a "
+            "Transformer in the folder itself (path '')"
+        )
+    modules = modules[1:]
+    names = [module.type.rsplit(".", 1)[-1] for module in modules]
     if names != layout(model):
         raise ValueError(
             f"checkpoint {path} has the sentence-transformers modules {', '.join(names)} on top of the model, but "
@@ -90,44 +133,67 @@ def read_sentence_files(model: PreTrainedModel, path: Path) -> SentenceSettings:
             "config.json, or publish that checkpoint as it is"
         )
     for name, module in zip(names, modules, strict=True):
-        place = inside(path, module["path"])
-        content = read_json(place / "config.json") if name != "Normalize" else {}
+        place = inside(path, module.path)
+        for file in (place / "config.json", place / "model.safetensors"):
+            check_link(file, path)
         if name == "Pooling":
-            _check_pooling(content, model.config.pooling, path)
+            settings = checked(PoolingSettings, read_json(place / "config.json"), str(place / "config.json"))
+            _check_pooling(settings, model.config.pooling, path)
         elif name == "Dense":
-            _take_over_dense(content, load_file(place / "model.safetensors"), model, path)
+            settings = checked(DenseSettings, read_json(place / "config.json"), str(place / "config.json"))
+            _take_over_dense(settings, _load_tensors(place / "model.safetensors"), model, path)
     longest = _max_tokens(path, model.config.max_position_embeddings)
-    stored = read_json(path / "config_sentence_transformers.json")
-    known = {name: stored[name] for name in STORED if stored.get(name)}
+    file = path / "config_sentence_transformers.json"
+    stored = checked(SentenceConfig, read_json(file), str(file))
+    known = {name: getattr(stored, name) for name in STORED if getattr(stored, name)}
+    if stored.prompts:
+        known["prompts"] = {name: prompt or "" for name, prompt in stored.prompts.items()}
     return SentenceSettings(**known, max_tokens=longest)
 
 
 def _max_tokens(path: Path, longest: int) -> int:
-    """The maximum length that sentence-transformers uses: the least of its setting, the tokenizer's and the model's."""
-    for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
-        if (path / name).is_file():
-            longest = min(longest, read_json(path / name).get(key) or longest)
+    """Return the maximum length that sentence-transformers uses: the least of its setting, the tokenizer's and the
+    model's. Raise ValueError if it lowers the case of texts, which no file of an export says."""
+    if (file := path / "sentence_bert_config.json").is_file():
+        settings = checked(TransformerSettings, read_json(file), str(file))
+        if settings.do_lower_case:
+            raise ValueError(f"{file} has do_lower_case=true, which an export cannot; set it in the tokenizer instead")
+        longest = min(longest, settings.max_seq_length or longest)
+    if (file := path / "tokenizer_config.json").is_file():
+        longest = min(longest, checked(TokenizerConfig, read_json(file), str(file)).model_max_length or longest)
     return longest
 
 
-def _check_pooling(content: dict, pooling: str, path: Path):
+def _load_tensors(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file} cannot be read ({error}); save the checkpoint again") from error
+    check_finite(tensors, str(file))
+    return tensors
+
+
+def _check_pooling(settings: PoolingSettings, pooling: str, path: Path):
     wanted = "cls" if pooling.startswith("cls") else "mean"
-    flags = {"cls": content.get("pooling_mode_cls_token"), "mean": content.get("pooling_mode_mean_tokens")}
-    found = content.get("pooling_mode") or "+".join(name for name, value in flags.items() if value)
+    flags = [name.removeprefix("pooling_mode_") for name, value in settings if name in MODE_FLAGS and value]
+    found = settings.pooling_mode or "+".join(flag.split("_token")[0] for flag in flags) or "mean"
     if found != wanted:
         raise ValueError(
             f"checkpoint {path} pools by {found!r} in sentence-transformers but has pooling={pooling!r} in its "
             f"config.json; make the two agree"
         )
+    if not settings.include_prompt:
+        raise ValueError(
+            f"checkpoint {path} leaves prompts out of its pooling (include_prompt=false), which an export cannot; "
+            "publish that checkpoint as it is"
+        )
 
 
-def _take_over_dense(content: dict, tensors: dict[str, torch.Tensor], model: PreTrainedModel, path: Path):
+def _take_over_dense(settings: DenseSettings, tensors: dict[str, torch.Tensor], model: PreTrainedModel, path: Path):
     """Training with sentence-transformers changes its Dense module, not the model's own pooler: bring it back."""
     pooler = model.base_model.pooler.dense
     shapes = {"linear.weight": pooler.weight.shape, "linear.bias": pooler.bias.shape}
-    if {key: tensor.shape for key, tensor in tensors.items()} != shapes or content.get(
-        "activation_function", TANH
-    ) != TANH:
+    if {key: tensor.shape for key, tensor in tensors.items()} != shapes or settings.activation_function != TANH:
         raise ValueError(
             f"checkpoint {path} has a Dense of another shape or activation than the model's pooler "
             f"({pooler.in_features} to {pooler.out_features}, bias, tanh); publish that checkpoint as it is"

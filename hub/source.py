@@ -8,7 +8,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from huggingface_hub import HfApi, hf_hub_download, is_offline_mode, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -22,6 +21,9 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from m2bert.files import parse_yaml
+
+from .hub_errors import HubError, plain_errors
 from .weights import INDEX, SUFFIXES, choose_weights, shards
 
 VOCABULARIES = ("tokenizer.json", "vocab.txt")
@@ -59,7 +61,7 @@ class Source:
             text = file.read(CARD_BYTES).decode("utf-8", "replace").replace("\r\n", "\n")
         head = re.match(r"\ufeff?---\n(.*?)^---", text, re.DOTALL | re.MULTILINE)
         stated = LICENCE.findall(head[1]) if head else []
-        return stated[0] if len(stated) == 1 and isinstance(yaml.safe_load(stated[0]), str) else None
+        return stated[0] if len(stated) == 1 and isinstance(parse_yaml(stated[0], "a license"), str) else None
 
 
 def find_source(source: str, revision: str | None = None, file: str | None = None) -> Source:
@@ -119,25 +121,26 @@ def list_files(repo_id: str, revision: str | None = None) -> tuple[str, list[str
     """Commit of a repository's revision, and its files; where the Hub cannot be reached, those in the cache, and True.
 
     Raises:
-        ValueError: there is no such repository or revision, the Hub refuses or fails, or it cannot be reached and the
+        HubError: there is no such repository or revision, the Hub refuses or fails, or it cannot be reached and the
             cache has nothing.
     """
-    try:
-        folder = _note_commit(repo_id, revision)
-    except RevisionNotFoundError as error:
-        raise ValueError(f"Hub repository {repo_id} has no revision {revision!r} (--revision)") from error
-    except LocalEntryNotFoundError as error:
-        raise ValueError(_explain(repo_id, error.__cause__)) from error
-    except HTTPError as error:  # of the library below, too
-        raise ValueError(_explain(repo_id, error)) from error
-    try:
-        info = HfApi().model_info(repo_id, revision=revision)
-        return info.sha, [entry.rfilename for entry in info.siblings], False
-    except HfHubHTTPError as error:  # the Hub is there: what the cache has may be old, or not all
-        raise ValueError(_explain(repo_id, error)) from error
-    except (HTTPError, OfflineModeIsEnabled):
-        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-        return folder.name, names, True
+    with plain_errors(repo_id):
+        try:
+            folder = _note_commit(repo_id, revision)
+        except RevisionNotFoundError as error:
+            raise HubError(f"Hub repository {repo_id} has no revision {revision!r} (--revision)") from error
+        except LocalEntryNotFoundError as error:
+            raise HubError(_explain(repo_id, error.__cause__)) from error
+        except HTTPError as error:  # of the library below, too
+            raise HubError(_explain(repo_id, error)) from error
+        try:
+            info = HfApi().model_info(repo_id, revision=revision)
+            return info.sha, [entry.rfilename for entry in info.siblings], False
+        except HfHubHTTPError as error:  # the Hub is there: what the cache has may be old, or not all
+            raise HubError(_explain(repo_id, error)) from error
+        except (HTTPError, OfflineModeIsEnabled):
+            names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+            return folder.name, names, True
 
 
 def _note_commit(repo_id: str, revision: str | None) -> Path:
@@ -174,13 +177,14 @@ def _explain(repo_id: str, reason: BaseException | None) -> str:
 
 
 def fetch(repo_id: str, commit: str, names: list[str]) -> Path:
-    """The folder of a commit with these files in it, from the cache or downloaded. Raises ValueError if one is not."""
-    try:
-        files = [Path(hf_hub_download(repo_id, name, revision=commit)) for name in names]
-    except LocalEntryNotFoundError as error:
-        raise ValueError(
-            f"{repo_id}: the cache has not all of {', '.join(names)}, and the Hub gives none; download them (online)"
-        ) from error
-    except HTTPError as error:
-        raise ValueError(_explain(repo_id, error)) from error
-    return files[0].parents[names[0].count("/")]
+    """The folder of a commit with these files in it, from the cache or downloaded. Raises HubError if one is not."""
+    with plain_errors(repo_id):
+        try:
+            files = [Path(hf_hub_download(repo_id, name, revision=commit)) for name in names]
+        except LocalEntryNotFoundError as error:
+            raise HubError(
+                f"{repo_id}: the cache lacks some of {', '.join(names)}, and the Hub gives none; download them (online)"
+            ) from error
+        except HTTPError as error:
+            raise HubError(_explain(repo_id, error)) from error
+        return files[0].parents[names[0].count("/")]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedConfig, PreTrainedTokenizerBase
 
+from m2bert.model_files import check_model_files
+
 from .folder import check_tokenizer
 from .source import TOKENIZER_FILES, VOCABULARIES, Source, fetch, is_hub_id, list_files
 
@@ -46,8 +48,8 @@ def find_tokenizer(
     else:
         logger.warning(NONE, f"the source has none, and {ORIGINAL} is not of a model with vocab_size={vocab_size}")
         return None, None
-    check_tokenizer(tokenizer, vocab_size)
     _check_use(tokenizer, origin, config.pad_token_id)
+    check_tokenizer(tokenizer, vocab_size)
     return tokenizer, origin
 
 
@@ -101,6 +103,7 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         described = (Path(scratch) / "tokenizer_config.json").is_file()
         tokenizer_class = AutoTokenizer if described else BertTokenizerFast
         try:
+            check_model_files(Path(scratch))
             return tokenizer_class.from_pretrained(scratch, trust_remote_code=False)
         except Exception as error:  # a foreign file can fail in any way
             message = str(error).replace(scratch, str(path))

@@ -1,6 +1,5 @@
 """Weights out of foreign files: safetensors, pickles, and the index of several of them. No code of theirs is run."""
 
-import hashlib
 import logging
 import pickle
 from pathlib import Path, PurePosixPath
@@ -10,7 +9,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .checkpoint import read_json
+from m2bert.files import read_json
+from m2bert.model_files import WeightsIndex
+from m2bert.schema import checked
+
 from .inert_pickle import read_inert
 
 logger = logging.getLogger(__name__)
@@ -64,9 +66,9 @@ def shards(weights: Path) -> list[str]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise ValueError(f"{index} has no weight_map from tensors to files; name the index of a sharded checkpoint")
+    names = checked(WeightsIndex, read_json(index), str(index)).weight_map
+    if not names:
+        raise ValueError(f"{index} has an empty weight_map; name the index of a sharded checkpoint")
     return names
 
 
@@ -142,9 +144,3 @@ def _is_safetensors(path: Path) -> bool:
     with path.open("rb") as file:
         length, header = int.from_bytes(file.read(8), "little"), file.read(1)
     return header == b"{" and length < path.stat().st_size
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

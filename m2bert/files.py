@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,6 +99,11 @@ def parse_yaml(text: str, where: str) -> Any:
     return value
 
 
+def format_yaml(value: Any) -> str:
+    """Return YAML that readers of version 1.1 and of 1.2 read alike: a string that is none to either is quoted."""
+    return yaml.dump(value, Dumper=_QuotingDumper, sort_keys=False, allow_unicode=True, width=120)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file that holds one mapping; an empty file holds an empty one.
 
@@ -117,9 +123,24 @@ def read_text(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}); save the file as UTF-8") from error
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {line} is not UTF-8; save the file as UTF-8") from error
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror or error})") from error
+
+
+def visible(folder: Path, pattern: str) -> list[Path]:
+    """Return the sorted paths below a user's folder that match a glob pattern and that the user put there.
+
+    A name that begins with a dot, or `__MACOSX`, in any part of the path below the folder is another program's:
+    editors and archives leave copies and stubs of documents under such names.
+    """
+    paths = (path for path in folder.glob(pattern))
+    return sorted(path for path in paths if not _is_hidden(path.relative_to(folder)))
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
 def digest(path: str | Path) -> str:
@@ -140,6 +161,20 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raise ValueError if no file of this name can be written, in folders that are made if they are missing.
+
+    One is written to a scratch folder where the first of those folders is to be made, and nothing of it is left.
+    """
+    path = path.absolute()
+    try:
+        present = next(folder for folder in path.parents if folder.exists())
+        with tempfile.TemporaryDirectory(prefix=".m2bert-", dir=present) as scratch:
+            write_atomically(Path(scratch) / path.relative_to(present), Path.touch)
+    except OSError as error:
+        raise ValueError(f"output {path} cannot be written ({error.strerror or error}); name another") from error
 
 
 def sync(path: Path) -> None:
@@ -179,9 +214,24 @@ def claimed(folder: Path, wait: bool = False) -> Iterator[Path]:
             yield folder
             return
         except BlockingIOError as error:
-            raise ValueError(f"another process writes to {folder}; wait for it, or name another output") from error
+            raise _held(folder) from error
         finally:
             os.close(descriptor)
+
+
+def check_unclaimed(folder: Path) -> None:
+    """Raise ValueError if another process holds a folder (`claimed`). Changes nothing; many may ask at once."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # there is none, or nobody may hold it
+        return
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise _held(folder) from error
+    finally:
+        os.close(descriptor)
 
 
 def empty(folder: Path) -> None:
@@ -191,6 +241,10 @@ def empty(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def _held(folder: Path) -> ValueError:
+    return ValueError(f"another process writes to {folder}; wait for it, or name another output")
 
 
 def _is_open_at(descriptor: int, folder: Path) -> bool:
@@ -250,6 +304,13 @@ class _CoreLoader(yaml.SafeLoader):
         return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
 
 
+class _QuotingDumper(yaml.SafeDumper):
+    """SafeDumper, which knows version 1.1, with the scalars of 1.2's core schema; without aliases, as they are read."""
+
+    def ignore_aliases(self, data):
+        return True
+
+
 for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -257,5 +318,6 @@ for _tag, _pattern, _first in (
     ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
      list("-+0123456789.")),
 ):  # fmt: skip
-    _CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+    for _class in (_CoreLoader, _QuotingDumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
 _CoreLoader.add_constructor("tag:yaml.org,2002:int", _CoreLoader.construct_whole_number)

@@ -2,7 +2,9 @@
 
 import difflib
 import logging
+import re
 import sys
+import traceback
 import unicodedata
 from collections.abc import Callable, Iterable
 
@@ -13,6 +15,19 @@ LIBRARY_ERRORS = (  # that stand for bad input; looked up only in modules that a
     ("huggingface_hub.errors", "StrictDataclassError"),
     ("pyarrow", "ArrowException"),
 )
+SECRETS = {  # patterns with what is written in their place: tokens of the Hub, user:password@ and ?token= of addresses
+    r"(?<![A-Za-z0-9])(?:hf|api_org)_(?:(?:oauth|jwt)_)?[A-Za-z0-9]{20,}[\w-]*(?:\.[\w-]{10,})*": "<token>",
+    r"(?<=//)[^/\s?#'\"<>]+@": "<secret>@",
+    r"(?i)([?&][\w.-]*(?:token|secret|password|api_?key|signature|credential)[\w.-]*=)[^&#\s'\"<>]+": r"\1<secret>",
+}
+
+
+def masked(text: object) -> str:
+    """Return text without tokens of the Hub and without the credentials of an address (`//user:secret@`, `?token=`)."""
+    text = str(text)
+    for pattern, instead in SECRETS.items():
+        text = re.sub(pattern, instead, text)
+    return text
 
 
 class Ended(Exception):
@@ -22,8 +37,8 @@ class Ended(Exception):
 
 
 def shown(text: object) -> str:
-    """Return text that others wrote on one line, with control and format characters as escapes such as `\\x1b`."""
-    return "".join(_escaped(c) if unicodedata.category(c) in HIDDEN else c for c in str(text))
+    """Return text that others wrote on one line: `masked`, control and format characters as escapes such as `\\x1b`."""
+    return "".join(_escaped(c) if unicodedata.category(c) in HIDDEN else c for c in masked(text))
 
 
 def one_line(error: object) -> str:
@@ -46,6 +61,18 @@ class LineFormatter(logging.Formatter):
         return shown(super().formatMessage(record))
 
 
+class MaskedRecord(logging.LogRecord):
+    """A log record whose message and traceback are `masked`, whichever library's handler writes it."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.exc_info and self.exc_info[0] is not None:
+            self.exc_text = masked(logging.Formatter().formatException(self.exc_info))
+
+    def getMessage(self):  # noqa: N802  (logging's name)
+        return masked(super().getMessage())
+
+
 def log_to_terminal(level: int = logging.WARNING, format: str = "%(levelname)s %(message)s") -> None:
     """Set up logging on stderr, as logging.basicConfig does, with a LineFormatter."""
     handler = logging.StreamHandler()
@@ -55,11 +82,13 @@ def log_to_terminal(level: int = logging.WARNING, format: str = "%(levelname)s %
 
 def run_command(name: str, command: Callable[[], object]) -> None:
     """Call `command`. Bad input is one line on stderr and exit code 2, an interruption exit code 130, `Ended` one line
-    and its own exit code.
+    and its own exit code; any other error ends in a `masked` traceback. Every log record of the process is a
+    MaskedRecord from then on: huggingface_hub and transformers write theirs by handlers of their own.
 
     Args:
         name: the program, which begins the line.
     """
+    logging.setLogRecordFactory(MaskedRecord)
     try:
         command()
     except KeyboardInterrupt:
@@ -70,6 +99,7 @@ def run_command(name: str, command: Callable[[], object]) -> None:
         sys.exit(end.exit_code)
     except Exception as error:
         if not isinstance(error, bad_input()):
+            sys.excepthook = _print_masked
             raise
         print(f"{name}: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
@@ -80,6 +110,10 @@ def bad_input() -> tuple[type[Exception], ...]:
     them."""
     found = [getattr(sys.modules[module], kind, None) for module, kind in LIBRARY_ERRORS if module in sys.modules]
     return (ValueError, OSError, FloatingPointError, *(kind for kind in found if kind is not None))
+
+
+def _print_masked(*error) -> None:
+    sys.stderr.write(masked("".join(traceback.format_exception(*error))))
 
 
 def _escaped(character: str) -> str:

@@ -6,6 +6,7 @@ forward, 1 reverse). All tensors belong to this one module, so that it alone dec
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -75,8 +76,13 @@ class M2BertFilter(nn.Module):
 
         return super()._apply(keep_precision, recurse)
 
+    def forward(self, x: Tensor, operation: Callable[[Tensor, nn.Module], Tensor]) -> Tensor:
+        """Return operation(x, self). Weights that are offloaded, sharded, pruned or adapted are there, and right, only
+        while their module is called."""
+        return operation(x, self)
+
     def parameters_for(self, length: int) -> FilterParameters:
-        """What generates the first `length` taps."""
+        """Return what generates the first `length` taps."""
         return FilterParameters(
             self.positional_features[:length],
             self.frequency,

@@ -18,14 +18,19 @@ MIXER_LAYER_NORM_EPS = 1e-5  # of the checkpoints that have this norm
 
 
 class ShortConv(nn.Module):
-    """Parameters of a depthwise causal convolution with three taps: weight (channels, 1, 3), bias (channels,), and the
-    bias (channels,) that its input receives first: the projection's, which must not reach the zeros before a row."""
+    """Depthwise causal convolution with three taps, and the first gate. Its weight is (channels, 1, 3), its bias
+    (channels,). Its input first receives a bias of its own (channels,): the projection's, which must not reach the
+    zeros before a row."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.input_bias = nn.Parameter(torch.empty(channels))
         self.weight = nn.Parameter(torch.empty(channels, 1, 3))
         self.bias = nn.Parameter(torch.empty(channels))
+
+    def forward(self, projected: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Return v * x1 and x2, both (H, T), of projected (3H, T)."""
+        return short_conv_gate(projected, self.input_bias, self.weight.squeeze(1), self.bias, *rows)
 
 
 class ChannelLinear(nn.Linear):
@@ -34,7 +39,21 @@ class ChannelLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out)."""
-        return (self.weight @ x.T).T
+        if is_dense(self.weight):
+            return (self.weight @ x.T).T
+        return nn.functional.linear(x.contiguous(), self.weight)
+
+
+def contiguous_rows(x: Tensor, linear: nn.Module) -> Tensor:
+    """Return x (T, in) in a layout that a linear layer reads. A dense layer of torch reads any strides without a copy.
+    Layers that replace or wrap it, such as quantized ones, are right on contiguous rows only."""
+    dense = type(linear) in (nn.Linear, ChannelLinear) and is_dense(linear.weight)
+    return x if dense else x.contiguous()
+
+
+def is_dense(weight: Tensor) -> bool:
+    """Return whether a weight is a plain tensor; of others, such as quantized ones, only `linear` is sure to work."""
+    return type(weight) in (Tensor, nn.Parameter)
 
 
 class M2BertMixer(nn.Module):
@@ -55,16 +74,27 @@ class M2BertMixer(nn.Module):
         """(T, H) -> (T, H); padded positions, where there are any, hold out_proj's bias."""
         if self.norm is not None:
             hidden_states = self.norm(hidden_states)
-        short = self.short_conv.input_bias, self.short_conv.weight.squeeze(1), self.short_conv.bias
-        gated, gate = short_conv_gate(self.in_proj(hidden_states).T, *short, *rows)
-        residual = None if self.residual_filter is None else hidden_states.T.to(gated.dtype)
-        return self.out_proj(self._long_conv(gated, gate, residual, rows).T)
+        gated, gate = self.short_conv(self.in_proj(contiguous_rows(hidden_states, self.in_proj)).T, rows)
+        if self.residual_filter is None:
+            mixed = self.filter(gated, lambda x, own: self._long_conv(x, gate, None, rows, own))
+        else:
+            residual = hidden_states.T.to(gated.dtype)
+            mixed = self.filter(
+                gated,
+                lambda x, own: self.residual_filter(
+                    x, lambda x, other: self._long_conv(x, gate, residual, rows, own, other)
+                ),
+            )
+        return self.out_proj(contiguous_rows(mixed.T, self.out_proj))
 
-    def _long_conv(self, gated: Tensor, gate: Tensor, residual: Tensor | None, rows: Rows) -> Tensor:
-        filters = [module for module in (self.filter, self.residual_filter) if module is not None]
+    def _long_conv(
+        self, gated: Tensor, gate: Tensor, residual: Tensor | None, rows: Rows, *filters: M2BertFilter
+    ) -> Tensor:
         missing = [None] * (2 - len(filters))
         skips = [module.skip for module in filters] + missing
         if torch.is_grad_enabled() or self.training:
+            if not torch.compiler.is_compiling():
+                self.cache.clear()  # an update may follow that no version tells, as of sharded parameters
             taps = implicit_filters([module.parameters_for(rows.longest) for module in filters])
             return long_conv(gated, gate, residual, *taps, *missing, *skips, *rows)
         sources = [module.parameters_for(len(module.time)) for module in filters]

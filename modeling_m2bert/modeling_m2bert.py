@@ -19,7 +19,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput, SequenceClassifierOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from .configuration_m2bert import M2BertConfig
 from .m2bert_filter import M2BertFilter, decay_rates, normalised_time, positional_features
@@ -31,6 +31,7 @@ from .m2bert_ops_filter import FilterCache
 from .m2bert_pooling import M2BertPooler
 from .m2bert_rows import Packing, Rows, pack_rows
 
+logger = logging.get_logger(__name__)
 ALIGNMENT_BYTES = 64  # of memory that torch allocates on a CPU
 
 
@@ -53,12 +54,20 @@ class M2BertEmbeddings(nn.Module):
         """(B, L) ids, or (B, L, H) token embeddings -> (T, H)."""
         x = packing.pack(input_ids if inputs_embeds is None else inputs_embeds)
         x = self.word_embeddings(x) if inputs_embeds is None else x
-        table = self.token_type_embeddings
-        x = x + (table.weight[0] if token_type_ids is None else table(packing.pack(token_type_ids)))
+        types = x.new_zeros(1, dtype=torch.long) if token_type_ids is None else packing.pack(token_type_ids)
+        x = x + self.token_type_embeddings(types)
         if self.position_embeddings is not None:
             positions = torch.arange(packing.shape[1], device=x.device).expand(packing.shape)
             x = x + self.position_embeddings(packing.pack(positions))
         return self.dropout(self.norm(x))
+
+
+class M2BertAddNorm(nn.LayerNorm):
+    """LayerNorm of a sum."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """(T, H) and (T, H) -> (T, H), which lies in memory as the channels (H, T) that the next mixer reads."""
+        return add_layer_norm(x, y, self.weight, self.bias, self.eps)
 
 
 class M2BertLayer(GradientCheckpointingLayer):
@@ -68,12 +77,12 @@ class M2BertLayer(GradientCheckpointingLayer):
         super().__init__()
         self.mixer = M2BertMixer(config, cache)
         self.mlp = M2BertMLP(config)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.norm = M2BertAddNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, hidden_states: Tensor, rows: Rows) -> Tensor:
         """(T, H) -> (T, H)."""
         mixed = self.mixer(hidden_states, rows)
-        return add_layer_norm(mixed, self.mlp(mixed), self.norm.weight, self.norm.bias, self.norm.eps)
+        return self.norm(mixed, self.mlp(mixed))
 
 
 class M2BertPreTrainedModel(PreTrainedModel):
@@ -163,6 +172,7 @@ class M2BertModel(M2BertPreTrainedModel):
         self.layers = nn.ModuleList([M2BertLayer(config, cache) for _ in range(config.num_hidden_layers)])
         self.pooler = M2BertPooler(config) if add_pooling_layer else None
         self.gradient_checkpointing = False
+        self._warned_full = False
         self.post_init()
 
     def get_input_embeddings(self):
@@ -183,7 +193,8 @@ class M2BertModel(M2BertPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """
         Args:
-            input_ids: (B, L) token ids, 1 <= L <= max_position_embeddings; or `inputs_embeds` (B, L, H).
+            input_ids: (B, L) token ids, L <= max_position_embeddings; or `inputs_embeds` (B, L, H). No texts (B = 0)
+                give no rows.
             attention_mask: (B, L), ones then zeros in every row; None means no padding.
             token_type_ids: (B, L); None means type 0.
             output_hidden_states: also return the num_hidden_layers + 1 hidden states, embeddings first.
@@ -198,6 +209,8 @@ class M2BertModel(M2BertPreTrainedModel):
                 mask that is not ones then zeros. Values of ids and mask are not checked inside torch.compile.
         """
         check_inputs(self.config, input_ids, inputs_embeds, attention_mask, token_type_ids)
+        if self.pooler is not None and not self.training:
+            self._warn_if_full(input_ids)
         x = input_ids if input_ids is not None else inputs_embeds
         mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         hidden = None
@@ -206,18 +219,28 @@ class M2BertModel(M2BertPreTrainedModel):
             hidden = visible_tokens(mask) if self.config.padding == "masked" else None
 
         packing = pack_rows(x.shape[:2], x.device, hidden)
-        states = [self.embeddings(input_ids, token_type_ids, inputs_embeds, packing)]
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        x, states = self.embeddings(input_ids, token_type_ids, inputs_embeds, packing), []
         for layer in self.layers:
-            kept = states if output_hidden_states else []
-            states = [*kept, layer(states[-1], packing.rows)]
-        states = [packing.unpack(state) for state in states]
+            if output_hidden_states:  # what is returned is what the next layer reads, so that gradients reach it
+                states.append(packing.unpack(x))
+                x = packing.repack(states[-1], like=x)
+            x = layer(x, packing.rows)
+        states.append(packing.unpack(x))
         return BaseModelOutputWithPooling(
             last_hidden_state=states[-1],
             pooler_output=None if self.pooler is None else self.pooler(states[-1], mask, input_ids),
             hidden_states=tuple(states) if output_hidden_states else None,
         )
+
+    def _warn_if_full(self, input_ids: Tensor | None):
+        """Warn, once a model, that a text fills the model's length: tokenizers cut there without a word."""
+        longest = self.config.max_position_embeddings
+        if torch.compiler.is_compiling() or self._warned_full or input_ids is None or input_ids.shape[1] < longest:
+            return
+        self._warned_full = True
+        logger.warning("at least one text reached %d tokens; what is longer was cut", longest)
 
 
 class M2BertLMHead(nn.Module):

@@ -7,10 +7,13 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+from pydantic import model_validator
 
 from m2bert.files import (
+    check_writable,
     claimed,
     parse_json,
     parse_yaml,
@@ -18,10 +21,11 @@ from m2bert.files import (
     read_json_lines,
     read_text,
     read_yaml,
+    visible,
     write_atomically,
 )
 from m2bert.schema import FOREIGN, Schema, checked
-from m2bert.terminal import Ended, LineFormatter, one_line, run_command, shown
+from m2bert.terminal import Ended, LineFormatter, masked, one_line, run_command, shown
 
 
 @pytest.mark.parametrize(
@@ -111,6 +115,16 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     assert path.read_text() == "old"
 
 
+def test_what_cannot_be_written_is_told_and_a_try_leaves_nothing(tmp_path):
+    (tmp_path / "file").touch()
+    for name in ("new/folder/x.json", "x.json", "file"):
+        check_writable(tmp_path / name)
+    for path in (tmp_path / "file" / "x.json", tmp_path / ("x" * 300), tmp_path / "new" / ("x" * 300), Path("/proc/x")):
+        with pytest.raises(ValueError, match="cannot be written"):
+            check_writable(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_claim_keeps_other_processes_out_until_its_own_is_killed(tmp_path):
     folder = tmp_path / "run"
     code = f"""
@@ -155,7 +169,19 @@ class Pooling(Schema):
     heads: int = 1
 
 
+class Named(Schema):
+    name: str
+
+    @model_validator(mode="after")
+    def lower_case(self):
+        if not self.name.islower():
+            raise ValueError(f"{self.name} is not lower case")
+        return self
+
+
 class Card(Schema):
+    named: Named | None = None
+    parts: tuple[Pooling, ...] | None = None
     language: list[str] = []
     license: str | None = None
     pooling: Pooling = Pooling()
@@ -166,8 +192,12 @@ class Card(Schema):
     [
         ({"language": ["en", 1]}, r"about.yaml: language\[1\] is 1; input should be a valid string"),
         ({"licence": "mit"}, "about.yaml: unknown key 'licence'; did you mean 'license'"),
+        ({"pooling": {"head": 1}}, "about.yaml: unknown key 'pooling.head'; did you mean 'heads'"),
+        ({"parts": ({}, {"head": 1})}, r"about.yaml: unknown key 'parts\[1\].head'; did you mean 'heads'"),
         ({"pooling": {"heads": True}}, "about.yaml: pooling.heads is True"),
         ({"pooling": {"heads": "2"}}, "about.yaml: pooling.heads is '2'"),
+        ({"named": {"nmae": "x"}}, "about.yaml: unknown key 'named.nmae'; did you mean 'name'"),
+        ({"named": {"name": "UPPER"}}, "^about.yaml: named: UPPER is not lower case$"),
         ([], "about.yaml: the value is"),
     ],
 )
@@ -193,6 +223,51 @@ def test_foreign_text_cannot_steer_the_terminal():
     assert len(one_line("x" * 100_000)) < 2100
     record = logging.LogRecord("n", logging.INFO, "f", 1, "task %s", ("one\nERROR fake",), None)
     assert LineFormatter("%(levelname)s %(message)s").format(record) == "INFO task one\\x0aERROR fake"
+
+
+HF = "hf_" + "aB3" * 11
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        (f"Bearer {HF}, sent", "Bearer <token>, sent"),
+        (f"name={HF}&x", "name=<token>&x"),
+        (f"hf_oauth_{'a' * 30}.{'b' * 30}.c-d_{'e' * 20}!", "<token>!"),
+        ("GET https://me:pass-word@hub.example/org/name: 1", "GET https://<secret>@hub.example/org/name: 1"),
+        ("https://hub.example/x?access_token=abc&page=2", "https://hub.example/x?access_token=<secret>&page=2"),
+        ("https://hub.example/x?page=2&X-Amz-Signature=abc'", "https://hub.example/x?page=2&X-Amz-Signature=<secret>'"),
+        ("hf_hub_download(a) of https://hub.example/a@main, me@example.org", None),
+        ("tokens=12, max_token=3, layers.0.hf_weight", None),
+    ],
+)
+def test_no_token_and_no_password_reaches_the_terminal(text, seen):
+    assert masked(text) == shown(text) == one_line(text) == (seen or text)
+
+
+def test_every_librarys_log_and_a_traceback_are_masked():
+    """Of its own handler as well, made before and after logging is set up."""
+    code = f"""
+import logging
+library = logging.getLogger("library")
+library.addHandler(logging.StreamHandler())
+from m2bert.terminal import log_to_terminal, run_command
+log_to_terminal()
+library.addHandler(logging.StreamHandler())
+def fail():
+    try:
+        raise RuntimeError("{HF}")
+    except RuntimeError:
+        library.warning("GET %s", "https://me:secret@hub", exc_info=True)
+        raise
+run_command("x", fail)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.count("GET https://<secret>@hub") == 3
+    assert result.stderr.count("RuntimeError: <token>") == 4
+    assert "secret@" not in result.stderr.replace("<secret>@", "")
+    assert HF not in result.stderr.replace(f'raise RuntimeError("{HF}")', "")
 
 
 class Stopped(Ended):
@@ -228,3 +303,17 @@ def test_the_readers_read_what_the_writers_write(tmp_path):
     value = {"a": [1.5, "\u2028", "é", None, True]}
     (tmp_path / "x.json").write_text(json.dumps(value))
     assert read_json(tmp_path / "x.json") == value
+
+
+def test_what_other_programs_put_into_a_folder_is_not_visible(tmp_path):
+    for name in (".git/a.txt", "b/.DS_Store", "b/._c.txt", "__MACOSX/b/._c.txt", "__MACOSX/d.txt", "b/c.txt", "d.txt"):
+        (tmp_path / ".home" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / ".home" / name).touch()
+    folder = tmp_path / ".home"  # the folder's own name does not matter
+    assert visible(folder, "**/*.txt") == [folder / "b" / "c.txt", folder / "d.txt"]
+
+
+def test_a_line_that_is_not_utf_8_is_named(tmp_path):
+    (tmp_path / "text").write_bytes(b"\xef\xbb\xbfone\ntwo\ncaf\xe9\n")
+    with pytest.raises(ValueError, match="text, line 3 is not UTF-8"):
+        read_text(tmp_path / "text")

@@ -7,9 +7,9 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ["modeling_m2bert", "train", "eval", "hub"]
+FOLDERS = ["m2bert", "modeling_m2bert", "train", "eval", "hub"]
 FILES = ["configuration_m2bert.py", "pyproject.toml", "README.md", "LICENSE"]
-OURS = {"modeling_m2bert", "configuration_m2bert.py", "m2bert_train", "m2bert_eval", "m2bert_hub"}
+OURS = {"m2bert", "modeling_m2bert", "configuration_m2bert.py", "m2bert_train", "m2bert_eval", "m2bert_hub"}
 
 
 def test_wheel_contents(tmp_path):

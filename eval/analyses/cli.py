@@ -12,9 +12,13 @@ from typing import Annotated
 
 import typer
 
+from m2bert.command import CommandGroup
+from m2bert.terminal import shown
+
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="What a task is like, and how a model reads, beyond one score."
-)
+    cls=CommandGroup, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    help="What a task is like, and how a model reads, beyond one score.",
+)  # fmt: skip
 
 Data = Annotated[str, typer.Option(help="As in `m2bert eval`: a folder, locov1, a pair on the Hub, or mteb.")]
 Tasks = Annotated[list[str] | None, typer.Option("--task", help="Task in the data; repeat for more. All by default.")]
@@ -41,24 +45,22 @@ def lengths(
     overwrite: Overwrite = False,
 ) -> None:
     """Lengths of queries and documents in characters and tokens (Table 11, Figures 5 and 6)."""
-    with reporting("lengths"):
-        from .lengths import describe_lengths
-        from .token_counter import load_token_counter
+    from .lengths import describe_lengths
+    from .token_counter import load_token_counter
 
-        target = check_output(output, overwrite)
-        count_tokens = load_token_counter(tokenizer)
-        records = [describe_lengths(found, count_tokens, tokenizer) for found in load(data, task, split)]
-        finish(target, records)
+    target = check_output(output, overwrite)
+    count_tokens = load_token_counter(tokenizer)
+    records = [describe_lengths(found, count_tokens, tokenizer) for found in load(data, task, split)]
+    finish(target, records)
 
 
 @app.command()
 def spans(data: Data, output: Output, task: Tasks = None, split: Split = "test", overwrite: Overwrite = False) -> None:
     """Where in their documents answers begin (Table 12)."""
-    with reporting("spans"):
-        from .spans import describe_spans
+    from .spans import describe_spans
 
-        target = check_output(output, overwrite)
-        finish(target, [describe_spans(found) for found in load(data, task, split)])
+    target = check_output(output, overwrite)
+    finish(target, [describe_spans(found) for found in load(data, task, split)])
 
 
 @app.command()
@@ -73,13 +75,12 @@ def overlap(
     overwrite: Overwrite = False,
 ) -> None:
     """What a task shares with data that a model was trained on, word for word and nearly."""
-    with reporting("overlap"):
-        from ..overlap import find_overlap
+    from ..overlap import find_overlap
 
-        target = check_output(output, overwrite)
-        tested = load_one(data, task, split)
-        trained = load_one(train_data or data, train_task or task, train_split)
-        finish(target, [find_overlap(tested, trained)])
+    target = check_output(output, overwrite)
+    tested = load_one(data, task, split)
+    trained = load_one(train_data or data, train_task or task, train_split)
+    finish(target, [find_overlap(tested, trained)])
 
 
 @app.command()
@@ -100,16 +101,18 @@ def needle(
     overwrite: Overwrite = False,
 ) -> None:
     """nDCG@10 with the answering passage at each place among others that do not answer (Table 17, Figure 2)."""
-    with reporting("needle"):
-        from .haystacks import build_haystacks
-        from .needle import needle_positions, run_needle, systems_to_rank
+    from .haystacks import build_haystacks, needle_positions
+    from .systems import check_systems
 
-        target = check_output(output, overwrite)
-        places = needle_positions(passages, positions)
-        store = open_store(cache, no_cache)
-        systems = systems_to_rank(encoder, policy or ["truncate"], store)
-        haystacks = build_haystacks(load_one(data, task, split), passages, queries, passage_chars, seed)
-        finish(target, [run_needle(haystacks, places, ranker, about) for ranker, about in systems])
+    target = check_output(output, overwrite)
+    places = needle_positions(passages, positions)
+    policies = policy or ["truncate"]
+    check_systems([name for name in encoder if name != "bm25"], policies)
+    haystacks = build_haystacks(load_one(data, task, split), passages, queries, passage_chars, seed)
+    from .needle import run_needle, systems_to_rank  # slow to import
+
+    systems = systems_to_rank(encoder, policies, open_store(cache, no_cache))
+    finish(target, [run_needle(haystacks, places, ranker, about) for ranker, about in systems])
 
 
 @app.command()
@@ -129,23 +132,25 @@ def clusters(
     overwrite: Overwrite = False,
 ) -> None:
     """Whether texts of one source lie together: t-SNE and the accuracy of nearest neighbours (Figure 3)."""
-    with reporting("clusters"):
-        from ..text_sources import parse_sources, read_source
-        from .clusters import cluster_sources
-        from .systems import load_systems
+    from ..text_sources import parse_sources, read_source
+    from .clusters import cluster_sources
+    from .systems import load_systems
 
-        target = check_output(output, overwrite)
-        store = open_store(cache, no_cache)
-        systems = load_systems(encoder, policy or ["truncate"], several=False)
-        paths = parse_sources(source)
-        drawn = {name: read_source(path, texts, split, seed) for name, path in paths.items()}
-        labels = [name for name, its_texts in drawn.items() for _ in its_texts]
-        everything = [text for its_texts in drawn.values() for text in its_texts]
-        records = []
-        for system in systems:
-            rows = store.embed(system.encoder, system.policy, everything).vectors.rows
-            records.append(cluster_sources(rows, labels, system.about, seed))
-        finish(target, records)
+    target = check_output(output, overwrite)
+    paths = parse_sources(source)
+    systems = load_systems(encoder, policy or ["truncate"], several=False)
+    store = open_store(cache, no_cache)
+    drawn = {name: read_source(path, texts, split, seed) for name, path in paths.items()}
+    from ..rankers import read_of  # slow to import
+
+    labels = [name for name, its_texts in drawn.items() for _ in its_texts]
+    everything = [text for its_texts in drawn.values() for text in its_texts]
+    records = []
+    for system in systems:
+        vectors = store.embed(system.encoder, system.policy, everything).vectors
+        record = cluster_sources(vectors.rows, labels, system.about, seed)
+        records.append(record | {"truncated_texts": read_of(vectors.seen)[1]})
+    finish(target, records)
 
 
 @app.command()
@@ -163,22 +168,18 @@ def efficiency(
     overwrite: Overwrite = False,
 ) -> None:
     """Seconds to embed one document of each length, its words taken from the data (Table 5)."""
-    with reporting("efficiency"):
-        from .efficiency import LENGTHS_TOKENS, measure_efficiency
-        from .systems import load_systems
+    from .efficiency import LENGTHS_TOKENS, measure_efficiency
+    from .systems import load_systems
 
-        target = check_output(output, overwrite)
-        systems = load_systems(encoder, policy or ["truncate"])
-        words = [
-            word for found in load(data, task, split) for text in found.documents.values() for word in text.split()
+    target = check_output(output, overwrite)
+    systems = load_systems(encoder, policy or ["truncate"])
+    words = [word for found in load(data, task, split) for text in found.documents.values() for word in text.split()]
+    sizes = tokens or list(LENGTHS_TOKENS)
+    with truncation_unsaid():
+        records = [
+            measure_efficiency(system.encoder, system.policy, words, sizes, system.about, repeats) for system in systems
         ]
-        sizes = tokens or list(LENGTHS_TOKENS)
-        with truncation_unsaid():
-            records = [
-                measure_efficiency(system.encoder, system.policy, words, sizes, system.about, repeats)
-                for system in systems
-            ]
-        finish(target, records)
+    finish(target, records)
 
 
 @contextmanager
@@ -191,17 +192,6 @@ def truncation_unsaid() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-@contextmanager
-def reporting(command: str) -> Iterator[None]:
-    """Bad input is one line on stderr and exit code 2."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        typer.echo(f"m2bert analyse {command}: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from error
 
 
 def check_output(output: Path, overwrite: bool) -> Path:
@@ -243,7 +233,7 @@ def finish(target: Path, records: list[dict]) -> None:
         return
     write_results(target, records)
     typer.echo(format_analysis(records))
-    typer.echo(f"written to {target}")
+    typer.echo(f"written to {shown(target)}")
 
 
 if __name__ == "__main__":

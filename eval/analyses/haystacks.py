@@ -62,6 +62,19 @@ class Haystacks:
         return RetrievalTask(name, self.task.split, queries, documents, qrels, fingerprint, self.task.source)
 
 
+def needle_positions(passages: int, count: int | None) -> list[int]:
+    """`count` places from the first to the last of `passages`, evenly spaced; all of them if None.
+
+    Raises:
+        ValueError: count is not from 1 to passages.
+    """
+    if count is None:
+        return list(range(passages))
+    if not 1 <= count <= passages:
+        raise ValueError(f"positions={count} must be from 1 to passages={passages}")
+    return [round(place * (passages - 1) / max(count - 1, 1)) for place in range(count)]
+
+
 def build_haystacks(
     task: RetrievalTask, passages: int = 40, queries: int = 200, passage_chars: int = 1_000, seed: int = 0
 ) -> Haystacks:

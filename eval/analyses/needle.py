@@ -6,10 +6,9 @@ from itertools import chain
 from typing import Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from ..locov1 import RetrievalTask
-from ..metric import score_ranking
+from ..progress import counted
 from ..rankers import Bm25Ranker, DenseRanker, Run
 from ..vector_store import VectorStore
 from .haystacks import Haystacks
@@ -24,19 +23,6 @@ class Ranker(Protocol):
     def rank(self, task: RetrievalTask) -> Run:
         """Scores of the task's documents for each of its queries."""
         ...
-
-
-def needle_positions(passages: int, count: int | None) -> list[int]:
-    """`count` places from the first to the last of `passages`, evenly spaced; all of them if None.
-
-    Raises:
-        ValueError: count is not from 1 to passages.
-    """
-    if count is None:
-        return list(range(passages))
-    if not 1 <= count <= passages:
-        raise ValueError(f"positions={count} must be from 1 to passages={passages}")
-    return np.linspace(0, passages - 1, count).round().astype(int).tolist()
 
 
 def systems_to_rank(encoders: list[str], policies: list[str], store: VectorStore) -> Iterator[tuple[Ranker, dict]]:
@@ -61,12 +47,16 @@ def run_needle(haystacks: Haystacks, positions: list[int], ranker: Ranker, about
     Returns:
         A record of kind "needle" with a row for each place.
     """
+    from ..metric import score_ranking  # slow to import
+
     start = time.perf_counter()
     rows = []
-    for position in tqdm(positions, desc=f"{about['system']}, needle", unit="place"):
-        task = haystacks.at(position)
-        scores = score_ranking(ranker.rank(task), task.qrels)
-        rows.append({"position": position, **summarise(list(scores.values()))})
+    with counted(len(positions), f"{about['system']}, needle", "place") as count:
+        for position in positions:
+            task = haystacks.at(position)
+            with count.part(1):
+                scores = score_ranking(ranker.rank(task), task.qrels)
+            rows.append({"position": position, **summarise(list(scores.values()))})
     return {
         "kind": "needle",
         **about,

@@ -1,8 +1,30 @@
 """Which system a record is about, and with what it was measured."""
 
+import platform
 from datetime import date
+from importlib import metadata
 
-from ..records import installed_versions
+PACKAGES = (
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "mteb",
+    "bm25s",
+    "scikit-learn",
+    "pytrec_eval-terrier",
+    "numpy",
+)
+
+
+def installed_versions() -> dict[str, str]:
+    """Of Python and the packages that decide a score; those that are absent are left out."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
 
 
 def provenance(system: str, encoder: str, policy: str, model_fingerprint: str | None = None) -> dict:

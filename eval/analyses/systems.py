@@ -26,19 +26,28 @@ def load_systems(encoders: list[str], policies: list[str], several: bool = True)
         several: whether a document may have several vectors.
 
     Raises:
+        ValueError: see `check_systems`; or an encoder that cannot be loaded.
+    """
+    encoders = list(dict.fromkeys(encoders))
+    return _load(encoders, check_systems(encoders, policies, several))
+
+
+def check_systems(encoders: list[str], policies: list[str], several: bool = True) -> list[Policy]:
+    """Return the policies, each once; see `load_systems`.
+
+    Raises:
         ValueError: an unknown policy, one with several vectors where they are of no use, or an encoder that is a
-            lexical baseline or cannot be loaded.
+            lexical baseline or no folder.
     """
     parsed = [parse_policy(policy) for policy in dict.fromkeys(policies)]
     for policy in parsed:
         if policy.several and not several:
             raise ValueError(f"policy {policy.spec!r} gives a text several vectors; use truncate or chunk-average")
-    encoders = list(dict.fromkeys(encoders))
     for name in encoders:
         if not is_dense(name):
             raise ValueError(f"encoder {name!r} gives no vectors that this analysis can use; name a model folder")
         check_system(name, encoders)
-    return _load(encoders, parsed)
+    return parsed
 
 
 def _load(encoders: list[str], policies: list[Policy]) -> Iterator[AnalysedSystem]:

@@ -47,6 +47,7 @@ def _needle(records: list[dict]) -> str:
         [str(row["position"]), *(points(record["rows"][number]["ndcg_at_10"]) for record in records)]
         for number, row in enumerate(first["rows"])
     ]
+    rows.append(["% seen", *(points(record["seen_share"]) for record in records)])
     note = (
         f"(nDCG@10 in points by place of the needle; {first['queries']} queries, {first['passages']} passages and "
         f"{first['mean_document_chars']:,.0f} characters a document)"
@@ -59,13 +60,14 @@ def _clusters(records: list[dict]) -> str:
         [
             record["system"],
             str(len(record["points"])),
+            "-" if record["truncated_texts"] is None else str(record["truncated_texts"]),
             str(len(record["sources"])),
             points(record["knn"]["accuracy"]),
             points(record["knn"]["chance"]),
         ]
         for record in records
     ]
-    return align(["system", "texts", "sources", "neighbours' accuracy", "chance"], rows)
+    return align(["system", "texts", "cut", "sources", "neighbours' accuracy", "chance"], rows)
 
 
 def _efficiency(records: list[dict]) -> str:

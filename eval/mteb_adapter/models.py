@@ -12,6 +12,7 @@ import numpy as np
 
 from ..encoders import Task
 from ..fusion import rerank_order
+from ..hub_reach import hub_or_cache
 from ..locov1 import RetrievalTask
 from ..policies import unit_rows
 from ..search import DEPTH, Run, trec_order
@@ -26,7 +27,7 @@ PACKAGES = ("mteb", "torch", "transformers", "sentence-transformers")  # version
 
 @lru_cache(maxsize=1)  # who needs to know which kind it is asks twice
 def load_mteb_model(name: str) -> "MtebEncoder | MtebRanker":
-    """A model by its name in mteb, or by its id on the Hub.
+    """Load a model by its name in mteb, or by its id on the Hub.
 
     Raises:
         ValueError: mteb does not know it and the Hub has no such model, a package that it needs is missing, or it is
@@ -37,7 +38,8 @@ def load_mteb_model(name: str) -> "MtebEncoder | MtebRanker":
     from mteb.models.model_implementations import MODEL_REGISTRY
 
     try:
-        model = mteb.get_model(name)
+        with hub_or_cache(name, None) as silent:
+            model = mteb.get_model(name)
     except ImportError as error:
         raise ValueError(f"mteb model {name!r} needs a package that is not installed: {reason(error)}") from error
     except Exception as error:  # a loader of mteb, of which there are hundreds, or the Hub: anything may be raised
@@ -45,7 +47,7 @@ def load_mteb_model(name: str) -> "MtebEncoder | MtebRanker":
         near = difflib.get_close_matches(name, MODEL_REGISTRY, n=3)
         near += [by_last_part[key] for key in difflib.get_close_matches(name.split("/")[-1].lower(), by_last_part, n=2)]
         nearest = f"; nearest: {', '.join(dict.fromkeys(near))}" if near and name not in MODEL_REGISTRY else ""
-        raise ValueError(f"mteb model {name!r} cannot be loaded ({reason(error)}){nearest}") from error
+        raise ValueError(f"mteb model {name!r} cannot be loaded ({reason(error, silent)}){nearest}") from error
     if isinstance(model, SearchProtocol):
         return MtebRanker(name, model)
     if isinstance(model, EncoderProtocol):
@@ -144,21 +146,21 @@ class MtebRanker:
 
 
 def sizes_of(about) -> tuple[int | None, int | None]:
-    """The longest input in tokens and the width of the vectors, by a model's metadata; None: not stated or none."""
+    """Return the longest input in tokens and the width of the vectors, by a model's metadata, None if not stated."""
     longest = about.max_tokens
     max_tokens = int(longest) if longest and math.isfinite(longest) else None
     return max_tokens, about.embed_dim if isinstance(about.embed_dim, int) else None
 
 
 def fingerprint_of(about) -> str:
-    """Digest of a model's metadata in mteb: its name, revision and settings, and the packages that run it."""
+    """Return digest of a model's metadata in mteb: its name, revision and settings, and the packages that run it."""
     settings = [about.name, about.revision, about.loader_kwargs, about.experiment_kwargs]
     versions = {package: metadata.version(package) for package in PACKAGES}
     return hashlib.sha256(json.dumps([settings, versions], sort_keys=True, default=str).encode()).hexdigest()
 
 
 def loader_of(texts: list[str], task: Task):
-    """Batches with the columns that mteb gives its models for queries and for documents."""
+    """Return batches with the columns that mteb gives its models for queries and for documents."""
     from datasets import Dataset
     from torch.utils.data import DataLoader
 
@@ -169,5 +171,5 @@ def loader_of(texts: list[str], task: Task):
 
 
 def _as_array(vectors) -> np.ndarray:
-    """float32 on the CPU: models give arrays, tensors on any device, bfloat16 among them."""
+    """Return float32 on the CPU: models give arrays, tensors on any device, bfloat16 among them."""
     return vectors.float().cpu().numpy() if hasattr(vectors, "cpu") else np.asarray(vectors, dtype=np.float32)

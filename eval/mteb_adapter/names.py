@@ -3,7 +3,7 @@
 Only English subsets are taken where a task has them: the paper scores English alone.
 """
 
-import difflib
+from m2bert.terminal import nearest
 
 # As in MTEB(eng, v1), whose subsets of multilingual tasks are taken too; the paper leaves some of its tasks out.
 PAPER_GROUPS = {
@@ -67,7 +67,7 @@ PAPER_BENCHMARK = "MTEB(eng, v1)"
 
 
 def mteb_tasks(names: list[str]) -> list:
-    """mteb's task objects of task, benchmark and group names, each once, no data loaded.
+    """Return mteb's task objects of task, benchmark and group names, each once, no data loaded.
 
     A task that averages others (CQADupstackRetrieval) is one object.
 
@@ -91,7 +91,7 @@ def mteb_tasks(names: list[str]) -> list:
 
 
 def ranked_here(task) -> bool:
-    """Whether a task of mteb can become a `RetrievalTask`.
+    """Return whether a task of mteb can become a `RetrievalTask`.
 
     Not so what is no plain retrieval of texts, and tasks whose scoring leaves out each query's own document or averages
     several corpora: mteb scores those by itself (`m2bert_eval.mteb_adapter.run`).
@@ -107,7 +107,7 @@ def ranked_here(task) -> bool:
 
 
 def english_task(name: str):
-    """A task of mteb with its English subsets, or with all if it has none."""
+    """Return a task of mteb with its English subsets, or with all if it has none."""
     import mteb
     from mteb.get_tasks import get_tasks
 
@@ -116,11 +116,9 @@ def english_task(name: str):
     except KeyError:
         known = {task.metadata.name for task in get_tasks(exclude_superseded=False)} | set(PAPER_GROUPS)
         known |= {benchmark.name for benchmark in mteb.get_benchmarks()}
-        close = difflib.get_close_matches(name, known, n=3)
-        nearest = f"; nearest: {', '.join(close)}" if close else ""
         raise ValueError(
-            f"mteb has no task, benchmark or group called {name!r}{nearest}. All: `mteb available-tasks`, "
-            f"`mteb available-benchmarks`, and {', '.join(PAPER_GROUPS)}"
+            f"mteb has no task, benchmark or group called {name!r}; all: `mteb available-tasks`, "
+            f"`mteb available-benchmarks`, and {', '.join(PAPER_GROUPS)}{nearest(name, known)}"
         ) from None
     if task.metadata.is_multilingual and "eng" in task.metadata.languages:
         return mteb.get_task(name, languages=["eng"], exclusive_language_filter=True)

@@ -46,13 +46,13 @@ class EncoderForMteb:
         return self.encoder.encode(texts, "query")
 
     def similarity(self, embeddings1, embeddings2):
-        """Cosines of all pairs, a tensor (n, m)."""
+        """Return cosines of all pairs, a tensor (n, m)."""
         from mteb.similarity_functions import cos_sim
 
         return cos_sim(embeddings1, embeddings2)
 
     def similarity_pairwise(self, embeddings1, embeddings2):
-        """Cosines of corresponding rows, a tensor (n,)."""
+        """Return cosines of corresponding rows, a tensor (n,)."""
         from mteb.similarity_functions import pairwise_cos_sim
 
         return pairwise_cos_sim(embeddings1, embeddings2)
@@ -86,7 +86,7 @@ class RankerForMteb:
         top_ranked: dict[str, list[str]] | None = None,
         **_,
     ) -> Run:
-        """The best `top_k` documents of every query; among `top_ranked` only, where a task gives candidates."""
+        """Return the best `top_k` documents of every query; among `top_ranked` only, where a task gives candidates."""
         texts = {row["id"]: query_text(row) for row in queries}
         task = RetrievalTask(task_metadata.name, hf_split, texts, self.documents, {}, fingerprint="")
         run = self.ranker.rank(task) if top_ranked is None else self._rerank(task, top_ranked)

@@ -2,6 +2,7 @@
 
 import logging
 
+from ..hub_reach import hub_or_cache, plain
 from ..locov1 import RetrievalTask, fingerprint_of
 from .names import mteb_tasks, ranked_here
 
@@ -11,7 +12,7 @@ SUBSET = "default"
 
 
 def from_mteb(names: list[str], split: str = "test") -> list[RetrievalTask]:
-    """Tasks of mteb, loaded by mteb at its own revisions: one for each split and subset, English ones where there are.
+    """Load tasks of mteb at its own revisions: one for each split and subset, English ones where there are.
 
     A document's text is its title, a space and its body, as mteb gives it to encoders; a query's instruction follows
     the query. Queries without a relevant document are left out, as mteb does.
@@ -46,10 +47,12 @@ def _splits_of(task, split: str) -> list[str]:
 
 def _load(task, splits: list[str]) -> list[RetrievalTask]:
     name = task.metadata.name
+    dataset = task.metadata.dataset
     try:
-        task.load_data()
+        with hub_or_cache(dataset["path"], dataset.get("revision"), "dataset") as silent:
+            task.load_data()
     except Exception as error:  # no network, data that have moved or need a script: each task has a loader of its own
-        raise ValueError(f"the data of mteb task {name!r} cannot be loaded: {reason(error)}") from error
+        raise ValueError(f"the data of mteb task {name!r} cannot be loaded: {reason(error, silent)}") from error
     task.convert_v1_dataset_format_to_v2(num_proc=None)
     loaded = []
     for subset, data in task.dataset.items():
@@ -59,9 +62,10 @@ def _load(task, splits: list[str]) -> list[RetrievalTask]:
     return loaded
 
 
-def reason(error: Exception) -> str:
-    """Kind and text of an error, on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+def reason(error: Exception, silent: str = "") -> str:
+    """Return kind and text of an error on one line, and why the Hub does not answer, if it does not."""
+    unreachable = f"; the Hub does not answer ({silent}), go online" if silent else ""
+    return f"{type(error).__name__}: {plain(error)}{unreachable}"
 
 
 def _retrieval_task(name: str, split: str, data: dict, dataset: dict) -> RetrievalTask:
@@ -85,12 +89,12 @@ def _retrieval_task(name: str, split: str, data: dict, dataset: dict) -> Retriev
 
 
 def document_text(row: dict) -> str:
-    """Title, a space, and text, without space around them."""
+    """Return title, a space and text, without space around them."""
     return f"{row['title']} {row['text']}".strip() if row.get("title") else row["text"].strip()
 
 
 def query_text(row: dict) -> str:
-    """Text and instruction.
+    """Return text and instruction.
 
     Raises:
         ValueError: the query is a conversation.
@@ -101,7 +105,7 @@ def query_text(row: dict) -> str:
 
 
 def to_mteb(task: RetrievalTask, language: str = "eng-Latn"):
-    """An instance of mteb's task class with this task's data, for `mteb.evaluate(model, [to_mteb(task)])`.
+    """Return an instance of mteb's task class with this task's data, for `mteb.evaluate(model, [to_mteb(task)])`.
 
     Args:
         language: of all texts; mteb's BM25 chooses stop words by it.
@@ -119,7 +123,7 @@ def to_mteb(task: RetrievalTask, language: str = "eng-Latn"):
 
 
 def metadata_of(task: RetrievalTask, language: str = "eng-Latn"):
-    """What mteb wants to know of a task. What nothing is known of (licence, dates, how it was made) stays empty.
+    """Return what mteb wants to know of a task; what is not known (license, dates, how it was made) stays empty.
 
     The fingerprint stands for the revision: results that mteb has stored for other data under the same name are not
     taken for this task's.
@@ -141,7 +145,7 @@ def metadata_of(task: RetrievalTask, language: str = "eng-Latn"):
 
 
 def split_data(task: RetrievalTask) -> dict:
-    """The data of a task as mteb keeps those of a split."""
+    """Return the data of a task as mteb keeps those of a split."""
     from datasets import Dataset
 
     ids, texts = list(task.documents), list(task.documents.values())

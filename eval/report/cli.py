@@ -8,7 +8,10 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(add_completion=False, no_args_is_help=True)
+from m2bert.command import CommandGroup
+from m2bert.terminal import shown
+
+app = typer.Typer(cls=CommandGroup, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 @app.callback()
@@ -28,26 +31,25 @@ def report_command(
     A file that cannot be read is named, on stderr and in the report, and the others are rendered.
     """
     from ..results_file import free_output
-    from .pages import TEMPLATES, build_sections, write_report  # slow imports, not for --help
+    from .pages import TEMPLATES, build_sections, plot_folder, report_files, write_files  # slow, not for --help
     from .results import load_results
 
-    try:
-        for path in output:
-            if path.suffix not in TEMPLATES:
-                raise ValueError(f"output {path} is no report; its name must end in {' or '.join(TEMPLATES)}")
-            free_output(path, overwrite)
-        loaded = load_results(results)
-        for line in [*loaded.problems, *loaded.notes]:
-            typer.echo(f"m2bert report: warning: {line}", err=True)
-        if not loaded.records:
-            raise ValueError("none of the files holds a result; write them with `m2bert eval` or `m2bert analyse`")
-        sections = build_sections(loaded)
-        for path in output:
-            write_report(path, sections, title)
-            typer.echo(f"written to {path}")
-    except (ValueError, OSError) as error:
-        typer.echo(f"m2bert report: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from error
+    for path in output:
+        if path.suffix not in TEMPLATES:
+            raise ValueError(f"output {path} is no report; its name must end in {' or '.join(TEMPLATES)}")
+        free_output(path, overwrite)
+        if path.suffix == ".md":
+            free_output(plot_folder(path) / "plot.svg", overwrite=True)
+    loaded = load_results(results)
+    for line in [*loaded.problems, *loaded.notes]:
+        typer.echo(f"m2bert report: warning: {shown(line)}", err=True)
+    if not loaded.records:
+        raise ValueError("none of the files holds a result; write them with `m2bert eval` or `m2bert analyse`")
+    sections = build_sections(loaded)
+    reports = [report_files(path, sections, title) for path in output]  # all, before the first is written
+    for path, files in zip(output, reports, strict=True):
+        write_files(files)
+        typer.echo(f"written to {shown(path)}")
 
 
 if __name__ == "__main__":

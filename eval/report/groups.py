@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Iterable
 
-from ..hub_tasks import LOCOV0_REVISION
 from . import paper
 
 # How a system represents a document, what it was trained on, and the title of its group, in the order of a report.
@@ -49,6 +48,8 @@ def paper_table(record: dict) -> str | None:
 
 def is_locov0(record: dict) -> bool:
     """Whether a task was read from the commits of the Hub that held LoCoV0."""
+    from ..hub_tasks import LOCOV0_REVISION  # slow to import
+
     wanted, read = LOCOV0_REVISION.split(","), (record.get("revision") or "").split(",")
     return len(wanted) == len(read) and all(map(str.startswith, read, wanted))
 

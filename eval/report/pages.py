@@ -5,13 +5,17 @@ Markdown, or one HTML page that needs nothing but itself. Plots of a Markdown re
 
 import re
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 from importlib.resources import files
+from itertools import count
 from pathlib import Path
 
 from jinja2 import Environment
 from markupsafe import Markup
 
-from ..atomic import write_atomically
+from m2bert.files import write_atomically
+
 from ..comparison import by_task
 from . import paper
 from .analyses import (
@@ -23,7 +27,7 @@ from .analyses import (
     texts_section,
 )
 from .benchmarks import benchmark_sections, other_section, scores_of
-from .blocks import Plot, Prose, Section
+from .blocks import Block, Plot, Prose, Section
 from .details import examples_section, length_section, overlap_section, place_section
 from .groups import paper_table
 from .overview import TABLES, DataGroups, in_paper_order, overview_section
@@ -63,7 +67,7 @@ def build_sections(results: Results) -> list[Section]:
         examples_section(groups),
     ]
     sections = [section for section in sections if section]
-    return [*sections, _missing(sections), sources.section()]
+    return _with_unique_plots([*sections, _missing(sections), sources.section()])
 
 
 def render(sections: list[Section], title: str, suffix: str, plots: str = "") -> str:
@@ -82,14 +86,18 @@ def render(sections: list[Section], title: str, suffix: str, plots: str = "") ->
     return text.strip() + "\n"
 
 
-def write_report(output: Path, sections: list[Section], title: str) -> None:
-    """Write the report in the format that the output's ending names, `.md` or `.html`."""
+def report_files(output: Path, sections: list[Section], title: str) -> dict[Path, str]:
+    """Return the files of a report in the format that the output's ending names, `.md` or `.html`, itself the last."""
     folder = plot_folder(output)
-    if output.suffix == ".md":
-        for plot in (block for section in sections for block in section.blocks if isinstance(block, Plot)):
-            write_atomically(folder / f"{plot.name}.svg", lambda path, plot=plot: path.write_text(_file(plot.svg)))
-    text = render(sections, title, output.suffix, folder.name)
-    write_atomically(output, lambda path: path.write_text(text, encoding="utf-8"))
+    plots = [block for section in sections for block in section.blocks if isinstance(block, Plot)]
+    files = {folder / f"{plot.name}.svg": _file(plot.svg) for plot in plots if output.suffix == ".md"}
+    return files | {output: render(sections, title, output.suffix, folder.name)}
+
+
+def write_files(texts: dict[Path, str]) -> None:
+    """Write texts by their paths, each whole."""
+    for path, text in texts.items():
+        write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8"))
 
 
 def plot_folder(output: Path) -> Path:
@@ -147,12 +155,30 @@ def _missing(sections: list[Section]) -> Section:
 
 def _anchors(sections: list[Section]) -> list[str]:
     """A name for every heading, each once."""
-    seen: Counter[str] = Counter()
-    anchors = []
-    for section in sections:
-        seen[section.slug] += 1
-        anchors.append(section.slug + (f"-{seen[section.slug]}" if seen[section.slug] > 1 else ""))
-    return anchors
+    return _unique([section.slug for section in sections])
+
+
+def _with_unique_plots(sections: list[Section]) -> list[Section]:
+    """The sections with plots none of which is called as another, and whose ids begin with the plot's name."""
+    plots = [block for section in sections for block in section.blocks if isinstance(block, Plot)]
+    names = iter(_unique([plot.name for plot in plots]))
+
+    def named(block: Block) -> Block:
+        if not isinstance(block, Plot):
+            return block
+        name = next(names)
+        return replace(block, name=name, svg=re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", block.svg))
+
+    return [replace(section, blocks=[named(block) for block in section.blocks]) for section in sections]
+
+
+def _unique(names: list[str]) -> list[str]:
+    """The names in their order; one that is there already gets a number."""
+    taken: list[str] = []
+    for name in names:
+        numbered = (f"{name}-{number}" for number in count(2))
+        taken.append(name if name not in taken else next(other for other in numbered if other not in taken))
+    return taken
 
 
 def _file(svg: str) -> str:

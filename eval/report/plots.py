@@ -1,5 +1,6 @@
 """The plots of a report, as <svg> elements that take the colour of the text around them."""
 
+import hashlib
 import re
 from collections.abc import Iterable
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 INK, FAINT = "#010203", "#040506"  # stand for the colours of the page
 WIDTH_INCHES = 8.5
+LONGEST_NAME = 100  # characters of a plot's name: a file's may have 255 bytes
 
 
 class CostPoint(NamedTuple):
@@ -43,14 +45,15 @@ def figure(height_inches: float):
 
 
 def as_plot(name: str, made, caption: str) -> Plot:
-    """The figure as one <svg> element. Its ids get the plot's name before them, to be unique in a page."""
-    name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    """The figure as one <svg> element. Its name becomes part of a file's: a long one is cut, with a digest of all."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    if len(slug) > LONGEST_NAME:
+        slug = f"{slug[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     buffer = StringIO()
     made.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    return Plot(name, svg.replace(INK, "currentColor").replace(FAINT, "var(--line)"), caption)
+    return Plot(slug, svg.replace(INK, "currentColor").replace(FAINT, "var(--line)"), caption)
 
 
 def plain_number(value: float, _: int | None = None) -> str:

@@ -1,12 +1,12 @@
 """Reading result files for a report: what is unreadable or doubled is named, the rest is used."""
 
-import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..results_file import read_results
+from m2bert.records import check_record, read_results
+from m2bert.terminal import nearest, one_line, shown
+
 from . import paper
-from .shapes import fault_of
 from .sources import shorten
 
 # The fields that tell a record from others of its kind.
@@ -62,8 +62,7 @@ def load_results(paths: list[Path]) -> Results:
         results.records.setdefault(record["kind"], []).append(record)
         name = record.get("paper_row")
         if name and name not in paper.row_names():
-            nearest = difflib.get_close_matches(name, paper.row_names(), n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            hint = nearest(name, paper.row_names())
             results.notes.append(f"{describe(record)}: the paper has no row {name!r}{hint}")
     results.notes += _shared_names(results.of("retrieval") + results.of("mteb"))
     return results
@@ -96,16 +95,25 @@ def _usable(path: Path, problems: list[str]) -> list[dict]:
     try:
         records = read_results(path)
     except ValueError as error:
-        problems.append(" ".join(str(error).split()))
+        problems.append(one_line(error))
         return []
-    if not isinstance(records, list) or not records:
+    if not records:
         problems.append(f"results {path} hold no records; write them with `m2bert eval`")
-        return []
     usable = []
     for index, record in enumerate(records):
-        fault = fault_of(record)
-        if fault:
-            problems.append(f"record {index} of {path} is left out: {fault}")
-        else:
-            usable.append(record)
+        try:
+            usable.append(_readable(check_record(record, f"record {index} of {path} is left out")))
+        except ValueError as error:
+            problems.append(one_line(error))
     return usable
+
+
+def _readable(value: object) -> object:
+    """A part of a record with its texts on one line each and without control characters."""
+    if isinstance(value, str):
+        return shown(" ".join(value.split()))
+    if isinstance(value, list):
+        return [_readable(entry) for entry in value]
+    if isinstance(value, dict):
+        return {shown(key): _readable(entry) for key, entry in value.items()}
+    return value

@@ -19,8 +19,8 @@ def check_inputs(
         raise ValueError("pass exactly one of input_ids and inputs_embeds")
     name, x = ("input_ids", input_ids) if input_ids is not None else ("inputs_embeds", inputs_embeds)
     widths = () if input_ids is not None else (config.hidden_size,)
-    if x.ndim != 2 + len(widths) or 0 in x.shape[:2] or x.shape[2:] != widths:
-        expected = f"(batch >= 1, length >= 1{''.join(f', {width}' for width in widths)})"
+    if x.ndim != 2 + len(widths) or (x.shape[0] > 0 and x.shape[1] == 0) or x.shape[2:] != widths:
+        expected = f"(batch, length >= 1{''.join(f', {width}' for width in widths)})"
         raise ValueError(f"{name} has shape {tuple(x.shape)}; expected {expected}")
     longest = config.max_position_embeddings
     if x.shape[1] > longest:

@@ -1,5 +1,7 @@
 """Dimension mixer: block-diagonal (Monarch) matrices and the gated feed-forward network built on them."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -8,7 +10,7 @@ from .m2bert_ops import block_diagonal_glu
 
 class BlockDiagonalLinear(nn.Module):
     """Parameters of a linear layer whose matrix is block diagonal: output chunk j = weight_j input chunk j, weight
-    (num_blocks, out / num_blocks, in / num_blocks)."""
+    (num_blocks, out / num_blocks, in / num_blocks). One operation reads the parameters of two such layers."""
 
     def __init__(self, in_features: int, out_features: int, num_blocks: int, bias: bool = True):
         super().__init__()
@@ -16,10 +18,10 @@ class BlockDiagonalLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The weight, for an input that it does not depend on: adapters of peft change a module's weight only while the
-        module is called, with an input."""
-        return self.weight
+    def forward(self, x: Tensor, operation: Callable[[Tensor, nn.Module], Tensor]) -> Tensor:
+        """Return operation(x, self). Weights that are offloaded, sharded, pruned or adapted are there, and right, only
+        while their module is called."""
+        return operation(x, self)
 
 
 class M2BertMLP(nn.Module):
@@ -33,8 +35,13 @@ class M2BertMLP(nn.Module):
         super().__init__()
         self.up = BlockDiagonalLinear(config.hidden_size, 2 * config.intermediate_size, config.num_blocks, bias=False)
         self.down = BlockDiagonalLinear(config.intermediate_size, config.hidden_size, config.num_blocks)
-        self.dropout = config.hidden_dropout_prob
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)  # tells the operation its probability, and whether
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, H) -> (T, H)."""
-        return block_diagonal_glu(x, self.up(x), self.down(x), self.down.bias, self.dropout if self.training else 0.0)
+        dropout = self.dropout.p if self.dropout.training else 0.0
+
+        def glu(x: Tensor, up: BlockDiagonalLinear, down: BlockDiagonalLinear) -> Tensor:
+            return block_diagonal_glu(x, up.weight, down.weight, down.bias, dropout)
+
+        return self.up(x, lambda x, up: self.down(x, lambda x, down: glu(x, up, down)))

@@ -47,7 +47,8 @@ def implicit_filter(parameters: FilterParameters) -> Tensor:
     with torch.autocast("cpu" if device == "meta" else device, enabled=False):  # a rounded filter is another filter
         frequency = p.frequency[..., None, :, None]
         x = p.positional_features.mT[..., None, :, :]  # (.., 1, E, P)
-        x = torch.sin(frequency * (p.input_weight @ x + p.input_bias[..., None]))  # (.., 2, O, P)
+        input_weight = p.input_weight.clone()  # aligned: narrow products round by where weights lie in a file
+        x = torch.sin(frequency * (input_weight @ x + p.input_bias[..., None]))  # (.., 2, O, P)
         for weight, bias in zip(p.hidden_weight.unbind(-4), p.hidden_bias.unbind(-3), strict=True):
             x = torch.sin(frequency * (weight @ x + bias[..., None]))
         decay = torch.exp(-p.decay[..., None] * p.time[..., None, :])  # (.., H, P)

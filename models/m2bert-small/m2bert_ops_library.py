@@ -8,6 +8,8 @@ import itertools
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch.utils import _pytree as pytree
 
 from .m2bert_ops_choice import choose_kernels, functions, run
 from .m2bert_ops_filter import FilterParameters, cached, generate_taps
@@ -23,7 +25,7 @@ NORM = "Tensor x, Tensor y, Tensor weight, Tensor bias, float eps, str kernels"
 
 def _free_namespace() -> str:
     """A name for this copy of the code; another each time where the same module is imported again."""
-    name = "m2bert__" + "".join(letter if letter.isalnum() else "_" for letter in __name__)
+    name = "m2bert__" + "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in __name__)
     names = itertools.chain([name], (f"{name}_{i}" for i in itertools.count(2)))
     return next(name for name in names if not hasattr(getattr(torch.ops, name), "long_conv"))
 
@@ -38,7 +40,23 @@ def _register(schema: str, body, fake):
     _library.define(schema)
     name = schema.partition("(")[0]
     _library.impl(name, body, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+
+    def shapes_only(*arguments):
+        _refuse_values(name, arguments)
+        return fake(*arguments)
+
+    torch.library.register_fake(f"{NAMESPACE}::{name}", shapes_only, lib=_library)
+
+
+def _refuse_values(name: str, arguments):
+    """Raise RuntimeError if a fake kernel was chosen for tensors with values: one meta tensor among them is enough, and
+    the result would be memory that nothing has written."""
+    tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor)]
+    if any(not isinstance(tensor, FakeTensor) and tensor.device.type != "meta" for tensor in tensors):
+        raise RuntimeError(
+            f"{name} was called with tensors on {', '.join(sorted({str(tensor.device) for tensor in tensors}))}: a "
+            "weight has no values (device meta); load it, or let what offloads it bring it back before the call"
+        )
 
 
 def _differentiate(name: str, setup_context, backward):

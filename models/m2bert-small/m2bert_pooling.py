@@ -76,7 +76,8 @@ class M2BertPooler(nn.Module):
                     "pass input_ids, or use a model with pooling='mean'"
                 )
             return weighted_mean(hidden_states, mask, self.log_weights(hidden_states, mask, input_ids))
-        pooled = hidden_states[:, 0] if self.pooling.startswith("cls") else masked_mean(hidden_states, mask)
+        first_token = self.pooling.startswith("cls")  # summed, since a batch of no texts may have none
+        pooled = hidden_states[:, :1].sum(1) if first_token else masked_mean(hidden_states, mask)
         return torch.tanh(self.dense(pooled)) if self.pooling.endswith("_tanh") else pooled
 
     def log_weights(self, hidden_states: Tensor, mask: Tensor, input_ids: Tensor) -> Tensor:

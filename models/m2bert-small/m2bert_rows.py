@@ -31,6 +31,11 @@ class Packing(NamedTuple):
         x = x.flatten(0, 1)
         return x if self.places is None else x[self.places]
 
+    def repack(self, x: Tensor, like: Tensor) -> Tensor:
+        """`pack` of (B, L, H), with the strides that `like` (T, H) has: products round by layout."""
+        x = self.pack(x)
+        return x if x.stride() == like.stride() else x.T.contiguous().T
+
     def unpack(self, x: Tensor) -> Tensor:
         """(T, H) of any strides -> (B, L, H) contiguous, zero in padding."""
         batch, length = self.shape
@@ -58,4 +63,5 @@ def pack_rows(shape: tuple[int, int], device: torch.device, mask: Tensor | None)
         return Packing(Rows(offsets, lengths, length), None, None if mask is None else ~mask, shape)
     lengths = mask.sum(1, dtype=torch.int32)
     offsets = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-    return Packing(Rows(offsets, lengths, int(lengths.max())), mask.flatten().nonzero()[:, 0], None, shape)
+    rows = Rows(offsets, lengths, int(lengths.max()) if batch else 0)
+    return Packing(rows, mask.flatten().nonzero()[:, 0], None, shape)

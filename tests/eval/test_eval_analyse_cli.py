@@ -66,6 +66,7 @@ def test_clusters(data, tiny_model, tmp_path):
     sources = ["--source", f"one={data}", "--source", f"two={data / 'documents' / 'train.parquet'}"]
     (record,) = records_of(run("clusters", "--encoder", tiny_model, *sources, "--no-cache", output=output), output)
     assert record["sources"] == {"one": 12, "two": 2}
+    assert record["truncated_texts"] == 8  # the tiny task's own, of 17 words
     assert record["knn"]["chance"] == pytest.approx(12 / 14)
 
 

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 from typer.testing import CliRunner
@@ -36,7 +37,7 @@ def test_writes_a_record_for_each_encoder(tiny_data, tiny_model, tmp_path):
         assert len(record["data_fingerprint"]) == 64
         assert {"python", "torch", "sentence-transformers", "bm25s"} <= record["versions"].keys()
     assert records[0]["ndcg_at_10"] == 1.0
-    assert records[0]["counts"] == {"queries": 6, "documents": 6, "truncated_documents": 0}
+    assert records[0]["counts"] == {"queries": 6, "documents": 6, "truncated_documents": 0, "truncated_queries": 0}
     assert records[1]["counts"]["truncated_documents"] == 6
     assert records[1]["max_tokens"] == 12
     assert records[2]["seeds"] == 20
@@ -87,10 +88,34 @@ def test_a_table_does_not_claim_what_nobody_counted():
         "ndcg_at_10": 0.5,
         "interval_95": [0.4, 0.6],
         "metrics": {"recall_at_100": {"mean": 1.0}},
-        "counts": {"queries": 1, "documents": 7, "truncated_documents": None},
+        "counts": {"queries": 7, "documents": 7, "truncated_documents": None, "truncated_queries": None},
         "seconds": 1.0,
     }
     assert "7" not in format_records([record])
+
+
+def test_cut_queries_and_documents_are_counted(write_task, tiny_rows, tiny_model, tmp_path):
+    queries, documents = tiny_rows
+    queries[0]["query"] = "pear " * 30
+    documents[0]["passage"] = "apple"
+    output = tmp_path / "results.json"
+    arguments = ["--encoder", tiny_model, "--policy", "truncate", "--policy", "best-chunk"]
+    result = run(*arguments, data=write_task(tmp_path / "data", queries, documents), output=output)
+    counts = [record["counts"] for record in json.loads(output.read_text())["results"]]
+    assert [(each["truncated_queries"], each["truncated_documents"]) for each in counts] == [(1, 5), (1, 0)]
+    assert "1/6" in result.stdout
+    assert "5/6" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["one\nERROR fake line", "a\x1b[2Jb", "a\u202eb"])
+def test_a_task_of_any_name_prints_no_line_of_its_own(write_task, tiny_rows, tmp_path, name):
+    rows = [[{**row, "dataset": name} for row in kind] for kind in tiny_rows]
+    output = tmp_path / "results.json"
+    arguments = ["--encoder", "bm25", "--encoder", "tfidf-rp:8"]
+    result = run(*arguments, data=write_task(tmp_path / "data", *rows), output=output, task=name)
+    assert result.exit_code == 0, result.output
+    result = result.output + call("compare", output).output
+    assert not re.search("^ERROR|[\x1b\u202e]", result, flags=re.M)
 
 
 def test_an_existing_file_needs_overwrite(tiny_data, tmp_path):
@@ -111,7 +136,7 @@ def test_an_existing_file_needs_overwrite(tiny_data, tmp_path):
         (["--encoder", "./nowhere"], "'./nowhere' is no folder"),
         (["--encoder", "$NOT_SET_ANYWHERE"], "environment variable that is not set"),
         (["--encoder", "bm25", "--policy", "best-chunks"], "did you mean 'best-chunk'?"),
-        (["--encoder", "bm25", "--hybrid", "rerrank"], "'rerrank' is unknown (did you mean 'rerank'?)"),
+        (["--encoder", "bm25", "--hybrid", "rerrank"], "'rerrank' is unknown; did you mean 'rerank'?"),
         (["--encoder", "bm25", "--split", "train"], "train.parquet does not exist; splits"),
         (["--encoder", "bm25", "--hybrid", "weighted", "--development-split", "test"], "is the split that is scored"),
         ([], "no encoder given"),
@@ -159,12 +184,17 @@ def test_compare_sets_systems_against_each_other(tiny_data, tmp_path):
 def test_compare_refuses_what_is_no_result_file(tmp_path):
     path = tmp_path / "results.json"
     path.write_text("{}")
-    assert "results.json are no result file" in call("compare", path).stderr
+    assert "no result file: " in call("compare", path).stderr
 
 
 @pytest.mark.parametrize(
     ("results", "message"),
-    [("[1]", "record 0 of"), ("null", "hold no list of records"), ('[{"kind": "retrieval"}]', "task is missing")],
+    [
+        ("[1]", "record 0 of"),
+        ("null", "results is None"),
+        ("[" * 100_000, "nested too deeply"),
+        ('[{"kind": "retrieval"}]', "system is missing"),
+    ],
 )
 def test_compare_names_a_record_that_it_cannot_read(tmp_path, results, message):
     path = tmp_path / "results.json"

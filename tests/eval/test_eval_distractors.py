@@ -64,3 +64,28 @@ def test_what_cannot_be_added_is_refused(task, texts, tmp_path):
         add_distractors(add_distractors(task, texts, 2), texts, 2)
     with pytest.raises(ValueError, match="nowhere"):
         add_distractors(task, tmp_path / "nowhere", 2)
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (pa.array([1, 2]), "column 'text' holds 1, which is no text"),
+        (pa.array([["a"], ["b"]]), "column 'text' holds list<.*>, not texts"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_column_of_other_things_is_named_with_its_file(task, tmp_path, column, message):
+    path = tmp_path / "texts.parquet"
+    if column is None:
+        path.write_bytes(b"no parquet")
+    else:
+        pq.write_table(pa.table({"text": column}), path)
+    with pytest.raises(ValueError, match=f"texts.parquet.*{message}"):
+        add_distractors(task, path, 1)
+
+
+def test_hidden_files_are_no_source_and_empty_texts_are_counted(task, texts, caplog):
+    (texts / "train.parquet").rename(texts / "web.parquet")
+    (texts / "._web.parquet").write_bytes(b"what a Mac leaves in archives")
+    assert len(add_distractors(task, texts, 30).documents) == len(task.documents) + 30
+    assert "2 of 39 texts are empty" in caplog.text

@@ -2,12 +2,14 @@ import importlib.util
 import json
 import shutil
 import sys
+import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from m2bert_eval import sentence_encoder
+from m2bert_eval import model_loading, sentence_encoder
 from m2bert_eval.sentence_encoder import SentenceTransformerEncoder, token_batches
 
 TEXTS = ["apple pear", "", "boat", "stone wall cloud rain " * 10, "river bridge horse"]
@@ -141,6 +143,8 @@ def test_code_may_come_with_a_folder_or_a_commit(tiny_model, monkeypatch, name, 
     asked = []
     original = sentence_transformers.SentenceTransformer
 
+    monkeypatch.setattr(model_loading, "hub_or_cache", lambda *_: nullcontext(""))
+
     def spy(name, device, revision, trust_remote_code):
         asked.append((name, revision, trust_remote_code))
         return original(str(tiny_model))
@@ -158,8 +162,70 @@ def test_code_without_a_commit_is_refused_with_the_remedy(monkeypatch):
         raise ValueError(f"The repository {name} contains custom code. Please pass `trust_remote_code=True`.")
 
     monkeypatch.setattr(sentence_transformers, "SentenceTransformer", refuse)
+    monkeypatch.setattr(model_loading, "hub_or_cache", lambda *_: nullcontext(""))
     with pytest.raises(ValueError, match="'organisation/model' brings code of its own; .*organisation/model@COMMIT"):
         SentenceTransformerEncoder("organisation/model")
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_model, tmp_path_factory):
+    """The model as sentence-transformers writes it, with every settings file."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    SentenceTransformerEncoder(tiny_model).model.save_pretrained(str(folder))
+    return folder
+
+
+TRANSFORMER = {"name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("modules.json", "NaN", "modules.json .*NaN"),
+        ("modules.json", "null", "modules.json"),
+        ("modules.json", "[" * 100_000, "modules.json .*deep"),
+        ("modules.json", json.dumps([{"path": "", "type": TRANSFORMER["type"]}]), "modules.json: .*name"),
+        ("modules.json", json.dumps([TRANSFORMER]), "no module that makes one vector"),
+        ("modules.json", json.dumps([{**TRANSFORMER, "type": "no.such.Module"}]), "cannot be loaded .*No module named"),
+        ("tokenizer_config.json", "NaN", "tokenizer_config.json .*NaN"),
+        ("sentence_bert_config.json", "null", "sentence_bert_config.json"),
+        ("sentence_bert_config.json", '{"max_seq_length": {}}', "sentence_bert_config.json: max_seq_length"),
+        ("config_sentence_transformers.json", '{"prompts": "x"}', "config_sentence_transformers.json: prompts"),
+        ("config.json", "[]", "config.json"),
+        ("1_Pooling/config.json", "null", "cannot be loaded .TypeError"),
+        ("model.safetensors", "", "cannot be loaded .SafetensorError"),
+    ],
+)
+def test_a_settings_file_of_another_form_is_named_with_the_cause(saved, tmp_path, file, content, message):
+    folder = shutil.copytree(saved, tmp_path / "model")
+    (folder / file).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        SentenceTransformerEncoder(folder)
+
+
+class TestWhereTheHubDoesNotAnswer:
+    @pytest.fixture(autouse=True)
+    def nobody_there(self, monkeypatch, tmp_path):
+        from huggingface_hub import constants
+
+        monkeypatch.setattr(constants, "ENDPOINT", "http://user:hf_secret@127.0.0.1:9")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+
+    def test_the_model_and_the_remedy_are_named_within_seconds(self, caplog):
+        from huggingface_hub import constants
+
+        start = time.perf_counter()
+        with pytest.raises(ValueError, match="'org/name' is no folder .*does not answer .*go online") as caught:
+            SentenceTransformerEncoder("org/name")
+        assert time.perf_counter() - start < 20  # six attempts for each file take longer
+        assert "hf_secret" not in str(caught.value) + caplog.text
+        assert not constants.HF_HUB_OFFLINE
+
+    @pytest.mark.parametrize("name", ["modle", "no/such/folder"])
+    def test_a_name_that_is_no_hub_id_is_refused_at_once(self, name):
+        with pytest.raises(ValueError, match=f"'{name}' is no folder; .*org/name"):
+            SentenceTransformerEncoder(name)
 
 
 def test_a_folder_without_a_model_is_refused_in_one_line(tmp_path):

@@ -10,6 +10,7 @@ from m2bert_eval import evaluate as module
 from m2bert_eval import plan
 from m2bert_eval.eval_config import EncoderSettings, EvalConfig, TaskSettings, TrainingTask
 from m2bert_eval.locov1 import load_task
+from m2bert_eval.rankers import Bm25Ranker
 from m2bert_eval.records import best_ranks, dump
 from m2bert_eval.vector_store import VectorStore
 
@@ -35,8 +36,15 @@ class WordEncoder:
         return [np.array([match.span() for match in re.finditer(r"\S+", text)]).reshape(-1, 2) for text in texts]
 
 
+def evaluate(config, store):
+    return module.evaluate(plan.make_plan(config), store)
+
+
 @pytest.fixture
-def words(monkeypatch, tiny_rows):
+def words(monkeypatch, tiny_rows, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("words", "broken"):  # a plain name is a folder's
+        (tmp_path / name).mkdir()
     encoder = WordEncoder(sorted({word for row in tiny_rows[1] for word in row["passage"].split()}))
 
     def load(name):
@@ -53,20 +61,19 @@ def settings(tiny_data, write_task, tiny_rows):
     write_task(tiny_data, *tiny_rows, split="validation")
 
     def make(*encoders, **changes):
-        systems = tuple(entry if isinstance(entry, EncoderSettings) else EncoderSettings(entry) for entry in encoders)
-        return EvalConfig((TaskSettings(str(tiny_data)),), systems, **changes)
+        return EvalConfig(tasks=TaskSettings(data=str(tiny_data)), encoders=encoders, **changes)
 
     return make
 
 
 def test_a_record_holds_what_reports_need(settings, words):
-    (record,), failures = module.evaluate(settings("words"), VectorStore(None))
+    (record,), failures = evaluate(settings("words"), VectorStore(None))
     assert not failures
     assert (record["kind"], record["system"], record["policy"]) == ("retrieval", "words / truncate", "truncate")
     assert (record["vectors"], record["claim"], record["hybrid"]) == ("one", "not stated", None)
     assert record["ndcg_at_10"] == record["metrics"]["ndcg_at_10"]["mean"] == 1.0
     assert record["metrics"]["recall_at_100"] == {"mean": 1.0, "interval_95": [1.0, 1.0]}
-    assert record["counts"] == {"queries": 6, "documents": 6, "truncated_documents": 6}
+    assert record["counts"] == {"queries": 6, "documents": 6, "truncated_documents": 6, "truncated_queries": 0}
     assert record["seen_share"] == pytest.approx(4 / 17)
     assert (record["dimensions"], record["max_tokens"], record["model_fingerprint"]) == (12, 4, "words")
     assert record["ranks"] == dict.fromkeys(record["query_scores"], 1)
@@ -79,7 +86,7 @@ def test_policies_and_hybrids_are_systems_of_their_own(settings, words):
     config = settings(
         "bm25", "words", policies=("truncate", "best-chunk:tokens=3"), hybrids=("rerank", "rrf", "weighted")
     )
-    records, _ = module.evaluate(config, VectorStore(None))
+    records, _ = evaluate(config, VectorStore(None))
     alone = ["bm25", "words / truncate", "words / best-chunk:tokens=3"]
     hybrids = [f"{name} + bm25 ({how})" for name in alone[1:] for how in ("rerank:100", "rrf", "weighted")]
     assert sorted(record["system"] for record in records) == sorted(alone + hybrids)
@@ -91,9 +98,9 @@ def test_policies_and_hybrids_are_systems_of_their_own(settings, words):
 
 def test_a_repeated_run_embeds_nothing(settings, words, tmp_path):
     config = settings("words", policies=("truncate", "chunk-average:tokens=3", "best-chunk:tokens=3"))
-    first, _ = module.evaluate(config, VectorStore(tmp_path / "cache"))
+    first, _ = evaluate(config, VectorStore(tmp_path / "cache"))
     words.calls = 0
-    second, _ = module.evaluate(config, VectorStore(tmp_path / "cache"))
+    second, _ = evaluate(config, VectorStore(tmp_path / "cache"))
     assert words.calls == 0
     for record, repeated in zip(first, second, strict=True):
         assert record["query_scores"] == repeated["query_scores"]
@@ -101,31 +108,33 @@ def test_a_repeated_run_embeds_nothing(settings, words, tmp_path):
 
 
 def test_plain_tfidf_takes_its_width_from_the_models(settings, words):
-    records, _ = module.evaluate(settings("tfidf-rp", "words"), VectorStore(None))
+    records, _ = evaluate(settings("tfidf-rp", "words"), VectorStore(None))
     assert [record["system"] for record in records] == ["words / truncate", "tfidf-rp:12"]
     assert records[1]["seeds"] == 20
     assert records[1]["ranks"] is None  # a mean over rankings has no ranks
 
 
 def test_one_bad_encoder_does_not_spoil_the_others(settings, words):
-    records, failures = module.evaluate(settings("bm25", "broken"), VectorStore(None))
+    records, failures = evaluate(settings("bm25", "broken"), VectorStore(None))
     assert [record["system"] for record in records] == ["bm25"]
     assert failures == ["encoder 'broken' failed and is left out: encoder 'broken' cannot be loaded"]
     with pytest.raises(ValueError, match="cannot be loaded"):
-        module.evaluate(settings("broken"), VectorStore(None))
+        evaluate(settings("broken"), VectorStore(None))
 
 
 def test_among_several_processes_a_failure_ends_the_run(settings, words, monkeypatch):
     """The others would wait for this process at the next encoder."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="'broken' cannot be loaded"):
-        module.evaluate(settings("bm25", "broken"), VectorStore(None))
+        evaluate(settings("bm25", "broken"), VectorStore(None))
 
 
 def test_a_model_trained_on_the_task_is_fine_tuned_and_its_overlap_counted(settings, words, tiny_data):
-    seen = EncoderSettings("words", trained_on=(TrainingTask(str(tiny_data), "tiny", "validation"),))
-    other = EncoderSettings("words", name="other", trained_on=("MS MARCO",))
-    records, _ = module.evaluate(settings(seen, other), VectorStore(None))
+    seen = EncoderSettings(
+        model="words", trained_on=(TrainingTask(data=str(tiny_data), name="tiny", split="validation"),)
+    )
+    other = EncoderSettings(model="words", name="other", trained_on=("MS MARCO",))
+    records, _ = evaluate(settings(seen, other), VectorStore(None))
     assert [record["claim"] for record in records] == ["fine-tuned", "zero-shot"]
     (overlap,) = records[0]["overlap"]
     assert (overlap["documents"]["same"], overlap["queries"]["same"]) == (6, 6)
@@ -134,7 +143,7 @@ def test_a_model_trained_on_the_task_is_fine_tuned_and_its_overlap_counted(setti
 
 def test_a_policy_that_a_model_cannot_follow_does_not_take_the_others_along(settings, words):
     config = settings("words", policies=("late-chunk", "truncate", "truncate:tokens=9"))
-    records, failures = module.evaluate(config, VectorStore(None))
+    records, failures = evaluate(config, VectorStore(None))
     assert [record["system"] for record in records] == ["words / truncate"]
     assert len(failures) == 2
     assert "late-chunk" in failures[0]
@@ -145,10 +154,10 @@ def test_what_was_scored_before_a_failure_stays(settings, words, monkeypatch):
     def rank(self, task):
         if self.policy.name == "best-chunk":
             raise RuntimeError("out of\nmemory")
-        return plan.Bm25Ranker().rank(task)
+        return Bm25Ranker().rank(task)
 
     monkeypatch.setattr(module.DenseRanker, "rank", rank)
-    records, failures = module.evaluate(settings("words", policies=("truncate", "best-chunk")), VectorStore(None))
+    records, failures = evaluate(settings("words", policies=("truncate", "best-chunk")), VectorStore(None))
     assert [record["system"] for record in records] == ["words / truncate"]
     assert failures == ["encoder 'words' failed, and the rest of it is left out: out of memory"]
 
@@ -157,30 +166,32 @@ def test_nothing_is_scored_twice(settings, words, tiny_data):
     config = settings(
         "words", "words", "bm25", policies=("truncate:tokens=3", "truncate:tokens=3"), hybrids=("rrf",) * 2
     )
-    twice = dataclasses.replace(config, tasks=(*config.tasks, TaskSettings(str(tiny_data), names=("tiny", "tiny"))))
-    records, _ = module.evaluate(twice, VectorStore(None))
+    twice = config.model_copy(
+        update={"tasks": (*config.tasks, TaskSettings(data=str(tiny_data), names=("tiny", "tiny")))}
+    )
+    records, _ = evaluate(twice, VectorStore(None))
     names = ["words / truncate:tokens=3", "words / truncate:tokens=3 + bm25 (rrf)", "bm25"]
     assert [record["system"] for record in records] == names
 
 
 def test_models_of_the_same_short_name_are_told_apart(settings, words):
-    records, _ = module.evaluate(settings("a/words", "b/words", "other/model"), VectorStore(None))
+    records, _ = evaluate(settings("a/words", "b/words", "other/model"), VectorStore(None))
     names = ["a/words / truncate", "b/words / truncate", "other/model / truncate"]
     assert [record["system"] for record in records] == names
-    one, other = EncoderSettings("a/words", name="W"), EncoderSettings("b/words", name="W")
+    one, other = EncoderSettings(model="a/words", name="W"), EncoderSettings(model="b/words", name="W")
     with pytest.raises(ValueError, match="'a/words' and 'b/words' would both be called 'W / truncate'"):
-        module.evaluate(settings(one, other), VectorStore(None))
+        evaluate(settings(one, other), VectorStore(None))
 
 
 def test_training_data_that_are_not_there_are_named_before_any_model_runs(settings, words):
-    seen = EncoderSettings("words", trained_on=(TrainingTask("/not/there", "tiny"),))
+    seen = EncoderSettings(model="words", trained_on=(TrainingTask(data="/not/there", name="tiny"),))
     with pytest.raises(ValueError, match="'/not/there' is no folder"):
-        module.evaluate(settings("bm25", seen), VectorStore(None))
+        evaluate(settings("bm25", seen), VectorStore(None))
     assert not words.calls
 
 
 def test_plain_tfidf_without_a_width_is_told(settings, words):
-    records, failures = module.evaluate(settings("tfidf-rp", "bm25", "broken"), VectorStore(None))
+    records, failures = evaluate(settings("tfidf-rp", "bm25", "broken"), VectorStore(None))
     assert [record["system"] for record in records] == ["bm25"]
     assert "'tfidf-rp' failed and is left out: no encoder beside it gave vectors" in failures[1]
 
@@ -189,9 +200,9 @@ def test_a_name_with_a_space_is_one_name(settings, words, tmp_path, write_task, 
     rows = [[{**row, "dataset": "my data"} for row in kind] for kind in tiny_rows]
     for split in ("test", "validation"):
         write_task(tmp_path / "spaced", *rows, split=split)
-    seen = EncoderSettings("words", trained_on=("my data",))
-    config = dataclasses.replace(settings(seen, hybrids=("weighted",)), tasks=(TaskSettings(str(tmp_path / "spaced")),))
-    records, _ = module.evaluate(config, VectorStore(None))
+    seen = EncoderSettings(model="words", trained_on=("my data",))
+    config = EvalConfig(tasks={"data": str(tmp_path / "spaced")}, encoders=seen, hybrids="weighted")
+    records, _ = evaluate(config, VectorStore(None))
     assert [record["claim"] for record in records] == ["fine-tuned", "fine-tuned"]
     assert records[1]["hybrid"]["method"] == "weighted"
 
@@ -205,7 +216,7 @@ def test_the_weight_is_never_chosen_on_the_split_that_is_scored(settings, words,
 
     monkeypatch.setattr(plan, "load_tasks", loaded_as_dev)
     with pytest.raises(ValueError, match="development_split='validation' of task 'tiny' is the split that is scored"):
-        module.evaluate(settings("words", hybrids=("weighted",)), VectorStore(None))
+        evaluate(settings("words", hybrids=("weighted",)), VectorStore(None))
 
 
 def test_texts_of_equal_scores_come_by_id(tiny_data):
@@ -221,17 +232,17 @@ def test_texts_of_equal_scores_come_by_id(tiny_data):
 def test_a_policy_that_does_not_exist_is_refused_before_anything_is_loaded(settings, monkeypatch):
     monkeypatch.setattr(plan, "load_tasks", lambda *_, **__: pytest.fail("loaded a task"))
     with pytest.raises(ValueError, match="best-chunk"):
-        module.evaluate(settings("bm25", policies=("best-chunks",)), VectorStore(None))
+        evaluate(settings("bm25", policies=("best-chunks",)), VectorStore(None))
 
 
 @pytest.mark.parametrize(("is_lexical", "kind"), [(True, ("none", "untrained")), (False, ("several", "not stated"))])
 def test_a_model_of_mteb_that_searches_is_what_it_is(settings, monkeypatch, is_lexical, kind):
     """Its BM25 is no model with several vectors, as its ColBERT is."""
 
-    class Searcher(plan.Bm25Ranker):
+    class Searcher(Bm25Ranker):
         pass
 
     Searcher.is_lexical = is_lexical
     monkeypatch.setattr(module.Evaluation, "searcher", staticmethod(lambda model: Searcher()))
-    (record,), _ = module.evaluate(settings("mteb:some/searcher"), VectorStore(None))
+    (record,), _ = evaluate(settings("mteb:some/searcher"), VectorStore(None))
     assert (record["vectors"], record["claim"]) == kind

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import time
 
 import pytest
 
@@ -84,7 +85,7 @@ def test_the_cache_of_another_commit_is_not_taken():
     [
         (
             ("org/Set", ["onne"], "test"),
-            r"task 'onne' is not in org/Set \(did you mean 'one'\?\); tasks there: one, two",
+            r"task 'onne' is not in org/Set; tasks there: one, two; did you mean 'one'\?",
         ),
         (("org/Set", None, "train"), "data=org/Set: 'org/Set-Queries' is no local path, .* its split 'train' cannot"),
         (("org/None", None, "test"), "a local data is a folder with queries/test.parquet and documents/test.parquet"),
@@ -117,3 +118,22 @@ def test_a_query_without_answers_is_left_to_the_checks():
     queries, documents = ROWS["Queries"][:3], ROWS["Documents"][:3]
     with pytest.raises(ValueError, match="query 'q9' of task 'one' has no answer_pids"):
         make_task("one", "test", [*queries, {"qid": "q9", "query": "x", "answer_pids": []}], documents)
+
+
+def test_a_hub_that_does_not_answer_is_named_within_seconds(monkeypatch, tmp_path):
+    import datasets
+    from huggingface_hub import constants
+
+    for module, name, value in (
+        (constants, "ENDPOINT", "http://user:hf_secret@127.0.0.1:9"),
+        (constants, "HF_HUB_OFFLINE", False),
+        (datasets.config, "HF_HUB_OFFLINE", False),
+        (datasets.config, "HF_ENDPOINT", "http://user:hf_secret@127.0.0.1:9"),
+    ):
+        monkeypatch.setattr(module, name, value)
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match="'org/gone-Queries' .*the Hub does not answer .*go online") as caught:
+        load_hub_tasks("org/gone", None, "test")
+    assert time.perf_counter() - start < 15  # six attempts take longer
+    assert "hf_secret" not in str(caught.value)
+    assert not constants.HF_HUB_OFFLINE

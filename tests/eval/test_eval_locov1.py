@@ -44,6 +44,13 @@ def test_a_null_query_is_the_empty_text_and_is_counted(tmp_path, write_task, tin
     assert "1 of 6 rows have a null query" in caplog.text
 
 
+def test_empty_texts_are_counted(tmp_path, write_task, tiny_rows, caplog):
+    queries, documents = tiny_rows
+    documents[1]["passage"] = " \n"
+    load_task(write_task(tmp_path, queries, documents), "tiny", "test")
+    assert "task tiny: 1 of 6 documents are empty" in caplog.text
+
+
 def repeat_document(queries, documents):
     documents.append(documents[0])
 
@@ -89,6 +96,21 @@ def lose_a_pid(queries, documents):
     documents.append({**documents[0], "pid": None})
 
 
+def nest_the_tasks(queries, documents):
+    for row in queries + documents:
+        row["dataset"] = [row["dataset"]]
+
+
+def nest_the_answers(queries, documents):
+    for row in queries:
+        row["answer_pids"] = [row["answer_pids"]]
+
+
+def describe_the_passages(queries, documents):
+    for row in documents:
+        row["passage"] = {"text": row["passage"]}
+
+
 def place_answers_in_characters(queries, documents):
     for row in queries:
         row["position"] = 170.0
@@ -101,6 +123,9 @@ def place_answers_in_characters(queries, documents):
         (number_the_queries, "column 'query' holds 0, which is no text"),
         (number_the_tasks, "has 3 in the column 'dataset'"),
         (write_answers_as_texts, "answer_pids of query 'q0' is 'p0'; it must be a list"),
+        (nest_the_tasks, "queries/test.parquet: column 'dataset' holds list<.*>, not texts"),
+        (nest_the_answers, "queries/test.parquet: column 'answer_pids' holds list<.*list<.*>>, not lists of texts"),
+        (describe_the_passages, "documents/test.parquet: column 'passage' holds struct<.*>, not texts"),
         (lose_a_pid, "column 'pid' holds None"),
         (place_answers_in_characters, "position=170.0 of query 'q0' must be from 0 to 1"),
         (repeat_document, "pid 'p0' occurs 2 times"),
@@ -120,7 +145,9 @@ def test_spoiled_tables_are_refused(tmp_path, write_task, tiny_rows, spoil, mess
 def test_an_unknown_task_or_split_names_those_there(tiny_data):
     with pytest.raises(ValueError, match="tasks there: tiny"):
         load_task(tiny_data, "huge", "test")
-    with pytest.raises(ValueError, match="splits in .*: test"):
+    (tiny_data / "documents" / "._train.parquet").write_bytes(b"what a Mac leaves in archives")
+    (tiny_data / "queries" / "._train.parquet").write_bytes(b"what a Mac leaves in archives")
+    with pytest.raises(ValueError, match="splits in .*: test$"):
         load_task(tiny_data, "tiny", "train")
 
 

@@ -2,6 +2,7 @@ import math
 from pathlib import Path
 
 import evaluate
+import numpy as np
 import pytest
 
 from m2bert_eval.metric import score_ranking
@@ -26,6 +27,7 @@ def test_a_query_that_was_not_ranked_counts_as_zero():
         ({"q": {"a": 1.0}}, {"q": {"a": 1}}, 0, "k=0"),
         ({"q": {"a": 1.0}}, {"q": {"a": 1}}, 2.5, "k=2.5"),
         ({"q": {"a": 1.0}}, {"q": {"a": 1}}, True, "k=True"),
+        ({"q": {"a": 1.0}}, {"q": {"a": 1}}, 10.0, "k=10.0"),
         ({"q": {"a": math.nan}}, {"q": {"a": 1}}, 10, "'a' for query 'q' is NaN"),
         ({"q": {"a": 1.0}, "x": {"a": 1.0}}, {"q": {"a": 1}}, 10, "'x', which has no reference"),
         ({"q": {"a": 1.0}}, {"q": {"a": -1}}, 10, "relevance of document 'a' for query 'q' is -1"),
@@ -100,3 +102,23 @@ def test_the_evaluate_module_refuses_bad_tables(ndcg, predictions, references, m
 @pytest.mark.parametrize("k", [2**31, 2**32 + 1, 2**63, 10**30])
 def test_a_cut_off_beyond_any_ranking_counts_all_of_it(k):
     assert score_ranking({"q": {"a": 0.1, "b": 0.9}}, {"q": {"a": 1}}, k) == {"q": pytest.approx(1 / math.log2(3))}
+
+
+def test_every_kind_of_whole_number_is_a_cut_off():
+    run, qrels = {"q": {"a": 2.0, "b": 1.0}}, {"q": {"b": 1}}
+    assert score_ranking(run, qrels, k=np.int64(10)) == score_ranking(run, qrels, k=10)
+
+
+def test_the_description_stands_on_the_class_and_its_examples_run(monkeypatch, tmp_path):
+    import doctest
+    import sys
+    from pathlib import Path
+
+    import evaluate
+
+    monkeypatch.chdir(Path(__file__).resolve().parents[2])
+    module = sys.modules[type(evaluate.load("eval/metrics/ndcg")).__module__]
+    assert "discounted by" in module.NDCG.__doc__
+    result = doctest.testmod(module)
+    assert result.attempted >= 2
+    assert result.failed == 0

@@ -199,7 +199,20 @@ def test_locov1_as_classes_of_mteb(task, monkeypatch):
     monkeypatch.setattr(mteb_locov1, "load_hub_tasks", lambda *arguments: asked.append(arguments) or [task])
     score = score_there(RankerForMteb(Bm25Ranker(), "bm25"), mteb_locov1.LoCoV1QMSum())
     assert score == pytest.approx(score_here(Bm25Ranker(), task), abs=ROUNDED)
-    assert asked == [("hazyresearch/LoCoV1", ["qmsum"], "test", "main")]
+    assert asked == [("hazyresearch/LoCoV1", ["qmsum"], "test", "main,main")]
+
+
+@pytest.mark.parametrize("known", mteb_locov1.LOCOV1_CLASSES.values(), ids=lambda known: known.task)
+def test_mteb_knows_locov1_by_name_and_lacks_nothing_about_it(known):
+    import mteb
+
+    task = mteb.get_task(known.metadata.name)
+    assert type(task) is known
+    assert task.metadata.is_filled()
+    assert (task.metadata.dataset["path"], mteb_locov1.QUERIES["path"]) == (
+        "hazyresearch/LoCoV1-Documents",
+        "hazyresearch/LoCoV1-Queries",
+    )
 
 
 def test_candidates_that_a_task_gives_are_kept_to(task, encoder):

@@ -99,7 +99,7 @@ def test_benchmarks_expand_and_each_task_comes_once():
     names = [task.metadata.name for task in mteb_tasks(["LongEmbed", "LEMBQMSumRetrieval", "LongEmbed"])]
     assert len(names) == len(set(names)) == 6
     for wrong, nearest in (("longembed", "LongEmbed"), ("table-23", "table-22")):
-        with pytest.raises(ValueError, match=f"called '{wrong}'; nearest: .*{nearest}.*`mteb available-tasks`"):
+        with pytest.raises(ValueError, match=f"called '{wrong}'; .*`mteb available-tasks`.*did you mean '{nearest}'"):
             mteb_tasks([wrong])
 
 

@@ -4,8 +4,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from m2bert_eval.analyses.haystacks import SEPARATOR, build_haystacks, passages_of, text_of
-from m2bert_eval.analyses.needle import needle_positions, run_needle
+from m2bert_eval.analyses.haystacks import SEPARATOR, build_haystacks, needle_positions, passages_of, text_of
+from m2bert_eval.analyses.needle import run_needle
 from m2bert_eval.locov1 import make_task
 
 ABOUT = {"system": "fake / truncate", "encoder": "fake", "policy": "truncate", "model_fingerprint": None}

@@ -91,7 +91,11 @@ def test_the_corpus_is_the_recorded_one(corpus):
     differences = pydocs.version_differences(recipe)
     if differences:
         pytest.skip(f"package versions are not the recorded ones: {'; '.join(differences)}")
-    assert json.loads((corpus / "fingerprint.json").read_text())["fingerprint"] == recipe["fingerprint"]
+    record = json.loads((corpus / "fingerprint.json").read_text())
+    assert record["corpus_fingerprint"] == recipe["corpus_fingerprint"]
+    assert record["split_fingerprints"] == recipe["split_fingerprints"]
+    for split, fingerprint in recipe["split_fingerprints"].items():
+        assert load_task(corpus, "pydocs", split).fingerprint == fingerprint
 
 
 def test_every_split_is_a_task(corpus, tables):
@@ -130,8 +134,8 @@ def test_no_package_dominates_and_none_is_in_two_splits(tables):
 
 
 def test_a_finished_corpus_is_not_built_again(corpus, monkeypatch):
-    fingerprint = json.loads((corpus / "fingerprint.json").read_text())["fingerprint"]
-    recipe = {**pydocs.read_recipe(), "fingerprint": fingerprint}
+    fingerprint = json.loads((corpus / "fingerprint.json").read_text())["corpus_fingerprint"]
+    recipe = {**pydocs.read_recipe(), "corpus_fingerprint": fingerprint}
     monkeypatch.setattr(pydocs, "read_recipe", lambda: recipe)
     monkeypatch.setattr(pydocs, "collect_documents", lambda recipe: pytest.fail("was built again"))
     assert pydocs.build_pydocs(corpus) == fingerprint
@@ -139,7 +143,7 @@ def test_a_finished_corpus_is_not_built_again(corpus, monkeypatch):
 
 def test_other_versions_warn_and_missing_packages_are_an_error(tmp_path, monkeypatch, caplog):
     recipe = {
-        "fingerprint": "recorded",
+        "corpus_fingerprint": "recorded",
         "document_chars": 32_000,
         "max_documents_per_package": {"train": 1, "validation": 1, "test": 1},
         "packages": {
@@ -156,7 +160,7 @@ def test_other_versions_warn_and_missing_packages_are_an_error(tmp_path, monkeyp
     with caplog.at_level(logging.WARNING):
         fingerprint = pydocs.build_pydocs(tmp_path)
     assert fingerprint in caplog.text
-    assert "is not the recorded recorded" in caplog.text
+    assert "not the recorded recorded" in caplog.text
     assert "no-such-package: recorded 1, installed None" in caplog.text
     assert "typer: recorded 0.0" in caplog.text
 

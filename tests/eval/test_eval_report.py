@@ -6,6 +6,7 @@ import pytest
 from fabricated_records import bm25, clusters, efficiency, example, lengths, mteb, needle, retrieval, spans
 from typer.testing import CliRunner
 
+from m2bert_eval.report import pages as pages_module
 from m2bert_eval.report.cli import app
 from m2bert_eval.report.pages import escape_markdown
 from m2bert_eval.report.plots import CostPoint, pareto_front, spread
@@ -146,16 +147,16 @@ def test_outputs_are_checked_before_work(tmp_path):
         ({"kind": "poem"}, "kind 'poem' is unknown"),
         ({"kind": ["retrieval"]}, "is unknown"),
         ({key: value for key, value in bm25().items() if key != "query_scores"}, "query_scores is missing"),
-        (bm25(float("nan")), "ndcg_at_10 is nan, not a finite number"),
-        (bm25(interval_95=[0.1]), "interval_95 is [0.1], not two finite numbers"),
-        (bm25(counts=None), "counts is None, not an object"),
-        (bm25(by_length={"tokenizer": "bert", "rows": []}), "by_length.rows is empty"),
+        (bm25(ndcg_at_10=None), "ndcg_at_10 is None"),
+        (bm25(interval_95=[0.1]), "interval_95 is [0.1]"),
+        (bm25(counts=None), "counts is None"),
+        (bm25(by_length={"tokenizer": "bert", "rows": []}), "by_length.rows is []"),
         (needle(rows=[{"position": 1}]), "rows[0].ndcg_at_10 is missing"),
-        (spans(quarters=[1, 2]), "quarters is [1, 2], not four counts"),
-        (bm25(91.0), "ndcg_at_10 is 91.0, not a finite number from 0 to 1"),
-        (retrieval(seconds_per_document=-1), "seconds_per_document is -1, not a time"),
-        (needle(split=["test"]), "split is ['test'], not text"),
-        (clusters(model_fingerprint=7), "model_fingerprint is 7, not text"),
+        (spans(quarters=[1, 2]), "quarters is [1, 2]"),
+        (bm25(91.0), "ndcg_at_10 is 91.0"),
+        (retrieval(seconds_per_document=-1), "seconds_per_document is -1"),
+        (needle(split=["test"]), "split is ['test']"),
+        (clusters(model_fingerprint=7), "model_fingerprint is 7"),
     ],
 )
 def test_a_broken_record_is_named_and_the_others_kept(tmp_path, record, fault):
@@ -164,6 +165,61 @@ def test_a_broken_record_is_named_and_the_others_kept(tmp_path, record, fault):
     (problem,) = results.problems
     assert "record 1 of" in problem
     assert fault in problem
+
+
+@pytest.mark.parametrize("content", ["[" * 9999, '{"format": 1, "results": [NaN]}', '{"format": 1, "format": 1}', "7"])
+def test_files_of_other_forms_are_problems(tmp_path, content):
+    path = tmp_path / "x.json"
+    path.write_text(content)
+    (problem,) = load_results([path]).problems
+    assert problem.startswith(f"no result file: {path}")
+
+
+def test_names_of_any_length_and_letters_make_files_of_their_own(tmp_path):
+    """Two long names that begin alike, and two that differ in letters which no file's name keeps."""
+    long = "t" * 240
+    records = [
+        record
+        for task, fingerprint in ((f"{long}a", "ab"), (f"{long}b", "ab"), ("x/y", "ab"), ("x y", "ab"))
+        for record in (
+            retrieval("a / truncate", 0.5, task=task, data_fingerprint=fingerprint),
+            retrieval("b / truncate", 0.6, task=task, data_fingerprint=fingerprint, seconds_per_document=0.1),
+        )
+    ]
+    results = write(tmp_path / "x.json", *records)
+    outcome = report(results, "--output", tmp_path / "r.html", "--output", tmp_path / "r.md")
+    assert outcome.exit_code == 0, outcome.stderr
+    named = re.findall(r"\]\(r-plots/([^)]+)\)", (tmp_path / "r.md").read_text(encoding="utf-8"))
+    assert len(named) == len(set(named)) == 4
+    assert sorted(path.name for path in (tmp_path / "r-plots").iterdir()) == sorted(named)
+    ids = [attrs["id"] for _, attrs in Page((tmp_path / "r.html").read_text(encoding="utf-8")).tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+
+
+def test_nothing_is_written_before_all_is_rendered(tmp_path, monkeypatch):
+    render = pages_module.render
+
+    def fail_on_markdown(sections, title, suffix, plots):
+        if suffix == ".md":
+            raise ValueError("no Markdown today")
+        return render(sections, title, suffix, plots)
+
+    monkeypatch.setattr(pages_module, "render", fail_on_markdown)
+    results = write(tmp_path / "x.json", bm25(), retrieval())
+    assert report(results, "--output", tmp_path / "r.html", "--output", tmp_path / "r.md").exit_code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_control_characters_of_a_result_reach_neither_page_nor_terminal(tmp_path):
+    name = "a\x1b[2J\nb\u202ec"
+    record = retrieval(name, task=name, paper_row=name, failures=[example(name)], trained_on=[name], device=name)
+    broken = {**record, "split": [name]}
+    results = write(tmp_path / "x.json", record, broken, clusters(name, sources={name: 3}), needle(name, task=name))
+    outcome = report(results, "--output", tmp_path / "r.html", "--output", tmp_path / "r.md")
+    assert outcome.exit_code == 0
+    for text in (outcome.stderr, *((tmp_path / f"r.{kind}").read_text(encoding="utf-8") for kind in ("html", "md"))):
+        assert not re.search("[\x1b\u202e]", text)
+        assert "a\\x1b" in text.replace("\\\\", "\\")
 
 
 def test_the_later_of_two_measurements_wins_and_a_note_says_so(tmp_path):

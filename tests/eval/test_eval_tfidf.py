@@ -26,3 +26,7 @@ def test_documents_without_words_and_widths_below_one_are_refused():
         TfidfProjection(8).fit(["the", ""])
     with pytest.raises(ValueError, match="width=0"):
         TfidfProjection(0)
+
+
+def test_no_texts_give_no_rows():
+    assert TfidfProjection(8).fit(["apple pear"]).encode([], "query").shape == (0, 8)

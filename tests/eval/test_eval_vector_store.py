@@ -44,6 +44,13 @@ class Counting:
         ]
 
 
+class Wide(Counting):
+    """Gives rows of its width for no texts too, as an encoder must."""
+
+    def encode(self, texts, task, max_tokens=None):
+        return super().encode(texts, task) if texts else np.zeros((0, self.dimensions), dtype=np.float32)
+
+
 @pytest.fixture
 def policy():
     return parse_policy("best-chunk:tokens=1")
@@ -69,6 +76,13 @@ def test_vectors_come_in_the_order_of_the_texts_whether_kept_or_not(tmp_path, po
             assert one.dtype == other.dtype
         assert timed.seconds.shape == (6,)
         assert (timed.seconds > 0).all()
+
+
+def test_no_texts_give_no_rows_of_the_right_width(tmp_path, policy):
+    for folder in (None, tmp_path):
+        for each in (policy, parse_policy("chunk-average:tokens=1"), parse_policy("truncate"), None):
+            timed = VectorStore(folder).embed(Wide(), each, [])
+            assert [part.shape for part in (*timed.vectors, timed.seconds)] == [(0, 3), (0,), (0,), (0,)]
 
 
 def test_equal_texts_are_computed_once_and_a_second_run_computes_nothing(tmp_path, policy):
@@ -118,14 +132,38 @@ def test_what_decides_a_vector_is_never_mixed_up(tmp_path):
     assert "torch" in key["versions"]
 
 
-@pytest.mark.parametrize("harm", ["cut", "empty", "other"])
+def rewritten(path, change) -> bytes:
+    """The file with its tensors changed, its metadata as they were."""
+    from safetensors import safe_open
+    from safetensors.numpy import save
+
+    with safe_open(path, "np") as shard:
+        tensors = {name: shard.get_tensor(name).copy() for name in shard.keys()}  # noqa: SIM118
+        change(tensors)
+        return save(tensors, shard.metadata())
+
+
+def shuffle(tensors):
+    tensors["rows"][:] = tensors["rows"][::-1]
+
+
+def one_nan(tensors):
+    tensors["rows"][0, 0] = np.nan
+
+
+def other_counts(tensors):
+    tensors["counts"] = tensors["counts"] + 1
+
+
+@pytest.mark.parametrize("harm", ["cut", "empty", "other", shuffle, one_nan, other_counts])
 def test_a_file_that_cannot_be_trusted_is_named_and_computed_again(tmp_path, policy, caplog, harm):
     VectorStore(tmp_path).embed(Counting(), policy, TEXTS)
     VectorStore(tmp_path).embed(Counting("bb"), policy, TEXTS)
     mine, other = sorted({path.parent for path in tmp_path.glob("*/*.safetensors")})
-    broken = sorted(mine.glob("*.safetensors"))[0]
+    broken = max(mine.glob("*.safetensors"), key=lambda path: path.stat().st_size)
     foreign = (other / broken.name).read_bytes()
-    broken.write_bytes({"cut": broken.read_bytes()[:-8], "empty": b"", "other": foreign}[harm])
+    contents = {"cut": broken.read_bytes()[:-8], "empty": b"", "other": foreign}
+    broken.write_bytes(rewritten(broken, harm) if callable(harm) else contents[harm])
     fingerprint = json.loads((mine / "key.json").read_text())["encoder"]
     encoder = Counting(fingerprint)
     timed = VectorStore(tmp_path).embed(encoder, policy, TEXTS)
@@ -136,16 +174,45 @@ def test_a_file_that_cannot_be_trusted_is_named_and_computed_again(tmp_path, pol
     assert len(caplog.records) == 1  # the file was replaced
 
 
-def test_a_folder_of_another_key_is_emptied(tmp_path, policy, caplog):
+def test_vectors_that_are_not_finite_are_named_and_not_kept(tmp_path):
+    class Broken(Counting):
+        def encode(self, texts, task, max_tokens=None):
+            rows = super().encode(texts, task)
+            rows[[text == "boat" for text in texts]] = np.nan
+            return rows
+
+    policy = parse_policy("truncate")
+    for folder in (None, tmp_path):
+        with pytest.raises(ValueError, match="'boat' is not finite"):
+            VectorStore(folder).embed(Broken(), policy, TEXTS)
+    timed = VectorStore(tmp_path).embed(Counting(), policy, TEXTS)  # as if the graphics card had been replaced
+    np.testing.assert_array_equal(timed.vectors.rows, policy.embed(Counting(), TEXTS).rows)
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path, policy):
     VectorStore(tmp_path).embed(Counting(), policy, TEXTS)
-    (key,) = tmp_path.glob("*/key.json")
-    for content in ("{}", "no json", json.dumps({"digest": "0" * 64})):
-        key.write_text(content)
-        encoder = Counting()
-        VectorStore(tmp_path).embed(encoder, policy, TEXTS)
-        assert len(encoder.encoded) == 16
-        assert json.loads(key.read_text())["digest"] == key.parent.name
-    assert len(caplog.records) == 3
+    (shelf,) = tmp_path.iterdir()
+    old, new = (shelf / f".{name}.safetensors.123" for name in ("old", "new"))
+    for scratch in (old, new):
+        scratch.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    VectorStore(tmp_path).embed(Counting(), policy, TEXTS)
+    assert [path for path in shelf.iterdir() if path.name.startswith(".")] == [new]  # somebody may be writing it
+
+
+def test_two_runs_at_once_write_the_same_folder(tmp_path, policy):
+    code = (
+        "import sys; from test_eval_vector_store import *; vector_store.PORTION_CHARS = 12\n"
+        f"for text in range(40): VectorStore({str(tmp_path)!r}).embed(Counting(), parse_policy('truncate'), "
+        "[*TEXTS, f'text {text}'])"
+    )
+    runs = [subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent) for _ in range(2)]
+    assert [run.wait(60) for run in runs] == [0, 0]
+    encoder, texts = Counting(), [*TEXTS, *(f"text {text}" for text in range(40))]
+    timed = VectorStore(tmp_path).embed(encoder, parse_policy("truncate"), texts)
+    assert encoder.encoded == []
+    np.testing.assert_array_equal(timed.vectors.rows, parse_policy("truncate").embed(Counting(), texts).rows)
+    assert not list(tmp_path.glob("*/.*"))
 
 
 def test_only_what_is_asked_for_is_read(tmp_path, policy, monkeypatch):
@@ -168,16 +235,6 @@ def test_chunks_that_were_found_apart_are_averaged_without_a_model(tmp_path, pol
     assert encoder.encoded == []
     assert timed.vectors.counts.tolist() == [1] * 6
     np.testing.assert_array_equal(timed.vectors.rows, average.embed(Counting(), TEXTS).rows)
-
-
-def test_progress_counts_all_characters(tmp_path, policy):
-    from tqdm import tqdm
-
-    for folder in (None, tmp_path, tmp_path):
-        with tqdm(total=1, disable=False, file=open(os.devnull, "w")) as progress:
-            VectorStore(folder).embed(Counting(), policy, TEXTS, progress)
-            VectorStore(folder).embed(Counting(), policy, TEXTS, progress)
-            assert progress.n == 2 * sum(map(len, TEXTS))
 
 
 def test_the_default_folder(monkeypatch, tmp_path):

@@ -8,8 +8,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from fake_hub_store import LARGE, Commit, Refusal, Repository, history, is_large, oids
 
-WRITE_TOKEN = "hf_write"  # may write to the namespace `org`, and read and open pull requests everywhere
-READ_TOKEN = "hf_read"  # reads everything, writes nothing
+WRITE_TOKEN = f"hf_{'w' * 34}"  # may write to the namespace `org`, and read and open pull requests everywhere
+READ_TOKEN = f"hf_{'r' * 34}"  # reads everything, writes nothing
 DATE = "2024-01-01T00:00:00.000Z"
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import m2bert
 from m2bert_hub import cli
 from modeling_m2bert import M2BertModel
 
@@ -121,6 +122,75 @@ def test_weights_that_are_no_state_dict_are_one_line_and_run_nothing(monkeypatch
 def test_importing_the_command_does_not_import_the_evaluation():
     code = "import sys, m2bert_hub.cli; assert not {'m2bert_eval', 'datasets', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_mistakes_are_told_before_anything_slow_is_imported(tmp_path):
+    (tmp_path / "file").write_text("[")
+    (tmp_path / "run.yaml").write_text("tasks: {data: x}\nencoder: bm25\n")
+    (tmp_path / "about.yaml").write_text("licence: mit\n")
+    (tmp_path / "model").mkdir()
+    run = ["eval", "--data", "x/y", "--output", "new/x.json", "--encoder"]
+    cases = [
+        (["eval", "--encodr", "bm25"], "--encoder"),
+        (["evl"], "eval"),
+        (["analyse", "lenghts"], "lengths"),
+        ([*run, "bm52"], "did you mean 'bm25'"),
+        ([*run, "./nowhere"], "is no folder"),
+        ([*run, "bm25", "--policy", "trunc"], "did you mean 'truncate'"),
+        ([*run, "bm25", "--hybrid", "rff"], "did you mean 'rrf'"),
+        ([*run, "bm25", "--data", "./nowhere"], "'./nowhere' is no folder"),
+        ([*run, "bm25", "--output", "file"], "file exists"),
+        ([*run, "bm25", "--output", "file/x.json"], "cannot be written"),
+        ([*run, "bm25", "--output", "x" * 300], "cannot be written"),
+        (["eval", "--config", "run.yaml", "--output", "x.json"], "'encoder'; did you mean 'encoders'"),
+        (["compare", "file"], "no result file: file"),
+        (["report", "file", "--output", "file/x.md"], "cannot be written"),
+        (["report", "file", "--output", "x.md"], "none of the files holds a result"),
+        (["analyse", "spans", "--data", "./nowhere", "--output", "x.json"], "'./nowhere' is no folder"),
+        (["analyse", "needle", "--encoder", "./no", "--data", "x/y", "--output", "x.json"], "'./no' is no folder"),
+        (["analyse", "efficiency", "--encoder", "bm25", "--data", "x/y", "--output", "x.json"], "gives no vectors"),
+        (["export", "--model", "nowhere", "--output", "out"], "nowhere does not exist"),
+        (["export", "--model", "model", "--output", "file"], "file is no folder"),
+        (["export", "--model", "model", "--output", "out", "--about", "about.yaml"], "'license'"),
+        (["convert", "./nowhere", "--output", "out"], "./nowhere is no file"),
+        (["convert", "model", "--output", "file/out"], "cannot be written"),
+        (["convert", "model", "--output", "out", "--config", "file"], "file is no valid JSON"),
+        (["push", "nowhere", "--repo", "a/b"], "nowhere does not exist"),
+        (["push", "model", "--repo", "a b"], "'a b'"),
+    ]
+    code = f"""
+import sys
+from m2bert_hub.cli import main
+for arguments, _ in {cases}:
+    sys.argv = ["m2bert", *arguments]
+    print("next", file=sys.stderr)
+    try:
+        main()
+    except SystemExit as stop:
+        assert stop.code == 2, arguments
+    slow = {{"torch", "transformers", "sentence_transformers", "sklearn", "scipy", "datasets", "matplotlib", "bm25s"}}
+    assert not slow & set(sys.modules), (arguments, slow & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for (arguments, message), said in zip(cases, done.stderr.split("next\n")[1:], strict=True):
+        assert message in " ".join(said.split()), arguments
+        assert "Traceback" not in said
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_version_is_shown(monkeypatch, capsys):
+    assert run(monkeypatch, capsys, "--version")[:2] == (0, f"{m2bert.__version__}\n")
+
+
+def test_an_interruption_is_one_line_and_130(monkeypatch, capsys, tmp_path):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("m2bert_eval.plan.make_plan", interrupt)
+    arguments = ["eval", "--encoder", "bm25", "--data", tmp_path, "--output", tmp_path / "x.json"]
+    code, out, err = run(monkeypatch, capsys, *arguments)
+    assert (code, out, err.strip()) == (130, "", "m2bert: interrupted")
 
 
 def test_every_command_is_listed(monkeypatch, capsys):

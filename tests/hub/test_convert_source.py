@@ -25,6 +25,7 @@ from transformers import AutoTokenizer, BertTokenizerFast
 
 from m2bert_hub import conversion, parity
 from m2bert_hub.conversion import convert_source
+from m2bert_hub.hub_errors import HubError
 from m2bert_hub.source import find_source
 from modeling_m2bert import M2BertForMaskedLM, M2BertModel
 
@@ -311,6 +312,14 @@ def test_repositories_that_cannot_be_read_are_one_line_with_the_fix(tmp_path, or
     with pytest.raises(ValueError, match="org/name .*no file 'x.bin'"):
         convert_source("org/name", tmp_path / "out", file="x.bin")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("answer", [b"null", b"[]", b"3", b"not JSON", b'{"siblings": 3}'])
+def test_an_answer_of_another_form_is_one_error(tmp_path, hub, original, answer):
+    hub.add("org/name", repository(original))
+    hub.intercept = lambda request: (200, {}, answer) if "/api/" in request.path else None
+    with pytest.raises(HubError, match="org/name"):
+        convert_source("org/name", tmp_path / "out")
 
 
 @pytest.mark.slow

@@ -117,3 +117,13 @@ def test_an_option_of_another_type_is_named_with_the_type_it_has(original, optio
 def test_options_that_the_original_leaves_open_may_be_null(original):
     stated = original.config | {"pad_token_id": None, "long_conv_l_max": None, "hyena_w": 10.0}
     assert convert_state_dict(original.embedding_state(), stated).config.pad_token_id is None
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (0,), (2, 3), (2, 3, 4), (1, 0, 1), (1, 1, 1, 1)])
+def test_tensors_of_any_other_shape_are_refused_by_name(original, shape):
+    whole = original.embedding_state()
+    for name in whole:
+        if shape != whole[name].shape and ".layer.1." not in name:
+            for options in (original.config, {}):
+                with pytest.raises(ValueError, match="bert|embeddings|layers|pooler|option |_size"):
+                    convert_state_dict(whole | {name: torch.ones(shape)}, options)

@@ -84,6 +84,31 @@ def test_a_tokenizer_that_fails_on_a_sentence_is_refused(tmp_path, source):
         convert_source(str(source), tmp_path / "out")
 
 
+@pytest.mark.parametrize("settings", [True, False])
+@pytest.mark.usefixtures("idle")
+def test_a_vocabulary_is_not_read_from_a_file_that_is_named_in_its_place(tmp_path, source, settings):
+    write_fast(source)
+    content = json.loads((source / "tokenizer.json").read_text())
+    (tmp_path / "notes.txt").write_text("\n".join([*WORDS, "private"]))
+    content["model"]["vocab"] = str(tmp_path / "notes.txt")
+    (source / "tokenizer.json").write_text(json.dumps(content))
+    if not settings:
+        (source / "tokenizer_config.json").unlink()
+    with pytest.raises(ValueError, match="tokenizer .* cannot be read.*model.vocab"):
+        convert_source(str(source), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "text", ["NaN", "null", "[" * 9000, '{"tokenizer_class": 1e308}', '{"model_max_length": "512"}']
+)
+@pytest.mark.usefixtures("idle")
+def test_settings_of_another_form_are_one_line(tmp_path, source, text):
+    write_fast(source)
+    (source / "tokenizer_config.json").write_text(text)
+    with pytest.raises(ValueError, match="clone.* cannot be read .*tokenizer_config.json"):
+        convert_source(str(source), tmp_path / "out")
+
+
 def test_texts_are_recorded_with_the_tokens_that_they_have(tmp_path, source):
     write_fast(source, split=False)  # a text is one unknown word
     convert_source(str(source), tmp_path / "out")

@@ -3,7 +3,9 @@
 import ast
 import json
 import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ from huggingface_hub import ModelCard
 
 import modeling_m2bert
 from m2bert_hub.about import About
-from m2bert_hub.folder import write_folder
+from m2bert_hub.folder import check_output, whole_folder, write_folder
 from m2bert_hub.model_card import Card
 from modeling_m2bert import M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
 
@@ -193,12 +195,14 @@ def test_a_folder_that_is_not_empty_is_refused_and_kept(tmp_path, tiny_config, t
     write_folder(model, tokenizer, tmp_path / "out")  # empty: fine
     before = (tmp_path / "out" / "model.safetensors").read_bytes()
     (tmp_path / "out" / "mine.txt").write_text("keep")
-    with pytest.raises(ValueError, match="--overwrite"):
-        write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out")
+    for overwrite, message in ((False, "--overwrite"), (True, "mine.txt")):
+        with pytest.raises(ValueError, match=message):
+            write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out", overwrite=overwrite)
     assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+    (tmp_path / "out" / "mine.txt").unlink()
     write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out", overwrite=True)
-    assert not (tmp_path / "out" / "mine.txt").exists()
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() != before
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is no folder"):
         write_folder(model, tokenizer, tmp_path / "file")
@@ -233,6 +237,7 @@ def test_a_failed_replacement_puts_the_old_folder_back(tmp_path, tiny_config, to
             raise OSError("interrupted")
         return rename(self, target)
 
+    monkeypatch.setattr("m2bert_hub.folder._exchange", lambda *_: False)
     monkeypatch.setattr(Path, "rename", fail_for_new)
     with pytest.raises(OSError, match="interrupted"):
         write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out", overwrite=True)
@@ -246,7 +251,7 @@ def test_a_folder_filled_meanwhile_is_not_replaced(tmp_path, tiny_config, tokeni
         return ""
 
     monkeypatch.setattr("m2bert_hub.folder.render_card", fill)
-    with pytest.raises(OSError, match="not empty"):
+    with pytest.raises(ValueError, match="not empty"):
         write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
@@ -262,16 +267,142 @@ def test_links_are_followed_and_the_working_folder_is_refused(tmp_path, tiny_con
             write_folder(M2BertModel(tiny_config()), tokenizer, name, overwrite=True)
 
 
-def test_only_a_model_folder_is_replaced(tmp_path, tiny_config, tokenizer, monkeypatch):
-    (tmp_path / "mine" / "inner").mkdir(parents=True)
-    (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    with pytest.raises(ValueError, match="holds no model, so it is not replaced"):
-        write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "mine", overwrite=True)
-    (tmp_path / "mine" / "config.json").write_text("{}")
-    monkeypatch.chdir(tmp_path / "mine" / "inner")
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        ({"thesis.txt": "precious"}, "thesis.txt"),
+        ({"thesis.txt": "precious", "config.json": "{}"}, "thesis.txt"),
+        ({".git/config": "", "config.json": '{"model_type": "m2bert"}'}, ".git"),
+        ({"notes": "mine", "adapter_config.json": "{}"}, "notes"),
+        ({"1_Dense/thesis.txt": "precious", "config.json": '{"model_type": "m2bert"}'}, "1_Dense/thesis.txt"),
+        ({"config.json": "{}"}, "holds no model"),
+        ({"config.json": '{"model_type": "bert"}', "README.md": "mine"}, "holds no model"),
+        ({"config.json": "[", "README.md": "mine"}, "holds no model"),
+    ],
+)
+def test_what_is_not_ours_is_never_replaced(tmp_path, files, names):
+    for name, text in files.items():
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"{names}.*is not replaced"):
+        check_output(tmp_path / "mine", overwrite=True)
+    with pytest.raises(ValueError, match=rf"{names}.*is not replaced"), whole_folder(tmp_path / "mine", True):
+        pass
+    assert {name: (tmp_path / "mine" / name).read_text() for name in files} == files
+
+
+def test_the_working_folder_is_never_replaced(folder, monkeypatch):
+    (folder / "inner").mkdir()
+    monkeypatch.chdir(folder / "inner")
     with pytest.raises(ValueError, match="holds the working folder"):
-        write_folder(M2BertModel(tiny_config()), tokenizer, "..", overwrite=True)
-    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+        check_output("..", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("file/out", "file is no folder"), ("x" * 300, "too long"), ("x" * 252, "too long")]
+)
+def test_an_output_that_cannot_be_made_is_refused_at_once(tmp_path, name, reason):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=f"cannot be written .*{reason}"):
+        check_output(tmp_path / name, overwrite=False)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_parent_that_may_not_be_written_is_refused_at_once(tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(ValueError, match="locked may not be written"):
+        check_output(tmp_path / "locked" / "new" / "out", overwrite=False)
+
+
+def test_a_full_disk_is_one_line_that_names_the_output(tmp_path, tiny_config, tokenizer):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        for most in (200, 20_000):  # config.json, the weights
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+            with pytest.raises(ValueError, match="output .*parent/out cannot be written.*free space"):
+                write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "parent" / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_not_finite_are_not_written(tmp_path, tiny_config, tokenizer):
+    model = M2BertModel(tiny_config())
+    with torch.no_grad():
+        model.layers[1].norm.weight[3] = float("nan")
+    with pytest.raises(ValueError, match="layers.1.norm.weight"):
+        write_folder(model, tokenizer, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from m2bert_hub import folder
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+output, place = Path(sys.argv[1]), sys.argv[2]
+exchange, rename = folder._exchange, Path.rename
+if place == "after the exchange":
+    folder._exchange = lambda *paths: exchange(*paths) and die()
+if place == "between the renames":
+    folder._exchange = lambda *_: False
+    Path.rename = lambda path, to: die() if path.name == "new" else rename(path, to)
+with folder.whole_folder(output, True) as new:
+    (new / "config.json").write_text('{"model_type": "m2bert", "of": "new"}')
+    if place == "while it is filled":
+        die()
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "found"),
+    [("while it is filled", "old"), ("between the renames", "old"), ("after the exchange", "new")],
+)
+def test_a_kill_loses_nothing_and_what_it_leaves_goes(tmp_path, place, found):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "config.json").write_text('{"model_type": "m2bert", "of": "old"}')
+    result = subprocess.run([sys.executable, "-c", KILLED, str(output), place], capture_output=True, text=True)
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    assert (tmp_path / ".out.partial").is_dir()
+    with pytest.raises(ValueError, match="--overwrite"):  # also of a folder that the kill has hidden
+        check_output(output, overwrite=False)
+    with pytest.raises(OSError, match="disk"), whole_folder(output, True):
+        raise OSError("disk")
+    assert json.loads((output / "config.json").read_text())["of"] == found
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_second_writer_is_told_at_once_and_takes_nothing_away(tmp_path):
+    output = tmp_path / "out"
+    code = f"""
+import time; from pathlib import Path; from m2bert_hub.folder import whole_folder
+with whole_folder({str(output)!r}, False) as new:
+    (new / "config.json").write_text("first"); print("held", flush=True); time.sleep(600)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(ValueError, match="another process writes to"):
+            check_output(output, overwrite=False)
+        with pytest.raises(ValueError, match="another process writes to"), whole_folder(output, False):
+            pass
+        assert (tmp_path / ".out.partial" / "new" / "config.json").read_text() == "first"
+    finally:
+        process.kill()
+        process.wait()
+    check_output(output, overwrite=False)
+
+
+def test_the_scratch_folders_name_may_be_taken(tmp_path):
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "thesis").write_text("precious")
+    with pytest.raises(ValueError, match="thesis.*move it away"), whole_folder(tmp_path / "out", False):
+        pass
+    assert (tmp_path / ".out.partial" / "thesis").read_text() == "precious"
 
 
 @pytest.mark.parametrize("cls", [M2BertModel, M2BertForMaskedLM, M2BertForSequenceClassification])

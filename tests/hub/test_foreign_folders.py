@@ -90,6 +90,7 @@ def test_exporting_runs_none_of_the_checkpoints_code(checkpoint, tmp_path):
 def test_an_exported_folder_names_no_code_but_its_own(checkpoint, tmp_path, name, reference):
     """`stranger/model--evil.X` would run another repository's code for whoever trusts this one."""
     foreign = {"auto_map": dict.fromkeys(AUTO_NAMES, reference)}
+    foreign["_home"] = "/home/evil" if name == "config.json" else None
     foreign["custom_pipelines"] = {"fill-mask": {"impl": reference, "pt": ["AutoModelForMaskedLM"]}}
     change_json(checkpoint / name, lambda content: content.update(foreign))
     exported = export_checkpoint(checkpoint, tmp_path / "exported")
@@ -125,5 +126,5 @@ def test_shards_lie_in_their_folder(checkpoint, tmp_path, absolute):
 
 def test_an_index_of_another_form_is_one_line(checkpoint):
     (checkpoint / "model.safetensors.index.json").write_text('{"weight_map": ["a"]}')
-    with pytest.raises(ValueError, match="weight_map that is no JSON object"):
+    with pytest.raises(ValueError, match="index.json: weight_map"):
         load_checkpoint(checkpoint)

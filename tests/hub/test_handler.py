@@ -1,7 +1,12 @@
 """handler.py: what an Inference Endpoint answers."""
 
+import gc
 import json
+import os
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -101,9 +106,9 @@ def test_prompts_are_those_that_sentence_transformers_takes(make, prompts):
 
 @pytest.mark.parametrize("padding", ["masked", "visible"])
 @pytest.mark.parametrize("policy", ["truncate", "chunk-average"])
-def test_a_vector_does_not_depend_on_the_other_texts(make, padding, policy, monkeypatch):
-    monkeypatch.setattr(handler_module, "BATCH_TOKENS", 100)
+def test_a_vector_does_not_depend_on_the_other_texts(make, padding, policy):
     handler = EndpointHandler(make(padding=padding))
+    handler.batch_tokens = 100
     texts = [*TEXTS, LONG + " report", *TEXTS]
     alone = torch.cat([embed(handler, text, policy=policy) for text in texts])
     together = embed(handler, texts, policy=policy)
@@ -113,8 +118,8 @@ def test_a_vector_does_not_depend_on_the_other_texts(make, padding, policy, monk
 
 @pytest.mark.parametrize("padding", ["masked", "visible"])
 def test_batches_keep_to_the_budget_and_pad_little(make, padding, monkeypatch):
-    monkeypatch.setattr(handler_module, "BATCH_TOKENS", 100)
     handler = EndpointHandler(make(padding=padding))
+    handler.batch_tokens = 100
     shapes, forward = [], handler.model.forward
 
     def record(features, **kwargs):
@@ -134,9 +139,9 @@ def test_batches_keep_to_the_budget_and_pad_little(make, padding, monkeypatch):
         assert len(shapes) == 12
 
 
-def test_a_text_longer_than_the_budget_is_read_alone(make, monkeypatch):
-    monkeypatch.setattr(handler_module, "BATCH_TOKENS", 10)
+def test_a_text_longer_than_the_budget_is_read_alone(make):
     handler = EndpointHandler(make())
+    handler.batch_tokens = 10
     assert embed(handler, [LONG, "the"]).shape == (2, 32)
 
 
@@ -207,3 +212,80 @@ def test_requests_at_the_same_time_do_not_mix(make):
     expected = [handler(body) for body in bodies]
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(handler, bodies * 4)) == expected * 4
+
+
+def worker_names():
+    return [thread.name for thread in threading.enumerate() if thread.name == "m2bert"]
+
+
+def test_a_short_query_gets_between_the_pieces_of_a_long_request(make, monkeypatch):
+    handler = EndpointHandler(make())
+    handler.batch_tokens = 48
+    read, encode, begun, may_go_on = [], handler.model.encode, threading.Event(), threading.Event()
+
+    def recorded(texts, **options):
+        read.append(texts[0])
+        begun.set()
+        assert may_go_on.wait(60)
+        return encode(texts, **options)
+
+    monkeypatch.setattr(handler.model, "encode", recorded)
+    with ThreadPoolExecutor(3) as threads:
+        long = threads.submit(handler, {"inputs": [LONG] * 4})
+        begun.wait(60)
+        other = threads.submit(handler, {"inputs": [LONG + " report"] * 8})
+        while handler._jobs.qsize() < 1:
+            time.sleep(0.01)
+        short = threads.submit(handler, {"inputs": "the"})
+        while handler._jobs.qsize() < 2:
+            time.sleep(0.01)
+        may_go_on.set()
+        assert [len(done.result()["embeddings"]) for done in (long, other, short)] == [4, 8, 1]
+    assert read == [LONG, "the", *[LONG] * 3, *[LONG + " report"] * 8]
+
+
+def test_a_long_request_is_not_overtaken_for_ever(make, monkeypatch):
+    """Its place in line is fixed; what comes late enough stands behind it."""
+    handler, now = EndpointHandler(make()), [0.0]
+    monkeypatch.setattr(handler_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    places, put = [], handler._jobs.put
+    monkeypatch.setattr(handler._jobs, "put", lambda job: (places.append(job[0]), put(job)))
+    for now[0], text in ((0.0, "the " * 1_000_000), (59.0, "the"), (61.0, "the"), (61.0, "the " * 1000)):
+        begin = len(places)
+        handler({"inputs": text})
+        assert len({*places[begin:]}) == 1
+    first = sorted(set(places))
+    assert first == [pytest.approx(place, abs=0.01) for place in (59, 60, 61, 65)]
+
+
+def test_one_thread_serves_all_and_ends_with_its_handler(make):
+    gc.collect()
+    before = len(worker_names())
+    handler = EndpointHandler(make())
+    assert len(worker_names()) == before  # none before the first request: the process may fork
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(handler, [{"inputs": text} for text in TEXTS * 4]))
+    assert len(worker_names()) == before + 1
+    handler.max_tokens = None  # a fault of any kind
+    with pytest.raises(TypeError):
+        handler({"inputs": "the"})
+    worker = handler._worker
+    del handler
+    worker.join(60)
+    assert not worker.is_alive()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_it_answers_in_a_process_that_is_forked_after_a_request(make):
+    handler = EndpointHandler(make())
+    expected = handler({"inputs": "the budget"})
+    child = os.fork()
+    if not child:
+        os._exit(0 if handler({"inputs": "the budget"}) == expected else 1)
+    deadline = time.monotonic() + 60
+    while (found := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if found[0] == 0:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+    assert found == (child, 0)

@@ -92,7 +92,7 @@ def test_only_embedding_models_with_a_tokenizer_get_it(tmp_path, tiny_config, to
 
 
 def test_the_handler_is_harmless():
-    """It imports three things, and calls nothing that reads, writes, runs or connects."""
+    """It imports few things, and calls nothing that reads, writes, runs or connects."""
     tree = ast.parse(Path(handler_module.__file__).read_text())
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
@@ -105,7 +105,8 @@ def test_the_handler_is_harmless():
             imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             imported |= {f"{node.module}.{alias.name}" for alias in node.names} if not node.level else {"."}
-    assert imported == {"threading", "torch", "sentence_transformers.SentenceTransformer"}
+    threads = {"threading", "time", "weakref", "concurrent.futures.Future", "queue.PriorityQueue"}
+    assert imported == {*threads, "collections.abc.Iterator", "torch", "sentence_transformers.SentenceTransformer"}
 
 
 def test_the_requirements_are_met_here():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from m2bert_hub import inert_pickle
 from m2bert_hub.inert_pickle import Placeholder, read_inert
 
 
@@ -128,6 +129,33 @@ def test_a_tensor_cannot_reach_beyond_its_storage(tmp_path):
             archive.writestr(name, content)
     with pytest.raises(ValueError, match="weights.bin cannot be read"):
         read_inert(path)
+
+
+def archive_of(path, pickled, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", pickled)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("pickled", "says"),
+    [
+        (b"\x80\x02Nr" + (10**5).to_bytes(4, "little") + b".", "LONG_BINPUT 100000 among 4 operations"),
+        (b"\x80\x02Np100000\n.", "PUT 100000 among 4 operations"),
+        (b"\x80\x04B" + (10**5).to_bytes(4, "little") + b"abc.", "expected 100000 bytes"),
+    ],
+)
+def test_a_small_file_cannot_ask_for_much_memory(tmp_path, monkeypatch, pickled, says):
+    monkeypatch.setattr(inert_pickle, "InertUnpickler", None)  # refused before anything is unpickled
+    with pytest.raises(ValueError, match=f"weights.pt cannot be read.*{says}"):
+        read_inert(archive_of(tmp_path / "weights.pt", pickled))
+
+
+def test_a_compressed_file_is_refused(tmp_path):
+    pickled = b"\x80\x02}" + b"N0" * 10_000 + b"."
+    assert read_inert(archive_of(tmp_path / "stored.pt", pickled)) == {}
+    with pytest.raises(ValueError, match="small.pt cannot be read.*compressed"):
+        read_inert(archive_of(tmp_path / "small.pt", pickled, zipfile.ZIP_DEFLATED))
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", pickle.dumps({"a": 1}), b"PK\x03\x04 cut off"])

@@ -6,10 +6,12 @@ import re
 
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 from test_scores import record
 
+from m2bert.files import parse_yaml
 from m2bert_eval.model_files import model_files
 from m2bert_hub.about import About, Data, read_about
 from m2bert_hub.export import export_checkpoint
@@ -102,15 +104,21 @@ def test_what_its_maker_says_is_on_the_card(tmp_path, checkpoint):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("licence: mit", "field 'licence' that is unknown; the nearest one is 'license'"),
-        ("- mit", "is no mapping; its fields are license"),
-        ("license: 'mit | #'", "is none of the Hub's"),
-        ("data: [{name: a, license: b, hub: ../../x y}]", "is no data set"),
-        ("license: [mit]", r"license=\['mit'\] is not text"),
-        ("limits: none", "limits='none' is not a list"),
-        ("data: [{name: books}]", r"data\[0\] has no license"),
-        ("data: [books]", r"data\[0\] is no mapping"),
-        ("a: b: c", "is no YAML file"),
+        ("licence: mit", "unknown key 'licence'; did you mean 'license'"),
+        ("- mit", "holds no mapping"),
+        ("license: 'mit | #'", "license is 'mit | #'; that is none of the Hub's"),
+        ("data: [{name: a, license: b, hub: ../../x y}]", r"data\[0\].hub is .*no data set"),
+        ("data: [{name: a, license: b, hub: 123}]", r"data\[0\].hub is 123"),
+        ("license: [mit]", "license is .*'mit'"),
+        ("language: [1]", r"language\[0\] is 1"),
+        ("language: en", "language is 'en'"),
+        ("limits: none", "limits is 'none'"),
+        ("limits: [true]", r"limits\[0\] is True"),
+        ("data: [{name: books}]", r"data\[0\].license is missing"),
+        ("data: [books]", r"data\[0\] is 'books'"),
+        ("a: b: c", "no valid YAML"),
+        ("text: &a [x]\nlimits: *a", "aliases"),
+        ("license: mit\nlicense: apache-2.0", "'license' stands twice"),
     ],
 )
 def test_a_broken_about_file_is_named_and_nothing_is_written(tmp_path, checkpoint, text, message):
@@ -194,7 +202,7 @@ def test_the_twin_with_masked_padding_is_compared_in_ndcg(tmp_path, tiny_config,
 def test_settings_of_training_are_shown_without_paths_of_the_machine(tmp_path, tiny_config):
     settings = {"data": {"path": "/home/somebody/secret/qmsum"}, "steps": 7, "tasks": ["/home/somebody/x", 3]}
     record = {"training.json": json.dumps({"config": settings, "data_fingerprint": "b" * 64})}
-    about = About(data=[Data("qmsum", "MIT")])
+    about = About(data=[Data(name="qmsum", license="MIT")])
     folder = write_folder(
         M2BertForMaskedLM(tiny_config()), None, tmp_path / "out", extra_files=record, card=Card(about=about)
     )
@@ -249,14 +257,58 @@ def test_foreign_text_stays_in_its_cell(tmp_path, tiny_config, tokenizer):
     assert card.data.license is None
 
 
-@pytest.mark.parametrize("name", ["training.json", "conversion.json"])
-@pytest.mark.parametrize("text", ["[1]", '"x"', "[" * 100_000, '{"source": "x", "config": {}, "versions": []}'])
-def test_a_record_of_another_form_is_named_and_nothing_is_written(tmp_path, tiny_config, name, text):
-    if name == "training.json" and "source" in text:
-        text = '{"config": {"a": 1}, "versions": [1]}'
-    with pytest.raises(ValueError, match=name.split(".")[0]):
+@pytest.mark.parametrize("value", ["a\n```\n\n# Mine", "a\n````\n<script>\n", "```\r\n# Mine", "a\n\n  ```\n# Mine\n"])
+def test_a_setting_stays_in_its_code_block(tmp_path, tiny_config, value):
+    record = {"training.json": json.dumps({"config": {"a": value, value: ["b", value]}})}
+    text = (
+        write_folder(M2BertModel(tiny_config()), None, tmp_path / "out", extra_files=record) / "README.md"
+    ).read_text()
+    opening = re.search(r"^(`{3,})yaml$", text, flags=re.MULTILINE)
+    block, rest = re.split(rf"^ {{0,3}}{opening[1]}`*\s*$", text[opening.end() :], maxsplit=1, flags=re.MULTILINE)
+    assert parse_yaml(block, "the block") == {"a": value, value: ["b", value]}
+    assert rest.strip().startswith("</details>")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "place"),
+    [
+        ("training.json", {"config": {}, "versions": [1]}, "versions"),
+        ("training.json", {"config": [1]}, "config"),
+        ("training.json", {"data_fingerprint": 3}, "data_fingerprint is 3"),
+        ("conversion.json", {"tensors": {"total": "9 |\n# Mine"}}, "tensors.total"),
+        ("conversion.json", {"parity": CONVERSION["parity"] | {"texts": "2\n# Mine"}}, "parity.texts"),
+        ("conversion.json", {"parity": CONVERSION["parity"] | {"float32": {}}}, "float32|last_hidden_state"),
+        ("conversion.json", {"masked": {"text": "x", "cosine": [{"tokens": "\n# Mine"}]}}, r"cosine\[0\].tokens"),
+        ("conversion.json", {"license": 7}, "license is 7"),
+        ("conversion.json", {"source": None}, "source is None"),
+        *((name, text, "") for name in ("training.json", "conversion.json")
+          for text in ("{", "[1]", '"x"', "[" * 100_000, '{"a":' * 900 + "1" + "}" * 900, '{"a": NaN}')),
+    ],
+)  # fmt: skip
+def test_a_record_of_another_form_is_named_and_nothing_is_written(tmp_path, tiny_config, name, change, place):
+    usual = {"conversion.json": CONVERSION, "training.json": {}}[name]
+    text = change if isinstance(change, str) else json.dumps(usual | change)
+    with pytest.raises(ValueError, match=f"{name.split('.')[0]}.*{place}"):
         write_folder(M2BertModel(tiny_config()), None, tmp_path / "out", extra_files={name: text})
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.iterdir())
+
+
+STRINGS = ["no", "on", "y", "2026-11-20", "12:30:00", "1e3", "010", "0o17", "1_000", "null", "~", ".nan", "a: b", "# x"]
+
+
+def test_strings_of_the_metadata_are_strings_to_every_reader(tmp_path, checkpoint):
+    about = {"language": STRINGS, "data": [{"name": "x", "license": "y", "hub": "1e3"}], "license": "1.0"}
+    (tmp_path / "about.yaml").write_text(json.dumps(about))
+    text = (export(tmp_path, checkpoint, about=tmp_path / "about.yaml") / "README.md").read_text()
+    block = text.split("---")[1]
+    for content in (yaml.safe_load(block), parse_yaml(block, "the card")):
+        assert (content["language"], content["datasets"], content["license"]) == (STRINGS, ["1e3"], "1.0")
+
+
+def test_languages_are_written_as_they_are_read(tmp_path, checkpoint):
+    (tmp_path / "about.yaml").write_text("language: [no, en]")
+    card = ModelCard.load(export(tmp_path, checkpoint, about=tmp_path / "about.yaml") / "README.md")
+    assert card.data.language == ["no", "en"]
 
 
 @pytest.mark.parametrize("cls", [M2BertModel, M2BertForMaskedLM])
@@ -285,12 +337,6 @@ def test_lengths_on_the_card_are_those_that_are_used(tmp_path, tiny_config, toke
     assert "| longest input | 32 tokens |" in text
     assert "Texts beyond 32 tokens" in text
     assert "48" not in text
-
-
-def test_a_broken_record_is_named_and_nothing_is_written(tmp_path, tiny_config):
-    with pytest.raises(ValueError, match="training.json is no valid JSON"):
-        write_folder(M2BertModel(tiny_config()), None, tmp_path / "out", extra_files={"training.json": "{"})
-    assert not (tmp_path / "out").exists()
 
 
 def test_from_an_evaluation_to_the_card(tmp_path, checkpoint):

@@ -4,9 +4,11 @@ import json
 import re
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from m2bert_hub.folder import write_folder
-from m2bert_hub.outgoing import collect
+from m2bert_hub.outgoing import BLOCK_BYTES, collect
 from m2bert_hub.outgoing_checks import check_outgoing
 from modeling_m2bert import M2BertModel
 
@@ -47,7 +49,7 @@ DAMAGE = {
     "no auto_map": (lambda d: change_json(d / "config.json", auto_map={}), "has no auto_map"),
     "a missing class": (
         lambda d: change_json(d / "config.json", auto_map={"AutoModel": "gone.Model"}),
-        "gone.py is missing",
+        "'gone.py' is missing",
     ),
     "a pickle": (lambda d: (d / "pytorch_model.bin").write_bytes(b""), "is a pickle"),
     "a pickle in a folder": (lambda d: (d / "1_Pooling" / "x.PT").write_bytes(b""), "is a pickle"),
@@ -133,12 +135,14 @@ def test_what_sentence_transformers_reads_must_be_there(tmp_path, tiny_config, t
 def test_code_of_another_repository_is_refused(folder, reference):
     config = json.loads((folder / "config.json").read_text())
     change_json(folder / "config.json", auto_map=config["auto_map"] | {"AutoModel": reference})
-    refused(folder, f"names {reference}")
+    refused(folder, f"names {reference!r}")
 
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("config.json", '{"model_type": "m2bert", "auto_map": "x.Y"}'),
+    [("config.json", "null"), ("config.json", '{"model_type": NaN}'), ("tokenizer_config.json", '{"auto_map": 3}'),
+     ("modules.json", "null"), ("modules.json", '[{"idx": 0}]'), ("modules.json", '[{"name": "", "path": -5}]'),
+     ("config.json", '{"model_type": "m2bert", "auto_map": "x.Y"}'),
      ("config.json", '{"model_type": "m2bert", "auto_map": {"AutoModel": 5}}'),
      ("model.safetensors.index.json", '{"weight_map": ["a"]}'),
      ("model.safetensors.index.json", '{"weight_map": {"a": {}}}'),
@@ -146,8 +150,69 @@ def test_code_of_another_repository_is_refused(folder, reference):
 )  # fmt: skip
 def test_json_of_another_form_is_one_line(folder, name, text):
     (folder / name).write_text(text)
-    with pytest.raises(ValueError, match="m2bert export|correct it"):
-        check(folder)
+    refused(folder, name)
+
+
+@pytest.mark.parametrize("head", ["[" * 9000, "sdk: [gradio]", "tags: 7", "- a", "a: &x [1]\nb: *x"])
+def test_a_card_of_another_form_is_one_line(folder, head):
+    (folder / "README.md").write_text(f"---\n{head}\n---\n# Card\n")
+    refused(folder, "the YAML at the head of")
+
+
+def test_code_nested_too_deeply_is_no_valid_python(folder):
+    (folder / "x.py").write_text("-" * 9000 + "1")
+    refused(folder, "no valid Python")
+
+
+PRIVATE = {
+    "config.json": {"_name_or_path": "/home/me/runs/opl"},
+    "tokenizer_config.json": {"special": {"files": ["vocab.txt", "/scratch/me/vocab.txt"]}},
+    "config_sentence_transformers.json": {"note": "trained in ~/runs"},
+    "1_Normalize/config.json": {"/Users/me/x": 1},
+    "tokenizer.json": {"note": "file:///home/me"},
+}
+
+
+@pytest.mark.parametrize("name", PRIVATE)
+def test_a_path_of_the_machine_in_any_json_is_refused(folder, name):
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(content | {"token": "</s>", "also": "a / b, and/or https://x.org/home/me/a org/name"}))
+    check(folder)
+    change_json(path, **PRIVATE[name])
+    refused(folder, f"{name} names paths of this machine")
+
+
+def test_words_of_a_vocabulary_are_no_paths(folder):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["/home/user"] = len(tokenizer["model"]["vocab"])
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    check(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["model.safetensors", "1_Normalize/model.safetensors"])
+def test_weights_that_are_not_finite_are_refused(folder, name, value):
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    tensors = load_file(path) if path.is_file() else {"a": torch.ones(2).to(torch.float8_e4m3fn), "b": torch.ones(2)}
+    save_file(tensors, path)
+    check(folder)
+    last = sorted(tensors)[-1]
+    save_file(tensors | {last: torch.full_like(tensors[last], value)}, path)
+    refused(folder, f"{last!r} holds NaN or infinite numbers")
+
+
+@pytest.mark.parametrize(
+    ("kind", "accepted"),
+    [("sentence_transformers.models.Normalize", True), ("modeling_m2bert.Pooler", True), ("evil.Module", False),
+     ("org/repo--modeling_m2bert.Pooler", False), ("sentence_transformers_evil.models.Normalize", False)],
+)  # fmt: skip
+def test_a_module_is_of_sentence_transformers_or_of_the_folder(folder, kind, accepted):
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps([*modules[:-1], modules[-1] | {"type": kind}]))
+    check(folder) if accepted else refused(folder, f"names {kind!r}")
 
 
 def test_a_record_with_paths_of_the_machine_is_refused(folder):
@@ -167,6 +232,21 @@ def test_a_link_to_a_hidden_file_stays_here(folder):
 def test_names_of_secrets_stay_here(folder, name):
     (folder / name).write_text("x")
     assert name in collect(folder).left_out
+
+
+@pytest.mark.parametrize("before", [BLOCK_BYTES - 20, BLOCK_BYTES - 1, BLOCK_BYTES, 3 * BLOCK_BYTES + 5])
+def test_a_token_deep_in_a_long_text_is_found(folder, before):
+    text = b" " * before + b"hf_" + b"a" * 34 + b" " * 99
+    (folder / "notes.txt").write_bytes(text)
+    refused(folder, "looks like a token")
+    (folder / "notes.txt").write_bytes(text.replace(b"hf_", b"hx_"))
+    check(folder)
+
+
+def test_a_token_in_the_metadata_of_weights_is_found(folder):
+    path = folder / "model.safetensors"
+    save_file(load_file(path), path, {"format": "pt", "run": "hf_" + "a" * 34})
+    refused(folder, "looks like a token")
 
 
 @pytest.mark.parametrize("text", ["-----BEGIN RSA PRIVATE KEY-----", "api_org_" + "a" * 34, "hf_" + "b" * 34])

@@ -6,14 +6,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_hub import FakeHub
+from fake_hub_routes import READ_TOKEN, WRITE_TOKEN
 from test_cli import run
 
+from m2bert.terminal import MaskedRecord
 from m2bert_hub.folder import write_folder
-from m2bert_hub.hub_errors import plain_errors
 from m2bert_hub.model_card import Card
+from m2bert_hub.outgoing import collect
+from m2bert_hub.push import describe_commit
+from m2bert_hub.push_plan import Plan
 from modeling_m2bert import M2BertModel
 
 METRIC = Path(__file__).parents[2] / "eval" / "metrics" / "ndcg"
@@ -253,9 +258,9 @@ def test_a_damaged_folder_is_refused_before_anything_is_asked(push, hub, folder)
     [
         (None, REPO, "there is no token for the Hub; run `hf auth login`"),
         ("hf_wrong", REPO, "does not accept the token; run `hf auth login`"),
-        ("hf_read", REPO, "may not write to org/m2bert"),
-        ("hf_write", "other/m2bert", "may not write to other/m2bert"),
-        ("hf_read", "org/there", "may not write to org/there"),
+        (READ_TOKEN, REPO, "may not write to org/m2bert"),
+        (WRITE_TOKEN, "other/m2bert", "may not write to other/m2bert"),
+        (READ_TOKEN, "org/there", "may not write to org/there"),
     ],
 )
 def test_what_the_token_may_not_do_is_one_line(push, hub, folder, monkeypatch, tmp_path, token, repo, message):
@@ -307,6 +312,7 @@ def test_a_lost_answer_is_no_second_commit(push, hub, folder):
 def test_the_token_is_never_said_even_if_the_server_repeats_it(push, hub, folder, monkeypatch, caplog, place, status):
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     monkeypatch.setattr("huggingface_hub.constants.HF_DEBUG", True)
+    monkeypatch.setattr(logging, "_logRecordFactory", MaskedRecord)  # as run_command does
 
     def echo(request):
         if place in request.path and "Authorization" in request.headers:
@@ -322,17 +328,21 @@ def test_the_token_is_never_said_even_if_the_server_repeats_it(push, hub, folder
     assert "Traceback" not in err
     assert "authenticated: True" in caplog.text  # the debug log is on
     assert "<token>" in caplog.text
-    assert "hf_write" not in caplog.text + out + err
+    assert WRITE_TOKEN not in caplog.text + out + err
 
 
-def test_a_traceback_in_the_log_does_not_say_the_token(caplog):
-    with plain_errors(REPO, "hf_write"):
-        try:
-            raise ValueError("Bearer hf_write")
-        except ValueError:
-            logging.getLogger("any").warning("it failed", exc_info=True)
-    assert "Bearer <token>" in caplog.text
-    assert "hf_write" not in caplog.text
+def test_names_of_files_cannot_steer_the_terminal(push, hub, folder):
+    (folder / "a\x1b[2Jb.txt").write_text("")
+    hub.add(REPO, {"c\x1b[2Jd.txt": b""})
+    _, out, _ = push(folder, "--repo", REPO)
+    assert "a\\x1b[2Jb.txt" in out
+    assert "c\\x1b[2Jd.txt" in out
+    assert "\x1b" not in out
+
+
+def test_the_address_of_the_commit_is_shown_without_credentials(folder):
+    commit = SimpleNamespace(pr_url=None, commit_url=f"https://me:word@hub/{REPO}/commit/0", oid="0")
+    assert describe_commit(Plan(collect(folder), REPO), commit).startswith(f"https://<secret>@hub/{REPO}/commit/0\n")
 
 
 @pytest.mark.slow
@@ -347,4 +357,4 @@ def test_the_command_itself_with_debug_logging_keeps_the_token(hub, folder, tmp_
     assert result.returncode == 2
     assert "m2bert: the token may not write to org/m2bert" in result.stderr
     assert "Send: curl" in result.stderr
-    assert "hf_write" not in result.stdout + result.stderr
+    assert WRITE_TOKEN not in result.stdout + result.stderr

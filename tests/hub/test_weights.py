@@ -96,7 +96,7 @@ def test_an_index_and_its_shards_agree(tmp_path):
 @pytest.mark.parametrize("content", ["{}", '{"weight_map": {}}', '{"weight_map": {"a": 3}}'])
 def test_an_index_without_files_is_refused(tmp_path, content):
     (tmp_path / "x.bin.index.json").write_text(content)
-    with pytest.raises(ValueError, match="has no weight_map"):
+    with pytest.raises(ValueError, match="x.bin.index.json.*weight_map"):
         read_weights(tmp_path / "x.bin.index.json")
 
 

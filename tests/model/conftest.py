@@ -21,7 +21,7 @@ def device():
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """Fill what torch.empty and torch.empty_like hand out with NaN: memory that a kernel leaves unwritten shows."""
+    """Fill what torch.empty, empty_like and new_empty hand out with NaN: memory that nothing writes shows."""
 
     def poisoning(allocate):
         def allocate_poisoned(*args, **kwargs):
@@ -32,6 +32,7 @@ def poisoned(monkeypatch):
 
     monkeypatch.setattr(torch, "empty", poisoning(torch.empty))
     monkeypatch.setattr(torch, "empty_like", poisoning(torch.empty_like))
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoning(torch.Tensor.new_empty))
 
 
 @pytest.fixture

@@ -235,7 +235,7 @@ def test_every_length_up_to_the_maximum_works(tiny_config, length):
         ({"input_ids": IDS, "token_type_ids": IDS}, "token_type_ids holds id 30, outside .* type_vocab_size=2"),
         ({"inputs_embeds": torch.ones(2, 15, 31)}, r"inputs_embeds has shape \(2, 15, 31\); expected .* 32"),
         ({"input_ids": IDS[0]}, r"input_ids has shape \(15,\)"),
-        ({"input_ids": IDS[:0]}, r"input_ids has shape \(0, 15\); expected \(batch >= 1"),
+        ({"input_ids": IDS[:, :0]}, r"input_ids has shape \(2, 0\); expected \(batch, length >= 1"),
         ({"input_ids": IDS[:, :0]}, r"input_ids has shape \(2, 0\)"),
         ({}, "exactly one of input_ids and inputs_embeds"),
         ({"input_ids": IDS, "inputs_embeds": torch.ones(2, 15, 32)}, "exactly one of input_ids and inputs_embeds"),

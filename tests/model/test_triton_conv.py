@@ -153,7 +153,7 @@ def test_only_taps_within_reach_matter(form, length, device):
 
 def test_groups_of_channels_and_their_strides(device, poisoned, monkeypatch):
     case = Case([270, 3], [270, 3], torch.float16, device, channels=5)
-    expected = run("three_kernels", case)
+    exact, together = case.expected(toeplitz_convolution, torch.float64)["y"], run("three_kernels", case)
     monkeypatch.setattr(stages, "SCRATCH_BYTES", 1)
     monkeypatch.setattr(stages.Stages, "channels_at_once", lambda self, *rest: 2)
     wide = [
@@ -161,7 +161,8 @@ def test_groups_of_channels_and_their_strides(device, poisoned, monkeypatch):
         for i, signal in enumerate(case.arguments[:3])
     ]
     assert not wide[0].is_contiguous()
-    assert torch.equal(run("three_kernels", case, [*wide, *case.arguments[3:]]), expected)
+    in_groups = run("three_kernels", case, [*wide, *case.arguments[3:]])
+    assert relative_error(in_groups, exact) <= 2 * relative_error(together, exact)  # products round by shape
 
 
 @pytest.mark.parametrize("size", [1e-3, 100.0])

@@ -90,7 +90,7 @@ def test_taps_beyond_reach_have_no_gradient(device, poisoned):
 
 def test_groups_of_channels_and_their_strides(device, poisoned, monkeypatch):
     case = Case([70], [70], torch.float16, device, channels=3)
-    expected = run(case)
+    exact, together = case.expected_gradients(toeplitz_convolution, torch.float64), run(case)
     monkeypatch.setattr(stages.Stages, "channels_at_once", lambda self, *rest: 2)
     wide = [
         torch.nn.functional.pad(signal, (3, 4 + i))[:, 3:-4] for i, signal in enumerate([case.dy, *case.arguments[:3]])
@@ -98,7 +98,8 @@ def test_groups_of_channels_and_their_strides(device, poisoned, monkeypatch):
     wide = [signal[:, : case.columns] for signal in wide]
     monkeypatch.setattr(case, "poison", lambda signal: signal)
     for name, gradient in run(case, wide[0], [*wide[1:], *case.arguments[3:]]).items():
-        assert torch.equal(gradient, expected[name]), name
+        bound = 2 * relative_error(together[name], exact[name])  # products round by shape
+        assert relative_error(gradient, exact[name]) <= bound, name
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """nDCG@k of rankings as trec_eval defines it, as an `evaluate` module."""
 
 import math
+import operator
 
 import datasets
 import evaluate
@@ -44,6 +45,25 @@ Examples:
     ...     references=[{"query_id": "q1", "doc_ids": ["d2"], "relevance": [1]}],
     ... )
     {'ndcg_at_10': 1.0}
+
+    The first document stands second, which is worth 1 / log2(3); the second query finds nothing:
+
+    >>> results = ndcg.compute(
+    ...     predictions=[
+    ...         {"query_id": "q1", "doc_ids": ["d1", "d2"], "scores": [0.9, 0.2]},
+    ...         {"query_id": "q2", "doc_ids": [], "scores": []},
+    ...     ],
+    ...     references=[
+    ...         {"query_id": "q1", "doc_ids": ["d2"], "relevance": [1]},
+    ...         {"query_id": "q2", "doc_ids": ["d1"], "relevance": [1]},
+    ...     ],
+    ...     k=5,
+    ...     per_query=True,
+    ... )
+    >>> {query: round(value, 2) for query, value in results["per_query"].items()}
+    {'q1': 0.63, 'q2': 0.0}
+    >>> round(results["ndcg_at_5"], 2)
+    0.32
 """
 
 
@@ -52,7 +72,7 @@ DEEPEST = 2**31 - 1  # deeper than any ranking; trec_eval reads larger cut-offs 
 
 
 def ndcg_at_k(run: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]], k: int = 10) -> dict[str, float]:
-    """nDCG@k of each query of `qrels`; 0 for one that `run` does not rank.
+    """Return nDCG@k of each query of `qrels`; 0 for one that `run` does not rank.
 
     Args:
         run: {query id: {document id: score}}, higher is better.
@@ -62,8 +82,7 @@ def ndcg_at_k(run: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]]
         ValueError: k is no whole number from 1 on, a score is no number or NaN, a relevance is no whole number from 0
             to HIGHEST_RELEVANCE, an id holds a null character, or `run` ranks a query that has no qrel.
     """
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ValueError(f"k={k!r} is no cut-off; k must be a whole number from 1 on")
+    k = _cut_off(k)
     strangers = sorted(run.keys() - qrels.keys())
     if strangers:
         raise ValueError(f"predictions rank query {strangers[0]!r}, which has no reference; drop or judge it")
@@ -72,6 +91,17 @@ def ndcg_at_k(run: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]]
     evaluator = pytrec_eval.RelevanceEvaluator(_as_grades(qrels), {f"ndcg_cut.{depth}"})
     ranked = evaluator.evaluate({query_id: scores for query_id, scores in run.items() if scores})
     return {query_id: ranked.get(query_id, {}).get(f"ndcg_cut_{depth}", 0.0) for query_id in qrels}
+
+
+def _cut_off(k) -> int:
+    """Return k as an int, whichever type of whole number it is."""
+    try:
+        number = 0 if isinstance(k, bool) else operator.index(k)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ValueError(f"k={k!r} is no cut-off; k must be a whole number from 1 on")
+    return number
 
 
 def _check_scores(run: dict[str, dict[str, float]]) -> None:
@@ -86,7 +116,7 @@ def _check_scores(run: dict[str, dict[str, float]]) -> None:
 
 
 def _as_grades(qrels: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
-    """The same judgements as plain integers, which is all that pytrec_eval takes."""
+    """Return the judgements as plain integers, which is all that pytrec_eval takes."""
     grades = {}
     for query_id, judged in qrels.items():
         _check_id(query_id)
@@ -108,7 +138,7 @@ def _check_id(name: str) -> None:
 
 
 def _by_query(rows: list[dict], values: str, name: str) -> dict[str, dict]:
-    """{query id: {document id: value}}, with the checks that a plain zip would skip."""
+    """Return {query id: {document id: value}}, with the checks that a plain zip would skip."""
     table = {}
     for row in rows:
         query_id, document_ids = row["query_id"], row["doc_ids"]
@@ -126,8 +156,9 @@ def _by_query(rows: list[dict], values: str, name: str) -> dict[str, dict]:
     return table
 
 
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class NDCG(evaluate.Metric):
-    """nDCG@k; the description of inputs and outputs is in `inputs_description`."""
+    """nDCG@k as trec_eval defines it."""
 
     def _info(self):
         return evaluate.MetricInfo(
@@ -157,6 +188,7 @@ class NDCG(evaluate.Metric):
         qrels = _by_query(references, "relevance", "references")
         if not qrels:
             raise ValueError("references are empty; a mean needs at least one query")
+        k = _cut_off(k)
         values = ndcg_at_k(run, qrels, k)
         result = {f"ndcg_at_{k}": sum(values.values()) / len(values)}
         if per_query:

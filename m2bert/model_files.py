@@ -1,0 +1,164 @@
+"""Descriptions of the settings files in a model folder, which transformers, sentence-transformers and peft write.
+
+Only what this package uses of them is described; other keys are theirs.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from .files import parse_json, read_json, read_text
+from .schema import FOREIGN, Schema, checked
+
+PROMPTS_OF_EVERY_MODEL = {"query", "document"}  # sentence-transformers adds them, empty
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Length = Annotated[int, BeforeValidator(_whole), Field(ge=1)]  # in tokens; tokenizers without a limit say 1e30
+
+
+class ModelConfig(Schema):
+    """config.json, of any model."""
+
+    model_config = FOREIGN
+
+    model_type: str | None = None
+    architectures: list[str] | None = None
+    auto_map: dict[str, Any] | None = None
+
+
+class TokenizerConfig(Schema):
+    """tokenizer_config.json."""
+
+    model_config = FOREIGN
+
+    tokenizer_class: str | None = None
+    model_max_length: Length | None = None
+    chat_template: str | list[dict[str, str]] | None = None
+
+
+def _no_path(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ValueError("a file that is named in its place is not read")
+    return value
+
+
+class TokenizerModel(Schema):
+    """Of a tokenizer.json. Tokenizers read a vocabulary from the file that stands in its place, wherever that lies."""
+
+    model_config = FOREIGN
+
+    vocab: Annotated[Any, BeforeValidator(_no_path)] = None
+    merges: Annotated[Any, BeforeValidator(_no_path)] = None
+
+
+class TokenizerFile(Schema):
+    """tokenizer.json of tokenizers."""
+
+    model_config = FOREIGN
+
+    model: TokenizerModel
+
+
+class Module(Schema):
+    """An entry of modules.json."""
+
+    model_config = FOREIGN
+
+    name: str
+    path: str
+    type: str
+
+
+class Modules(Schema):
+    """modules.json, a list there."""
+
+    modules: list[Module] = Field(min_length=1)
+
+
+class TransformerSettings(Schema):
+    """sentence_bert_config.json."""
+
+    model_config = FOREIGN
+
+    max_seq_length: Length | None = None
+    do_lower_case: bool | None = None
+    module_output_name: str | None = None
+    modality_config: dict[str, Any] | None = None
+    processing_kwargs: dict[str, Any] | None = None
+
+
+class SentenceConfig(Schema):
+    """config_sentence_transformers.json."""
+
+    model_config = FOREIGN
+
+    prompts: dict[str, str | None] = {}
+    default_prompt_name: str | None = None
+    similarity_fn_name: Literal["cosine", "dot", "euclidean", "manhattan"] | None = None
+
+    @model_validator(mode="after")
+    def _default_prompt_is_there(self):
+        if self.default_prompt_name is not None and self.default_prompt_name not in (
+            self.prompts.keys() | PROMPTS_OF_EVERY_MODEL
+        ):
+            raise ValueError(f"default_prompt_name={self.default_prompt_name!r} is none of its prompts")
+        return self
+
+
+class AutoMapping(Schema):
+    """Of an adapter_config.json: the class that was adapted."""
+
+    model_config = FOREIGN
+
+    base_model_class: str = "M2BertModel"
+
+
+class AdapterConfig(Schema):
+    """adapter_config.json of peft."""
+
+    model_config = FOREIGN
+
+    base_model_name_or_path: str | None = None
+    auto_mapping: AutoMapping | None = None
+
+
+class WeightsIndex(Schema):
+    """model.safetensors.index.json: the file of every tensor."""
+
+    model_config = FOREIGN
+
+    weight_map: dict[str, str]
+
+
+FILES: dict[str, type[Schema]] = {
+    "config.json": ModelConfig,
+    "tokenizer_config.json": TokenizerConfig,
+    "tokenizer.json": TokenizerFile,
+    "sentence_bert_config.json": TransformerSettings,
+    "config_sentence_transformers.json": SentenceConfig,
+    "adapter_config.json": AdapterConfig,
+    "model.safetensors.index.json": WeightsIndex,
+}
+
+
+def read_modules(path: Path) -> list[Module]:
+    """Read modules.json.
+
+    Raises:
+        ValueError: it cannot be read, or a module lacks its name, path or type. Names the file.
+    """
+    return checked(Modules, {"modules": parse_json(read_text(path), str(path))}, str(path)).modules
+
+
+def check_model_files(folder: Path) -> None:
+    """Raise ValueError unless every settings file that a model folder has is of its kind's form."""
+    for name, schema in FILES.items():
+        if (folder / name).is_file():
+            checked(schema, read_json(folder / name), str(folder / name))
+    if (folder / "modules.json").is_file():
+        read_modules(folder / "modules.json")

@@ -1,0 +1,286 @@
+"""Result files of `m2bert eval` and `m2bert analyse`, {"format": 1, "results": [records]}: what a record must hold."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from .files import read_json
+from .schema import FOREIGN, Schema, checked
+
+FORMAT = 1
+TOLERANCE = 1e-6  # a mean of ones may be a little more than one
+LONGEST_SECONDS = 1e9  # some thirty years
+
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=-TOLERANCE, le=1 + TOLERANCE)]
+Seconds = Annotated[float, Field(ge=0, lt=LONGEST_SECONDS)]
+Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
+Triple = Annotated[list[float], Field(min_length=3, max_length=3)]
+Quarters = Annotated[list[Count], Field(min_length=4, max_length=4)]
+
+
+class Part(Schema):
+    """A part of a record, which may hold more than is read of it."""
+
+    model_config = FOREIGN
+
+
+class Task(Part):
+    task: str
+    split: str
+
+
+class Origin(Task):
+    """A task, and the data that it was read from."""
+
+    source: str | None = None
+    revision: str | None = None
+    data_fingerprint: str | None = None
+
+
+class Measurement(Part):
+    """With what something was measured."""
+
+    system: str
+    encoder: str | None = None
+    policy: str | None = None
+    date: str
+    versions: dict[str, str] | None = None
+    model_fingerprint: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    paper_row: str | None = None
+
+
+class Mean(Part):
+    mean: Share
+
+
+class Metrics(Part):
+    ndcg_at_1: Mean | None = None
+    recall_at_100: Mean | None = None
+
+
+class Counts(Part):
+    queries: Count
+    documents: Count
+    truncated_documents: Count | None = None
+    truncated_queries: Count | None = None
+
+
+class MeanOfSome(Part):
+    queries: Count
+    ndcg_at_10: Share | None = None
+    interval_95: Interval | None = None
+
+
+class Bucket(MeanOfSome):
+    bucket: str
+
+
+class Quarter(MeanOfSome):
+    quarter: Count
+
+
+class ByLength(Part):
+    tokenizer: str
+    rows: list[Bucket] = Field(min_length=1)
+
+
+class Hybrid(Part):
+    method: str
+    depth: Count | None = None
+    weight: Share | None = None
+    development_split: str | None = None
+    development_ndcg_at_10: Share | None = None
+
+
+class Example(Part):
+    query: str
+    answer_start: str
+    rank: Count | None = None
+    found_start: str | None = None
+
+
+class SharedDocuments(Part):
+    count: Count
+    same: Count
+    near: Count
+
+
+class SharedQueries(Part):
+    count: Count
+    same: Count
+    in_documents: Count | None = None
+
+
+class Overlap(Part):
+    test: Task
+    train: Task
+    documents: SharedDocuments
+    queries: SharedQueries
+
+
+class Retrieval(Origin, Measurement):
+    data_fingerprint: str
+    policy: str
+    vectors: str
+    claim: str
+    ndcg_at_10: Share
+    interval_95: Interval
+    query_scores: dict[str, float] = Field(min_length=1)
+    metrics: Metrics | None = None
+    counts: Counts
+    vectors_per_document: float | None = None
+    seen_share: Share | None = None
+    seconds_per_document: Seconds | None = None
+    trained_on: list[str] | None = None
+    overlap: list[Overlap] | None = None
+    by_length: ByLength | None = None
+    by_quarter: Annotated[list[Quarter], Field(min_length=1)] | None = None
+    hybrid: Hybrid | None = None
+    failures: list[Example] | None = None
+    successes: list[Example] | None = None
+
+
+class Mteb(Origin, Measurement):
+    metric: str
+    value: float
+    other_scores: dict[str, float] | None = None
+
+
+class Place(Part):
+    position: Count
+    ndcg_at_10: Share
+    interval_95: Interval | None = None
+
+
+class Needle(Origin, Measurement):
+    passages: Count
+    queries: Count
+    seed: Count | None = None
+    seen_share: Share | None = None
+    rows: list[Place] = Field(min_length=1)
+
+
+class QueryLengths(Part):
+    count: Count
+    mean_chars: float
+    mean_tokens: float
+
+
+class Histogram(Part):
+    counts: list[Count] = Field(min_length=1)
+    edges: list[float]
+
+    @model_validator(mode="after")
+    def _one_edge_more(self):
+        if len(self.edges) != len(self.counts) + 1:
+            raise ValueError("a histogram has one edge more than counts")
+        return self
+
+
+class DocumentLengths(QueryLengths):
+    median_tokens: float
+    max_tokens: float
+    histogram: Histogram
+
+
+class FirstExample(Part):
+    query: str
+    passage: str
+
+
+class Lengths(Origin):
+    data_fingerprint: str
+    tokenizer: str
+    queries: QueryLengths
+    documents: DocumentLengths
+    example: FirstExample
+
+
+class Positions(Part):
+    count: Count
+    quartiles: Triple
+    mean_document_chars: float
+
+
+class Spans(Origin):
+    quarters: Quarters
+    positions: Positions
+
+
+class Neighbors(Part):
+    k: Count
+    accuracy: Share
+    chance: Share
+
+
+class Clusters(Measurement):
+    sources: dict[str, Count]
+    knn: Neighbors
+    points: list[Triple]
+    truncated_texts: Count | None = None
+
+
+class Times(Part):
+    tokens: Count
+    encode_seconds: Seconds
+    tokenize_seconds: Seconds | None = None
+    total_seconds: Seconds | None = None
+    seen_share: Share | None = None
+
+
+class Efficiency(Measurement):
+    device: str
+    threads: Count | None = None
+    rows: list[Times] = Field(min_length=1)
+
+
+KINDS: dict[str, type[Schema]] = {
+    "retrieval": Retrieval,
+    "mteb": Mteb,
+    "needle": Needle,
+    "lengths": Lengths,
+    "spans": Spans,
+    "clusters": Clusters,
+    "efficiency": Efficiency,
+    "overlap": Overlap,
+}
+
+
+class ResultFile(Schema):
+    format: int
+    results: list[Any]
+
+
+def read_results(path: Path) -> list[Any]:
+    """Return the entries of a result file, unchecked; see `check_record`.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    try:
+        file = checked(ResultFile, read_json(path), str(path))
+        if file.format != FORMAT:
+            raise ValueError(f"{path} has format {file.format}; this version reads format {FORMAT}")
+    except ValueError as error:
+        raise ValueError(f"no result file: {error}; write it with `m2bert eval`") from error
+    return file.results
+
+
+def check_record(record: Any, where: str) -> dict[str, Any]:
+    """Return a record if it holds what its kind needs.
+
+    Args:
+        where: names the record in errors.
+
+    Raises:
+        ValueError: its kind is unknown, or a field is missing or of another form.
+    """
+    kind = record.get("kind") if isinstance(record, dict) else None
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"{where}: kind {kind!r} is unknown; this version reads {', '.join(KINDS)}")
+    checked(KINDS[kind], record, where)
+    return record
