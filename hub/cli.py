@@ -16,6 +16,7 @@ MOUNTED = {  # command: module, and its command there (None: the module's whole 
     "compare": ("m2bert_eval.cli", "compare"),
     "report": ("m2bert_eval.report.cli", "report"),
     "analyse": ("m2bert_eval.analyses.cli", None),
+    "train": ("m2bert_train.cli", None),
 }
 
 

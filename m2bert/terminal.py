@@ -15,6 +15,12 @@ LIBRARY_ERRORS = (  # that stand for bad input; looked up only in modules that a
 )
 
 
+class Ended(Exception):
+    """A command ends before it has done everything, with a message and an exit code; no input is at fault."""
+
+    exit_code = 0
+
+
 def shown(text: object) -> str:
     """Return text that others wrote on one line, with control and format characters as escapes such as `\\x1b`."""
     return "".join(_escaped(c) if unicodedata.category(c) in HIDDEN else c for c in str(text))
@@ -48,7 +54,8 @@ def log_to_terminal(level: int = logging.WARNING, format: str = "%(levelname)s %
 
 
 def run_command(name: str, command: Callable[[], object]) -> None:
-    """Call `command`. Bad input is one line on stderr and exit code 2, an interruption exit code 130.
+    """Call `command`. Bad input is one line on stderr and exit code 2, an interruption exit code 130, `Ended` one line
+    and its own exit code.
 
     Args:
         name: the program, which begins the line.
@@ -58,6 +65,9 @@ def run_command(name: str, command: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted", file=sys.stderr)
         sys.exit(130)
+    except Ended as end:
+        print(f"{name}: {one_line(end)}", file=sys.stderr)
+        sys.exit(end.exit_code)
     except Exception as error:
         if not isinstance(error, bad_input()):
             raise
@@ -66,9 +76,10 @@ def run_command(name: str, command: Callable[[], object]) -> None:
 
 
 def bad_input() -> tuple[type[Exception], ...]:
-    """Return the errors that say that an input is bad, those of loaded libraries among them."""
+    """Return the errors that say that an input (or what was computed from it) is bad, those of loaded libraries among
+    them."""
     found = [getattr(sys.modules[module], kind, None) for module, kind in LIBRARY_ERRORS if module in sys.modules]
-    return (ValueError, OSError, *(kind for kind in found if kind is not None))
+    return (ValueError, OSError, FloatingPointError, *(kind for kind in found if kind is not None))
 
 
 def _escaped(character: str) -> str:

@@ -19,13 +19,13 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from m2bert_train import init, mlm, opl, runs
+from m2bert_train import init, mlm_run, retrieval_run, runs
 from modeling_m2bert import modeling_m2bert
 from modeling_m2bert.m2bert_mixer import M2BertMixer
 from modeling_m2bert.m2bert_ops_torch_conv import transform_length
 from modeling_m2bert.m2bert_rows import Rows
 
-ENTRIES = {"opl": opl, "mlm": mlm}
+ENTRIES = {"opl": retrieval_run, "mlm": mlm_run}
 MIXERS = ("long-conv", "attention", "none")
 HEAD = 32  # channels of an attention head
 ROTARY_BASE = 10_000

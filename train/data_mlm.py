@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from .masking import Masking
+from .settings import SHORTEST_TOKENS
 from .source_data import SourceData
-from .text_examples import SHORTEST_TOKENS, random_generator
+from .text_examples import random_generator
 
 WINDOW_BATCHES = 16
 

@@ -14,7 +14,6 @@ import torch
 
 from .token_tasks import TokenTask, query_limit, wrap
 
-FORMS = ("pairs", "grouped", "all")
 KEEP_IDF = 4.0  # a query token of this inverse document frequency or more is kept with the largest probability
 KEEP_RANGE = 0.1, 0.9
 ORDER, STEP, NEGATIVES = range(3)  # what a random stream is for
@@ -32,17 +31,13 @@ class PairBatches:
         idf: (vocab_size,) for query dropout; None keeps every query token.
 
     Raises:
-        ValueError: an unknown form or window, a batch with fewer items than there are processes, or a task with fewer
+        ValueError: a batch with fewer items than there are processes, or a task with fewer
             documents than a query needs negatives.
     """
 
     def __init__(
         self, tasks: list[TokenTask], settings, special: tuple[int, int], seed: int, rank=0, world=1, idf=None
     ):
-        if settings.form not in FORMS:
-            raise ValueError(f"data.form={settings.form!r} is unknown; choose {', '.join(FORMS)}")
-        if settings.document_window not in ("random", "first"):
-            raise ValueError(f"data.document_window={settings.document_window!r} is unknown; choose random or first")
         if settings.batch_size < world:
             raise ValueError(
                 f"data.batch_size={settings.batch_size} is of one step over all processes, and there are {world}: each "
@@ -76,15 +71,8 @@ class PairBatches:
                 )
 
     def steps_of(self, epochs: float) -> int:
-        """Steps in which every labelled item is met `epochs` times; in form pairs, with each of its negatives.
-
-        Raises:
-            ValueError: all steps are of passages.
-        """
-        if self.settings.passage_share >= 1:
-            raise ValueError(
-                f"epochs={epochs} counts labelled queries, and data.passage_share=1 leaves none; set steps"
-            )
+        """Return the steps in which every labelled item is met `epochs` times; in form pairs, with each of its
+        negatives. Needs data.passage_share < 1."""
         labelled = math.ceil(epochs * self.units / self.settings.batch_size)
         return math.ceil(labelled / (1 - self.settings.passage_share))
 

@@ -10,7 +10,8 @@ import numpy as np
 from datasets import load_dataset
 from datasets.distributed import split_dataset_by_node
 
-from .text_examples import SHORTEST_TOKENS, framed, is_long_enough, passage_bounds, random_generator
+from .settings import SHORTEST_TOKENS
+from .text_examples import framed, is_long_enough, passage_bounds, random_generator
 from .text_files import check_text
 from .text_sources import Source
 from .tokenizer import encode_all

@@ -15,6 +15,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from m2bert.terminal import Ended
 
 from .checkpoints import Checkpoints
 from .distributed import sum_over_processes
@@ -42,8 +45,10 @@ class Batches(Protocol):
         ...
 
 
-class Stopped(Exception):
+class Stopped(Ended):
     """The run was asked to stop (SIGTERM) and has saved itself."""
+
+    exit_code = 128 + signal.SIGTERM
 
 
 class StopSignal:
@@ -164,9 +169,10 @@ def run_loop(
 
 
 def tell(metrics: dict[str, float], place: str):
-    """Log scores where there are any, below the progress bar."""
+    """Log scores where there are any, above the progress bar."""
     if metrics:
-        logger.info("\n%s: %s", place, ", ".join(f"{name} {value:.5g}" for name, value in metrics.items()))
+        with logging_redirect_tqdm():
+            logger.info("%s: %s", place, ", ".join(f"{name} {value:.5g}" for name, value in metrics.items()))
 
 
 def save_or_stop(stop: StopSignal, checkpoints: Checkpoints | None, log: Log, batch_state: dict, place: str):

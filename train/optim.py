@@ -20,15 +20,7 @@ def parameter_groups(model: nn.Module, optim) -> list[dict]:
     are lost when it copies layers, so that it trained with one group): positional features 1e-5 without weight decay,
     the sine network with its frequency 1e-3 with 0.1, the skip those of everything else. It marks the network of the
     forward direction only; here both directions lie in one tensor, and both are marked.
-
-    Raises:
-        ValueError: research_groups and filter_lr are both given.
     """
-    if optim.research_groups and optim.filter_lr is not None:
-        raise ValueError(
-            f"optim.filter_lr={optim.filter_lr} and optim.research_groups=true both set the filters' learning rate; "
-            "set filter_lr to null, or research_groups to false"
-        )
     main = (optim.lr, optim.weight_decay)
     groups = {}
     for name, parameter in model.named_parameters():
@@ -51,20 +43,6 @@ def _settings(name: str, optim) -> tuple[float, float]:
     elif "pooler." in name:
         rate = optim.pooler_lr
     return (optim.lr if rate is None else rate), optim.weight_decay
-
-
-def check_optim(config):
-    """Raise ValueError for settings out of range that every entry point has: steps, optim, evaluation.every."""
-    optim, every = config.optim, config.evaluation.every
-    for key, value, fits, allowed in (
-        ("steps", config.steps, config.steps >= 0, "at least 0"),
-        ("optim.warmup_share", optim.warmup_share, 0 <= optim.warmup_share <= 1, "from 0 to 1"),
-        ("optim.clip_norm", optim.clip_norm, optim.clip_norm > 0, "above 0"),
-        ("optim.betas", optim.betas, len(optim.betas) == 2, "two numbers, as [0.9, 0.98]"),
-        ("evaluation.every", every, every >= 0, "at least 0 (0: only after the last step)"),
-    ):
-        if not fits:
-            raise ValueError(f"{key}={value} must be {allowed}")
 
 
 def build_optimizer(model: nn.Module, optim, steps: int):

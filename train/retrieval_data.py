@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
+from m2bert.schema import FOREIGN, Schema, checked
 from m2bert_eval.locov1 import RetrievalTask, load_task, task_names
 
-from .splits import names_split, refuse_test
+from .parquet import read_rows
+from .settings import check_splits
 from .triples import Negatives, load_triples
 
 
@@ -42,15 +42,6 @@ class RetrievalData:
         return hashlib.sha256(repr(sorted(self.describe().items())).encode()).hexdigest()
 
 
-def check_development_split(split: str | None):
-    """Raise ValueError for a split that training sees, or that it must not."""
-    refuse_test("data.development_split", split)
-    if split is not None and names_split(split, "train"):
-        raise ValueError(
-            f"data.development_split={split} is what is trained on; name another, or say null to carve a part out of it"
-        )
-
-
 def load_data(settings, folder: Path | None) -> RetrievalData:
     """The tasks of the configuration's section `data`.
 
@@ -61,18 +52,7 @@ def load_data(settings, folder: Path | None) -> RetrievalData:
         ValueError: an unknown task, the test split, a task too small to carve, unreadable triples or negatives, or
             given negatives that `settings.negatives=0` would not use.
     """
-    check_development_split(settings.development_split)
-    for key in ("triples", "negatives_path"):
-        refuse_test(f"data.{key}", getattr(settings, key))
-    for key in ("tasks", "development_tasks"):
-        names = getattr(settings, key)
-        if names is not None and not (isinstance(names, list) and names):
-            raise ValueError(f"data.{key}={names!r} must be a list of names, or null for all tasks")
-    if settings.development_tasks is not None and settings.development_split is None:
-        raise ValueError(
-            f"data.development_tasks={settings.development_tasks} needs data.development_split; name it, or leave the "
-            "tasks out and have a part of those trained on set aside"
-        )
+    check_splits(settings)
     tasks = load_split(settings.path, folder, settings.tasks, "train")
     given = read_negatives(settings.negatives_path, tasks) if settings.negatives_path is not None else {}
     training, development, carve_from = [], [], tasks
@@ -116,12 +96,7 @@ def load_split(path: str | None, folder: Path | None, names: list[str] | None, s
 def set_aside(task: RetrievalTask, share: float) -> set[str]:
     """The texts of a task that are for development: a share of all texts, by hash, so that it stays the same when data
     are added or reordered; and at least one that answers a query.
-
-    Raises:
-        ValueError: share is outside (0, 1).
     """
-    if not 0 < share < 1:
-        raise ValueError(f"data.development_share={share} must be more than 0 and less than 1")
     answers = {task.documents[pid] for pids in task.qrels.values() for pid in pids}
     return {text for text in task.documents.values() if hash_share(text) < share} | {min(answers, key=hash_share)}
 
@@ -174,27 +149,37 @@ def restrict(task: RetrievalTask, split: str, pids: Iterable[str], qids: Iterabl
     )
 
 
+class NegativesRow(Schema):
+    """A row of `data.negatives_path`."""
+
+    model_config = FOREIGN
+    qid: str
+    negative_pids: list[str]
+    dataset: str
+
+
 def read_negatives(path: str, tasks: list[RetrievalTask]) -> dict[str, Negatives]:
-    """Given negatives, {task: {qid: pids}}, from a parquet file with columns qid, negative_pids, dataset
+    """Read given negatives, {task: {qid: pids}}, from a parquet file with columns qid, negative_pids, dataset
     (`mine_negatives` writes such). Rows of other tasks are left out.
 
     Raises:
-        ValueError: the file or a column is missing, an id is unknown, or a negative answers its query.
+        ValueError: the file or a column is missing, a row holds something else, an id is unknown, or a negative answers
+            its query.
     """
-    columns = ["qid", "negative_pids", "dataset"]
-    if not Path(path).is_file() or not set(columns) <= set(pq.read_schema(path).names):
-        raise ValueError(f"data.negatives_path={path} is no parquet file with the columns {', '.join(columns)}")
+    if not Path(path).is_file():
+        raise ValueError(f"data.negatives_path={path} is no file; name one that m2bert_train.mine_negatives wrote")
     by_name, negatives = {task.name: task for task in tasks}, {}
-    for row in pq.read_table(path, columns=columns).to_pylist():
-        qid, pids, task = row["qid"], row["negative_pids"], by_name.get(row["dataset"])
+    for number, found in enumerate(read_rows(path, list(NegativesRow.model_fields)), 1):
+        row = checked(NegativesRow, found, f"{path}, row {number}")
+        qid, task = row.qid, by_name.get(row.dataset)
         if task is None:
             continue
         if qid not in task.queries:
             raise ValueError(f"{path}: task {task.name!r} has no query {qid!r}; mine the negatives of this data anew")
-        for pid in pids:
+        for pid in row.negative_pids:
             if pid not in task.documents:
                 raise ValueError(f"{path}: task {task.name!r} has no document {pid!r}; mine the negatives anew")
             if pid in task.qrels[qid]:
                 raise ValueError(f"{path}: document {pid!r} answers query {qid!r} and cannot be its negative")
-        negatives.setdefault(task.name, {})[qid] = pids
+        negatives.setdefault(task.name, {})[qid] = row.negative_pids
     return negatives

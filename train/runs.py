@@ -1,11 +1,8 @@
 """What both entry points do before and after training: data, tokenizer, model, and the folder that is left."""
 
-import dataclasses
-import difflib
 import json
 import logging
 import os
-import signal
 import sys
 from collections.abc import Iterable
 from datetime import timedelta
@@ -16,17 +13,18 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, TorchDynamoPlugin, set_seed
-from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
 
+from m2bert.terminal import Ended, log_to_terminal, run_command
 from m2bert_hub.checkpoint import load_strictly, read_config
 from m2bert_hub.folder import check_output, check_tokenizer, write_folder
 
 from .checkpoints import Checkpoints, differences, run_identity, whole_weights
 from .config import to_dict
 from .init import identity_layer_, identity_start_
-from .loop import Stopped
+from .inputs import PYDOCS
 from .lora import write_adapter
+from .model_settings import check_fields
 from .tokenizer import load_tokenizer, train_wordpiece
 
 logger = logging.getLogger(__name__)
@@ -35,29 +33,20 @@ LONGEST_WAIT = timedelta(hours=12)  # of processes, while one of them tokenises 
 RECORD = "training.json"  # of a finished run, beside its weights
 
 
-class Finished(Exception):
+class Finished(Ended):
     """There is nothing left to do."""
 
 
 def command_line(main, name: str):
-    """Run an entry point: bad input, or a loss that is not finite, is one line on stderr and exit code 2."""
+    """Run a command of this package with the arguments of the process; see `run_command`."""
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(sys.modules["__main__"].__doc__)
         return
-    try:
-        main(sys.argv[1:])
-    except Finished as finished:
-        print(f"{name}: {finished}", file=sys.stderr)
-    except Stopped as stop:
-        print(f"{name}: {stop}", file=sys.stderr)
-        sys.exit(128 + signal.SIGTERM)
-    except (ValueError, FloatingPointError, OSError, SafetensorError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(name, lambda: main(sys.argv[1:]))
 
 
 def prepare(config: SimpleNamespace, argv: list[str], name: str) -> Accelerator:
-    """Logging, seed, output folder, tracker. The first log line says what runs.
+    """Set up logging, seed, output folder and tracker. The first log line says what runs.
 
     Raises:
         ValueError: the output is there, or an unfinished run is, and neither `resume` nor `overwrite` is said; or a
@@ -74,7 +63,7 @@ def prepare(config: SimpleNamespace, argv: list[str], name: str) -> Accelerator:
     if accelerator.is_fsdp2:
         accelerator.state.fsdp_plugin.mixed_precision_policy = None  # autocast computes in half precision; FSDP would
         # round the parameters of the filters as well
-    logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.WARNING, format="%(message)s")
+    log_to_terminal(logging.INFO if accelerator.is_main_process else logging.WARNING, "%(message)s")
     logging.getLogger("accelerate").setLevel(logging.ERROR)  # it tells of every file of a checkpoint
     transformers.utils.logging.disable_progress_bar()
     if argv:
@@ -162,35 +151,18 @@ def make_checkpoints(accelerator: Accelerator, config_dict: dict, data: dict) ->
     return checkpoints
 
 
-def require(config, **least: int):
-    """Raise ValueError for a setting below its least value; `data__row_tokens=3` is data.row_tokens >= 3."""
-    for name, minimum in least.items():
-        section, key = name.split("__")
-        value = getattr(getattr(config, section), key)
-        if value < minimum:
-            raise ValueError(f"{section}.{key}={value} must be at least {minimum}")
-
-
-def require_context(model, key: str, tokens: int):
-    """Raise ValueError if texts of `tokens` tokens do not fit the model."""
-    longest = model.config.max_position_embeddings
-    if tokens > longest:
-        raise ValueError(f"{key}={tokens} exceeds the model's max_position_embeddings={longest}; lower {key}")
-
-
 def data_folder(path: str | None) -> Path:
-    """The folder of the data; without a path pydocs, built from the installed packages' documentation."""
+    """Return the folder of the data; without a path pydocs, built from the installed packages' documentation."""
     if path is not None:
         return Path(path)
     from m2bert_eval.pydocs import build_pydocs
 
-    folder = Path("runs") / "pydocs"
-    build_pydocs(folder)
-    return folder
+    build_pydocs(PYDOCS)
+    return PYDOCS
 
 
 def make_tokenizer(settings, model_path: str | None, texts: Iterable[str]):
-    """The tokenizer of `tokenizer.path`, else of the checkpoint, else one trained on the texts."""
+    """Return the tokenizer of `tokenizer.path`, else of the checkpoint, else one trained on the texts."""
     path = settings.path or model_path
     if path is not None:
         return load_tokenizer(path)
@@ -199,17 +171,15 @@ def make_tokenizer(settings, model_path: str | None, texts: Iterable[str]):
 
 
 def make_model(auto_class, settings, tokenizer) -> tuple[PreTrainedModel, set[str]]:
-    """A checkpoint (`model.path`) or a new model, each with the changes of `model.architecture`.
+    """Return a checkpoint (`model.path`) or a new model, each with the changes of `model.architecture`.
 
     Returns:
         The model, and the names of its tensors that are new: all of them, or a pooler or layers that the checkpoint
         lacked.
 
     Raises:
-        ValueError: an unknown start, an unknown field, a checkpoint with missing or unexpected tensors.
+        ValueError: an unknown field, a checkpoint with missing or unexpected tensors.
     """
-    if settings.start not in ("standard", "identity"):
-        raise ValueError(f"model.start={settings.start!r} is unknown; choose standard or identity")
     check_fields(settings.architecture, "model.architecture")
     check_fields(settings.new_model, "model.new_model")
     if settings.path is not None:
@@ -232,15 +202,6 @@ def make_model(auto_class, settings, tokenizer) -> tuple[PreTrainedModel, set[st
     if settings.start == "identity":
         identity_start_(model)
     return model, set(model.state_dict())
-
-
-def check_fields(fields: dict, section: str):
-    """Raise ValueError for a name that is no field of M2BertConfig; the configuration itself would keep it unread."""
-    known = {field.name for field in dataclasses.fields(AutoConfig.for_model("m2bert"))}
-    for name in fields:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0)
-            raise ValueError(f"{section}.{name} is no field of M2BertConfig; the nearest one is {near[0]!r}")
 
 
 def finish(accelerator: Accelerator, model, tokenizer, config, record: dict, checkpoints: Checkpoints):

@@ -8,7 +8,9 @@ from typing import Protocol
 
 import numpy as np
 
-from .text_examples import SHORTEST_TOKENS, LocalExamples
+from .settings import SHORTEST_TOKENS
+from .text_examples import LocalExamples
+from .text_files import split_files
 from .text_sources import Source
 from .token_store import HELD_OUT_SHARE, TokenStore, held_out_limit, open_store, text_hash
 
@@ -60,6 +62,7 @@ def open_source(source: Source, settings, tokenizer, *, seed: int, rank: int, wo
 
 
 def open_local(source: Source, settings, tokenizer, seed: tuple[int, int], rank: int, world: int):
+    report_left_out(source)
     store = open_store(source.files(source.split), tokenizer, settings.token_cache)
     identity = {"tokens_sha256": store.fingerprint}
     if source.validation_split is None:
@@ -75,8 +78,18 @@ def open_local(source: Source, settings, tokenizer, seed: tuple[int, int], rank:
     return train, validation, identity
 
 
+def report_left_out(source: Source):
+    """Log how many files of the splits are not read, since they are of another type than those that are."""
+    splits = [source.split, *filter(None, [source.validation_split])]
+    read = [path for split in splits for path in source.files(split).files]
+    found = [path for split in splits for path in split_files(source.path, split) if path not in read]
+    if found and source.path.is_dir():
+        names = ", ".join(path.name for path in found[:3]) + (" .." if len(found) > 3 else "")
+        logger.warning("%s: %d files read, %d left out for their type (%s)", source.name, len(read), len(found), names)
+
+
 def report_lengths(name: str, store: TokenStore, max_tokens: int):
-    """Say how many documents no single example can hold (nothing of them is lost) and how many are not used alone."""
+    """Log how many documents no single example can hold (nothing of them is lost) and how many are not used alone."""
     logger.info(
         "%s: %d documents, %d tokens; %d longer than %d tokens are read in parts (variable: one passage, maximum: "
         "successive rows), %d too short for a variable-length example",
@@ -86,12 +99,7 @@ def report_lengths(name: str, store: TokenStore, max_tokens: int):
 
 
 def open_streamed(source: Source, settings, tokenizer, seed: tuple[int, int], rank: int, world: int):
-    try:
-        from . import hub_data  # needs datasets, which a GPU machine may lack
-    except ImportError as error:
-        raise ValueError(
-            f"source {source.path} is streamed, which needs datasets ({error}); pip install datasets"
-        ) from error
+    from . import hub_data
 
     def stream(split: str, seed: tuple[int, ...], keep: Callable[[str], bool], rank: int, world: int, spread=False):
         rows = hub_data.open_stream(source, split, rank, world)

@@ -11,10 +11,10 @@ import zlib
 
 import numpy as np
 
+from .settings import SHORTEST_TOKENS
 from .token_store import TokenStore
 
 KINDS = ("variable", "maximum")
-SHORTEST_TOKENS = 10  # of a variable-length example, [CLS] and [SEP] included
 
 
 def random_generator(purpose: str, *numbers: int) -> np.random.Generator:

@@ -1,17 +1,36 @@
 """The `data.sources` of pretraining: what each one is, and its shares of the mixture (paper Table 2)."""
 
-import difflib
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from m2bert.schema import Schema, checked
 
 from .splits import refuse_test
 from .text_files import TextFiles, find_files
-from .tokenizer import HUB_ID
 
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 DEFAULT_SHARES = {"variable": 0.3, "maximum": 0.7}  # of the examples, over all sources (paper section A.3)
 TOLERANCE = 1e-6
-TYPES = {"variable": (int, float), "maximum": (int, float), "rows_per_document": int}  # the other keys are text
+
+
+class SourceEntry(Schema):
+    """One entry of `data.sources` as it is written; see `Source`."""
+
+    path: str | None
+    name: str | None = None
+    split: str | None = None
+    validation_split: str | None = None
+    column: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    rows_per_document: Annotated[int, Field(ge=1)] = 1
+    variable: float = 0.0
+    maximum: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -45,11 +64,20 @@ class Source:
         return isinstance(self.path, str)
 
     def files(self, split: str) -> TextFiles:
-        """Local files of a split."""
+        """Return the local files of a split."""
         return TextFiles(find_files(self.path, split), self.column, self.rows_per_document)
 
+    def check_splits(self):
+        """Raise ValueError if a local source lacks a split."""
+        for split in (self.split, self.validation_split):
+            if split is not None and not self.on_hub:
+                self.files(split)
 
-KEYS = [field.name for field in fields(Source) if field.name != "shares"] + list(DEFAULT_SHARES)
+    def check_columns(self):
+        """Raise ValueError if a local parquet file has no text in the column that is read."""
+        for split in (self.split, self.validation_split):
+            if split is not None and not self.on_hub:
+                self.files(split).check_columns()
 
 
 def parse_sources(entries: list, local_folder: Callable[[str | None], Path]) -> list[Source]:
@@ -67,8 +95,8 @@ def parse_sources(entries: list, local_folder: Callable[[str | None], Path]) -> 
     """
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"data.sources={entries!r} must be a list of at least one source, as [{{path: FOLDER}}]")
-    for entry in entries:
-        check_entry(entry)
+    for number, entry in enumerate(entries):
+        check_entry(entry, number)
     if not any(kind in entry for entry in entries for kind in DEFAULT_SHARES):
         equal = {kind: share / len(entries) for kind, share in DEFAULT_SHARES.items()}
         entries = [entry | equal for entry in entries]
@@ -83,18 +111,11 @@ def parse_sources(entries: list, local_folder: Callable[[str | None], Path]) -> 
     return [source for source in sources if any(source.shares.values())]
 
 
-def check_entry(entry):
-    if not isinstance(entry, dict) or "path" not in entry:
-        raise ValueError(f"data.sources: {entry!r} is no mapping with a path (null: pydocs)")
-    for key, value in entry.items():
-        if key not in KEYS:
-            near = difflib.get_close_matches(str(key), KEYS, n=1, cutoff=0)
-            raise ValueError(f"data.sources: unknown key {key!r}; the nearest known one is {near[0]!r}")
-        types = TYPES.get(key, (str, type(None)))
-        if not isinstance(value, types) or isinstance(value, bool):
-            raise ValueError(f"data.sources: {key}={value!r} of {entry['path']!r} has the wrong type")
-    if entry.get("rows_per_document", 1) < 1:
-        raise ValueError(f"data.sources: rows_per_document={entry['rows_per_document']} must be at least 1")
+def check_entry(entry, number: int = 0):
+    """Raise ValueError unless an entry is a mapping with a path and otherwise known keys."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"data.sources[{number}]={entry!r} is no mapping with a path (null: pydocs)")
+    checked(SourceEntry, entry, f"data.sources[{number}]")
 
 
 def make_source(entry: dict, local_folder: Callable[[str | None], Path]) -> Source:

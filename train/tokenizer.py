@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
@@ -13,10 +12,11 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
 
+from .text_sources import HUB_ID
+
 logger = logging.getLogger(__name__)
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 ALPHABET = 1000  # most frequent characters that get a token of their own
 
 

@@ -1,20 +1,20 @@
 """Rows of a query, a text that answers it, and texts that do not, as a retrieval task."""
 
 import hashlib
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
+from m2bert.files import read_json_lines
 from m2bert_eval.locov1 import RetrievalTask, make_task
+
+from .parquet import open_columns, read_rows
 
 Negatives = dict[str, list[str]]  # {qid: pids}, best first
 
 
 def load_triples(source: str, config: str | None, limit: int | None) -> tuple[RetrievalTask, Negatives]:
-    """A task from rows of (query, positive, negatives), and its given negatives; equal texts become one.
+    """Return a task from rows of (query, positive, negatives), and its given negatives; equal texts become one.
 
     Args:
         source: parquet or JSON-lines file, or Hub id; columns query, positive, and none or more whose names begin with
@@ -27,45 +27,35 @@ def load_triples(source: str, config: str | None, limit: int | None) -> tuple[Re
     """
     path = Path(source)
     if path.suffix == ".parquet" and path.is_file():
-        rows = pq.read_table(path, columns=triple_columns(pq.read_schema(path).names)).slice(0, limit).to_pylist()
+        columns = triple_columns(open_columns(path, []).schema_arrow.names)
+        where, rows = f"data.triples={source}, row", enumerate(read_rows(path, columns, limit), 1)
     elif path.suffix in (".jsonl", ".json") and path.is_file():
-        rows = islice(read_json_lines(path), limit)
+        where, rows = f"{path}, line", islice(read_json_lines(path), limit)
     elif not path.exists() and not path.suffix:
         from .hub_rows import load_hub_rows
 
         table = load_hub_rows(source, config, limit)
-        rows = table.select(triple_columns(table.column_names)).to_pylist()
+        rows = enumerate(table.select(triple_columns(table.column_names)).to_pylist(), 1)
+        where = f"data.triples={source}, row"
     else:
         raise ValueError(f"data.triples={source} is no parquet file, JSON-lines file or Hub id; name one")
-    return triples_task(path.stem, rows, f"data.triples={source}, row")
+    return triples_task(path.stem, rows, where)
 
 
 def triple_columns(names: list[str]) -> list[str]:
-    """Those of the columns that are read."""
+    """Return those of the columns that are read."""
     return [name for name in names if name in ("query", "positive") or name.startswith("negative")]
 
 
-def read_json_lines(path: Path) -> Iterator[dict]:
-    """The objects of a file, one a line."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number} is no JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number} holds no object with query and positive, but {row!r:.80}")
-            yield row
-
-
-def triples_task(name: str, rows: Iterable[dict], where: str) -> tuple[RetrievalTask, Negatives]:
+def triples_task(name: str, rows: Iterable[tuple[int, dict]], where: str) -> tuple[RetrievalTask, Negatives]:
     """See `load_triples`. A text that is both positive and negative of a query is its positive.
 
     Args:
-        where: how an error begins that names a row, counted from 1.
+        rows: with their numbers.
+        where: how an error begins that names a row, before its number.
     """
     queries, documents, answers, negatives = {}, {}, {}, {}
-    for number, row in enumerate(rows, 1):
+    for number, row in rows:
         check_row(row, f"{where} {number}")
         qid, positive = text_id(row["query"]), text_id(row["positive"])
         queries[qid], documents[positive] = row["query"], row["positive"]
@@ -83,6 +73,8 @@ def triples_task(name: str, rows: Iterable[dict], where: str) -> tuple[Retrieval
 
 def check_row(row: dict, where: str):
     """Raise ValueError unless every column that is read holds text; a negative may be null."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} holds no object with query and positive, but {row!r:.80}")
     for column in ("query", "positive"):
         if column not in row:
             raise ValueError(f"{where} lacks the column {column!r}; it has {list(row)}")
@@ -94,5 +86,5 @@ def check_row(row: dict, where: str):
 
 
 def text_id(text: str) -> str:
-    """An id that depends on the text alone."""
+    """Return an id that depends on the text alone."""
     return hashlib.sha256(text.encode()).hexdigest()[:20]

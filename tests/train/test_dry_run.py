@@ -4,7 +4,8 @@ from importlib.resources import files
 
 import pytest
 
-from m2bert_train import mlm, opl
+from m2bert_train import mlm_run as mlm
+from m2bert_train import retrieval_run as opl
 from m2bert_train.config import load_config
 
 CONFIGS = sorted(path.name for path in files("m2bert_train").joinpath("configs").iterdir())

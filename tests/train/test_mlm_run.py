@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModelForMaskedLM
 
-from m2bert_train import mlm
+from m2bert_train import mlm_run as mlm
 from m2bert_train.config import load_config
 from m2bert_train.masking import Masking
 from m2bert_train.source_data import open_source
@@ -227,7 +227,7 @@ import sys
 import torch
 from accelerate import Accelerator
 from transformers import AutoModelForMaskedLM
-from m2bert_train import mlm
+from m2bert_train import mlm_run as mlm
 
 folder = sys.argv[1]
 accelerator = Accelerator(cpu=True)

@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from m2bert_train import mlm, opl
+from m2bert_train import mlm_run as mlm
+from m2bert_train import retrieval_run as opl
 from m2bert_train.runs import Finished
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,111 @@
+"""Check what a run reads and writes before anything heavy is imported: folders, files, names."""
+
+import importlib.util
+import os
+import re
+from pathlib import Path
+
+from m2bert.files import read_json
+
+from .config import load_config, namespace
+from .model_settings import check_model
+from .text_sources import HUB_ID, parse_sources
+
+DEFAULTS = {"mlm": "mlm-small.yaml", "opl": "opl-small.yaml"}
+LENGTHS = {  # keys that the model's context bounds
+    "mlm": ("data.max_tokens",),
+    "opl": ("data.document_tokens", "data.query_tokens", "evaluation.document_tokens"),
+}
+PYDOCS = Path("runs") / "pydocs"  # what a source without a path means
+NEEDED = ("accelerate", "pyarrow", "tokenizers")
+MODEL_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # on the Hub; sentence-transformers' own have no organization
+
+
+def ready(name: str, argv: list[str]) -> dict:
+    """Return the configuration of a run, with everything checked that needs no data.
+
+    Args:
+        name: `mlm` or `opl`.
+        argv: see `load_config`.
+
+    Raises:
+        ValueError: names the argument, key or path.
+    """
+    config = load_config(DEFAULTS[name], argv)
+    settings = namespace(config)
+    for package in NEEDED:
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(f"training needs {package}; pip install 'm2bert[train]'")
+    check_output_place(settings)
+    if settings.model.path is not None:
+        check_checkpoint(settings.model.path)
+    path = settings.tokenizer.path
+    if path is not None and not Path(path).is_dir() and not HUB_ID.fullmatch(path):
+        raise ValueError(f"tokenizer.path={path}: there is no folder {path!r}, and it is no name on the Hub; name one")
+    (check_texts if name == "mlm" else check_tasks)(settings)
+    lengths = {key: config[key.split(".")[0]][key.split(".")[1]] for key in LENGTHS[name]}
+    check_model(config["model"], lengths)
+    return config
+
+
+def check_output_place(settings):
+    """Raise ValueError if the output cannot be written there, or something is there that is not to be replaced."""
+    output = Path(os.path.realpath(settings.output_dir))
+    if output.is_dir() and any(output.iterdir()) and not (settings.overwrite or settings.resume):
+        raise ValueError(f"output_dir={settings.output_dir} is not empty; name another folder, or set overwrite=true")
+    there = next(path for path in (output, *output.parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        reason = "may not be written" if there.is_dir() else "is no folder"
+        raise ValueError(f"output_dir={settings.output_dir} cannot be written ({there} {reason}); name another folder")
+
+
+def check_checkpoint(path: str):
+    """Raise ValueError unless `model.path` is the folder of an M2-BERT."""
+    if not (Path(path) / "config.json").is_file():
+        raise ValueError(f"model.path={path} has no config.json; name the folder of a checkpoint")
+    kind = read_json(Path(path) / "config.json").get("model_type")
+    if kind != "m2bert":
+        raise ValueError(f"model.path={path} has model_type={kind!r}; name the folder of an m2bert")
+
+
+def check_texts(settings):
+    """Raise ValueError for a source of pretraining that is not there, or lacks a split."""
+    for source in parse_sources(settings.data.sources, lambda _: PYDOCS):
+        if source.path is not PYDOCS:  # which is built where it is missing
+            source.check_splits()
+        if not source.on_hub:
+            continue
+        if settings.tokenizer.path is None and settings.model.path is None:
+            raise ValueError(f"source {source.path} is streamed: name a tokenizer.path to read it with")
+        if importlib.util.find_spec("datasets") is None:
+            raise ValueError(f"source {source.path} is streamed, which needs datasets; pip install datasets")
+
+
+def check_tasks(settings):
+    """Raise ValueError for retrieval data, triples, negatives or a teacher that are not there."""
+    data = settings.data
+    if is_local(data.path):
+        folder = Path(data.path)
+        if not folder.is_dir():
+            raise ValueError(
+                f"data.path={folder} is no folder; name one with queries/train.parquet and documents/train.parquet"
+            )
+        for split in filter(None, ("train", data.development_split)):
+            for kind in ("queries", "documents"):
+                if not (folder / kind / f"{split}.parquet").is_file():
+                    raise ValueError(
+                        f"data.path={folder} has no {kind}/{split}.parquet; make it, or name another folder"
+                    )
+    for key in ("triples", "negatives_path"):
+        path = getattr(data, key)
+        on_hub = key == "triples" and path is not None and not Path(path).suffix and not Path(path).exists()
+        if path is not None and not on_hub and not Path(path).is_file():
+            raise ValueError(f"data.{key}={path} is no file; name one")
+    teacher = settings.loss.teacher
+    if settings.loss.name == "prototype" and not Path(teacher).is_dir() and not MODEL_NAME.fullmatch(teacher):
+        raise ValueError(f"loss.teacher={teacher} is no folder and no name on the Hub; name a model")
+
+
+def is_local(path: str | None) -> bool:
+    """Return whether data.path is meant as a folder, and not as the Hub's ORGANIZATION/NAME."""
+    return path is not None and (path.count("/") != 1 or Path(path).exists() or Path(path).parent.is_dir())

@@ -1,0 +1,171 @@
+"""Fine-tuning for retrieval (paper section 4.3): what train/opl.py runs once its arguments are checked."""
+
+import logging
+from functools import cache, partial
+
+from transformers import AutoModel
+
+from .config import namespace
+from .data_pairs import PairBatches
+from .development import METRIC, Development
+from .grad_cache import cached_step, full_step
+from .init import frame_start_, idf_start_, inverse_document_frequency, token_energy
+from .inputs import is_local, ready
+from .loop import run_loop
+from .lora import add_lora
+from .objective import make_objective
+from .optim import build_optimizer
+from .record import run_record
+from .retrieval_data import RetrievalData, load_data
+from .runs import data_folder, finish, make_checkpoints, make_model, make_tokenizer, prepare
+from .teacher import MappedEncoder, teacher_hash, teacher_vectors
+from .token_tasks import query_limit, report_tasks, tokenise, vocabulary_hash
+
+logger = logging.getLogger(__name__)
+
+
+def read_data(accelerator, settings) -> RetrievalData:
+    """Return the tasks of `data`: a folder, pydocs if nothing is named, or a Hub id."""
+    with accelerator.main_process_first():
+        is_pydocs = settings.path is None and settings.triples is None
+        folder = data_folder(settings.path) if is_pydocs or is_local(settings.path) else None
+        return load_data(settings, folder)
+
+
+def make_train_step(accelerator, objective, pad_id: int, chunk_tokens: int | None):
+    """Return one step on a batch of PairBatches: with gradient caching if `chunk_tokens` is set.
+
+    Its counts: texts encoded (caching encodes each twice, which is not counted), pairs compared, positives among them.
+    """
+    step = full_step if chunk_tokens is None else partial(cached_step, chunk_tokens=chunk_tokens)
+
+    def train_step(model, batch):
+        queries, documents, compared = batch["queries"], batch["documents"], batch["compared"]
+        loss = step(accelerator, model, queries, documents, partial(objective, batch), pad_id)
+        return loss, {
+            "tokens": sum(map(len, queries + documents)),
+            "query_forwards": len(queries),
+            "document_forwards": len(documents),
+            "pairs": compared.sum().item() / accelerator.num_processes,
+            "positives": (compared & batch["relevant"]).sum().item() / accelerator.num_processes,
+        }
+
+    return train_step
+
+
+def report_forwards(totals: dict[str, float]):
+    """Log what a positive cost."""
+    if totals.get("positives"):
+        forwards = (totals["query_forwards"] + totals["document_forwards"]) / totals["positives"]
+        logger.info("%.4g encoder forwards for each query and document that answers it", forwards)
+
+
+def finish_encoder(config, model, new_tensors: set[str], documents, idf):
+    """Return the model to train: with token weights from document frequency, and adapters where asked.
+
+    Args:
+        new_tensors: names of those that no checkpoint gave.
+        documents: of each training task, the documents' token ids.
+        idf: tokens -> (vocab_size,) inverse document frequency of them.
+    """
+    if config.model.idf_start and "pooler.token_log_weights.weight" in new_tensors:
+        weights = idf(model.config.vocab_size)
+        idf_start_(model, weights, config.seed)
+        if "embeddings.word_embeddings.weight" in new_tensors:
+            frame_start_(model, token_energy(documents, weights, model.config.pooling_saturation))
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return add_lora(model, config.lora.rank, config.lora.alpha, new_tensors) if config.lora.rank else model
+
+
+def make_batches(accelerator, config, training, special: tuple[int, int], idf) -> tuple[PairBatches, int]:
+    """Return the batches of this process, and how many steps the run takes."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    batches = PairBatches(training, config.data, special, config.seed, rank, world, idf)
+    steps = config.steps if config.epochs is None else batches.steps_of(config.epochs)
+    logger.info("%d labelled items an epoch, %d steps", batches.units, steps)
+    return batches, steps
+
+
+def make_development(config, tasks, special: tuple[int, int], pad_id: int) -> Development:
+    """Return the development scores at the length of training, or at `evaluation.document_tokens`."""
+    tokens = config.evaluation.document_tokens or config.data.document_tokens
+    return Development(tasks, tokens, query_limit(config.data), special, pad_id, config.evaluation.batch_tokens)
+
+
+def mapped_to(teacher_width: int, model):
+    """Return the model, with a linear map to the teacher's width where its own is another."""
+    width = model.config.projection_dim
+    if width == teacher_width:
+        return model
+    logger.info("vectors of width %d are mapped to the teacher's %d while training", width, teacher_width)
+    return MappedEncoder(model, width, teacher_width)
+
+
+def identity(config, data: RetrievalData, tokenizer) -> dict[str, str]:
+    """Return what a resumed run must find as it was, besides its configuration: texts, vocabulary, teacher."""
+    teacher = {"teacher": teacher_hash(config.loss.teacher)} if config.loss.name == "prototype" else {}
+    return data.describe() | {"vocabulary": vocabulary_hash(tokenizer)} | teacher
+
+
+def main(argv: list[str]):
+    """Check the arguments, then train."""
+    run(ready("opl", argv), argv)
+
+
+def run(config_dict: dict, argv: list[str]):
+    """Train.
+
+    Args:
+        config_dict: of `inputs.ready`.
+        argv: what the user wrote, for the log.
+    """
+    config = namespace(config_dict)
+    accelerator = prepare(config, argv, "opl")
+    tokenizer = model = None
+    if config.tokenizer.path or config.model.path:  # a bad one before the data is read
+        tokenizer = make_tokenizer(config.tokenizer, config.model.path, ())
+        model, new_tensors = make_model(AutoModel, config.model, tokenizer)
+    data = read_data(accelerator, config.data)
+    if tokenizer is None:
+        texts = [text for task in data.training for text in task.documents.values()]
+        tokenizer = make_tokenizer(config.tokenizer, None, texts)
+        model, new_tensors = make_model(AutoModel, config.model, tokenizer)
+    teacher = None
+    if config.loss.name == "prototype":
+        teacher = teacher_vectors(accelerator, config.loss.teacher, data.training, config.loss.teacher_cache)
+    show = accelerator.is_main_process
+    training = [tokenise(tokenizer, task, data.negatives.get(task.name), show) for task in data.training]
+    development = [tokenise(tokenizer, task, show=show) for task in data.development]
+    report_tasks(training, config.data)
+    documents = [task.documents for task in training]
+    idf = cache(partial(inverse_document_frequency, documents, special_ids=tokenizer.all_special_ids))
+    encoder = finish_encoder(config, model, new_tensors, documents, idf)
+    special, pad_id = (tokenizer.cls_token_id, tokenizer.sep_token_id), tokenizer.pad_token_id
+    dropout = idf(encoder.config.vocab_size) if config.data.query_dropout else None
+    batches, steps = make_batches(accelerator, config, training, special, dropout)
+    model = encoder if teacher is None else mapped_to(teacher[0].shape[1], encoder)
+    mapped = model is not encoder
+    optimizer, schedule = build_optimizer(model, config.optim, steps)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    scores = make_development(config, development, special, pad_id)
+    checkpoints = make_checkpoints(accelerator, config_dict, identity(config, data, tokenizer))
+    progress = run_loop(
+        accelerator,
+        model,
+        optimizer,
+        schedule,
+        steps=steps,
+        batches=batches,
+        train_step=make_train_step(accelerator, make_objective(config.loss, teacher), pad_id, config.data.chunk_tokens),
+        clip_norm=config.optim.clip_norm,
+        log_every=config.log_every,
+        evaluate=partial(scores, accelerator),
+        evaluate_every=config.evaluation.every,
+        select=METRIC if config.evaluation.select else None,
+        checkpoints=checkpoints,
+        description="opl",
+    )
+    report_forwards(progress.totals)
+    record = run_record(config_dict, data.fingerprint(), accelerator.num_processes, progress)
+    finish(accelerator, encoder if mapped else model, tokenizer, config, record, checkpoints)
