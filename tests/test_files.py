@@ -22,7 +22,7 @@ from m2bert.files import (
     write_atomically,
 )
 from m2bert.schema import FOREIGN, Schema, checked
-from m2bert.terminal import LineFormatter, one_line, run_command, shown
+from m2bert.terminal import Ended, LineFormatter, one_line, run_command, shown
 
 
 @pytest.mark.parametrize(
@@ -203,8 +203,19 @@ def test_foreign_text_cannot_steer_the_terminal():
     assert LineFormatter("%(levelname)s %(message)s").format(record) == "INFO task one\\x0aERROR fake"
 
 
+class Stopped(Ended):
+    exit_code = 143
+
+
 @pytest.mark.parametrize(
-    ("error", "code"), [(ValueError("bad\nthing"), 2), (OSError("gone"), 2), (KeyboardInterrupt(), 130)]
+    ("error", "code"),
+    [
+        (ValueError("bad\nthing"), 2),
+        (OSError("gone"), 2),
+        (FloatingPointError("nan"), 2),
+        (KeyboardInterrupt(), 130),
+        (Stopped("by a signal"), 143),
+    ],
 )
 def test_bad_input_is_one_line_and_a_status(error, code, capsys):
     def command():

@@ -107,9 +107,9 @@ def merge(config: dict, update: dict, default: dict, prefix: str = ""):
     for key, value in update.items():
         name = f"{prefix}{key}"
         if key not in default:
-            raise ValueError(
-                f"unknown configuration key {name!r}{nearest(name, [prefix + known for known in default])}"
-            )
+            known = [prefix + known for known in default]
+            hint = nearest(name, known) or f"; known: {', '.join(known)}"
+            raise ValueError(f"unknown configuration key {name!r}{hint}")
         if not isinstance(default[key], dict):
             config[key] = value
         elif not isinstance(value, dict):

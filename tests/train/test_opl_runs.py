@@ -16,7 +16,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from m2bert_eval.locov1 import load_task
 from m2bert_eval.metric import score_ranking
-from m2bert_train import mine_negatives, opl
+from m2bert_train import mine_negatives
+from m2bert_train import retrieval_run as opl
 from m2bert_train.config import load_config, read_chain
 from m2bert_train.data_pairs import PairBatches
 from m2bert_train.development import METRIC, Development
@@ -213,25 +214,9 @@ def test_a_compiled_student_of_another_width_loses_its_map(toy_corpus, tmp_path,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["loss.name=mnrl", "data.form=pairs"], "set data.form=all or grouped"),
-        (["loss.name=prototype"], "needs loss.teacher"),
-        (["loss.name=prototype", "loss.teacher=x"], "data.document_window=first, data.passage_share=0"),
         (["data.negatives=13", "data.passage_share=0"], "task 'toy' has 13 documents, too few for data.negatives=13"),
-        (["data.passage_share=1.5"], "data.passage_share=1.5 must be between 0 and 1"),
-        (["data.chunk_tokens=0"], "data.chunk_tokens=0 must be at least 3"),
-        (["data.chunk_tokens=16k"], "data.chunk_tokens='16k' must be null or int"),
-        (["data.triples_limit=0"], "data.triples_limit=0 must be at least 1"),
-        (["data.tasks=toy"], "data.tasks='toy' must be null or list"),
-        (["data.tasks=[]"], r"data.tasks=\[\] must be a list of names, or null for all tasks"),
-        (["epochs=abc"], "epochs='abc' must be null or int or float"),
-        (["epochs=-1"], "epochs=-1 must be more than 0"),
-        (["data.passages_per_document=0"], "data.passages_per_document=0 must be at least 1"),
-        (["data.passage_tokens=[96, 16]"], r"data.passage_tokens=\[96, 16\] must be \[shortest, longest\]"),
-        (["data.passage_tokens=[16]"], r"data.passage_tokens=\[16\] must be"),
-        (["data.passage_tokens=[0, 16]"], r"data.passage_tokens=\[0, 16\] must be"),
         (["data.path=./gone"], "data.path=gone is no folder; name one with queries/train.parquet"),
         (["data.query_tokens=65"], "data.query_tokens=65 exceeds"),
-        (["data.development_split=test"], "data.development_split=test is the test split"),
     ],
 )
 def test_bad_settings_are_named(toy_corpus, tmp_path, arguments, message):

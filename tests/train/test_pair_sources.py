@@ -81,8 +81,6 @@ def test_at_least_one_query_is_set_aside_and_one_stays():
     assert len(development.documents) == 3
     with pytest.raises(ValueError, match="no query left for training once data.development_share=0.9999999"):
         carve_one(whole, 0.9999999, 3)
-    with pytest.raises(ValueError, match="development_share=1.5 must be"):
-        carve_one(whole, 1.5, 3)
 
 
 @pytest.mark.parametrize("share", [0.2, 1e-9])  # a part of every task, and one text of each
@@ -119,9 +117,6 @@ def test_tasks_of_a_folder(tmp_path):
     assert set(data.describe()) == {"train/two", "validation/two"}
     with pytest.raises(ValueError, match="'three' is not in .*; tasks there: one, two"):
         load(folder, tasks=["three"])
-    for tasks in ("one", []):
-        with pytest.raises(ValueError, match=re.escape(f"data.tasks={tasks!r} must be a list")):
-            load(folder, tasks=tasks)
     with pytest.raises(ValueError, match=r"data.path=.*gone is no folder; name one with queries/train.parquet and"):
         load(tmp_path / "gone")
 
@@ -214,9 +209,9 @@ def test_rows_of_any_length_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"query": None, "positive": "a"}, "row 2 holds null in the column 'query'"),
-        ({"query": "a", "positive": None}, "row 2 holds null in the column 'positive'"),
-        ({"query": "a", "positive": "b", "negatives": ["c"]}, "row 2 holds a list in the column 'negatives'"),
+        ({"query": None, "positive": "a"}, "holds null in the column 'query'"),
+        ({"query": "a", "positive": None}, "holds null in the column 'positive'"),
+        ({"query": "a", "positive": "b", "negatives": ["c"]}, "holds a list in the column 'negatives'"),
     ],
 )
 @pytest.mark.parametrize("name", ["short.parquet", "short.jsonl"])
@@ -226,14 +221,19 @@ def test_a_row_without_text_is_named(tmp_path, name, row, message):
         pq.write_table(pa.Table.from_pylist([first, row]), path)
     else:
         path.write_text(json.dumps(first) + "\n" + json.dumps(row) + "\n")
-    with pytest.raises(ValueError, match=f"{name}, {message}"):
+    with pytest.raises(ValueError, match=f"{name}, (row|line) 2 {message}"):
         load_triples(str(path), None, None)
 
 
-@pytest.mark.parametrize("line", ['{"query": "a", ', '["a", "b"]', ""])
+@pytest.mark.parametrize(
+    "line", ['{"query": "a", ', '["a", "b"]', '{"query": "a \\ud83d", "positive": "b"}', "[" * 100_000]
+)
 def test_a_broken_line_is_named(tmp_path, line):
     (tmp_path / "broken.jsonl").write_text(json.dumps(TRIPLES[0]) + f"\n{line}\n")
-    with pytest.raises(ValueError, match=r"broken.jsonl, line 2 (is no JSON|holds no object)"):
+    with pytest.raises(
+        ValueError,
+        match=f"broken.jsonl, line 2,? {message}",
+    ):
         load_triples(str(tmp_path / "broken.jsonl"), None, None)
 
 
@@ -257,6 +257,7 @@ def test_unreadable_triples_are_named(tmp_path):
         ({"qid": "q0", "negative_pids": ["one_0"], "dataset": "one"}, "'one_0' answers query 'q0'"),
         ({"qid": "q0", "negative_pids": ["one_99"], "dataset": "one"}, "no document 'one_99'"),
         ({"qid": "q1", "negative_pids": ["one_5"], "dataset": "one"}, "no query 'q1'"),
+        ({"qid": "q0", "negative_pids": None, "dataset": "one"}, "row 1: negative_pids is None"),
     ],
 )
 def test_given_negatives_are_checked(tmp_path, row, message):
@@ -269,7 +270,7 @@ def test_given_negatives_are_checked(tmp_path, row, message):
     pq.write_table(pa.Table.from_pylist([row, good]), path)
     with pytest.raises(ValueError, match=message):
         read_negatives(path, [task])
-    with pytest.raises(ValueError, match="gone.parquet is no parquet file with the columns"):
+    with pytest.raises(ValueError, match="gone.parquet is no file"):
         read_negatives("gone.parquet", [task])
 
 

@@ -17,7 +17,7 @@ KILLER = """
 import io, os, signal, sys
 from pathlib import Path
 import torch
-from m2bert_train import {entry}, record
+from m2bert_train import {entry} as entry, record
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -40,7 +40,7 @@ def saving(what, path, *args, **kwargs):
     save(what, path, *args, **kwargs)
 
 record.Log.count, torch.save = counting, saving
-{entry}.main(sys.argv[3:])
+entry.main(sys.argv[3:])
 """
 MODEL = ["model.architecture.hidden_size=16", "model.architecture.num_hidden_layers=1", "log_every=2",
          "model.architecture.intermediate_size=32", "model.architecture.max_position_embeddings=64",
@@ -59,7 +59,14 @@ def arguments(entry, corpus, output, steps=6):
 
 
 def start(entry, kind, number, given):
-    command = [sys.executable, "-c", KILLER.format(entry=entry), kind, str(number), *given]
+    command = [
+        sys.executable,
+        "-c",
+        KILLER.format(entry={"mlm": "mlm_run", "opl": "retrieval_run"}[entry]),
+        kind,
+        str(number),
+        *given,
+    ]
     return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
 
 

@@ -58,7 +58,9 @@ def test_rows_are_joined_to_documents(tmp_path):
     ("name", "content", "message"),
     [
         ("train.jsonl", b'{"text": "a"}\n{"body": "b"}\n', "line 2 is no object with a key 'text'"),
-        ("train.jsonl", b'{"text": "a"}\nnonsense\n', "line 2 is no JSON"),
+        ("train.jsonl", b'{"text": "a"}\nnonsense\n', "line 2, is no valid JSON"),
+        ("train.jsonl", b'{"text": "a \\ud83d"}\n', "train.jsonl, line 1, holds half of a surrogate pair"),
+        ("train.jsonl", b"[" * 100_000, "line 1, is nested too deeply"),
         ("train.jsonl", b'{"text": ["a"]}\n', "line 1, key 'text' holds list, not text"),
         ("train.txt", b"\xff\xfe bytes", "train.txt is not UTF-8"),
     ],
@@ -118,8 +120,9 @@ def test_the_validation_of_a_single_file_is_carved(tmp_path):
     [
         ([], "at least one source"),
         (["folder"], "'folder' is no mapping with a path"),
-        ([{"path": None, "variabel": 0.3}], "unknown key 'variabel'; the nearest known one is 'variable'"),
-        ([{"path": None, "variable": "a"}], "variable='a' of None has the wrong type"),
+        ([{"name": "a"}], "path is missing"),
+        ([{"path": None, "variabel": 0.3}], "unknown key 'variabel'; did you mean 'variable'"),
+        ([{"path": None, "variable": "a"}], "variable is 'a'"),
         ([{"path": None, "variable": 0.3, "maximum": 0.6}], "sum to 1, not 0.9: pydocs variable 0.3, pydocs maximum"),
         ([{"path": None, "variable": -0.5, "maximum": 1.5}], "from 0 to 1"),
         ([{"path": None}, {"path": None}], "'pydocs' is there twice"),
@@ -132,7 +135,7 @@ def test_the_validation_of_a_single_file_is_carved(tmp_path):
         ([{"path": "a/b", "validation_split": "train"}], "split and validation_split of 'a/b' are both 'train'"),
         ([{"path": "/nowhere/at/all"}], "'/nowhere/at/all' is neither a file, a folder"),
         ([{"path": None, "config": "en"}], "is local and has no config"),
-        ([{"path": None, "rows_per_document": 0}], "rows_per_document=0 must be at least 1"),
+        ([{"path": None, "rows_per_document": 0}], "rows_per_document is 0"),
     ],
 )
 def test_bad_entries_are_named(entries, message):

@@ -52,8 +52,6 @@ def test_research_groups_are_the_filters_features_and_networks(tiny_config):
             assert named[place + name] == (1e-3, 0.1)
         assert named[place + "skip"] == (1e-3, 0.01)
     assert named["layers.0.mixer.in_proj.weight"] == named["embeddings.norm.bias"] == (1e-3, 0.01)
-    with pytest.raises(ValueError, match="filter_lr=1e-06 and optim.research_groups=true"):
-        parameter_groups(model, SimpleNamespace(**vars(OPTIM) | {"research_groups": True}))
 
 
 def test_frozen_parameters_are_left_out(tiny_config):

@@ -1,0 +1,180 @@
+"""Mistakes are found before torch is imported, by both entry points and by the command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from m2bert_train.inputs import ready
+from m2bert_train.text_files import TextFiles, find_files, split_files
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "m2bert_hub.cli", "train"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+LIGHT = """
+import sys
+from m2bert_train.inputs import ready
+try:
+    ready(sys.argv[1], sys.argv[2:])
+except ValueError as error:
+    print(error)
+heavy = {"torch", "transformers", "accelerate", "pyarrow", "datasets", "numpy"} & sys.modules.keys()
+sys.exit(f"imported {heavy}" if heavy else 0)
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A working folder: text without a validation split, a file, a folder that is not ours, another model."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("text", "foreign", "bert", "tasks/queries", "tasks/documents"):
+        Path(folder).mkdir(parents=True)
+    Path("text/train.txt").write_text("some words")
+    Path("text/validation.csv").write_text("some words")
+    Path("file").touch()
+    Path("foreign/thesis.tex").touch()
+    Path("bert/config.json").write_text(json.dumps({"model_type": "bert"}))
+    Path("tasks/queries/train.parquet").touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("entry", "arguments", "message"),
+    [
+        ("mlm", ["bad=1"], "'bad'"),
+        ("mlm", ["data.sources=[{path: text}]"], "source text holds neither .*; it holds validation.csv"),
+        ("mlm", ["data.sources=[{path: nowhere}]"], "'nowhere' is neither a file"),
+        ("mlm", ["data.sources=[{path: a/b}]"], "name a tokenizer.path"),
+        ("mlm", ["tokenizer.path=nowhere"], "tokenizer.path=nowhere"),
+        ("mlm", ["model.path=nowhere"], "model.path=nowhere has no config.json"),
+        ("mlm", ["model.path=bert"], "model.path=bert has model_type='bert'"),
+        ("mlm", ["output_dir=file/out"], "output_dir=file/out cannot be written .*is no folder"),
+        ("mlm", ["output_dir=foreign"], "output_dir=foreign is not empty"),
+        ("opl", ["data.path=./nowhere"], "data.path=nowhere is no folder"),
+        ("opl", ["data.path=tasks"], "data.path=tasks has no documents/train.parquet"),
+        ("opl", ["data.triples=nowhere.jsonl"], "data.triples=nowhere.jsonl is no file"),
+        ("opl", ["data.negatives_path=nowhere.parquet", "data.negatives=2"], "data.negatives_path=nowhere.parquet"),
+        ("opl", ["loss.name=prototype", "loss.teacher=/no/teacher", "data.document_window=first",
+                 "data.passage_share=0", "data.query_dropout=false"], "loss.teacher=/no/teacher is no folder"),
+    ],
+)  # fmt: skip
+def test_what_is_not_there_is_named(place, entry, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ready(entry, arguments)
+
+
+@pytest.mark.parametrize(
+    ("entry", "arguments"),
+    [
+        ("mlm", ["--config", "mlm-2k", "data.sources=[{path: text}]", "tokenizer.path=a/b"]),
+        ("opl", ["--config", "loco-2k-opl", "data.path=./tasks", "model.path=bert"]),
+    ],
+)
+def test_mistakes_are_found_before_anything_heavy_is_imported(place, entry, arguments):
+    done = subprocess.run([sys.executable, "-c", LIGHT, entry, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "command", [[sys.executable, str(ROOT / "train" / "mlm.py")], [*COMMAND, "mlm"], [*COMMAND, "mlm", "--processes=2"]]
+)
+def test_a_mistake_is_one_line_and_exit_code_2(place, command):
+    done = subprocess.run([*command, "step=3"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "mlm: unknown configuration key 'step'; did you mean 'steps'?\n")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_layers": 3}, "model.new_model.num_layers is no field of M2BertConfig; did you mean 'num_hidden_layers'"),
+        ({"hidden_dropout_prob": "x"}, "model.new_model.hidden_dropout_prob: "),
+        ({"max_position_embeddings": 500}, "data.max_tokens=512 exceeds the model's max_position_embeddings=500"),
+    ],
+)
+def test_a_model_that_cannot_be_made_is_refused_before_the_data_is_read(place, fields, message):
+    with pytest.raises(ValueError, match=message):
+        ready("mlm", [f"model.new_model={json.dumps(fields)}"])
+
+
+@pytest.mark.parametrize("name", ["mlm", "opl"])
+def test_the_text_of_an_entry_point_is_its_help(name):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train" / f"{name}.py"), "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert f"m2bert train {name}" in done.stdout
+
+
+def run(arguments, **more):
+    return subprocess.Popen([*COMMAND, *arguments], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, **more)
+
+
+@pytest.mark.slow
+def test_a_command_of_two_processes_ends_without_the_launchers_traceback(place, toy_corpus):
+    """With what one process finds too late for the checks, after SIGTERM, and well."""
+    small = ["model.new_model={hidden_size: 16, max_position_embeddings: 64}", f"data.sources=[{{path: {toy_corpus}}}]",
+             "data.max_tokens=32", "data.batch_tokens=64", "tokenizer.vocab_size=200", "evaluation.examples=2",
+             "output_dir=out", "log_every=100"]  # fmt: skip
+    refused = run(["mlm", "--processes", "2", *small, "tracker=comet_ml"])
+    _, errors = refused.communicate(timeout=200)
+    assert refused.returncode == 2
+    assert "Traceback" not in errors
+    assert errors.strip().splitlines()[-1].startswith("mlm: tracker=comet_ml is not installed")
+
+    stopped = run(["mlm", "--processes", "2", *small, "steps=100000", "checkpoint_every=2"])
+    while not list(Path("out.run").glob("step-*")) and stopped.poll() is None:
+        time.sleep(0.1)
+    stopped.send_signal(signal.SIGTERM)
+    _, errors = stopped.communicate(timeout=200)
+    assert stopped.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in errors
+    assert "stopped by SIGTERM after step" in errors
+
+    done = run(["mlm", "--processes", "2", *small, "steps=2", "overwrite=true"])
+    _, errors = done.communicate(timeout=200)
+    assert done.returncode == 0, errors
+    assert json.loads(Path("out/training.json").read_text())["processes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (pa.table([["a"], ["b"]], ["text", "text"]), "has the column 'text' twice"),
+        (pa.table({"text": [["a"]]}), "column 'text' holds list<.*>, not text"),
+        (pa.table({"text": [{"a": 1}]}), "column 'text' holds struct<.*>, not text"),
+        (pa.table({"body": ["a"]}), "no column 'text' .it has body"),
+    ],
+)
+def test_columns_that_are_no_text_are_named_before_they_are_read(tmp_path, table, message):
+    pq.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=f"train.parquet.*{message}"):
+        TextFiles(find_files(tmp_path, "train")).check_columns()
+
+
+def test_text_of_every_arrow_type_is_read(tmp_path):
+    for kind in (pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())):
+        pq.write_table(pa.table({"text": pa.array(["a", None], pa.string()).cast(kind)}), tmp_path / "train.parquet")
+        texts = TextFiles(find_files(tmp_path, "train"))
+        texts.check_columns()
+        assert list(texts) == ["a", ""]
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(ValueError, match="train.parquet cannot be read as parquet"):
+        TextFiles(find_files(tmp_path, "train")).check_columns()
+
+
+def test_hidden_files_are_no_text_and_other_types_are_known(tmp_path):
+    for name in ("train-1.txt", "._train-2.txt", ".train-3.txt", "train.csv", "train-3.md", "notes.txt"):
+        (tmp_path / name).write_text("words")
+    assert [path.name for path in find_files(tmp_path, "train")] == ["train-1.txt"]
+    assert [path.name for path in split_files(tmp_path, "train")] == ["train-1.txt", "train-3.md", "train.csv"]
