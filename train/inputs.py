@@ -53,10 +53,17 @@ def check_output_place(settings):
     output = Path(os.path.realpath(settings.output_dir))
     if output.is_dir() and any(output.iterdir()) and not (settings.overwrite or settings.resume):
         raise ValueError(f"output_dir={settings.output_dir} is not empty; name another folder, or set overwrite=true")
-    there = next(path for path in (output, *output.parents) if path.exists())
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output_dir={settings.output_dir} is no folder; name a folder")
+    check_writable("output_dir", settings.output_dir)
+
+
+def check_writable(name: str, path: str | Path):
+    """Raise ValueError if nothing can be written at a path, or in the folders that are to be made for it."""
+    there = next(each for each in Path(os.path.realpath(path)).parents if each.exists())
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         reason = "may not be written" if there.is_dir() else "is no folder"
-        raise ValueError(f"output_dir={settings.output_dir} cannot be written ({there} {reason}); name another folder")
+        raise ValueError(f"{name}={path} cannot be written ({there} {reason}); name another place")
 
 
 def check_checkpoint(path: str):

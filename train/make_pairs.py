@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from m2bert.files import write_atomically
+from m2bert.terminal import run_command
 from m2bert_eval.locov1 import load_task, task_names
-from m2bert_hub.folder import check_output
 
+from .inputs import check_writable
 from .text_files import TextFiles, find_files
 
 SPLITS = ("train", "validation")
@@ -54,7 +55,7 @@ def lead_and_rest(text: str) -> tuple[str, str] | None:
 
 
 def from_text(name: str, folder: Path, split: str, document_chars: int) -> tuple[list[dict], list[dict]]:
-    """Query and document rows of raw text."""
+    """Return query and document rows of raw text."""
     queries, documents = [], []
     for text in tqdm(TextFiles(find_files(folder, split)), desc=f"{name} {split}", unit="text"):
         for part in parts(text, document_chars):
@@ -71,7 +72,7 @@ def from_text(name: str, folder: Path, split: str, document_chars: int) -> tuple
 
 
 def from_task(name: str, folder: Path, split: str) -> tuple[list[dict], list[dict]]:
-    """Query and document rows of retrieval data, all its tasks as one of this name."""
+    """Return query and document rows of retrieval data, all its tasks as one of this name."""
     queries, documents = [], []
     for task in (load_task(folder, task, split) for task in task_names(folder, split)):
         queries += [{"qid": qid, "query": query, "answer_pids": sorted(task.qrels[qid]), "dataset": name}
@@ -80,12 +81,24 @@ def from_task(name: str, folder: Path, split: str) -> tuple[list[dict], list[dic
     return queries, documents
 
 
-def read_source(source: str, split: str, document_chars: int) -> tuple[list[dict], list[dict]]:
-    """Query and document rows of NAME=FOLDER."""
+def parse_source(source: str) -> tuple[str, Path]:
+    """Return the name and the folder of NAME=FOLDER. Raises ValueError if it is none, or lacks a split."""
     name, _, folder = source.partition("=")
     if not (name and folder):
         raise ValueError(f"--source {source} must be NAME=FOLDER")
     folder = Path(folder)
+    for split in SPLITS:
+        if not (folder / "queries").is_dir():
+            find_files(folder, split)
+            continue
+        for kind in ("queries", "documents"):
+            if not (folder / kind / f"{split}.parquet").is_file():
+                raise ValueError(f"--source {source} has no {kind}/{split}.parquet; make it, or name another folder")
+    return name, folder
+
+
+def read_source(name: str, folder: Path, split: str, document_chars: int) -> tuple[list[dict], list[dict]]:
+    """Return query and document rows of a source."""
     if (folder / "queries").is_dir():
         return from_task(name, folder, split)
     return from_text(name, folder, split, document_chars)
@@ -98,14 +111,17 @@ def main(argv: list[str]):
     parser.add_argument("--document-chars", type=int, default=60_000, help="longest document made of raw text")
     parser.add_argument("--output", required=True, type=Path)
     arguments = parser.parse_args(argv)
-    names = [source.partition("=")[0] for source in arguments.source]
-    if len({*names}) < len(names):
-        raise ValueError(f"--source has a name twice: {', '.join(names)}")
     if arguments.document_chars < 2 * SHORTEST_REST_CHARS:
         raise ValueError(f"--document-chars={arguments.document_chars} must be at least {2 * SHORTEST_REST_CHARS}")
-    check_output(arguments.output, overwrite=False)
+    sources = [parse_source(source) for source in arguments.source]
+    names = [name for name, _ in sources]
+    if len({*names}) < len(names):
+        raise ValueError(f"--source has a name twice: {', '.join(names)}")
+    check_writable("--output", arguments.output)
+    if arguments.output.exists() and (not arguments.output.is_dir() or any(arguments.output.iterdir())):
+        raise ValueError(f"--output {arguments.output} is there and not an empty folder; name another")
     for split in SPLITS:
-        rows = [read_source(source, split, arguments.document_chars) for source in arguments.source]
+        rows = [read_source(name, folder, split, arguments.document_chars) for name, folder in sources]
         for what, chosen in (("queries", 0), ("documents", 1)):
             table = pa.Table.from_pylist([row for pair in rows for row in pair[chosen]])
             file = arguments.output / what / f"{split}.parquet"
@@ -115,8 +131,4 @@ def main(argv: list[str]):
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        print(f"make_pairs: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command("make_pairs", lambda: main(sys.argv[1:]))

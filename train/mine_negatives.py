@@ -17,28 +17,34 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from m2bert.files import write_atomically
+from m2bert.terminal import run_command
 from m2bert_eval.locov1 import RetrievalTask, load_task
 
+from .inputs import check_writable
 from .splits import refuse_test
 
 SCORES_AT_ONCE = 2_000_000  # pairs scored between two updates of the progress bar: bounds memory
 
 
 def mine(task: RetrievalTask, count: int) -> Iterator[dict]:
-    """Rows of qid, negative_pids, dataset: of every query the `count` documents that BM25 ranks first among those that
-    do not answer it; equal scores by descending id.
+    """Yield rows of qid, negative_pids, dataset: for every query the `count` documents that BM25 ranks first among those
+    that do not answer it; equal scores by descending id. Raises at once, and mines when the rows are taken.
 
     Raises:
         ValueError: count < 1, or a query has fewer documents that do not answer it.
     """
-    from m2bert_eval.rankers import Bm25Index
-
     most_answers = max(map(len, task.qrels.values()))
     if not 1 <= count <= len(task.documents) - most_answers:
         raise ValueError(
             f"negatives={count} must be at least 1, and task {task.name!r} has {len(task.documents)} documents, up to "
             f"{most_answers} of which answer a query; ask for fewer"
         )
+    return _mined(task, count, most_answers)
+
+
+def _mined(task: RetrievalTask, count: int, most_answers: int) -> Iterator[dict]:
+    from m2bert_eval.rankers import Bm25Index
+
     pids = sorted(task.documents, reverse=True)
     index = Bm25Index(dataclasses.replace(task, documents={pid: task.documents[pid] for pid in pids}))
     qids, size = list(task.queries), max(1, SCORES_AT_ONCE // len(pids))
@@ -62,16 +68,16 @@ def main(argv: list[str]):
     parser.add_argument("--output", required=True, help="parquet file to write")
     arguments = parser.parse_args(argv)
     refuse_test("--split", arguments.split)
-    tasks = [load_task(arguments.data, name, arguments.split) for name in arguments.task]
-    rows = [row for task in tasks for row in mine(task, arguments.negatives)]
     output = Path(arguments.output)
+    check_writable("--output", output)
+    if output.is_dir():
+        raise ValueError(f"--output {output} is a folder; name a parquet file")
+    tasks = [load_task(arguments.data, name, arguments.split) for name in arguments.task]
+    mined = [mine(task, arguments.negatives) for task in tasks]  # each is refused before any is mined
+    rows = [row for each in mined for row in each]
     write_atomically(output, lambda temporary: pq.write_table(pa.Table.from_pylist(rows), temporary))
     print(f"wrote {output}: {arguments.negatives} negatives for each of {len(rows)} queries")
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        print(f"mine_negatives: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command("mine_negatives", lambda: main(sys.argv[1:]))

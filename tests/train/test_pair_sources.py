@@ -226,14 +226,17 @@ def test_a_row_without_text_is_named(tmp_path, name, row, message):
 
 
 @pytest.mark.parametrize(
-    "line", ['{"query": "a", ', '["a", "b"]', '{"query": "a \\ud83d", "positive": "b"}', "[" * 100_000]
+    ("line", "message"),
+    [
+        ('{"query": "a", ', "is no valid JSON"),
+        ('["a", "b"]', "holds no object"),
+        ('{"query": "a \\ud83d", "positive": "b"}', "holds half of a surrogate pair"),
+        ("[" * 100_000, "is nested too deeply"),
+    ],
 )
-def test_a_broken_line_is_named(tmp_path, line):
+def test_a_broken_line_is_named(tmp_path, line, message):
     (tmp_path / "broken.jsonl").write_text(json.dumps(TRIPLES[0]) + f"\n{line}\n")
-    with pytest.raises(
-        ValueError,
-        match=f"broken.jsonl, line 2,? {message}",
-    ):
+    with pytest.raises(ValueError, match=f"broken.jsonl, line 2,? {message}"):
         load_triples(str(tmp_path / "broken.jsonl"), None, None)
 
 
