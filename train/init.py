@@ -184,9 +184,10 @@ def main(argv: list[str]):
     parser.add_argument("--start")
     parser.add_argument("--output", required=True)
     arguments, rest = parser.parse_known_args(argv)
-    config_dict, auto_class = load_either(rest)
+    start = [f"model.start={arguments.start}"] if arguments.start else []
+    config_dict, auto_class = load_either([*rest, *start])
     config = namespace(config_dict)
-    config.model.path, config.model.start = None, arguments.start or config.model.start
+    config.model.path = None
     if config.tokenizer.path is None:
         raise ValueError("tokenizer.path is null; name the folder of the tokenizer that the model is to be made for")
     disable_progress_bar()

@@ -27,8 +27,8 @@ SCORES_AT_ONCE = 2_000_000  # pairs scored between two updates of the progress b
 
 
 def mine(task: RetrievalTask, count: int) -> Iterator[dict]:
-    """Yield rows of qid, negative_pids, dataset: for every query the `count` documents that BM25 ranks first among those
-    that do not answer it; equal scores by descending id. Raises at once, and mines when the rows are taken.
+    """Yield rows of qid, negative_pids, dataset: for every query the `count` documents that BM25 ranks first among
+    those that do not answer it; equal scores by descending id. Raises at once, and mines when the rows are taken.
 
     Raises:
         ValueError: count < 1, or a query has fewer documents that do not answer it.

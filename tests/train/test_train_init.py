@@ -185,11 +185,11 @@ def test_the_command_follows_the_configuration(tokenizer_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--start", "zeros"], "model.start='zeros' is unknown"),
-        (["step=3"], "unknown configuration key 'step'; the nearest known one is 'steps'"),
+        (["--start", "zeros"], "model.start is 'zeros'"),
+        (["step=3"], "unknown configuration key 'step'; did you mean 'steps'"),
         (
             ["loss.nam=opl"],
-            "neither one of mlm .*'loss'.* nor one of opl .*'loss.nam'; the nearest known one is 'loss.name'",
+            "neither one of mlm .*'loss'.* nor one of opl .*'loss.nam'; did you mean 'loss.name'",
         ),
     ],
 )
