@@ -220,5 +220,5 @@ def test_an_empty_name_is_not_the_working_folder(tmp_path, original, monkeypatch
 def test_a_deeply_nested_configuration_is_one_line(tmp_path, original):
     source = write_source(tmp_path / "clone", original)
     (source / "config.json").write_text("[" * 100_000)
-    with pytest.raises(ValueError, match="config.json is no valid JSON"):
+    with pytest.raises(ValueError, match="config.json is nested too deeply"):
         convert_source(str(source), tmp_path / "out")
