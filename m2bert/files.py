@@ -151,16 +151,16 @@ def digest(path: str | Path) -> str:
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write(temporary_path)` and rename the result to `path`, so that no reader sees half of it, not even after
-    a loss of power. Makes the folder of `path` if it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    a loss of power. Makes the folder of `path` if it is missing. What a killed writer left the next one removes."""
+    with claimed(path.with_name(f".{path.name}.partial"), wait=True) as scratch:
+        empty(scratch)
+        try:
+            write(scratch / path.name)
+            sync(scratch / path.name)
+            (scratch / path.name).replace(path)
+            sync(path.parent)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def check_writable(path: Path) -> None:

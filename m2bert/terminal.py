@@ -74,7 +74,13 @@ class MaskedRecord(logging.LogRecord):
 
 
 def log_to_terminal(level: int = logging.WARNING, format: str = "%(levelname)s %(message)s") -> None:
-    """Set up logging on stderr, as logging.basicConfig does, with a LineFormatter."""
+    """Set up logging on stderr, as logging.basicConfig does, with a LineFormatter; or change what an earlier call set."""
+    root = logging.getLogger()
+    ours = [handler for handler in root.handlers if isinstance(handler.formatter, LineFormatter)]
+    if ours:
+        ours[0].setFormatter(LineFormatter(format))
+        root.setLevel(level)
+        return
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter(format))
     logging.basicConfig(level=level, handlers=[handler])

@@ -1,5 +1,7 @@
 """Configuration of M2-BERT: every size and switch of the model, validated when it is built."""
 
+import math
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -111,6 +113,9 @@ class M2BertConfig(PreTrainedConfig):
         for name in ("hidden_dropout_prob", "classifier_dropout"):
             if not 0 <= (getattr(self, name) or 0) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be a probability below 1")
+        for name in ("layer_norm_eps", "initializer_range", "filter_frequency"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be 0 or more, and finite")
         if self.num_hidden_layers < 0:
             raise ValueError(f"num_hidden_layers={self.num_hidden_layers} must be 0 (layer-free) or more")
         for name in ("hidden_size", "intermediate_size"):
@@ -128,7 +133,7 @@ class M2BertConfig(PreTrainedConfig):
             raise ValueError(f"pooling={self.pooling!r} is unknown; choose one of {', '.join(POOLINGS)}")
         if self.padding not in PADDINGS:
             raise ValueError(f"padding={self.padding!r} is unknown; choose one of {', '.join(PADDINGS)}")
-        if self.pooling_saturation is not None and self.pooling_saturation <= 0:
+        if self.pooling_saturation is not None and not 0 < self.pooling_saturation < math.inf:
             raise ValueError(f"pooling_saturation={self.pooling_saturation} must be above 0, or null for none")
         if self.pooling != "weighted_mean":
             for name, default in (

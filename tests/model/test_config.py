@@ -23,6 +23,9 @@ from configuration_m2bert import M2BertConfig
         ("pad_token_id", 120, "pad_token_id=120 is outside the vocabulary"),
         ("hidden_dropout_prob", 1.5, "hidden_dropout_prob=1.5 must be a probability"),
         ("hidden_size", 0, "hidden_size=0 must be at least 1"),
+        ("layer_norm_eps", -1e-5, "layer_norm_eps=-1e-05 must be 0 or more"),
+        ("initializer_range", float("nan"), "initializer_range=nan must be 0 or more, and finite"),
+        ("filter_frequency", float("inf"), "filter_frequency=inf must be 0 or more, and finite"),
     ],
 )
 def test_bad_fields_are_named(tiny_config, field, value, message):
