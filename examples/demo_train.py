@@ -25,8 +25,6 @@ ALLOCATOR = {  # fresh pages are slow on virtual machines: let the allocator kee
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",
 }
-LAUNCH = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=1", "--num_machines=1"]
-LAUNCH += ["--mixed_precision=no", "--dynamo_backend=no"]
 STANDARD = ["model.start=standard", "optim.lr=1e-3", "optim.layer_lr=null", "optim.filter_lr=null"]
 STANDARD += ["optim.pooler_lr=null"]
 MEAN_POOLING = ["model.architecture.pooling=mean", "model.architecture.num_pooling_heads=1"]
@@ -41,6 +39,7 @@ def say(text: str):
 def run(arguments: list, *, threads: int, log: Path | None = None):
     """Run a Python command; with `log` its output goes there."""
     env = os.environ | ALLOCATOR | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true"}
+    env["ACCELERATE_USE_CPU"] = "true"
     command = [sys.executable, *map(str, arguments)]
     with contextlib.ExitStack() as stack:
         output = {"stdout": stack.enter_context(log.open("a")), "stderr": subprocess.STDOUT} if log else {}
@@ -50,9 +49,9 @@ def run(arguments: list, *, threads: int, log: Path | None = None):
 
 
 def train(entry: str, name: str, *overrides: str, log: Path | None = None):
-    """`accelerate launch train/ENTRY.py`, on one thread: two arms run side by side."""
+    """Run `m2bert train ENTRY` on one thread: two arms run side by side."""
     data = "data.sources=[{path: pydocs}]" if entry == "mlm" else "data.path=pydocs"
-    run([*LAUNCH, ROOT / "train" / f"{entry}.py", data, f"output_dir={name}", *overrides], threads=1, log=log)
+    run(["-m", "m2bert_hub.cli", "train", entry, data, f"output_dir={name}", *overrides], threads=1, log=log)
 
 
 def train_controls(log: Path):
@@ -96,9 +95,9 @@ def main():
     controls = Background(target=train_controls, args=(OUT / "controls.log",), daemon=True)
     controls.start()
     say("meanwhile the controls train on the second core: demo-output/controls.log")
-    say("accelerate launch train/mlm.py")
+    say("m2bert train mlm")
     train("mlm", "mlm")
-    say("accelerate launch train/opl.py model.path=mlm")
+    say("m2bert train opl model.path=mlm")
     train("opl", "trained", "model.path=mlm")
     say("m2bert export --model trained --output m2bert-demo")
     run(["-m", "m2bert_hub.cli", "export", "--model", "trained", "--output", "m2bert-demo"], threads=1)

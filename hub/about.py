@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field
 
 from m2bert.files import read_yaml
 from m2bert.schema import Schema, checked
+from m2bert.terminal import shown
 
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")  # as the Hub's metadata spells them
 DATA_SET = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -15,13 +16,13 @@ DATA_SET = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 def _license(text: str) -> str:
     if not LICENSE.fullmatch(text):
-        raise ValueError("that is none of the Hub's, as apache-2.0 is")
+        raise ValueError(f"{shown(text)!r} is no license id of the Hub, such as apache-2.0")
     return text
 
 
 def _data_set(text: str) -> str:
     if not DATA_SET.fullmatch(text):
-        raise ValueError("that is no data set (org/name)")
+        raise ValueError(f"{shown(text)!r} is no data set of the Hub (org/name)")
     return text
 
 

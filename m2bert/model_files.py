@@ -43,7 +43,7 @@ class TokenizerConfig(Schema):
 
 def _no_path(value: Any) -> Any:
     if isinstance(value, str):
-        raise ValueError("a file that is named in its place is not read")
+        raise ValueError(f"{value!r} stands for a file, which is not read; write the vocabulary itself")
     return value
 
 

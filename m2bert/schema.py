@@ -46,8 +46,7 @@ def checked(schema: type[S], value: Any, where: str) -> S:
             raise ValueError(f"{where}: {shown(place)}{': ' if place else ''}{message}") from error
         found = shown(repr(first["input"]))
         found = found if len(found) <= 80 else f"{found[:77]}..."
-        message = first["msg"].removeprefix("Value error, ")
-        message = message[:1].lower() + message[1:]
+        message = first["msg"][:1].lower() + first["msg"][1:]
         raise ValueError(f"{where}: {shown(place) or 'the value'} is {found}; {message}") from error
 
 

@@ -74,7 +74,7 @@ class MaskedRecord(logging.LogRecord):
 
 
 def log_to_terminal(level: int = logging.WARNING, format: str = "%(levelname)s %(message)s") -> None:
-    """Set up logging on stderr, as logging.basicConfig does, with a LineFormatter; or change what an earlier call set."""
+    """Set up logging on stderr, as logging.basicConfig does, with a LineFormatter. Another call changes both."""
     root = logging.getLogger()
     ours = [handler for handler in root.handlers if isinstance(handler.formatter, LineFormatter)]
     if ours:

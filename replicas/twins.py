@@ -193,7 +193,7 @@ def run(mixer: str, entry: str, argv: list[str]) -> dict:
     module, seen, found = ENTRIES[entry], {"lengths": Counter(), "longest": Counter()}, {}
 
     def finish(accelerator, model, tokenizer, config, record, checkpoints):
-        checkpoints.remove()
+        runs.remove_all(checkpoints.folder)
         found.update(entry=entry, **compact_record(accelerator.unwrap_model(model), mixer, config, record, seen))
         accelerator.end_training()
 

@@ -106,8 +106,8 @@ def test_what_its_maker_says_is_on_the_card(tmp_path, checkpoint):
     [
         ("licence: mit", "unknown key 'licence'; did you mean 'license'"),
         ("- mit", "holds no mapping"),
-        ("license: 'mit | #'", "license is 'mit | #'; that is none of the Hub's"),
-        ("data: [{name: a, license: b, hub: ../../x y}]", r"data\[0\].hub is .*no data set"),
+        ("license: 'mit | #'", r"license: 'mit \| #' is no license id"),
+        ("data: [{name: a, license: b, hub: ../../x y}]", r"data\[0\].hub: '../../x y' is no data set"),
         ("data: [{name: a, license: b, hub: 123}]", r"data\[0\].hub is 123"),
         ("license: [mit]", "license is .*'mit'"),
         ("language: [1]", r"language\[0\] is 1"),
