@@ -60,7 +60,7 @@ def convert_source(
     _warn_of_cache(found, has_options=options_file is not None)
 
     with whole_folder(output, overwrite) as new:
-        conversion = convert_state_dict(read_weights(found.weights), configuration)
+        conversion = _converted(found, configuration)
         check_finite(conversion.tensors, source)
         tokens, tokenizer_name = find_tokenizer(tokenizer, found, conversion.config)
         model = build(conversion)
@@ -79,6 +79,14 @@ def convert_source(
         model.config.padding = padding
         fill_folder(new, model, tokens, extra_files={RECORD: json.dumps(record, indent=2) + "\n"})
     return report(record, model, output)
+
+
+def _converted(found: Source, configuration: dict | None) -> Conversion:
+    state = read_weights(found.weights)
+    try:
+        return convert_state_dict(state, configuration)
+    except ValueError as error:
+        raise ValueError(f"{found.weights}: {error}") from error
 
 
 def _warn_of_cache(found: Source, has_options: bool):

@@ -2,21 +2,25 @@
 
 import ast
 import re
+from codecs import BOM_UTF8
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from pydantic import ConfigDict
 from safetensors import SafetensorError, safe_open
 
 from m2bert.files import parse_json, read_json, read_text
-from m2bert.model_files import AdapterConfig, WeightsIndex, check_model_files, read_modules
+from m2bert.model_files import AdapterConfig, TransformerSettings, WeightsIndex, check_model_files, read_modules
 from m2bert.schema import FOREIGN, Schema, checked
 
-from .checkpoint import ADAPTER_CONFIG
+from .checkpoint import ADAPTER_CONFIG, auto_class_of, check_fit, load_tokenizer, read_config
+from .folder import check_tokenizer
 from .outgoing import Outgoing
 from .private import without_private
+from .sentence_files import DenseSettings, PoolingSettings
 
 INDEX = "model.safetensors.index.json"
 EXPORT = "write the folder anew with `m2bert export`"
@@ -24,6 +28,12 @@ RECORDS = ("training.json", "conversion.json")
 # In any text, a file in somebody's home; as the whole of a text, a path from a root or a home.
 HOME = re.compile(r"(?<![\w.:/~-])(?:file://)?(?:/home/|/Users/|/root/|~/)[^\s/'\"]+|\b[A-Za-z]:\\Users\\")
 ABSOLUTE = re.compile(r"(?:file://)?(?:~|/[^\s/<>]+)/[^\s/].*|[A-Za-z]:\\.+", re.DOTALL)
+
+
+class OwnTransformerSettings(TransformerSettings):
+    """sentence_bert_config.json of an M2-BERT. Each key is an argument of sentence-transformers' class."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 class CodeReferences(Schema):
@@ -51,6 +61,7 @@ def check_outgoing(outgoing: Outgoing):
     if outgoing.kind == "model":
         check_auto_map(outgoing)
         check_modules(outgoing)
+        check_own_model(outgoing.folder)
     elif outgoing.kind == "adapter":
         check_base(outgoing)
     elif outgoing.sdk in ("gradio", "streamlit"):
@@ -96,6 +107,8 @@ def finite_tensors(file: Path) -> set[str]:
 
 def check_json(file: Path, is_record: bool):
     """Raise ValueError if a file is no valid JSON, or names a path of this machine: any path if it is a record."""
+    if file.read_bytes().startswith(BOM_UTF8):
+        raise ValueError(f"{file} begins with a byte order mark, which its other readers refuse; save it without")
     content = parse_json(read_text(file), str(file))
     if file.name == "tokenizer.json" and isinstance(content, dict):
         content = {name: value for name, value in content.items() if name != "model"}  # words, of which some look so
@@ -154,6 +167,39 @@ def check_auto_map(outgoing: Outgoing):
                 module = f"{reference.split('.')[0]}.py"
                 if module not in outgoing.files:  # `org/other--module` is code of another repository, and not pinned
                     raise ValueError(f"{path} names {reference!r}, but {module!r} is missing; {EXPORT}")
+
+
+def check_own_model(folder: Path):
+    """An M2-BERT's weights are those of its configuration, and its tokenizer fits it."""
+    if read_config(folder).get("model_type") == "m2bert":
+        config = check_fit(auto_class_of(folder), folder)
+        if (folder / "tokenizer.json").is_file():
+            check_tokenizer(load_tokenizer(folder), config.vocab_size)
+        if (file := folder / "sentence_bert_config.json").is_file():
+            checked(OwnTransformerSettings, read_json(file), str(file))
+        if (folder / "modules.json").is_file():
+            check_widths(folder, config.hidden_size)
+
+
+def check_widths(folder: Path, width: int):
+    """sentence-transformers' modules take vectors as wide as those that they are given.
+
+    Args:
+        width: of a token's vector.
+    """
+    pooled = None
+    for module in read_modules(folder / "modules.json"):
+        file, kind = folder / module.path / "config.json", module.type.rsplit(".", 1)[-1]
+        if kind == "Pooling":
+            pooling = checked(PoolingSettings, read_json(file), str(file))
+            takes, given, pooled = pooling.width, width, width * len(pooling.modes)
+        elif kind == "Dense":
+            dense = checked(DenseSettings, read_json(file), str(file))
+            takes, given, pooled = dense.in_features, pooled or dense.in_features, dense.out_features
+        else:
+            continue
+        if takes != given:
+            raise ValueError(f"{file} takes vectors of {takes} numbers, but is given {given}; {EXPORT}")
 
 
 def check_modules(outgoing: Outgoing):
