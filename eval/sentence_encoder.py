@@ -113,6 +113,11 @@ class SentenceTransformerEncoder:
         with self._limited_to(max_tokens):
             for batch in self._batches(lengths, limit, f"{task} texts"):
                 rows = encode([texts[i] for i in batch], batch_size=len(batch), show_progress_bar=False)
+                if rows.shape[1] != self.dimensions:
+                    raise ValueError(
+                        f"encoder {self.name!r} gives vectors of {rows.shape[1]} numbers, and its settings say "
+                        f"{self.dimensions}; mend the config.json of its Pooling or Dense"
+                    )
                 vectors[batch] = rows
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)  # here: the model may compute in bfloat16
         return vectors / np.maximum(norms, np.finfo(np.float32).tiny)

@@ -16,7 +16,7 @@ from m2bert.files import parse_json, read_json, read_text
 from m2bert.model_files import AdapterConfig, TransformerSettings, WeightsIndex, check_model_files, read_modules
 from m2bert.schema import FOREIGN, Schema, checked
 
-from .checkpoint import ADAPTER_CONFIG, auto_class_of, check_fit, load_tokenizer, read_config
+from .checkpoint import ADAPTER_CONFIG, auto_class_of, check_fit, load_tokenizer, read_config, tensor_shapes
 from .folder import check_tokenizer
 from .outgoing import Outgoing
 from .private import without_private
@@ -57,6 +57,9 @@ def check_outgoing(outgoing: Outgoing):
     elif outgoing.kind == "adapter":
         check_weights(outgoing, "adapter_model.safetensors")
     require(outgoing, "README.md", "the card; " + EXPORT)
+    for path in [*outgoing.folder.glob("*.*"), *outgoing.folder.glob("[0-9]*_*/*.*")]:
+        if path.suffix in (".json", ".safetensors") and path.is_dir():
+            raise ValueError(f"{path} is a folder, where a file of this name is read; {EXPORT}")
     check_model_files(outgoing.folder)
     if outgoing.kind == "model":
         check_auto_map(outgoing)
@@ -170,36 +173,44 @@ def check_auto_map(outgoing: Outgoing):
 
 
 def check_own_model(folder: Path):
-    """An M2-BERT's weights are those of its configuration, and its tokenizer fits it."""
-    if read_config(folder).get("model_type") == "m2bert":
-        config = check_fit(auto_class_of(folder), folder)
-        if (folder / "tokenizer.json").is_file():
-            check_tokenizer(load_tokenizer(folder), config.vocab_size)
-        if (file := folder / "sentence_bert_config.json").is_file():
-            checked(OwnTransformerSettings, read_json(file), str(file))
-        if (folder / "modules.json").is_file():
-            check_widths(folder, config.hidden_size)
+    """An M2-BERT's weights are those of its configuration, and its tokenizer and modules fit it."""
+    if read_config(folder).get("model_type") != "m2bert":
+        return
+    config = check_fit(auto_class_of(folder), folder)
+    if (folder / "tokenizer.json").is_file():
+        check_tokenizer(load_tokenizer(folder), config.vocab_size)
+    if (folder / "modules.json").is_file():
+        file = folder / "sentence_bert_config.json"
+        transformer = checked(OwnTransformerSettings, read_json(file), str(file))
+        check_widths(folder, config.hidden_size, transformer.module_output_name == "sentence_embedding")
 
 
-def check_widths(folder: Path, width: int):
+def check_widths(folder: Path, width: int, is_pooled: bool):
     """sentence-transformers' modules take vectors as wide as those that they are given.
 
     Args:
         width: of a token's vector.
+        is_pooled: the first module gives a text's vector.
     """
-    pooled = None
+    given = None
     for module in read_modules(folder / "modules.json"):
         file, kind = folder / module.path / "config.json", module.type.rsplit(".", 1)[-1]
         if kind == "Pooling":
             pooling = checked(PoolingSettings, read_json(file), str(file))
-            takes, given, pooled = pooling.width, width, width * len(pooling.modes)
+            takes, given, is_pooled = pooling.width, width, True
+            gives = width * len(pooling.modes)
         elif kind == "Dense":
             dense = checked(DenseSettings, read_json(file), str(file))
-            takes, given, pooled = dense.in_features, pooled or dense.in_features, dense.out_features
+            takes, gives = dense.in_features, dense.out_features
+            if tensor_shapes(file.parent).get("linear.weight") != (gives, takes):
+                raise ValueError(f"{file} is not of the weights beside it, which are not {takes} to {gives}; {EXPORT}")
         else:
             continue
-        if takes != given:
+        if given not in (None, takes):
             raise ValueError(f"{file} takes vectors of {takes} numbers, but is given {given}; {EXPORT}")
+        given = gives
+    if not is_pooled:
+        raise ValueError(f"{folder / 'modules.json'} has no Pooling, and so no vector of a text; {EXPORT}")
 
 
 def check_modules(outgoing: Outgoing):
