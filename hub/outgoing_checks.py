@@ -1,6 +1,7 @@
 """Whether a folder is complete: everything that loading it from the Hub would ask for is in it, and whole."""
 
 import ast
+import importlib.util
 import re
 from codecs import BOM_UTF8
 from pathlib import Path, PurePosixPath
@@ -34,6 +35,22 @@ class OwnTransformerSettings(TransformerSettings):
     """sentence_bert_config.json of an M2-BERT. Each key is an argument of sentence-transformers' class."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class OwnPoolingSettings(PoolingSettings):
+    """The same of its Pooling."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class OwnDenseSettings(DenseSettings):
+    """The same of its Dense."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    module_input_name: str = "sentence_embedding"
+    module_output_name: str | None = None
+    use_residual: bool = False
 
 
 class CodeReferences(Schema):
@@ -174,7 +191,10 @@ def check_auto_map(outgoing: Outgoing):
 
 def check_own_model(folder: Path):
     """An M2-BERT's weights are those of its configuration, and its tokenizer and modules fit it."""
-    if read_config(folder).get("model_type") != "m2bert":
+    model_type = read_config(folder).get("model_type")
+    if model_type is None:
+        raise ValueError(f"{folder / 'config.json'} has no model_type, so nobody could load it; {EXPORT}")
+    if model_type != "m2bert":
         return
     config = check_fit(auto_class_of(folder), folder)
     if (folder / "tokenizer.json").is_file():
@@ -196,14 +216,15 @@ def check_widths(folder: Path, width: int, is_pooled: bool):
     for module in read_modules(folder / "modules.json"):
         file, kind = folder / module.path / "config.json", module.type.rsplit(".", 1)[-1]
         if kind == "Pooling":
-            pooling = checked(PoolingSettings, read_json(file), str(file))
+            pooling = checked(OwnPoolingSettings, read_json(file), str(file))
             takes, given, is_pooled = pooling.width, width, True
             gives = width * len(pooling.modes)
         elif kind == "Dense":
-            dense = checked(DenseSettings, read_json(file), str(file))
+            dense = checked(OwnDenseSettings, read_json(file), str(file))
             takes, gives = dense.in_features, dense.out_features
-            if tensor_shapes(file.parent).get("linear.weight") != (gives, takes):
-                raise ValueError(f"{file} is not of the weights beside it, which are not {takes} to {gives}; {EXPORT}")
+            shapes = {"linear.weight": (gives, takes)} | ({"linear.bias": (gives,)} if dense.bias else {})
+            if tensor_shapes(file.parent) != shapes:
+                raise ValueError(f"{file} does not fit the weights beside it, which are not {shapes}; {EXPORT}")
         else:
             continue
         if given not in (None, takes):
@@ -223,9 +244,21 @@ def check_modules(outgoing: Outgoing):
         if package != "sentence_transformers" and f"{package}.py" not in files:
             raise ValueError(f"modules.json of {outgoing.folder} names {module.type!r}, code of neither "
                              f"sentence-transformers nor this folder; {EXPORT}")  # fmt: skip
+        if package == "sentence_transformers" and not _has_class(module.type):
+            raise ValueError(f"modules.json of {outgoing.folder} names {module.type!r}, which sentence-transformers "
+                             f"lacks; {EXPORT}")  # fmt: skip
         wanted = {"Pooling": ["config.json"], "Dense": ["config.json", "model.safetensors"]}.get(kind, [])
         for name in wanted:
             require(outgoing, str(PurePosixPath(module.path) / name), f"of the module {kind} in modules.json; {EXPORT}")
+
+
+def _has_class(name: str) -> bool:
+    """Return whether sentence-transformers has a class of this name; true where it is not installed."""
+    module, _, kind = name.rpartition(".")
+    try:
+        return hasattr(importlib.import_module(module), kind)
+    except ImportError:
+        return importlib.util.find_spec("sentence_transformers") is None
 
 
 def check_base(outgoing: Outgoing):

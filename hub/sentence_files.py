@@ -70,6 +70,7 @@ class DenseSettings(Schema):
 
     in_features: int
     out_features: int
+    bias: bool = True
     activation_function: str = TANH
 
 

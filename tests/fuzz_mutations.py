@@ -10,14 +10,65 @@ import pyarrow.parquet as pq
 
 RAW = "\ue000"  # stands before JSON that json.dumps would not write
 RAW_VALUES = [
-    "NaN", "-Infinity", "1e999", r'"\ud800"', r'"a\ud83d"', r'"\u001b[31mred\u0007"', r'"one\nERROR line"', "[" * 60 + "]" * 60,
-    "[" * 20_000 + "]" * 20_000, '{"a":' * 3_000 + "1" + "}" * 3_000, "1" * 5_000, "-0", "1e400", '"\u202e"', "", "x", '{"a": 1, "a": 2}',
-]  # fmt: skip
+    "NaN",
+    "-Infinity",
+    "1e999",
+    r'"\ud800"',
+    r'"a\ud83d"',
+    r'"\u001b[31mred\u0007"',
+    r'"one\nERROR line"',
+    "[" * 60 + "]" * 60,
+    "[" * 20_000 + "]" * 20_000,
+    '{"a":' * 3_000 + "1" + "}" * 3_000,
+    "1" * 5_000,
+    "-0",
+    "1e400",
+    '"\u202e"',
+    "",
+    "x",
+    '{"a": 1, "a": 2}',
+]
 VALUES = [
-    None, True, False, 0, -1, -5, 1, 3, 2**31, 2**63, 10**30, 10**12, 1e308, -1e308, 0.5, 1e-320, "", "x", "5", "null",
-    "../../etc/passwd", "/etc/passwd", ".", "..", "a/b", "\x00", "\x1b[31m", "é", "a" * 10_000, [], {}, [1], [[1]],
-    [None], ["x"], {"x": 1}, {"": None}, [[[]]], [{}],
-]  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    -5,
+    1,
+    3,
+    2**31,
+    2**63,
+    10**30,
+    10**12,
+    1e308,
+    -1e308,
+    0.5,
+    1e-320,
+    "",
+    "x",
+    "5",
+    "null",
+    "../../etc/passwd",
+    "/etc/passwd",
+    ".",
+    "..",
+    "a/b",
+    "\x00",
+    "\x1b[31m",
+    "é",
+    "a" * 10_000,
+    [],
+    {},
+    [1],
+    [[1]],
+    [None],
+    ["x"],
+    {"x": 1},
+    {"": None},
+    [[[]]],
+    [{}],
+]
 KEYS = ["", "x", "type", "model_type", "auto_map", "__class__", "\x1b[31m", "a" * 300, "é"]
 
 
@@ -37,8 +88,14 @@ class Mutation:
 
 def mutate(path: Path, generator: random.Random) -> Mutation:
     """Damage a file in place; its form decides how."""
-    by_form = {".json": mutate_json, ".yaml": mutate_yaml, ".jsonl": mutate_json_lines, ".parquet": mutate_parquet,
-               ".safetensors": mutate_header, ".md": mutate_card}  # fmt: skip
+    by_form = {
+        ".json": mutate_json,
+        ".yaml": mutate_yaml,
+        ".jsonl": mutate_json_lines,
+        ".parquet": mutate_parquet,
+        ".safetensors": mutate_header,
+        ".md": mutate_card,
+    }
     kind = by_form.get(path.suffix, mutate_bytes)
     if generator.random() < 0.25:
         kind = mutate_bytes
@@ -52,7 +109,9 @@ def mutate_bytes(path: Path, generator: random.Random) -> Mutation:
     content = bytearray(path.read_bytes())
     keys = keys_of(json.loads(content)) if path.suffix == ".yaml" else ()  # of settings from several places
     place = generator.randrange(len(content) or 1)
-    how = generator.choice(["bit", "bits", "cut", "empty", "delete", "twice", "insert", "zeros", "swap", "bom", "folder"])
+    how = generator.choice(
+        ["bit", "bits", "cut", "empty", "delete", "twice", "insert", "zeros", "swap", "bom", "folder"]
+    )
     if how == "bit" and content:
         content[place] ^= 1 << generator.randrange(8)
     elif how == "bits" and content:
@@ -108,6 +167,7 @@ def mutate_value(value, generator: random.Random):
     how = generator.choice(["value", "value", "raw", "delete", "rename", "add", "twice", "wrap", "other"])
     if how == "value":
         holder[last] = new = generator.choice(VALUES)
+        keys += (new,) if isinstance(new, str) and len(new) > 100 else ()  # too long for a file's name
         return value, f"{(*way, last)} = {str(new)[:30]!r}", keys
     if how == "raw":
         holder[last] = RAW + (new := generator.choice(RAW_VALUES))
@@ -115,10 +175,7 @@ def mutate_value(value, generator: random.Random):
     if how == "wrap":
         holder[last] = [holder[last]]
     elif how == "other":
-        holder[last] = at(value, generator.choice(places(value)))
-        if any(each is holder[last] for each in (value, holder)):
-            holder[last] = None
-        holder[last] = json.loads(json.dumps(holder[last]))
+        holder[last] = json.loads(json.dumps(at(value, generator.choice(places(value)))))
     elif how == "delete":
         del holder[last]
     elif how in ("rename", "add") and isinstance(holder, dict):
@@ -156,7 +213,9 @@ def mutate_yaml(path: Path, generator: random.Random) -> Mutation:
     value = json.loads(path.read_text())  # as they are written here
     if generator.random() < 0.1:
         bomb = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9 if i else ['x'] * 9)}]" for i in range(12))
-        text = generator.choice([bomb, "a: b: c", "- x", "{{{", "!!python/object:os.system x", "x: !!binary a", "1: 2", "? [a]\n: b"])
+        text = generator.choice(
+            [bomb, "a: b: c", "- x", "{{{", "!!python/object:os.system x", "x: !!binary a", "1: 2", "? [a]\n: b"]
+        )
         path.write_text(text)
         return Mutation(path, f"all of it is {text[:30]!r}")
     value, what, keys = mutate_value(value, generator)
@@ -187,7 +246,22 @@ def mutate_parquet(path: Path, generator: random.Random) -> Mutation:
     table = pq.read_table(path)
     name = generator.choice(table.column_names)
     column, number = table.column(name), table.column_names.index(name)
-    how = generator.choice(["drop", "rename", "null", "nulls", "integers", "nested", "double", "empty", "view", "binary", "struct", "dictionary"])
+    how = generator.choice(
+        [
+            "drop",
+            "rename",
+            "null",
+            "nulls",
+            "integers",
+            "nested",
+            "double",
+            "empty",
+            "view",
+            "binary",
+            "struct",
+            "dictionary",
+        ]
+    )
     new = {
         "null": [None, *column.to_pylist()[1:]],
         "nulls": pa.nulls(len(table)),
@@ -229,7 +303,9 @@ def mutate_header(path: Path, generator: random.Random) -> Mutation:
         path.write_bytes(new.to_bytes(8, "little") + content[8:])
         return Mutation(path, f"header of {new} bytes")
     elif how == "shuffle":
-        one, other = generator.sample(sorted(set(header) - {"__metadata__"}), 2) if len(header) > 2 else (*header, *header)[:2]
+        one, other = (
+            generator.sample(sorted(set(header) - {"__metadata__"}), 2) if len(header) > 2 else (*header, *header)[:2]
+        )
         header[one], header[other] = header[other], header[one]
         what, keys = f"{one} and {other} change places", (one, other)
     else:
