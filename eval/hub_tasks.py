@@ -15,7 +15,7 @@ import re
 from m2bert.terminal import nearest
 
 from .hub_reach import hub_or_cache, plain
-from .locov1 import DOCUMENT_COLUMNS, QUERY_COLUMNS, RetrievalTask, check_columns, make_task
+from .locov1 import DOCUMENT_COLUMNS, QUERY_COLUMNS, RetrievalTask, check_columns, make_task, rows_of
 
 LOCOV1 = "hazyresearch/LoCoV1"
 LOCOV1_TASKS = (
@@ -161,7 +161,5 @@ def _commit_of(data) -> str | None:
 
 
 def _task_of(tables: list, name: str, split: str, path: str, revision: str | None) -> RetrievalTask:
-    import pyarrow.compute as pc
-
-    queries, documents = (table.filter(pc.equal(table["dataset"], name)).to_pylist() for table in tables)
+    queries, documents = (rows_of(table, name) for table in tables)
     return make_task(name, split, queries, documents, source=path, revision=revision)

@@ -1,6 +1,7 @@
 """A retrieval task from tables in the schema of LoCoV1 (hazyresearch/LoCoV1-Queries and -Documents)."""
 
 import hashlib
+import itertools
 import json
 import logging
 import re
@@ -9,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from m2bert.files import visible
@@ -79,7 +79,10 @@ def task_names(data_dir: str | Path, split: str) -> list[str]:
         ValueError: the file or its column is missing.
     """
     path = Path(data_dir) / "documents" / f"{split}.parquet"
-    return _names(read_table(path, ("dataset",)))
+    names = _names(read_table(path, ("dataset",)))
+    if not names:
+        raise ValueError(f"{path} names no task in the column 'dataset'; write one in every row")
+    return names
 
 
 def make_task(
@@ -173,9 +176,19 @@ def _answers(row: dict) -> list[str]:
 
 def _read_rows(path: Path, columns: tuple[str, ...], task: str, optional: tuple[str, ...] = ()) -> list[dict]:
     table = read_table(path, columns, optional)
-    rows = table.filter(pc.equal(table["dataset"], task)).to_pylist()
+    rows = rows_of(table, task)
     if not rows:
         raise ValueError(f"task {task!r} is not in {path}; tasks there: {', '.join(_names(table)) or 'none'}")
+    return rows
+
+
+def rows_of(table: pa.Table, task: str) -> list[dict]:
+    """Return the rows with `dataset == task`. Arrow computes nothing on some types of text (string_view)."""
+    rows, start = [], 0
+    for name, run in itertools.groupby(table["dataset"].to_pylist()):
+        length = sum(1 for _ in run)
+        rows += table.slice(start, length).to_pylist() if name == task else []
+        start += length
     return rows
 
 

@@ -109,10 +109,17 @@ class SentenceTransformerEncoder:
         lengths = self.count_tokens(texts, task)
         self._tell_what_is_cut(lengths, limit, task)
         encode = self.model.encode_query if task == "query" else self.model.encode_document
-        vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
+        vectors = np.empty((len(texts), 0), dtype=np.float32)
         with self._limited_to(max_tokens):
             for batch in self._batches(lengths, limit, f"{task} texts"):
                 rows = encode([texts[i] for i in batch], batch_size=len(batch), show_progress_bar=False)
+                if rows.shape[1] != self.dimensions:
+                    raise ValueError(
+                        f"encoder {self.name!r} gives vectors of {rows.shape[1]} numbers, and its settings say "
+                        f"{self.dimensions}; mend the config.json of its Pooling or Dense"
+                    )
+                if not vectors.size:  # not before it is known that the settings do not ask for any width
+                    vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
                 vectors[batch] = rows
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)  # here: the model may compute in bfloat16
         return vectors / np.maximum(norms, np.finfo(np.float32).tiny)

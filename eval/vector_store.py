@@ -154,7 +154,7 @@ def _compute(encoder: Encoder, policy: Policy | None, texts: list[str]) -> Timed
     if not finite.all():
         text = texts[np.repeat(np.arange(len(texts)), vectors.counts)[finite.argmin()]]
         broken = f"the vector of the text that begins {text[:60]!r} is not finite ({(~finite).sum()} of {len(finite)})"
-        raise ValueError(f"{broken}; the encoder is broken, or computes in a dtype that is too narrow for it")
+        raise ValueError(f"encoder {encoder.name!r}: {broken}; it is broken, or computes in too narrow a dtype")
     chars = np.array([1 + len(text) for text in texts], dtype=np.float32)
     return TimedVectors(vectors, seconds * chars / chars.sum())
 

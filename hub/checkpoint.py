@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 import modeling_m2bert  # noqa: F401  (registers m2bert with the Auto classes)
 from m2bert.files import read_json
-from m2bert.model_files import AdapterConfig, ModelConfig, TokenizerConfig, WeightsIndex
+from m2bert.model_files import AdapterConfig, ModelConfig, WeightsIndex, check_model_files
 from m2bert.schema import checked
 from m2bert.terminal import one_line
 
@@ -56,8 +56,7 @@ def load_checkpoint(model_dir: str | Path) -> PreTrainedModel:
     check_links(path)
     if (path / ADAPTER_CONFIG).is_file():
         return load_merged(path)
-    architecture = (read_config(path).get("architectures") or ["M2BertModel"])[0]
-    model, _ = load_strictly(_auto_class(architecture, path), path)
+    model, _ = load_strictly(auto_class_of(path), path)
     unexpected = [key for key in tensor_shapes(path) if key not in model.state_dict()]
     if unexpected:
         raise ValueError(
@@ -106,6 +105,11 @@ def load_merged(path: Path) -> PreTrainedModel:
     return merged
 
 
+def auto_class_of(path: Path):
+    """Return the Auto class of a checkpoint folder. Raises ValueError if it is of none of ours."""
+    return _auto_class((read_config(path).get("architectures") or ["M2BertModel"])[0], path)
+
+
 def _auto_class(architecture: str, path: Path):
     if architecture not in AUTO_CLASSES:
         raise ValueError(f"checkpoint {path} is of class {architecture}; expected one of {', '.join(AUTO_CLASSES)}")
@@ -131,19 +135,7 @@ def load_strictly(
         ValueError: see above; or no such folder, or another kind of model.
     """
     path = Path(model_dir)
-    stored = checked(OwnConfig, read_config(path), str(path / "config.json"))
-    if stored.model_type != "m2bert":
-        raise ValueError(f"checkpoint {path} has model_type={stored.model_type!r}; expected 'm2bert'")
-    _check_weights_files(path)
-    shapes = tensor_shapes(path)
-    layers = max((int(match[1]) + 1 for name in shapes if (match := LAYER.match(name))), default=0)
-    if stored.num_hidden_layers > layers:
-        raise ValueError(
-            f"checkpoint {path} has num_hidden_layers={stored.num_hidden_layers} in its config.json but weights of "
-            f"{layers} layers; copy or save it again"
-        )
-    config = _m2bert_config(path, changes)
-    _check_shapes(auto_class, config, shapes, may_miss, path)
+    config = check_fit(auto_class, path, may_miss, **changes)
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its report of the tensors; what matters of it is raised below
     try:
@@ -161,6 +153,29 @@ def load_strictly(
     _refuse({"missing": lost, "unexpected": report["unexpected_keys"]}, path)
     check_finite(model.state_dict(), f"checkpoint {path}")
     return model, missing
+
+
+def check_fit(auto_class, path: Path, may_miss: tuple[str, ...] = (), **changes) -> PreTrainedConfig:
+    """Return the configuration of a checkpoint. No tensor is allocated or read.
+
+    Raises:
+        ValueError: it is none of an M2-BERT, or a tensor of that model is missing or of another shape in the files. See
+            `load_strictly` for the arguments.
+    """
+    stored = checked(OwnConfig, read_config(path), str(path / "config.json"))
+    if stored.model_type != "m2bert":
+        raise ValueError(f"checkpoint {path} has model_type={stored.model_type!r}; expected 'm2bert'")
+    _check_weights_files(path)
+    shapes = tensor_shapes(path)
+    layers = max((int(match[1]) + 1 for name in shapes if (match := LAYER.match(name))), default=0)
+    if stored.num_hidden_layers > layers:
+        raise ValueError(
+            f"checkpoint {path} has num_hidden_layers={stored.num_hidden_layers} in its config.json but weights of "
+            f"{layers} layers; copy or save it again"
+        )
+    config = _m2bert_config(path, changes)
+    _check_shapes(auto_class, config, shapes, may_miss, path)
+    return config
 
 
 def _m2bert_config(path: Path, changes: dict) -> PreTrainedConfig:
@@ -277,8 +292,7 @@ def load_tokenizer(model_dir: str | Path) -> PreTrainedTokenizerBase | None:
     if not any((path / name).is_file() for name in ("tokenizer.json", TOKENIZER_CONFIG, "vocab.txt")):
         logger.warning("%s has no tokenizer; the folder is written without one", path)
         return None
-    if (path / TOKENIZER_CONFIG).is_file():
-        checked(TokenizerConfig, read_json(path / TOKENIZER_CONFIG), str(path / TOKENIZER_CONFIG))
+    check_model_files(path)
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # a foreign file can fail in any way

@@ -4,6 +4,8 @@ import datetime
 import json
 import logging
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
@@ -60,10 +62,14 @@ def convert_source(
     _warn_of_cache(found, has_options=options_file is not None)
 
     with whole_folder(output, overwrite) as new:
-        conversion = convert_state_dict(read_weights(found.weights), configuration)
+        state = read_weights(found.weights)
+        with _naming(found.weights):
+            conversion = convert_state_dict(state, configuration)
         check_finite(conversion.tensors, source)
         tokens, tokenizer_name = find_tokenizer(tokenizer, found, conversion.config)
         model = build(conversion)
+        with _naming(found.weights):
+            parity = check_parity(conversion, model)
         record = {
             "source": found.name,
             "revision": found.revision,
@@ -71,7 +77,7 @@ def convert_source(
             "files": {_name_in(found.root, path): digest(path) for path in read},
             "tensors": conversion.account.record(),
             "options": conversion.origins,
-            "parity": check_parity(conversion, model),
+            "parity": parity,
             "masked": compare_paddings(model, tokens) if model.base_model.pooler is not None else None,
             "tokenizer": tokenizer_name,
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -79,6 +85,15 @@ def convert_source(
         model.config.padding = padding
         fill_folder(new, model, tokens, extra_files={RECORD: json.dumps(record, indent=2) + "\n"})
     return report(record, model, output)
+
+
+@contextmanager
+def _naming(weights: Path) -> Iterator[None]:
+    """Let an error of what is done with weights name their file."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{weights}: {error}") from error
 
 
 def _warn_of_cache(found: Source, has_options: bool):

@@ -274,8 +274,12 @@ def check_apart(output: Path, paths: list[Path]):
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase | None, vocab_size: int):
-    """Raise ValueError if the tokenizer can give an id that the model has no embedding for."""
-    largest = max(tokenizer.get_vocab().values()) if tokenizer is not None else 0
+    """Raise ValueError if the tokenizer cannot pad, or can give an id that the model has no embedding for."""
+    if tokenizer is None:
+        return
+    if tokenizer.pad_token is None:
+        raise ValueError("tokenizer has no padding token; name one as pad_token in its tokenizer_config.json")
+    largest = max(tokenizer.get_vocab().values())
     if largest >= vocab_size:
         raise ValueError(
             f"tokenizer gives ids up to {largest} but the model has vocab_size={vocab_size}; "

@@ -1,22 +1,27 @@
 """Whether a folder is complete: everything that loading it from the Hub would ask for is in it, and whole."""
 
 import ast
+import importlib.util
 import re
+from codecs import BOM_UTF8
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from pydantic import ConfigDict
 from safetensors import SafetensorError, safe_open
 
 from m2bert.files import parse_json, read_json, read_text
-from m2bert.model_files import AdapterConfig, WeightsIndex, check_model_files, read_modules
+from m2bert.model_files import AdapterConfig, TransformerSettings, WeightsIndex, check_model_files, read_modules
 from m2bert.schema import FOREIGN, Schema, checked
 
-from .checkpoint import ADAPTER_CONFIG
+from .checkpoint import ADAPTER_CONFIG, auto_class_of, check_fit, load_tokenizer, read_config, tensor_shapes
+from .folder import check_tokenizer
 from .outgoing import Outgoing
 from .private import without_private
+from .sentence_files import DenseSettings, PoolingSettings
 
 INDEX = "model.safetensors.index.json"
 EXPORT = "write the folder anew with `m2bert export`"
@@ -24,6 +29,28 @@ RECORDS = ("training.json", "conversion.json")
 # In any text, a file in somebody's home; as the whole of a text, a path from a root or a home.
 HOME = re.compile(r"(?<![\w.:/~-])(?:file://)?(?:/home/|/Users/|/root/|~/)[^\s/'\"]+|\b[A-Za-z]:\\Users\\")
 ABSOLUTE = re.compile(r"(?:file://)?(?:~|/[^\s/<>]+)/[^\s/].*|[A-Za-z]:\\.+", re.DOTALL)
+
+
+class OwnTransformerSettings(TransformerSettings):
+    """sentence_bert_config.json of an M2-BERT. Each key is an argument of sentence-transformers' class."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class OwnPoolingSettings(PoolingSettings):
+    """The same of its Pooling."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class OwnDenseSettings(DenseSettings):
+    """The same of its Dense."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    module_input_name: str = "sentence_embedding"
+    module_output_name: str | None = None
+    use_residual: bool = False
 
 
 class CodeReferences(Schema):
@@ -47,10 +74,14 @@ def check_outgoing(outgoing: Outgoing):
     elif outgoing.kind == "adapter":
         check_weights(outgoing, "adapter_model.safetensors")
     require(outgoing, "README.md", "the card; " + EXPORT)
+    for path in [*outgoing.folder.glob("*.*"), *outgoing.folder.glob("[0-9]*_*/*.*")]:
+        if path.suffix in (".json", ".safetensors") and path.is_dir():
+            raise ValueError(f"{path} is a folder, where a file of this name is read; {EXPORT}")
     check_model_files(outgoing.folder)
     if outgoing.kind == "model":
         check_auto_map(outgoing)
         check_modules(outgoing)
+        check_own_model(outgoing.folder)
     elif outgoing.kind == "adapter":
         check_base(outgoing)
     elif outgoing.sdk in ("gradio", "streamlit"):
@@ -96,6 +127,8 @@ def finite_tensors(file: Path) -> set[str]:
 
 def check_json(file: Path, is_record: bool):
     """Raise ValueError if a file is no valid JSON, or names a path of this machine: any path if it is a record."""
+    if file.read_bytes().startswith(BOM_UTF8):
+        raise ValueError(f"{file} begins with a byte order mark, which its other readers refuse; save it without")
     content = parse_json(read_text(file), str(file))
     if file.name == "tokenizer.json" and isinstance(content, dict):
         content = {name: value for name, value in content.items() if name != "model"}  # words, of which some look so
@@ -156,6 +189,51 @@ def check_auto_map(outgoing: Outgoing):
                     raise ValueError(f"{path} names {reference!r}, but {module!r} is missing; {EXPORT}")
 
 
+def check_own_model(folder: Path):
+    """An M2-BERT's weights are those of its configuration, and its tokenizer and modules fit it."""
+    model_type = read_config(folder).get("model_type")
+    if model_type is None:
+        raise ValueError(f"{folder / 'config.json'} has no model_type, so nobody could load it; {EXPORT}")
+    if model_type != "m2bert":
+        return
+    config = check_fit(auto_class_of(folder), folder)
+    if (folder / "tokenizer.json").is_file():
+        check_tokenizer(load_tokenizer(folder), config.vocab_size)
+    if (folder / "modules.json").is_file():
+        file = folder / "sentence_bert_config.json"
+        transformer = checked(OwnTransformerSettings, read_json(file), str(file))
+        check_widths(folder, config.hidden_size, transformer.module_output_name == "sentence_embedding")
+
+
+def check_widths(folder: Path, width: int, is_pooled: bool):
+    """sentence-transformers' modules take vectors as wide as those that they are given.
+
+    Args:
+        width: of a token's vector.
+        is_pooled: the first module gives a text's vector.
+    """
+    given = None
+    for module in read_modules(folder / "modules.json"):
+        file, kind = folder / module.path / "config.json", module.type.rsplit(".", 1)[-1]
+        if kind == "Pooling":
+            pooling = checked(OwnPoolingSettings, read_json(file), str(file))
+            takes, given, is_pooled = pooling.width, width, True
+            gives = width * len(pooling.modes)
+        elif kind == "Dense":
+            dense = checked(OwnDenseSettings, read_json(file), str(file))
+            takes, gives = dense.in_features, dense.out_features
+            shapes = {"linear.weight": (gives, takes)} | ({"linear.bias": (gives,)} if dense.bias else {})
+            if tensor_shapes(file.parent) != shapes:
+                raise ValueError(f"{file} does not fit the weights beside it, which are not {shapes}; {EXPORT}")
+        else:
+            continue
+        if given not in (None, takes):
+            raise ValueError(f"{file} takes vectors of {takes} numbers, but is given {given}; {EXPORT}")
+        given = gives
+    if not is_pooled:
+        raise ValueError(f"{folder / 'modules.json'} has no Pooling, and so no vector of a text; {EXPORT}")
+
+
 def check_modules(outgoing: Outgoing):
     """What sentence-transformers reads: a vocabulary, and the settings and weights of every module."""
     files = outgoing.files
@@ -166,9 +244,21 @@ def check_modules(outgoing: Outgoing):
         if package != "sentence_transformers" and f"{package}.py" not in files:
             raise ValueError(f"modules.json of {outgoing.folder} names {module.type!r}, code of neither "
                              f"sentence-transformers nor this folder; {EXPORT}")  # fmt: skip
+        if package == "sentence_transformers" and not _has_class(module.type):
+            raise ValueError(f"modules.json of {outgoing.folder} names {module.type!r}, which sentence-transformers "
+                             f"lacks; {EXPORT}")  # fmt: skip
         wanted = {"Pooling": ["config.json"], "Dense": ["config.json", "model.safetensors"]}.get(kind, [])
         for name in wanted:
             require(outgoing, str(PurePosixPath(module.path) / name), f"of the module {kind} in modules.json; {EXPORT}")
+
+
+def _has_class(name: str) -> bool:
+    """Return whether sentence-transformers has a class of this name; true where it is not installed."""
+    module, _, kind = name.rpartition(".")
+    try:
+        return hasattr(importlib.import_module(module), kind)
+    except ImportError:
+        return importlib.util.find_spec("sentence_transformers") is None
 
 
 def check_base(outgoing: Outgoing):

@@ -3,6 +3,7 @@
 
 import copy
 import logging
+import math
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def check_parity(conversion: Conversion, model: PreTrainedModel) -> dict:
         Largest differences of every output, for the model in float64 and in float32; and of how many tokens.
 
     Raises:
-        ValueError: the model in float64 is not the original.
+        ValueError: the model in float64 is not the original, or in float32 its outputs are not finite.
     """
     config = conversion.config
     length = min(LONGEST_PARITY_TOKENS, config.max_position_embeddings)
@@ -56,6 +57,10 @@ def check_parity(conversion: Conversion, model: PreTrainedModel) -> dict:
         raise ValueError(
             f"the converted model is not the original: in float64 their outputs differ by {differences['float64']}; "
             "an option is not what the tensors were trained with (--config), or the tensors are damaged (not finite)"
+        )
+    if not all(map(math.isfinite, differences["float32"].values())):
+        raise ValueError(
+            "the converted model's outputs in float32 are not finite; the tensors are damaged, or too large for it"
         )
     reference = {"reference": "the original's formulas in float64", "texts": 2, "tokens": length}
     return reference | differences

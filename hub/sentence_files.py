@@ -36,6 +36,8 @@ class PoolingSettings(Schema):
 
     model_config = FOREIGN
 
+    word_embedding_dimension: int | None = None
+    embedding_dimension: int | None = None
     pooling_mode: Annotated[str, BeforeValidator(_joined)] | None = None
     pooling_mode_cls_token: bool = False
     pooling_mode_mean_tokens: bool = False
@@ -44,6 +46,18 @@ class PoolingSettings(Schema):
     pooling_mode_weightedmean_tokens: bool = False
     pooling_mode_lasttoken: bool = False
     include_prompt: bool = True
+
+    @property
+    def width(self) -> int | None:
+        """Of the vectors that are pooled."""
+        return self.word_embedding_dimension or self.embedding_dimension
+
+    @property
+    def modes(self) -> list[str]:
+        """The poolings whose vectors are concatenated."""
+        flags = [name.removeprefix("pooling_mode_") for name, value in self if name in MODE_FLAGS and value]
+        found = self.pooling_mode.split("+") if self.pooling_mode else [flag.split("_token")[0] for flag in flags]
+        return found or ["mean"]
 
 
 MODE_FLAGS = {name for name in PoolingSettings.model_fields if name.startswith("pooling_mode_")}
@@ -54,6 +68,9 @@ class DenseSettings(Schema):
 
     model_config = FOREIGN
 
+    in_features: int
+    out_features: int
+    bias: bool = True
     activation_function: str = TANH
 
 
@@ -175,8 +192,7 @@ def _load_tensors(file: Path) -> dict[str, torch.Tensor]:
 
 def _check_pooling(settings: PoolingSettings, pooling: str, path: Path):
     wanted = "cls" if pooling.startswith("cls") else "mean"
-    flags = [name.removeprefix("pooling_mode_") for name, value in settings if name in MODE_FLAGS and value]
-    found = settings.pooling_mode or "+".join(flag.split("_token")[0] for flag in flags) or "mean"
+    found = "+".join(settings.modes)
     if found != wanted:
         raise ValueError(
             f"checkpoint {path} pools by {found!r} in sentence-transformers but has pooling={pooling!r} in its "

@@ -161,4 +161,6 @@ def check_model_files(folder: Path) -> None:
         if (folder / name).is_file():
             checked(schema, read_json(folder / name), str(folder / name))
     if (folder / "modules.json").is_file():
-        read_modules(folder / "modules.json")
+        for module in read_modules(folder / "modules.json"):
+            if module.path and (folder / module.path / "config.json").is_file():
+                read_json(folder / module.path / "config.json")

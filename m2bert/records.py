@@ -129,7 +129,7 @@ class Retrieval(Origin, Measurement):
     claim: str
     ndcg_at_10: Share
     interval_95: Interval
-    query_scores: dict[str, float] = Field(min_length=1)
+    query_scores: dict[str, Share] = Field(min_length=1)
     metrics: Metrics | None = None
     counts: Counts
     vectors_per_document: float | None = None
@@ -142,6 +142,13 @@ class Retrieval(Origin, Measurement):
     hybrid: Hybrid | None = None
     failures: list[Example] | None = None
     successes: list[Example] | None = None
+
+    @model_validator(mode="after")
+    def _mean_of_its_scores(self):
+        mean = sum(self.query_scores.values()) / len(self.query_scores)
+        if abs(mean - self.ndcg_at_10) > TOLERANCE:
+            raise ValueError(f"ndcg_at_10={self.ndcg_at_10} is not the mean of query_scores, {mean}; evaluate again")
+        return self
 
 
 class Mteb(Origin, Measurement):

@@ -39,8 +39,8 @@ def load_config(default_name: str, argv: list[str]) -> dict[str, Any]:
         if argument == "--config":
             if not arguments:
                 raise ValueError("--config needs a file name")
-            for content in read_chain(arguments.pop(0)):
-                lay_over(config, content, default)
+            for content in read_chain(name := arguments.pop(0)):
+                lay_over(config, content, default, f" in {name}")
         elif "=" in argument and not argument.startswith("-"):
             key, value = argument.split("=", 1)
             nested = readers.parse_yaml(value, f"argument {argument!r}")
@@ -95,29 +95,29 @@ def read_yaml(name: str) -> dict[str, Any]:
     return readers.read_yaml(file)
 
 
-def lay_over(config: dict, update: dict, default: dict):
+def lay_over(config: dict, update: dict, default: dict, where: str = ""):
     """`merge` a whole file or argument. Steps unset epochs, which would replace them: what comes last holds."""
-    merge(config, update, default)
+    merge(config, update, default, where=where)
     if "steps" in update and "epochs" in default and "epochs" not in update:
         config["epochs"] = None
 
 
-def merge(config: dict, update: dict, default: dict, prefix: str = ""):
+def merge(config: dict, update: dict, default: dict, prefix: str = "", where: str = ""):
     """Lay `update` over `config` in place. Raises ValueError for a key that the default lacks."""
     for key, value in update.items():
         name = f"{prefix}{key}"
         if key not in default:
             known = [prefix + known for known in default]
             hint = nearest(name, known) or f"; known: {', '.join(known)}"
-            raise ValueError(f"unknown configuration key {name!r}{hint}")
+            raise ValueError(f"unknown configuration key {name!r}{where}{hint}")
         if not isinstance(default[key], dict):
             config[key] = value
         elif not isinstance(value, dict):
-            raise ValueError(f"configuration key {name!r} is a section, not a value ({value!r})")
+            raise ValueError(f"configuration key {name!r}{where} is a section, not a value ({value!r})")
         elif key in FREE_FORM:
             config[key].update(value)
         else:
-            merge(config[key], value, default[key], name + ".")
+            merge(config[key], value, default[key], name + ".", where)
 
 
 def namespace(config: dict) -> SimpleNamespace:

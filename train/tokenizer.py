@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
 
-from m2bert.files import read_json
+from m2bert.model_files import check_model_files
 from m2bert.schema import Schema, checked
 
 from .kept import building, read_sealed, write_sealed
@@ -98,9 +98,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     if not Path(path).is_dir() and not HUB_ID.fullmatch(str(path)):
         raise ValueError(f"{missing}; {advice}")
     try:
-        for file in (Path(path) / "tokenizer.json", Path(path) / "tokenizer_config.json"):
-            if file.is_file():
-                read_json(file)  # refuses what transformers would understand in one of two ways
+        check_model_files(Path(path))
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # of any kind: what a damaged tokenizer.json raises is not documented
         where = str(path) if Path(path).is_dir() else f"{missing}, and from the Hub"

@@ -17,8 +17,8 @@ OVERLAP = {
 
 def retrieval(system="encoder / truncate", score=0.8, queries=40, task="qmsum", **fields):
     """nDCG@10 of `queries` queries whose mean is `score`, spread by a generator that `system` seeds."""
-    generator = random.Random(system)
-    noise = [generator.uniform(-0.2, 0.2) for _ in range(queries)]
+    generator, spread = random.Random(system), min(0.1, score / 2, (1 - score) / 2)
+    noise = [generator.uniform(-spread, spread) for _ in range(queries)]
     scores = {f"q{i}": score + noise[i] - sum(noise) / queries for i in range(queries)}
     metrics = {name: {"mean": score, "interval_95": [score - 0.05, score + 0.05]} for name in METRICS}
     record = {

@@ -142,6 +142,25 @@ def test_spoiled_tables_are_refused(tmp_path, write_task, tiny_rows, spoil, mess
         load_task(tmp_path, "tiny", "test")
 
 
+@pytest.mark.parametrize("kind", ["string_view", "large_string"])
+def test_texts_of_any_kind_are_read(tmp_path, write_task, tiny_rows, kind):
+    """Polars writes string_view, on which Arrow filters nothing."""
+    folder, text = write_task(tmp_path, *tiny_rows), getattr(pa, kind)()
+    before = load_task(folder, "tiny", "test")
+    for path in folder.glob("*/test.parquet"):
+        table = pq.read_table(path)
+        kinds = {name: pa.list_(text) if name == "answer_pids" else text for name in table.column_names}
+        pq.write_table(pa.table({name: pa.array(table[name].to_pylist(), kinds[name]) for name in kinds}), path)
+    assert load_task(folder, "tiny", "test") == before
+
+
+def test_tables_without_a_task_are_refused(tmp_path, write_task, tiny_rows):
+    queries, documents = tiny_rows
+    folder = write_task(tmp_path, queries, [row | {"dataset": None} for row in documents])
+    with pytest.raises(ValueError, match="names no task in the column 'dataset'"):
+        task_names(folder, "test")
+
+
 def test_an_unknown_task_or_split_names_those_there(tiny_data):
     with pytest.raises(ValueError, match="tasks there: tiny"):
         load_task(tiny_data, "huge", "test")

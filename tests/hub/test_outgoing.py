@@ -131,6 +131,43 @@ def test_what_sentence_transformers_reads_must_be_there(tmp_path, tiny_config, t
     refused(folder, f"lacks {name}")
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("config.json", {"num_hidden_layers": "2"}, "num_hidden_layers is '2'"),
+        ("config.json", {"intermediate_size": 128}, "of another shape"),
+        ("config.json", {"model_type": None}, "has no model_type"),
+        ("sentence_bert_config.json", {"mine": 1}, "unknown key 'mine'"),
+        ("1_Pooling/config.json", {"mine": 1}, "unknown key 'mine'"),
+        ("1_Pooling/config.json", {"word_embedding_dimension": 3}, "vectors of 3 numbers, but is given 32"),
+        ("1_Pooling/config.json", {"pooling_mode_cls_token": True}, "vectors of 32 numbers, but is given 64"),
+        ("2_Dense/config.json", {"bias": False}, "does not fit the weights beside it"),
+    ],
+)
+def test_an_m2bert_that_its_own_settings_do_not_describe_is_refused(
+    tmp_path, tiny_config, tokenizer, name, changes, message
+):
+    folder = write_folder(M2BertModel(tiny_config(pooling="mean_tanh")), tokenizer, tmp_path / "model")
+    change_json(folder / name, **changes)
+    refused(folder, message)
+
+
+def test_an_m2bert_needs_its_modules_and_a_tokenizer_that_pads(folder):
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps(modules[:1] + modules[2:]))
+    refused(folder, "has no Pooling")
+    modules[1]["type"] += "s"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    refused(folder, "'sentence_transformers.models.Poolings', which sentence-transformers lacks")
+    modules[1]["type"] = modules[1]["type"][:-1]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "config.json").write_bytes(b"\xef\xbb\xbf" + (folder / "config.json").read_bytes())
+    refused(folder, "byte order mark")
+    (folder / "config.json").write_bytes((folder / "config.json").read_bytes()[3:])
+    (folder / "tokenizer_config.json").unlink()
+    refused(folder, "no padding token")
+
+
 @pytest.mark.parametrize("reference", ["evil/repo--modeling_m2bert.M2BertModel", "gone.X"])
 def test_code_of_another_repository_is_refused(folder, reference):
     config = json.loads((folder / "config.json").read_text())

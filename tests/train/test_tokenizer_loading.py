@@ -30,6 +30,7 @@ def test_code_of_a_tokenizer_is_not_run(folder):
     [
         ("tokenizer.json", '"[PAD]": 0', '"[PAD]": -5'),
         ("tokenizer.json", '"padding"', '"pad"'),
+        ("tokenizer.json", '"vocab": {', '"vocab": "/etc/hostname", "was": {'),
         ("tokenizer.json", '"truncation": null', '"truncation": NaN'),
         ("tokenizer.json", '"version"', '"version": "0.1", "version"'),
         ("tokenizer.json", '"version"', '"deep": ' + "[" * 5000 + "]" * 5000 + ', "version"'),

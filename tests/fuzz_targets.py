@@ -1,0 +1,92 @@
+"""What reads files that others wrote: each command with small inputs, what it gives, and what a reference says.
+
+A target's `run` works in a copy of its folder in which one file was damaged. It returns what can be compared with the
+result on the whole files, or raises what the command would end with. Where damage may change the result and be none
+(another text, another weight), `reference` says what is right, read by other means than this package's.
+"""
+
+import contextlib
+import io
+import logging
+import random
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import fuzz_mutations as mutations
+import numpy as np
+
+ROOT = Path(__file__).parent
+WORDS = ["apple", "pear", "boat", "sail", "stone", "wall", "cloud", "rain", "river", "bridge", "horse", "saddle"]
+TEXTS = ["apple pear", "the boat sails", "stone", ""]
+PAIRS = list(zip(WORDS[::2], WORDS[1::2], strict=True))
+
+
+class Refused(Exception):
+    """A command ended with exit code 2, or 1: a part of its work is left out."""
+
+
+class Incomparable(Exception):
+    """A reference cannot say what is right."""
+
+
+def command(app, *arguments) -> str:
+    """Run a command in this process; its standard output. Raises Refused, or what would be a traceback."""
+    out, err = io.StringIO(), io.StringIO()
+    factory, hook = logging.getLogRecordFactory(), sys.excepthook
+    code = 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            app([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        code = stop.code or 0
+    finally:
+        logging.setLogRecordFactory(factory)
+        sys.excepthook = hook
+    for text in (out.getvalue(), err.getvalue()):
+        assert "\x1b" not in text, f"control characters reach the terminal: {text!r:.300}"
+        assert "\u202e" not in text, f"format characters reach the terminal: {text!r:.300}"
+    if code in (1, 2):
+        lines = [line for line in err.getvalue().splitlines() if line.startswith(("m2bert: ", "mlm: "))]
+        assert len(lines) == 1, f"not one line: {err.getvalue()!r:.500}"
+        raise Refused(lines[0])
+    assert code == 0, f"exit code {code}: {err.getvalue()!r:.500}"
+    return out.getvalue()
+
+
+def m2bert(*arguments) -> str:
+    from m2bert_hub.cli import app
+
+    return command(app, *arguments)
+
+
+@dataclass
+class Target:
+    """
+    Attributes:
+        weight: how often it is drawn.
+    """
+
+    name: str
+    folder: Path
+    files: list[str]
+    weight: int = 10
+    expected: object = field(default=None)
+
+    def run(self, folder: Path, scratch: Path):
+        raise NotImplementedError
+
+    def reference(self, folder: Path, scratch: Path):
+        raise Incomparable("nothing may change")
+
+    def same(self, one, other) -> bool:
+        return one == other
+
+    def damage(self, folder: Path, generator: random.Random) -> mutations.Mutation:
+        return mutations.mutate(folder / generator.choice(self.files), generator)
+
+
+def close(one, other) -> bool:
+    if isinstance(one, dict):
+        return isinstance(other, dict) and one.keys() == other.keys() and all(close(one[k], other[k]) for k in one)
+    return np.shape(one) == np.shape(other) and np.allclose(one, other, rtol=1e-3, atol=1e-4)

@@ -1,0 +1,194 @@
+"""Targets that read what a training does: texts, triples, settings, its caches and checkpoints."""
+
+import json
+import math
+from pathlib import Path
+
+import fuzz_mutations as mutations
+import pyarrow.parquet as pq
+from fuzz_targets import Target, command, m2bert
+
+MODEL = [
+    "model.architecture.hidden_size=8",
+    "model.architecture.num_hidden_layers=1",
+    "log_every=1",
+    "model.architecture.intermediate_size=16",
+    "model.architecture.max_position_embeddings=32",
+    "model.architecture.filter_order=4",
+    "model.architecture.num_pooling_heads=1",
+    "evaluation.every=0",
+]
+MLM = [
+    *MODEL,
+    "data.max_tokens=16",
+    "data.batch_tokens=32",
+    "evaluation.examples=1",
+    "model.architecture.hidden_dropout_prob=0.1",
+]
+
+
+def train(*arguments) -> str:
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return m2bert("train", *arguments)
+
+
+def weights(folder: Path) -> dict:
+    from safetensors.torch import load_file
+
+    return {name: tensor.tolist() for name, tensor in load_file(folder / "model.safetensors").items()}
+
+
+class Texts(Target):
+    """Local text of a pretraining: what is read."""
+
+    def run(self, folder, scratch):
+        found = []
+        for name in ("lines.jsonl", "table.parquet", "blocks.txt"):
+            from m2bert_train.text_files import TextFiles, find_files
+
+            files = TextFiles(find_files(folder / name, "train"))
+            files.check_columns()
+            found.append(list(files))
+        return found
+
+    def reference(self, folder, scratch):
+        lines = (folder / "lines.jsonl").read_text("utf-8-sig").split("\n")
+        blocks = [[]]
+        for line in (folder / "blocks.txt").read_bytes().split(b"\n"):
+            blocks.append([]) if not line.strip() else blocks[-1].append(line)
+        return [
+            [json.loads(line)["text"] or "" for line in lines if line.strip()],
+            [row["text"] or "" for row in pq.read_table(folder / "table.parquet").to_pylist()],
+            [b"\n".join(block).decode().strip().lstrip("\ufeff") for block in blocks if block],
+        ]
+
+
+class MlmTexts(Target):
+    """A whole run of one step on texts: it ends, or says what is wrong with them."""
+
+    def run(self, folder, scratch):
+        sources = ", ".join(
+            f"{{path: {folder / name}, validation_split: null}}"
+            for name in ("lines.jsonl", "table.parquet", "blocks.txt")
+        )
+        train(
+            "mlm",
+            *MLM,
+            "steps=1",
+            f"data.sources=[{sources}]",
+            f"data.token_cache={scratch / 'cache'}",
+            f"tokenizer.path={folder / 'tokenizer'}",
+            f"output_dir={scratch / 'out'}",
+        )
+        return all(
+            math.isfinite(entry["loss"])
+            for entry in json.loads((scratch / "out" / "training.json").read_text())["history"]
+            if "loss" in entry
+        )
+
+
+class Triples(Target):
+    def run(self, folder, scratch):
+        from m2bert_train.triples import load_triples
+
+        found = []
+        for name in ("triples.jsonl", "triples.parquet"):
+            task, negatives = load_triples(str(folder / name), None, None)
+            texts = task.documents
+            found.append(
+                [
+                    sorted((task.queries[q], sorted(texts[p] for p in answers)) for q, answers in task.qrels.items()),
+                    sorted((task.queries[q], sorted(texts[p] for p in pids)) for q, pids in negatives.items() if pids),
+                ]
+            )
+        return found
+
+    def reference(self, folder, scratch):
+        lines = [
+            json.loads(line) for line in (folder / "triples.jsonl").read_text("utf-8-sig").split("\n") if line.strip()
+        ]
+        found = []
+        for rows in (lines, pq.read_table(folder / "triples.parquet").to_pylist()):
+            answers, negatives = {}, {}
+            for row in rows:
+                answers.setdefault(row["query"], set()).add(row["positive"])
+                negatives.setdefault(row["query"], set()).update(
+                    v for k, v in row.items() if k.startswith("negative") and v
+                )
+            found.append(
+                [
+                    sorted((q, sorted(a)) for q, a in answers.items()),
+                    sorted((q, sorted(n - answers[q])) for q, n in negatives.items() if n - answers[q]),
+                ]
+            )
+        return found
+
+
+class Resume(Target):
+    def run(self, folder, scratch):
+        out = folder / "out"
+        train("mlm", *self.arguments, f"output_dir={out}", "resume=true")
+        return weights(out)
+
+
+class TokenCache(Target):
+    def run(self, folder, scratch):
+        train("mlm", *self.arguments, f"output_dir={scratch / 'out'}", f"data.token_cache={folder}")
+        return weights(scratch / "out")
+
+
+class TrainYaml(Target):
+    def run(self, folder, scratch):
+        from m2bert_train.inputs import ready
+
+        for name in ("mlm", "opl"):
+
+            def app(arguments, name=name):
+                from m2bert.terminal import run_command
+
+                run_command("m2bert", lambda: ready(name, arguments))
+
+            command(app, "--config", folder / f"{name}.yaml", f"output_dir={scratch / 'out'}")
+        return True
+
+
+class TrainValue(Target):
+    """A mutated key=value on the command line."""
+
+    def damage(self, folder, generator):
+        path = folder / "value.yaml"
+        key = generator.choice(
+            [
+                "optim.lr",
+                "steps",
+                "model.new_model.hidden_size",
+                "data.sources",
+                "optim.betas",
+                "seed",
+                "model.start",
+                "tokenizer.vocab_size",
+                "model.path",
+                "precision",
+                "tracker",
+                "model.architecture",
+                "data.token_cache",
+            ]
+        )
+        value = generator.choice([*map(json.dumps, mutations.VALUES), *mutations.RAW_VALUES])
+        path.write_text(f"{key}={value}")
+        return mutations.Mutation(path, f"{key}={value[:30]}", (key, *key.split("."), value.strip('"')))
+
+    def run(self, folder, scratch):
+        from m2bert.terminal import run_command
+        from m2bert_train.inputs import ready
+
+        value = (folder / "value.yaml").read_text()
+        command(
+            lambda arguments: run_command("m2bert", lambda: ready("mlm", arguments)),
+            *self.arguments,
+            value,
+            f"output_dir={scratch / 'out'}",
+        )
+        return True
