@@ -207,6 +207,7 @@ def read_table(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] =
         if missing:
             raise ValueError(f"{path} lacks the column {missing[0]!r}; it has {present}; add what is missing")
         table = pq.read_table(path, columns=[*columns, *(column for column in optional if column in present)])
+        table.validate(full=True)  # texts are UTF-8
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path} cannot be read ({error}); write it again as parquet") from error
     check_columns(table, columns, str(path))

@@ -81,7 +81,6 @@ def check_outgoing(outgoing: Outgoing):
     if outgoing.kind == "model":
         check_auto_map(outgoing)
         check_modules(outgoing)
-        check_own_model(outgoing.folder)
     elif outgoing.kind == "adapter":
         check_base(outgoing)
     elif outgoing.sdk in ("gradio", "streamlit"):
@@ -91,6 +90,8 @@ def check_outgoing(outgoing: Outgoing):
             check_json(path, is_record=name in RECORDS)
         elif name.endswith(".py"):
             check_imports(outgoing, name)
+    if outgoing.kind == "model":
+        check_own_model(outgoing.folder)
 
 
 def require(outgoing: Outgoing, name: str, what: str):

@@ -13,7 +13,7 @@ def naming(path: Path | str) -> Iterator[None]:
     """Raise pyarrow's errors and the system's as a ValueError that names the file."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         message = " ".join(str(error).split())
         raise ValueError(f"{path} cannot be read as parquet ({message}); write it again") from error
 

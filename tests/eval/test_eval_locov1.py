@@ -1,9 +1,11 @@
 import logging
 import math
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from m2bert_eval.locov1 import load_task, make_task
+from m2bert_eval.locov1 import load_task, make_task, task_names
 
 
 def test_reads_only_the_rows_of_the_task(tmp_path, write_task, tiny_rows):

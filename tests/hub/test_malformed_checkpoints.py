@@ -49,7 +49,7 @@ def refused(checkpoint, tmp_path, match):
         ("tokenizer_config.json", {"model_max_length": "512"}, "model_max_length"),
         ("tokenizer_config.json", {"chat_template": {"a": 1}}, "chat_template"),
         ("tokenizer.json", {"padding": 7}, "tokenizer of"),
-        ("tokenizer.json", {"model": {"type": "WordPiece", "vocab": "/etc/hostname"}}, "a file that is named"),
+        ("tokenizer.json", {"model": {"type": "WordPiece", "vocab": "/etc/hostname"}}, "stands for a file"),
         ("tokenizer.json", {"model": {"type": "WordPiece", "vocab": {"a": 0, "b": -5}}}, "tokenizer of"),
         ("modules.json", None, "modules.json"),
         ("sentence_bert_config.json", {"max_seq_length": 0.5}, "max_seq_length is 0.5"),
