@@ -192,7 +192,7 @@ TRANSFORMER = {"name": "0", "path": "", "type": "sentence_transformers.base.modu
         ("sentence_bert_config.json", '{"max_seq_length": {}}', "sentence_bert_config.json: max_seq_length"),
         ("config_sentence_transformers.json", '{"prompts": "x"}', "config_sentence_transformers.json: prompts"),
         ("config.json", "[]", "config.json"),
-        ("1_Pooling/config.json", "null", "cannot be loaded .TypeError"),
+        ("1_Pooling/config.json", "null", "holds no JSON object"),
         ("model.safetensors", "", "cannot be loaded .SafetensorError"),
     ],
 )
