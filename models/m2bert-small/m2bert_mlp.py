@@ -35,11 +35,12 @@ class M2BertMLP(nn.Module):
         super().__init__()
         self.up = BlockDiagonalLinear(config.hidden_size, 2 * config.intermediate_size, config.num_blocks, bias=False)
         self.down = BlockDiagonalLinear(config.intermediate_size, config.hidden_size, config.num_blocks)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)  # tells the operation its probability, and whether
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)  # not called: the operation drops, by its probability
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, H) -> (T, H)."""
-        dropout = self.dropout.p if self.dropout.training else 0.0
+        drops = self.dropout.training and not isinstance(self.dropout, nn.Identity)  # as some put in its place
+        dropout = self.dropout.p if drops else 0.0
 
         def glu(x: Tensor, up: BlockDiagonalLinear, down: BlockDiagonalLinear) -> Tensor:
             return block_diagonal_glu(x, up.weight, down.weight, down.bias, dropout)

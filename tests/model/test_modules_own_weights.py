@@ -411,6 +411,8 @@ def test_dropout_is_switched_by_module(tiny_config):
     assert torch.equal(vectors(model), vectors(model))
     model.layers[0].mlp.dropout.train()  # Monte Carlo dropout
     assert not torch.equal(vectors(model), vectors(model))
+    model.layers[0].mlp.dropout = nn.Identity().train()
+    assert torch.equal(vectors(model), vectors(model))
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "cls_tanh", "weighted_mean"])
