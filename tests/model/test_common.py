@@ -391,6 +391,13 @@ def test_torch_export_gives_one_program_for_all_batches_and_lengths(tiny_config,
             assert torch.allclose(program(ids, mask).pooler_output, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_torch_export_with_gradients(tiny_config, randomised, strict):
+    model = randomised(M2BertModel(tiny_config()))
+    program = torch.export.export(model, (IDS, MASK), strict=strict).module()
+    assert torch.allclose(program(IDS, MASK).pooler_output, model(IDS, MASK).pooler_output, atol=1e-6)
+
+
 @pytest.mark.parametrize("cls", [M2BertForMaskedLM, M2BertForSequenceClassification])
 def test_a_step_of_transformers_own_trainer(tiny_config, randomised, tmp_path, cls):
     pytest.importorskip("accelerate")
