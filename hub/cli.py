@@ -11,6 +11,8 @@ from m2bert import __version__
 from m2bert.command import CommandGroup
 from m2bert.files import check_writable, read_json
 
+from .outputs import check_output
+
 MOUNTED = {  # command: module, and its command there (None: the module's whole group)
     "eval": ("m2bert_eval.cli", "eval"),
     "compare": ("m2bert_eval.cli", "compare"),
@@ -76,10 +78,7 @@ def look_at(*present: Path | None, output: Path | None = None, overwrite: bool =
             raise ValueError(f"{path} does not exist; name what is there")
     if output is not None:
         check_writable(output)
-        if output.exists() and not output.is_dir():
-            raise ValueError(f"output {output} is no folder; name a folder")
-        if output.is_dir() and any(output.iterdir()) and not overwrite:
-            raise ValueError(f"output {output} is not empty; name another folder, or pass --overwrite")
+        check_output(output, overwrite)
 
 
 @app.command()

@@ -5,7 +5,6 @@ import ctypes
 import dataclasses
 import errno
 import os
-import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -15,11 +14,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from m2bert.files import check_unclaimed, claimed, empty, read_json, sync
+from m2bert.files import claimed, empty, read_json, sync
 from m2bert.schema import checked
 
-from .checkpoint import ADAPTER_CONFIG, AUTO_CLASSES, check_finite
+from .checkpoint import AUTO_CLASSES, check_finite
 from .model_card import Card, render_card
+from .outputs import OLD, check_apart, check_output, check_replaceable, scratch_of  # noqa: F401  (of this room too)
 from .private import public_record
 from .records import KINDS
 from .sentence_files import SentenceSettings, write_json, write_sentence_files
@@ -27,16 +27,8 @@ from .sentence_files import SentenceSettings, write_json, write_sentence_files
 REQUIREMENTS = "transformers>=5.17,<6\ntorch>=2.11\nsentence-transformers>=6\n"
 FOREIGN_CODE = {"auto_map", "custom_pipelines"}  # of whoever made the checkpoint; this folder names its own
 HOW_IT_WAS_LOADED = {"is_local", "local_files_only"}  # of a tokenizer, which transformers writes among its settings
-OURS = re.compile(  # what a folder that may be replaced holds: models, adapters, their tokenizers, records and cards
-    r"config\.json|adapter_config\.json|(adapter_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
-    r"|(configuration_m2bert|modeling_m2bert|m2bert_\w+|handler)\.py|requirements\.txt|README\.md"
-    r"|tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(txt|json)|merges\.txt"
-    r"|chat_template\.jinja|modules\.json|sentence_bert_config\.json|config_sentence_transformers\.json"
-    r"|\d+_(Pooling|Dense|Normalize)(/config\.json|/model\.safetensors)?"
-    r"|training\.json|conversion\.json|\.eval_results(/m2bert\.yaml)?"
-)
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-NEW, OLD = "new", "old"  # in the scratch folder
+NEW = "new"  # in the scratch folder, beside OLD
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of renameat2
 
 
@@ -143,13 +135,13 @@ def whole_folder(output_dir: str | Path, overwrite: bool) -> Iterator[Path]:
         ValueError: as `check_output`, or there is no room for it.
     """
     output = check_output(output_dir, overwrite)
-    scratch, new = _scratch(output), _scratch(output) / NEW
+    scratch, new = scratch_of(output), scratch_of(output) / NEW
     made = [folder for folder in output.parents if not folder.exists()]
     try:
         with claimed(scratch):
             _tidy(output, scratch)
             try:
-                _check_replaceable(output, overwrite)
+                check_replaceable(output, overwrite)
                 new.mkdir()
                 yield new
                 for path in new.rglob("*"):
@@ -157,7 +149,7 @@ def whole_folder(output_dir: str | Path, overwrite: bool) -> Iterator[Path]:
                         path.chmod(new.stat().st_mode & 0o666)
                     sync(path)
                 sync(new)
-                _check_replaceable(output, overwrite)
+                check_replaceable(output, overwrite)
                 _move(new, output, scratch / OLD, overwrite)
                 sync(output.parent)
             finally:
@@ -175,76 +167,6 @@ def whole_folder(output_dir: str | Path, overwrite: bool) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def check_output(output_dir: str | Path, overwrite: bool) -> Path:
-    """Return the real path of a folder that may and can be written. Changes nothing.
-
-    Raises:
-        ValueError: it holds the working folder, is no folder, cannot be made, or another process writes it; it is not
-            empty and overwrite is False; or it holds anything that no model folder of this package holds.
-    """
-    output = Path(os.path.realpath(output_dir))
-    if output == Path.cwd() or output in Path.cwd().parents:
-        raise ValueError(f"output {str(output_dir)!r} holds the working folder; name a folder in it")
-    _check_writable(output)
-    _check_replaceable(output, overwrite)
-    check_unclaimed(_scratch(output))
-    return output
-
-
-def _check_writable(output: Path):
-    parent = next(folder for folder in output.parents if os.path.lexists(folder))
-    names = [*output.relative_to(parent).parts, _scratch(output).name]
-    reason = None
-    if not parent.is_dir():
-        reason = f"{parent} is no folder"
-    elif not os.access(parent, os.W_OK | os.X_OK):
-        reason = f"{parent} may not be written"
-    elif hasattr(os, "pathconf") and max(len(os.fsencode(name)) for name in names) > os.pathconf(parent, "PC_NAME_MAX"):
-        reason = "the name is too long"
-    if reason:
-        raise ValueError(f"output {output} cannot be written ({reason}); name another folder")
-
-
-def _check_replaceable(output: Path, overwrite: bool):
-    hidden = _scratch(output) / OLD  # where a killed writer may have left the folder that was there
-    there = hidden if hidden.is_dir() and not output.exists() else output
-    if there.exists() and not there.is_dir():
-        raise ValueError(f"output {output} exists and is no folder; name a folder")
-    if not there.is_dir() or not any(there.iterdir()):
-        return
-    if not overwrite:
-        raise ValueError(
-            f"output {output} is not empty; name another folder, or overwrite it (--overwrite; in training "
-            "overwrite=true)"
-        )
-    for here, folders, names in os.walk(there):
-        for path in sorted(Path(here, name) for name in folders + names):
-            if not OURS.fullmatch(path.relative_to(there).as_posix()):
-                raise ValueError(
-                    f"output {output} holds {path.relative_to(there).as_posix()!r}, which is of no model folder, so it "
-                    "is not replaced; move that away, or name another folder"
-                )
-    if not _is_ours(there):
-        raise ValueError(
-            f"output {output} is not empty and holds no model of this package, so it is not replaced; name another "
-            "folder"
-        )
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether it is an adapter, has the record of a training, or its configuration is an M2-BERT's."""
-    if any((folder / name).is_file() for name in (ADAPTER_CONFIG, "training.json")):
-        return True
-    try:
-        return read_json(folder / "config.json").get("model_type") == "m2bert"
-    except ValueError:
-        return False
-
-
-def _scratch(output: Path) -> Path:
-    return output.with_name(f".{output.name}.partial")
-
-
 def _tidy(output: Path, scratch: Path):
     """Put back the folder that was at the output, if it is in the scratch folder only; remove the rest of that."""
     for path in scratch.iterdir():
@@ -259,18 +181,6 @@ def _is_of_no_room(error: Exception) -> bool:
     """Whether a disk takes no more, which safetensors and tokenizers say in words alone."""
     words = ("Error while serializing", *map(os.strerror, NO_ROOM))
     return getattr(error, "errno", None) in NO_ROOM or any(text in str(error) for text in words)
-
-
-def check_apart(output: Path, paths: list[Path]):
-    """Raise ValueError if the folder to be written, and perhaps replaced, is or holds anything that is read.
-
-    Args:
-        output: of `check_output`.
-    """
-    for path in paths:
-        for real in (path.resolve(), path.parent.resolve() / path.name):  # of a link, both ends
-            if real == output or output in real.parents:
-                raise ValueError(f"output {output} holds {path}, from which it is made; name another folder")
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase | None, vocab_size: int):

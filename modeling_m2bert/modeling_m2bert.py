@@ -29,7 +29,7 @@ from .m2bert_mlp import BlockDiagonalLinear, M2BertMLP
 from .m2bert_ops import add_layer_norm
 from .m2bert_ops_filter import FilterCache
 from .m2bert_pooling import M2BertPooler
-from .m2bert_rows import Packing, Rows, pack_rows
+from .m2bert_rows import Packing, Rows, pack_rows, values_are_hidden
 
 logger = logging.get_logger(__name__)
 ALIGNMENT_BYTES = 64  # of memory that torch allocates on a CPU
@@ -210,7 +210,7 @@ class M2BertModel(M2BertPreTrainedModel):
         """
         check_inputs(self.config, input_ids, inputs_embeds, attention_mask, token_type_ids)
         if self.pooler is not None and not self.training:
-            self._warn_if_full(input_ids)
+            self._warn_if_full(input_ids, attention_mask)
         x = input_ids if input_ids is not None else inputs_embeds
         mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         hidden = None
@@ -234,10 +234,12 @@ class M2BertModel(M2BertPreTrainedModel):
             hidden_states=tuple(states) if output_hidden_states else None,
         )
 
-    def _warn_if_full(self, input_ids: Tensor | None):
+    def _warn_if_full(self, input_ids: Tensor | None, mask: Tensor | None):
         """Warn, once a model, that a text fills the model's length: tokenizers cut there without a word."""
         longest = self.config.max_position_embeddings
         if torch.compiler.is_compiling() or self._warned_full or input_ids is None or input_ids.shape[1] < longest:
+            return
+        if values_are_hidden(input_ids) or (mask is not None and not bool((mask[:, -1] != 0).any())):
             return
         self._warned_full = True
         logger.warning("at least one text reached %d tokens; what is longer was cut", longest)

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from m2bert.files import read_json
+from m2bert_hub.outputs import check_output
 
 from .config import load_config, namespace
 from .model_settings import check_model
@@ -50,12 +51,13 @@ def ready(name: str, argv: list[str]) -> dict:
 
 def check_output_place(settings):
     """Raise ValueError if the output cannot be written there, or something is there that is not to be replaced."""
-    output = Path(os.path.realpath(settings.output_dir))
-    if output.is_dir() and any(output.iterdir()) and not (settings.overwrite or settings.resume):
-        raise ValueError(f"output_dir={settings.output_dir} is not empty; name another folder, or set overwrite=true")
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"output_dir={settings.output_dir} is no folder; name a folder")
     check_writable("output_dir", settings.output_dir)
+    if settings.resume:
+        return  # what is there may be the finished run: `check_place` compares
+    try:
+        check_output(settings.output_dir, settings.overwrite)
+    except ValueError as error:
+        raise ValueError(f"output_dir={settings.output_dir}: {error}") from error
 
 
 def check_writable(name: str, path: str | Path):

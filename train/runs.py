@@ -253,7 +253,7 @@ def finish(accelerator: Accelerator, model, tokenizer, config, record: dict, che
         )
         remove_all(checkpoints.folder)
         if is_dry_run(config):
-            logger.info("dry run: everything was done once, nothing is kept")
+            logger.info("dry run: all was done once on stand-in data, nothing is kept; your paths were not looked at")
         else:
             logger.info("wrote %s", output)
     accelerator.end_training()

@@ -35,6 +35,10 @@ def check_inputs(
             )
     if torch.compiler.is_compiling():
         return
+    if torch.autograd.forward_ad._current_level >= 0:
+        raise NotImplementedError(
+            "m2bert's operations have no forward-mode derivatives (jvp, dual numbers); use backward"
+        )
     if input_ids is not None and input_ids.device.type == "cpu":
         fix = "use the model's own tokenizer, or resize_token_embeddings"
         _check_range("input_ids", input_ids, "vocab_size", config.vocab_size, fix)

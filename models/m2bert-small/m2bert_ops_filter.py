@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.checkpoint import checkpoint
 
 DEFAULT_LIMIT_BYTES = 3_000_000_000
@@ -82,6 +83,12 @@ def generate_taps(parameters: FilterParameters, length: int) -> Tensor:
     return taps
 
 
+def _forget_after(optimizer: torch.optim.Optimizer, *_):
+    """Forget everything after a step of a fused optimizer, which raises no version."""
+    if any(group.get("fused") for group in optimizer.param_groups):
+        clear_filter_cache()
+
+
 class _Group:
     """Prepared filters of one model at one transform length, by the address of a weight of each layer."""
 
@@ -132,17 +139,21 @@ def cached(key: tuple, num_layers: int, sources: list[Tensor], prepare: Callable
     Args:
         key: handle of a FilterCache, and whatever distinguishes what is prepared (transform length, dtype, device).
         num_layers: layers of the model; all are admitted together or not at all.
-        sources: parameters that the result depends on, compared by memory, shape and version.
+        sources: parameters that the result depends on, compared by memory, shape and version; on a CPU by values too,
+            which sharding, fused optimizers and `.data` (merged adapters) change without a new version.
 
     Raises:
         RuntimeError: something would have to be prepared while a CUDA graph is being captured.
         ValueError: M2BERT_FILTER_CACHE_BYTES is not a number of bytes.
     """
     limit = _limit_bytes()
+    on_cpu = sources[0].device.type == "cpu"
     if any(tensor.is_inference() for tensor in sources):  # these have no version
         return prepare()
+    if not on_cpu and torch.distributed.is_available() and torch.distributed.is_initialized():
+        return prepare()  # sharding fills the same memory anew and raises no version
     group, place = _groups.get(key), sources[-1].data_ptr()
-    versions = [tensor._version for tensor in sources]
+    versions = [tensor._version for tensor in sources] + (_checksums(sources) if on_cpu else [])
     kept = group.layers.get(place) if group else None
     if kept and kept[1] == versions and all(map(Tensor.is_set_to, kept[0], sources)):
         return kept[2]
@@ -163,6 +174,17 @@ def cached(key: tuple, num_layers: int, sources: list[Tensor], prepare: Callable
     return prepared
 
 
+def _checksums(tensors: list[Tensor]) -> list[float]:
+    """Return two sums of the values of each tensor: of the numbers, and of their bits as whole numbers, which overflow.
+    A change that one of them misses (a small one; a doubling) the other one sees."""
+    kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    found = []
+    for x in (tensor.detach().contiguous() for tensor in tensors):
+        bits = x.view(kinds[x.element_size()])
+        found += [float(x.sum()), int(bits.sum(dtype=bits.dtype))]
+    return found
+
+
 def _limit_bytes() -> int:
     text = os.environ.get("M2BERT_FILTER_CACHE_BYTES") or str(DEFAULT_LIMIT_BYTES)
     if not text.isdecimal():
@@ -179,6 +201,9 @@ def _admit(key: tuple, needed: int, limit: int) -> _Group | None:
         _groups.pop(next(iter(_groups)), None)
     _groups[key] = _Group(needed)
     return _groups[key]
+
+
+register_optimizer_step_post_hook(_forget_after)
 
 
 def _forget(handle: int):

@@ -150,7 +150,7 @@ def test_mistakes_are_told_before_anything_slow_is_imported(tmp_path):
         (["analyse", "needle", "--encoder", "./no", "--data", "x/y", "--output", "x.json"], "'./no' is no folder"),
         (["analyse", "efficiency", "--encoder", "bm25", "--data", "x/y", "--output", "x.json"], "gives no vectors"),
         (["export", "--model", "nowhere", "--output", "out"], "nowhere does not exist"),
-        (["export", "--model", "model", "--output", "file"], "file is no folder"),
+        (["export", "--model", "model", "--output", "file"], "file exists and is no folder"),
         (["export", "--model", "model", "--output", "out", "--about", "about.yaml"], "'license'"),
         (["convert", "./nowhere", "--output", "out"], "./nowhere is no file"),
         (["convert", "model", "--output", "file/out"], "cannot be written"),

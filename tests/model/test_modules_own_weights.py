@@ -168,6 +168,8 @@ def test_one_module_is_sharded(model, one_process, name):
         for key, gradient in found.items():
             whole = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
             assert torch.equal(whole, expected[key]), key
+        vectors(model)
+        module.reshard()
         with torch.no_grad():  # in evaluation mode: filters prepared before are not those of the new weights
             for each in (model, twin):
                 for parameter in each.parameters():
@@ -335,6 +337,13 @@ def test_projections_whose_weights_are_not_dense(model, name, replace):
     assert (vectors(model) - expected).abs().max() < 1e-5
 
 
+def test_forward_mode_derivatives_are_refused(model):
+    model.requires_grad_(False)
+    x = torch.randn(1, 5, 32)
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(lambda x: model(inputs_embeds=x).last_hidden_state, (x,), (x,))
+
+
 # kernels without values
 
 
@@ -446,8 +455,10 @@ def test_a_full_length_is_reported_once(tiny_config, caplog):
         full, short = torch.ones(1, 48, dtype=torch.long), torch.ones(1, 47, dtype=torch.long)
         logger = logging.getLogger("modeling_m2bert")
         assert logger.isEnabledFor(logging.WARNING)
+        padded = (torch.arange(48) < 47).long()[None]
         with heard(0):
             model(short)
+            model(full, padded)
         with heard(1):
             model(full)
             model(full)
