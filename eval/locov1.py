@@ -97,6 +97,10 @@ def make_task(
 
     Documents without text are kept, and a warning counts them.
     """
+    if document_rows and all(row["passage"] is None for row in document_rows):
+        raise ValueError(
+            f"task {task!r}: every passage in the split {split!r} is null; write the texts into that column"
+        )
     query_rows, document_rows = without_null_passages(query_rows, document_rows, task)
     for what, rows in (("queries", query_rows), ("documents", document_rows)):
         if not rows:
@@ -199,8 +203,10 @@ def read_table(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] =
         ValueError: the file is missing or cannot be read, lacks a column, or a column is of another type.
     """
     if not path.is_file():
-        splits = ", ".join(other.stem for other in visible(path.parent, "*.parquet")) or "none"
-        raise ValueError(f"{path} does not exist; splits in {path.parent}: {splits}")
+        splits = [other.stem for other in visible(path.parent, "*.parquet")]
+        pieces = [name for name in splits if name.startswith(f"{path.stem}-")]
+        fix = f"; make {' and '.join(pieces)} one file, {path.name}" if pieces else ""
+        raise ValueError(f"{path} does not exist; splits in {path.parent}: {', '.join(splits) or 'none'}{fix}")
     try:
         present = pq.read_schema(path).names
         missing = [column for column in columns if column not in present]

@@ -174,7 +174,7 @@ def test_an_unknown_task_or_split_names_those_there(tiny_data):
 
 def test_only_null_passages_leave_no_task():
     queries = [{"qid": "q", "query": "what", "answer_pids": ["p"]}]
-    with pytest.raises(ValueError, match="task 't' has no queries in the split 'test'"):
+    with pytest.raises(ValueError, match="task 't': every passage in the split 'test' is null"):
         make_task("t", "test", queries, [{"pid": "p", "passage": None}])
 
 
@@ -197,3 +197,15 @@ def test_variants_share_the_name_of_the_task(variant):
         f"my data{variant}", "test", [{"qid": "q", "query": "", "answer_pids": ["p"]}], [{"pid": "p", "passage": ""}]
     )
     assert task.base_name == "my data"
+
+
+def test_the_cause_of_an_empty_task_is_named(tmp_path, write_task, tiny_rows):
+    queries, documents = tiny_rows
+    folder = write_task(tmp_path, queries, [row | {"passage": None} for row in documents[:1]] + documents[1:])
+    for path in (folder / "documents").glob("test.parquet"):
+        path.rename(path.with_name("test-00000-of-00001.parquet"))
+    with pytest.raises(ValueError, match="make test-00000-of-00001 one file, test.parquet"):
+        load_task(folder, "tiny", "test")
+    nothing = [row | {"passage": None} for row in documents]
+    with pytest.raises(ValueError, match="every passage in the split 'test' is null"):
+        make_task("tiny", "test", queries, nothing)
