@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+from m2bert import files
 from m2bert.files import read_json
 from m2bert_hub.outputs import check_output
 
@@ -62,10 +63,10 @@ def check_output_place(settings):
 
 def check_writable(name: str, path: str | Path):
     """Raise ValueError if nothing can be written at a path, or in the folders that are to be made for it."""
-    there = next(each for each in Path(os.path.realpath(path)).parents if each.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        reason = "may not be written" if there.is_dir() else "is no folder"
-        raise ValueError(f"{name}={path} cannot be written ({there} {reason}); name another place")
+    try:
+        files.check_writable(Path(os.path.realpath(path)))
+    except ValueError as error:
+        raise ValueError(f"{name}={path}: {error}") from error
 
 
 def check_checkpoint(path: str):
