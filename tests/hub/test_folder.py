@@ -195,12 +195,14 @@ def test_a_folder_that_is_not_empty_is_refused_and_kept(tmp_path, tiny_config, t
     write_folder(model, tokenizer, tmp_path / "out")  # empty: fine
     before = (tmp_path / "out" / "model.safetensors").read_bytes()
     (tmp_path / "out" / "mine.txt").write_text("keep")
-    for overwrite, message in ((False, "--overwrite"), (True, "mine.txt")):
-        with pytest.raises(ValueError, match=message):
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=r"mine.txt"):
             write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out", overwrite=overwrite)
     assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
     (tmp_path / "out" / "mine.txt").unlink()
+    with pytest.raises(ValueError, match="--overwrite"):
+        write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out")
     write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out", overwrite=True)
     assert (tmp_path / "out" / "model.safetensors").read_bytes() != before
     (tmp_path / "file").write_text("")
