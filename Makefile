@@ -23,7 +23,7 @@ demo: setup  ## search long documents with models/m2bert-small, evaluate it besi
 demo-train: setup  ## train a small model from scratch, export, load, evaluate: six minutes, demo-output/
 	$(BIN)/python examples/demo_train.py
 
-test: setup  ## the tests, about nine minutes
+test: setup  ## the tests, about ten minutes
 	$(BIN)/python -m pytest
 
 test-all: setup  ## the slow tests too

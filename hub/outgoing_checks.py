@@ -27,7 +27,7 @@ INDEX = "model.safetensors.index.json"
 EXPORT = "write the folder anew with `m2bert export`"
 RECORDS = ("training.json", "conversion.json")
 # In any text, a file in somebody's home; as the whole of a text, a path from a root or a home.
-HOME = re.compile(r"(?<![\w.:/~-])(?:file://)?(?:/home/|/Users/|/root/|~/)[^\s/'\"]+|\b[A-Za-z]:\\Users\\")
+HOME = re.compile(r"(?<![\w.:/~-])(?:file://)?(?:/(?:home|Users|root)/|~/)[^\s/'\"]+|\b[A-Za-z]:\\Users\\")
 ABSOLUTE = re.compile(r"(?:file://)?(?:~|/[^\s/<>]+)/[^\s/].*|[A-Za-z]:\\.+", re.DOTALL)
 
 
