@@ -163,18 +163,18 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def check_writable(path: Path) -> None:
-    """Raise ValueError if no file of this name can be written, in folders that are made if they are missing.
+def check_writable(path: str | Path, name: str = "output") -> None:
+    """Raise ValueError, with the setting's `name`, if a file cannot be written here, in folders made if missing.
 
     One is written to a scratch folder where the first of those folders is to be made, and nothing of it is left.
     """
-    path = path.absolute()
+    place = Path(os.path.realpath(path))
     try:
-        present = next(folder for folder in path.parents if folder.exists())
+        present = next(folder for folder in place.parents if folder.exists())
         with tempfile.TemporaryDirectory(prefix=".m2bert-", dir=present) as scratch:
-            write_atomically(Path(scratch) / path.relative_to(present), Path.touch)
+            write_atomically(Path(scratch) / place.relative_to(present), Path.touch)
     except OSError as error:
-        raise ValueError(f"output {path} cannot be written ({error.strerror or error}); name another") from error
+        raise ValueError(f"{name}={path} cannot be written ({error.strerror or error}); name another") from error
 
 
 def sync(path: Path) -> None:

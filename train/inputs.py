@@ -1,12 +1,10 @@
 """Check what a run reads and writes before anything heavy is imported: folders, files, names."""
 
 import importlib.util
-import os
 import re
 from pathlib import Path
 
-from m2bert import files
-from m2bert.files import read_json
+from m2bert.files import check_writable, read_json
 from m2bert_hub.outputs import check_output
 
 from .config import load_config, namespace
@@ -52,21 +50,13 @@ def ready(name: str, argv: list[str]) -> dict:
 
 def check_output_place(settings):
     """Raise ValueError if the output cannot be written there, or something is there that is not to be replaced."""
-    check_writable("output_dir", settings.output_dir)
+    check_writable(settings.output_dir, "output_dir")
     if settings.resume:
         return  # what is there may be the finished run: `check_place` compares
     try:
         check_output(settings.output_dir, settings.overwrite)
     except ValueError as error:
         raise ValueError(f"output_dir={settings.output_dir}: {error}") from error
-
-
-def check_writable(name: str, path: str | Path):
-    """Raise ValueError if nothing can be written at a path, or in the folders that are to be made for it."""
-    try:
-        files.check_writable(Path(os.path.realpath(path)))
-    except ValueError as error:
-        raise ValueError(f"{name}={path}: {error}") from error
 
 
 def check_checkpoint(path: str):

@@ -19,11 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from m2bert.files import write_atomically
+from m2bert.files import check_writable, write_atomically
 from m2bert.terminal import run_command
 from m2bert_eval.locov1 import load_task, task_names
 
-from .inputs import check_writable
 from .text_files import TextFiles, find_files
 
 SPLITS = ("train", "validation")
@@ -117,7 +116,7 @@ def main(argv: list[str]):
     names = [name for name, _ in sources]
     if len({*names}) < len(names):
         raise ValueError(f"--source has a name twice: {', '.join(names)}")
-    check_writable("--output", arguments.output)
+    check_writable(arguments.output, "--output")
     if arguments.output.exists() and (not arguments.output.is_dir() or any(arguments.output.iterdir())):
         raise ValueError(f"--output {arguments.output} is there and not an empty folder; name another")
     for split in SPLITS:

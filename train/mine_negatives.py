@@ -16,11 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from m2bert.files import write_atomically
+from m2bert.files import check_writable, write_atomically
 from m2bert.terminal import run_command
 from m2bert_eval.locov1 import RetrievalTask, load_task
 
-from .inputs import check_writable
 from .splits import refuse_test
 
 SCORES_AT_ONCE = 2_000_000  # pairs scored between two updates of the progress bar: bounds memory
@@ -69,7 +68,7 @@ def main(argv: list[str]):
     arguments = parser.parse_args(argv)
     refuse_test("--split", arguments.split)
     output = Path(arguments.output)
-    check_writable("--output", output)
+    check_writable(output, "--output")
     if output.is_dir():
         raise ValueError(f"--output {output} is a folder; name a parquet file")
     tasks = [load_task(arguments.data, name, arguments.split) for name in arguments.task]

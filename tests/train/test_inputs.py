@@ -55,7 +55,7 @@ def place(tmp_path, monkeypatch):
         ("mlm", ["tokenizer.path=nowhere"], "tokenizer.path=nowhere"),
         ("mlm", ["model.path=nowhere"], "model.path=nowhere has no config.json"),
         ("mlm", ["model.path=bert"], "model.path=bert has model_type='bert'"),
-        ("mlm", ["output_dir=file/out"], "output_dir=file/out: .*cannot be written .*Not a directory"),
+        ("mlm", ["output_dir=file/out"], "output_dir=file/out cannot be written .*Not a directory"),
         ("mlm", ["output_dir=foreign"], "output_dir=foreign: .*is not empty and holds 'thesis.tex'"),
         ("opl", ["data.path=./nowhere"], "data.path=nowhere is no folder"),
         ("opl", ["data.path=tasks"], "data.path=tasks has no documents/train.parquet"),
