@@ -1,6 +1,6 @@
 """`m2bert eval` scores systems on retrieval tasks; `m2bert compare` sets systems against each other.
 
-By itself: python -m m2bert_eval.cli eval --encoder bm25 --data data/pydocs --output results.json
+By itself: python -m m2bert.eval.cli eval --encoder bm25 --data data/pydocs --output results.json
 """
 
 import logging
@@ -59,7 +59,7 @@ def eval_command(
     target = free_output(output or settings.output, overwrite)
     from .plan import make_plan  # from here on each import is slower than the one before
 
-    logging.getLogger("m2bert_eval").setLevel(logging.INFO)
+    logging.getLogger("m2bert.eval").setLevel(logging.INFO)
     plan = make_plan(settings)
     from .evaluate import evaluate
     from .vector_store import VectorStore, default_cache_folder

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from m2bert.files import check_writable, read_json
-from m2bert_hub.outputs import check_output
+from m2bert.hub.outputs import check_output
 
 from .config import load_config, namespace
 from .model_settings import check_model

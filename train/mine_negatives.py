@@ -1,6 +1,6 @@
 """Negatives found by BM25: documents that share words with a query and do not answer it.
 
-    python -m m2bert_train.mine_negatives --data DIR --task T --negatives 32 --output FILE.parquet
+    python -m m2bert.train.mine_negatives --data DIR --task T --negatives 32 --output FILE.parquet
 
 FILE has the columns qid, negative_pids (best first), dataset; `data.negatives_path` of train/opl.py reads it.
 """
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from m2bert.files import check_writable, write_atomically
 from m2bert.terminal import run_command
-from m2bert_eval.locov1 import RetrievalTask, load_task
+from m2bert.eval.locov1 import RetrievalTask, load_task
 
 from .splits import refuse_test
 
@@ -42,7 +42,7 @@ def mine(task: RetrievalTask, count: int) -> Iterator[dict]:
 
 
 def _mined(task: RetrievalTask, count: int, most_answers: int) -> Iterator[dict]:
-    from m2bert_eval.rankers import Bm25Index
+    from m2bert.eval.rankers import Bm25Index
 
     pids = sorted(task.documents, reverse=True)
     index = Bm25Index(dataclasses.replace(task, documents={pid: task.documents[pid] for pid in pids}))

@@ -1,6 +1,6 @@
 """`m2bert analyse`: what a task is like, and how a model reads, beyond one score.
 
-python -m m2bert_eval.analyses.cli needle --encoder MODEL --data data/pydocs --task pydocs --output needle.json
+python -m m2bert.eval.analyses.cli needle --encoder MODEL --data data/pydocs --task pydocs --output needle.json
 """
 
 import logging
@@ -185,7 +185,7 @@ def efficiency(
 @contextmanager
 def truncation_unsaid() -> Iterator[None]:
     """Each of many repeats would warn of the same cut, which the record tells once."""
-    logger = logging.getLogger("m2bert_eval.sentence_encoder")
+    logger = logging.getLogger("m2bert.eval.sentence_encoder")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:

@@ -1,6 +1,6 @@
 """LoCoV1's tasks as classes of mteb.
 
-    import m2bert_eval.mteb_adapter.locov1
+    import m2bert.eval.mteb_adapter.locov1
     mteb.evaluate(model, [mteb.get_task("LoCoV1QMSum")])
 
 Importing this file imports mteb, and makes the names known to it. A task is read from two data sets: documents from

@@ -94,7 +94,7 @@ def ranked_here(task) -> bool:
     """Return whether a task of mteb can become a `RetrievalTask`.
 
     Not so what is no plain retrieval of texts, and tasks whose scoring leaves out each query's own document or averages
-    several corpora: mteb scores those by itself (`m2bert_eval.mteb_adapter.run`).
+    several corpora: mteb scores those by itself (`m2bert.eval.mteb_adapter.run`).
     """
     from mteb.abstasks import AbsTaskRetrieval
 

@@ -30,7 +30,7 @@ def from_mteb(names: list[str], split: str = "test") -> list[RetrievalTask]:
         if not ranked_here(task):
             raise ValueError(
                 f"mteb task {task.metadata.name!r} ({task.metadata.type}) is scored by mteb itself; "
-                "use m2bert_eval.mteb_adapter.run.run_mteb"
+                "use m2bert.eval.mteb_adapter.run.run_mteb"
             )
     splits = [_splits_of(task, split) for task in tasks]
     return [loaded for task, wanted in zip(tasks, splits, strict=True) for loaded in _load(task, wanted)]

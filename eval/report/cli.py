@@ -1,6 +1,6 @@
 """`m2bert report`: result files become a page.
 
-By itself: python -m m2bert_eval.report.cli report results/*.json --output report.html
+By itself: python -m m2bert.eval.report.cli report results/*.json --output report.html
 """
 
 from pathlib import Path

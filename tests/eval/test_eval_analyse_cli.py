@@ -3,7 +3,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from m2bert_eval.analyses.cli import app
+from m2bert.eval.analyses.cli import app
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from m2bert_eval.analyses.efficiency import measure_efficiency, text_of_length
-from m2bert_eval.policies import parse_policy
+from m2bert.eval.analyses.efficiency import measure_efficiency, text_of_length
+from m2bert.eval.policies import parse_policy
 
 ABOUT = {"system": "fake / truncate"}
 MODEL_SECONDS, TOKENIZER_SECONDS = 2.0, 5.0
@@ -24,7 +24,7 @@ class Clock:
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
     monkeypatch.setattr(Clock, "now", 0.0)
-    monkeypatch.setattr("m2bert_eval.analyses.efficiency.time", Clock())
+    monkeypatch.setattr("m2bert.eval.analyses.efficiency.time", Clock())
 
 
 class Slow(torch.nn.Module):

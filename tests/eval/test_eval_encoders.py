@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from m2bert_eval import model_loading, sentence_encoder
-from m2bert_eval.sentence_encoder import SentenceTransformerEncoder, token_batches
+from m2bert.eval import model_loading, sentence_encoder
+from m2bert.eval.sentence_encoder import SentenceTransformerEncoder, token_batches
 
 TEXTS = ["apple pear", "", "boat", "stone wall cloud rain " * 10, "river bridge horse"]
 

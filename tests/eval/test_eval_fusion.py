@@ -1,8 +1,8 @@
 import pytest
 
-from m2bert_eval import fusion
-from m2bert_eval.fusion import choose_weight, reciprocal_rank_fusion, rerank_order, weighted_fusion
-from m2bert_eval.search import trec_order
+from m2bert.eval import fusion
+from m2bert.eval.fusion import choose_weight, reciprocal_rank_fusion, rerank_order, weighted_fusion
+from m2bert.eval.search import trec_order
 
 
 def test_reciprocal_ranks_add_up():

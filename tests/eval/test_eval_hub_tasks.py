@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from m2bert_eval.hub_tasks import full_commit, load_hub_tasks
-from m2bert_eval.locov1 import make_task
+from m2bert.eval.hub_tasks import full_commit, load_hub_tasks
+from m2bert.eval.locov1 import make_task
 
 datasets = pytest.importorskip("datasets")
 
@@ -57,7 +57,7 @@ def offline(monkeypatch, hub_cache):
 
 
 def test_all_tasks_of_a_pair_with_their_commits(caplog):
-    with caplog.at_level(logging.WARNING, "m2bert_eval"):
+    with caplog.at_level(logging.WARNING, "m2bert.eval"):
         one, two = load_hub_tasks("org/Set", None, "test")
     assert (one.name, two.name, one.split, one.source) == ("one", "two", "test", "org/Set")
     assert one.revision == f"{COMMITS['Queries']},{COMMITS['Documents']}"

@@ -2,7 +2,7 @@ import ast
 from pathlib import Path
 
 EVAL = Path(__file__).resolve().parents[2] / "eval"
-FORBIDDEN = {"modeling_m2bert", "configuration_m2bert", "m2bert_train", "m2bert_hub", "train", "hub"}
+FORBIDDEN = {"modeling_m2bert", "configuration_m2bert"}
 
 
 def imported_names(path: Path) -> set[str]:
@@ -22,4 +22,4 @@ def test_eval_knows_models_as_encoders_only():
 
 
 def test_the_metric_can_leave_the_package():
-    assert "m2bert_eval" not in imported_names(EVAL / "metrics" / "ndcg" / "ndcg.py")
+    assert "m2bert.eval" not in imported_names(EVAL / "metrics" / "ndcg" / "ndcg.py")

@@ -13,17 +13,17 @@ from mteb._evaluators.retrieval_metrics import calculate_retrieval_scores  # noq
 from mteb.abstasks import AbsTaskRetrieval  # noqa: E402
 from mteb.types import PromptType  # noqa: E402
 
-from m2bert_eval.hub_tasks import LOCOV1_TASKS  # noqa: E402
-from m2bert_eval.locov1 import RetrievalTask, load_task  # noqa: E402
-from m2bert_eval.metric import score_metrics, score_ranking  # noqa: E402
-from m2bert_eval.mteb_adapter import locov1 as mteb_locov1  # noqa: E402
-from m2bert_eval.mteb_adapter import tasks as mteb_tasks  # noqa: E402
-from m2bert_eval.mteb_adapter.models import MtebEncoder, MtebRanker, load_mteb_model, loader_of  # noqa: E402
-from m2bert_eval.mteb_adapter.ours import EncoderForMteb, RankerForMteb  # noqa: E402
-from m2bert_eval.mteb_adapter.tasks import document_text, from_mteb, metadata_of, query_text, split_data, to_mteb  # noqa: E402
-from m2bert_eval.policies import parse_policy  # noqa: E402
-from m2bert_eval.rankers import Bm25Ranker, DenseRanker  # noqa: E402
-from m2bert_eval.sentence_encoder import SentenceTransformerEncoder  # noqa: E402
+from m2bert.eval.hub_tasks import LOCOV1_TASKS  # noqa: E402
+from m2bert.eval.locov1 import RetrievalTask, load_task  # noqa: E402
+from m2bert.eval.metric import score_metrics, score_ranking  # noqa: E402
+from m2bert.eval.mteb_adapter import locov1 as mteb_locov1  # noqa: E402
+from m2bert.eval.mteb_adapter import tasks as mteb_tasks  # noqa: E402
+from m2bert.eval.mteb_adapter.models import MtebEncoder, MtebRanker, load_mteb_model, loader_of  # noqa: E402
+from m2bert.eval.mteb_adapter.ours import EncoderForMteb, RankerForMteb  # noqa: E402
+from m2bert.eval.mteb_adapter.tasks import document_text, from_mteb, metadata_of, query_text, split_data, to_mteb  # noqa: E402
+from m2bert.eval.policies import parse_policy  # noqa: E402
+from m2bert.eval.rankers import Bm25Ranker, DenseRanker  # noqa: E402
+from m2bert.eval.sentence_encoder import SentenceTransformerEncoder  # noqa: E402
 
 ROUNDED = 5.001e-6  # mteb prints five decimals
 
@@ -161,7 +161,7 @@ class Foreign(AbsTaskRetrieval):
 
 def test_tasks_of_mteb_are_read(monkeypatch, caplog):
     monkeypatch.setattr(mteb_tasks, "mteb_tasks", lambda names: [Foreign()])
-    with caplog.at_level(logging.WARNING, "m2bert_eval"):
+    with caplog.at_level(logging.WARNING, "m2bert.eval"):
         tasks = from_mteb(["Foreign"])
     assert [(task.name, task.split) for task in tasks] == [
         (f"Foreign ({language})", f"test_{split}") for language in ("en", "de") for split in "ab"

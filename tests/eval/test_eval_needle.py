@@ -4,9 +4,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from m2bert_eval.analyses.haystacks import SEPARATOR, build_haystacks, needle_positions, passages_of, text_of
-from m2bert_eval.analyses.needle import run_needle
-from m2bert_eval.locov1 import make_task
+from m2bert.eval.analyses.haystacks import SEPARATOR, build_haystacks, needle_positions, passages_of, text_of
+from m2bert.eval.analyses.needle import run_needle
+from m2bert.eval.locov1 import make_task
 
 ABOUT = {"system": "fake / truncate", "encoder": "fake", "policy": "truncate", "model_fingerprint": None}
 
@@ -103,7 +103,7 @@ def test_overlapping_needles_are_not_taken_together():
 
 
 def test_distractors_are_cut_around_the_needles_without_gaps():
-    from m2bert_eval.analyses.haystacks import distractor_pool
+    from m2bert.eval.analyses.haystacks import distractor_pool
 
     task = long_task()
     haystacks = build_haystacks(task, passages=5, passage_chars=200)

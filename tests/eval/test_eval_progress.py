@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from tqdm import tqdm
 
-from m2bert_eval import progress
-from m2bert_eval.locov1 import load_task
-from m2bert_eval.policies import parse_policy
-from m2bert_eval.progress import counted
-from m2bert_eval.rankers import DenseRanker
-from m2bert_eval.vector_store import VectorStore
+from m2bert.eval import progress
+from m2bert.eval.locov1 import load_task
+from m2bert.eval.policies import parse_policy
+from m2bert.eval.progress import counted
+from m2bert.eval.rankers import DenseRanker
+from m2bert.eval.vector_store import VectorStore
 
 
 class Batches:

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m2bert_eval import rankers
-from m2bert_eval.locov1 import load_task, make_task
-from m2bert_eval.metric import score_ranking
-from m2bert_eval.policies import parse_policy
-from m2bert_eval.rankers import Bm25Ranker, DenseRanker
-from m2bert_eval.search import trec_order
-from m2bert_eval.sentence_encoder import SentenceTransformerEncoder
-from m2bert_eval.vector_store import VectorStore
+from m2bert.eval import rankers
+from m2bert.eval.locov1 import load_task, make_task
+from m2bert.eval.metric import score_ranking
+from m2bert.eval.policies import parse_policy
+from m2bert.eval.rankers import Bm25Ranker, DenseRanker
+from m2bert.eval.search import trec_order
+from m2bert.eval.sentence_encoder import SentenceTransformerEncoder
+from m2bert.eval.vector_store import VectorStore
 
 
 class FixedEncoder:

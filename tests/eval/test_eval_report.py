@@ -6,11 +6,11 @@ import pytest
 from fabricated_records import bm25, clusters, efficiency, example, lengths, mteb, needle, retrieval, spans
 from typer.testing import CliRunner
 
-from m2bert_eval.report import pages as pages_module
-from m2bert_eval.report.cli import app
-from m2bert_eval.report.pages import escape_markdown
-from m2bert_eval.report.plots import CostPoint, pareto_front, spread
-from m2bert_eval.report.results import load_results
+from m2bert.eval.report import pages as pages_module
+from m2bert.eval.report.cli import app
+from m2bert.eval.report.pages import escape_markdown
+from m2bert.eval.report.plots import CostPoint, pareto_front, spread
+from m2bert.eval.report.results import load_results
 
 SCRIPT = '<script>alert("x")</script> | a *pipe* & more'
 

@@ -12,8 +12,8 @@ from fabricated_records import (
 )
 from report_reading import sections_of, table_of
 
-from m2bert_eval.report import paper
-from m2bert_eval.report.blocks import MINUS, Errata, Plot
+from m2bert.eval.report import paper
+from m2bert.eval.report.blocks import MINUS, Errata, Plot
 
 OTHER_DATA = "cd" * 32
 

@@ -8,7 +8,7 @@ from fabricated_records import (
 )
 from report_reading import groups_of, sections_of, table_of
 
-from m2bert_eval.report.blocks import MINUS, Errata, Table
+from m2bert.eval.report.blocks import MINUS, Errata, Table
 
 OTHER_DATA = "cd" * 32
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import pytrec_eval
 
-from m2bert_eval import search
-from m2bert_eval.locov1 import make_task
-from m2bert_eval.search import ExactSearch, check_finite, rank_vectors, trec_order
+from m2bert.eval import search
+from m2bert.eval.locov1 import make_task
+from m2bert.eval.search import ExactSearch, check_finite, rank_vectors, trec_order
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 import pyarrow.parquet as pq
 import pytest
 
-from m2bert_eval import task_sources
-from m2bert_eval.hub_tasks import LOCOV0_REVISION, LOCOV1_TASKS
-from m2bert_eval.locov1 import load_task
-from m2bert_eval.task_sources import load_tasks
+from m2bert.eval import task_sources
+from m2bert.eval.hub_tasks import LOCOV0_REVISION, LOCOV1_TASKS
+from m2bert.eval.locov1 import load_task
+from m2bert.eval.task_sources import load_tasks
 
 
 @pytest.fixture

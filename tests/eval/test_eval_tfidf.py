@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from m2bert_eval.tfidf import TfidfProjection
+from m2bert.eval.tfidf import TfidfProjection
 
 
 def test_the_projection_is_seeded_and_keeps_cosines():

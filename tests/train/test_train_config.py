@@ -5,7 +5,7 @@ from importlib.resources import files
 import pytest
 import yaml
 
-from m2bert_train.config import load_config, namespace
+from m2bert.train.config import load_config, namespace
 
 
 def test_overrides_are_laid_over_the_default(tmp_path):
@@ -108,12 +108,12 @@ def test_an_unknown_file_is_named():
 
 
 def test_every_shipped_configuration_fits_its_schema():
-    shipped = [path for path in files("m2bert_train").joinpath("configs").iterdir() if path.name.endswith(".yaml")]
+    shipped = [path for path in files("m2bert.train").joinpath("configs").iterdir() if path.name.endswith(".yaml")]
     assert len(shipped) >= 2
     for path in shipped:
         default = "mlm-small.yaml" if path.name.startswith("mlm-") else "opl-small.yaml"
         assert set(load_config(default, ["--config", str(path)])) == set(
-            yaml.safe_load(files("m2bert_train").joinpath("configs", default).read_text())
+            yaml.safe_load(files("m2bert.train").joinpath("configs", default).read_text())
         )
 
 

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertTokenizerFast
 
-from m2bert_train import init
-from m2bert_train.init import (
+from m2bert.train import init
+from m2bert.train.init import (
     MAX_IDF,
     MIN_IDF,
     OTHER_HEADS,
@@ -21,8 +21,8 @@ from m2bert_train.init import (
     token_energy,
     unigram_start_,
 )
-from m2bert_train.runs import make_model
-from m2bert_train.tokenizer import train_wordpiece
+from m2bert.train.runs import make_model
+from m2bert.train.tokenizer import train_wordpiece
 
 IDS = torch.arange(1, 41).view(2, 20)
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from m2bert_train.losses import (
+from m2bert.train.losses import (
     cosine_matrix,
     multiple_negatives_ranking_loss,
     orthogonal_projection_loss,

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-from m2bert_train import mlm_run as mlm
-from m2bert_train import retrieval_run as opl
+from m2bert.train import mlm_run as mlm
+from m2bert.train import retrieval_run as opl
 
 TINY = ["model.architecture.hidden_size=16", "model.architecture.num_hidden_layers=1", "steps=3", "log_every=1",
         "model.architecture.intermediate_size=32", "model.architecture.max_position_embeddings=64",
