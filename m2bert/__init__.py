@@ -3,7 +3,7 @@
 from importlib.metadata import version
 
 __version__ = version("m2bert")
-_MODEL = {"M2BertConfig", "M2BertModel", "M2BertForMaskedLM", "M2BertPreTrainedModel"}
+_MODEL = {"M2BertConfig", "M2BertForMaskedLM", "M2BertForSequenceClassification", "M2BertModel"}
 __all__ = ["__version__", *sorted(_MODEL)]
 
 

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from m2bert.hub.folder import write_folder
 
-from .text_sources import check_entry
+from .text.text_sources import check_entry
 from .tokenizer import train_wordpiece
 
 TOKENS = 64

@@ -9,7 +9,7 @@ from m2bert.hub.outputs import check_output
 
 from .config import load_config, namespace
 from .model_settings import check_model
-from .text_sources import HUB_ID, parse_sources
+from .text.text_sources import HUB_ID, parse_sources
 
 DEFAULTS = {"mlm": "mlm-small.yaml", "opl": "opl-small.yaml"}
 LENGTHS = {  # keys that the model's context bounds

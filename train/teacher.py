@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
-from m2bert.files import digest, sync
 from m2bert.eval.locov1 import RetrievalTask
+from m2bert.files import digest, sync
 
 from .kept import building
 

@@ -12,8 +12,8 @@ from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.get_tasks import _TASKS_REGISTRY  # what mteb.get_task reads; there is no function that adds to it
 
-from ..hub_tasks import LOCOV1, load_hub_tasks
-from .tasks import SUBSET, split_data
+from ..tasks.from_hub import LOCOV1, load_hub_tasks
+from ..tasks.from_mteb import SUBSET, split_data
 
 QUERIES = {"path": f"{LOCOV1}-Queries", "revision": "main"}
 DOCUMENTS = {"path": f"{LOCOV1}-Documents", "revision": "main"}

@@ -11,8 +11,8 @@ from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 from test_scores import record
 
-from m2bert.files import parse_yaml
 from m2bert.eval.model_files import model_files
+from m2bert.files import parse_yaml
 from m2bert.hub.about import About, Data, read_about
 from m2bert.hub.export import export_checkpoint
 from m2bert.hub.folder import write_folder

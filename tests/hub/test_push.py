@@ -13,12 +13,12 @@ from fake_hub import FakeHub
 from fake_hub_routes import READ_TOKEN, WRITE_TOKEN
 from test_cli import run
 
-from m2bert.terminal import MaskedRecord
 from m2bert.hub.folder import write_folder
 from m2bert.hub.model_card import Card
 from m2bert.hub.outgoing import collect
 from m2bert.hub.push import describe_commit
 from m2bert.hub.push_plan import Plan
+from m2bert.terminal import MaskedRecord
 from modeling_m2bert import M2BertModel
 
 METRIC = Path(__file__).parents[2] / "eval" / "metrics" / "ndcg"

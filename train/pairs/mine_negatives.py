@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from m2bert.eval.locov1 import RetrievalTask, load_task
 from m2bert.files import check_writable, write_atomically
 from m2bert.terminal import run_command
-from m2bert.eval.locov1 import RetrievalTask, load_task
 
-from .splits import refuse_test
+from ..text.splits import refuse_test
 
 SCORES_AT_ONCE = 2_000_000  # pairs scored between two updates of the progress bar: bounds memory
 

@@ -7,7 +7,7 @@ from safetensors import safe_open
 
 from m2bert.model_files import check_model_files
 
-from .hub_reach import hub_or_cache, plain
+from ..tasks.hub_reach import hub_or_cache, plain
 
 SETTINGS = ("modules.json", "config.json", "adapter_config.json")  # a model folder has one of them
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from m2bert.terminal import nearest
 
-from .csv_task import QUERIES, SPLIT, load_csv_folder
-from .hub_tasks import LOCOV0_REVISION, LOCOV0_TASKS, LOCOV1, LOCOV1_TASKS, check_names, load_hub_tasks
+from .from_csv import QUERIES, SPLIT, load_csv_folder
+from .from_hub import LOCOV0_REVISION, LOCOV0_TASKS, LOCOV1, LOCOV1_TASKS, check_names, load_hub_tasks
 from .locov1 import RetrievalTask, load_task, task_names
 
 DOCUMENTS = "documents"
@@ -81,6 +81,6 @@ def _from_mteb(names: list[str] | None, split: str, revision: str | None) -> lis
         )
     if revision is not None:
         raise ValueError(f"revision={revision} cannot be chosen for data='mteb', which fixes its own; leave it out")
-    from .mteb_adapter.tasks import from_mteb
+    from .from_mteb import from_mteb
 
     return from_mteb(names, split)

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from m2bert.eval.locov1 import RetrievalTask
 
-from .tokenizer import encode_all
+from ..tokenizer import encode_all
 from .triples import Negatives
 
 logger = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from ..analyses.text_sources import read_source
 from .locov1 import RetrievalTask, fingerprint_of
-from .text_sources import read_source
 
 logger = logging.getLogger(__name__)
 

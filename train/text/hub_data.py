@@ -10,11 +10,11 @@ import numpy as np
 from datasets import load_dataset
 from datasets.distributed import split_dataset_by_node
 
-from .settings import SHORTEST_TOKENS
+from ..settings import SHORTEST_TOKENS
+from ..tokenizer import encode_all
 from .text_examples import framed, is_long_enough, passage_bounds, random_generator
 from .text_files import check_text
 from .text_sources import Source
-from .tokenizer import encode_all
 
 CHARS_AT_ONCE = 2**18  # of text read ahead and tokenised in one call
 

@@ -23,7 +23,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from m2bert.files import parse_yaml
 
-from .hub_errors import HubError, plain_errors
+from ..hub_errors import HubError, plain_errors
 from .weights import INDEX, SUFFIXES, choose_weights, shards
 
 VOCABULARIES = ("tokenizer.json", "vocab.txt")

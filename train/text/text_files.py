@@ -58,7 +58,7 @@ class TextFiles:
         """Raise ValueError if a parquet file has no such column or no text in it. Reads the files' ends alone."""
         for path in self.files:
             if path.suffix == ".parquet":
-                from .parquet import check_text_column
+                from ..pairs.parquet import check_text_column
 
                 check_text_column(path, self.column_of(path))
 
@@ -105,7 +105,7 @@ def split_files(folder: Path, split: str) -> list[Path]:
 
 def read_parquet(path: Path, column: str) -> Iterator[tuple[str, float]]:
     """Yield the texts of a column, and each row's share of the file's bytes."""
-    from .parquet import naming, open_columns
+    from ..pairs.parquet import naming, open_columns
 
     file = open_columns(path, [column])
     bytes_a_row = path.stat().st_size / max(file.metadata.num_rows, 1)

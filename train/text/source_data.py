@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .settings import SHORTEST_TOKENS
+from ..settings import SHORTEST_TOKENS
 from .text_examples import LocalExamples
 from .text_files import split_files
 from .text_sources import Source

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .encoders import Encoder
-from .model_fingerprint import package_versions
+from ..progress import counted
+from .fingerprint import package_versions
 from .policies import DocumentVectors, Policy, embed_beginning
 from .processes import Processes
-from .progress import counted
+from .protocol import Encoder
 from .vector_shelf import Shelf, TimedVectors
 
 FORMAT = 2  # to be raised when a policy gives other vectors than before, or files another form

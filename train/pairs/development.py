@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch.nn import functional as F
 
-from .encoding import encode_shared
+from ..encoding import encode_shared
 from .ndcg import ndcg_at_k
 from .token_tasks import TokenTask, wrap
 

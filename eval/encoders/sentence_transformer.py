@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from .encoders import Task
+from ..progress import counted
 from .model_loading import load_model
-from .progress import counted
+from .protocol import Task
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class SentenceTransformerEncoder:
     @cached_property
     def fingerprint(self) -> str:
         """See `Encoder.fingerprint`; read once, from what is loaded."""
-        from .model_fingerprint import model_fingerprint
+        from .fingerprint import model_fingerprint
 
         return model_fingerprint(self.model)
 

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedConfig, Pre
 
 from m2bert.model_files import check_model_files
 
-from .folder import check_tokenizer
+from ..folder import check_tokenizer
 from .source import TOKENIZER_FILES, VOCABULARIES, Source, fetch, is_hub_id, list_files
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import zlib
 
 import numpy as np
 
-from .settings import SHORTEST_TOKENS
+from ..settings import SHORTEST_TOKENS
 from .token_store import TokenStore
 
 KINDS = ("variable", "maximum")

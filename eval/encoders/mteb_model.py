@@ -10,13 +10,13 @@ from importlib import metadata
 
 import numpy as np
 
-from ..encoders import Task
 from ..fusion import rerank_order
-from ..hub_reach import hub_or_cache
-from ..locov1 import RetrievalTask
-from ..policies import unit_rows
 from ..search import DEPTH, Run, trec_order
-from .tasks import SUBSET, metadata_of, reason, split_data
+from ..tasks.from_mteb import SUBSET, metadata_of, reason, split_data
+from ..tasks.hub_reach import hub_or_cache
+from ..tasks.locov1 import RetrievalTask
+from .policies import unit_rows
+from .protocol import Task
 
 logger = logging.getLogger(__name__)
 

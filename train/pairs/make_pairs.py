@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from m2bert.eval.locov1 import load_task, task_names
 from m2bert.files import check_writable, write_atomically
 from m2bert.terminal import run_command
-from m2bert.eval.locov1 import load_task, task_names
 
-from .text_files import TextFiles, find_files
+from ..text.text_files import TextFiles, find_files
 
 SPLITS = ("train", "validation")
 SENTENCE_END = re.compile(r"(?<=[.!?])\s")

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from m2bert.schema import FOREIGN, Schema, checked
 from m2bert.eval.locov1 import RetrievalTask, load_task, task_names
+from m2bert.schema import FOREIGN, Schema, checked
 
+from ..settings import check_splits
 from .parquet import read_rows
-from .settings import check_splits
 from .triples import Negatives, load_triples
 
 

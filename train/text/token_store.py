@@ -23,9 +23,9 @@ from tqdm import tqdm
 from m2bert.files import sync
 from m2bert.schema import Schema, checked
 
-from .kept import Manifest, building, check_manifest, manifest, read_sealed, write_sealed
+from ..kept import Manifest, building, check_manifest, manifest, read_sealed, write_sealed
+from ..tokenizer import encode_all
 from .text_files import TextFiles
-from .tokenizer import encode_all
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..settings import SHORTEST_TOKENS
 from .masking import Masking
-from .settings import SHORTEST_TOKENS
 from .source_data import SourceData
 from .text_examples import random_generator
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .encoders import TokenEncoder
+from .protocol import TokenEncoder
 
 SHARE_DROPPED = 16  # a chunk that turns out too long gives up at least this part of its tokens at either end
 

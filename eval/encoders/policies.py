@@ -9,7 +9,7 @@ import numpy as np
 from m2bert.terminal import nearest
 
 from .chunks import chunk_texts, overhead_tokens
-from .encoders import Encoder, Task
+from .protocol import Encoder, Task
 
 
 class DocumentVectors(NamedTuple):

@@ -13,9 +13,9 @@ from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
 from m2bert.files import digest, read_json
 from m2bert.terminal import shown
 
-from .checkpoint import check_finite
+from ..checkpoint import check_finite
+from ..folder import check_apart, check_output, fill_folder, whole_folder
 from .convert import Conversion, convert_state_dict
-from .folder import check_apart, check_output, fill_folder, whole_folder
 from .parity import check_parity, compare_paddings
 from .source import Source, find_source
 from .tokenizer_source import find_tokenizer

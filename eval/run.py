@@ -5,19 +5,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-from .encoders import Encoder
-from .eval_config import EncoderSettings
+from .config import EncoderSettings
+from .encoders.cache import VectorStore
+from .encoders.model_files import model_files
+from .encoders.policies import Policy
+from .encoders.processes import several
+from .encoders.protocol import Encoder
 from .fusion import choose_weight, reciprocal_rank_fusion, weighted_fusion
-from .locov1 import RetrievalTask
-from .model_files import model_files
 from .outcomes import Outcome, run_tfidf, score_run
 from .plan import LoadedTask, Plan
-from .policies import Policy
-from .processes import several
 from .rankers import DenseRanker, Run
 from .records import add_lengths, retrieval_record
 from .systems import MTEB_PREFIX, expanded, is_dense, load_encoder
-from .vector_store import VectorStore
+from .tasks.locov1 import RetrievalTask
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ class Evaluation:
         """A model of mteb that ranks by itself, or None."""
         if not model.startswith(MTEB_PREFIX):
             return None
-        from .mteb_adapter.models import MtebRanker, load_mteb_model
+        from .encoders.mteb_model import MtebRanker, load_mteb_model
 
         loaded = load_mteb_model(model.removeprefix(MTEB_PREFIX))
         return loaded if isinstance(loaded, MtebRanker) else None

@@ -2,9 +2,9 @@
 
 import logging
 
-from ..hub_reach import hub_or_cache, plain
-from ..locov1 import RetrievalTask, fingerprint_of
-from .names import mteb_tasks, ranked_here
+from .hub_reach import hub_or_cache, plain
+from .locov1 import RetrievalTask, fingerprint_of
+from .mteb_names import mteb_tasks, ranked_here
 
 logger = logging.getLogger(__name__)
 
