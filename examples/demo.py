@@ -92,7 +92,7 @@ def main(folder: Path):
     check_model(folder)
     os.environ["HF_HUB_OFFLINE"] = "1"  # everything is here
     data, results = OUT / "pydocs", OUT / "results.json"
-    run("m2bert.eval.pydocs", "--output", data)
+    run("m2bert.eval.tasks.pydocs", "--output", data)
     say(f'SentenceTransformer("{folder}", trust_remote_code=True)')
     import pyarrow.parquet as pq
     from sentence_transformers import SentenceTransformer

@@ -91,7 +91,7 @@ def main():
     say("a small M2-BERT from scratch, on this machine's CPU. It shows the whole life cycle; it is no model to use.")
     make_empty(OUT)
     say("data: documentation strings of installed packages, read without importing them")
-    run(["-m", "m2bert.eval.pydocs", "--output", "pydocs"], threads=1)
+    run(["-m", "m2bert.eval.tasks.pydocs", "--output", "pydocs"], threads=1)
     controls = Background(target=train_controls, args=(OUT / "controls.log",), daemon=True)
     controls.start()
     say("meanwhile the controls train on the second core: demo-output/controls.log")

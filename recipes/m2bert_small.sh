@@ -16,8 +16,8 @@ train() {
 }
 
 # Data: pairs from raw text, and the training and validation splits of pydocs and QMSUM
-[ -d "$RUNS/pydocs" ] || "$PYTHON" -m m2bert.eval.pydocs --output "$RUNS/pydocs"
-[ -d "$RUNS/pairs" ] || "$PYTHON" -m m2bert.train.make_pairs --output "$RUNS/pairs" \
+[ -d "$RUNS/pydocs" ] || "$PYTHON" -m m2bert.eval.tasks.pydocs --output "$RUNS/pydocs"
+[ -d "$RUNS/pairs" ] || "$PYTHON" -m m2bert.train.pairs.make_pairs --output "$RUNS/pairs" \
     --source web="$DATA/pretrain/web" --source encyclopedic="$DATA/pretrain/encyclopedic" \
     --source books="$DATA/pretrain/books" --source pydocs="$RUNS/pydocs" --source qmsum="$DATA/locov1_qmsum"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from m2bert.eval.pydocs import build_pydocs
+from m2bert.eval.tasks.pydocs import build_pydocs
 from m2bert.train.tokenizer import train_wordpiece
 
 OUT = Path("runs/replicas")

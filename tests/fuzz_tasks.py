@@ -51,7 +51,7 @@ class EvalData(Target):
 
 class Tables(EvalData):
     def read(self, folder):
-        from m2bert.eval.locov1 import load_task, task_names
+        from m2bert.eval.tasks.locov1 import load_task, task_names
 
         [name] = task_names(folder, "test")
         task = load_task(folder, name, "test")
@@ -72,7 +72,7 @@ class Tables(EvalData):
 
 class Csv(EvalData):
     def read(self, folder):
-        from m2bert.eval.csv_task import load_csv_folder
+        from m2bert.eval.tasks.from_csv import load_csv_folder
 
         task = load_csv_folder(folder)
         return task.queries, task.documents, {qid: sorted(found) for qid, found in task.qrels.items()}

@@ -190,7 +190,7 @@ def data_folder(path: str | None) -> Path:
     """Return the folder of the data; without a path pydocs, built from the installed packages' documentation."""
     if path is not None:
         return Path(path)
-    from m2bert.eval.pydocs import build_pydocs
+    from m2bert.eval.tasks.pydocs import build_pydocs
 
     build_pydocs(PYDOCS)
     return PYDOCS

@@ -185,7 +185,7 @@ def efficiency(
 @contextmanager
 def truncation_unsaid() -> Iterator[None]:
     """Each of many repeats would warn of the same cut, which the record tells once."""
-    logger = logging.getLogger("m2bert.eval.sentence_encoder")
+    logger = logging.getLogger("m2bert.eval.encoders.sentence_transformer")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:

@@ -1,6 +1,6 @@
 """Retrieval tasks from the Hub: LoCoV1, LoCoV0, and any pair of data sets in their schema.
 
-A pair is PATH-Queries and PATH-Documents with the columns of `m2bert.eval.locov1`. What is written here about the
+A pair is PATH-Queries and PATH-Documents with the columns of `m2bert.eval.tasks.locov1`. What is written here about the
 pair hazyresearch/LoCoV1 comes from its public pages and from the research code; this file was tested on simulated
 caches and has not yet run against the Hub.
 
@@ -52,7 +52,7 @@ def load_hub_tasks(
         setting: what errors call `path`.
 
     Raises:
-        ValueError: a data set, revision, split or task is not there; or see `m2bert.eval.locov1.make_task`.
+        ValueError: a data set, revision, split or task is not there; or see `m2bert.eval.tasks.locov1.make_task`.
     """
     hint = f"a local {setting} is a folder with queries/{split}.parquet and documents/{split}.parquet"
     revisions = _pair_of_revisions(revision)

@@ -6,7 +6,7 @@ out of the document. The queries of a document come from equal parts of its leng
 only the beginning loses the rest. `pydocs.yaml` fixes packages, versions and splits; the tables have the
 schema of LoCoV1 (hazyresearch/LoCoV1-Queries and -Documents) plus a column `position` in the queries.
 
-    python -m m2bert.eval.pydocs --output data/pydocs
+    python -m m2bert.eval.tasks.pydocs --output data/pydocs
 """
 
 import hashlib

@@ -72,7 +72,7 @@ def test_the_folder_one_is_in_has_a_name(tiny_data, tiny_model, tmp_path, monkey
 
 
 def test_an_output_that_cannot_be_written_is_told_before_the_work(tiny_data, tmp_path, monkeypatch):
-    monkeypatch.setattr("m2bert.eval.evaluate.evaluate", lambda *_: pytest.fail("worked"))
+    monkeypatch.setattr("m2bert.eval.run.evaluate", lambda *_: pytest.fail("worked"))
     (tmp_path / "file").write_text("")
     for output, message in ((tmp_path, "is a folder"), (tmp_path / "file" / "results.json", "cannot be written")):
         result = run("--encoder", "bm25", "--overwrite", data=tiny_data, output=output)

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from m2bert.eval.analyses.clusters import cluster_sources, knn_accuracy
-from m2bert.eval.text_sources import parse_source, parse_sources, read_source
+from m2bert.eval.analyses.text_sources import parse_source, parse_sources, read_source
 
 ABOUT = {"system": "fake / truncate"}
 

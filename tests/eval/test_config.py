@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from m2bert.eval.eval_config import EvalConfig, TaskSettings, TrainingTask
+from m2bert.eval.config import EvalConfig, TaskSettings, TrainingTask
 
 CONFIGS = Path(__file__).parents[2] / "evaluations" / "configs"
 

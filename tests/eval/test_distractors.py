@@ -4,8 +4,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from m2bert.eval.distractors import add_distractors
-from m2bert.eval.locov1 import load_task, make_task
+from m2bert.eval.tasks.distractors import add_distractors
+from m2bert.eval.tasks.locov1 import load_task, make_task
 
 
 @pytest.fixture

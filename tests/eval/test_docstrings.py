@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from m2bert.eval.docstrings import MIN_DOCSTRING_CHARS, clean_docstring, read_docstrings, read_package
+from m2bert.eval.tasks.docstrings import MIN_DOCSTRING_CHARS, clean_docstring, read_docstrings, read_package
 
 LONG = "Something about this object that is long enough to be kept, word after word after word. "
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from m2bert.eval.analyses.efficiency import measure_efficiency, text_of_length
-from m2bert.eval.policies import parse_policy
+from m2bert.eval.encoders.policies import parse_policy
 
 ABOUT = {"system": "fake / truncate"}
 MODEL_SECONDS, TOKENIZER_SECONDS = 2.0, 5.0

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from m2bert.eval import model_loading, sentence_encoder
-from m2bert.eval.sentence_encoder import SentenceTransformerEncoder, token_batches
+from m2bert.eval.encoders import model_loading
+from m2bert.eval.encoders.protocol import sentence_transformer as sentence_encoder
+from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder, token_batches
 
 TEXTS = ["apple pear", "", "boat", "stone wall cloud rain " * 10, "river bridge horse"]
 

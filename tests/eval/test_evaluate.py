@@ -6,13 +6,13 @@ import re
 import numpy as np
 import pytest
 
-from m2bert.eval import evaluate as module
 from m2bert.eval import plan
-from m2bert.eval.eval_config import EncoderSettings, EvalConfig, TaskSettings, TrainingTask
-from m2bert.eval.locov1 import load_task
+from m2bert.eval import run as module
+from m2bert.eval.config import EncoderSettings, EvalConfig, TaskSettings, TrainingTask
+from m2bert.eval.encoders.cache import VectorStore
 from m2bert.eval.rankers import Bm25Ranker
 from m2bert.eval.records import best_ranks, dump
-from m2bert.eval.vector_store import VectorStore
+from m2bert.eval.tasks.locov1 import load_task
 
 
 class WordEncoder:

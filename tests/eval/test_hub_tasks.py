@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from m2bert.eval.hub_tasks import full_commit, load_hub_tasks
-from m2bert.eval.locov1 import make_task
+from m2bert.eval.tasks.from_hub import full_commit, load_hub_tasks
+from m2bert.eval.tasks.locov1 import make_task
 
 datasets = pytest.importorskip("datasets")
 

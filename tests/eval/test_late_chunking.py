@@ -3,9 +3,9 @@ import pytest
 import torch
 from torch import nn
 
-from m2bert.eval import late_chunking
-from m2bert.eval.policies import parse_policy, unit_rows
-from m2bert.eval.sentence_encoder import SentenceTransformerEncoder
+from m2bert.eval.encoders import late_chunking
+from m2bert.eval.encoders.policies import parse_policy, unit_rows
+from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
 
 TEXTS = ["apple pear", "stone wall cloud rain river bridge", "", "horse saddle boat sail " * 3]
 

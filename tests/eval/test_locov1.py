@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from m2bert.eval.locov1 import load_task, make_task, task_names
+from m2bert.eval.tasks.locov1 import load_task, make_task, task_names
 
 
 def test_reads_only_the_rows_of_the_task(tmp_path, write_task, tiny_rows):

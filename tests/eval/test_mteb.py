@@ -13,17 +13,17 @@ from mteb._evaluators.retrieval_metrics import calculate_retrieval_scores  # noq
 from mteb.abstasks import AbsTaskRetrieval  # noqa: E402
 from mteb.types import PromptType  # noqa: E402
 
-from m2bert.eval.hub_tasks import LOCOV1_TASKS  # noqa: E402
-from m2bert.eval.locov1 import RetrievalTask, load_task  # noqa: E402
+from m2bert.eval.encoders.mteb_model import MtebEncoder, MtebRanker, load_mteb_model, loader_of  # noqa: E402
+from m2bert.eval.encoders.policies import parse_policy  # noqa: E402
+from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder  # noqa: E402
 from m2bert.eval.metric import score_metrics, score_ranking  # noqa: E402
 from m2bert.eval.mteb_adapter import locov1 as mteb_locov1  # noqa: E402
 from m2bert.eval.mteb_adapter import tasks as mteb_tasks  # noqa: E402
-from m2bert.eval.mteb_adapter.models import MtebEncoder, MtebRanker, load_mteb_model, loader_of  # noqa: E402
 from m2bert.eval.mteb_adapter.ours import EncoderForMteb, RankerForMteb  # noqa: E402
-from m2bert.eval.mteb_adapter.tasks import document_text, from_mteb, metadata_of, query_text, split_data, to_mteb  # noqa: E402
-from m2bert.eval.policies import parse_policy  # noqa: E402
 from m2bert.eval.rankers import Bm25Ranker, DenseRanker  # noqa: E402
-from m2bert.eval.sentence_encoder import SentenceTransformerEncoder  # noqa: E402
+from m2bert.eval.tasks.from_hub import LOCOV1_TASKS  # noqa: E402
+from m2bert.eval.tasks.from_mteb import document_text, from_mteb, metadata_of, query_text, split_data, to_mteb  # noqa: E402
+from m2bert.eval.tasks.locov1 import RetrievalTask, load_task  # noqa: E402
 
 ROUNDED = 5.001e-6  # mteb prints five decimals
 

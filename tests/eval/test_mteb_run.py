@@ -16,12 +16,12 @@ from mteb.abstasks.task_metadata import TaskMetadata  # noqa: E402
 from sentence_transformers import SentenceTransformer  # noqa: E402
 from sentence_transformers.sentence_transformer.modules import Normalize  # noqa: E402
 
-from m2bert.eval.mteb_adapter.names import PAPER_GROUPS, mteb_tasks, ranked_here  # noqa: E402
+from m2bert.eval.encoders.policies import parse_policy  # noqa: E402
+from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder  # noqa: E402
 from m2bert.eval.mteb_adapter.run import run_mteb, run_tasks  # noqa: E402
-from m2bert.eval.mteb_adapter.tasks import from_mteb  # noqa: E402
-from m2bert.eval.policies import parse_policy  # noqa: E402
 from m2bert.eval.report import paper  # noqa: E402
-from m2bert.eval.sentence_encoder import SentenceTransformerEncoder  # noqa: E402
+from m2bert.eval.tasks.from_mteb import from_mteb  # noqa: E402
+from m2bert.eval.tasks.mteb_names import PAPER_GROUPS, mteb_tasks, ranked_here  # noqa: E402
 
 RECORD = {"kind", "system", "encoder", "policy", "task", "split", "metric", "value", "other_scores", "group",
           "revision", "versions", "date", "model_fingerprint"}  # fmt: skip

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from m2bert.eval.policies import POLICIES, parse_policy
-from m2bert.eval.sentence_encoder import SentenceTransformerEncoder
+from m2bert.eval.encoders.policies import POLICIES, parse_policy
+from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
 
 WORDS = ["apple", "pear", "boat", "sail", "stone", "wall", "cloud", "rain", "river", "bridge", "horse", "saddle"]
 TEXTS = [" ".join(np.random.default_rng(i).choice(WORDS, size)) for i, size in enumerate([3, 200, 10, 11, 57])] + [""]

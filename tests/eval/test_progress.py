@@ -5,11 +5,11 @@ import pytest
 from tqdm import tqdm
 
 from m2bert.eval import progress
-from m2bert.eval.locov1 import load_task
-from m2bert.eval.policies import parse_policy
+from m2bert.eval.encoders.cache import VectorStore
+from m2bert.eval.encoders.policies import parse_policy
 from m2bert.eval.progress import counted
 from m2bert.eval.rankers import DenseRanker
-from m2bert.eval.vector_store import VectorStore
+from m2bert.eval.tasks.locov1 import load_task
 
 
 class Batches:

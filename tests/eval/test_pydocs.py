@@ -8,9 +8,9 @@ from collections import Counter
 import pyarrow.parquet as pq
 import pytest
 
-from m2bert.eval import pydocs
-from m2bert.eval.docstrings import Entry
-from m2bert.eval.locov1 import load_task
+from m2bert.eval.tasks import pydocs
+from m2bert.eval.tasks.docstrings import Entry
+from m2bert.eval.tasks.locov1 import load_task
 
 TAIL = " The rest of the text says more about it." * 8
 
@@ -168,7 +168,7 @@ def test_other_versions_warn_and_missing_packages_are_an_error(tmp_path, monkeyp
 @pytest.mark.slow
 def test_a_second_build_is_equal_and_imports_no_package_it_reads(corpus, tmp_path):
     code = (
-        "import sys; from m2bert.eval.pydocs import build_pydocs; build_pydocs(sys.argv[1]);"
+        "import sys; from m2bert.eval.tasks.pydocs import build_pydocs; build_pydocs(sys.argv[1]);"
         "print(sorted({'sympy', 'torch', 'scipy', 'networkx', 'matplotlib'} & sys.modules.keys()))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "1"}

@@ -3,10 +3,10 @@
 import pyarrow.parquet as pq
 import pytest
 
-from m2bert.eval import task_sources
-from m2bert.eval.hub_tasks import LOCOV0_REVISION, LOCOV1_TASKS
-from m2bert.eval.locov1 import load_task
-from m2bert.eval.task_sources import load_tasks
+from m2bert.eval.tasks import load as task_sources
+from m2bert.eval.tasks.from_hub import LOCOV0_REVISION, LOCOV1_TASKS
+from m2bert.eval.tasks.load import load_tasks
+from m2bert.eval.tasks.locov1 import load_task
 
 
 @pytest.fixture

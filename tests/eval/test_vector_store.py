@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m2bert.eval import vector_store
-from m2bert.eval.policies import parse_policy
-from m2bert.eval.vector_store import VectorStore, default_cache_folder
+from m2bert.eval.encoders import cache as vector_store
+from m2bert.eval.encoders.cache import VectorStore, default_cache_folder
+from m2bert.eval.encoders.policies import parse_policy
 
 TEXTS = ["boat", "apple pear", "", "boat", "stone wall cloud " * 4, "apple pear"]
 
@@ -202,7 +202,7 @@ def test_what_a_killed_writer_left_is_removed(tmp_path, policy):
 
 def test_two_runs_at_once_write_the_same_folder(tmp_path, policy):
     code = (
-        "import sys; from test_eval_vector_store import *; vector_store.PORTION_CHARS = 12\n"
+        "import sys; from test_vector_store import *; vector_store.PORTION_CHARS = 12\n"
         f"for text in range(40): VectorStore({str(tmp_path)!r}).embed(Counting(), parse_policy('truncate'), "
         "[*TEXTS, f'text {text}'])"
     )
@@ -216,7 +216,7 @@ def test_two_runs_at_once_write_the_same_folder(tmp_path, policy):
 
 
 def test_only_what_is_asked_for_is_read(tmp_path, policy, monkeypatch):
-    from m2bert.eval import vector_shelf
+    from m2bert.eval.encoders import vector_shelf
 
     VectorStore(tmp_path).embed(Counting(), policy, TEXTS)
     opened = []
@@ -246,7 +246,7 @@ def test_the_default_folder(monkeypatch, tmp_path):
 
 def test_one_process_starts_no_group(tmp_path, policy):
     code = (
-        "import sys; from m2bert.eval.vector_store import VectorStore; from test_eval_vector_store import *;"
+        "import sys; from m2bert.eval.encoders.cache import VectorStore; from test_vector_store import *;"
         f"VectorStore({str(tmp_path)!r}).embed(Counting(), parse_policy('truncate'), TEXTS);"
         "assert not {'accelerate', 'torch.distributed'} & set(sys.modules)"
     )
@@ -256,9 +256,9 @@ def test_one_process_starts_no_group(tmp_path, policy):
 SEVERAL_PROCESSES = """
 import sys
 import numpy as np
-from m2bert.eval import vector_store
-from m2bert.eval.processes import Processes
-from test_eval_vector_store import Counting, TEXTS, VectorStore, parse_policy
+from m2bert.eval.encoders import cache as vector_store
+from m2bert.eval.encoders.processes import Processes
+from test_vector_store import Counting, TEXTS, VectorStore, parse_policy
 
 vector_store.PORTION_CHARS = 12
 folder, output = sys.argv[1:]

@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import BertTokenizerFast
 
-from m2bert.eval.policies import parse_policy
-from m2bert.eval.sentence_encoder import SentenceTransformerEncoder
+from m2bert.eval.encoders.policies import parse_policy
+from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
 from m2bert.hub import handler as handler_module
 from m2bert.hub.folder import write_folder
 from m2bert.hub.handler import EndpointHandler

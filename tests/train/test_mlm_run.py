@@ -17,10 +17,10 @@ from transformers import AutoModelForMaskedLM
 
 from m2bert.train import mlm_run as mlm
 from m2bert.train.config import load_config
-from m2bert.train.masking import Masking
-from m2bert.train.source_data import open_source
-from m2bert.train.text_sources import parse_sources
-from m2bert.train.token_store import held_out_limit, text_hash, tokenizer_fingerprint
+from m2bert.train.text.masking import Masking
+from m2bert.train.text.source_data import open_source
+from m2bert.train.text.text_sources import parse_sources
+from m2bert.train.text.token_store import held_out_limit, text_hash, tokenizer_fingerprint
 from m2bert.train.tokenizer import train_wordpiece
 
 WORDS = [f"w{i}" for i in range(60)]
@@ -77,8 +77,8 @@ def test_a_streamed_source_needs_a_tokenizer(tmp_path):
 def test_streaming_without_the_package_for_it_is_named(sources, tmp_path, monkeypatch):
     run(sources, tmp_path / "start", "steps=0")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    monkeypatch.delitem(sys.modules, "m2bert.train.hub_data", raising=False)
-    monkeypatch.delattr("m2bert.train.hub_data", raising=False)
+    monkeypatch.delitem(sys.modules, "m2bert.train.text.hub_data", raising=False)
+    monkeypatch.delattr("m2bert.train.text.hub_data", raising=False)
     with pytest.raises(ValueError, match="source org/name is streamed, which needs datasets"):
         run("data.sources=[{path: org/name}]", tmp_path / "out", f"tokenizer.path={tmp_path / 'start'}")
 

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from m2bert.eval.hub_tasks import load_table
+from m2bert.eval.tasks.from_hub import load_table
 
 
 def load_hub_rows(path: str, config: str | None, limit: int | None) -> pa.Table:

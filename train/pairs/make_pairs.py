@@ -1,6 +1,6 @@
 """Retrieval tasks from raw text, several in one folder: the beginning of a text is to find the rest of it.
 
-    python -m m2bert.train.make_pairs --source NAME=FOLDER [--source ...] --output DIR
+    python -m m2bert.train.pairs.make_pairs --source NAME=FOLDER [--source ...] --output DIR
 
 FOLDER holds plain text (`train.parquet` with a column `text`, or another form that train/mlm.py reads) or retrieval
 data in the LoCoV1 schema, which is taken over as it is. Of raw text every document, in parts of at most
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from m2bert.eval.locov1 import load_task, task_names
+from m2bert.eval.tasks.locov1 import load_task, task_names
 from m2bert.files import check_writable, write_atomically
 from m2bert.terminal import run_command
 

@@ -1,6 +1,6 @@
 """Negatives found by BM25: documents that share words with a query and do not answer it.
 
-    python -m m2bert.train.mine_negatives --data DIR --task T --negatives 32 --output FILE.parquet
+    python -m m2bert.train.pairs.mine_negatives --data DIR --task T --negatives 32 --output FILE.parquet
 
 FILE has the columns qid, negative_pids (best first), dataset; `data.negatives_path` of train/opl.py reads it.
 """
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from m2bert.eval.locov1 import RetrievalTask, load_task
+from m2bert.eval.tasks.locov1 import RetrievalTask, load_task
 from m2bert.files import check_writable, write_atomically
 from m2bert.terminal import run_command
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from m2bert.eval.locov1 import RetrievalTask, load_task, task_names
+from m2bert.eval.tasks.locov1 import RetrievalTask, load_task, task_names
 from m2bert.schema import FOREIGN, Schema, checked
 
 from ..settings import check_splits
@@ -88,7 +88,7 @@ def load_split(path: str | None, folder: Path | None, names: list[str] | None, s
         return [load_task(folder, name, split) for name in names or task_names(folder, split)]
     if path is None:
         return []
-    from m2bert.eval.hub_tasks import load_hub_tasks
+    from m2bert.eval.tasks.from_hub import load_hub_tasks
 
     return load_hub_tasks(path, names, split, setting="data.path")
 
@@ -167,7 +167,9 @@ def read_negatives(path: str, tasks: list[RetrievalTask]) -> dict[str, Negatives
             its query.
     """
     if not Path(path).is_file():
-        raise ValueError(f"data.negatives_path={path} is no file; name one that m2bert.train.mine_negatives wrote")
+        raise ValueError(
+            f"data.negatives_path={path} is no file; name one that m2bert.train.pairs.mine_negatives wrote"
+        )
     by_name, negatives = {task.name: task for task in tasks}, {}
     for number, found in enumerate(read_rows(path, list(NegativesRow.model_fields)), 1):
         row = checked(NegativesRow, found, f"{path}, row {number}")

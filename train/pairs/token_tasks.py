@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from m2bert.eval.locov1 import RetrievalTask
+from m2bert.eval.tasks.locov1 import RetrievalTask
 
 from ..tokenizer import encode_all
 from .triples import Negatives

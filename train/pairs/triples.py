@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
-from m2bert.eval.locov1 import RetrievalTask, make_task
+from m2bert.eval.tasks.locov1 import RetrievalTask, make_task
 from m2bert.files import read_json_lines
 
 from .parquet import open_columns, read_rows
