@@ -25,9 +25,6 @@ ALLOWED = {
     (WEIGHTS, "torch.load(weights_only=True)"): "weights of the research code, which come as files of torch.save",
     (WEIGHTS, "pickle"): "the error by which weights_only=True refuses a file",
     ("hub/convert/inert_pickle.py", "pickle"): "an unpickler that calls nothing a file names; its test attacks it",
-        "hub/convert/inert_pickle.py",
-        "pickle",
-    ): "an unpickler that calls nothing a file names; test_inert_pickle.py attacks it",
 }
 
 
