@@ -27,7 +27,7 @@ TEXTS = [
     "",
     5 * "minutes of a meeting about a budget, a report and the river ",
 ]
-OURS = ("m2bert", "modeling_m2bert", "configuration_m2bert", "m2bert_train", "m2bert_eval", "m2bert_hub")
+OURS = ("m2bert", "modeling_m2bert", "configuration_m2bert")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"  # of the repository that stands in a cache
 LORA = {"r": 4, "target_modules": ["in_proj", "out_proj"], "target_parameters": ["up.weight", "down.weight"]}
 FROM_HUB = "from the Hub"

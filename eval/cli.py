@@ -1,6 +1,6 @@
 """`m2bert eval` scores systems on retrieval tasks; `m2bert compare` sets systems against each other.
 
-By itself: python -m m2bert_eval.cli eval --encoder bm25 --data data/pydocs --output results.json
+By itself: python -m m2bert.eval.cli eval --encoder bm25 --data data/pydocs --output results.json
 """
 
 import logging
@@ -14,7 +14,7 @@ from m2bert.command import CommandGroup
 from m2bert.schema import checked
 from m2bert.terminal import one_line, shown
 
-from .eval_config import EvalConfig
+from .config import EvalConfig
 
 app = typer.Typer(cls=CommandGroup, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -53,16 +53,16 @@ def eval_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
     """Score systems on retrieval tasks: nDCG@10 with 95 % intervals, nDCG@1, recall@100, written as JSON."""
-    from .results_file import free_output, write_results
+    from .results import free_output, write_results
 
     settings = settings_of(context)
     target = free_output(output or settings.output, overwrite)
     from .plan import make_plan  # from here on each import is slower than the one before
 
-    logging.getLogger("m2bert_eval").setLevel(logging.INFO)
+    logging.getLogger("m2bert.eval").setLevel(logging.INFO)
     plan = make_plan(settings)
-    from .evaluate import evaluate
-    from .vector_store import VectorStore, default_cache_folder
+    from .encoders.cache import VectorStore, default_cache_folder
+    from .run import evaluate
 
     records, failures = evaluate(plan, VectorStore(None if no_cache else cache or default_cache_folder()))
     if int(os.environ.get("RANK", 0)) == 0:  # under `accelerate launch` every process has the same records

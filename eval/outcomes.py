@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .locov1 import RetrievalTask
 from .search import Run, rank_vectors
+from .tasks.locov1 import RetrievalTask
 
 TFIDF_SEEDS = 20
 

@@ -3,14 +3,14 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from .distractors import add_distractors
-from .eval_config import EncoderSettings, EvalConfig, TaskSettings, TrainingTask
-from .locov1 import RetrievalTask
-from .overlap import find_overlap
-from .policies import Policy, parse_policy
+from .config import EncoderSettings, EvalConfig, TaskSettings, TrainingTask
+from .encoders.policies import Policy, parse_policy
 from .search import Run
 from .systems import check_system, labels
-from .task_sources import load_tasks
+from .tasks.distractors import add_distractors
+from .tasks.load import load_tasks
+from .tasks.locov1 import RetrievalTask
+from .tasks.overlap import find_overlap
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def mteb_scored(config: EvalConfig) -> list:
     names = [name for settings in config.tasks if settings.data == "mteb" for name in settings.names]
     if not names:
         return []
-    from .mteb_adapter.names import mteb_tasks, ranked_here
+    from .tasks.mteb_names import mteb_tasks, ranked_here
 
     return [task for task in mteb_tasks(names) if not ranked_here(task)]
 
@@ -150,7 +150,7 @@ def ranked_names(settings: TaskSettings) -> list[str] | None:
     """Names of the tasks that are ranked here; None takes all that the data have."""
     if settings.data != "mteb" or not settings.names:
         return list(settings.names) or None
-    from .mteb_adapter.names import mteb_tasks, ranked_here
+    from .tasks.mteb_names import mteb_tasks, ranked_here
 
     return [task.metadata.name for task in mteb_tasks(list(settings.names)) if ranked_here(task)]
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from .processes import is_first
+from .encoders.processes import is_first
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit}s [{elapsed}<{remaining}]"
 

@@ -7,14 +7,14 @@ from contextlib import AbstractContextManager
 import bm25s
 import numpy as np
 
-from .encoders import Encoder
+from .encoders.cache import VectorStore
+from .encoders.policies import Policy, Truncate
+from .encoders.protocol import Encoder
+from .encoders.vector_shelf import TimedVectors
 from .fusion import rerank_order
-from .locov1 import RetrievalTask
-from .policies import Policy, Truncate
 from .progress import Count, counted
 from .search import DEPTH, SCORES_AT_ONCE, ExactSearch, Run, check_finite, trec_order
-from .vector_shelf import TimedVectors
-from .vector_store import VectorStore
+from .tasks.locov1 import RetrievalTask
 
 __all__ = ["DEPTH", "Bm25Index", "Bm25Ranker", "DenseRanker", "Run"]
 

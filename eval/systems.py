@@ -6,7 +6,7 @@ from pathlib import Path
 
 from m2bert.terminal import nearest
 
-from .encoders import Encoder
+from .encoders.protocol import Encoder
 
 BASELINES = ("bm25", "tfidf-rp")
 MTEB_PREFIX = "mteb:"
@@ -67,10 +67,10 @@ def load_encoder(system: str) -> Encoder:
         ValueError: it cannot be loaded; or it ranks by itself (mteb's ColBERT and BM25) and so has no vectors to give.
     """
     if not system.startswith(MTEB_PREFIX):
-        from .sentence_encoder import SentenceTransformerEncoder
+        from .encoders.sentence_transformer import SentenceTransformerEncoder
 
         return SentenceTransformerEncoder(expanded(system))
-    from .mteb_adapter.models import MtebEncoder, load_mteb_model
+    from .encoders.mteb_model import MtebEncoder, load_mteb_model
 
     model = load_mteb_model(system.removeprefix(MTEB_PREFIX))
     if not isinstance(model, MtebEncoder):

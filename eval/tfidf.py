@@ -7,7 +7,7 @@ import scipy.sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 
-from .encoders import Task
+from .encoders.protocol import Task
 
 
 class TfidfProjection:

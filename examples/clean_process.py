@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-OURS = {"modeling_m2bert", "configuration_m2bert", "m2bert_train", "m2bert_eval", "m2bert_hub"}
+OURS = {"m2bert", "modeling_m2bert", "configuration_m2bert"}
 
 
 class Blocker(importlib.abc.MetaPathFinder):

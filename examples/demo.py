@@ -39,7 +39,7 @@ def say(text: str):
 def run(*command: str | Path):
     """A command that a user would type: shown, then run by this Python."""
     words = [str(word) for word in command]
-    say(f"{'m2bert' if words[0] == 'm2bert_hub.cli' else f'python -m {words[0]}'} {' '.join(words[1:])}")
+    say(f"{'m2bert' if words[0] == 'm2bert.hub.cli' else f'python -m {words[0]}'} {' '.join(words[1:])}")
     code = subprocess.run([sys.executable, "-m", *words]).returncode
     if code:
         raise SystemExit(code)  # the command has said why
@@ -92,7 +92,7 @@ def main(folder: Path):
     check_model(folder)
     os.environ["HF_HUB_OFFLINE"] = "1"  # everything is here
     data, results = OUT / "pydocs", OUT / "results.json"
-    run("m2bert_eval.pydocs", "--output", data)
+    run("m2bert.eval.tasks.pydocs", "--output", data)
     say(f'SentenceTransformer("{folder}", trust_remote_code=True)')
     import pyarrow.parquet as pq
     from sentence_transformers import SentenceTransformer
@@ -103,8 +103,8 @@ def main(folder: Path):
     search(model, pq.read_table(data / "documents" / "test.parquet")["passage"].to_pylist(), QUESTIONS)
     task = ["--data", data, "--policy", "truncate", "--policy", "late-chunk", "--hybrid", "weighted", "--no-cache"]
     encoders = ["--encoder", "bm25", "--encoder", folder]
-    run("m2bert_hub.cli", "eval", *encoders, *task, "--output", results, "--overwrite")
-    run("m2bert_hub.cli", "compare", results, "--against", "bm25")
+    run("m2bert.hub.cli", "eval", *encoders, *task, "--output", results, "--overwrite")
+    run("m2bert.hub.cli", "compare", results, "--against", "bm25")
     plot(results, OUT / "scores.png")
     say(f"done: {OUT}/scores.png, {results}")
 

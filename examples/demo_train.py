@@ -51,7 +51,7 @@ def run(arguments: list, *, threads: int, log: Path | None = None):
 def train(entry: str, name: str, *overrides: str, log: Path | None = None):
     """Run `m2bert train ENTRY` on one thread: two arms run side by side."""
     data = "data.sources=[{path: pydocs}]" if entry == "mlm" else "data.path=pydocs"
-    run(["-m", "m2bert_hub.cli", "train", entry, data, f"output_dir={name}", *overrides], threads=1, log=log)
+    run(["-m", "m2bert.hub.cli", "train", entry, data, f"output_dir={name}", *overrides], threads=1, log=log)
 
 
 def train_controls(log: Path):
@@ -91,7 +91,7 @@ def main():
     say("a small M2-BERT from scratch, on this machine's CPU. It shows the whole life cycle; it is no model to use.")
     make_empty(OUT)
     say("data: documentation strings of installed packages, read without importing them")
-    run(["-m", "m2bert_eval.pydocs", "--output", "pydocs"], threads=1)
+    run(["-m", "m2bert.eval.tasks.pydocs", "--output", "pydocs"], threads=1)
     controls = Background(target=train_controls, args=(OUT / "controls.log",), daemon=True)
     controls.start()
     say("meanwhile the controls train on the second core: demo-output/controls.log")
@@ -100,7 +100,7 @@ def main():
     say("m2bert train opl model.path=mlm")
     train("opl", "trained", "model.path=mlm")
     say("m2bert export --model trained --output m2bert-demo")
-    run(["-m", "m2bert_hub.cli", "export", "--model", "trained", "--output", "m2bert-demo"], threads=1)
+    run(["-m", "m2bert.hub.cli", "export", "--model", "trained", "--output", "m2bert-demo"], threads=1)
     say("loading the folder in a process that cannot import this project")
     run([ROOT / "examples" / "clean_process.py", "m2bert-demo"], threads=1)
     say("the start of the same model, before any training")
@@ -114,7 +114,7 @@ def main():
     encoders = ["bm25", "tfidf-rp", "m2bert-demo", "layer-free", "standard", "start", "untrained"]
     names = [part for encoder in encoders for part in ("--encoder", encoder)]
     task = ["--data", "pydocs", "--task", "pydocs", "--split", "test", "--policy", "truncate"]
-    run(["-m", "m2bert_hub.cli", "eval", *names, *task, "--output", "results.json"], threads=2)
+    run(["-m", "m2bert.hub.cli", "eval", *names, *task, "--output", "results.json"], threads=2)
     print("\n" + report(OUT), flush=True)
     say("done")
 

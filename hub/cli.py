@@ -14,11 +14,11 @@ from m2bert.files import check_writable, read_json
 from .outputs import check_output
 
 MOUNTED = {  # command: module, and its command there (None: the module's whole group)
-    "eval": ("m2bert_eval.cli", "eval"),
-    "compare": ("m2bert_eval.cli", "compare"),
-    "report": ("m2bert_eval.report.cli", "report"),
-    "analyse": ("m2bert_eval.analyses.cli", None),
-    "train": ("m2bert_train.cli", None),
+    "eval": ("m2bert.eval.cli", "eval"),
+    "compare": ("m2bert.eval.cli", "compare"),
+    "report": ("m2bert.eval.report.cli", "report"),
+    "analyse": ("m2bert.eval.analyses.cli", None),
+    "train": ("m2bert.train.cli", None),
 }
 
 
@@ -59,7 +59,7 @@ def common(
     ] = False,
 ):
     """M2-BERT: long-context encoders."""
-    logging.getLogger("m2bert_hub").setLevel(logging.INFO)
+    logging.getLogger("m2bert.hub").setLevel(logging.INFO)
 
 
 Output = Annotated[Path, typer.Option("--output", help="Folder to make.")]
@@ -148,7 +148,7 @@ def convert(
         raise ValueError(f"{source} is no file, no folder and no Hub id (org/name)")
     from transformers.utils.logging import disable_progress_bar
 
-    from .conversion import convert_source
+    from .convert.conversion import convert_source
 
     disable_progress_bar()
     typer.echo(

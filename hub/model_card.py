@@ -61,7 +61,7 @@ def render_card(model: PreTrainedModel, card: Card) -> str:
         ValueError: training.json or conversion.json is not as this package writes it.
     """
     task, example = TASKS[type(model).__name__][1:]
-    template = files("m2bert_hub").joinpath("templates/model_card.md").read_text(encoding="utf-8")
+    template = files("m2bert.hub").joinpath("templates/model_card.md").read_text(encoding="utf-8")
     environment = Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False, undefined=StrictUndefined
     )

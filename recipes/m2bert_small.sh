@@ -16,8 +16,8 @@ train() {
 }
 
 # Data: pairs from raw text, and the training and validation splits of pydocs and QMSUM
-[ -d "$RUNS/pydocs" ] || "$PYTHON" -m m2bert_eval.pydocs --output "$RUNS/pydocs"
-[ -d "$RUNS/pairs" ] || "$PYTHON" -m m2bert_train.make_pairs --output "$RUNS/pairs" \
+[ -d "$RUNS/pydocs" ] || "$PYTHON" -m m2bert.eval.tasks.pydocs --output "$RUNS/pydocs"
+[ -d "$RUNS/pairs" ] || "$PYTHON" -m m2bert.train.pairs.make_pairs --output "$RUNS/pairs" \
     --source web="$DATA/pretrain/web" --source encyclopedic="$DATA/pretrain/encyclopedic" \
     --source books="$DATA/pretrain/books" --source pydocs="$RUNS/pydocs" --source qmsum="$DATA/locov1_qmsum"
 
@@ -34,5 +34,5 @@ train m2bert-small zero-shot model.path="$RUNS/zero-shot-bag" data.tasks="[pydoc
 train m2bert-small zero-shot-control model.path="$RUNS/zero-shot-bag" data.tasks="[pydocs]" "${layer_free[@]}"
 
 for name in m2bert-small control zero-shot zero-shot-control; do
-    [ -d "$RUNS/export/$name" ] || "$PYTHON" -m m2bert_hub.cli export --model "$RUNS/$name" --output "$RUNS/export/$name"
+    [ -d "$RUNS/export/$name" ] || "$PYTHON" -m m2bert.hub.cli export --model "$RUNS/$name" --output "$RUNS/export/$name"
 done

@@ -26,11 +26,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from m2bert_eval.chunks import cut, overhead_tokens
-from m2bert_eval.locov1 import RetrievalTask, load_task
-from m2bert_hub.folder import check_output, whole_folder
-from m2bert_hub.private import public_record
-from m2bert_train.splits import refuse_test
+from m2bert.eval.encoders.chunks import cut, overhead_tokens
+from m2bert.eval.tasks.locov1 import RetrievalTask, load_task
+from m2bert.hub.folder import check_output, whole_folder
+from m2bert.hub.private import public_record
+from m2bert.train.text.splits import refuse_test
 
 SIDES = "query", "document"
 SCALE = 20.0  # of the cosines: 1 / temperature
@@ -125,7 +125,7 @@ def train(options):
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-    from m2bert_eval.sentence_encoder import SentenceTransformerEncoder
+    from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
 
     sources = load_sources(options)
     try:

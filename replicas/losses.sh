@@ -12,7 +12,7 @@ export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000
 export MALLOC_TOP_PAD_=268435456 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
 mkdir -p runs/losses "$RESULTS"
-[ -f runs/losses/mined.parquet ] || "$PYTHON" -m m2bert_train.mine_negatives --data "$PAIRS" --task pydocs qmsum \
+[ -f runs/losses/mined.parquet ] || "$PYTHON" -m m2bert.train.pairs.mine_negatives --data "$PAIRS" --task pydocs qmsum \
     --negatives 8 --output runs/losses/mined.parquet
 
 common=(--config opl-small model.path="$MODEL" tokenizer.path="$MODEL" model.architecture.contextual_pooling=true

@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from m2bert_eval.pydocs import build_pydocs
-from m2bert_train.tokenizer import train_wordpiece
+from m2bert.eval.tasks.pydocs import build_pydocs
+from m2bert.train.tokenizer import train_wordpiece
 
 OUT = Path("runs/replicas")
 SOURCES = ("web", "encyclopedic", "books")

@@ -5,7 +5,7 @@ source "$(dirname "$0")/common.sh"
 for positions in replicate interpolate; do
     for decay in keep stretch; do
         start=$RUNS/start-$positions-$decay
-        [ -d "$start" ] || "$PYTHON" -m m2bert_train.warm_start --model "$RUNS/mixed" --max-length 8192 \
+        [ -d "$start" ] || "$PYTHON" -m m2bert.train.warm_start --model "$RUNS/mixed" --max-length 8192 \
             --positions $positions --decay $decay --output "$start"
         train mlm mlm-8k "warm-$positions-$decay" model.path="$start"
     done

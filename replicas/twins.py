@@ -19,7 +19,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from m2bert_train import init, mlm_run, retrieval_run, runs
+from m2bert.train import init, mlm_run, retrieval_run, runs
 from modeling_m2bert import modeling_m2bert
 from modeling_m2bert.m2bert_mixer import M2BertMixer
 from modeling_m2bert.m2bert_ops_torch_conv import transform_length
@@ -86,7 +86,7 @@ def attend(row: Tensor, length: int) -> Tensor:
 
 @torch.no_grad()
 def identity_layer_(layer) -> None:
-    """What m2bert_train.init does to a layer, whichever of the two mixers it has. Queries, keys and values start with a
+    """What m2bert.train.init does to a layer, whichever of the two mixers it has. Queries, keys and values start with a
     standard deviation of H^(-1/2): at the 0.02 of wide models attention is uniform for longer."""
     if isinstance(layer.mixer, M2BertMixer):
         return convolution_identity_(layer)

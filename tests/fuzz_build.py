@@ -42,7 +42,7 @@ from fuzz_training import MLM, MlmTexts, Resume, Texts, TokenCache, TrainValue, 
 
 def build(root: Path) -> list[Target]:
     """Make every target's folder below `root`, and what each gives when nothing is damaged."""
-    from m2bert_hub.folder import write_folder
+    from m2bert.hub.folder import write_folder
 
     targets: list[Target] = []
     tokenizer = tiny_tokenizer()
@@ -141,7 +141,7 @@ def build(root: Path) -> list[Target]:
     files = [f"model/{name}" for name in others(folder / "model")]
     targets.append(EvalModel("eval model", folder, files, 18))
 
-    from m2bert_hub.cli import app
+    from m2bert.hub.cli import app
 
     folder = root / "eval-cache"
     command(
@@ -279,7 +279,7 @@ def build(root: Path) -> list[Target]:
 
     folder = root / "train-yaml"
     folder.mkdir()
-    from m2bert_train.config import read_yaml
+    from m2bert.train.config import read_yaml
 
     for name in ("mlm", "opl"):
         content = read_yaml(f"{name}-small.yaml")
@@ -299,7 +299,7 @@ def build(root: Path) -> list[Target]:
     target.arguments = arguments
     targets.append(target)
 
-    from m2bert_hub.handler import EndpointHandler
+    from m2bert.hub.handler import EndpointHandler
 
     folder = root / "handler"
     folder.mkdir()
@@ -322,7 +322,7 @@ def clamp(record: dict) -> dict:
 
 def unfinished(output: Path, arguments: list[str]):
     """Leave the checkpoints of a run that ended after its first step."""
-    from m2bert_train.record import Log
+    from m2bert.train.record import Log
 
     class Killed(BaseException):
         pass

@@ -55,7 +55,7 @@ def command(app, *arguments) -> str:
 
 
 def m2bert(*arguments) -> str:
-    from m2bert_hub.cli import app
+    from m2bert.hub.cli import app
 
     return command(app, *arguments)
 

@@ -51,7 +51,7 @@ class EvalData(Target):
 
 class Tables(EvalData):
     def read(self, folder):
-        from m2bert_eval.locov1 import load_task, task_names
+        from m2bert.eval.tasks.locov1 import load_task, task_names
 
         [name] = task_names(folder, "test")
         task = load_task(folder, name, "test")
@@ -72,7 +72,7 @@ class Tables(EvalData):
 
 class Csv(EvalData):
     def read(self, folder):
-        from m2bert_eval.csv_task import load_csv_folder
+        from m2bert.eval.tasks.from_csv import load_csv_folder
 
         task = load_csv_folder(folder)
         return task.queries, task.documents, {qid: sorted(found) for qid, found in task.qrels.items()}
@@ -103,7 +103,7 @@ class EvalModel(Target):
     """Any sentence-transformers model."""
 
     def run(self, folder, scratch):
-        from m2bert_eval.systems import load_encoder
+        from m2bert.eval.systems import load_encoder
 
         arguments = ["--encoder", folder / "model", "--data", folder / "data"]
         m2bert("eval", *arguments, "--output", scratch / "r.json", "--no-cache")

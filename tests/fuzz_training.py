@@ -46,7 +46,7 @@ class Texts(Target):
     def run(self, folder, scratch):
         found = []
         for name in ("lines.jsonl", "table.parquet", "blocks.txt"):
-            from m2bert_train.text_files import TextFiles, find_files
+            from m2bert.train.text.text_files import TextFiles, find_files
 
             files = TextFiles(find_files(folder / name, "train"))
             files.check_columns()
@@ -91,7 +91,7 @@ class MlmTexts(Target):
 
 class Triples(Target):
     def run(self, folder, scratch):
-        from m2bert_train.triples import load_triples
+        from m2bert.train.pairs.triples import load_triples
 
         found = []
         for name in ("triples.jsonl", "triples.parquet"):
@@ -141,7 +141,7 @@ class TokenCache(Target):
 
 class TrainYaml(Target):
     def run(self, folder, scratch):
-        from m2bert_train.inputs import ready
+        from m2bert.train.inputs import ready
 
         for name in ("mlm", "opl"):
 
@@ -182,7 +182,7 @@ class TrainValue(Target):
 
     def run(self, folder, scratch):
         from m2bert.terminal import run_command
-        from m2bert_train.inputs import ready
+        from m2bert.train.inputs import ready
 
         value = (folder / "value.yaml").read_text()
         command(

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from m2bert_train.tokenizer import train_wordpiece
+from m2bert.train.tokenizer import train_wordpiece
 
 ROOT = Path(__file__).parents[1]
 TEXTS = [" ".join(f"Sentence {i} of text {n} tells of river {i * n}." for i in range(80)) for n in range(40)]

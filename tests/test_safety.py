@@ -20,11 +20,11 @@ DANGEROUS = {
     "yaml.unsafe_load", "yaml.full_load", "yaml.unsafe_load_all", "yaml.full_load_all", "torch.load",
 }  # fmt: skip
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-WEIGHTS = "hub/weights.py" if (ROOT / "hub/weights.py").is_file() else "hub/convert.py"
+WEIGHTS = "hub/convert/weights.py"
 ALLOWED = {
     (WEIGHTS, "torch.load(weights_only=True)"): "weights of the research code, which come as files of torch.save",
     (WEIGHTS, "pickle"): "the error by which weights_only=True refuses a file",
-    ("hub/inert_pickle.py", "pickle"): "an unpickler that calls nothing a file names; test_inert_pickle.py attacks it",
+    ("hub/convert/inert_pickle.py", "pickle"): "an unpickler that calls nothing a file names; its test attacks it",
 }
 
 

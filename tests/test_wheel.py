@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FOLDERS = ["m2bert", "modeling_m2bert", "train", "eval", "hub"]
 FILES = ["configuration_m2bert.py", "pyproject.toml", "README.md", "LICENSE"]
-OURS = {"m2bert", "modeling_m2bert", "configuration_m2bert.py", "m2bert_train", "m2bert_eval", "m2bert_hub"}
+OURS = {"m2bert", "modeling_m2bert", "configuration_m2bert.py"}
 
 
 def test_wheel_contents(tmp_path):
@@ -25,9 +25,9 @@ def test_wheel_contents(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         entry_points = next(name for name in names if name.endswith("entry_points.txt"))
-        assert "m2bert = m2bert_hub.cli:main" in archive.read(entry_points).decode()
+        assert "m2bert = m2bert.hub.cli:main" in archive.read(entry_points).decode()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == OURS
-    for folder, package in [("train", "m2bert_train"), ("eval", "m2bert_eval"), ("hub", "m2bert_hub")]:
+    for folder in ("train", "eval", "hub"):
         for path in (ROOT / folder).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
-                assert f"{package}/{path.relative_to(ROOT / folder)}" in names
+                assert f"m2bert/{path.relative_to(ROOT)}" in names

@@ -85,7 +85,7 @@ def read_yaml(name: str) -> dict[str, Any]:
     """Read a YAML file by path, or by name among the shipped configurations."""
     if Path(name).is_file():
         return readers.read_yaml(name)
-    shipped = files("m2bert_train").joinpath("configs")
+    shipped = files("m2bert.train").joinpath("configs")
     file = shipped.joinpath(name if name.endswith(".yaml") else f"{name}.yaml")
     if not file.is_file():
         known = [path.name.removesuffix(".yaml") for path in shipped.iterdir()]

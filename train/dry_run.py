@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
-from m2bert_hub.folder import write_folder
+from m2bert.hub.folder import write_folder
 
-from .text_sources import check_entry
+from .text.text_sources import check_entry
 from .tokenizer import train_wordpiece
 
 TOKENS = 64

@@ -3,7 +3,7 @@
 Standard initialisation sends every text through random filters; a small budget is spent on undoing that. Started as
 the identity, the layers begin as nothing and only add what lowers the loss.
 
-    python -m m2bert_train.init [--config NAME_OR_FILE] [section.key=value ...] [--start identity|standard] --output DIR
+    python -m m2bert.train.init [--config NAME_OR_FILE] [section.key=value ...] [--start identity|standard] --output DIR
 
 writes the new model of a configuration, untrained, as a complete folder; `tokenizer.path` must name a tokenizer, and
 `model.path` is not read. Token frequencies are not in it: the entry points take them from the training text, and only
@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModel, AutoModelForMaskedLM
 from transformers.utils.logging import disable_progress_bar
 
-from m2bert_hub.folder import check_output, write_folder
+from m2bert.hub.folder import check_output, write_folder
 
 from .config import load_config, namespace
 from .tokenizer import load_tokenizer

@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 
 from m2bert.files import check_writable, read_json
-from m2bert_hub.outputs import check_output
+from m2bert.hub.outputs import check_output
 
 from .config import load_config, namespace
 from .model_settings import check_model
-from .text_sources import HUB_ID, parse_sources
+from .text.text_sources import HUB_ID, parse_sources
 
 DEFAULTS = {"mlm": "mlm-small.yaml", "opl": "opl-small.yaml"}
 LENGTHS = {  # keys that the model's context bounds

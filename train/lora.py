@@ -11,7 +11,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from m2bert_hub.folder import save_tokenizer, whole_folder
+from m2bert.hub.folder import save_tokenizer, whole_folder
 
 PROJECTIONS = ["in_proj", "out_proj"]
 BLOCK_DIAGONAL = ["up.weight", "down.weight"]

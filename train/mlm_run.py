@@ -11,19 +11,19 @@ from accelerate.utils import send_to_device
 from transformers import AutoModelForMaskedLM
 
 from .config import namespace
-from .data_mlm import MixtureBatches, observed_shares
 from .distributed import sum_over_processes
-from .held_out import HeldOut, held_out_examples
 from .init import unigram_start_
 from .inputs import ready
 from .loop import run_loop
-from .masking import IGNORE, Masking
 from .optim import build_optimizer
 from .record import run_record
 from .runs import data_folder, finish, make_checkpoints, make_model, prepare
-from .source_data import SourceData, open_source
-from .text_sources import Source, parse_sources
-from .token_store import carve_limit, text_hash
+from .text.data_mlm import MixtureBatches, observed_shares
+from .text.held_out import HeldOut, held_out_examples
+from .text.masking import IGNORE, Masking
+from .text.source_data import SourceData, open_source
+from .text.text_sources import Source, parse_sources
+from .text.token_store import carve_limit, text_hash
 from .tokenizer import cached_wordpiece, load_tokenizer
 
 logger = logging.getLogger(__name__)

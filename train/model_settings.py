@@ -8,7 +8,7 @@ from types import ModuleType
 from m2bert.files import read_json
 from m2bert.terminal import nearest
 
-ALONE = "m2bert_train._configuration_alone"
+ALONE = "m2bert.train._configuration_alone"
 
 
 def check_model(settings: dict, lengths: dict[str, int | None]):

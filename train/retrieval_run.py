@@ -6,8 +6,6 @@ from functools import cache, partial
 from transformers import AutoModel
 
 from .config import namespace
-from .data_pairs import PairBatches
-from .development import METRIC, Development
 from .grad_cache import cached_step, full_step
 from .init import frame_start_, idf_start_, inverse_document_frequency, token_energy
 from .inputs import is_local, ready
@@ -15,11 +13,13 @@ from .loop import run_loop
 from .lora import add_lora
 from .objective import make_objective
 from .optim import build_optimizer
+from .pairs.data_pairs import PairBatches
+from .pairs.development import METRIC, Development
+from .pairs.retrieval_data import RetrievalData, load_data
+from .pairs.token_tasks import query_limit, report_tasks, tokenise, vocabulary_hash
 from .record import run_record
-from .retrieval_data import RetrievalData, load_data
 from .runs import data_folder, finish, make_checkpoints, make_model, make_tokenizer, prepare
 from .teacher import MappedEncoder, teacher_hash, teacher_vectors
-from .token_tasks import query_limit, report_tasks, tokenise, vocabulary_hash
 
 logger = logging.getLogger(__name__)
 

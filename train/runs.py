@@ -18,10 +18,10 @@ from accelerate.utils import InitProcessGroupKwargs, TorchDynamoPlugin, set_seed
 from transformers import AutoConfig, PreTrainedModel
 
 from m2bert.files import claimed, read_json
+from m2bert.hub.checkpoint import load_strictly, read_config
+from m2bert.hub.folder import check_output, check_tokenizer, write_folder
 from m2bert.schema import FOREIGN, Schema, checked
 from m2bert.terminal import Ended, log_to_terminal, run_command
-from m2bert_hub.checkpoint import load_strictly, read_config
-from m2bert_hub.folder import check_output, check_tokenizer, write_folder
 
 from .checkpoints import Checkpoints, differences, remove_all, run_identity, whole_weights
 from .config import to_dict
@@ -190,7 +190,7 @@ def data_folder(path: str | None) -> Path:
     """Return the folder of the data; without a path pydocs, built from the installed packages' documentation."""
     if path is not None:
         return Path(path)
-    from m2bert_eval.pydocs import build_pydocs
+    from m2bert.eval.tasks.pydocs import build_pydocs
 
     build_pydocs(PYDOCS)
     return PYDOCS

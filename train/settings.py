@@ -9,7 +9,7 @@ from pydantic import Field
 
 from m2bert.schema import Schema
 
-from .splits import names_split, refuse_test
+from .text.splits import names_split, refuse_test
 
 SHORTEST_TOKENS = 10  # of a variable-length pretraining example, [CLS] and [SEP] included
 

@@ -54,7 +54,7 @@ def launch(name: str, argv: list[str], processes: int):
     for noisy in ("torch.distributed.elastic", "accelerate.commands.launch"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     try:
-        launch_command(launch_command_parser().parse_args([*given, "-m", f"m2bert_train.{name}", *argv]))
+        launch_command(launch_command_parser().parse_args([*given, "-m", f"m2bert.train.{name}", *argv]))
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
         sys.exit(2 if 2 in codes else codes[0] if codes[0] > 0 else 128 - codes[0])

@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
+from m2bert.eval.tasks.locov1 import RetrievalTask
 from m2bert.files import digest, sync
-from m2bert_eval.locov1 import RetrievalTask
 
 from .kept import building
 
@@ -55,7 +55,7 @@ def teacher_vectors(
 
 def encode(teacher: str, queries: list[str], documents: list[str]) -> dict[str, np.ndarray]:
     """The teacher's vectors of queries and of documents."""
-    from m2bert_eval.sentence_encoder import SentenceTransformerEncoder
+    from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
 
     logger.info("teacher %s encodes %d queries and %d documents", teacher, len(queries), len(documents))
     encoder = SentenceTransformerEncoder(teacher)

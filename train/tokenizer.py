@@ -15,7 +15,7 @@ from m2bert.model_files import check_model_files
 from m2bert.schema import Schema, checked
 
 from .kept import building, read_sealed, write_sealed
-from .text_sources import HUB_ID
+from .text.text_sources import HUB_ID
 
 logger = logging.getLogger(__name__)
 

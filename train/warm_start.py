@@ -1,6 +1,6 @@
 """Warm start (paper section 4.2): a trained model with more positions, to be trained on for longer texts.
 
-    python -m m2bert_train.warm_start --model DIR --max-length 32768 --output DIR
+    python -m m2bert.train.warm_start --model DIR --max-length 32768 --output DIR
         [--positions replicate|interpolate] [--decay keep|stretch]
 
 What depends on the number of positions N are the position embeddings (N, H) and, in each long filter, the features
@@ -29,12 +29,12 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from m2bert_hub.about import About
-from m2bert_hub.checkpoint import load_checkpoint, load_tokenizer
-from m2bert_hub.export import read_records
-from m2bert_hub.folder import check_output, write_folder
-from m2bert_hub.model_card import Card
-from m2bert_hub.sentence_files import read_sentence_files
+from m2bert.hub.about import About
+from m2bert.hub.checkpoint import load_checkpoint, load_tokenizer
+from m2bert.hub.export import read_records
+from m2bert.hub.folder import check_output, write_folder
+from m2bert.hub.model_card import Card
+from m2bert.hub.sentence_files import read_sentence_files
 
 from .runs import command_line
 

@@ -1,6 +1,6 @@
 """`m2bert analyse`: what a task is like, and how a model reads, beyond one score.
 
-python -m m2bert_eval.analyses.cli needle --encoder MODEL --data data/pydocs --task pydocs --output needle.json
+python -m m2bert.eval.analyses.cli needle --encoder MODEL --data data/pydocs --task pydocs --output needle.json
 """
 
 import logging
@@ -75,7 +75,7 @@ def overlap(
     overwrite: Overwrite = False,
 ) -> None:
     """What a task shares with data that a model was trained on, word for word and nearly."""
-    from ..overlap import find_overlap
+    from ..tasks.overlap import find_overlap
 
     target = check_output(output, overwrite)
     tested = load_one(data, task, split)
@@ -132,9 +132,9 @@ def clusters(
     overwrite: Overwrite = False,
 ) -> None:
     """Whether texts of one source lie together: t-SNE and the accuracy of nearest neighbours (Figure 3)."""
-    from ..text_sources import parse_sources, read_source
     from .clusters import cluster_sources
     from .systems import load_systems
+    from .text_sources import parse_sources, read_source
 
     target = check_output(output, overwrite)
     paths = parse_sources(source)
@@ -185,7 +185,7 @@ def efficiency(
 @contextmanager
 def truncation_unsaid() -> Iterator[None]:
     """Each of many repeats would warn of the same cut, which the record tells once."""
-    logger = logging.getLogger("m2bert_eval.sentence_encoder")
+    logger = logging.getLogger("m2bert.eval.encoders.sentence_transformer")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
@@ -196,21 +196,21 @@ def truncation_unsaid() -> Iterator[None]:
 
 def check_output(output: Path, overwrite: bool) -> Path:
     """The output, if it may be written; asked before anything slow begins."""
-    from ..results_file import free_output
+    from ..results import free_output
 
     return free_output(output, overwrite)
 
 
 def open_store(cache: Path | None, no_cache: bool):
     """Where vectors are kept: the folder, the default one, or nowhere."""
-    from ..vector_store import VectorStore, default_cache_folder
+    from ..encoders.cache import VectorStore, default_cache_folder
 
     return VectorStore(None if no_cache else cache or default_cache_folder())
 
 
 def load(data: str, names: list[str] | None, split: str) -> list:
     """Tasks of the data; all of them if none is named."""
-    from ..task_sources import load_tasks
+    from ..tasks.load import load_tasks
 
     return load_tasks(data, names or None, split)
 
@@ -226,7 +226,7 @@ def load_one(data: str, name: str | None, split: str):
 
 def finish(target: Path, records: list[dict]) -> None:
     """Write the records, then show them: one process does, where several run."""
-    from ..results_file import write_results
+    from ..results import write_results
     from .tables import format_analysis
 
     if int(os.environ.get("RANK", 0)):

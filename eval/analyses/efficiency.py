@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from ..encoders import TokenEncoder
-from ..policies import Policy
+from ..encoders.policies import Policy
+from ..encoders.protocol import TokenEncoder
 
 LENGTHS_TOKENS = (128, 2_048, 8_192, 32_768)
 FILLER = " a"  # one token for every common tokenizer

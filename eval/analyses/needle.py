@@ -7,10 +7,10 @@ from typing import Protocol
 
 import numpy as np
 
-from ..locov1 import RetrievalTask
+from ..encoders.cache import VectorStore
 from ..progress import counted
 from ..rankers import Bm25Ranker, DenseRanker, Run
-from ..vector_store import VectorStore
+from ..tasks.locov1 import RetrievalTask
 from .haystacks import Haystacks
 from .provenance import provenance
 from .score_groups import summarise

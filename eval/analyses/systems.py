@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ..encoders import Encoder
-from ..policies import Policy, parse_policy
+from ..encoders.policies import Policy, parse_policy
+from ..encoders.protocol import Encoder
 from ..systems import check_system, is_dense, labels, load_encoder
 from .provenance import provenance
 

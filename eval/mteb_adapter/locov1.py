@@ -1,6 +1,6 @@
 """LoCoV1's tasks as classes of mteb.
 
-    import m2bert_eval.mteb_adapter.locov1
+    import m2bert.eval.mteb_adapter.locov1
     mteb.evaluate(model, [mteb.get_task("LoCoV1QMSum")])
 
 Importing this file imports mteb, and makes the names known to it. A task is read from two data sets: documents from
@@ -12,8 +12,8 @@ from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.get_tasks import _TASKS_REGISTRY  # what mteb.get_task reads; there is no function that adds to it
 
-from ..hub_tasks import LOCOV1, load_hub_tasks
-from .tasks import SUBSET, split_data
+from ..tasks.from_hub import LOCOV1, load_hub_tasks
+from ..tasks.from_mteb import SUBSET, split_data
 
 QUERIES = {"path": f"{LOCOV1}-Queries", "revision": "main"}
 DOCUMENTS = {"path": f"{LOCOV1}-Documents", "revision": "main"}

@@ -4,12 +4,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ..encoders import Encoder
+from ..encoders.policies import Policy, Truncate
+from ..encoders.protocol import Encoder
 from ..fusion import rerank_order
-from ..locov1 import RetrievalTask
-from ..policies import Policy, Truncate
 from ..search import Run, trec_order
-from .tasks import document_text, query_text
+from ..tasks.from_mteb import document_text, query_text
+from ..tasks.locov1 import RetrievalTask
 
 ORGANISATION = "m2bert-eval"  # mteb's models are called organisation/name
 

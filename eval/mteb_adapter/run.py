@@ -7,11 +7,11 @@ and clusters notice: there the scores differ a little.
 import logging
 from datetime import date
 
-from ..encoders import Encoder
-from ..policies import Policy
-from .names import mteb_tasks
+from ..encoders.policies import Policy
+from ..encoders.protocol import Encoder
+from ..tasks.from_mteb import reason
+from ..tasks.mteb_names import mteb_tasks
 from .ours import EncoderForMteb
-from .tasks import reason
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """`m2bert report`: result files become a page.
 
-By itself: python -m m2bert_eval.report.cli report results/*.json --output report.html
+By itself: python -m m2bert.eval.report.cli report results/*.json --output report.html
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ def report_command(
 
     A file that cannot be read is named, on stderr and in the report, and the others are rendered.
     """
-    from ..results_file import free_output
+    from ..results import free_output
     from .pages import TEMPLATES, build_sections, plot_folder, report_files, write_files  # slow, not for --help
     from .results import load_results
 

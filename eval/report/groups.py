@@ -48,7 +48,7 @@ def paper_table(record: dict) -> str | None:
 
 def is_locov0(record: dict) -> bool:
     """Whether a task was read from the commits of the Hub that held LoCoV0."""
-    from ..hub_tasks import LOCOV0_REVISION  # slow to import
+    from ..tasks.from_hub import LOCOV0_REVISION  # slow to import
 
     wanted, read = LOCOV0_REVISION.split(","), (record.get("revision") or "").split(",")
     return len(wanted) == len(read) and all(map(str.startswith, read, wanted))

@@ -79,7 +79,7 @@ def render(sections: list[Section], title: str, suffix: str, plots: str = "") ->
     """
     environment = Environment(trim_blocks=True, lstrip_blocks=True, autoescape=suffix == ".html")
     environment.filters |= {"markdown": escape_markdown, "markdown_row": markdown_row, "svg": Markup}
-    template = files("m2bert_eval.report").joinpath("templates", TEMPLATES[suffix]).read_text(encoding="utf-8")
+    template = files("m2bert.eval.report").joinpath("templates", TEMPLATES[suffix]).read_text(encoding="utf-8")
     text = environment.from_string(template).render(
         title=title, sections=list(zip(_anchors(sections), sections, strict=True)), plots=plots
     )

@@ -7,7 +7,7 @@ from importlib.resources import files
 
 @cache
 def _paper() -> dict:
-    return json.loads(files("m2bert_eval.report").joinpath("paper.json").read_text(encoding="utf-8"))
+    return json.loads(files("m2bert.eval.report").joinpath("paper.json").read_text(encoding="utf-8"))
 
 
 def table_numbers() -> list[str]:

@@ -1,8 +1,8 @@
 """Sections, tables and groups of a report, for tests to look into."""
 
-from m2bert_eval.report.blocks import Table
-from m2bert_eval.report.pages import build_sections
-from m2bert_eval.report.results import Results
+from m2bert.eval.report.blocks import Table
+from m2bert.eval.report.pages import build_sections
+from m2bert.eval.report.results import Results
 
 
 def sections_of(*records) -> dict:

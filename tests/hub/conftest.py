@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import BertTokenizerFast
 
-from m2bert_hub.folder import write_folder
+from m2bert.hub.folder import write_folder
 from modeling_m2bert import M2BertModel
 
 WORDS = ["a", "about", "and", "budget", "committee", "meeting", "minutes", "of", "report", "the"]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import m2bert
-from m2bert_hub import cli
+from m2bert.hub import cli
 from modeling_m2bert import M2BertModel
 
 FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures" / "upstream_parity"
@@ -120,7 +120,7 @@ def test_weights_that_are_no_state_dict_are_one_line_and_run_nothing(monkeypatch
 
 
 def test_importing_the_command_does_not_import_the_evaluation():
-    code = "import sys, m2bert_hub.cli; assert not {'m2bert_eval', 'datasets', 'torch'} & set(sys.modules)"
+    code = "import sys, m2bert.hub.cli; assert not {'m2bert.eval', 'datasets', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -160,7 +160,7 @@ def test_mistakes_are_told_before_anything_slow_is_imported(tmp_path):
     ]
     code = f"""
 import sys
-from m2bert_hub.cli import main
+from m2bert.hub.cli import main
 for arguments, _ in {cases}:
     sys.argv = ["m2bert", *arguments]
     print("next", file=sys.stderr)
@@ -187,7 +187,7 @@ def test_an_interruption_is_one_line_and_130(monkeypatch, capsys, tmp_path):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("m2bert_eval.plan.make_plan", interrupt)
+    monkeypatch.setattr("m2bert.eval.plan.make_plan", interrupt)
     arguments = ["eval", "--encoder", "bm25", "--data", tmp_path, "--output", tmp_path / "x.json"]
     code, out, err = run(monkeypatch, capsys, *arguments)
     assert (code, out, err.strip()) == (130, "", "m2bert: interrupted")

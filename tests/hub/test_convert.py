@@ -4,7 +4,7 @@ import pytest
 import torch
 from original_model import KEPT, Fixture, needs_fixtures
 
-from m2bert_hub.convert import convert_state_dict
+from m2bert.hub.convert.convert import convert_state_dict
 from modeling_m2bert import M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
 from modeling_m2bert.m2bert_ops_filter import implicit_filter
 

@@ -10,8 +10,8 @@ from fake_hub import FakeHub
 from original_model import Fixture, needs_fixtures
 from safetensors.torch import save, save_file
 
-from m2bert_hub.conversion import convert_source
-from m2bert_hub.source import find_source
+from m2bert.hub.convert.conversion import convert_source
+from m2bert.hub.convert.source import find_source
 from modeling_m2bert import M2BertConfig
 
 pytestmark = needs_fixtures

@@ -23,10 +23,10 @@ from original_model import Fixture, needs_fixtures
 from safetensors.torch import load_file, save, save_file
 from transformers import AutoTokenizer, BertTokenizerFast
 
-from m2bert_hub import conversion, parity
-from m2bert_hub.conversion import convert_source
-from m2bert_hub.hub_errors import HubError
-from m2bert_hub.source import find_source
+from m2bert.hub.convert import conversion, parity
+from m2bert.hub.convert.conversion import convert_source
+from m2bert.hub.convert.source import find_source
+from m2bert.hub.hub_errors import HubError
 from modeling_m2bert import M2BertForMaskedLM, M2BertModel
 
 pytestmark = needs_fixtures
@@ -326,7 +326,7 @@ def test_an_answer_of_another_form_is_one_error(tmp_path, hub, original, answer)
 def test_the_command_in_a_process_of_its_own(tmp_path, original):
     with FakeHub() as fake:
         commit = fake.add("org/name", repository(original))
-        command = [sys.executable, "-m", "m2bert_hub.cli", "convert", "org/name", "--output", tmp_path / "out"]
+        command = [sys.executable, "-m", "m2bert.hub.cli", "convert", "org/name", "--output", tmp_path / "out"]
         environment = fake.environment(tmp_path / "home")
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         wrong = [*command[:4], "org/nothing", "--output", tmp_path / "other"]

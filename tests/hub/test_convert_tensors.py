@@ -7,8 +7,8 @@ import torch
 from original_model import Fixture, needs_fixtures
 from safetensors.torch import save_file
 
-from m2bert_hub.conversion import convert_source
-from m2bert_hub.convert import convert_state_dict
+from m2bert.hub.convert.conversion import convert_source
+from m2bert.hub.convert.convert import convert_state_dict
 
 pytestmark = needs_fixtures
 TABLES = ["bert.encoder.flashfft.f_16_fft", "bert.encoder.layer.1.attention.filter_fn.flashfft.twiddle_factors_fft_16",

@@ -15,9 +15,9 @@ import torch
 from huggingface_hub import ModelCard
 
 import modeling_m2bert
-from m2bert_hub.about import About
-from m2bert_hub.folder import check_output, whole_folder, write_folder
-from m2bert_hub.model_card import Card
+from m2bert.hub.about import About
+from m2bert.hub.folder import check_output, whole_folder, write_folder
+from m2bert.hub.model_card import Card
 from modeling_m2bert import M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
 
 SOURCE = Path(modeling_m2bert.__file__).parent
@@ -88,7 +88,7 @@ def save_expected(model, tokenizer, path):
     return path
 
 
-OURS = ["modeling_m2bert", "configuration_m2bert", "m2bert_train", "m2bert_eval", "m2bert_hub"]
+OURS = ["m2bert", "modeling_m2bert", "configuration_m2bert"]
 
 
 def make_folders(tmp_path, tiny_config, randomised, tokenizer, poolings):
@@ -221,7 +221,7 @@ def test_a_failed_export_leaves_nothing_and_keeps_what_was_there(tmp_path, tiny_
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("m2bert_hub.folder.render_card", fail)
+    monkeypatch.setattr("m2bert.hub.folder.render_card", fail)
     with pytest.raises(OSError, match="disk full"):
         write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out", overwrite=True)
     with pytest.raises(OSError, match="disk full"):
@@ -239,7 +239,7 @@ def test_a_failed_replacement_puts_the_old_folder_back(tmp_path, tiny_config, to
             raise OSError("interrupted")
         return rename(self, target)
 
-    monkeypatch.setattr("m2bert_hub.folder._exchange", lambda *_: False)
+    monkeypatch.setattr("m2bert.hub.folder._exchange", lambda *_: False)
     monkeypatch.setattr(Path, "rename", fail_for_new)
     with pytest.raises(OSError, match="interrupted"):
         write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out", overwrite=True)
@@ -252,7 +252,7 @@ def test_a_folder_filled_meanwhile_is_not_replaced(tmp_path, tiny_config, tokeni
         (tmp_path / "out" / "mine.txt").write_text("precious")
         return ""
 
-    monkeypatch.setattr("m2bert_hub.folder.render_card", fill)
+    monkeypatch.setattr("m2bert.hub.folder.render_card", fill)
     with pytest.raises(ValueError, match="not empty"):
         write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
@@ -340,7 +340,7 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path, tiny_config, toke
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from m2bert_hub import folder
+from m2bert.hub import folder
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -381,7 +381,7 @@ def test_a_kill_loses_nothing_and_what_it_leaves_goes(tmp_path, place, found):
 def test_a_second_writer_is_told_at_once_and_takes_nothing_away(tmp_path):
     output = tmp_path / "out"
     code = f"""
-import time; from pathlib import Path; from m2bert_hub.folder import whole_folder
+import time; from pathlib import Path; from m2bert.hub.folder import whole_folder
 with whole_folder({str(output)!r}, False) as new:
     (new / "config.json").write_text("first"); print("held", flush=True); time.sleep(600)
 """

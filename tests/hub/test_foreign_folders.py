@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from m2bert_hub.checkpoint import load_checkpoint
-from m2bert_hub.export import export_checkpoint
-from m2bert_hub.folder import write_folder
-from m2bert_hub.sentence_files import read_sentence_files
+from m2bert.hub.checkpoint import load_checkpoint
+from m2bert.hub.export import export_checkpoint
+from m2bert.hub.folder import write_folder
+from m2bert.hub.sentence_files import read_sentence_files
 from modeling_m2bert import M2BertModel
 
 AUTO_NAMES = ("AutoConfig", "AutoModel", "AutoModelForMaskedLM", "AutoTokenizer")

@@ -12,12 +12,12 @@ import pytest
 import torch
 from transformers import BertTokenizerFast
 
-from m2bert_eval.policies import parse_policy
-from m2bert_eval.sentence_encoder import SentenceTransformerEncoder
-from m2bert_hub import handler as handler_module
-from m2bert_hub.folder import write_folder
-from m2bert_hub.handler import EndpointHandler
-from m2bert_hub.sentence_files import SentenceSettings
+from m2bert.eval.encoders.policies import parse_policy
+from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
+from m2bert.hub import handler as handler_module
+from m2bert.hub.folder import write_folder
+from m2bert.hub.handler import EndpointHandler
+from m2bert.hub.sentence_files import SentenceSettings
 from modeling_m2bert import M2BertModel
 
 PROMPTS = {"query": "about ", "document": "report of the "}

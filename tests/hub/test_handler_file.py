@@ -12,13 +12,13 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
-from m2bert_hub import handler as handler_module
-from m2bert_hub.folder import REQUIREMENTS, write_folder
-from m2bert_hub.handler import EndpointHandler
-from m2bert_hub.sentence_files import SentenceSettings
+from m2bert.hub import handler as handler_module
+from m2bert.hub.folder import REQUIREMENTS, write_folder
+from m2bert.hub.handler import EndpointHandler
+from m2bert.hub.sentence_files import SentenceSettings
 from modeling_m2bert import M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
 
-OURS = ["modeling_m2bert", "configuration_m2bert", "m2bert_train", "m2bert_eval", "m2bert_hub"]
+OURS = ["m2bert", "modeling_m2bert", "configuration_m2bert"]
 TEXTS = ["a budget", "minutes of the meeting about a report " * 9, "", "the"]
 
 # The container's own steps, where this package cannot be imported and no connection can be made.

@@ -6,9 +6,9 @@ import logging
 import pytest
 import torch
 
-from m2bert_hub.folder import write_folder
-from m2bert_hub.handler import EndpointHandler
-from m2bert_hub.sentence_files import SentenceSettings
+from m2bert.hub.folder import write_folder
+from m2bert.hub.handler import EndpointHandler
+from m2bert.hub.sentence_files import SentenceSettings
 from modeling_m2bert import M2BertModel
 
 TEXTS = ["a budget", "minutes of the meeting about a report " * 9, "", "the"]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from m2bert_hub import inert_pickle
-from m2bert_hub.inert_pickle import Placeholder, read_inert
+from m2bert.hub.convert import inert_pickle
+from m2bert.hub.convert.inert_pickle import Placeholder, read_inert
 
 
 class Metric:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from m2bert_hub.convert import convert_config, convert_state_dict
-from m2bert_hub.infer_options import infer_options
+from m2bert.hub.convert.convert import convert_config, convert_state_dict
+from m2bert.hub.convert.infer_options import infer_options
 
 FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures" / "upstream_parity"
 CASES = sorted(path.stem for path in FIXTURES.glob("*.safetensors") if path.stem != "uneven_blocks")

@@ -13,8 +13,8 @@ import torch
 from fake_hub import FakeHub
 from fake_hub_routes import READ_TOKEN
 
-from m2bert_hub.folder import write_folder
-from m2bert_hub.push import carry_out, plan_push
+from m2bert.hub.folder import write_folder
+from m2bert.hub.push import carry_out, plan_push
 from modeling_m2bert import M2BertModel
 
 METRIC = Path(__file__).parents[2] / "eval" / "metrics" / "ndcg"
@@ -25,7 +25,7 @@ import importlib.abc, sys
 class Blocker(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in (
-            "modeling_m2bert", "configuration_m2bert", "m2bert_train", "m2bert_eval", "m2bert_hub"
+            "m2bert", "modeling_m2bert", "configuration_m2bert"
         ):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from m2bert_hub.folder import write_folder
+from m2bert.hub.folder import write_folder
 from modeling_m2bert import M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "load_matrix.py"

@@ -11,15 +11,15 @@ from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 from test_scores import record
 
+from m2bert.eval.encoders.model_files import model_files
 from m2bert.files import parse_yaml
-from m2bert_eval.model_files import model_files
-from m2bert_hub.about import About, Data, read_about
-from m2bert_hub.export import export_checkpoint
-from m2bert_hub.folder import write_folder
-from m2bert_hub.model_card import Card
-from m2bert_hub.private import without_private
-from m2bert_hub.scores import read_scores
-from m2bert_hub.sentence_files import SentenceSettings
+from m2bert.hub.about import About, Data, read_about
+from m2bert.hub.export import export_checkpoint
+from m2bert.hub.folder import write_folder
+from m2bert.hub.model_card import Card
+from m2bert.hub.private import without_private
+from m2bert.hub.scores import read_scores
+from m2bert.hub.sentence_files import SentenceSettings
 from modeling_m2bert import M2BertForMaskedLM, M2BertModel
 
 CONVERSION = {
@@ -345,7 +345,7 @@ def test_from_an_evaluation_to_the_card(tmp_path, checkpoint):
     from pyarrow import Table
     from typer.testing import CliRunner
 
-    from m2bert_eval.cli import app
+    from m2bert.eval.cli import app
 
     names = ("a report about the budget", "minutes of the committee")
     documents = [{"pid": str(i), "passage": text, "dataset": "tiny"} for i, text in enumerate(names)]

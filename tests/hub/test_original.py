@@ -4,8 +4,8 @@ import pytest
 import torch
 from original_model import KEPT, Fixture, needs_fixtures
 
-from m2bert_hub.convert import convert_state_dict
-from m2bert_hub.original import original_outputs
+from m2bert.hub.convert.convert import convert_state_dict
+from m2bert.hub.convert.original import original_outputs
 
 pytestmark = needs_fixtures
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from m2bert_hub.folder import write_folder
-from m2bert_hub.outgoing import BLOCK_BYTES, collect
-from m2bert_hub.outgoing_checks import check_outgoing
+from m2bert.hub.folder import write_folder
+from m2bert.hub.outgoing import BLOCK_BYTES, collect
+from m2bert.hub.outgoing_checks import check_outgoing
 from modeling_m2bert import M2BertModel
 
 

@@ -13,12 +13,12 @@ from fake_hub import FakeHub
 from fake_hub_routes import READ_TOKEN, WRITE_TOKEN
 from test_cli import run
 
+from m2bert.hub.folder import write_folder
+from m2bert.hub.model_card import Card
+from m2bert.hub.outgoing import collect
+from m2bert.hub.push import describe_commit
+from m2bert.hub.push_plan import Plan
 from m2bert.terminal import MaskedRecord
-from m2bert_hub.folder import write_folder
-from m2bert_hub.model_card import Card
-from m2bert_hub.outgoing import collect
-from m2bert_hub.push import describe_commit
-from m2bert_hub.push_plan import Plan
 from modeling_m2bert import M2BertModel
 
 METRIC = Path(__file__).parents[2] / "eval" / "metrics" / "ndcg"
@@ -350,7 +350,7 @@ def test_the_command_itself_with_debug_logging_keeps_the_token(hub, folder, tmp_
     hub.intercept = lambda request: (
         (403, {}, request.headers["Authorization"].encode()) if "/commit/" in request.path else None
     )
-    code = "import logging; logging.basicConfig(level=0); from m2bert_hub.cli import main; main()"
+    code = "import logging; logging.basicConfig(level=0); from m2bert.hub.cli import main; main()"
     command = [sys.executable, "-c", code, "push", str(folder), "--repo", REPO, "--no-dry-run"]
     environment = hub.environment(tmp_path / "other_home") | {"HF_DEBUG": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -6,8 +6,8 @@ import json
 import pytest
 from huggingface_hub import parse_eval_result_entries
 
-from m2bert_eval.model_files import model_files
-from m2bert_hub.scores import digests, leaderboard_entries, model_index, read_scores
+from m2bert.eval.encoders.model_files import model_files
+from m2bert.hub.scores import digests, leaderboard_entries, model_index, read_scores
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_what_is_no_result_file_is_named(tmp_path, model_dir, text):
 def test_the_entries_are_in_the_hubs_form(tmp_path, model_dir):
     import yaml
 
-    from m2bert_hub.export import leaderboard_file
+    from m2bert.hub.export import leaderboard_file
 
     one = record(digests(model_dir), source="mteb/scifact", revision="e" * 40)
     (text,) = leaderboard_file(read_scores(write(tmp_path, one), model_dir)).values()

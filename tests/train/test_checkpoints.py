@@ -8,8 +8,8 @@ import pytest
 import torch
 from test_loop import Run
 
-from m2bert_train.checkpoints import PROGRESS, remove_all
-from m2bert_train.kept import read_sealed, write_sealed
+from m2bert.train.checkpoints import PROGRESS, remove_all
+from m2bert.train.kept import read_sealed, write_sealed
 
 
 def test_only_the_newest_stay(tmp_path):
@@ -166,7 +166,7 @@ def test_a_full_disk_leaves_earlier_checkpoints_as_they_were(tmp_path, capsys): 
 
 @pytest.mark.parametrize(("every", "keep", "name"), [(-1, 1, "checkpoint_every=-1"), (1, 0, "checkpoint_keep=0")])
 def test_bad_settings_are_named(tmp_path, every, keep, name):
-    from m2bert_train.checkpoints import Checkpoints
+    from m2bert.train.checkpoints import Checkpoints
 
     accelerator = Run().accelerator
     with pytest.raises(ValueError, match=name):

@@ -4,11 +4,11 @@ from importlib.resources import files
 
 import pytest
 
-from m2bert_train import mlm_run as mlm
-from m2bert_train import retrieval_run as opl
-from m2bert_train.config import load_config
+from m2bert.train import mlm_run as mlm
+from m2bert.train import retrieval_run as opl
+from m2bert.train.config import load_config
 
-CONFIGS = sorted(path.name for path in files("m2bert_train").joinpath("configs").iterdir())
+CONFIGS = sorted(path.name for path in files("m2bert.train").joinpath("configs").iterdir())
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -12,7 +12,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM
 
-from m2bert_hub.folder import write_folder
+from m2bert.hub.folder import write_folder
 
 CONFIGURATION = Path(__file__).parents[2] / "train" / "accelerate" / "fsdp2.yaml"
 
@@ -30,9 +30,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForMaskedLM
 
-from m2bert_train.checkpoints import Checkpoints
-from m2bert_train.record import Progress
-from m2bert_train.runs import finish
+from m2bert.train.checkpoints import Checkpoints
+from m2bert.train.record import Progress
+from m2bert.train.runs import finish
 
 folder, by = sys.argv[1:]
 accelerator = Accelerator(cpu=True)

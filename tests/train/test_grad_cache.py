@@ -10,10 +10,10 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModel
 
-from m2bert_train.distributed import gather_rows, split_indices
-from m2bert_train.encoding import encode, encode_shared, token_chunks
-from m2bert_train.grad_cache import cached_step, full_step
-from m2bert_train.losses import cosine_matrix, multiple_negatives_ranking_loss, orthogonal_projection_loss
+from m2bert.train.distributed import gather_rows, split_indices
+from m2bert.train.encoding import encode, encode_shared, token_chunks
+from m2bert.train.grad_cache import cached_step, full_step
+from m2bert.train.losses import cosine_matrix, multiple_negatives_ranking_loss, orthogonal_projection_loss
 
 HERE = Path(__file__).parent
 
@@ -203,9 +203,9 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModel
 
-from m2bert_train.grad_cache import cached_step, full_step
-from m2bert_train.losses import cosine_matrix, multiple_negatives_ranking_loss
-from m2bert_train.record import peak_memory_bytes
+from m2bert.train.grad_cache import cached_step, full_step
+from m2bert.train.losses import cosine_matrix, multiple_negatives_ranking_loss
+from m2bert.train.record import peak_memory_bytes
 from modeling_m2bert import M2BertConfig
 
 config = M2BertConfig(vocab_size=120, hidden_size=128, num_hidden_layers=2, intermediate_size=512,

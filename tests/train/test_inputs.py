@@ -12,15 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from m2bert_train.inputs import ready
-from m2bert_train.text_files import TextFiles, find_files, split_files
+from m2bert.train.inputs import ready
+from m2bert.train.text.text_files import TextFiles, find_files, split_files
 
 ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-m", "m2bert_hub.cli", "train"]
+COMMAND = [sys.executable, "-m", "m2bert.hub.cli", "train"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 LIGHT = """
 import sys
-from m2bert_train.inputs import ready
+from m2bert.train.inputs import ready
 try:
     ready(sys.argv[1], sys.argv[2:])
 except ValueError as error:

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertTokenizerFast
 
-from m2bert_hub.checkpoint import load_checkpoint, load_strictly
-from m2bert_hub.export import export_checkpoint
-from m2bert_hub.folder import write_folder
-from m2bert_train.lora import add_lora, write_adapter
+from m2bert.hub.checkpoint import load_checkpoint, load_strictly
+from m2bert.hub.export import export_checkpoint
+from m2bert.hub.folder import write_folder
+from m2bert.train.lora import add_lora, write_adapter
 
 peft = pytest.importorskip("peft")
 
@@ -24,7 +24,7 @@ from transformers import AutoModel
 
 base, adapter, output = sys.argv[1:]
 model = PeftModel.from_pretrained(AutoModel.from_pretrained(base, trust_remote_code=True), adapter).eval()
-assert "modeling_m2bert" not in sys.modules and "m2bert_train" not in sys.modules
+assert "modeling_m2bert" not in sys.modules and "m2bert" not in sys.modules
 with torch.no_grad():
     torch.save(model(torch.arange(1, 41).view(2, 20)).pooler_output, output)
 """

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from m2bert_train.text_examples import LocalExamples, Rows, random_generator
-from m2bert_train.token_store import TokenStore
+from m2bert.train.text.text_examples import LocalExamples, Rows, random_generator
+from m2bert.train.text.token_store import TokenStore
 
 CLS, SEP = 2, 3
 TOKENIZER = SimpleNamespace(cls_token_id=CLS, sep_token_id=SEP)

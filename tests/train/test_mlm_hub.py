@@ -10,14 +10,14 @@ import pytest
 
 datasets = pytest.importorskip("datasets")
 
-from m2bert_train import hub_data  # noqa: E402
-from m2bert_train.data_mlm import MixtureBatches  # noqa: E402
-from m2bert_train.hub_data import StreamedExamples, open_stream  # noqa: E402
-from m2bert_train.masking import Masking  # noqa: E402
-from m2bert_train.source_data import open_source  # noqa: E402
-from m2bert_train.text_sources import parse_sources  # noqa: E402
-from m2bert_train.token_store import held_out_limit, text_hash  # noqa: E402
-from m2bert_train.tokenizer import encode_all, train_wordpiece  # noqa: E402
+from m2bert.train.text import hub_data  # noqa: E402
+from m2bert.train.text.data_mlm import MixtureBatches  # noqa: E402
+from m2bert.train.text.hub_data import StreamedExamples, open_stream  # noqa: E402
+from m2bert.train.text.masking import Masking  # noqa: E402
+from m2bert.train.text.source_data import open_source  # noqa: E402
+from m2bert.train.text.text_sources import parse_sources  # noqa: E402
+from m2bert.train.text.token_store import held_out_limit, text_hash  # noqa: E402
+from m2bert.train.tokenizer import encode_all, train_wordpiece  # noqa: E402
 
 WORDS = [f"w{i}" for i in range(60)]
 RNG = np.random.default_rng(0)
@@ -136,7 +136,7 @@ def test_what_is_held_out_is_never_trained_on(stream):
 
 
 def test_a_streamed_source_in_a_mixture_goes_on_and_holds_out_what_it_should(stream, monkeypatch):
-    monkeypatch.setattr("m2bert_train.source_data.held_out_limit", lambda: 20 * held_out_limit())
+    monkeypatch.setattr("m2bert.train.text.source_data.held_out_limit", lambda: 20 * held_out_limit())
     stream()  # writes the files
     settings = SimpleNamespace(max_tokens=40, batch_tokens=200, accumulate=1, mask_probability=0.3)
     (source,) = parse_sources([{"path": "org/name", "validation_split": None}], None)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from m2bert_train.masking import Masking
-from m2bert_train.tokenizer import train_wordpiece
+from m2bert.train.text.masking import Masking
+from m2bert.train.tokenizer import train_wordpiece
 
 TOKENIZER = train_wordpiece([f"word{i} and{i}" for i in range(200)], 150)
 SPECIAL = TOKENIZER.all_special_ids

@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from m2bert_train.data_mlm import MixtureBatches, observed_shares
-from m2bert_train.masking import Masking
-from m2bert_train.source_data import open_source
-from m2bert_train.text_sources import parse_sources
-from m2bert_train.tokenizer import train_wordpiece
+from m2bert.train.text.data_mlm import MixtureBatches, observed_shares
+from m2bert.train.text.masking import Masking
+from m2bert.train.text.source_data import open_source
+from m2bert.train.text.text_sources import parse_sources
+from m2bert.train.tokenizer import train_wordpiece
 
 WORDS = [f"w{i}" for i in range(60)]
 TOKENIZER = train_wordpiece([" ".join(WORDS)], 400)

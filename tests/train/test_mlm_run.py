@@ -15,20 +15,20 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModelForMaskedLM
 
-from m2bert_train import mlm_run as mlm
-from m2bert_train.config import load_config
-from m2bert_train.masking import Masking
-from m2bert_train.source_data import open_source
-from m2bert_train.text_sources import parse_sources
-from m2bert_train.token_store import held_out_limit, text_hash, tokenizer_fingerprint
-from m2bert_train.tokenizer import train_wordpiece
+from m2bert.train import mlm_run as mlm
+from m2bert.train.config import load_config
+from m2bert.train.text.masking import Masking
+from m2bert.train.text.source_data import open_source
+from m2bert.train.text.text_sources import parse_sources
+from m2bert.train.text.token_store import held_out_limit, text_hash, tokenizer_fingerprint
+from m2bert.train.tokenizer import train_wordpiece
 
 WORDS = [f"w{i}" for i in range(60)]
 TINY = ["model.architecture.hidden_size=16", "model.architecture.num_hidden_layers=1", "steps=3", "log_every=1",
         "model.architecture.intermediate_size=32", "model.architecture.max_position_embeddings=64",
         "model.architecture.filter_order=8", "tokenizer.vocab_size=100", "data.max_tokens=32", "data.batch_tokens=128",
         "evaluation.examples=4", "evaluation.every=0"]  # fmt: skip
-CONFIGS = sorted(path.name for path in files("m2bert_train").joinpath("configs").iterdir() if path.name[:3] == "mlm")
+CONFIGS = sorted(path.name for path in files("m2bert.train").joinpath("configs").iterdir() if path.name[:3] == "mlm")
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,8 @@ def test_a_streamed_source_needs_a_tokenizer(tmp_path):
 def test_streaming_without_the_package_for_it_is_named(sources, tmp_path, monkeypatch):
     run(sources, tmp_path / "start", "steps=0")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    monkeypatch.delitem(sys.modules, "m2bert_train.hub_data", raising=False)
-    monkeypatch.delattr("m2bert_train.hub_data", raising=False)
+    monkeypatch.delitem(sys.modules, "m2bert.train.text.hub_data", raising=False)
+    monkeypatch.delattr("m2bert.train.text.hub_data", raising=False)
     with pytest.raises(ValueError, match="source org/name is streamed, which needs datasets"):
         run("data.sources=[{path: org/name}]", tmp_path / "out", f"tokenizer.path={tmp_path / 'start'}")
 
@@ -109,7 +109,7 @@ def test_a_vocabulary_is_trained_once_and_anew_for_other_text_or_size(sources, t
         trained.append(vocab_size)
         return train_wordpiece(texts, vocab_size)
 
-    monkeypatch.setattr("m2bert_train.tokenizer.train_wordpiece", count)
+    monkeypatch.setattr("m2bert.train.tokenizer.train_wordpiece", count)
     (tmp_path / "all.txt").write_text("\n\n".join(f"text number {i}" for i in range(50)))
     entries = [{"path": str(tmp_path / "all.txt")}]
 
@@ -206,7 +206,7 @@ import sys
 import torch
 from accelerate import Accelerator
 from transformers import AutoModelForMaskedLM
-from m2bert_train import mlm_run as mlm
+from m2bert.train import mlm_run as mlm
 
 folder = sys.argv[1]
 accelerator = Accelerator(cpu=True)

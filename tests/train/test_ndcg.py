@@ -5,8 +5,8 @@ import random
 import pytest
 import torch
 
-from m2bert_eval.metric import score_ranking
-from m2bert_train.ndcg import ndcg_at_k
+from m2bert.eval.metric import score_ranking
+from m2bert.train.pairs.ndcg import ndcg_at_k
 
 
 @pytest.mark.parametrize("seed", range(30))

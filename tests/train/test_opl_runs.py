@@ -14,19 +14,19 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
-from m2bert_eval.locov1 import load_task
-from m2bert_eval.metric import score_ranking
-from m2bert_train import mine_negatives
-from m2bert_train import retrieval_run as opl
-from m2bert_train.config import load_config, read_chain
-from m2bert_train.data_pairs import PairBatches
-from m2bert_train.development import METRIC, Development
-from m2bert_train.encoding import encode
-from m2bert_train.objective import make_objective
-from m2bert_train.retrieval_data import RetrievalData
-from m2bert_train.teacher import MappedEncoder
-from m2bert_train.token_tasks import TokenTask, tokenise, wrap
-from m2bert_train.tokenizer import train_wordpiece
+from m2bert.eval.metric import score_ranking
+from m2bert.eval.tasks.locov1 import load_task
+from m2bert.train import retrieval_run as opl
+from m2bert.train.config import load_config, read_chain
+from m2bert.train.encoding import encode
+from m2bert.train.objective import make_objective
+from m2bert.train.pairs import mine_negatives
+from m2bert.train.pairs.data_pairs import PairBatches
+from m2bert.train.pairs.development import METRIC, Development
+from m2bert.train.pairs.retrieval_data import RetrievalData
+from m2bert.train.pairs.token_tasks import TokenTask, tokenise, wrap
+from m2bert.train.teacher import MappedEncoder
+from m2bert.train.tokenizer import train_wordpiece
 
 ROOT = Path(__file__).parents[2]
 TINY = ["model.architecture.hidden_size=16", "model.architecture.num_hidden_layers=1", "steps=3", "log_every=1",

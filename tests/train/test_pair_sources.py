@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from m2bert_eval.locov1 import make_task
-from m2bert_train.retrieval_data import carve, load_data, read_negatives, set_aside
-from m2bert_train.triples import load_triples
+from m2bert.eval.tasks.locov1 import make_task
+from m2bert.train.pairs.retrieval_data import carve, load_data, read_negatives, set_aside
+from m2bert.train.pairs.triples import load_triples
 
 SETTINGS = {"path": "x", "tasks": None, "triples": None, "triples_config": None, "triples_limit": None,
             "negatives": 1, "negatives_path": None, "development_tasks": None, "development_split": None,

@@ -17,7 +17,7 @@ KILLER = """
 import io, os, signal, sys
 from pathlib import Path
 import torch
-from m2bert_train import {entry} as entry, record
+from m2bert.train import {entry} as entry, record
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)

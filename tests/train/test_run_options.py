@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from m2bert_train import mlm_run as mlm
-from m2bert_train import retrieval_run as opl
-from m2bert_train.runs import Finished
+from m2bert.train import mlm_run as mlm
+from m2bert.train import retrieval_run as opl
+from m2bert.train.runs import Finished
 
 ROOT = Path(__file__).parents[2]
 MODEL = ["model.architecture.hidden_size=16", "model.architecture.num_hidden_layers=1", "log_every=1",

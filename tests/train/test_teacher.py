@@ -8,10 +8,10 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModel
 
-from m2bert_eval import sentence_encoder
-from m2bert_eval.locov1 import load_task
-from m2bert_train.objective import make_objective
-from m2bert_train.teacher import MappedEncoder, teacher_vectors
+from m2bert.eval.encoders.protocol import sentence_transformer as sentence_encoder
+from m2bert.eval.tasks.locov1 import load_task
+from m2bert.train.objective import make_objective
+from m2bert.train.teacher import MappedEncoder, teacher_vectors
 
 
 class Counting:

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from m2bert_train.text_files import TextFiles, find_files
-from m2bert_train.text_sources import parse_sources
+from m2bert.train.text.text_files import TextFiles, find_files
+from m2bert.train.text.text_sources import parse_sources
 
 TEXTS = ["One text.\nTwo lines.", "Zwei: äöü.", "Three."]
 

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from m2bert_train import token_store
-from m2bert_train.kept import building
-from m2bert_train.text_files import TextFiles
-from m2bert_train.token_store import open_store
-from m2bert_train.tokenizer import cached_wordpiece, encode_all, train_wordpiece
+from m2bert.train.kept import building
+from m2bert.train.text import token_store
+from m2bert.train.text.text_files import TextFiles
+from m2bert.train.text.token_store import open_store
+from m2bert.train.tokenizer import cached_wordpiece, encode_all, train_wordpiece
 
 TEXTS = [f"document {i} about " + "words and more words " * (i % 7) for i in range(300)]
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from m2bert_train.tokenizer import load_tokenizer, train_wordpiece
+from m2bert.train.tokenizer import load_tokenizer, train_wordpiece
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from m2bert_train.init import identity_layer_
+from m2bert.train.init import identity_layer_
 from modeling_m2bert import M2BertConfig
 from modeling_m2bert.m2bert_rows import Rows, pack_rows
 

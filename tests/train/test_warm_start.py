@@ -8,10 +8,10 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertTokenizerFast
 
-from m2bert_hub.folder import write_folder
-from m2bert_hub.sentence_files import SentenceSettings
-from m2bert_train import warm_start
-from m2bert_train.warm_start import extend, resample
+from m2bert.hub.folder import write_folder
+from m2bert.hub.sentence_files import SentenceSettings
+from m2bert.train import warm_start
+from m2bert.train.warm_start import extend, resample
 from modeling_m2bert.m2bert_filter import normalised_time, positional_features
 
 OLD = 48

@@ -1,0 +1,1 @@
+"""Retrieval tasks: where texts, queries and judgements come from."""

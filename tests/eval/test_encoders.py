@@ -1,0 +1,348 @@
+import importlib.util
+import json
+import shutil
+import sys
+import time
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from m2bert.eval.encoders import model_loading
+from m2bert.eval.encoders.protocol import sentence_transformer as sentence_encoder
+from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder, token_batches
+
+TEXTS = ["apple pear", "", "boat", "stone wall cloud rain " * 10, "river bridge horse"]
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_model):
+    return SentenceTransformerEncoder(tiny_model)
+
+
+@pytest.fixture
+def static_model(tmp_path):
+    """Word vectors without a transformer: no special tokens, no longest input."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "apple": 1, "pear": 2, "boat": 3}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    weights = np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights)]).save(str(tmp_path / "static"))
+    return tmp_path / "static"
+
+
+def test_rows_are_float32_unit_vectors_in_the_order_of_the_texts(encoder):
+    vectors = encoder.encode(TEXTS, "document")
+    alone = np.concatenate([encoder.encode([text], "document") for text in TEXTS])
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (5, encoder.dimensions)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(vectors, alone, atol=1e-5)
+    assert np.abs(vectors[0] - vectors[2]).max() > 1e-3
+
+
+def test_a_bfloat16_model_gives_exact_unit_vectors(tiny_model):
+    encoder = SentenceTransformerEncoder(tiny_model)
+    assert encoder.dtype == "float32"
+    encoder.model.bfloat16()
+    vectors = encoder.encode(TEXTS, "query")
+    assert vectors.dtype == np.float32
+    assert encoder.dtype == "bfloat16"
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+
+def test_no_document_is_truncated_in_silence(tiny_model, caplog):
+    encoder = SentenceTransformerEncoder(tiny_model)
+    for _ in range(3):  # the first warning tells what happens to all that follow
+        encoder.encode(TEXTS, "document")
+    encoder.encode(TEXTS, "query")
+    encoder.encode(TEXTS, "query", max_tokens=4)
+    assert [record.getMessage().removeprefix(f"{tiny_model}: ") for record in caplog.records] == [
+        "1 of 5 document texts cut to 12 tokens",
+        "1 of 5 query texts cut to 12 tokens",
+        "2 of 5 query texts cut to 4 tokens",
+    ]
+    assert encoder.count_tokens(TEXTS, "document").tolist() == [4, 2, 3, 42, 5]
+
+
+def test_max_tokens_lowers_what_is_read(tiny_model):
+    short = SentenceTransformerEncoder(tiny_model, max_tokens=3)
+    assert short.max_tokens == 3
+    first, second = short.encode(["apple pear", "apple wall"], "query")
+    np.testing.assert_allclose(first, second, atol=1e-6)
+    for wrong in (0, 13):
+        with pytest.raises(ValueError, match=f"max_tokens={wrong}"):
+            SentenceTransformerEncoder(tiny_model, max_tokens=wrong)
+
+
+@pytest.mark.parametrize("model", ["tiny_model", "static_model"])
+def test_max_tokens_holds_for_one_call(model, request):
+    encoder = SentenceTransformerEncoder(request.getfixturevalue(model))
+    limit, texts = encoder.max_tokens, ["apple pear", "apple boat"]
+    whole = encoder.encode(texts, "document")
+    first, second = encoder.encode(texts, "document", max_tokens=3 if limit else 1)
+    np.testing.assert_allclose(first, second, atol=1e-6)
+    np.testing.assert_array_equal(encoder.encode(texts, "document"), whole)
+    assert np.abs(whole[0] - whole[1]).max() > 1e-3
+    assert encoder.max_tokens == limit
+
+
+def test_more_than_the_model_takes_is_refused(encoder):
+    with pytest.raises(ValueError, match="max_tokens=13 is more than the 12 of encoder"):
+        encoder.encode(["apple"], "query", max_tokens=13)
+
+
+def test_the_prompt_of_the_task_is_used_and_counted(tiny_model, monkeypatch):
+    encoder = SentenceTransformerEncoder(tiny_model)
+    without = encoder.encode(["boat"], "query")
+    monkeypatch.setitem(encoder.model.prompts, "query", "horse saddle ")
+    assert np.abs(encoder.encode(["boat"], "query") - without).max() > 1e-3
+    np.testing.assert_allclose(encoder.encode(["boat"], "document"), without, atol=1e-6)
+    assert encoder.count_tokens(["boat"], "query").tolist() == [5]
+
+
+def test_no_texts_give_no_rows(encoder):
+    assert encoder.encode([], "query").shape == (0, 16)
+    assert [part.shape for part in encoder.encode_parts([], 3)] == [(0, 16), (0,)]
+
+
+@pytest.mark.parametrize("model", ["tiny_model", "static_model"])
+def test_spans_are_the_characters_of_the_tokens(model, request):
+    encoder = SentenceTransformerEncoder(request.getfixturevalue(model))
+    texts = ["apple  pear", "", " boat"] + ["apple"] * 100
+    spans = encoder.token_spans(texts)
+    words = [[text[start:end] for start, end in rows] for text, rows in zip(texts, spans, strict=True)]
+    assert words == [text.split() for text in texts]
+    assert spans[1].shape == (0, 2)
+    overhead = encoder.count_tokens([""], "document")[0]
+    assert (encoder.count_tokens(texts, "document") - overhead).tolist() == [len(rows) for rows in spans]
+
+
+def test_a_tokenizer_that_does_not_know_where_its_tokens_are_is_named(tiny_model):
+    encoder = SentenceTransformerEncoder(tiny_model)
+    encoder.model[0].processor = SimpleNamespace(tokenizer=SimpleNamespace(is_fast=False))
+    with pytest.raises(ValueError, match="tokenizer of encoder '.*tiny' does not tell where"):
+        encoder.token_spans(["apple"])
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "trusted"),
+    [
+        (None, None, True),
+        ("organisation/model", None, False),
+        (f"organisation/model@{'0a' * 20}", "0a" * 20, True),
+        ("organisation/model@main", None, False),  # a branch can move
+    ],
+)
+def test_code_may_come_with_a_folder_or_a_commit(tiny_model, monkeypatch, name, revision, trusted):
+    import sentence_transformers
+
+    asked = []
+    original = sentence_transformers.SentenceTransformer
+
+    monkeypatch.setattr(model_loading, "hub_or_cache", lambda *_: nullcontext(""))
+
+    def spy(name, device, revision, trust_remote_code):
+        asked.append((name, revision, trust_remote_code))
+        return original(str(tiny_model))
+
+    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", spy)
+    SentenceTransformerEncoder(name or tiny_model)
+    repository = name.split("@")[0] if name and trusted else name
+    assert asked == [(repository or str(tiny_model), revision, trusted)]
+
+
+def test_code_without_a_commit_is_refused_with_the_remedy(monkeypatch):
+    import sentence_transformers
+
+    def refuse(name, **_):
+        raise ValueError(f"The repository {name} contains custom code. Please pass `trust_remote_code=True`.")
+
+    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", refuse)
+    monkeypatch.setattr(model_loading, "hub_or_cache", lambda *_: nullcontext(""))
+    with pytest.raises(ValueError, match="'organisation/model' brings code of its own; .*organisation/model@COMMIT"):
+        SentenceTransformerEncoder("organisation/model")
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_model, tmp_path_factory):
+    """The model as sentence-transformers writes it, with every settings file."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    SentenceTransformerEncoder(tiny_model).model.save_pretrained(str(folder))
+    return folder
+
+
+TRANSFORMER = {"name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("modules.json", "NaN", "modules.json .*NaN"),
+        ("modules.json", "null", "modules.json"),
+        ("modules.json", "[" * 100_000, "modules.json .*deep"),
+        ("modules.json", json.dumps([{"path": "", "type": TRANSFORMER["type"]}]), "modules.json: .*name"),
+        ("modules.json", json.dumps([TRANSFORMER]), "no module that makes one vector"),
+        ("modules.json", json.dumps([{**TRANSFORMER, "type": "no.such.Module"}]), "cannot be loaded .*No module named"),
+        ("tokenizer_config.json", "NaN", "tokenizer_config.json .*NaN"),
+        ("sentence_bert_config.json", "null", "sentence_bert_config.json"),
+        ("sentence_bert_config.json", '{"max_seq_length": {}}', "sentence_bert_config.json: max_seq_length"),
+        ("config_sentence_transformers.json", '{"prompts": "x"}', "config_sentence_transformers.json: prompts"),
+        ("config.json", "[]", "config.json"),
+        ("1_Pooling/config.json", "null", "holds no JSON object"),
+        ("model.safetensors", "", "cannot be loaded .SafetensorError"),
+    ],
+)
+def test_a_settings_file_of_another_form_is_named_with_the_cause(saved, tmp_path, file, content, message):
+    folder = shutil.copytree(saved, tmp_path / "model")
+    (folder / file).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        SentenceTransformerEncoder(folder)
+
+
+class TestWhereTheHubDoesNotAnswer:
+    @pytest.fixture(autouse=True)
+    def nobody_there(self, monkeypatch, tmp_path):
+        from huggingface_hub import constants
+
+        monkeypatch.setattr(constants, "ENDPOINT", "http://user:hf_secret@127.0.0.1:9")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+
+    def test_the_model_and_the_remedy_are_named_within_seconds(self, caplog):
+        from huggingface_hub import constants
+
+        start = time.perf_counter()
+        with pytest.raises(ValueError, match="'org/name' is no folder .*does not answer .*go online") as caught:
+            SentenceTransformerEncoder("org/name")
+        assert time.perf_counter() - start < 20  # six attempts for each file take longer
+        assert "hf_secret" not in str(caught.value) + caplog.text
+        assert not constants.HF_HUB_OFFLINE
+
+    @pytest.mark.parametrize("name", ["modle", "no/such/folder"])
+    def test_a_name_that_is_no_hub_id_is_refused_at_once(self, name):
+        with pytest.raises(ValueError, match=f"'{name}' is no folder; .*org/name"):
+            SentenceTransformerEncoder(name)
+
+
+def test_a_folder_without_a_model_is_refused_in_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"^encoder '.*' is no model folder") as caught:
+        SentenceTransformerEncoder(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_batches_hold_every_text_once_within_the_budget(seed):
+    lengths = np.random.default_rng(seed).integers(1, 300, size=60)
+    lengths[7] = 5_000
+    batches = token_batches(lengths, 1_000)
+    assert sorted(i for batch in batches for i in batch) == list(range(60))
+    assert all(len(batch) == 1 or len(batch) * lengths[batch].max() <= 1_000 for batch in batches)
+    assert len(batches) <= 2 * lengths.clip(max=1_000).sum() / 1_000 + 1
+
+
+def test_a_folder_with_other_tensors_than_its_model_reads_is_refused(tiny_model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+
+    def save(tensors):
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    cases = [
+        (
+            "lacks .*encoder.layer.1.output.dense.weight",
+            {k: v for k, v in tensors.items() if "layer.1.output.dense.w" not in k},
+        ),
+        ("unexpectedly, .*novelty", tensors | {"novelty": tensors["embeddings.LayerNorm.bias"].clone()}),
+    ]
+    for message, changed in cases:
+        save(changed)
+        with pytest.raises(ValueError, match=message):
+            SentenceTransformerEncoder(folder)
+    save({k: v for k, v in tensors.items() if "pooler" not in k})
+    SentenceTransformerEncoder(folder)  # sentence-transformers pools by itself
+    import torch
+
+    save(tensors | {"embeddings.position_ids": torch.arange(12)[None]})  # as folders made by transformers 4 have it
+    SentenceTransformerEncoder(folder)
+
+
+class TestFingerprint:
+    def test_is_of_the_content_not_of_the_folder_or_of_what_was_encoded(self, tiny_model, tmp_path):
+        first = SentenceTransformerEncoder(tiny_model)
+        first.encode(TEXTS, "document", max_tokens=5)  # leaves its truncation in the tokenizer
+        copy = shutil.copytree(tiny_model, tmp_path / "copy")
+        assert SentenceTransformerEncoder(copy, max_tokens=7).fingerprint == first.fingerprint
+
+    def test_changes_with_whatever_decides_vectors(self, tiny_model):
+        def changed(change):
+            encoder = SentenceTransformerEncoder(tiny_model)
+            change(encoder.model)
+            return encoder.fingerprint
+
+        def one_weight(model):
+            model[0].model.encoder.layer[1].output.dense.weight.data[3, 5] += 1e-6
+
+        def merge(model):
+            model.tokenizer.add_tokens(["appl"])
+
+        def epsilon(model):
+            model[0].model.config.layer_norm_eps = 1e-6
+
+        changes = [
+            lambda model: None,
+            one_weight,
+            merge,
+            epsilon,
+            lambda model: model.prompts.update(query="query: "),
+            lambda model: model.bfloat16(),
+            lambda model: setattr(model[1], "pooling_mode", "max"),
+        ]
+        assert len({changed(change) for change in changes}) == len(changes)
+
+    def test_covers_the_code_that_a_model_brings(self, tiny_model, tmp_path):
+        encoder = SentenceTransformerEncoder(tiny_model)
+        digests = []
+        for factor in (1, 2):
+            (tmp_path / "brought_layer.py").write_text("import torch\n\nclass Layer(torch.nn.Identity):\n    pass\n")
+            (tmp_path / "helper.py").write_text(f"FACTOR = {factor}\n")  # which Layer might import
+            encoder.model[0].model.pooler.activation = load_module(tmp_path / "brought_layer.py").Layer()
+            encoder.__dict__.pop("fingerprint", None)
+            digests.append(encoder.fingerprint)
+        assert digests[0] != digests[1]
+
+
+def load_module(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_model_that_pads_to_its_maximum_fills_batches_by_it(tiny_model, tmp_path, monkeypatch):
+    """Short texts are long then: as many as their own lengths allow would not fit into memory."""
+    folder = tmp_path / "padded"
+    SentenceTransformerEncoder(tiny_model).model.save_pretrained(str(folder))
+    settings = json.loads((folder / "sentence_bert_config.json").read_text())
+    settings["processing_kwargs"] = {"text": {"padding": "max_length"}}
+    (folder / "sentence_bert_config.json").write_text(json.dumps(settings))
+    monkeypatch.setattr(sentence_encoder, "BATCH_TOKENS", 24)
+    sizes = []
+    for path in (tiny_model, folder):
+        encoder = SentenceTransformerEncoder(path)
+        sizes.append([])
+        encode = encoder.model.encode_document
+
+        def counted(texts, encode=encode, **rest):
+            sizes[-1].append(len(texts))
+            return encode(texts, **rest)
+
+        monkeypatch.setattr(encoder.model, "encode_document", counted)
+        encoder.encode(["apple", "pear", "boat", "sail"], "document")
+    assert sizes == [[4], [2, 2]]

@@ -1,0 +1,248 @@
+"""Whole runs on a tiny task: what is in the records, and what one bad encoder must not spoil."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+
+from m2bert.eval import plan
+from m2bert.eval import run as module
+from m2bert.eval.config import EncoderSettings, EvalConfig, TaskSettings, TrainingTask
+from m2bert.eval.encoders.cache import VectorStore
+from m2bert.eval.rankers import Bm25Ranker
+from m2bert.eval.records import best_ranks, dump
+from m2bert.eval.tasks.locov1 import load_task
+
+
+class WordEncoder:
+    """Counts the words of the tiny task; a document is read up to `max_tokens` words."""
+
+    def __init__(self, vocabulary, max_tokens=4):
+        self.name = self.fingerprint = "words"
+        self.vocabulary, self.dimensions, self.max_tokens = vocabulary, len(vocabulary), max_tokens
+        self.calls = 0
+
+    def encode(self, texts, task, max_tokens=None):
+        self.calls += len(texts)
+        limit = max_tokens or self.max_tokens
+        rows = np.array([[text.split()[:limit].count(word) + 1e-3 for word in self.vocabulary] for text in texts])
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+    def count_tokens(self, texts, task):
+        return np.array([len(text.split()) for text in texts])
+
+    def token_spans(self, texts):
+        return [np.array([match.span() for match in re.finditer(r"\S+", text)]).reshape(-1, 2) for text in texts]
+
+
+def evaluate(config, store):
+    return module.evaluate(plan.make_plan(config), store)
+
+
+@pytest.fixture
+def words(monkeypatch, tiny_rows, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("words", "broken"):  # a plain name is a folder's
+        (tmp_path / name).mkdir()
+    encoder = WordEncoder(sorted({word for row in tiny_rows[1] for word in row["passage"].split()}))
+
+    def load(name):
+        if name == "broken":
+            raise ValueError("encoder 'broken' cannot be loaded")
+        return encoder
+
+    monkeypatch.setattr(module, "load_encoder", load)
+    return encoder
+
+
+@pytest.fixture
+def settings(tiny_data, write_task, tiny_rows):
+    write_task(tiny_data, *tiny_rows, split="validation")
+
+    def make(*encoders, **changes):
+        return EvalConfig(tasks=TaskSettings(data=str(tiny_data)), encoders=encoders, **changes)
+
+    return make
+
+
+def test_a_record_holds_what_reports_need(settings, words):
+    (record,), failures = evaluate(settings("words"), VectorStore(None))
+    assert not failures
+    assert (record["kind"], record["system"], record["policy"]) == ("retrieval", "words / truncate", "truncate")
+    assert (record["vectors"], record["claim"], record["hybrid"]) == ("one", "not stated", None)
+    assert record["ndcg_at_10"] == record["metrics"]["ndcg_at_10"]["mean"] == 1.0
+    assert record["metrics"]["recall_at_100"] == {"mean": 1.0, "interval_95": [1.0, 1.0]}
+    assert record["counts"] == {"queries": 6, "documents": 6, "truncated_documents": 6, "truncated_queries": 0}
+    assert record["seen_share"] == pytest.approx(4 / 17)
+    assert (record["dimensions"], record["max_tokens"], record["model_fingerprint"]) == (12, 4, "words")
+    assert record["ranks"] == dict.fromkeys(record["query_scores"], 1)
+    assert record["by_length"]["rows"][0]["queries"] == 6
+    assert record["failures"] == []
+    assert record["successes"][0]["found"] == record["successes"][0]["answer"]
+
+
+def test_policies_and_hybrids_are_systems_of_their_own(settings, words):
+    config = settings(
+        "bm25", "words", policies=("truncate", "best-chunk:tokens=3"), hybrids=("rerank", "rrf", "weighted")
+    )
+    records, _ = evaluate(config, VectorStore(None))
+    alone = ["bm25", "words / truncate", "words / best-chunk:tokens=3"]
+    hybrids = [f"{name} + bm25 ({how})" for name in alone[1:] for how in ("rerank:100", "rrf", "weighted")]
+    assert sorted(record["system"] for record in records) == sorted(alone + hybrids)
+    weighted = next(record for record in records if record["system"].endswith("(weighted)"))
+    assert weighted["hybrid"]["development_split"] == "validation"
+    assert 0 <= weighted["hybrid"]["weight"] <= 1
+    assert [record["vectors"] for record in records if record["system"] in alone] == ["none", "one", "several"]
+
+
+def test_a_repeated_run_embeds_nothing(settings, words, tmp_path):
+    config = settings("words", policies=("truncate", "chunk-average:tokens=3", "best-chunk:tokens=3"))
+    first, _ = evaluate(config, VectorStore(tmp_path / "cache"))
+    words.calls = 0
+    second, _ = evaluate(config, VectorStore(tmp_path / "cache"))
+    assert words.calls == 0
+    for record, repeated in zip(first, second, strict=True):
+        assert record["query_scores"] == repeated["query_scores"]
+        assert record["seconds_per_document"] == pytest.approx(repeated["seconds_per_document"])
+
+
+def test_plain_tfidf_takes_its_width_from_the_models(settings, words):
+    records, _ = evaluate(settings("tfidf-rp", "words"), VectorStore(None))
+    assert [record["system"] for record in records] == ["words / truncate", "tfidf-rp:12"]
+    assert records[1]["seeds"] == 20
+    assert records[1]["ranks"] is None  # a mean over rankings has no ranks
+
+
+def test_one_bad_encoder_does_not_spoil_the_others(settings, words):
+    records, failures = evaluate(settings("bm25", "broken"), VectorStore(None))
+    assert [record["system"] for record in records] == ["bm25"]
+    assert failures == ["encoder 'broken' failed and is left out: encoder 'broken' cannot be loaded"]
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        evaluate(settings("broken"), VectorStore(None))
+
+
+def test_among_several_processes_a_failure_ends_the_run(settings, words, monkeypatch):
+    """The others would wait for this process at the next encoder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="'broken' cannot be loaded"):
+        evaluate(settings("bm25", "broken"), VectorStore(None))
+
+
+def test_a_model_trained_on_the_task_is_fine_tuned_and_its_overlap_counted(settings, words, tiny_data):
+    seen = EncoderSettings(
+        model="words", trained_on=(TrainingTask(data=str(tiny_data), name="tiny", split="validation"),)
+    )
+    other = EncoderSettings(model="words", name="other", trained_on=("MS MARCO",))
+    records, _ = evaluate(settings(seen, other), VectorStore(None))
+    assert [record["claim"] for record in records] == ["fine-tuned", "zero-shot"]
+    (overlap,) = records[0]["overlap"]
+    assert (overlap["documents"]["same"], overlap["queries"]["same"]) == (6, 6)
+    assert records[1]["overlap"] is None
+
+
+def test_a_policy_that_a_model_cannot_follow_does_not_take_the_others_along(settings, words):
+    config = settings("words", policies=("late-chunk", "truncate", "truncate:tokens=9"))
+    records, failures = evaluate(config, VectorStore(None))
+    assert [record["system"] for record in records] == ["words / truncate"]
+    assert len(failures) == 2
+    assert "late-chunk" in failures[0]
+    assert "tokens=9 is more than the 4" in failures[1]
+
+
+def test_what_was_scored_before_a_failure_stays(settings, words, monkeypatch):
+    def rank(self, task):
+        if self.policy.name == "best-chunk":
+            raise RuntimeError("out of\nmemory")
+        return Bm25Ranker().rank(task)
+
+    monkeypatch.setattr(module.DenseRanker, "rank", rank)
+    records, failures = evaluate(settings("words", policies=("truncate", "best-chunk")), VectorStore(None))
+    assert [record["system"] for record in records] == ["words / truncate"]
+    assert failures == ["encoder 'words' failed, and the rest of it is left out: out of memory"]
+
+
+def test_nothing_is_scored_twice(settings, words, tiny_data):
+    config = settings(
+        "words", "words", "bm25", policies=("truncate:tokens=3", "truncate:tokens=3"), hybrids=("rrf",) * 2
+    )
+    twice = config.model_copy(
+        update={"tasks": (*config.tasks, TaskSettings(data=str(tiny_data), names=("tiny", "tiny")))}
+    )
+    records, _ = evaluate(twice, VectorStore(None))
+    names = ["words / truncate:tokens=3", "words / truncate:tokens=3 + bm25 (rrf)", "bm25"]
+    assert [record["system"] for record in records] == names
+
+
+def test_models_of_the_same_short_name_are_told_apart(settings, words):
+    records, _ = evaluate(settings("a/words", "b/words", "other/model"), VectorStore(None))
+    names = ["a/words / truncate", "b/words / truncate", "other/model / truncate"]
+    assert [record["system"] for record in records] == names
+    one, other = EncoderSettings(model="a/words", name="W"), EncoderSettings(model="b/words", name="W")
+    with pytest.raises(ValueError, match="'a/words' and 'b/words' would both be called 'W / truncate'"):
+        evaluate(settings(one, other), VectorStore(None))
+
+
+def test_training_data_that_are_not_there_are_named_before_any_model_runs(settings, words):
+    seen = EncoderSettings(model="words", trained_on=(TrainingTask(data="/not/there", name="tiny"),))
+    with pytest.raises(ValueError, match="'/not/there' is no folder"):
+        evaluate(settings("bm25", seen), VectorStore(None))
+    assert not words.calls
+
+
+def test_plain_tfidf_without_a_width_is_told(settings, words):
+    records, failures = evaluate(settings("tfidf-rp", "bm25", "broken"), VectorStore(None))
+    assert [record["system"] for record in records] == ["bm25"]
+    assert "'tfidf-rp' failed and is left out: no encoder beside it gave vectors" in failures[1]
+
+
+def test_a_name_with_a_space_is_one_name(settings, words, tmp_path, write_task, tiny_rows):
+    rows = [[{**row, "dataset": "my data"} for row in kind] for kind in tiny_rows]
+    for split in ("test", "validation"):
+        write_task(tmp_path / "spaced", *rows, split=split)
+    seen = EncoderSettings(model="words", trained_on=("my data",))
+    config = EvalConfig(tasks={"data": str(tmp_path / "spaced")}, encoders=seen, hybrids="weighted")
+    records, _ = evaluate(config, VectorStore(None))
+    assert [record["claim"] for record in records] == ["fine-tuned", "fine-tuned"]
+    assert records[1]["hybrid"]["method"] == "weighted"
+
+
+def test_the_weight_is_never_chosen_on_the_split_that_is_scored(settings, words, monkeypatch):
+    """A source may call its only split otherwise than it was asked for."""
+    load = plan.load_tasks
+
+    def loaded_as_dev(*arguments, **settings):
+        return [dataclasses.replace(task, split="dev") for task in load(*arguments, **settings)]
+
+    monkeypatch.setattr(plan, "load_tasks", loaded_as_dev)
+    with pytest.raises(ValueError, match="development_split='validation' of task 'tiny' is the split that is scored"):
+        evaluate(settings("words", hybrids=("weighted",)), VectorStore(None))
+
+
+def test_texts_of_equal_scores_come_by_id(tiny_data):
+    task = load_task(tiny_data, "tiny", "test")
+    run = {qid: {pid: 1.0 for pid in judged} for qid, judged in task.qrels.items() if qid != "q5"}
+    scores = {qid: float(qid in run) for qid in task.queries}
+    texts = dump(task, run, scores)
+    assert [entry["qid"] for entry in texts["successes"]] == ["q0", "q1", "q2"]
+    assert [(entry["qid"], entry["rank"], entry["found"]) for entry in texts["failures"]] == [("q5", None, None)]
+    assert best_ranks(task, run) == {qid: 1 if qid in run else None for qid in task.queries}
+
+
+def test_a_policy_that_does_not_exist_is_refused_before_anything_is_loaded(settings, monkeypatch):
+    monkeypatch.setattr(plan, "load_tasks", lambda *_, **__: pytest.fail("loaded a task"))
+    with pytest.raises(ValueError, match="best-chunk"):
+        evaluate(settings("bm25", policies=("best-chunks",)), VectorStore(None))
+
+
+@pytest.mark.parametrize(("is_lexical", "kind"), [(True, ("none", "untrained")), (False, ("several", "not stated"))])
+def test_a_model_of_mteb_that_searches_is_what_it_is(settings, monkeypatch, is_lexical, kind):
+    """Its BM25 is no model with several vectors, as its ColBERT is."""
+
+    class Searcher(Bm25Ranker):
+        pass
+
+    Searcher.is_lexical = is_lexical
+    monkeypatch.setattr(module.Evaluation, "searcher", staticmethod(lambda model: Searcher()))
+    (record,), _ = evaluate(settings("mteb:some/searcher"), VectorStore(None))
+    assert (record["vectors"], record["claim"]) == kind

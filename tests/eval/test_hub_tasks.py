@@ -1,0 +1,139 @@
+"""Tasks from a simulated cache of the Hub: what is read, which commits are recorded, what is refused."""
+
+import json
+import logging
+import shutil
+import time
+
+import pytest
+
+from m2bert.eval.tasks.from_hub import full_commit, load_hub_tasks
+from m2bert.eval.tasks.locov1 import make_task
+
+datasets = pytest.importorskip("datasets")
+
+COMMITS = {"Queries": "1" * 20 + "a" * 20, "Documents": "2" * 20 + "b" * 20}
+ROWS = {
+    "Queries": [
+        {"qid": "q0", "query": "sails", "answer_pids": ["p0"], "dataset": "one"},
+        {"qid": "q1", "query": "walls", "answer_pids": ["p1"], "dataset": "one"},
+        {"qid": "q2", "query": "rain", "answer_pids": ["p2", "p1"], "dataset": "one"},
+        {"qid": "q0", "query": "other", "answer_pids": ["p0"], "dataset": "two"},
+    ],
+    "Documents": [
+        {"pid": "p0", "passage": "boats and sails", "dataset": "one"},
+        {"pid": "p1", "passage": None, "dataset": "one"},
+        {"pid": "p2", "passage": "clouds", "dataset": "one"},
+        {"pid": "p0", "passage": "more", "dataset": "two"},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def hub_cache(tmp_path_factory):
+    """What `datasets` leaves in its cache after downloading the pair org/Set-Queries and org/Set-Documents."""
+    from datasets.packaged_modules.json.json import Json
+
+    folder = tmp_path_factory.mktemp("hub")
+    for kind, rows in ROWS.items():
+        file = folder / f"{kind}.jsonl"
+        file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        name, built = f"set-{kind.lower()}", folder / "built"
+        builder = Json(cache_dir=str(built), dataset_name=name, hash=COMMITS[kind], data_files={"test": [str(file)]})
+        builder.download_and_prepare()
+        cached = folder / "cache" / f"org___{name}" / "default" / "0.0.0" / COMMITS[kind]
+        cached.parent.mkdir(parents=True)
+        shutil.move(builder.cache_dir, cached)
+        info = json.loads((cached / "dataset_info.json").read_text())
+        (cached / "dataset_info.json").write_text(json.dumps(info | {"config_name": "default"}))
+    return folder / "cache"
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, hub_cache):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", hub_cache)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def test_all_tasks_of_a_pair_with_their_commits(caplog):
+    with caplog.at_level(logging.WARNING, "m2bert.eval"):
+        one, two = load_hub_tasks("org/Set", None, "test")
+    assert (one.name, two.name, one.split, one.source) == ("one", "two", "test", "org/Set")
+    assert one.revision == f"{COMMITS['Queries']},{COMMITS['Documents']}"
+    assert one.documents == {"p0": "boats and sails", "p2": "clouds"}
+    assert one.qrels == {"q0": {"p0": 1}, "q2": {"p2": 1}}
+    assert "task one: 1 documents have a null passage; left out with 1 queries" in caplog.text
+    assert two.documents == {"p0": "more"}
+
+
+def test_the_recorded_revision_reads_the_same_data():
+    (task,) = load_hub_tasks("org/Set", ["two"], "test")
+    assert load_hub_tasks("org/Set", ["two"], "test", task.revision) == [task]
+    abbreviated = ",".join(commit[:7] for commit in task.revision.split(","))
+    assert load_hub_tasks("org/Set", ["two"], "test", abbreviated) == [task]
+
+
+def test_the_cache_of_another_commit_is_not_taken():
+    """Offline, `datasets` gives what it has, whatever revision is asked for."""
+    with pytest.raises(ValueError, match=f"the cache holds commit {COMMITS['Documents']} of 'org/Set-Documents'"):
+        load_hub_tasks("org/Set", None, "test", f"{COMMITS['Queries']},{'c' * 40}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("org/Set", ["onne"], "test"),
+            r"task 'onne' is not in org/Set; tasks there: one, two; did you mean 'one'\?",
+        ),
+        (("org/Set", None, "train"), "data=org/Set: 'org/Set-Queries' is no local path, .* its split 'train' cannot"),
+        (("org/None", None, "test"), "a local data is a folder with queries/test.parquet and documents/test.parquet"),
+        (("org/Set", None, "test", "a,b,c"), "revision=a,b,c is neither one revision nor two"),
+        (("org/Set", None, "test", "a,"), "revision=a, is neither"),
+    ],
+)
+def test_what_is_not_there_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load_hub_tasks(*arguments)
+
+
+def test_an_abbreviated_commit_is_completed(monkeypatch):
+    class Api:
+        def list_repo_commits(self, path, repo_type):
+            assert (path, repo_type) == ("org/name", "dataset")
+            return [
+                type("Commit", (), {"commit_id": commit}) for commit in ("abcdef0" + "1" * 33, "abcdef1" + "2" * 33)
+            ]
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    assert full_commit("org/name", "abcdef1") == "abcdef1" + "2" * 33
+    assert full_commit("org/name", "main") == "main"
+    with pytest.raises(ValueError, match="revision=abcdef2 fits 0 commits of org/name"):
+        full_commit("org/name", "abcdef2")
+
+
+def test_a_query_without_answers_is_left_to_the_checks():
+    """It is an error of the data, not a paper without text."""
+    queries, documents = ROWS["Queries"][:3], ROWS["Documents"][:3]
+    with pytest.raises(ValueError, match="query 'q9' of task 'one' has no answer_pids"):
+        make_task("one", "test", [*queries, {"qid": "q9", "query": "x", "answer_pids": []}], documents)
+
+
+def test_a_hub_that_does_not_answer_is_named_within_seconds(monkeypatch, tmp_path):
+    import datasets
+    from huggingface_hub import constants
+
+    for module, name, value in (
+        (constants, "ENDPOINT", "http://user:hf_secret@127.0.0.1:9"),
+        (constants, "HF_HUB_OFFLINE", False),
+        (datasets.config, "HF_HUB_OFFLINE", False),
+        (datasets.config, "HF_ENDPOINT", "http://user:hf_secret@127.0.0.1:9"),
+    ):
+        monkeypatch.setattr(module, name, value)
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match="'org/gone-Queries' .*the Hub does not answer .*go online") as caught:
+        load_hub_tasks("org/gone", None, "test")
+    assert time.perf_counter() - start < 15  # six attempts take longer
+    assert "hf_secret" not in str(caught.value)
+    assert not constants.HF_HUB_OFFLINE

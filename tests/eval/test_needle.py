@@ -1,0 +1,159 @@
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from m2bert.eval.analyses.haystacks import SEPARATOR, build_haystacks, needle_positions, passages_of, text_of
+from m2bert.eval.analyses.needle import run_needle
+from m2bert.eval.tasks.locov1 import make_task
+
+ABOUT = {"system": "fake / truncate", "encoder": "fake", "policy": "truncate", "model_fingerprint": None}
+
+
+def short_task(answers=12, others=30):
+    """Passages of six words; a query is one word of its passage. The other passages answer nothing."""
+    documents = [
+        {"pid": f"p{i}", "passage": " ".join(f"word{i}x{j}" for j in range(6))} for i in range(answers + others)
+    ]
+    queries = [{"qid": f"q{i}", "query": f"word{i}x3", "answer_pids": [f"p{i}"]} for i in range(answers)]
+    return make_task("short", "test", queries, documents)
+
+
+def long_task(positions=(0.1, 0.7), documents=8, words=400):
+    """Documents of numbered words, two queries for each of the first three."""
+    rows = [{"pid": f"p{i}", "passage": " ".join(f"w{i}n{j}" for j in range(words))} for i in range(documents)]
+    queries = [
+        {"qid": f"q{i}at{share}", "query": "?", "answer_pids": [f"p{i}"], "position": share}
+        for i in range(3)
+        for share in positions
+    ]
+    return make_task("long", "test", queries, rows)
+
+
+class FirstWords:
+    """Ranks documents by how many of the query's words are among their first `words`."""
+
+    def __init__(self, words):
+        self.words = words
+
+    def rank(self, task):
+        read = {pid: set(text.split()[: self.words]) for pid, text in task.documents.items()}
+        return {
+            qid: {pid: float(len(set(query.split()) & words)) for pid, words in read.items()}
+            for qid, query in task.queries.items()
+        }
+
+
+def parts(task):
+    return {pid: text.split(SEPARATOR) for pid, text in task.documents.items()}
+
+
+@pytest.mark.parametrize("task", [short_task(), long_task()], ids=["short", "long"])
+def test_only_the_needle_moves(task):
+    haystacks = build_haystacks(task, passages=7, queries=10, passage_chars=50)
+    first = parts(haystacks.at(0))
+    for position in range(7):
+        moved = haystacks.at(position)
+        for pid, passages in parts(moved).items():
+            needle, *distractors = first[pid]
+            assert passages == [*distractors[:position], needle, *distractors[position:]]
+        assert moved.queries == haystacks.at(0).queries
+        assert all(judged.keys() <= moved.documents.keys() for judged in moved.qrels.values())
+
+
+@pytest.mark.parametrize("task", [short_task(), long_task()], ids=["short", "long"])
+def test_a_needle_is_in_its_own_haystack_only(task):
+    haystacks = build_haystacks(task, passages=7, queries=10, passage_chars=50)
+    documents = haystacks.at(3).documents
+    for qid, needle in haystacks.needles.items():
+        words = set(text_of(task, needle).split())
+        own = next(iter(haystacks.at(3).qrels[qid]))
+        assert words <= set(documents[own].split())
+        assert not any(words & set(text.split()) for pid, text in documents.items() if pid != own)
+        answers = task.qrels[qid].keys()
+        assert not any(passage.pid in answers for passage in haystacks.distractors[qid])
+        assert len(set(haystacks.distractors[qid])) == 6
+
+
+def test_the_same_seed_gives_the_same_haystacks():
+    task = short_task()
+    first, again, other = (build_haystacks(task, 5, 8, seed=seed) for seed in (3, 3, 4))
+    assert first.at(2).fingerprint == again.at(2).fingerprint
+    assert first.needles.keys() != other.needles.keys() or first.distractors != other.distractors
+    assert len(first.needles) == 8
+
+
+def test_a_needle_begins_where_the_answer_does_and_is_cut_between_words():
+    task = long_task(positions=(0.5,))
+    needles = passages_of(task, passage_chars=60)
+    for qid, passage in needles.items():
+        document = task.documents[passage.pid]
+        text = text_of(task, passage)
+        assert abs(passage.start - len(document) / 2) < 8
+        assert 50 < len(text) <= 60
+        assert set(text.split()) <= set(document.split())
+        assert qid == f"q{passage.pid[1:]}at0.5"
+
+
+def test_overlapping_needles_are_not_taken_together():
+    task = long_task(positions=(0.5, 0.505))
+    haystacks = build_haystacks(task, passages=5, passage_chars=100)
+    assert sorted(needle.pid for needle in haystacks.needles.values()) == ["p0", "p1", "p2"]
+
+
+def test_distractors_are_cut_around_the_needles_without_gaps():
+    from m2bert.eval.analyses.haystacks import distractor_pool
+
+    task = long_task()
+    haystacks = build_haystacks(task, passages=5, passage_chars=200)
+    everything = [*distractor_pool(task, haystacks.needles, 200), *haystacks.needles.values()]
+    for pid in task.documents:
+        ordered = sorted(passage for passage in everything if passage.pid == pid)
+        assert all(left.end <= right.start for left, right in pairwise(ordered))
+        assert all(right.start - left.end <= 100 for left, right in pairwise(ordered))
+        assert all(passage.end - passage.start <= 200 for passage in ordered)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"passages": 1}, "passages=1 is too few"),
+        ({"queries": 0}, "queries=0 is too few"),
+        ({"passages": 40}, "passages=40 needs 39 distractors a query, but task 'short' has 30 passages"),
+    ],
+)
+def test_what_cannot_be_built_says_why(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build_haystacks(short_task(), **arguments)
+
+
+def test_long_documents_need_to_say_where_the_answer_is():
+    task = make_task(
+        "long", "test", [{"qid": "q", "query": "?", "answer_pids": ["p"]}], [{"pid": "p", "passage": "word " * 900}]
+    )
+    with pytest.raises(ValueError, match="does not say where in them the answers begin"):
+        build_haystacks(task)
+
+
+def test_places_are_evenly_spaced_from_first_to_last():
+    assert needle_positions(40, None) == list(range(40))
+    assert needle_positions(40, 8) == [0, 6, 11, 17, 22, 28, 33, 39]
+    assert needle_positions(40, 1) == [0]
+    with pytest.raises(ValueError, match="positions=41 must be from 1 to passages=40"):
+        needle_positions(40, 41)
+
+
+def test_the_curve_falls_for_a_reader_of_the_beginning_and_is_level_for_a_reader_of_everything():
+    haystacks = build_haystacks(short_task(), passages=6, queries=12)
+    whole = run_needle(haystacks, list(range(6)), FirstWords(10_000), ABOUT)
+    beginning = run_needle(haystacks, list(range(6)), FirstWords(2 * 6), ABOUT)
+    assert [row["ndcg_at_10"] for row in whole["rows"]] == [1.0] * 6
+    scores = [row["ndcg_at_10"] for row in beginning["rows"]]
+    assert scores[:2] == [1.0, 1.0]
+    assert max(scores[2:]) < 0.6  # ties alone
+    assert len(set(scores[2:])) == 1
+    assert whole["kind"] == "needle"
+    assert (whole["passages"], whole["positions"], whole["queries"], whole["seed"]) == (6, 6, 12, 0)
+    assert whole["mean_document_chars"] == pytest.approx(np.mean([len(t) for t in haystacks.at(0).documents.values()]))
+    json.dumps(whole)

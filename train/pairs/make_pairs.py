@@ -1,0 +1,133 @@
+"""Retrieval tasks from raw text, several in one folder: the beginning of a text is to find the rest of it.
+
+    python -m m2bert.train.pairs.make_pairs --source NAME=FOLDER [--source ...] --output DIR
+
+FOLDER holds plain text (`train.parquet` with a column `text`, or another form that train/mlm.py reads) or retrieval
+data in the LoCoV1 schema, which is taken over as it is. Of raw text every document, in parts of at most
+--document-chars, becomes a query, its lead (title and first sentences), and a document, the rest; passages from
+anywhere in it are for `data.passage_share` of train/opl.py. DIR has the LoCoV1 schema, a task for every source, splits
+train and validation.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from m2bert.eval.tasks.locov1 import load_task, task_names
+from m2bert.files import check_writable, write_atomically
+from m2bert.terminal import run_command
+
+from ..text.text_files import TextFiles, find_files
+
+SPLITS = ("train", "validation")
+SENTENCE_END = re.compile(r"(?<=[.!?])\s")
+SHORTEST_LEAD_CHARS, LONGEST_LEAD_CHARS = 100, 400
+SHORTEST_REST_CHARS = 1000  # of a document: below it there is nothing long to find
+
+
+def parts(text: str, document_chars: int) -> Iterator[str]:
+    """A text in parts of about equal length, at most `document_chars` each, cut at a line's end, else at a word's."""
+    while len(text) > document_chars:
+        goal = -(-len(text) // -(-len(text) // document_chars))
+        ends = [text.rfind(mark, goal // 2, goal) for mark in ("\n", " ")]
+        end = next((end for end in ends if end > 0), goal)
+        yield text[:end].strip()
+        text = text[end:].strip()
+    yield text
+
+
+def lead_and_rest(text: str) -> tuple[str, str] | None:
+    """The first lines or sentences of a text, 100 characters or more and at most about 400, and what follows them; None
+    where the text is too short to be divided."""
+    end = SHORTEST_LEAD_CHARS
+    breaks = [match.end() for match in SENTENCE_END.finditer(text, end, LONGEST_LEAD_CHARS)]
+    space = text.rfind(" ", end, LONGEST_LEAD_CHARS)
+    end = breaks[-1] if breaks else (space if space > 0 else LONGEST_LEAD_CHARS)
+    lead, rest = text[:end].strip(), text[end:].strip()
+    return (lead, rest) if len(rest) >= SHORTEST_REST_CHARS else None
+
+
+def from_text(name: str, folder: Path, split: str, document_chars: int) -> tuple[list[dict], list[dict]]:
+    """Return query and document rows of raw text."""
+    queries, documents = [], []
+    for text in tqdm(TextFiles(find_files(folder, split)), desc=f"{name} {split}", unit="text"):
+        for part in parts(text, document_chars):
+            divided = lead_and_rest(part)
+            if divided is None:
+                continue
+            number = len(documents)
+            pid = f"{name}_{split}_{number}"
+            queries.append({"qid": f"{pid}_lead", "query": divided[0], "answer_pids": [pid], "dataset": name})
+            documents.append({"pid": pid, "passage": divided[1], "dataset": name})
+    if not documents:
+        raise ValueError(f"--source {name}={folder}: no text of {split} is long enough to make a pair")
+    return queries, documents
+
+
+def from_task(name: str, folder: Path, split: str) -> tuple[list[dict], list[dict]]:
+    """Return query and document rows of retrieval data, all its tasks as one of this name."""
+    queries, documents = [], []
+    for task in (load_task(folder, task, split) for task in task_names(folder, split)):
+        queries += [{"qid": qid, "query": query, "answer_pids": sorted(task.qrels[qid]), "dataset": name}
+                    for qid, query in task.queries.items()]  # fmt: skip
+        documents += [{"pid": pid, "passage": text, "dataset": name} for pid, text in task.documents.items()]
+    return queries, documents
+
+
+def parse_source(source: str) -> tuple[str, Path]:
+    """Return the name and the folder of NAME=FOLDER. Raises ValueError if it is none, or lacks a split."""
+    name, _, folder = source.partition("=")
+    if not (name and folder):
+        raise ValueError(f"--source {source} must be NAME=FOLDER")
+    folder = Path(folder)
+    for split in SPLITS:
+        if not (folder / "queries").is_dir():
+            find_files(folder, split)
+            continue
+        for kind in ("queries", "documents"):
+            if not (folder / kind / f"{split}.parquet").is_file():
+                raise ValueError(f"--source {source} has no {kind}/{split}.parquet; make it, or name another folder")
+    return name, folder
+
+
+def read_source(name: str, folder: Path, split: str, document_chars: int) -> tuple[list[dict], list[dict]]:
+    """Return query and document rows of a source."""
+    if (folder / "queries").is_dir():
+        return from_task(name, folder, split)
+    return from_text(name, folder, split, document_chars)
+
+
+def main(argv: list[str]):
+    parser = argparse.ArgumentParser(prog="make_pairs", description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--source", required=True, action="append", help="NAME=FOLDER; may be repeated")
+    parser.add_argument("--document-chars", type=int, default=60_000, help="longest document made of raw text")
+    parser.add_argument("--output", required=True, type=Path)
+    arguments = parser.parse_args(argv)
+    if arguments.document_chars < 2 * SHORTEST_REST_CHARS:
+        raise ValueError(f"--document-chars={arguments.document_chars} must be at least {2 * SHORTEST_REST_CHARS}")
+    sources = [parse_source(source) for source in arguments.source]
+    names = [name for name, _ in sources]
+    if len({*names}) < len(names):
+        raise ValueError(f"--source has a name twice: {', '.join(names)}")
+    check_writable(arguments.output, "--output")
+    if arguments.output.exists() and (not arguments.output.is_dir() or any(arguments.output.iterdir())):
+        raise ValueError(f"--output {arguments.output} is there and not an empty folder; name another")
+    for split in SPLITS:
+        rows = [read_source(name, folder, split, arguments.document_chars) for name, folder in sources]
+        for what, chosen in (("queries", 0), ("documents", 1)):
+            table = pa.Table.from_pylist([row for pair in rows for row in pair[chosen]])
+            file = arguments.output / what / f"{split}.parquet"
+            write_atomically(file, lambda path, table=table: pq.write_table(table, path))
+        for name, (queries, documents) in zip(names, rows, strict=True):
+            print(f"{split}: {name}, {len(queries)} queries, {len(documents)} documents")
+
+
+if __name__ == "__main__":
+    run_command("make_pairs", lambda: main(sys.argv[1:]))

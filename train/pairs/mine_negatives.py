@@ -1,0 +1,82 @@
+"""Negatives found by BM25: documents that share words with a query and do not answer it.
+
+    python -m m2bert.train.pairs.mine_negatives --data DIR --task T --negatives 32 --output FILE.parquet
+
+FILE has the columns qid, negative_pids (best first), dataset; `data.negatives_path` of train/opl.py reads it.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from m2bert.eval.tasks.locov1 import RetrievalTask, load_task
+from m2bert.files import check_writable, write_atomically
+from m2bert.terminal import run_command
+
+from ..text.splits import refuse_test
+
+SCORES_AT_ONCE = 2_000_000  # pairs scored between two updates of the progress bar: bounds memory
+
+
+def mine(task: RetrievalTask, count: int) -> Iterator[dict]:
+    """Yield rows of qid, negative_pids, dataset: for every query the `count` documents that BM25 ranks first among
+    those that do not answer it; equal scores by descending id. Raises at once, and mines when the rows are taken.
+
+    Raises:
+        ValueError: count < 1, or a query has fewer documents that do not answer it.
+    """
+    most_answers = max(map(len, task.qrels.values()))
+    if not 1 <= count <= len(task.documents) - most_answers:
+        raise ValueError(
+            f"negatives={count} must be at least 1, and task {task.name!r} has {len(task.documents)} documents, up to "
+            f"{most_answers} of which answer a query; ask for fewer"
+        )
+    return _mined(task, count, most_answers)
+
+
+def _mined(task: RetrievalTask, count: int, most_answers: int) -> Iterator[dict]:
+    from m2bert.eval.rankers import Bm25Index
+
+    pids = sorted(task.documents, reverse=True)
+    index = Bm25Index(dataclasses.replace(task, documents={pid: task.documents[pid] for pid in pids}))
+    qids, size = list(task.queries), max(1, SCORES_AT_ONCE // len(pids))
+    with tqdm(total=len(qids), desc=f"BM25 on {task.name}", unit="query") as progress:
+        for first in range(0, len(qids), size):
+            chosen = qids[first : first + size]
+            scores = index.scores([task.queries[qid] for qid in chosen])
+            for qid, order in zip(chosen, np.argsort(-scores, axis=1, kind="stable"), strict=True):
+                best = [pids[i] for i in order[: count + most_answers]]
+                negatives = [pid for pid in best if pid not in task.qrels[qid]][:count]
+                progress.update()
+                yield {"qid": qid, "negative_pids": negatives, "dataset": task.name}
+
+
+def main(argv: list[str]):
+    parser = argparse.ArgumentParser(description="Negatives found by BM25.")
+    parser.add_argument("--data", required=True, help="folder in the LoCoV1 schema")
+    parser.add_argument("--task", required=True, nargs="+", help="values of its dataset column")
+    parser.add_argument("--negatives", type=int, default=32, help="negatives of each query")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--output", required=True, help="parquet file to write")
+    arguments = parser.parse_args(argv)
+    refuse_test("--split", arguments.split)
+    output = Path(arguments.output)
+    check_writable(output, "--output")
+    if output.is_dir():
+        raise ValueError(f"--output {output} is a folder; name a parquet file")
+    tasks = [load_task(arguments.data, name, arguments.split) for name in arguments.task]
+    mined = [mine(task, arguments.negatives) for task in tasks]  # each is refused before any is mined
+    rows = [row for each in mined for row in each]
+    write_atomically(output, lambda temporary: pq.write_table(pa.Table.from_pylist(rows), temporary))
+    print(f"wrote {output}: {arguments.negatives} negatives for each of {len(rows)} queries")
+
+
+if __name__ == "__main__":
+    run_command("mine_negatives", lambda: main(sys.argv[1:]))
