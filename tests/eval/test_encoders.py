@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from m2bert.eval.encoders import model_loading
-from m2bert.eval.encoders.protocol import sentence_transformer as sentence_encoder
+from m2bert.eval.encoders import sentence_transformer as sentence_encoder
 from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder, token_batches
 
 TEXTS = ["apple pear", "", "boat", "stone wall cloud rain " * 10, "river bridge horse"]

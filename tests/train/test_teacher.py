@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModel
 
-from m2bert.eval.encoders.protocol import sentence_transformer as sentence_encoder
+from m2bert.eval.encoders import sentence_transformer as sentence_encoder
 from m2bert.eval.tasks.locov1 import load_task
 from m2bert.train.objective import make_objective
 from m2bert.train.teacher import MappedEncoder, teacher_vectors
