@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .m2bert_ops_filter import FilterParameters
-from .m2bert_ops_library import operators
+from .m2bert_ops_registry import operators
 
 
 def long_conv(

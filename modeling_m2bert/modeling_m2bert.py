@@ -23,13 +23,11 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from .configuration_m2bert import M2BertConfig
 from .m2bert_filter import M2BertFilter, decay_rates, normalised_time, positional_features
-from .m2bert_inputs import check_inputs, visible_tokens
-from .m2bert_mixer import M2BertMixer, ShortConv
-from .m2bert_mlp import BlockDiagonalLinear, M2BertMLP
+from .m2bert_layers import BlockDiagonalLinear, M2BertMixer, M2BertMLP, ShortConv
 from .m2bert_ops import add_layer_norm
 from .m2bert_ops_filter import FilterCache
+from .m2bert_packing import Packing, Rows, check_inputs, pack_rows, values_are_hidden, visible_tokens
 from .m2bert_pooling import M2BertPooler
-from .m2bert_rows import Packing, Rows, pack_rows, values_are_hidden
 
 logger = logging.get_logger(__name__)
 ALIGNMENT_BYTES = 64  # of memory that torch allocates on a CPU

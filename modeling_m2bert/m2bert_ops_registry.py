@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.utils import _pytree as pytree
 
-from .m2bert_ops_choice import choose_kernels, functions, run
+from .m2bert_ops_dispatch import choose_kernels, functions, run
 from .m2bert_ops_filter import FilterParameters, cached, generate_taps
 
 ROWS = "Tensor offsets, Tensor lengths, SymInt longest"
