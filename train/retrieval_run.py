@@ -15,7 +15,7 @@ from .objective import make_objective
 from .optim import build_optimizer
 from .pairs.data_pairs import PairBatches
 from .pairs.development import METRIC, Development
-from .pairs.retrieval_data import RetrievalData, load_data
+from .pairs.data import RetrievalData, load_data
 from .pairs.token_tasks import query_limit, report_tasks, tokenise, vocabulary_hash
 from .record import run_record
 from .runs import data_folder, finish, make_checkpoints, make_model, make_tokenizer, prepare

@@ -23,7 +23,7 @@ from m2bert.train.objective import make_objective
 from m2bert.train.pairs import mine_negatives
 from m2bert.train.pairs.data_pairs import PairBatches
 from m2bert.train.pairs.development import METRIC, Development
-from m2bert.train.pairs.retrieval_data import RetrievalData
+from m2bert.train.pairs.data import RetrievalData
 from m2bert.train.pairs.token_tasks import TokenTask, tokenise, wrap
 from m2bert.train.teacher import MappedEncoder
 from m2bert.train.tokenizer import train_wordpiece

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from m2bert.eval.tasks.locov1 import RetrievalTask
 
 from ..tokenizer import encode_all
-from .triples import Negatives
+from .data import Negatives
 
 logger = logging.getLogger(__name__)
 
