@@ -114,6 +114,10 @@ def test_tasks_of_a_folder(tmp_path):
     assert set(data.describe()) == {"train/two", "validation/two"}
 
 
+TEST_SPLITS = ("test", "TEST", "test[:50%]", "validation+test", "test_256")
+TEST_FILES = ("test/0000", "test", "test-00000-of-00001")
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -121,10 +125,8 @@ def test_tasks_of_a_folder(tmp_path):
         ({"development_tasks": ["one"]}, "data.development_tasks"),
         ({"negatives": 0, "triples": "short.jsonl"}, "data.negatives=0"),
         ({"triples": "gone.parquet"}, "data.triples=gone.parquet"),
-        *(({"development_split": split}, "is the test split") for split in ("test", "TEST", "test[:50%]", "validation+test",
-                                                                             "test_256")),
-        *(({"triples": f"somewhere/{name}.parquet"}, "is the test split") for name in ("test/0000", "test",
-                                                                                        "test-00000-of-00001")),
+        *(({"development_split": split}, "is the test split") for split in TEST_SPLITS),
+        *(({"triples": f"somewhere/{name}.parquet"}, "is the test split") for name in TEST_FILES),
         ({"negatives_path": "test.parquet"}, "is the test split"),
         *(({"development_split": split}, f"development_split={re.escape(split)} is what is trained on")
           for split in ("train", "train[:10%]", "validation+train")),
@@ -186,13 +188,18 @@ def test_rows_of_any_length_are_read(tmp_path):
     assert max(map(len, task.documents.values())) == 2_500_000
 
 
+BAD_ROWS = [
+    ({"query": None, "positive": "a"}, "'query'"),
+    ({"query": "a", "positive": None}, "'positive'"),
+    ({"query": "a", "positive": "b", "negatives": ["c"]}, "'negatives'"),
+    ({"query": "a"}, "'positive'"),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "row", "named"),
     [
-        *((name, row, column)
-          for name in ("short.parquet", "short.jsonl")
-          for row, column in (({"query": None, "positive": "a"}, "'query'"), ({"query": "a", "positive": None}, "'positive'"),
-                              ({"query": "a", "positive": "b", "negatives": ["c"]}, "'negatives'"), ({"query": "a"}, "'positive'"))),
+        *((name, row, column) for name in ("short.parquet", "short.jsonl") for row, column in BAD_ROWS),
         ("short.jsonl", '{"query": "a", ', "no valid JSON"),
         ("short.jsonl", '["a", "b"]', "'query'"),
         ("short.jsonl", '{"query": "a \\ud83d", "positive": "b"}', "half of a surrogate pair"),

@@ -1,5 +1,5 @@
-"""Retrieval tasks to train on, as text: folders in the LoCoV1 schema, data sets on the Hub, triples; and the part of them
-that is set aside for development.
+"""Retrieval tasks to train on, as text: folders in the LoCoV1 schema, data sets on the Hub, triples; and the part of
+them that is set aside for development.
 
 The split `test` is refused wherever training could see it.
 """
@@ -137,7 +137,8 @@ def hash_share(text: str) -> float:
 
 
 def restrict(task: RetrievalTask, split: str, pids: Iterable[str], qids: Iterable[str]) -> RetrievalTask:
-    """Return the task with these documents and queries alone, in its own order. It keeps the fingerprint of the whole."""
+    """Return the task with these documents and queries alone, in its own order. It keeps the fingerprint of the
+    whole."""
     pids, qids = set(pids), set(qids)
     return replace(
         task,
@@ -181,8 +182,8 @@ def read_negatives(path: str, tasks: list[RetrievalTask]) -> dict[str, Negatives
 
 
 def load_triples(source: str, config: str | None, limit: int | None) -> tuple[RetrievalTask, Negatives]:
-    """Load a task from rows of (query, positive, negatives), and its given negatives. Equal texts become one; a text that
-    is both positive and negative of a query is its positive.
+    """Load a task from rows of (query, positive, negatives), and its given negatives. Equal texts become one; a text
+    that is both positive and negative of a query is its positive.
 
     Args:
         source: parquet or JSON-lines file, or Hub id; columns query, positive, and none or more whose names begin with
