@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 OURS = {"m2bert", "modeling_m2bert", "configuration_m2bert"}
+READS_TEXT = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "handler.py")
 TEXTS = ["a river", "the bridge over a river"]
 
 
@@ -35,21 +36,21 @@ def main(folder: Path):
     architecture = (config.get("architectures") or ["AutoModel"])[0]
     named = (auto for auto, cls in (config.get("auto_map") or {}).items() if cls.endswith(f".{architecture}"))
     loader = getattr(transformers, next(named, architecture), transformers.AutoModel)
-    model, report = loader.from_pretrained(
-        folder, trust_remote_code=True, use_safetensors=True, output_loading_info=True
-    )
+    # sizes that differ are reported with their names below
+    settings = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    model, report = loader.from_pretrained(folder, trust_remote_code=True, **settings)
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[problem]:
             raise ValueError(f"its weights have {problem}: {', '.join(sorted(map(str, report[problem])))}")
-    if any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json", "vocab.txt")):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-        if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
-            raise ValueError("its tokenizer knows no words: tokenizer.json is missing or empty")
-        if max(tokenizer.get_vocab().values()) >= model.config.vocab_size:
-            raise ValueError(f"its tokenizer gives ids beyond the model's vocab_size={model.config.vocab_size}")
-        with torch.no_grad():
-            output = model(**tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt"))[0]
-        check_finite(output)
+    if not any((folder / name).is_file() for name in READS_TEXT):
+        return
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
+        raise ValueError("its tokenizer knows no words: tokenizer.json is missing or empty")
+    if max(tokenizer.get_vocab().values()) >= model.config.vocab_size:
+        raise ValueError(f"its tokenizer gives ids beyond the model's vocab_size={model.config.vocab_size}")
+    with torch.no_grad():
+        check_finite(model.eval()(**tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt"))[0])
     if (folder / "modules.json").is_file() and importlib.util.find_spec("sentence_transformers"):
         from sentence_transformers import SentenceTransformer
 

@@ -21,7 +21,7 @@ from m2bert.model_files import AdapterConfig, check_code_files, check_model_file
 from m2bert.schema import FOREIGN, Schema, checked
 
 from .card import without_private
-from .checkpoint import ADAPTER_CONFIG
+from .checkpoint import ADAPTER_CONFIG, auto_class_of, check_fit, read_config
 from .export import RECORDS
 from .hub_errors import check_repo_id
 
@@ -167,6 +167,8 @@ def check_files(upload: Upload, repo_id: str):
     if upload.kind != "space" and not weights:
         raise ValueError(f"{folder} has no weights as safetensors; {EXPORT}")
     if upload.kind == "model":
+        if read_config(folder).get("model_type") == "m2bert":  # names the tensors, and allocates none
+            check_fit(auto_class_of(folder), folder)
         for module in sorted(code_modules(folder)):
             if f"{module}.py" not in files:  # `org/other--module` is code of another repository, and not pinned
                 raise ValueError(f"{folder} names the code {module!r}, which is not in it; {EXPORT}")
