@@ -176,7 +176,7 @@ class FakeHub:
         denied = None if pull_request and token == WRITE_TOKEN else self.denied(token, repo_id)
         action, revision, *path = rest if len(rest) > 1 else ["revision", "main"]
         if action == "info":  # /info/lfs/objects/batch
-            return denied or self.large_file_addresses(json.loads(request.body))
+            return self.large_file_addresses(json.loads(request.body)) if token else denied
         if action == "branch":
             start = json.loads(request.body or b"{}").get("startingPoint", "main")
             if not denied:
@@ -190,7 +190,7 @@ class FakeHub:
         if action == "tree":
             found = [entry(name, content) for name, content in sorted(commit.files.items())]
             found = [each for each in found if each["path"].startswith("/".join(path))]
-            return reply(found) if found else refusal(404, "no such folder", "EntryNotFound")
+            return reply(found) if found or not path else refusal(404, "no such folder", "EntryNotFound")
         if action == "preupload":
             return denied or self.upload_modes(commit, json.loads(request.body)["files"])
         if action == "commit":
