@@ -12,22 +12,18 @@ import pytest
 import torch
 from fake_hub import READ_TOKEN, FakeHub
 
+from m2bert.hub import clean_load
 from m2bert.hub.folder import write_folder
 from m2bert.hub.push import carry_out, plan_push
 from modeling_m2bert import M2BertModel
 
 METRIC = Path(__file__).parents[2] / "eval" / "metrics" / "ndcg"
 TEXTS = ["the budget of the committee", "a report", "", "minutes of a meeting about a budget report"]
-BLOCKED = """
-import importlib.abc, sys
-
-class Blocker(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in (
-            "m2bert", "modeling_m2bert", "configuration_m2bert"
-        ):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
+BLOCKED = f"""
+import sys
+sys.path.insert(0, {str(Path(clean_load.__file__).parent)!r})
+from clean_load import Blocker
+del sys.path[0]
 sys.meta_path.insert(0, Blocker())
 """
 LOAD = """
