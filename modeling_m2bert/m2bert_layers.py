@@ -42,7 +42,7 @@ class ChannelLinear(nn.Linear):
     reads."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(T, in) -> (T, out)."""
+        """Project (T, in) -> (T, out)."""
         if is_dense(self.weight):
             return (self.weight @ x.T).T
         return nn.functional.linear(x.contiguous(), self.weight)
@@ -56,12 +56,13 @@ def contiguous_rows(x: Tensor, linear: nn.Module) -> Tensor:
 
 
 def is_dense(weight: Tensor) -> bool:
-    """Return whether a weight is a plain tensor; of others, such as quantized ones, only `linear` is sure to work."""
+    """Return whether a weight is a plain tensor. Others, such as quantized ones, work for certain only with
+    `linear`."""
     return type(weight) in (Tensor, nn.Parameter)
 
 
 class M2BertMixer(nn.Module):
-    """Mixes along the sequence; the only skip from input to output is the residual long convolution."""
+    """Sequence mixer. The only skip from input to output is the residual long convolution."""
 
     def __init__(self, config, cache: FilterCache | None = None):
         super().__init__()
@@ -75,7 +76,7 @@ class M2BertMixer(nn.Module):
         self.cache = cache or FilterCache(num_layers=1)
 
     def forward(self, hidden_states: Tensor, rows: Rows) -> Tensor:
-        """(T, H) -> (T, H); padded positions, where there are any, hold out_proj's bias."""
+        """Mix (T, H) -> (T, H). Padded positions, if there are any, hold out_proj's bias."""
         if self.norm is not None:
             hidden_states = self.norm(hidden_states)
         gated, gate = self.short_conv(self.in_proj(contiguous_rows(hidden_states, self.in_proj)).T, rows)
@@ -130,7 +131,7 @@ class BlockDiagonalLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
     def forward(self, x: Tensor, operation: Callable[[Tensor, nn.Module], Tensor]) -> Tensor:
-        """Return operation(x, self). Weights that are offloaded, sharded, pruned or adapted are there, and right, only
+        """Return operation(x, self). Weights that are offloaded, sharded, pruned or adapted have their values only
         while their module is called."""
         return operation(x, self)
 
@@ -149,7 +150,7 @@ class M2BertMLP(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)  # not called: the operation drops, by its probability
 
     def forward(self, x: Tensor) -> Tensor:
-        """(T, H) -> (T, H)."""
+        """Map (T, H) -> (T, H)."""
         drops = self.dropout.training and not isinstance(self.dropout, nn.Identity)  # as some put in its place
         dropout = self.dropout.p if drops else 0.0
 

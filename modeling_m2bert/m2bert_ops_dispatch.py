@@ -21,7 +21,7 @@ def run(name: str, *arguments):
 
 
 def choose_kernels(kernels: str, x: Tensor) -> str:
-    """`torch` or `triton` for an operation on x.
+    """Return `torch` or `triton` for an operation on x.
 
     Args:
         kernels: "torch", "triton", "auto"; "": what M2BERT_KERNELS says, else "auto".
@@ -79,7 +79,7 @@ def _announce(chosen: str, why: str, surprising: bool):
 
 @functools.cache
 def functions(path: str) -> dict:
-    """The functions of `torch` or `triton` by name."""
+    """Return the functions of `torch` or `triton` by name."""
     if path == "torch":
         from .m2bert_ops_torch import (
             add_layer_norm,

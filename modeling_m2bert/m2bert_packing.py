@@ -28,17 +28,17 @@ class Packing(NamedTuple):
     shape: tuple[int, int]  # (B, L)
 
     def pack(self, x: Tensor) -> Tensor:
-        """(B, L, ..) -> (T, ..)."""
+        """Pack (B, L, ..) -> (T, ..)."""
         x = x.flatten(0, 1)
         return x if self.places is None else x[self.places]
 
     def repack(self, x: Tensor, like: Tensor) -> Tensor:
-        """`pack` of (B, L, H), with the strides that `like` (T, H) has: products round by layout."""
+        """Pack (B, L, H) with the strides that `like` (T, H) has: products round by layout."""
         x = self.pack(x)
         return x if x.stride() == like.stride() else x.T.contiguous().T
 
     def unpack(self, x: Tensor) -> Tensor:
-        """(T, H) of any strides -> (B, L, H) contiguous, zero in padding."""
+        """Unpack (T, H) of any strides -> (B, L, H) contiguous, zero in padding."""
         batch, length = self.shape
         if self.places is not None:
             x = x.new_zeros(batch * length, x.shape[-1]).index_copy(0, self.places, x)
@@ -47,12 +47,14 @@ class Packing(NamedTuple):
 
 
 def values_are_hidden(x: Tensor) -> bool:
-    """Whether nothing may depend on the values of x: inside torch.compile, and while a CUDA graph is captured."""
+    """Return whether nothing may depend on the values of x: inside torch.compile, and while a CUDA graph is
+    captured."""
     return torch.compiler.is_compiling() or (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def pack_rows(shape: tuple[int, int], device: torch.device, mask: Tensor | None) -> Packing:
-    """
+    """Lay the tokens of a batch side by side.
+
     Args:
         shape: (B, L). device: of the tokens.
         mask: (B, L) bool, ones then zeros; None: all tokens are real.
@@ -117,7 +119,7 @@ def _check_range(name: str, ids: Tensor, size_name: str, size: int, fix: str):
 
 
 def visible_tokens(mask: Tensor) -> Tensor | None:
-    """Mask of ones then zeros (B, L) bool as it is; None where it hides nothing.
+    """Return a mask of ones then zeros (B, L) bool as it is, or None if it hides nothing.
 
     Raises:
         ValueError: a zero stands before a one (not checked where values are hidden).
