@@ -84,6 +84,10 @@ DAMAGE = {
         lambda d: change_json(d / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Tok", None]}),
         "code 'evil'",
     ),
+    "a foreign processor": (
+        write("processor_config.json", '{"auto_map": {"AutoProcessor": "evil/it--x.Y-1"}}'),
+        "code 'evil/it--x'",
+    ),
     "a foreign module": (lambda d: change_modules(d, lambda m: [*m[:-1], m[-1] | {"type": "evil.M"}]), "code 'evil'"),
     "a pickle": (write("pytorch_model.bin", ""), "is a pickle"),
     "a pickle in a folder": (write("1_Pooling/x.PT", ""), "is a pickle"),
@@ -128,11 +132,12 @@ def test_a_folder_that_nobody_could_or_should_load_is_refused(folder, what):
 
 def test_harmless_text_is_no_path_and_no_secret(folder):
     change_json(folder / "config_sentence_transformers.json", a="</s>", b="a / b, and/or https://x.org/home/me/a")
-    (folder / "notes.txt").write_text(f"hx_{'a' * 34}, org/name, ~/.cache and https://x.org/home/me")
+    (folder / "notes.txt").write_text(f"hx_{'a' * 34}, org/name, ~/.cache, /home/user/app and https://x.org/home/me")
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    tokenizer["model"]["vocab"]["/home/user"] = len(tokenizer["model"]["vocab"])
+    tokenizer["model"]["vocab"]["/home/me"] = len(tokenizer["model"]["vocab"])
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    (folder / "vocab.txt").write_text("/home/user\n")
+    (folder / "vocab.txt").write_text("/home/me\n")
+    (folder / "list.json").write_text("[1]")
     (folder / "training.json").write_text('{"config": {"data": "secret"}}')
     check(folder)
 
