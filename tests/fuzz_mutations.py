@@ -16,9 +16,10 @@ RAW_VALUES = [
 ]  # fmt: skip
 VALUES = [
     None, True, False, 0, -1, -5, 1, 3, 2**31, 2**63, 10**30, 10**12, 1e308, -1e308, 0.5, 1e-320, "", "x", "5", "null",
-    "../../etc/passwd", "/etc/passwd", ".", "..", "a/b", "\x00", "\x1b[31m", "é", "a" * 10_000, [], {}, [1], [[1]], [None],
-    ["x"], {"x": 1}, {"": None}, [[[]]], [{}],
+    "../../etc/passwd", "/etc/passwd", ".", "..", "a/b", "\x00", "\x1b[31m", "é", "a" * 10_000, [], {}, [1], [[1]],
+    [None], ["x"], {"x": 1}, {"": None}, [[[]]], [{}],
 ]  # fmt: skip
+DAMAGES = ["bit", "bits", "cut", "empty", "delete", "twice", "insert", "zeros", "swap", "bom", "folder"]
 KEYS = ["", "x", "type", "model_type", "auto_map", "__class__", "\x1b[31m", "a" * 300, "é"]
 
 
@@ -53,7 +54,7 @@ def mutate_bytes(path: Path, generator: random.Random) -> Mutation:
     content = bytearray(path.read_bytes())
     keys = keys_of(json.loads(content)) if path.suffix == ".yaml" else ()  # of settings from several places
     place = generator.randrange(len(content) or 1)
-    how = generator.choice("bit bits cut empty delete twice insert zeros swap bom folder".split())
+    how = generator.choice(DAMAGES)
     if how == "bit" and content:
         content[place] ^= 1 << generator.randrange(8)
     elif how == "bits" and content:
