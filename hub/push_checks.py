@@ -51,7 +51,6 @@ class CardData(Schema):
     model_config = FOREIGN
 
     sdk: str | None = None
-    app_file: str | None = None
     base_model: str | list[str] | None = None
     tags: list[str] | None = None
 
@@ -152,7 +151,7 @@ def check_files(upload: Upload, repo_id: str):
     Raises:
         ValueError: a file is missing, damaged or must not be public, or names code that is not in the folder.
     """
-    files, folder, metadata = upload.files, upload.folder, upload.metadata
+    files, folder = upload.files, upload.folder
     if "README.md" not in files:
         raise ValueError(f"{folder} lacks README.md, the card; {EXPORT}")
     for name, path in files.items():
@@ -174,8 +173,6 @@ def check_files(upload: Upload, repo_id: str):
                 raise ValueError(f"{folder} names the code {module!r}, which is not in it; {EXPORT}")
     elif upload.kind == "adapter":
         check_base(upload)
-    elif metadata.sdk in ("gradio", "streamlit") and (metadata.app_file or "app.py") not in files:
-        raise ValueError(f"{folder} lacks {metadata.app_file or 'app.py'}, the Space's program")
 
 
 def check_file(name: str, path: Path):

@@ -274,10 +274,8 @@ def test_an_adapter_names_its_base_as_the_hub_knows_it(adapter, monkeypatch, tmp
     refused(adapter, "has no weights")
 
 
-def test_a_space_needs_its_program_and_no_other_kind(tmp_path):
-    (tmp_path / "README.md").write_text("---\nsdk: gradio\napp_file: main.py\n---\n")
-    refused(tmp_path, "lacks main.py")
-    (tmp_path / "main.py").write_text("")
+def test_a_space_is_of_no_other_kind(tmp_path):
+    (tmp_path / "README.md").write_text("---\nsdk: gradio\n---\n")
     upload = check(tmp_path)
     assert (upload.kind, upload.metadata.sdk, upload.repo_type) == ("space", "gradio", "space")
     (tmp_path / "config.json").write_text("{}")
