@@ -100,7 +100,7 @@ def collect(folder: str | Path) -> Upload:
             path = Path(here, name)
             inside = path.relative_to(root).as_posix()
             if stays_here(path):
-                left_out.append(inside + "/" * (name in folders))
+                left_out.append(f"{inside}/" if name in folders else inside)
             elif path.is_symlink() and not (path.is_file() and (is_inside(path, root) or is_own_code(inside, path))):
                 raise ValueError(f"{path} is a link out of the folder, or to no file; put a copy in its place")
             elif name in names:
