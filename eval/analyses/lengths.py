@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ..tasks.locov1 import RetrievalTask
+from ..tasks.schema import RetrievalTask
 from .score_groups import summarise
 from .token_counter import TokenCounter
 

@@ -10,7 +10,7 @@ import numpy as np
 from ..encoders.cache import VectorStore
 from ..progress import counted
 from ..rankers import Bm25Ranker, DenseRanker, Run
-from ..tasks.locov1 import RetrievalTask
+from ..tasks.schema import RetrievalTask
 from .haystacks import Haystacks
 from .provenance import provenance
 from .score_groups import summarise

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..tasks.locov1 import RetrievalTask
+from ..tasks.schema import RetrievalTask
 from .score_groups import summarise
 
 QUARTERS = (1, 2, 3, 4)

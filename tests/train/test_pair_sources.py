@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from m2bert.eval.tasks.locov1 import make_task
+from m2bert.eval.tasks.schema import make_task
 from m2bert.train.pairs.data import carve, load_data, load_triples, read_negatives, set_aside
 
 SETTINGS = {"path": "x", "tasks": None, "triples": None, "triples_config": None, "triples_limit": None,
