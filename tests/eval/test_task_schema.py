@@ -59,6 +59,7 @@ def test_where_the_answers_begin(tmp_path, write_task, tiny_rows):
 @pytest.mark.parametrize("kind", ["string_view", "large_string", "dictionary"])
 def test_texts_of_any_arrow_type_are_read(tmp_path, write_task, tiny_rows, kind):
     """Polars writes string_view, on which Arrow filters nothing; pandas writes categories as dictionaries."""
+    all_have(tiny_rows[0], answer="a")
     folder = write_task(tmp_path, *tiny_rows)
     text = pa.dictionary(pa.int32(), pa.string()) if kind == "dictionary" else getattr(pa, kind)()
     before = load_task(folder, "tiny", "test")
