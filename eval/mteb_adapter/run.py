@@ -54,7 +54,7 @@ def run_tasks(encoder: Encoder, policy: Policy, tasks: list, system: str | None 
 
 
 def _record(encoder: Encoder, policy: Policy, task, split: str, scores: list[dict], system: str | None) -> dict:
-    from ..analyses.provenance import installed_versions
+    from ..analyses.shared import installed_versions
 
     about = task.metadata
     others = {name: _mean(scores, name) for name in ALSO if name != about.main_score and name in scores[0]}

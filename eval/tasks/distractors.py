@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from ..analyses.text_sources import read_source
+from ..analyses.clusters import read_source
 from .locov1 import RetrievalTask, fingerprint_of
 
 logger = logging.getLogger(__name__)
