@@ -51,7 +51,7 @@ def scores_of(retrieval: Iterable[dict], mteb: Iterable[dict]) -> list[Score]:
     ]
     for record in mteb:
         number_of_table = _table_of(record["task"])
-        metric = number_of_table and paper.printed()["tables"][number_of_table].get("metric")
+        metric = number_of_table and paper.metric(number_of_table)
         value = (record.get("other_scores") or {}).get(metric)
         if value is None:
             metric, value = record["metric"], record["value"]
@@ -107,7 +107,6 @@ def _mean(found: dict[str, Score]) -> float:
 
 def _table_section(number_of_table: str, systems: dict[str, dict[str, Score]], sources: Sources) -> Section:
     """Return Table 14 or one of 18 to 22: each system's tasks and their average."""
-    measure, title = paper.printed()["tables"][number_of_table]["measure"], paper.title(number_of_table)
 
     def against(name: str, tasks: list[str], ours: float, interval_text: str) -> list[str]:
         model, other, theirs = (paper.mean(number_of_table, row, tasks) for row in (PAPER_MODEL, OTHER_MODEL, name))
@@ -128,13 +127,13 @@ def _table_section(number_of_table: str, systems: dict[str, dict[str, Score]], s
         average = f"average over {len(found)} of {len(paper.columns(number_of_table))} tasks"
         rows.append([average, "", *against(models[0], list(found), _mean(found), "")])
     caption = (
-        f"Points; in italics what the paper prints ({measure}). The difference is ours minus {PAPER_MODEL}, or the "
-        "paper's row of the same system. mteb gives no intervals; metrics have mteb's names. Averages are over the "
-        "tasks measured here, the paper's too."
+        f"Points; in italics what the paper prints ({paper.measure(number_of_table)}). The difference is ours minus "
+        f"{PAPER_MODEL}, or the paper's row of the same system. mteb gives no intervals; metrics have mteb's names. "
+        "Averages are over the tasks measured here, the paper's too."
     )
     header = ["task", "metric", "ours", "95 % interval", PAPER_MODEL, "difference", OTHER_MODEL]
     blocks = [table(caption, header, rows, words=2), *errata(number_of_table)]
-    return Section(f"{title} (Table {number_of_table})", blocks, (number_of_table,))
+    return Section(f"{paper.title(number_of_table)} (Table {number_of_table})", blocks, (number_of_table,))
 
 
 def _averages_section(by_table: dict[str, dict[str, dict[str, Score]]]) -> list[Section]:

@@ -21,6 +21,16 @@ def values(table: str) -> dict[str, dict[str, float]]:
     return printed()["tables"][table]["values"]
 
 
+def measure(table: str) -> str:
+    """Return what the numbers of a table are."""
+    return printed()["tables"][table]["measure"]
+
+
+def metric(table: str) -> str | None:
+    """Return what mteb calls the paper's measure, where that is not the task's main score."""
+    return printed()["tables"][table].get("metric")
+
+
 def value(table: str, row: str | None, column: str) -> float | None:
     """Return one number, or None if the paper does not print it."""
     return values(table).get(row, {}).get(column)
@@ -43,6 +53,12 @@ def mean(table: str, row: str | None, columns: list[str]) -> float | None:
     """
     present = [value(table, row, column) for column in columns]
     return None if not present or None in present else sum(present) / len(present)
+
+
+def ranked(table: str, columns: list[str]) -> list[str]:
+    """Return the rows that have all of these columns, the best mean first."""
+    means = {row: mean(table, row, columns) for row in values(table)}
+    return sorted((row for row in means if means[row] is not None), key=lambda row: -means[row])
 
 
 def errata(*tables: str) -> list[str]:

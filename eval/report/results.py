@@ -24,13 +24,7 @@ IDENTITY = {
 
 
 class Results(NamedTuple):
-    """Records by kind, and what a reader must know about the files they came from.
-
-    Attributes:
-        problems: one line for each file or record that could not be used.
-        notes: one line for each record that a later one replaced or that names a row which the paper does not have, and
-            for each name that several models share.
-    """
+    """Records by kind, and a line each for what could not be used (`problems`) and what readers must know (`notes`)."""
 
     records: dict[str, list[dict]]
     problems: list[str]
@@ -40,7 +34,8 @@ class Results(NamedTuple):
 def load_results(paths: list[Path]) -> Results:
     """Read all records of result files. Of records with the same identity keep the one of the later date.
 
-    Nothing here raises: what is wrong is in `problems`.
+    Nothing here raises. A note names each record that a later one replaced or whose row the paper does not have, and
+    each name that several models share.
     """
     problems: list[str] = []
     notes: list[str] = []

@@ -65,28 +65,21 @@ def grouped(records: Iterable[dict]) -> dict[str, list[dict]]:
 
 
 def grouped_rows(
-    records: Iterable[dict],
-    row: Callable[[dict], list[str]],
-    paper_table: str | None = None,
-    columns: Iterable[str] = (),
-    printed_row: Callable[[str], list[str]] | None = None,
+    records: Iterable[dict], row: Callable[[dict], list[str]], theirs: dict[str, list[str]] | None = None
 ) -> list[list[str]]:
-    """Return rows of a table, group by group below the group's title: our systems, then the paper's, the best first.
+    """Return rows of a table, group by group below the group's title: our systems, the best first, then the paper's.
 
     Args:
         row: makes the row of a record.
-        paper_table: a table of the paper, whose models that have all of `columns` are ranked by their means.
-        printed_row: makes the row of a model of the paper.
+        theirs: {model of the paper: its numbers}, the best first.
     """
-    ours, theirs = grouped(records), defaultdict(list)
-    if paper_table:
-        means = {name: paper.mean(paper_table, name, list(columns)) for name in paper.values(paper_table)}
-        for name in sorted((name for name in means if means[name] is not None), key=lambda name: -means[name]):
-            theirs[group_of(paper.printed()["models"][name])].append(printed_row(name))
+    ours, printed_rows = grouped(records), defaultdict(list)
+    for name, numbers in (theirs or {}).items():
+        printed_rows[group_of(paper.printed()["models"][name])].append(paper_row(name, *numbers))
     rows = []
     for title in GROUPS.values():
-        if title in ours or title in theirs:
-            rows += [[bold(title)], *map(row, ours.get(title, [])), *theirs[title]]
+        if title in ours or title in printed_rows:
+            rows += [[bold(title)], *map(row, ours.get(title, [])), *printed_rows[title]]
     return rows
 
 
@@ -158,17 +151,12 @@ def overview_table(paper_table: str, tasks: Tasks) -> Markdown:
         for record in records:
             systems.setdefault(record["system"], {})[key] = record
     shared = [key for key in tasks if names[key] not in doubled and all(key in found for found in systems.values())]
-    shared_names = [names[key] for key in shared]
     total = len(paper.columns(paper_table))
 
     def row(summary: dict) -> list[str]:
         found = systems[summary["system"]]
         cells = [points(found[key]["ndcg_at_10"] if key in found else None) for key in tasks]
         return [summary["system"], *cells, *[points(summary["ndcg_at_10"])] * (len(shared) > 1)]
-
-    def printed_row(name: str) -> list[str]:
-        cells = [number(paper.value(paper_table, name, task)) for task in names.values()]
-        return paper_row(name, *cells, *[number(paper.mean(paper_table, name, shared_names))] * (len(shared) > 1))
 
     header = ["system", *(f"{name} ({shorten(key[2])})" if name in doubled else name for key, name in names.items())]
     caption = (
@@ -184,8 +172,12 @@ def overview_table(paper_table: str, tasks: Tasks) -> Markdown:
     if 1 < len(shared) < total:
         caption += " They are not the averages that the paper prints."
     summaries = [_summary(name, found, shared) for name, found in systems.items()]
-    columns = list(dict.fromkeys(names.values()))
-    return table(caption, header, grouped_rows(summaries, row, paper_table, columns, printed_row))
+    theirs = {}
+    for model in paper.ranked(paper_table, list(dict.fromkeys(names.values()))):
+        theirs[model] = [number(paper.value(paper_table, model, name)) for name in names.values()]
+        if len(shared) > 1:
+            theirs[model].append(number(paper.mean(paper_table, model, [names[key] for key in shared])))
+    return table(caption, header, grouped_rows(summaries, row, theirs))
 
 
 def _summary(name: str, records: dict[tuple, dict], shared: list[tuple]) -> dict:
@@ -233,10 +225,9 @@ def scores_table(records: list[dict], sources: Sources) -> Markdown:
             _overlap_text(record),
         ]
 
-    def printed_row(name: str) -> list[str]:
-        return paper_row(name, number(paper.value(found, name, column)))
-
-    return table(caption, header, grouped_rows(records, row, found, [column], printed_row))
+    models = paper.ranked(found, [column]) if found else []
+    theirs = {model: [number(paper.value(found, model, column))] for model in models}
+    return table(caption, header, grouped_rows(records, row, theirs))
 
 
 def _against_paper(record: dict, paper_table: str) -> list[str]:
