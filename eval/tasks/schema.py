@@ -204,7 +204,7 @@ def texts_by_id(kind: str, pairs: Iterable[tuple[str, str]], where: str) -> dict
     """
     pairs = list(pairs)
     if not pairs:
-        raise ValueError(f"{where} has no {kind}, or only null ones; add some, or leave the task out")
+        raise ValueError(f"{where} has no {kind}; add some (null texts do not count)")
     for identifier, text in pairs:
         if not (isinstance(identifier, str) and isinstance(text, str)):
             raise ValueError(f"{where}, {kind}: id {identifier!r} has {text!r:.80}; both must be texts")

@@ -127,7 +127,7 @@ def test_files_that_cannot_be_read_are_named(tiny_data, write_task, tiny_rows):
 
 def test_null_passages_alone_leave_no_task():
     queries = [{"qid": "q", "query": "what", "answer_pids": ["p"]}]
-    with pytest.raises(ValueError, match="task 't', split 'test' has no documents, or only null ones"):
+    with pytest.raises(ValueError, match="task 't', split 'test' has no documents; add some"):
         make_task("t", "test", queries, [{"pid": "p", "passage": None}])
 
 
