@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from m2bert.model_files import check_model_files
+from m2bert.model_files import check_code_files, check_model_files
 
 from ..tasks.hub_reach import hub_or_cache, plain
 
@@ -27,6 +27,7 @@ def load_model(name: str, device: str | None = None):
     if folder.is_dir():
         if not any((folder / settings).is_file() for settings in SETTINGS):
             raise ValueError(f"encoder {name!r} is no model folder: it has none of {', '.join(SETTINGS)}")
+        check_code_files(folder)
         check_model_files(folder)
         model = _load(name, name, device, None, trusted=True)
         check_tensors(folder, model[0])

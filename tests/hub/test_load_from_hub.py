@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_hub import FakeHub
-from fake_hub_routes import READ_TOKEN
+from fake_hub import READ_TOKEN, FakeHub
 
 from m2bert.hub.folder import write_folder
 from m2bert.hub.push import carry_out, plan_push
