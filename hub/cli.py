@@ -148,7 +148,7 @@ def convert(
         raise ValueError(f"{source} is no file, no folder and no Hub id (org/name)")
     from transformers.utils.logging import disable_progress_bar
 
-    from .convert.conversion import convert_source
+    from .convert.run import convert_source
 
     disable_progress_bar()
     typer.echo(

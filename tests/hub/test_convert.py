@@ -4,7 +4,7 @@ import pytest
 import torch
 from original_model import KEPT, Fixture, needs_fixtures
 
-from m2bert.hub.convert.convert import convert_state_dict
+from m2bert.hub.convert.names import convert_state_dict
 from modeling_m2bert import M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
 from modeling_m2bert.m2bert_ops_filter import implicit_filter
 
@@ -157,7 +157,7 @@ def test_every_tensor_has_its_place_in_the_account():
     fixture = Fixture("base_full")
     state = {f"model.{key}": value for key, value in fixture.state.items()}  # both heads in one file
     state["model.bert.encoder.layer.0.attention.filter_fn.flashfft.twiddle"] = torch.zeros(3)
-    record = convert_state_dict(state, fixture.config).account.record()
+    record = convert_state_dict(state, fixture.config).audit.record()
     assert record["rebuilt"] == ["bert.embeddings.position_ids"]
     assert record["constant_tables"] == 1
     assert set(record["not_converted"]) == {"bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight",

@@ -10,7 +10,7 @@ from fake_hub import FakeHub
 from original_model import Fixture, needs_fixtures
 from safetensors.torch import save, save_file
 
-from m2bert.hub.convert.conversion import convert_source
+from m2bert.hub.convert.run import convert_source
 from m2bert.hub.convert.source import find_source
 from modeling_m2bert import M2BertConfig
 
@@ -201,13 +201,13 @@ def test_the_client_is_quiet_about_files_that_are_not_asked_for(original, hub, c
 def test_a_licence_is_an_id_or_nothing(tmp_path, head, licence):
     (tmp_path / "model.safetensors").write_bytes(b"")
     (tmp_path / "README.md").write_text(f"---\n{head}\n---\n# A model\n\nlicense: wrong\n")
-    assert find_source(str(tmp_path)).licence() == licence
+    assert find_source(str(tmp_path)).license() == licence
 
 
 def test_a_card_without_metadata_states_no_licence(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     (tmp_path / "README.md").write_text("# A model\n\nlicense: mit\n")
-    assert find_source(str(tmp_path)).licence() is None
+    assert find_source(str(tmp_path)).license() is None
 
 
 def test_an_empty_name_is_not_the_working_folder(tmp_path, original, monkeypatch):

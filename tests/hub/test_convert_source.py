@@ -23,8 +23,9 @@ from original_model import Fixture, needs_fixtures
 from safetensors.torch import load_file, save, save_file
 from transformers import AutoTokenizer, BertTokenizerFast
 
-from m2bert.hub.convert import conversion, parity
-from m2bert.hub.convert.conversion import convert_source
+from m2bert.hub.convert import check as parity
+from m2bert.hub.convert import run as conversion
+from m2bert.hub.convert.run import convert_source
 from m2bert.hub.convert.source import find_source
 from m2bert.hub.hub_errors import HubError
 from modeling_m2bert import M2BertForMaskedLM, M2BertModel

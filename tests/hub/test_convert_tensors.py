@@ -7,8 +7,8 @@ import torch
 from original_model import Fixture, needs_fixtures
 from safetensors.torch import save_file
 
-from m2bert.hub.convert.conversion import convert_source
-from m2bert.hub.convert.convert import convert_state_dict
+from m2bert.hub.convert.names import convert_state_dict
+from m2bert.hub.convert.run import convert_source
 
 pytestmark = needs_fixtures
 TABLES = ["bert.encoder.flashfft.f_16_fft", "bert.encoder.layer.1.attention.filter_fn.flashfft.twiddle_factors_fft_16",
@@ -25,7 +25,7 @@ def original():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.complex64])
 def test_tables_of_the_convolution_are_left_out(original, name, dtype):
     state = original.embedding_state() | {name: torch.zeros(3, dtype=dtype)}
-    assert convert_state_dict(state, original.config).account.constant_tables == [name]
+    assert convert_state_dict(state, original.config).audit.names["constant_tables"] == [name]
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_positions_are_whole_numbers_as_many_as_the_model_has(original, position
 def test_positions_of_the_right_length_are_rebuilt(original):
     for dtype in (torch.int64, torch.int32):
         state = original.embedding_state() | {POSITIONS: torch.arange(128, dtype=dtype)[None]}
-        assert convert_state_dict(state, original.config).account.rebuilt == [POSITIONS]
+        assert convert_state_dict(state, original.config).audit.names["rebuilt"] == [POSITIONS]
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64, torch.float8_e4m3fn])

@@ -8,8 +8,9 @@ from convert_cases import WORDS, go_offline, record_of, write_source
 from original_model import Fixture, needs_fixtures
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from m2bert.hub.convert import conversion, parity
-from m2bert.hub.convert.conversion import convert_source
+from m2bert.hub.convert import check as parity
+from m2bert.hub.convert import run as conversion
+from m2bert.hub.convert.run import convert_source
 
 pytestmark = needs_fixtures
 FAST = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "unk_token": "[UNK]"}

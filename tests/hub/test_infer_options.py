@@ -8,8 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from m2bert.hub.convert.convert import convert_config, convert_state_dict
-from m2bert.hub.convert.infer_options import infer_options
+from m2bert.hub.convert.names import Options, convert_config, convert_state_dict, infer_options
 
 FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures" / "upstream_parity"
 CASES = sorted(path.stem for path in FIXTURES.glob("*.safetensors") if path.stem != "uneven_blocks")
@@ -61,5 +60,5 @@ def test_the_released_32k_shapes():
     assert (options["hidden_size"], options["num_hidden_layers"], options["intermediate_size"]) == (768, 12, 3072)
     assert (options["monarch_mlp_nblocks"], options["hyena_filter_order"], options["hyena_emb_dim"]) == (4, 128, 5)
     assert (options["bidirectional"], options["residual_long_conv"]) == (True, True)
-    config = convert_config(options, vocab_size=30528)
+    config = convert_config(Options(**options), vocab_size=30528)
     assert (config.max_position_embeddings, config.pooling, config.padding) == (longest, "cls_tanh", "visible")

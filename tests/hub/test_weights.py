@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from m2bert.hub.convert.weights import choose_weights, read_weights
+from m2bert.hub.convert.source import choose_weights, read_weights
 
 STATE = {"a": torch.arange(3.0), "b": torch.ones(2, 2).bfloat16()}
 

@@ -1,4 +1,4 @@
-"""`m2bert convert`: from a model of the research code to a Hub folder, with a record of what was done and checked."""
+"""`m2bert convert`: make a Hub folder of a model of the research code, with a record of what was done and checked."""
 
 import datetime
 import json
@@ -15,11 +15,9 @@ from m2bert.terminal import shown
 
 from ..checkpoint import check_finite
 from ..folder import check_apart, check_output, fill_folder, whole_folder
-from .convert import Conversion, convert_state_dict
-from .parity import check_parity, compare_paddings
-from .source import Source, find_source
-from .tokenizer_source import find_tokenizer
-from .weights import INDEX, read_weights, shards
+from .check import check_parity, compare_paddings
+from .names import Conversion, convert_state_dict
+from .source import INDEX, Source, find_source, find_tokenizer, read_weights, shards
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +63,7 @@ def convert_source(
         state = read_weights(found.weights)
         with _naming(found.weights):
             conversion = convert_state_dict(state, configuration)
-        check_finite(conversion.tensors, source)
+        check_finite(conversion.tensors, str(found.weights))
         tokens, tokenizer_name = find_tokenizer(tokenizer, found, conversion.config)
         model = build(conversion)
         with _naming(found.weights):
@@ -73,9 +71,9 @@ def convert_source(
         record = {
             "source": found.name,
             "revision": found.revision,
-            "license": found.licence(),
+            "license": found.license(),
             "files": {_name_in(found.root, path): digest(path) for path in read},
-            "tensors": conversion.account.record(),
+            "tensors": conversion.audit.record(),
             "options": conversion.origins,
             "parity": parity,
             "masked": compare_paddings(model, tokens) if model.base_model.pooler is not None else None,
@@ -89,7 +87,7 @@ def convert_source(
 
 @contextmanager
 def _naming(weights: Path) -> Iterator[None]:
-    """Let an error of what is done with weights name their file."""
+    """Let errors of what is done with weights name their file."""
     try:
         yield
     except ValueError as error:
@@ -111,7 +109,7 @@ def _name_in(folder: Path, path: Path) -> str:
 
 
 def build(conversion: Conversion) -> PreTrainedModel:
-    """The converted model in float32, ready to run."""
+    """Return the converted model in float32, ready to run."""
     masked_lm = conversion.config.architectures[0].endswith("ForMaskedLM")
     model = (AutoModelForMaskedLM if masked_lm else AutoModel).from_config(conversion.config)
     model.load_state_dict(conversion.tensors, strict=True)
@@ -119,7 +117,7 @@ def build(conversion: Conversion) -> PreTrainedModel:
 
 
 def report(record: dict, model: PreTrainedModel, folder: Path) -> str:
-    """The record as text for a terminal, with where the folder is."""
+    """Format the record, and where the folder is, for a terminal."""
     rows = {
         "source": [record["source"]],
         "commit": [record["revision"]] if record["revision"] else [],
