@@ -58,6 +58,15 @@ class Options(Schema):
 # What tensors cannot tell, as in the released retrieval models: the first token's state through the pooler.
 ASSUMED = {"pool_all": False, "use_cls_token": False, "hyena_w_mod": 1, "layer_norm_eps": 1e-12, "pad_token_id": 0,
            "hidden_act": "gelu", "sequence_token_planting": False}  # fmt: skip
+SAME = ("hidden_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings", "type_vocab_size",
+        "hidden_dropout_prob", "layer_norm_eps", "initializer_range", "residual_long_conv", "pad_token_id")  # fmt: skip
+FIELDS = dict(zip(SAME, SAME, strict=True)) | {  # the original's options: this model's
+    "use_positional_encodings": "position_embeddings",
+    "hyena_w": "filter_frequency",
+    "hyena_emb_dim": "filter_embedding_size",
+    "hyena_filter_order": "filter_order",
+    "hyena_training_additions": "mixer_layer_norm",
+}
 WORDS = "bert.embeddings.word_embeddings.weight"
 DECODER = "cls.predictions.decoder.weight"  # the same tensor; a file may keep either name
 POSITION_IDS = "bert.embeddings.position_ids"
@@ -156,8 +165,8 @@ def convert_state_dict(state_dict: dict[str, Tensor], configuration: dict) -> Co
     origins = options_by_origin(told, configuration)
     merged = {name: value for group in origins.values() for name, value in group.items()}
     options = checked(Options, merged, "option of the original's configuration (--config)")
-    check_contradictions(told, len(words), configuration)
     config = convert_config(options, len(words))
+    check_contradictions(told, len(words), configuration)
 
     audit = TensorAudit(source)
     masked_lm = any(name.startswith("cls.") for name in source)
@@ -281,27 +290,10 @@ def convert_config(options: Options, vocab_size: int) -> "modeling_m2bert.M2Bert
         raise ValueError(f"option long_conv_l_max={options.long_conv_l_max} must equal max_position_embeddings")
     if options.hidden_size % blocks or options.intermediate_size % blocks:
         raise ValueError(f"option monarch_mlp_nblocks={blocks} must divide hidden_size and intermediate_size")
+    fields = {ours: getattr(options, theirs) for theirs, ours in FIELDS.items()}
+    pooling = "cls" if options.use_cls_token else "mean_tanh" if options.pool_all else "cls_tanh"
     return AutoConfig.for_model(
-        "m2bert",
-        vocab_size=vocab_size,
-        hidden_size=options.hidden_size,
-        num_hidden_layers=options.num_hidden_layers,
-        intermediate_size=options.intermediate_size,
-        num_blocks=blocks,
-        max_position_embeddings=options.max_position_embeddings,
-        position_embeddings=options.use_positional_encodings,
-        type_vocab_size=options.type_vocab_size,
-        hidden_dropout_prob=options.hidden_dropout_prob,
-        layer_norm_eps=options.layer_norm_eps,
-        initializer_range=options.initializer_range,
-        filter_order=options.hyena_filter_order,
-        filter_embedding_size=options.hyena_emb_dim,
-        filter_frequency=options.hyena_w,
-        residual_long_conv=options.residual_long_conv,
-        mixer_layer_norm=options.hyena_training_additions,
-        pooling="cls" if options.use_cls_token else "mean_tanh" if options.pool_all else "cls_tanh",
-        padding="visible",
-        pad_token_id=options.pad_token_id,
+        "m2bert", vocab_size=vocab_size, num_blocks=blocks, pooling=pooling, padding="visible", **fields
     )
 
 
