@@ -1,5 +1,5 @@
 """What the sources and documents must not say: code that runs what it reads, commands that run code which can change,
-logs that tell a token. `hub/test_foreign_folders.py` attacks the functions that read folders.
+logs that tell a token. `hub/test_checkpoints.py` attacks the functions that read folders.
 """
 
 import ast
