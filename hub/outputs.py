@@ -47,17 +47,12 @@ def check_replaceable(output: Path, overwrite: bool) -> None:
         raise ValueError(f"output {output} exists and is no folder; name a folder")
     if not there.is_dir() or not any(there.iterdir()):
         return
-    for here, folders, names in os.walk(there):
-        for name in sorted(folders + names):
-            found = Path(here, name).relative_to(there).as_posix()
-            if not OURS.fullmatch(found):
-                raise ValueError(
-                    f"output {output} is not empty and holds {found!r}, which is of no model folder, so it is not "
-                    "replaced; move that away, or name another folder"
-                )
-    if not _is_ours(there):
+    inner = (Path(here, name) for here, folders, names in os.walk(there) for name in sorted(folders + names))
+    foreign = next((name for path in inner if not OURS.fullmatch(name := path.relative_to(there).as_posix())), None)
+    if foreign or not _is_ours(there):
+        what = f"{foreign!r}, which is of no model folder" if foreign else "no model of this package"
         raise ValueError(
-            f"output {output} is not empty and holds no model of this package, so it is not replaced; name another "
+            f"output {output} is not empty and holds {what}, so it is not replaced; move that away, or name another "
             "folder"
         )
     if not overwrite:

@@ -183,11 +183,8 @@ def convert_state_dict(state_dict: dict[str, Tensor], configuration: dict) -> Co
     tensors = {"embeddings.word_embeddings.weight": audit.take_shared([WORDS, DECODER])}
     for layer in range(config.num_hidden_layers):
         tensors |= _convert_layer(audit, f"bert.encoder.layer.{layer}.", f"layers.{layer}.", options)
-    for name in list(audit.left):
-        if ours := _renamed(name):
-            tensors[ours] = audit.take(name)
-    if audit.left:
-        raise ValueError(f"state_dict holds tensors that are unexpected: {', '.join(sorted(audit.left))}")
+    for name in list(audit.left):  # what has no name here is unexpected when the tensors are loaded
+        tensors[_renamed(name)] = audit.take(name)
     if masked_lm:
         tensors["lm_head.decoder.weight"] = words
         tensors = {name if name.startswith("lm_head.") else f"model.{name}": value for name, value in tensors.items()}
@@ -342,6 +339,6 @@ def _convert_filter(audit: TensorAudit, prefix: str, w_mod: float) -> dict[str, 
     }
 
 
-def _renamed(name: str) -> str | None:
+def _renamed(name: str) -> str:
     found = next((pattern for pattern in RENAMED if re.match(pattern, name)), None)
-    return re.sub(f"^{found}", RENAMED[found], name) if found else None
+    return re.sub(f"^{found}", RENAMED[found], name) if found else name

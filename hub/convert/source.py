@@ -16,15 +16,12 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
-    GatedRepoError,
     HfHubHTTPError,
-    HFValidationError,
     HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedConfig, PreTrainedTokenizerBase
@@ -98,18 +95,14 @@ def find_source(source: str, revision: str | None = None, file: str | None = Non
     """
     path = Path(source)
     if source and path.exists():
-        if revision is not None:
-            raise ValueError(f"--revision {revision!r} is of Hub repositories, but {source} is a path; leave it out")
+        if revision is not None or (file is not None and path.is_file()):
+            raise ValueError(f"--revision and --file choose in a repository or folder; leave them out for {source}")
         if path.is_dir():
             names = [entry.name for entry in path.iterdir() if entry.is_file()]
             if file is not None and not Path(file).is_absolute() and ".." not in Path(file).parts:
                 names += [file] if (path / file).is_file() else []
             return Source(path.resolve().name, None, path / choose_weights(names, file, source), path)
-        if file is not None:
-            raise ValueError(f"--file {file!r} chooses in a folder or repository, but {source} is a file; leave it out")
         return Source(path.name, None, path, path.parent)
-    if not is_hub_id(source) or "/" not in source:
-        raise ValueError(f"{source or repr(source)} is no file, no folder and no Hub id (org/name)")
 
     def choose(names: list[str]) -> list[str]:
         chosen = choose_weights(names, file, source)
@@ -122,15 +115,6 @@ def find_source(source: str, revision: str | None = None, file: str | None = Non
         folder = weights.parent.relative_to(root)
         download(source, root.name, lambda _: [(folder / name).as_posix() for name in shards(weights)])
     return Source(source, root.name, weights, root, cached)
-
-
-def is_hub_id(name: str) -> bool:
-    """Return True if a name has the form of a Hub id, and not that of a file's path."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return not name.endswith((*SUFFIXES, ".json", ".txt"))
 
 
 def download(
@@ -152,16 +136,14 @@ def download(
     with plain_errors(repo_id):
         try:
             names = HfApi().list_repo_files(repo_id, revision=revision)
-        except GatedRepoError:
-            raise
         except RepositoryNotFoundError as error:
             raise HubError(
-                f"{repo_id} is no file or folder here and no Hub repository that you may read: check the name, or, if "
-                "it is private, `hf auth login`"
+                f"{repo_id} is no file or folder here and no Hub repository that you may read: check the name; if it "
+                "is private or gated, ask for access and run `hf auth login`"
             ) from error
-        except HfHubHTTPError:  # the Hub is there: what the cache has may be old, or not all
-            raise
-        except (HTTPError, OfflineModeIsEnabled):
+        except (HTTPError, OfflineModeIsEnabled) as error:
+            if isinstance(error, HfHubHTTPError):  # the Hub answers: what the cache has may be old, or not all
+                raise
             return _cached(repo_id, revision)
     wanted = [name for name in choose(names) if name in names]
     with plain_errors(repo_id):
@@ -192,19 +174,14 @@ def choose_weights(names: list[str], wanted: str | None, place: str) -> str:
     Raises:
         ValueError: the wanted file is not there; or there are none, or several of which none has a usual name.
     """
-    listed = ", ".join(sorted(names)[:20]) or "no file at all"
-    if wanted is not None:
-        if wanted not in names:
-            raise ValueError(f"{place} has no file {wanted!r} (--file); it has {listed}")
-        return wanted
-    if usual := next((name for name in USUAL if name in names), None):
-        return usual
-    found = sorted(name for name in names if name.endswith(SUFFIXES) and "/" not in name)
-    if not found:
-        raise ValueError(f"{place} has no weights (*{', *'.join(SUFFIXES)}); it has {listed}")
-    if len(found) > 1:
-        raise ValueError(f"{place} has several weights: {', '.join(found)}; choose one with --file NAME")
-    return found[0]
+    usual = [name for name in USUAL if name in names][:1]
+    found = usual or [name for name in names if name.endswith(SUFFIXES) and "/" not in name]
+    chosen = found if wanted is None else [name for name in names if name == wanted]
+    if len(chosen) != 1:
+        listed = ", ".join(sorted(chosen or names)[:20]) or "no file at all"
+        what = f"no file {wanted!r}" if wanted is not None else "several weights" if chosen else "no weights"
+        raise ValueError(f"{place} has {what} among {listed}; choose one of {', '.join(SUFFIXES)} with --file NAME")
+    return chosen[0]
 
 
 def shards(weights: Path) -> dict[str, list[str] | None]:
@@ -218,11 +195,9 @@ def shards(weights: Path) -> dict[str, list[str] | None]:
     files = {}
     for tensor, name in checked(WeightsIndex, read_json(weights), str(weights)).weight_map.items():
         inside(weights.parent, name)
-        if not name.endswith(SUFFIXES):
-            raise ValueError(f"{weights} names {name!r}, which is no weights file; copy the index again")
         files.setdefault(name, []).append(tensor)
-    if not files:
-        raise ValueError(f"{weights} has an empty weight_map; name the index of a sharded checkpoint")
+    if not files or not all(name.endswith(SUFFIXES) for name in files):
+        raise ValueError(f"{weights} names other files than weights, or none, in its weight_map; copy it again")
     return files
 
 
@@ -230,14 +205,11 @@ def read_weights(weights: Path) -> dict[str, Tensor]:
     """Read tensors by name, of a file or of all files of an index.
 
     Raises:
-        ValueError: see `shards` and `read_file`; a shard is missing, or holds other tensors than the index says.
+        ValueError: see `shards` and `read_file`; or a shard holds other tensors than the index says.
     """
     tensors = {}
     for name, expected in shards(weights).items():
-        path = weights.parent / name
-        if not path.is_file():
-            raise ValueError(f"{weights} names {name!r}, which is not beside it; copy or download it again")
-        found = read_file(path)
+        found = read_file(weights.parent / name)
         if expected is not None and (odd := sorted(found.keys() ^ set(expected))):
             raise ValueError(f"{weights} and {name} disagree about {', '.join(odd[:5])}; download them again")
         tensors |= found
@@ -299,8 +271,6 @@ def find_tokenizer(
         tokenizer, origin = read_tokenizer(own), "the source's own"
     elif named is not None and Path(named).exists():
         tokenizer, origin = read_tokenizer(Path(named)), Path(named).resolve().name
-    elif named is not None and not is_hub_id(named):
-        raise ValueError(f"tokenizer {named} is no folder, no vocab.txt and no Hub id (--tokenizer)")
     else:
         repo_id = named or ORIGINAL_TOKENIZER
         try:
@@ -326,8 +296,6 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """
     files = {"vocab.txt": path} if path.is_file() else {name: path / name for name in TOKENIZER_FILES}
     files = {name: file for name, file in files.items() if file.is_file()}
-    if not set(VOCABULARIES) & files.keys():
-        raise ValueError(f"tokenizer {path} has none of {', '.join(VOCABULARIES)} (--tokenizer)")
     with tempfile.TemporaryDirectory() as scratch:
         for name, file in files.items():
             shutil.copyfile(file, Path(scratch) / name)
@@ -344,10 +312,11 @@ def _check_use(tokenizer: PreTrainedTokenizerBase, origin: str, pad_token_id: in
     """Raise ValueError if a tokenizer has no words, fails on a sentence, or pads with another id than the model."""
     try:
         works = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens) and tokenizer(SENTENCE)["input_ids"]
+        why = "no words, or no tokens"
     except Exception as error:  # of foreign settings, which can fail in any way
-        raise ValueError(f"tokenizer ({origin}) fails on a sentence ({type(error).__name__}: {error})") from error
+        works, why = False, f"{type(error).__name__}: {error}"
     if not works:
-        raise ValueError(f"tokenizer ({origin}) has no words, or no tokens for {SENTENCE!r}; name another --tokenizer")
+        raise ValueError(f"tokenizer ({origin}) fails on {SENTENCE!r} ({why}); name another one (--tokenizer)")
     if tokenizer.pad_token_id is None or pad_token_id not in (None, tokenizer.pad_token_id):
         raise ValueError(
             f"tokenizer ({origin}) pads with id {tokenizer.pad_token_id} but the model has "

@@ -111,9 +111,9 @@ def test_modules_and_shards_lie_in_their_folder(checkpoint, tmp_path, absolute):
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     with pytest.raises(ValueError, match="outside"):
         load_checkpoint(checkpoint)
-    for weight_map, says in ((["a"], "weight_map"), ({"x": "model-2.safetensors"}, "'model-2.safetensors'")):
+    for weight_map, says in ((["a"], "weight_map"), ({"x": "model-2.safetensors"}, "does not fit")):
         (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-        with pytest.raises(ValueError, match=f"index.json.*{says}"):
+        with pytest.raises(ValueError, match=says):
             load_checkpoint(checkpoint)
 
 
