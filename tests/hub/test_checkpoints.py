@@ -1,8 +1,12 @@
-"""A checkpoint that is damaged or of another form is one error that names the file, before anything is allocated."""
+"""Checkpoints from elsewhere: reading one runs nothing, reads nothing outside it and hands no foreign code on; what is
+damaged or of another form is one error that names the file, before anything is allocated."""
 
+import contextlib
 import json
 import math
+import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,13 +16,105 @@ from transformers import AutoModel
 from m2bert.hub.checkpoint import load_checkpoint, load_strictly, load_tokenizer
 from m2bert.hub.export import export_checkpoint
 from m2bert.hub.folder import write_folder
+from m2bert.hub.sentence_files import read_sentence_files
 from modeling_m2bert import M2BertModel
+
+AUTO_NAMES = ("AutoConfig", "AutoModel", "AutoModelForMaskedLM", "AutoTokenizer")
+
+
+class Attack:
+    """Pickled: a file that appears when it is read."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return (Path.touch, (self.mark,))
 
 
 @pytest.fixture
-def checkpoint(tiny_config, tokenizer, tmp_path):
-    """A complete folder with sentence-transformers' Pooling and Dense."""
-    return write_folder(M2BertModel(tiny_config(pooling="mean_tanh")), tokenizer, tmp_path / "checkpoint")
+def checkpoint(tiny_config, randomised, tokenizer, tmp_path):
+    """A complete folder with sentence-transformers' Dense."""
+    return write_folder(randomised(M2BertModel(tiny_config(pooling="mean_tanh"))), tokenizer, tmp_path / "checkpoint")
+
+
+def change_json(path: Path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_weights_as_a_pickle_are_refused(checkpoint, tmp_path):
+    tensors = load_file(checkpoint / "model.safetensors")
+    (checkpoint / "model.safetensors").unlink()
+    for content in (tensors, {"x": Attack(tmp_path / "ran")}):
+        torch.save(content, checkpoint / "pytorch_model.bin")
+        with pytest.raises(ValueError, match="has no model.safetensors; save the model there again"):
+            load_checkpoint(checkpoint)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["optimizer.bin", "random_states_0.pkl"])
+def test_states_of_a_run_as_a_foreign_pickle_are_not_run(tmp_path, name):
+    """A run keeps nothing else as a pickle (test_safety.py): accelerate reads registered objects without such care."""
+    accelerate = pytest.importorskip("accelerate")
+    accelerator = accelerate.Accelerator(cpu=True)
+    model = torch.nn.Linear(2, 2)
+    accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
+    accelerator.save_state(str(tmp_path / "step"))
+    assert (tmp_path / "step" / name).is_file()
+    torch.save(Attack(tmp_path / "ran"), tmp_path / "step" / name)
+    with contextlib.suppress(pickle.UnpicklingError):  # of random states it ignores what cannot be read
+        accelerator.load_state(str(tmp_path / "step"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_exporting_runs_none_of_the_checkpoints_code(checkpoint, tmp_path):
+    mark = tmp_path / "ran"
+    (checkpoint / "evil.py").write_text(f"open({str(mark)!r}, 'w')\nclass X: pass\n")
+    for name in ("modeling_m2bert.py", "configuration_m2bert.py"):
+        (checkpoint / name).write_text(f"open({str(mark)!r}, 'w')\n")
+    for name in ("config.json", "tokenizer_config.json"):
+        change_json(checkpoint / name, lambda content: content.update(auto_map=dict.fromkeys(AUTO_NAMES, "evil.X")))
+    exported = export_checkpoint(checkpoint, tmp_path / "exported")
+    assert not mark.exists()
+    assert not (exported / "evil.py").exists()
+    assert "open(" not in (exported / "modeling_m2bert.py").read_text()
+
+
+@pytest.mark.parametrize("reference", ["stranger/model--evil.X", "../evil.X", "evil.X"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_an_exported_folder_names_no_code_but_its_own(checkpoint, tmp_path, name, reference):
+    """`stranger/model--evil.X` would run another repository's code for whoever trusts this one."""
+    foreign = {"auto_map": dict.fromkeys(AUTO_NAMES, reference)}
+    foreign["_home"] = "/home/evil" if name == "config.json" else None
+    foreign["custom_pipelines"] = {"fill-mask": {"impl": reference, "pt": ["AutoModelForMaskedLM"]}}
+    change_json(checkpoint / name, lambda content: content.update(foreign))
+    exported = export_checkpoint(checkpoint, tmp_path / "exported")
+    for path in exported.rglob("*.json"):
+        assert "evil" not in path.read_text(), path.name
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_modules_and_shards_lie_in_their_folder(checkpoint, tmp_path, absolute):
+    shutil.copytree(checkpoint / "2_Dense", tmp_path / "outside")
+    where = str(tmp_path / "outside") if absolute else "../outside"
+    change_json(checkpoint / "modules.json", lambda modules: modules[2].update(path=where))
+    with pytest.raises(ValueError, match="outside"):
+        read_sentence_files(load_checkpoint(checkpoint), checkpoint)
+    tensors = load_file(checkpoint / "model.safetensors")
+    moved = {name: tensors.pop(name) for name in list(tensors)[:3]}
+    save_file(moved, tmp_path / "outside.safetensors", metadata={"format": "pt"})
+    save_file(tensors, checkpoint / "model-1.safetensors", metadata={"format": "pt"})
+    (checkpoint / "model.safetensors").unlink()
+    places = dict.fromkeys(tensors, "model-1.safetensors") | dict.fromkeys(moved, f"{where}.safetensors")
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    with pytest.raises(ValueError, match="outside"):
+        load_checkpoint(checkpoint)
+    for weight_map, says in ((["a"], "weight_map"), ({"x": "model-2.safetensors"}, "does not fit")):
+        (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        with pytest.raises(ValueError, match=says):
+            load_checkpoint(checkpoint)
 
 
 def refused(checkpoint, tmp_path, match):
@@ -100,13 +196,6 @@ def test_layers_may_be_added_but_not_by_the_checkpoint(checkpoint):
     model, missing = load_strictly(AutoModel, checkpoint, may_miss=("layers.2.",), num_hidden_layers=3)
     assert len(model.layers) == 3
     assert {name.split(".")[1] for name in missing} == {"2"}
-
-
-def test_an_index_names_files_that_are_there(checkpoint):
-    shutil.move(checkpoint / "model.safetensors", checkpoint / "model-1.safetensors")
-    (checkpoint / "model.safetensors.index.json").write_text('{"weight_map": {"x": "model-2.safetensors"}}')
-    with pytest.raises(ValueError, match="model-2.safetensors.*not there"):
-        load_checkpoint(checkpoint)
 
 
 def test_no_code_of_a_tokenizer_is_offered_or_run(checkpoint, tmp_path, monkeypatch, capfd):

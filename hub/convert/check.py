@@ -1,5 +1,4 @@
-"""What a conversion is worth: its outputs against the original's formulas, and its vectors against those that
-`padding="masked"` would give."""
+"""Compare a converted model with the reference implementation, and its vectors with those of `padding="masked"`."""
 
 import copy
 import logging
@@ -10,8 +9,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .convert import Conversion
-from .original import original_outputs
+from .names import Conversion
+from .reference import reference_forward
 
 logger = logging.getLogger(__name__)
 
@@ -28,26 +27,26 @@ PARAGRAPH = (
 
 
 def check_parity(conversion: Conversion, model: PreTrainedModel) -> dict:
-    """Outputs of two random texts, one of them padded, against the original's formulas in float64.
+    """Compare outputs of two random texts, one of them padded, with the reference implementation in float64.
 
     Args:
         model: the converted one, in float32, with padding="visible".
 
     Returns:
-        Largest differences of every output, for the model in float64 and in float32; and of how many tokens.
+        Largest difference of every output, for the model in float64 and in float32; number and length of the texts.
 
     Raises:
         ValueError: the model in float64 is not the original, or in float32 its outputs are not finite.
     """
     config = conversion.config
     length = min(LONGEST_PARITY_TOKENS, config.max_position_embeddings)
-    logger.info("compares the model with the original's formulas on 2 texts of %d tokens", length)
+    logger.info("comparing the model with the reference implementation on 2 texts of %d tokens", length)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (2, length), generator=generator)
     mask = torch.ones_like(ids)
     ids[1, length // 2 :], mask[1, length // 2 :] = config.pad_token_id or 0, 0
     inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
-    expected = original_outputs(conversion.original, conversion.options, **inputs)
+    expected = reference_forward(conversion.original, conversion.options, **inputs)
     double = copy.deepcopy(model).double()
     double.load_state_dict(conversion.tensors)  # as they are in the file, not rounded to float32
     differences = {"float64": _differences(double, inputs, expected)}
@@ -62,13 +61,12 @@ def check_parity(conversion: Conversion, model: PreTrainedModel) -> dict:
         raise ValueError(
             "the converted model's outputs in float32 are not finite; the tensors are damaged, or too large for it"
         )
-    reference = {"reference": "the original's formulas in float64", "texts": 2, "tokens": length}
-    return reference | differences
+    return {"reference": "the original's formulas in float64", "texts": 2, "tokens": length} | differences
 
 
 @torch.no_grad()
 def _differences(model: PreTrainedModel, inputs: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
-    """Largest difference of every output."""
+    """Return the largest difference of every output."""
     outputs = model(**inputs, output_hidden_states=True)
     found = dict(outputs) | {"last_hidden_state": outputs.hidden_states[-1]}
     return {name: (value - found[name]).abs().max().item() for name, value in expected.items()}
@@ -76,12 +74,15 @@ def _differences(model: PreTrainedModel, inputs: dict[str, Tensor], expected: di
 
 @torch.no_grad()
 def compare_paddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> dict | None:
-    """Cosine between the vector of a text padded to the maximum with padding="visible", which is the original's, and
-    its vector with padding="masked", for texts of several lengths. None where there is nothing to pad.
+    """Compare the vector of a text padded to the maximum with padding="visible", as the original gives it, with its
+    vector with padding="masked".
 
     Args:
         model: in float32, with padding="visible".
-        tokenizer: None: random ids are the texts.
+        tokenizer: if None, texts are random ids.
+
+    Returns:
+        The cosines for texts of several lengths; None if there is nothing to pad.
     """
     longest = model.config.max_position_embeddings
     lengths = [4**power for power in range(2, 16) if 4**power < longest]
@@ -91,7 +92,7 @@ def compare_paddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase 
     if longest * len(lengths) > MASKED_BUDGET_TOKENS:  # the shortest, one between, the longest
         lengths = sorted({lengths[0], lengths[len(lengths) // 2], lengths[-1]})
     cosines = []
-    what = f"compares padding visible and masked, texts padded to {longest} tokens"
+    what = f"comparing padding visible and masked, texts padded to {longest} tokens"
     with tqdm(total=per_length * len(lengths), desc=what, unit="text", leave=False) as bar:
         for tokens in lengths:
             found = []
@@ -106,7 +107,7 @@ def compare_paddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase 
 
 
 def _texts(number: int, tokens: int, config, tokenizer: PreTrainedTokenizerBase | None) -> list[Tensor]:
-    """Ids of `number` texts, each of `tokens` tokens, or fewer if the tokenizer takes several words as one."""
+    """Return ids of `number` texts, each of `tokens` tokens, or fewer if the tokenizer takes several words as one."""
     if tokenizer is None:
         generator = torch.Generator().manual_seed(tokens)
         return list(torch.randint(config.vocab_size, (number, tokens), generator=generator))
@@ -118,7 +119,7 @@ def _texts(number: int, tokens: int, config, tokenizer: PreTrainedTokenizerBase 
 
 
 def _cosine(model: PreTrainedModel, ids: Tensor) -> float:
-    """Of one text (1, L). With padding="masked" its vector is that of the text alone, as without any padding."""
+    """Return the cosine for one text (1, L). With padding="masked" its vector is that of the text without padding."""
     config = model.config
     padded = ids.new_full((1, config.max_position_embeddings), config.pad_token_id or 0)
     padded[:, : ids.shape[1]] = ids

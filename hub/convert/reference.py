@@ -1,6 +1,6 @@
-"""The original model's formulas, straight from its own tensors: what a conversion is checked against.
+"""Reference forward of the original model from its own tensors, against which a conversion is checked.
 
-Written plainly in torch and in float64, under the names of the research code (HazyResearch/m2, folder bert/) and
+It is written plainly in torch and in float64, under the names of the research code (HazyResearch/m2, folder bert/) and
 independent of this package's model. Nothing here is fast; every line is one formula.
 """
 
@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .names import DECODER, WORDS, Options
+
 MIXER_LAYER_NORM_EPS = 1e-5  # of `attention.layernorm`
 
 
 class Tensors:
-    """Tensors whose names start with a prefix, in float64 as they are asked for."""
+    """Returns tensors whose names start with a prefix, in float64."""
 
     def __init__(self, tensors: dict[str, Tensor], prefix: str = ""):
         self.tensors, self.prefix = tensors, prefix
@@ -21,7 +23,7 @@ class Tensors:
         return self.tensors[self.prefix + name].double()
 
     def first_of(self, names: list[str]) -> Tensor:
-        """One tensor that stands under several names, of which a file may keep any."""
+        """Return a tensor that has several names, of which a file may keep any."""
         return self[next(name for name in names if self.prefix + name in self.tensors)]
 
     def within(self, prefix: str) -> "Tensors":
@@ -36,29 +38,27 @@ class Tensors:
 
 
 @torch.no_grad()
-def original_outputs(
-    tensors: dict[str, Tensor], options: dict, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
+def reference_forward(
+    tensors: dict[str, Tensor], options: Options, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
 ) -> dict[str, Tensor]:
-    """
+    """Compute the original's outputs.
+
     Args:
-        tensors: under the original's names, without the prefixes of composer and DataParallel.
-        options: the original's, complete: num_hidden_layers, layer_norm_eps, hyena_w_mod, residual_long_conv,
-            hyena_training_additions, pool_all, use_cls_token.
+        tensors: under the original's names, without prefixes.
         input_ids, attention_mask, token_type_ids: (B, L) int64.
 
     Returns:
         In float64: last_hidden_state (B, L, H); with masked-LM tensors logits (B, L, V), otherwise pooler_output
         (B, H).
     """
-    bert = Tensors(tensors, "bert.")
-    eps = options["layer_norm_eps"]
-    words = Tensors(tensors).first_of(["bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"])
+    bert, eps = Tensors(tensors, "bert."), options.layer_norm_eps
+    words = Tensors(tensors).first_of([WORDS, DECODER])
     x = F.embedding(input_ids, words)
     x = x + F.embedding(token_type_ids, bert["embeddings.token_type_embeddings.weight"])
-    if options["use_positional_encodings"]:
+    if options.use_positional_encodings:
         x = x + bert["embeddings.position_embeddings.weight"][: x.shape[1]]
     x = bert.layer_norm(x, "embeddings.LayerNorm", eps)
-    for index in range(options["num_hidden_layers"]):
+    for index in range(options.num_hidden_layers):
         layer = bert.within(f"encoder.layer.{index}.")
         y = mixer(x, layer.within("attention."), options)
         x = layer.layer_norm(y + mlp(y, layer.within("mlp.")), "mlp.layernorm", eps)
@@ -66,29 +66,26 @@ def original_outputs(
         head = Tensors(tensors, "cls.predictions.")
         z = F.gelu(head.linear(x, "transform.dense"))
         z = head.layer_norm(z, "transform.LayerNorm", eps)
-        return {
-            "last_hidden_state": x,
-            "logits": F.linear(z, words, head["decoder.bias"]),
-        }
+        return {"last_hidden_state": x, "logits": F.linear(z, words, head["decoder.bias"])}
     return {"last_hidden_state": x, "pooler_output": pooled(x, attention_mask, bert, options)}
 
 
-def mixer(u: Tensor, attention: Tensors, options: dict) -> Tensor:
-    """Gated long convolution, and the residual one beside it. (B, L, H) -> (B, L, H)."""
-    if options["hyena_training_additions"]:
+def mixer(u: Tensor, attention: Tensors, options: Options) -> Tensor:
+    """Apply the gated long convolution and the residual one. (B, L, H) -> (B, L, H)."""
+    if options.hyena_training_additions:
         u = attention.layer_norm(u, "layernorm", MIXER_LAYER_NORM_EPS)
     a = attention.linear(u, "in_linear").transpose(1, 2)  # (B, 3 H, L)
     short = F.pad(a, (2, 0)), attention["short_filter.weight"], attention["short_filter.bias"]
     x1, x2, v = F.conv1d(*short, groups=a.shape[1]).chunk(3, dim=1)
-    w_mod = options["hyena_w_mod"]
+    w_mod = options.hyena_w_mod
     y = long_conv(v * x1, attention.within("filter_fn."), w_mod) * x2
-    if options["residual_long_conv"]:
+    if options.residual_long_conv:
         y = y + long_conv(u.transpose(1, 2), attention.within("filter_fn2."), w_mod)
     return attention.linear(y.transpose(1, 2), "out_linear")
 
 
 def long_conv(g: Tensor, filter_fn: Tensors, w_mod: float) -> Tensor:
-    """Both directions as one circular convolution of length 2 L, and the skip term. (B, H, L) -> (B, H, L)."""
+    """Apply both directions as one circular convolution of length 2 L, and the skip term. (B, H, L) -> (B, H, L)."""
     length = g.shape[-1]
     forward, reverse = (implicit_filter(filter_fn, name, length, w_mod) for name in ("", "_rev"))
     kernel = torch.fft.rfft(torch.cat([forward, reverse.flip(-1)], dim=-1))
@@ -97,7 +94,7 @@ def long_conv(g: Tensor, filter_fn: Tensors, w_mod: float) -> Tensor:
 
 
 def implicit_filter(filter_fn: Tensors, direction: str, length: int, w_mod: float) -> Tensor:
-    """Taps (H, L) of one direction ("" or "_rev"): a network of sines, decaying with time."""
+    """Compute taps (H, L) of one direction ("" or "_rev"): a network of sines, decaying with time."""
     network = filter_fn.within(f"implicit_filter{direction}.")
     sines = [f"implicit_filter{way}.{index}.freq" for way in ("", "_rev") for index in (1, 3, 5)]
     frequency = filter_fn.first_of(sines) * w_mod  # one tensor for all six
@@ -109,22 +106,22 @@ def implicit_filter(filter_fn: Tensors, direction: str, length: int, w_mod: floa
 
 
 def mlp(y: Tensor, tensors: Tensors) -> Tensor:
-    """Gated feed-forward network. (B, L, H) -> (B, L, H)."""
+    """Apply the gated feed-forward network. (B, L, H) -> (B, L, H)."""
     gate, linear = blocks_linear(y, tensors["gated_layers.weight"]).chunk(2, dim=-1)
     return blocks_linear(F.gelu(gate) * linear, tensors["wo.weight"]) + tensors["wo.bias"]
 
 
 def blocks_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """Dense, weight (out, in), or block-diagonal, weight (k, out / k, in / k). (.., in) -> (.., out)."""
+    """Apply a dense weight (out, in) or a block-diagonal one (k, out / k, in / k). (.., in) -> (.., out)."""
     if weight.ndim == 2:
         return F.linear(x, weight)
     return torch.cat([F.linear(part, w) for part, w in zip(x.chunk(len(weight), -1), weight, strict=True)], dim=-1)
 
 
-def pooled(x: Tensor, attention_mask: Tensor, bert: Tensors, options: dict) -> Tensor:
-    """One vector per text (B, H): the first position as it is, or the pooler on it or on the mean of real positions."""
-    if options["use_cls_token"]:
+def pooled(x: Tensor, attention_mask: Tensor, bert: Tensors, options: Options) -> Tensor:
+    """Pool (B, H): the first position as it is, or the pooler on it or on the mean of real positions."""
+    if options.use_cls_token:
         return x[:, 0]
     mask = attention_mask[..., None].to(x.dtype)
-    chosen = (x * mask).sum(1) / mask.sum(1) if options["pool_all"] else x[:, 0]
+    chosen = (x * mask).sum(1) / mask.sum(1) if options.pool_all else x[:, 0]
     return torch.tanh(bert.linear(chosen, "pooler.dense"))

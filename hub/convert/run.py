@@ -1,25 +1,22 @@
-"""`m2bert convert`: from a model of the research code to a Hub folder, with a record of what was done and checked."""
+"""`m2bert convert`: make a Hub folder of a model of the research code, with a record of what was done and checked."""
 
 import datetime
 import json
 import logging
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
 
-from m2bert.files import digest, read_json
+from m2bert.files import digest, format_yaml, read_json
 from m2bert.terminal import shown
 
 from ..checkpoint import check_finite
 from ..folder import check_apart, check_output, fill_folder, whole_folder
-from .convert import Conversion, convert_state_dict
-from .parity import check_parity, compare_paddings
-from .source import Source, find_source
-from .tokenizer_source import find_tokenizer
-from .weights import INDEX, read_weights, shards
+from .check import check_parity, compare_paddings
+from .names import Conversion, convert_state_dict
+from .source import INDEX, Source, find_source, find_tokenizer, read_weights, shards
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +62,7 @@ def convert_source(
         state = read_weights(found.weights)
         with _naming(found.weights):
             conversion = convert_state_dict(state, configuration)
-        check_finite(conversion.tensors, source)
+        check_finite(conversion.tensors, str(found.weights))
         tokens, tokenizer_name = find_tokenizer(tokenizer, found, conversion.config)
         model = build(conversion)
         with _naming(found.weights):
@@ -73,9 +70,12 @@ def convert_source(
         record = {
             "source": found.name,
             "revision": found.revision,
-            "license": found.licence(),
-            "files": {_name_in(found.root, path): digest(path) for path in read},
-            "tensors": conversion.account.record(),
+            "license": found.license(),
+            "files": {
+                path.relative_to(found.root).as_posix() if path.is_relative_to(found.root) else path.name: digest(path)
+                for path in read
+            },
+            "tensors": conversion.audit.record(),
             "options": conversion.origins,
             "parity": parity,
             "masked": compare_paddings(model, tokens) if model.base_model.pooler is not None else None,
@@ -89,7 +89,7 @@ def convert_source(
 
 @contextmanager
 def _naming(weights: Path) -> Iterator[None]:
-    """Let an error of what is done with weights name their file."""
+    """Let errors of what is done with weights name their file."""
     try:
         yield
     except ValueError as error:
@@ -106,12 +106,8 @@ def _warn_of_cache(found: Source, has_options: bool):
         )  # fmt: skip
 
 
-def _name_in(folder: Path, path: Path) -> str:
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
-
-
 def build(conversion: Conversion) -> PreTrainedModel:
-    """The converted model in float32, ready to run."""
+    """Return the converted model in float32, ready to run."""
     masked_lm = conversion.config.architectures[0].endswith("ForMaskedLM")
     model = (AutoModelForMaskedLM if masked_lm else AutoModel).from_config(conversion.config)
     model.load_state_dict(conversion.tensors, strict=True)
@@ -119,56 +115,11 @@ def build(conversion: Conversion) -> PreTrainedModel:
 
 
 def report(record: dict, model: PreTrainedModel, folder: Path) -> str:
-    """The record as text for a terminal, with where the folder is."""
-    rows = {
-        "source": [record["source"]],
-        "commit": [record["revision"]] if record["revision"] else [],
-        "licence": [record["license"] or "not stated by the source"],
-        "files": [f"{digest}  {name}" for name, digest in record["files"].items()],
-        "tensors": _tensor_lines(record["tensors"]),
-        "options": [
-            _listing(origin, [f"{name}={value}" for name, value in options.items()])
-            for origin, options in record["options"].items()
-            if options
-        ],
-        "parity": _parity_lines(record["parity"]),
-        "masked": _masked_lines(record["masked"]),
-        "tokenizer": [record["tokenizer"] or "none; add one with --tokenizer"],
-        "model": [f"{type(model).__name__}, padding={model.config.padding}, pooling={model.config.pooling}, "
-                  f"{model.config.max_position_embeddings} tokens, {model.num_parameters():,} parameters"],
-        "folder": [str(folder)],
-    }  # fmt: skip
-    return "\n".join(
-        f"{name if index == 0 else '':11}{shown(line)}"
-        for name, lines in rows.items()
-        for index, line in enumerate(lines)
-    )
-
-
-def _listing(name: str, items: list[str]) -> str:
-    return textwrap.fill(f"{name}: {', '.join(items)}", width=109, subsequent_indent=" " * 13)
-
-
-def _tensor_lines(tensors: dict) -> list[str]:
-    counts = {name: value if isinstance(value, int) else len(value) for name, value in tensors.items()}
-    lines = [", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())]
-    names = tensors["not_converted"]
-    return [*lines, _listing("not converted, for want of such a head", names)] if names else lines
-
-
-def _parity_lines(parity: dict) -> list[str]:
-    head = f"largest difference to {parity['reference']}, {parity['texts']} texts of {parity['tokens']} tokens"
-    precisions = ("float64", "float32")
-    return [head] + [
-        f"{precision}  " + "  ".join(f"{name} {value:.1e}" for name, value in parity[precision].items())
-        for precision in precisions
-    ]
-
-
-def _masked_lines(masked: dict | None) -> list[str]:
-    if masked is None:
-        return []
-    return [f"cosine of a text's vectors with padding visible and masked ({masked['text']})"] + [
-        f"{row['tokens']:6} tokens  mean {row['mean']:.4f}  lowest {row['lowest']:.4f}  of {row['texts']}"
-        for row in masked["cosine"]
-    ]
+    """Format the record, the model and where the folder is as YAML for a terminal, long lists as numbers."""
+    tensors = {group: len(names) if group == "repeated" else names for group, names in record["tensors"].items()}
+    about = {
+        "model": f"{type(model).__name__}, padding={model.config.padding}, pooling={model.config.pooling}, "
+        f"{model.config.max_position_embeddings} tokens, {model.num_parameters():,} parameters",
+        "folder": str(folder),
+    }
+    return "\n".join(map(shown, format_yaml(record | {"tensors": tensors} | about).splitlines()))
