@@ -13,7 +13,7 @@ from .intervals import mean_interval
 from .outcomes import Outcome
 from .search import Run, trec_order
 from .systems import is_dense
-from .tasks.locov1 import RetrievalTask
+from .tasks.schema import RetrievalTask
 
 SHOWN_CHARS = 300  # of a text among the successes and failures
 SHOWN = 3  # successes and failures

@@ -9,7 +9,7 @@ import numpy as np
 from m2bert.files import visible
 
 from ..tables import align, points
-from ..tasks.locov1 import check_columns, read_table
+from ..tasks.schema import read_table, with_texts
 
 logger = logging.getLogger(__name__)
 
@@ -73,12 +73,7 @@ def _column(file: Path) -> list[str | None]:
     name = next((name for name in TEXT_COLUMNS if name in table.column_names), None)
     if name is None:
         raise ValueError(f"{file} has no column `text` or `passage`; add one")
-    check_columns(table, (name,), str(file))
-    texts = table[name].to_pylist()
-    for text in texts:
-        if text is not None and not isinstance(text, str):
-            raise ValueError(f"{file}: column {name!r} holds {text!r}, which is no text; convert the column")
-    return texts
+    return with_texts(table, (name,), str(file))[name].to_pylist()
 
 
 def cluster_sources(vectors: np.ndarray, sources: list[str], about: dict, seed: int = 0) -> dict:

@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..tables import align
-from ..tasks.locov1 import RetrievalTask
+from ..tasks.schema import RetrievalTask
 from .shared import origin, summarise
 
 BUCKETS = ("<2k", "2k-8k", "8k-32k", ">32k")

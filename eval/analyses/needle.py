@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from ..tables import align, points
-from ..tasks.locov1 import RetrievalTask, fingerprint_of
+from ..tasks.schema import RetrievalTask, fingerprint_of
 from .shared import origin, summarise
 
 logger = logging.getLogger(__name__)

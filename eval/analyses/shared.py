@@ -10,7 +10,7 @@ from ..encoders.policies import Policy, parse_policy
 from ..encoders.protocol import Encoder
 from ..intervals import mean_interval
 from ..systems import check_system, is_dense, labels, load_encoder
-from ..tasks.locov1 import RetrievalTask
+from ..tasks.schema import RetrievalTask
 
 PACKAGES = (
     "torch", "transformers", "sentence-transformers", "mteb", "bm25s", "scikit-learn", "pytrec_eval-terrier", "numpy",

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..tables import align
-from ..tasks.locov1 import RetrievalTask
+from ..tasks.schema import RetrievalTask
 from .shared import origin, summarise
 
 QUARTERS = (1, 2, 3, 4)

@@ -129,8 +129,8 @@ def _table_section(number_of_table: str, systems: dict[str, dict[str, Score]], s
     about = paper.table(number_of_table)
     caption = (
         f"Points; in italics what the paper prints ({about['measure']}). The difference is ours minus {PAPER_MODEL}, "
-        "or the paper's row of the same system. mteb gives no intervals; metrics have mteb's names. Averages are over the "
-        "tasks measured here, the paper's too."
+        "or the paper's row of the same system. mteb gives no intervals; metrics have mteb's names. Averages are over "
+        "the tasks measured here, the paper's too."
     )
     header = ["task", "metric", "ours", "95 % interval", PAPER_MODEL, "difference", OTHER_MODEL]
     blocks = [table(caption, header, rows, words=2), *errata(number_of_table)]

@@ -94,7 +94,7 @@ def test_a_source_without_text_is_refused(tmp_path):
         (blank, 5, "holds no text"),
         (tmp_path / "nowhere", 5, "no parquet file"),
         (texts, 0, "texts=0"),
-        (numbers, 5, "'text' holds 7"),
+        (numbers, 5, "'text' of texts"),
     ):
         with pytest.raises(ValueError, match=named):
             read_source(path, count, "test")

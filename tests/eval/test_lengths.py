@@ -11,7 +11,7 @@ from m2bert.eval.analyses.lengths import (
     load_token_counter,
     token_histogram,
 )
-from m2bert.eval.tasks.locov1 import make_task
+from m2bert.eval.tasks.schema import make_task
 
 
 def count_words(texts):
@@ -84,7 +84,7 @@ def test_a_tokenizer_counts_whole_texts_without_special_tokens(tiny_model, tmp_p
 
 
 def test_qmsum_has_the_lengths_of_table_11(qmsum_data):
-    from m2bert.eval.tasks.locov1 import load_task
+    from m2bert.eval.tasks.schema import load_task
 
     record = describe_lengths(load_task(qmsum_data, "qmsum", "test"), count_words, "words")
     assert (record["queries"]["count"], record["documents"]["count"]) == (272, 35)

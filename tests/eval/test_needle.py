@@ -13,7 +13,7 @@ from m2bert.eval.analyses.needle import (
     run_needle,
     text_of,
 )
-from m2bert.eval.tasks.locov1 import make_task
+from m2bert.eval.tasks.schema import make_task
 
 ABOUT = {"system": "fake / truncate", "encoder": "fake", "policy": "truncate", "model_fingerprint": None}
 
