@@ -39,7 +39,7 @@ def test_the_recipe_runs_from_text_to_folders_and_a_second_time_does_nothing(tmp
                         "TOKENIZER": str(tmp_path / "tokenizer"), "STEPS": "1"}  # fmt: skip
 
     def replay():
-        return subprocess.run(["bash", ROOT / "recipes" / "m2bert_small.sh"], env=env, cwd=tmp_path, text=True,
+        return subprocess.run(["bash", ROOT / "experiments" / "m2bert_small" / "run.sh"], env=env, cwd=tmp_path, text=True,
                               capture_output=True)  # fmt: skip
 
     first = replay()

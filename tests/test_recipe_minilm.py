@@ -1,4 +1,4 @@
-"""The pairs on which recipes/minilm.py tunes a model: what a chunk is, what a passage leaves, who is in a step."""
+"""The pairs on which experiments/m2bert_small/minilm.py tunes a model: chunks, passages, the documents of a step."""
 
 import importlib.util
 import re
@@ -12,7 +12,7 @@ import pytest
 
 from m2bert.eval.tasks.locov1 import make_task
 
-SCRIPT = Path(__file__).parents[1] / "recipes" / "minilm.py"
+SCRIPT = Path(__file__).parents[1] / "experiments" / "m2bert_small" / "minilm.py"
 TOKENS = 10  # of a chunk
 
 spec = importlib.util.spec_from_file_location("recipe_minilm", SCRIPT)

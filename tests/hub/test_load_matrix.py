@@ -11,7 +11,7 @@ import pytest
 from m2bert.hub.folder import write_folder
 from modeling_m2bert import M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "load_matrix.py"
+SCRIPT = Path(__file__).parents[2] / "experiments" / "speed" / "load_matrix.py"
 ROUNDING = 2e-5  # of float32 in another order of operations; hidden states are of the size of 1
 
 

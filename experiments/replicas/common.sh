@@ -1,17 +1,17 @@
 # What the replicas share: `source` it. One thread an arm, so that arms can run side by side; seed as the first argument.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 PYTHON=${PYTHON:-.venv/bin/python}
 SEED=${1:?the seed, for example 0}
 RUNS=runs/replicas/seed$SEED
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false ACCELERATE_USE_CPU=true
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
-mkdir -p "$RUNS" replicas/results
+mkdir -p "$RUNS" experiments/replicas/results
 
 # train ENTRY CONFIG NAME [key=value ...]: a run that is there already is not repeated, one that was stopped goes on
 train() {
     local entry=$1 config=$2 name=$3; shift 3
-    "$PYTHON" "train/$entry.py" --config "replicas/configs/$config.yaml" output_dir="$RUNS/$name" seed="$SEED" \
+    "$PYTHON" "train/$entry.py" --config "experiments/replicas/configs/$config.yaml" output_dir="$RUNS/$name" seed="$SEED" \
         resume=true checkpoint_every=50 "$@"
 }
 
@@ -35,5 +35,5 @@ keep() {
 # compact FILE NAME: a JSON file among the results, on one line
 compact() {
     "$PYTHON" -c 'import json, sys; print(json.dumps(json.load(open(sys.argv[1])), separators=(",", ":")))' "$1" \
-        > "replicas/results/$2-seed$SEED.json"
+        > "experiments/replicas/results/$2-seed$SEED.json"
 }

@@ -1,6 +1,6 @@
 """Fine-tune MiniLM, or any sentence-transformers model, on the retrieval pairs of ours: the baseline of the same data.
 
-    python recipes/minilm.py --model FOLDER --data runs/pairs --tasks web encyclopedic books pydocs qmsum \
+    python experiments/m2bert_small/minilm.py --model FOLDER --data runs/pairs --tasks web encyclopedic books pydocs qmsum \
         --steps 150 --output runs/minilm-tuned
 
 Trainer, loss and schedule are those of sentence-transformers, in one process. The data have the LoCoV1 schema; of them

@@ -1,6 +1,6 @@
 """What short texts cost: a query alone, and texts of mixed lengths in one batch.
 
-    python benchmarks/query.py --output query.json
+    python experiments/speed/query.py --output query.json
 
 The original algorithm pads a query to its full context, 32768 tokens, as its released retrieval models do; that call is
 made as often as `--original-rounds` says, and nothing is extrapolated. Our overhead of padding is the time of a padded

@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
 # What the long convolution is worth beside attention and beside no layers: retrieval, then masked-language modelling,
 # three quarters of an hour on one core. MODEL is a model without layers, PAIRS a folder of labelled pairs
-# (recipes/m2bert_small.sh makes both), DATA the shared data. A run whose record is there is not repeated.
+# (experiments/m2bert_small/run.sh makes both), DATA the shared data. A run whose record is there is not repeated.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 PYTHON=${PYTHON:-.venv/bin/python} DATA=${DATA:-../shared/data}
 MODEL=${MODEL:-runs/m2bert-small-bag} PAIRS=${PAIRS:-runs/pairs}
-RESULTS=replicas/results/twins
+RESULTS=experiments/replicas/results/twins
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false ACCELERATE_USE_CPU=true
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000
 export MALLOC_TOP_PAD_=268435456 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
 # ask {best,steps} ENTRY MIXER: what earlier runs say
-ask() { "$PYTHON" replicas/twins_report.py "$@"; }
+ask() { "$PYTHON" experiments/replicas/twins_report.py "$@"; }
 
 # run ENTRY MIXER NAME SEED [key=value ...]
 run() {
     local entry=$1 mixer=$2 name=$1-$2-$3-seed$4 seed=$4; shift 4
     [ -f "$RESULTS/$name.json" ] && return
     echo "$(date +%T) $name"
-    "$PYTHON" replicas/twins.py --mixer "$mixer" --record "$RESULTS/$name.json" "$entry" "${common[@]}" \
+    "$PYTHON" experiments/replicas/twins.py --mixer "$mixer" --record "$RESULTS/$name.json" "$entry" "${common[@]}" \
         output_dir="runs/twins/$name" seed="$seed" checkpoint_every=0 log_every=10 precision=null "$@" \
         > "runs/twins/$name.log" 2>&1
 }
@@ -65,4 +65,4 @@ run mlm long-conv flops 0 $rates steps="$steps"
 # The best rate without layers is the highest of the grid: once, a higher one.
 run mlm none other-1e-2 0 optim.lr=1e-2
 
-"$PYTHON" replicas/twins_report.py
+"$PYTHON" experiments/replicas/twins_report.py

@@ -1,6 +1,6 @@
 """Data of the replicas: links to pretraining text, two retrieval tasks in one folder, a tokenizer for all arms.
 
-    python replicas/prepare.py --data FOLDER
+    python experiments/replicas/prepare.py --data FOLDER
 
 FOLDER holds pretrain/{web,encyclopedic,books}/{train,validation}.parquet (column text) and locov1_qmsum/ in the LoCoV1
 schema. The second task is pydocs, the documentation of installed packages. Everything goes to runs/replicas/.

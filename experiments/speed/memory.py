@@ -1,6 +1,6 @@
 """Peak memory of one call on a CPU, measured in a process of its own: one arm, one length.
 
-Run by bench.py as `python benchmarks/memory.py ARM ...`; prints the bytes by which the resident set grew during the
+Run by bench.py as `python experiments/speed/memory.py ARM ...`; prints the bytes by which the resident set grew during the
 second call, the first having loaded libraries and filled the filter cache.
 """
 

@@ -1,6 +1,6 @@
-"""Tables and plot of the replicas: docs/replicas.md and docs/replicas.png, from replicas/results/.
+"""Tables and plot of the replicas: docs/replicas.md and docs/replicas.png, from experiments/replicas/results/.
 
-    python replicas/report.py
+    python experiments/replicas/report.py
 
 What the page says of the numbers is written by hand, between the tables' markers.
 """
@@ -11,8 +11,8 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "replicas" / "results"
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "experiments" / "replicas" / "results"
 PAGE = ROOT / "docs" / "replicas.md"
 TASKS = ("qmsum", "pydocs")
 TITLES = {"table6": "pretraining examples (Table 6)", "table8": "losses (Table 8)"}

@@ -1,6 +1,6 @@
 """The performance page and its plot, from records.
 
-    python benchmarks/report.py *.json --output docs/performance.md --plot docs/performance.png
+    python experiments/speed/report.py *.json --output docs/performance.md --plot docs/performance.png
 
 Where several records answer one question, the one given last counts.
 """

@@ -1,6 +1,6 @@
-"""Tables and plot of docs/results.md and docs/results.png, from evaluations/results/.
+"""Tables and plot of docs/results.md and docs/results.png, from experiments/baselines/results/.
 
-    python recipes/report.py
+    python experiments/m2bert_small/report.py
 
 What the page says of the numbers is written by hand, around the tables' markers.
 """
@@ -11,8 +11,9 @@ from pathlib import Path
 
 from m2bert.eval.comparison import differences
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "evaluations" / "results"
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "experiments" / "m2bert_small" / "results"
+BASELINES = ROOT / "experiments" / "baselines" / "results"
 PAGE = ROOT / "docs" / "results.md"
 TASKS = {"qmsum": "QMSUM test", "pydocs": "pydocs test"}
 OURS, CONTROL = "m2bert-small / truncate", "layer-free control / truncate"
@@ -55,7 +56,7 @@ CONTEXTS = ("truncate:tokens=512", "truncate:tokens=2048", "truncate:tokens=8192
 def records(task: str) -> dict[str, dict]:
     """{system: record}, of the baselines' file, where there is one, and of this evaluation's; the latter hold."""
     found = {}
-    for path in (RESULTS / f"{task}.json", RESULTS / f"m2bert-small-{task}.json"):
+    for path in (BASELINES / f"{task}.json", RESULTS / f"{task}.json"):
         if path.is_file():
             found |= {record["system"]: record for record in json.loads(path.read_text())["results"]}
     fingerprints = {record["data_fingerprint"] for record in found.values()}
@@ -131,7 +132,7 @@ def cost_table() -> list[str]:
 
 def costs() -> dict[str, list[dict]]:
     """{system: its measurements by length}; the folders' names are those of the evaluation."""
-    found = json.loads((RESULTS / "m2bert-small-efficiency.json").read_text())["results"]
+    found = json.loads((RESULTS / "efficiency.json").read_text())["results"]
     return {record["system"].replace("control /", "layer-free control /"): record["rows"] for record in found}
 
 

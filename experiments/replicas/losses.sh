@@ -3,10 +3,10 @@
 # losses; the argument is the seed. Ten minutes on one core. TEACHER is a sentence-transformers model. A run whose record is there is not
 # repeated; the records of multiple negatives ranking loss are those of the twins.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 PYTHON=${PYTHON:-.venv/bin/python} MODEL=${MODEL:-runs/m2bert-small-bag} PAIRS=${PAIRS:-runs/pairs}
 TEACHER=${TEACHER:-runs/MiniLM}
-RESULTS=replicas/results/losses
+RESULTS=experiments/replicas/results/losses
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false ACCELERATE_USE_CPU=true
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000
 export MALLOC_TOP_PAD_=268435456 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
@@ -28,7 +28,7 @@ run() {
         local record=$RESULTS/$name-$rate-seed$seed.json
         [ -f "$record" ] && continue
         echo "$(date +%T) $name $rate $seed"
-        "$PYTHON" replicas/twins.py --mixer long-conv --record "$record" opl "${common[@]}" "$@" seed="$seed" \
+        "$PYTHON" experiments/replicas/twins.py --mixer long-conv --record "$record" opl "${common[@]}" "$@" seed="$seed" \
             optim.layer_lr="$rate" output_dir="runs/losses/$name-$rate-$seed" > "runs/losses/$name-$rate-$seed.log" 2>&1
     done
 }

@@ -2,7 +2,7 @@
 # Everything behind models/m2bert-small, from text to folder: read from top to bottom. Half an hour on one CPU core; a stopped
 # run goes on where it was. The shared data are named by DATA; PYTHON names the interpreter. STEPS replays it in short.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 PYTHON=${PYTHON:-.venv/bin/python} DATA=${DATA:-../shared/data} TOKENIZER=${TOKENIZER:-../shared/tokenizer}
 RUNS=${RUNS:-runs}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} ACCELERATE_USE_CPU=true

@@ -1,6 +1,6 @@
 """Time and memory of whole models: ours, the original algorithm, and attention encoders, in one run.
 
-    python benchmarks/forward.py --arms ours:bfloat16,original:float32 --lengths 512,2048 --output forward.json
+    python experiments/speed/forward.py --arms ours:bfloat16,original:float32 --lengths 512,2048 --output forward.json
 
 Arms take turns; each is checked against the original algorithm in float64 before anything is timed, and a wrong one
 stops the run with status 1. Every length is written to the output as soon as it is finished.

@@ -1,6 +1,6 @@
 """Time of single operations: ours against plain composites of PyTorch functions.
 
-    python benchmarks/ops.py --output ops.json
+    python experiments/speed/ops.py --output ops.json
 
 The composite of the long convolution is a float32 real FFT with cached spectra. Outputs are compared with the composite
 in float64 before anything is timed; a wrong operation stops the run with status 1.

@@ -1,8 +1,8 @@
-"""Tables of replicas/twins.sh and replicas/losses.sh, and what the former's later runs need of its earlier ones.
+"""Tables of experiments/replicas/twins.sh and experiments/replicas/losses.sh, and what the former's later runs need of its earlier ones.
 
-python replicas/twins_report.py                          # the tables of docs/replicas.md, printed too
-python replicas/twins_report.py best {opl,mlm} MIXER     # rates of the best run of seed 0, as key=value
-python replicas/twins_report.py steps {opl,mlm} MIXER    # steps that cost as much as the most expensive mixer's run
+python experiments/replicas/twins_report.py                          # the tables of docs/replicas.md, printed too
+python experiments/replicas/twins_report.py best {opl,mlm} MIXER     # rates of the best run of seed 0, as key=value
+python experiments/replicas/twins_report.py steps {opl,mlm} MIXER    # steps that cost as much as the most expensive mixer's run
 """
 
 import json

@@ -1,19 +1,19 @@
 #!/bin/bash
 # Everything that needs a GPU, within ten minutes: tests of the model on the GPU, then all benchmarks.
 #
-#     benchmarks/gpu.sh FOLDER
+#     experiments/speed/gpu.sh FOLDER
 #
 # FOLDER gets one JSON file of records per step and a log. A step that fails or runs out of time does not stop the next:
 # records are written length by length, and every benchmark checks for itself that what it times is right.
 # PYTHON chooses the interpreter; M2BERT_COMMIT names the source where there is no git.
 set -u -o pipefail
 if [ $# -ne 1 ]; then
-    echo "gpu.sh: expected one argument, the folder to write to: benchmarks/gpu.sh FOLDER" >&2
+    echo "gpu.sh: expected one argument, the folder to write to: experiments/speed/gpu.sh FOLDER" >&2
     exit 2
 fi
 mkdir -p "$1" || exit 2
 out=$(realpath "$1")
-cd "$(dirname "$0")/.." || exit 2
+cd "$(dirname "$0")/../.." || exit 2
 python=${PYTHON:-python}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 export M2BERT_FILTER_CACHE_BYTES=40000000000 # room for the spectra of all arms side by side
@@ -34,8 +34,8 @@ if ! "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; 
 fi
 flash=
 "$python" -c 'import flash_attn' 2>/dev/null && flash=,modernbert-base-flash
-forward=("$python" benchmarks/forward.py --dtype bfloat16 --budget-seconds 6)
-ops=("$python" benchmarks/ops.py --dtype bfloat16)
+forward=("$python" experiments/speed/forward.py --dtype bfloat16 --budget-seconds 6)
+ops=("$python" experiments/speed/ops.py --dtype bfloat16)
 
 step tests 120 "$python" -m pytest tests/model -q -p no:cacheprovider
 step forward 120 "${forward[@]}" --lengths 128,512,2048,8192,32768 --output "$out/forward.json" \
