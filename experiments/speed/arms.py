@@ -2,33 +2,55 @@
 
 An arm is written `name` or `name:dtype`. All of our arms of one dtype share one model, so that they share its filter
 spectra; all of them, and the original, have the same weights.
+
+Attention encoders have the shapes of published models and random weights; nothing is downloaded. Time and memory depend
+on the shape alone. `granite-97m` is built from what is published about granite-embedding-97m-multilingual-r2
+(ModernBERT, 12 layers, width 384, 180k tokens, SiLU, 32768 positions); its feed-forward width of 1536 and 12 heads are
+inferred: with them the shape has 97M parameters.
 """
 
+import importlib.util
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
-import shapes
 import torch
-from command import DTYPES, BadArgument
+from harness import DTYPES
 from original import Filter, Original
 from torch import Tensor, nn
+from transformers import AutoModel, BertConfig, MistralConfig, ModernBertConfig, PreTrainedConfig, Qwen3Config
 
 from modeling_m2bert import M2BertConfig, M2BertModel
 
 KERNELS = {"ours": "auto", "ours-torch": "torch", "ours-graph": "auto", "ours-compile": "torch"}
-GPU_ONLY = {
-    "ours-torch": "is the same as ours on a CPU; use ours",
-    "ours-graph": "captures a CUDA graph and needs a GPU; use ours",
-    "ours-compile": "is measured on a GPU only; use ours",
-}
-NAMES = [*KERNELS, "original", *shapes.SHAPES]
+GPU_ONLY = {"ours-torch", "ours-graph", "ours-compile", "modernbert-base-flash", "mistral-7b"}
 VOCABULARY = 30_000  # ids that every arm knows
 SEED = 0
+LONG = {"max_position_embeddings": 32768}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536} | NO_DROPOUT
+MODERNBERT = {"max_position_embeddings": 8192}
+GRANITE = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 1536} | LONG
+GRANITE |= {"vocab_size": 180_000, "hidden_activation": "silu"}
+QWEN = {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 3072} | LONG
+QWEN |= {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151_936, "use_cache": False}
+MISTRAL = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 14336} | LONG
+MISTRAL |= {"num_key_value_heads": 8, "sliding_window": None, "use_cache": False}
+SHAPES: dict[str, tuple[type[PreTrainedConfig], dict]] = {
+    "bert-base": (BertConfig, NO_DROPOUT),
+    "minilm-l6": (BertConfig, MINILM),
+    "minilm-l6-512": (BertConfig, MINILM),
+    "modernbert-base": (ModernBertConfig, MODERNBERT),
+    "modernbert-base-flash": (ModernBertConfig, MODERNBERT),
+    "granite-97m": (ModernBertConfig, GRANITE),
+    "qwen3-0.6b": (Qwen3Config, QWEN),
+    "mistral-7b": (MistralConfig, MISTRAL),
+}
+CHUNKS = {"bert-base": 512, "minilm-l6": 256, "minilm-l6-512": 512}  # tokens that a shape takes at once; others: all
+NAMES = [*KERNELS, "original", *SHAPES]
 
 
-@dataclass(frozen=True)
-class Arm:
+class Arm(NamedTuple):
     """One column of the comparison."""
 
     name: str
@@ -43,46 +65,64 @@ class Arm:
 
     @property
     def is_compared(self) -> bool:
-        """Whether its hidden states must equal the reference's."""
+        """True if its hidden states must equal the reference's."""
         return self.is_ours or self.name == "original"
 
     @property
     def is_quadratic(self) -> bool:
-        """Whether it attends over whole inputs."""
-        return self.name in shapes.SHAPES and shapes.SHAPES[self.name].chunk is None
+        """True if it attends over whole inputs."""
+        return self.name in SHAPES and self.name not in CHUNKS
 
 
 def parse_arms(text: str, default_dtype: str, device: str, lengths: list[int], mode: str = "forward") -> list[Arm]:
-    """Arms from comma-separated `name[:dtype]`.
-
-    Raises:
-        BadArgument: an unknown name or dtype, an arm twice, or one that cannot run on `device`, on inputs of `lengths`
-            tokens or in `mode`.
-    """
+    """Return arms from comma-separated `name[:dtype]`; raise ValueError for one that is unknown, given twice, or cannot
+    run on `device`, on inputs of `lengths` tokens or in `mode`."""
     arms = []
     for part in text.split(","):
         name, _, dtype = part.strip().partition(":")
         arm = Arm(name, dtype or default_dtype)
-        if name not in NAMES:
-            raise BadArgument(f"--arms: arm {name!r} is unknown; choose from {', '.join(NAMES)}")
-        if arm.dtype not in DTYPES:
-            raise BadArgument(f"--arms: dtype {arm.dtype!r} of {name} is unknown; choose from {', '.join(DTYPES)}")
-        if arm in arms:
-            raise BadArgument(f"--arms: {arm} is given twice; drop one")
-        problem = GPU_ONLY.get(name) if device == "cpu" else None
-        if name in shapes.SHAPES:
-            problem = shapes.why_not(name, arm.dtype, device, lengths)
-        if name == "ours-graph" and mode == "training":
-            problem = "captures forwards only; use ours"
-        if problem:
-            raise BadArgument(f"--arms: {arm} {problem}")
+        if name not in NAMES or arm.dtype not in DTYPES or arm in arms:
+            raise ValueError(f"--arms: {arm} is given twice, or no name of {', '.join(NAMES)} with one of "
+                             f"{', '.join(DTYPES)}")  # fmt: skip
+        if problem := why_not(arm, device, lengths, mode):
+            raise ValueError(f"--arms: {arm} {problem}")
         arms.append(arm)
     return arms
 
 
+def why_not(arm: Arm, device: str, lengths: list[int], mode: str) -> str | None:
+    """Return why an arm cannot run, as the end of an error message; None if it can."""
+    chunk = CHUNKS.get(arm.name)
+    if device == "cpu" and arm.name in GPU_ONLY:
+        return "is for GPUs; drop it, or use ours or modernbert-base"
+    if arm.name == "ours-graph" and mode == "training":
+        return "captures forwards only; use ours"
+    if arm.name == "modernbert-base-flash" and importlib.util.find_spec("flash_attn") is None:
+        return "needs the flash-attn package; install it, or use modernbert-base"
+    if arm == ("modernbert-base-flash", "float32"):
+        return "runs in half precision only; use :bfloat16"
+    for length in lengths:
+        if chunk and length > chunk and length % chunk:
+            return f"takes chunks of {chunk} tokens, which --lengths={length} is no multiple of; drop one of the two"
+    return None
+
+
+def build_shape(name: str, dtype: torch.dtype, device: str, layers: int | None, longest: int) -> nn.Module:
+    """Return an attention encoder with random weights, in evaluation mode, for inputs of up to `longest` tokens."""
+    config_class, settings = SHAPES[name]
+    if layers is not None:
+        settings = settings | {"num_hidden_layers": layers}
+    if name not in CHUNKS:
+        settings = settings | {"max_position_embeddings": max(longest, settings["max_position_embeddings"])}
+    attention = "flash_attention_2" if name == "modernbert-base-flash" else "sdpa"
+    with torch.device(device):
+        return AutoModel.from_config(config_class(**settings), dtype=dtype, attn_implementation=attention).eval()
+
+
 def base_model(longest: int, layers: int | None) -> M2BertModel:
-    """The paper's 80M model in float32 for inputs of up to `longest` tokens, without pooling or dropout. Its weights
-    are random, large enough for every gate and convolution to matter, and tame enough not to amplify rounding."""
+    """Return the paper's 80M model in float32 for inputs of up to `longest` tokens, without pooling or dropout. Its
+    weights are random, large enough for every gate and convolution to matter, and small enough not to amplify
+    rounding."""
     torch.manual_seed(SEED)
     depth = {} if layers is None else {"num_hidden_layers": layers}
     config = M2BertConfig(max_position_embeddings=max(longest, 2048), hidden_dropout_prob=0.0, **depth)
@@ -92,13 +132,13 @@ def base_model(longest: int, layers: int | None) -> M2BertModel:
             layer.mixer.in_proj.weight.mul_(1.5)
             for part in (layer.mixer.filter, layer.mixer.residual_filter):
                 part.input_weight.mul_(30)  # filters that oscillate, as trained ones do
-                part.output_weight.mul_(0.6 / _gain(part)[:, :, None])
+                part.output_weight.mul_(0.6 / gain(part)[:, :, None])
     return model
 
 
-def _gain(part: nn.Module) -> Tensor:
-    """Largest magnitude of the spectra (2, H) of both directions: by how much a filter can amplify a signal, and its
-    rounding, whatever the length. Estimated from at most 2048 taps."""
+def gain(part: nn.Module) -> Tensor:
+    """Return the largest magnitude of the spectra (2, H) of both directions: by how much a filter can amplify a signal,
+    and its rounding, whatever the length. Estimated from at most 2048 taps."""
     filters = Filter(part)
     step = -(-len(filters.time) // 2048)
     filters.features, filters.time = nn.Parameter(filters.features[::step]), filters.time[::step]
@@ -111,25 +151,20 @@ class Runner:
     Args:
         arm: which one.
         model: maps (B, L) ids to hidden states, or to a transformers output that holds them.
-        prepare: called with the ids before anything of their length is timed; may return what replaces the model.
+        prepare: called with the ids before anything of their length is timed; returns what replaces the model.
     """
 
     def __init__(self, arm: Arm, model: nn.Module, prepare: Callable[[nn.Module, Tensor], Callable] | None = None):
-        self.arm = arm
-        self.model = model
-        self.call = model
+        self.arm, self.model, self.call = arm, model, model
         self.kernels = KERNELS.get(arm.name)
-        self.rebuilds_cache = False  # whether other arms may have driven this one's spectra out of the filter cache
+        self.chunk = CHUNKS.get(arm.name)
+        self.rebuilds_cache = False  # True if other arms may have evicted this one's spectra from the filter cache
+        self.takes_any_shape = prepare is None
         self._prepare = prepare
-        self.chunk = shapes.SHAPES[arm.name].chunk if arm.name in shapes.SHAPES else None
-        self.weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(model))
         self.layers = len(model.layers) if isinstance(model, Original) else model.config.num_hidden_layers
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
-
-    @property
-    def takes_any_shape(self) -> bool:
-        """Whether it runs without being prepared for a shape."""
-        return self._prepare is None
+        tensors = [*model.parameters(), *model.buffers()]
+        self.weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def prepare(self, ids: Tensor) -> None:
         """Compile or capture for inputs of this shape, where the arm does so."""
@@ -137,13 +172,9 @@ class Runner:
             self._choose_kernels()
             self.call = self._prepare(self.model, ids)
 
-    def release(self) -> None:
-        """Free what prepare made."""
-        self.call = self.model
-
     def forward(self, ids: Tensor, **inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids (B, L), and other inputs of the model, to hidden states (B, L, H) and their mean over tokens (B, H);
-        chunked arms give (B * chunks, chunk, H) and (B * chunks, H)."""
+        """Map ids (B, L) to hidden states (B, L, H) and their mean over tokens (B, H); chunked arms return
+        (B * chunks, chunk, H) and (B * chunks, H)."""
         self._choose_kernels()
         if self.chunk is not None and ids.shape[1] > self.chunk:
             ids = ids.reshape(-1, self.chunk)
@@ -152,7 +183,7 @@ class Runner:
         return hidden, hidden.mean(dim=1)
 
     def step(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Forward and backward of a scalar made of the mean over tokens; gradients stay in the parameters."""
+        """Run forward and backward of a scalar made of the mean over tokens; gradients stay in the parameters."""
         hidden, pooled = self.forward(ids)
         direction = torch.ones(pooled.shape[-1], device=pooled.device)
         direction[::2] = -1  # a plain sum would vanish: LayerNorm makes it constant
@@ -163,7 +194,8 @@ class Runner:
         self.model.zero_grad(set_to_none=True)
 
     def gradients(self) -> list[Tensor]:
-        """Gradients that every operation takes part in: token embedding, and both output layers of the first filter."""
+        """Return gradients that every operation contributes to: token embedding, and output layers of the first
+        filter."""
         if isinstance(self.model, Original):
             networks = self.model.layers[0].mixer.filter.networks
             filters = torch.stack([network[-1].weight.grad for network in networks])
@@ -176,51 +208,40 @@ class Runner:
 
 
 def build(arms: list[Arm], device: str, longest: int, layers: int | None) -> tuple[list[Runner], M2BertModel | None]:
-    """Runners of the arms in their order, and the float32 model on the CPU whose weights ours and the original share
-    (None where none of them is asked for)."""
-    base = None
-    if any(arm.is_compared for arm in arms):
-        base = base_model(longest, layers)
+    """Return runners of the arms in their order, and the float32 model on the CPU whose weights ours and the original
+    share (None if there is none of them)."""
+    base = base_model(longest, layers) if any(arm.is_compared for arm in arms) else None
     ours: dict[str, nn.Module] = {}
     runners = []
     for arm in arms:
         dtype = DTYPES[arm.dtype]
         if arm.is_ours:
             if arm.dtype not in ours:
-                ours[arm.dtype] = copy_of(base).to(device=device, dtype=dtype)
-            prepare = {"ours-graph": _capture, "ours-compile": _compile}.get(arm.name)
+                model = M2BertModel(base.config, add_pooling_layer=False).eval()
+                model.load_state_dict(base.state_dict())
+                ours[arm.dtype] = model.to(device=device, dtype=dtype)
+            prepare = {"ours-graph": capture, "ours-compile": compile_model}.get(arm.name)
             runners.append(Runner(arm, ours[arm.dtype], prepare))
         elif arm.name == "original":
             runners.append(Runner(arm, Original(base).cast(dtype).to(device)))
         else:
-            runners.append(Runner(arm, shapes.SHAPES[arm.name].build(dtype, device, layers, longest)))
+            runners.append(Runner(arm, build_shape(arm.name, dtype, device, layers, longest)))
     return runners, base
 
 
-def copy_of(model: M2BertModel) -> M2BertModel:
-    copy = M2BertModel(model.config, add_pooling_layer=False).eval()
-    copy.load_state_dict(model.state_dict())
-    return copy
-
-
 def token_ids(batch: int, length: int, device: str) -> Tensor:
-    """(batch, length) random ids, the same in every run."""
+    """Return (batch, length) random ids, the same in every run."""
     generator = torch.Generator().manual_seed(SEED)
     return torch.randint(1, VOCABULARY, (batch, length), generator=generator).to(device)
 
 
-def _tensors(model: nn.Module):
-    yield from model.parameters()
-    yield from model.buffers()
-
-
-def _compile(model: nn.Module, ids: Tensor) -> Callable:
+def compile_model(model: nn.Module, ids: Tensor) -> Callable:
     torch._dynamo.reset()  # every length gets a graph of its own
     return torch.compile(model, dynamic=False)
 
 
-def _capture(model: nn.Module, ids: Tensor) -> Callable:
-    """The forward as a CUDA graph for inputs of the shape of `ids`; its output is overwritten by the next call."""
+def capture(model: nn.Module, ids: Tensor) -> Callable:
+    """Capture the forward as a CUDA graph for inputs of the shape of `ids`; the next call overwrites its output."""
     held = ids.clone()
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

@@ -4,36 +4,14 @@ The reference is the original algorithm in float64. Errors are relative: of all 
 token, which shows a single wrong tile that the whole would hide; in training also of gradients.
 """
 
-from dataclasses import dataclass
-
 import torch
 from arms import Arm, Runner
-from measure import wall_timed
+from harness import RedGate, wall_timed
 from original import Original
 from torch import Tensor
 
 # Bounds on the worst token and on gradients: several times what a correct arm of that dtype shows.
 BOUNDS = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
-
-
-class RedGate(Exception):
-    """An arm is wrong: nothing may be timed."""
-
-
-@dataclass
-class Verdict:
-    """What the gate saw of one arm at one length; None where it did not look.
-
-    Attributes:
-        error, worst_error: relative error of all hidden states, and of the worst token.
-        gradient_error: largest relative error of a gradient, in training.
-        first_seconds: wall time of the arm's first call at this length: filters, spectra, compilation.
-    """
-
-    error: float | None
-    worst_error: float | None
-    gradient_error: float | None
-    first_seconds: float | None
 
 
 class Gate:
@@ -47,12 +25,12 @@ class Gate:
         model = Original(base).double().to(device)
         model.checkpointing = training  # float64 activations of all layers would not fit
         self.reference = Runner(Arm("original", "float64"), model)
-        self.device = device
-        self.training = training
+        self.device, self.training = device, training
 
-    def check(self, runners: list[Runner], ids: Tensor, advance) -> dict[str, Verdict]:
-        """Verdict by arm on ids (B, L), without those that the device has no memory for; `advance` is called once per
-        arm.
+    def check(self, runners: list[Runner], ids: Tensor) -> dict[Arm, dict]:
+        """Return what is seen of each arm on ids (B, L): `error` of all hidden states, `worst_error` of a token,
+        `gradient_error` in training, and `first_seconds`, the wall time of the first call. Arms that the device has no
+        memory for are left out.
 
         Raises:
             RedGate: an error is above the bound of the arm's dtype, or not finite.
@@ -60,29 +38,27 @@ class Gate:
         hidden, gradients = self._call(self.reference, ids)[1:]
         verdicts = {}
         for runner in runners:
-            advance()
             try:
                 seconds, values, found = self._call(runner, ids)
             except torch.OutOfMemoryError:
                 runner.clear_gradients()
                 continue
             finally:
-                runner.release()
-            verdict = Verdict(
-                error=relative_error(values, hidden),
-                worst_error=worst_token_error(values, hidden),
-                gradient_error=max(map(relative_error, found, gradients)) if self.training else None,
-                first_seconds=seconds,
-            )
-            worst = max(verdict.worst_error, verdict.gradient_error or 0.0)
+                runner.call = runner.model  # without what was captured for these ids
+            errors = {
+                "error": relative_error(values, hidden),
+                "worst_error": worst_token_error(values, hidden),
+                "gradient_error": max(map(relative_error, found, gradients)) if self.training else None,
+            }
             bound = BOUNDS[runner.arm.dtype]
-            if not worst <= bound:
-                raise RedGate(f"{runner.arm} at {ids.shape[1]} tokens: error {worst:.2e} is above {bound:.0e}")
-            verdicts[str(runner.arm)] = verdict
+            for name, error in errors.items():
+                if error is not None and not error <= bound:
+                    raise RedGate(f"{runner.arm} at {ids.shape[1]} tokens: {name} {error:.2e} is above {bound:.0e}")
+            verdicts[runner.arm] = errors | {"first_seconds": seconds}
         return verdicts
 
     def _call(self, runner: Runner, ids: Tensor) -> tuple[float, Tensor, list[Tensor]]:
-        """Wall seconds of one call, hidden states, and gradients in training."""
+        """Return wall seconds of one call, hidden states, and gradients in training."""
 
         def first_call():
             runner.prepare(ids)
@@ -96,14 +72,11 @@ class Gate:
 
 
 def relative_error(values: Tensor, reference: Tensor) -> float:
-    """Norm of the difference over the norm of the reference; infinite where values are not finite."""
-    difference = values.to(reference.dtype) - reference
-    error = (difference.norm() / reference.norm()).item()
-    return error if error == error else float("inf")
+    """Return the norm of the difference over the norm of the reference, NaN where values are."""
+    return ((values.to(reference.dtype) - reference).norm() / reference.norm()).item()
 
 
 def worst_token_error(hidden: Tensor, reference: Tensor) -> float:
-    """Largest relative error of one token's vector: (B, L, H) against (B, L, H)."""
+    """Return the largest relative error of one token's vector: (B, L, H) against (B, L, H)."""
     difference = (hidden.to(reference.dtype) - reference).norm(dim=-1)
-    error = (difference / reference.norm(dim=-1)).max().item()
-    return error if error == error else float("inf")
+    return (difference / reference.norm(dim=-1)).max().item()
