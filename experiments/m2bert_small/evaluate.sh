@@ -27,4 +27,4 @@ m2bert export --model runs/export/m2bert-small --output models/m2bert-small --ab
 for name in m2bert-small-bag m2bert-small control zero-shot-bag zero-shot zero-shot-control; do
     cp "runs/$name/training.json" "experiments/m2bert_small/results/training/$name.json"
 done
-"$PYTHON" experiments/m2bert_small/report.py
+"$PYTHON" experiments/pages.py results

@@ -1,7 +1,7 @@
 """Fine-tune MiniLM, or any sentence-transformers model, on the retrieval pairs of ours: the baseline of the same data.
 
-    python experiments/m2bert_small/minilm.py --model FOLDER --data runs/pairs --tasks web encyclopedic books pydocs qmsum \
-        --steps 150 --output runs/minilm-tuned
+    python experiments/m2bert_small/minilm.py --model FOLDER --data runs/pairs --output runs/minilm-tuned \
+        --tasks web encyclopedic books pydocs qmsum --steps 150
 
 Trainer, loss and schedule are those of sentence-transformers, in one process. The data have the LoCoV1 schema; of them
 the split train is read. The documents of a step are of one task, drawn by the root of its size, each once, so that no

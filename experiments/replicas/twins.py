@@ -1,10 +1,10 @@
 """What the long convolution is worth: the same training with attention in its place, and without any layer.
 
-    python experiments/replicas/twins.py --mixer {long-conv,attention,none} [--record FILE] {opl,mlm} [--config F] [key=value ...]
+    python experiments/replicas/twins.py --mixer {long-conv,attention,none} [--record FILE] {opl,mlm} [key=value ...]
 
 runs the entry point train/opl.py or train/mlm.py with the sequence mixer replaced; `none` is num_hidden_layers=0. No
 model is written: what attention has learned is no M2-BERT. The record, one JSON object, goes to the screen and to FILE.
-experiments/replicas/twins.sh runs the comparison, experiments/replicas/twins_report.py makes the tables.
+experiments/replicas/twins.sh runs the comparison, experiments/pages.py makes the tables.
 """
 
 import argparse

@@ -12,7 +12,7 @@ export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000
 export MALLOC_TOP_PAD_=268435456 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
 # ask {best,steps} ENTRY MIXER: what earlier runs say
-ask() { "$PYTHON" experiments/replicas/twins_report.py "$@"; }
+ask() { "$PYTHON" experiments/replicas/runs.py "$@"; }
 
 # run ENTRY MIXER NAME SEED [key=value ...]
 run() {
@@ -65,4 +65,4 @@ run mlm long-conv flops 0 $rates steps="$steps"
 # The best rate without layers is the highest of the grid: once, a higher one.
 run mlm none other-1e-2 0 optim.lr=1e-2
 
-"$PYTHON" experiments/replicas/twins_report.py
+"$PYTHON" experiments/pages.py replicas

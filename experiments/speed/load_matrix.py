@@ -4,7 +4,7 @@ It knows nothing of this package, and so runs wherever a folder and Python are. 
 difference of hidden states and unit vectors from those of `AutoModel` in float32 on the CPU; "absent" names a package
 that is not installed, "failed" an error. The exit code is 1 if a way failed.
 
-    python experiments/speed/load_matrix.py FOLDER [FOLDER ..] [--ways AutoModel,peft] [--hub-id ORGANISATION/NAME@COMMIT]
+    python experiments/speed/load_matrix.py FOLDER [FOLDER ..] [--ways AutoModel,peft] [--hub-id ORG/NAME@COMMIT]
 """
 
 import argparse

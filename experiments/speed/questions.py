@@ -1,22 +1,26 @@
-"""The questions of the performance page: what is asked, what must be reached, and how to read it off records."""
+"""The questions of docs/performance.md: what must be reached, and how to read it and other things off the records."""
 
+import math
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+CACHE_BYTES = 3_000_000_000  # default limit of the filter cache
+CAPACITIES_GB = (8, 24, 80)
+LARGEST_DEVIATION = 0.15  # of a measured peak from its straight line, above which no length is derived from it
 
 Record = dict
 Answer = Callable[[list[Record]], float | None]
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """One row of the table.
 
     Attributes:
-        device: `cpu` or `cuda`.
-        text: what is measured.
-        must, aim: values to reach; `unit` behind them.
-        unit: `x` (a ratio: the larger the better), `ms` or `GB` (the smaller the better), or `x overhead`.
-        answer: the measured value; None where the records do not hold it.
+        must, aim: values to reach, in `unit`: x (times faster), ms, GB, or "x overhead".
+        answer: returns the measured value, None where the records do not hold it.
     """
 
     device: str
@@ -26,127 +30,132 @@ class Question:
     unit: str
     answer: Answer
 
-    @property
-    def more_is_better(self) -> bool:
-        return self.unit == "x"
+    def reaches(self, value: float, goal: float | None) -> bool:
+        return goal is not None and (value >= goal if self.unit == "x" else value <= goal)
 
 
-def find(records: list[Record], arm: str, dtype: str, field: str = "seconds", **wanted) -> float | None:
-    """`field` of the newest full-depth record of an arm whose other fields have the wanted values."""
-    for record in reversed(records):
-        values = {"arm": arm, "dtype": dtype, "op": None} | wanted
-        if all(record.get(name) == value for name, value in values.items()) and record.get(field) is not None:
-            return record[field]
-    return None
+def smallest(records: list[Record], arms: tuple[str, ...], field: str = "seconds", scale: float = 1, **wanted):
+    """Return the smallest value of `field` among the newest records of the arms; None if there is none."""
+    found = {}
+    for record in records:
+        fits = all(record.get(name) == value for name, value in ({"op": None} | wanted).items())
+        if fits and record["arm"] in arms and record.get(field) is not None:
+            found[record["arm"]] = scale * record[field]
+    return min(found.values(), default=None)
 
 
-def ratio(above: float | None, below: float | None) -> float | None:
-    return None if above is None or below is None else above / below
+def value(*arms: str, **wanted) -> Answer:
+    return lambda records: smallest(records, arms, **wanted)
 
 
-def against(device: str, ours: tuple[str, str], other: tuple[str, str], length: int, **wanted) -> Answer:
-    """How many times faster `ours` (arm, dtype) is than `other` at one length."""
-    wanted = {"device": device, "length": length, "mode": "forward", "batch": 1} | wanted
+def times_faster(other: tuple[str, ...], other_dtype: str, dtype: str, **wanted) -> Answer:
+    """Answer how many times faster ours is than the fastest of others: the newest run in which both were measured."""
 
     def answer(records):
-        for run in reversed(dict.fromkeys(record["run"] for record in records)):  # times compare within a run only
-            found = ratio(find(records, *other, run=run, **wanted), find(records, *ours, run=run, **wanted))
-            if found is not None:
-                return found
+        for run in reversed(dict.fromkeys(record["run"] for record in records)):
+            theirs = smallest(records, other, dtype=other_dtype, run=run, **wanted)
+            ours = smallest(records, ("ours",), dtype=dtype, run=run, **wanted)
+            if theirs is not None and ours is not None:
+                return theirs / ours
         return None
 
     return answer
 
 
-def fastest(records: list[Record], field: str = "seconds", scale: float = 1.0, **wanted) -> float | None:
-    """Smallest value among our kernel arms in bfloat16 on a GPU."""
-    values = [find(records, arm, "bfloat16", field, device="cuda", **wanted) for arm in ("ours", "ours-graph")]
-    return min((value * scale for value in values if value is not None), default=None)
-
-
-def long_conv(length: int) -> Answer:
-    wanted = {"op": "long_conv", "device": "cuda", "length": length, "mode": "forward"}
-    return lambda records: ratio(
-        find(records, "plain", "bfloat16", **wanted), find(records, "ours", "bfloat16", **wanted)
-    )
-
-
-def query(dtype: str) -> Answer:
-    wanted = {"device": "cpu", "mode": "query"}
-    return lambda records: ratio(find(records, "original", "float32", **wanted), find(records, "ours", dtype, **wanted))
-
-
 def padding_overhead(dtype: str) -> Answer:
-    return lambda records: ratio(
-        find(records, "ours", dtype, device="cpu", mode="mixed"),
-        find(records, "ours", dtype, device="cpu", mode="alone"),
-    )
-
-
-def peak_gb(device: str, dtype: str, length: int, mode: str) -> Answer:
     def answer(records):
-        peak = find(records, "ours", dtype, "peak_bytes", device=device, length=length, mode=mode, batch=1)
-        return None if peak is None else peak / 1e9
+        mixed, alone = (
+            smallest(records, ("ours",), dtype=dtype, device="cpu", mode=mode) for mode in ("mixed", "alone")
+        )
+        return None if None in (mixed, alone) else mixed / alone
 
     return answer
 
 
-def modernbert_gpu(records: list[Record]) -> float | None:
-    """Against the faster of its attention implementations."""
-    wanted = {"device": "cuda", "length": 8192, "mode": "forward", "batch": 1}
-    others = [find(records, arm, "bfloat16", **wanted) for arm in ("modernbert-base", "modernbert-base-flash")]
-    other = min((seconds for seconds in others if seconds is not None), default=None)
-    return ratio(other, find(records, "ours", "bfloat16", **wanted))
-
-
-def _cpu() -> list[Question]:
-    bf16, fp32, original = ("ours", "bfloat16"), ("ours", "float32"), ("original", "float32")
-    rows = [
-        Question("cpu", f"forward, bfloat16, against the original in float32, {length} tokens", must, 5, "x",
-                 against("cpu", bf16, original, length))
-        for length, must in ((512, 3.5), (2048, 4), (8192, 4), (32768, 4))
-    ]  # fmt: skip
-    rows += [
-        Question("cpu", f"forward, float32, against the original in float32, {length} tokens", 1.3, 1.5, "x",
-                 against("cpu", fp32, original, length))
-        for length in (512, 2048, 8192, 32768)
-    ]  # fmt: skip
-    rows += [
-        Question("cpu", f"forward, {dtype}, against ModernBERT-base in {dtype}, 8192 tokens", must, aim, "x",
-                 against("cpu", ("ours", dtype), ("modernbert-base", dtype), 8192))
-        for dtype, must, aim in (("float32", 5, 8), ("bfloat16", 12, 20))
-    ]  # fmt: skip
+def cpu_questions() -> list[Question]:
+    forward = {"device": "cpu", "mode": "forward", "batch": 1}
+    rows = []
+    for dtype, goals, aim in (("bfloat16", (3.5, 4, 4, 4), 5), ("float32", (1.3, 1.3, 1.3, 1.3), 1.5)):
+        for length, must in zip((512, 2048, 8192, 32768), goals, strict=True):
+            answer = times_faster(("original",), "float32", dtype, length=length, **forward)
+            text = f"forward, {dtype}, against the original in float32, {length} tokens"
+            rows.append(Question("cpu", text, must, aim, "x", answer))
+    for dtype, must, aim in (("float32", 5, 8), ("bfloat16", 12, 20)):
+        answer = times_faster(("modernbert-base",), dtype, dtype, length=8192, **forward)
+        text = f"forward, {dtype}, against ModernBERT-base in {dtype}, 8192 tokens"
+        rows.append(Question("cpu", text, must, aim, "x", answer))
     for dtype in ("float32", "bfloat16"):
-        rows += [
-            Question("cpu", f"query of 32 tokens, {dtype}, against the original padding it to 32768", 300, 900, "x",
-                     query(dtype)),
-            Question("cpu", f"texts of 64 to 1024 tokens in one padded batch against each alone, {dtype}", 1.1, None,
-                     "x overhead", padding_overhead(dtype)),
-            Question("cpu", f"peak memory of a forward of 32768 tokens beyond weights and cache, {dtype}", 1.5, 1, "GB",
-                     peak_gb("cpu", dtype, 32768, "forward")),
-        ]  # fmt: skip
+        query = times_faster(("original",), "float32", dtype, device="cpu", mode="query")
+        text = f"query of 32 tokens, {dtype}, against the original padding it to 32768"
+        rows.append(Question("cpu", text, 300, 900, "x", query))
+        text = f"texts of 64 to 1024 tokens in one padded batch against each alone, {dtype}"
+        rows.append(Question("cpu", text, 1.1, None, "x overhead", padding_overhead(dtype)))
+        peak = value("ours", field="peak_bytes", scale=1e-9, dtype=dtype, length=32768, **forward)
+        text = f"peak memory of a forward of 32768 tokens beyond weights and cache, {dtype}"
+        rows.append(Question("cpu", text, 1.5, 1, "GB", peak))
     return rows
 
 
-def _gpu() -> list[Question]:
-    rows = [
-        Question("cuda", f"long convolution against torch rfft with cached filters, {length} tokens", must, aim, "x",
-                 long_conv(length))
-        for length, must, aim in ((2048, 3, 7), (8192, 2.2, 4.5), (32768, 1.6, 2.7))
-    ]  # fmt: skip
-    forward = {"mode": "forward", "scale": 1e3}
-    return [
-        *rows,
-        Question("cuda", "forward, 1 x 32768 (floor on an H200: 8.0 ms)", 23, 14.6, "ms",
-                 lambda records: fastest(records, length=32768, batch=1, **forward)),
-        Question("cuda", "forward, 16 x 2048 (floor on an H200: 4.9 ms)", 17, 9.8, "ms",
-                 lambda records: fastest(records, length=2048, batch=16, **forward)),
-        Question("cuda", "forward against ModernBERT-base, 8192 tokens", 2, 3, "x", modernbert_gpu),
-        Question("cuda", "training step, 1 x 32768 (floor on an H200: 24 ms)", 75, 45, "ms",
-                 lambda records: fastest(records, length=32768, batch=1, mode="training", scale=1e3)),
-        Question("cuda", "peak memory of that step beyond weights, without checkpointing", 20, 10, "GB",
-                 peak_gb("cuda", "bfloat16", 32768, "training")),
-    ]  # fmt: skip
+def gpu_questions() -> list[Question]:
+    half = {"device": "cuda", "dtype": "bfloat16"}
+    forward, step = half | {"mode": "forward"}, half | {"mode": "training", "length": 32768, "batch": 1}
+    rows = []
+    for length, must, aim in ((2048, 3, 7), (8192, 2.2, 4.5), (32768, 1.6, 2.7)):
+        wanted = {"device": "cuda", "mode": "forward", "op": "long_conv", "length": length}
+        text = f"long convolution against torch rfft with cached filters, {length} tokens"
+        rows.append(Question("cuda", text, must, aim, "x", times_faster(("plain",), "bfloat16", "bfloat16", **wanted)))
+    for batch, length, floor, must, aim in ((1, 32768, "8.0", 23, 14.6), (16, 2048, "4.9", 17, 9.8)):
+        text = f"forward, {batch} x {length} (floor on an H200: {floor} ms)"
+        milliseconds = value("ours", "ours-graph", scale=1e3, length=length, batch=batch, **forward)
+        rows.append(Question("cuda", text, must, aim, "ms", milliseconds))
+    modernbert = times_faster(("modernbert-base", "modernbert-base-flash"), "bfloat16", "bfloat16", device="cuda",
+                              mode="forward", length=8192, batch=1)  # fmt: skip
+    rows.append(Question("cuda", "forward against ModernBERT-base, 8192 tokens", 2, 3, "x", modernbert))
+    milliseconds = value("ours", "ours-graph", scale=1e3, **step)
+    rows.append(Question("cuda", "training step, 1 x 32768 (floor on an H200: 24 ms)", 75, 45, "ms", milliseconds))
+    text = "peak memory of that step beyond weights, without checkpointing"
+    rows.append(Question("cuda", text, 20, 10, "GB", value("ours", field="peak_bytes", scale=1e-9, **step)))
+    return rows
 
 
-QUESTIONS = [*_cpu(), *_gpu()]
+QUESTIONS = [*cpu_questions(), *gpu_questions()]
+
+
+def series(records: list[Record], device: str, mode: str) -> dict[tuple[str, str], dict[int, Record]]:
+    """Return the newest whole-model records of one row per batch, by (arm, dtype) and length."""
+    found = defaultdict(dict)
+    for record in records:
+        if (record["device"], record["mode"], record["batch"]) == (device, mode, 1) and "op" not in record:
+            found[record["arm"], record["dtype"]][record["length"]] = record
+    return {key: dict(sorted(lengths.items())) for key, lengths in found.items()}
+
+
+def crossover(ours: dict[int, Record], other: dict[int, Record]) -> str:
+    """Return from which length on `ours` is faster, interpolated linearly in logarithms of length and time."""
+    lengths = [length for length in ours if length in other]
+    gains = [math.log(other[length]["seconds"] / ours[length]["seconds"]) for length in lengths]
+    if not lengths:
+        return "no common length"
+    slower = [i for i, gain in enumerate(gains) if gain <= 0]
+    if not slower:
+        return "ours is faster at every length measured"
+    last = slower[-1]
+    if last == len(lengths) - 1:
+        return "ours is not faster at the longest length measured"
+    ends = slice(last, last + 2)
+    return f"{round(math.exp(np.interp(0, gains[ends], np.log(lengths[ends]))))} tokens"
+
+
+def largest_lengths(lengths: dict[int, Record]) -> list[int] | str:
+    """Return the largest length in tokens for each of CAPACITIES_GB, or why there is none: from a line through
+    (length, weights + peak), errors relative to the values, with room for all that the filter cache may hold."""
+    measured = {length: record for length, record in lengths.items() if record["peak_bytes"] is not None}
+    if len(measured) < 3:
+        return "not measured at three lengths"
+    totals = np.array([record["weight_bytes"] + record["peak_bytes"] for record in measured.values()], dtype=float)
+    slope, intercept = np.polyfit([*measured], totals, 1, w=1 / totals)
+    deviation = np.abs((intercept + slope * np.array([*measured]) - totals) / totals).max()
+    if deviation > LARGEST_DEVIATION or slope <= 0:
+        return f"not linear in length (up to {deviation:.0%} off)"
+    reserved = CACHE_BYTES if any(record["cache_bytes"] for record in lengths.values()) else 0
+    return [max(0, int((capacity * 1e9 - reserved - intercept) / slope)) for capacity in CAPACITIES_GB]
