@@ -1,7 +1,6 @@
 """The plots of pages.py."""
 
 import json
-import math
 from pathlib import Path
 from statistics import mean
 
@@ -103,66 +102,41 @@ def replicas(bars: dict[str, dict[str, list[float]]], curves: dict[str, list[dic
 
 # --- docs/performance.png ---
 
-OURS, ORIGINAL = "#c1272d", "#1a1a1a"
 OTHERS = ["#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f7f"]
 STYLES = {"bfloat16": "-", "float16": ":", "float32": (0, (5, 2))}
-LABEL_HEIGHT = 0.045  # of a panel: labels stand at least this far apart
 
 
 def performance(panels: dict[tuple[str, str], dict], path: Path):
-    """Draw time against length, one panel per device and mode, every line labelled at its end.
+    """Draw time against length, one panel per device and mode; the legend has the order of the lines' ends.
 
     Args:
         panels: (device, mode) to series of (arm, dtype) to records by length.
     """
     panels = {key: lines for key, lines in panels.items() if any(len(records) > 1 for records in lines.values())}
-    figure, axes = plt.subplots(1, len(panels), figsize=(7.5 * len(panels), 6), squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(8.5 * len(panels), 6), squeeze=False, layout="constrained")
     names = sorted({arm for lines in panels.values() for arm, _ in lines})
     others = [name for name in names if not name.startswith("ours") and name != "original"]
-    colors = {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}
-    colors |= {name: OURS for name in names if name.startswith("ours")} | {"original": ORIGINAL}
+    colors = {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)} | {"original": "#1a1a1a"}
     for axis, ((device, mode), lines) in zip(axes[0], panels.items(), strict=True):
-        speed_panel(axis, lines, colors)
-        first = next(iter(next(iter(lines.values())).values()))
-        threads = f", {first['threads']} thread{'s' if first['threads'] > 1 else ''}" if device == "cpu" else ""
-        title = f"{'CPU' if device == 'cpu' else 'GPU'}, {mode}, one text\n{first['processor']}{threads}"
-        axis.set_title(title, fontsize=10, loc="left")
-    figure.tight_layout()
+        slowest = {key: [*records.values()][-1] for key, records in lines.items()}
+        order = sorted(lines, key=lambda key: -slowest[key]["seconds"] / slowest[key]["length"])
+        for arm, dtype in order:
+            ours, records = arm.startswith("ours"), lines[arm, dtype]
+            axis.plot([*records], [record["seconds"] for record in records.values()], linestyle=STYLES[dtype],
+                      color="#c1272d" if ours else colors[arm], linewidth=2.4 if ours else 1.4, marker="o",
+                      markersize=3, label=f"{arm} {dtype}")  # fmt: skip
+        lengths = sorted({length for records in lines.values() for length in records})
+        where, threads = slowest[order[0]]["processor"], slowest[order[0]]["threads"]
+        where += f", {threads} thread{'s' if threads > 1 else ''}" if device == "cpu" else ""
+        axis.set(xscale="log", yscale="log", xlabel="tokens")
+        axis.set_title(f"{'CPU' if device == 'cpu' else 'GPU'}, {mode}, one text\n{where}", fontsize=10, loc="left")
+        axis.set_xticks(lengths, [str(length) for length in lengths])
+        axis.set_xticks([], minor=True)
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g} s" if value >= 1 else f"{value * 1e3:g} ms")
+        axis.grid(True, color="#dddddd", linewidth=0.6)
+        axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+        axis.spines[["top", "right"]].set_visible(False)
     save(figure, path, dpi=150)
-
-
-def speed_panel(axis, lines: dict, colors: dict):
-    ends = []
-    for (arm, dtype), records in lines.items():
-        lengths, seconds = list(records), [record["seconds"] for record in records.values()]
-        width = 2.4 if arm.startswith("ours") else 1.4
-        axis.plot(lengths, seconds, ls=STYLES[dtype], color=colors[arm], lw=width, marker="o", markersize=3)
-        ends.append((lengths[-1], seconds[-1], f"{arm} {dtype}", colors[arm]))
-    lengths = sorted({length for records in lines.values() for length in records})
-    axis.set(xscale="log", yscale="log", xlabel="tokens")
-    axis.set_xlim(lengths[0] / 1.15, lengths[-1] * (lengths[-1] / lengths[0]) ** 0.42)
-    axis.set_xticks(lengths, [str(length) for length in lengths])
-    axis.set_xticks([], minor=True)
-    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g} s" if value >= 1 else f"{value * 1e3:g} ms")
-    axis.grid(True, color="#dddddd", linewidth=0.6)
-    axis.spines[["top", "right"]].set_visible(False)
-    label_ends(axis, ends, lengths[-1])
-
-
-def label_ends(axis, ends: list[tuple], longest: int):
-    """Write names of all lines in a column at the right, moved apart where they would touch."""
-    low, high = (math.log(limit) for limit in axis.get_ylim())
-    ends = sorted(ends, key=lambda end: end[1] * longest / end[0])
-    heights = [math.log(min(seconds * longest / length, math.exp(high))) for length, seconds, *_ in ends]
-    for _ in range(200):
-        for i in range(1, len(heights)):
-            push = max(0, (LABEL_HEIGHT * (high - low) - (heights[i] - heights[i - 1])) / 2)
-            heights[i - 1] -= push
-            heights[i] += push
-    for (length, seconds, text, color), height in zip(ends, heights, strict=True):
-        leader = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "linestyle": ":", "relpos": (0, 0.5)}
-        axis.annotate(text, (length, seconds), (longest * 1.25, math.exp(height)), color=color, fontsize=9,
-                      va="center", annotation_clip=False, arrowprops=leader)  # fmt: skip
 
 
 # --- the demos ---

@@ -1,4 +1,4 @@
-"""Ways of loading an exported folder, each in a process of its own: a Markdown row per way, with versions and outcome.
+"""Load an exported folder in every way that a user may, each in a process of its own, and print a Markdown row per way.
 
 It knows nothing of this package, and so runs wherever a folder and Python are. The outcome is the largest absolute
 difference of hidden states and unit vectors from those of `AutoModel` in float32 on the CPU; "absent" names a package
@@ -47,20 +47,26 @@ class Subject(NamedTuple):
         return {"trust_remote_code": True} | ({"revision": self.revision} if self.revision else {})
 
     def load(self, auto_class: str = "AutoModel", **options):
-        """The model, ready for inference."""
+        """Return the model, ready for inference."""
         import transformers
 
         return getattr(transformers, auto_class).from_pretrained(self.name, **self.where, **options).eval()
 
+    def pipeline(self, task: str):
+        from transformers import pipeline
+
+        return pipeline(task, model=self.name, **self.where, device="cpu")
+
     def tokenise(self, config, texts: list[str] = TEXTS):
-        """A batch as the model's vectors are defined."""
+        """Return a batch as the model's vectors are defined."""
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(self.name, **self.where)
         return tokenizer(texts, padding=padding_of(config), truncation=True, return_tensors="pt")
 
     def outputs(self, model, config) -> dict:
-        """hidden (B, L, H), vector (B, P) of unit length, float32. A masked-LM folder has no pooler: plain pooling."""
+        """Return hidden (B, L, H) and vector (B, P) of unit length, float32. A masked-LM folder has no pooler: its
+        vector is plain pooling."""
         import torch
 
         batch = self.tokenise(config)
@@ -71,15 +77,19 @@ class Subject(NamedTuple):
             vector = hidden[:, 0] if config.pooling.startswith("cls") else (hidden * mask).sum(1) / mask.sum(1)
         return {"hidden": hidden.contiguous(), "vector": torch.nn.functional.normalize(vector.float(), dim=1)}
 
-    def difference(self, found: dict) -> float:
-        """Largest absolute difference from what is expected."""
+    def right(self) -> dict:
+        """Return the outputs of AutoModel."""
         from safetensors.torch import load_file
 
-        return distance(found, load_file(self.expected))
+        return load_file(self.expected)
+
+    def compare(self, model) -> str:
+        """Return the largest absolute difference of a model's outputs from those of AutoModel."""
+        return number(distance(self.outputs(model, model.config), self.right()))
 
 
 def padding_of(config) -> str | bool:
-    """To the longest input where padding is seen, else to the longest text of the batch."""
+    """Return padding to the longest input where padding is seen, else to the longest text of the batch."""
     return "max_length" if config.padding == "visible" else True
 
 
@@ -91,8 +101,11 @@ def number(value: float) -> str:
     return f"{value:.1e}" if value else "0"
 
 
+# --- the ways; each returns its outcome ---
+
+
 def expect(subject: Subject):
-    """Not a way: writes what the others are compared with."""
+    """Write what the ways are compared with."""
     from safetensors.torch import save_file
 
     model = subject.load()
@@ -100,34 +113,31 @@ def expect(subject: Subject):
 
 
 def auto_model(subject: Subject, **options) -> str:
-    model = subject.load(**options)
-    return number(subject.difference(subject.outputs(model, model.config)))
+    return subject.compare(subject.load(**options))
 
 
 def on_disk(subject: Subject) -> str:
-    """With the weights left on the disk, from where a module's are read when it is called. A pooler may be new: then
-    transformers has none to read there."""
+    """Leave the weights on the disk, from where a module's are read when it is called. A pooler may be new: then there
+    is none to read."""
     where = {"embeddings": "disk", "layers": "disk", "pooler": "cpu"}
     model = subject.load(device_map=where, offload_folder=str(subject.scratch / "disk"))
     if not all(parameter.is_meta for parameter in (*model.embeddings.parameters(), *model.layers.parameters())):
         raise RuntimeError("weights were loaded that should lie on the disk")
-    return number(subject.difference(subject.outputs(model, model.config)))
+    return subject.compare(model)
 
 
 def offloaded(subject: Subject) -> str:
-    """By accelerate, all modules of a loaded model: into memory, and onto the disk."""
+    """Offload all modules of a loaded model by accelerate: into memory, and onto the disk."""
     from accelerate import cpu_offload, disk_offload
 
-    outcomes = []
-    for offload, options in ((cpu_offload, {}), (disk_offload, {"offload_dir": subject.scratch / "offload"})):
-        model = subject.load()
-        offload(model, execution_device="cpu", **options)
-        outcomes.append(number(subject.difference(subject.outputs(model, model.config))))
-    return f"cpu {outcomes[0]}, disk {outcomes[1]}"
+    model, other = subject.load(), subject.load()
+    cpu_offload(model, execution_device="cpu")
+    disk_offload(other, execution_device="cpu", offload_dir=subject.scratch / "offload")
+    return f"cpu {subject.compare(model)}, disk {subject.compare(other)}"
 
 
 def own_class(subject: Subject) -> str:
-    """By the class that was saved: every tensor is there and used, and the encoder is the same."""
+    """Load the class that was saved: every tensor is there and used, and the encoder is the same."""
     import torch
     import transformers
 
@@ -139,36 +149,30 @@ def own_class(subject: Subject) -> str:
         raise RuntimeError(f"tensors do not fit: {report}")
     with torch.no_grad():
         hidden = model.eval()(**subject.tokenise(config), output_hidden_states=True).hidden_states[-1]
-    return number(subject.difference({"hidden": hidden}))
+    return number(distance({"hidden": hidden}, subject.right()))
 
 
 def sentence_transformer(subject: Subject) -> str:
     from sentence_transformers import SentenceTransformer
 
     encoder = SentenceTransformer(subject.name, **subject.where, device="cpu")
-    return number(subject.difference({"vector": encoder.encode(TEXTS, convert_to_tensor=True)}))
+    return number(distance({"vector": encoder.encode(TEXTS, convert_to_tensor=True)}, subject.right()))
 
 
 def feature_extraction(subject: Subject) -> str:
-    """One text at a time, compared where tokens are."""
+    """Pass one text at a time, and compare where tokens are."""
     import torch
-    from safetensors.torch import load_file
-    from transformers import pipeline
 
-    run = pipeline("feature-extraction", model=subject.name, **subject.where, device="cpu")
+    run = subject.pipeline("feature-extraction")
     settings = {"padding": padding_of(run.model.config), "truncation": True}
-    worst = 0.0
-    for row, text in zip(load_file(subject.expected)["hidden"], TEXTS, strict=True):
-        found = torch.tensor(run(text, tokenize_kwargs=settings)[0])
-        worst = max(worst, (found - row[: len(found)]).abs().max().item())
-    return number(worst)
+    found = [torch.tensor(run(text, tokenize_kwargs=settings)[0]) for text in TEXTS]
+    rows = zip(found, subject.right()["hidden"], strict=True)
+    return number(max((tokens - row[: len(tokens)]).abs().max().item() for tokens, row in rows))
 
 
 def fill_mask(subject: Subject) -> str:
-    """Probabilities, against those of the logits."""
-    from transformers import pipeline
-
-    run = pipeline("fill-mask", model=subject.name, **subject.where, device="cpu")
+    """Compare probabilities with those of the logits."""
+    run = subject.pipeline("fill-mask")
     text, config = f"the {run.tokenizer.mask_token} of the committee", run.model.config
     batch = subject.tokenise(config, [text])
     place = (batch["input_ids"][0] == run.tokenizer.mask_token_id).nonzero().item()
@@ -178,10 +182,8 @@ def fill_mask(subject: Subject) -> str:
 
 
 def text_classification(subject: Subject) -> str:
-    """Probabilities, against those of the logits."""
-    from transformers import pipeline
-
-    run = pipeline("text-classification", model=subject.name, **subject.where, device="cpu")
+    """Compare probabilities with those of the logits."""
+    run = subject.pipeline("text-classification")
     config = run.model.config
     exact = subject.load("AutoModelForSequenceClassification")(**subject.tokenise(config)).logits.softmax(-1)
     found = run(TEXTS, top_k=None, padding=padding_of(config), truncation=True)
@@ -190,33 +192,30 @@ def text_classification(subject: Subject) -> str:
 
 
 def bfloat16(subject: Subject) -> str:
-    """The smallest cosine with the vectors in float32."""
+    """Return the smallest cosine with the vectors in float32."""
     import torch
-    from safetensors.torch import load_file
 
     model = subject.load(dtype=torch.bfloat16)
     vector = subject.outputs(model, model.config)["vector"]
-    return f"cosine {(vector * load_file(subject.expected)['vector']).sum(1).min().item():.6f}"
+    return f"cosine {(vector * subject.right()['vector']).sum(1).min().item():.6f}"
 
 
 def compiled(subject: Subject) -> str:
-    """By inductor where there is a C++ compiler, else by the backend that only traces."""
+    """Compile by inductor where there is a C++ compiler, else by the backend that only traces."""
     import torch
 
     backend = "inductor" if shutil.which("g++") or shutil.which("clang++") else "eager"
-    model = subject.load()
-    found = subject.outputs(torch.compile(model, backend=backend), model.config)
-    return f"{number(subject.difference(found))} (backend {backend})"
+    return f"{subject.compare(torch.compile(subject.load(), backend=backend))} (backend {backend})"
 
 
 def lora(subject: Subject) -> str:
-    """An empty adapter changes nothing; a filled one is the same once saved and loaded, and once merged."""
+    """Add an empty adapter, which changes nothing; fill it: it is the same once saved and loaded, and once merged."""
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
 
     adapted = get_peft_model(subject.load(), LoraConfig(**LORA)).eval()
     config = adapted.get_base_model().config
-    added = subject.difference(subject.outputs(adapted, config))
+    added = distance(subject.outputs(adapted, config), subject.right())
     torch.manual_seed(0)
     for name, parameter in adapted.named_parameters():
         if "lora_" in name:
@@ -226,22 +225,22 @@ def lora(subject: Subject) -> str:
     again = PeftModel.from_pretrained(subject.load(), subject.scratch / "adapter").eval()
     loaded = distance(subject.outputs(again, config), filled)
     merged = distance(subject.outputs(again.merge_and_unload(), config), filled)
-    change = number(subject.difference(filled))
-    return f"added {number(added)}, moves it by {change}, loaded {number(loaded)}, merged {number(merged)}"
+    moved = number(distance(filled, subject.right()))
+    return f"added {number(added)}, moves it by {moved}, loaded {number(loaded)}, merged {number(merged)}"
 
 
-def beside_the_package(subject: Subject) -> str:
-    """Importing the package registers its own classes, which then win over the folder's code."""
+def next_to_the_package(subject: Subject) -> str:
+    """Import the package first: it registers its own classes, which then win over the folder's code."""
     import modeling_m2bert
 
     model = subject.load()
     if type(model) is not modeling_m2bert.M2BertModel:
         raise RuntimeError(f"the folder's {type(model)} was loaded")
-    return number(subject.difference(subject.outputs(model, model.config)))
+    return subject.compare(model)
 
 
 class Way(NamedTuple):
-    """What runs, the packages it needs beside torch and transformers and those it must do without, and where."""
+    """What runs, the packages it needs besides torch and transformers and those it must do without, and where."""
 
     run: Callable[[Subject], str | None]
     needs: tuple[str, ...] = ()
@@ -268,7 +267,7 @@ WAYS = {
     "peft: LoRA": Way(lora, ("peft",)),
     "without triton": Way(auto_model, without=(*OURS, "triton")),
     "without a GPU": Way(auto_model, environment={"CUDA_VISIBLE_DEVICES": ""}),
-    "beside this package, imported first": Way(beside_the_package, ("m2bert",), without=()),
+    "beside this package, imported first": Way(next_to_the_package, ("m2bert",), without=()),
     "offline, AutoModel by Hub id": Way(auto_model, environment=OFFLINE),
     "offline, SentenceTransformer by Hub id": Way(sentence_transformer, SENTENCES, environment=OFFLINE),
     FROM_HUB: Way(auto_model),
@@ -295,7 +294,7 @@ def child(what: str, without: str, name: str, revision: str, expected: str, scra
 
 
 def start(what: str, way: Way, subject: Subject) -> str:
-    """The outcome of a way, tried in a process of its own."""
+    """Return the outcome of a way, tried in a process of its own."""
     missing = [name for name in way.needs if version(name) is None]
     if missing:
         return f"absent: {', '.join(missing)}"
@@ -308,15 +307,15 @@ def start(what: str, way: Way, subject: Subject) -> str:
 
 
 def version(name: str) -> str | None:
-    """Of an installed package; None where there is none."""
+    """Return the version of an installed package; None if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def in_cache(folder: Path, cache: Path) -> str:
-    """Store the folder as a Hub repository that was downloaded before; its id."""
+def store_in_cache(folder: Path, cache: Path) -> str:
+    """Store the folder as a Hub repository that was downloaded before; return its id."""
     repository = cache / "hub" / "models--organisation--name"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text(COMMIT)
@@ -325,40 +324,38 @@ def in_cache(folder: Path, cache: Path) -> str:
 
 
 def rows(folder: Path, chosen: list[str], hub_id: str) -> Iterator[tuple[str, str, str, str]]:
-    """(class, way, versions, outcome) of every way that fits the folder."""
+    """Yield (class, way, versions, outcome) of every way that fits the folder."""
     config = json.loads((folder / "config.json").read_text())
     saved = config["architectures"][0]
+    title = f"{saved}, {config['padding']}"
     with tempfile.TemporaryDirectory() as scratch:
         here = Subject(str(folder.resolve()), "", Path(scratch, "expected.safetensors"), Path(scratch))
-        cached = here._replace(name=in_cache(folder, Path(scratch, "hf")), revision=COMMIT)
+        cached = here._replace(name=store_in_cache(folder, Path(scratch, "hf")), revision=COMMIT)
         on_hub = here._replace(**dict(zip(("name", "revision"), hub_id.split("@"), strict=True)))
         outcome = start("expect", Way(expect), here)
         if not here.expected.is_file():
-            chosen = []
-            yield f"{saved}, {config['padding']}", "AutoModel", "", outcome
+            yield title, "AutoModel", "", outcome
+            return
         for what in chosen:
             way = WAYS[what]
             subject = on_hub if what == FROM_HUB else cached if way.environment == OFFLINE else here
             if saved.endswith(way.only) and subject.name:
-                packages = [
-                    f"{name} {version(name)}" for name in ("torch", "transformers", *way.needs) if version(name)
-                ]
-                yield f"{saved}, {config['padding']}", what, ", ".join(packages), start(what, way, subject)
+                found = {name: version(name) for name in ("torch", "transformers", *way.needs)}
+                versions = ", ".join(f"{name} {which}" for name, which in found.items() if which)
+                yield title, what, versions, start(what, way, subject)
 
 
 def main() -> int:
-    """Print the table; 1 if a way failed."""
+    """Print the table; return 1 if a way failed."""
     if sys.argv[1:2] == ["--child"]:
         child(*sys.argv[2:])
         return 0
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
-    parser.add_argument("--ways", help="some of them: beginnings of their names, with commas between")
-    parser.add_argument(
-        "--hub-id", metavar="ID@COMMIT", default="@", help="of the same model on the Hub, to load it too"
-    )
+    parser.add_argument("--ways", default="", help="some of them: beginnings of their names, with commas between")
+    parser.add_argument("--hub-id", metavar="ID@COMMIT", default="@", help="of the same model on the Hub, to load too")
     asked = parser.parse_args()
-    beginnings = asked.ways.split(",") if asked.ways else [""]
+    beginnings = asked.ways.split(",")
     for beginning in beginnings:
         if not any(what.startswith(beginning) for what in WAYS):
             parser.error(f"--ways {beginning!r} begins none of: {'; '.join(WAYS)}")
