@@ -188,7 +188,7 @@ def demo(records: list[dict], path: Path):
     save(figure, path)
 
 
-def demo_train(folder: Path, path: Path):
+def demo_train(folder: Path, records: dict[str, dict], path: Path):
     """Draw learning curves of both stages of the training demo, and the scores with their intervals."""
     figure, axes = plt.subplots(1, 3, figsize=(16, 4.6), width_ratios=[1, 1, 1.1], layout="constrained")
     for label, line, *stages in CURVES:
@@ -206,10 +206,6 @@ def demo_train(folder: Path, path: Path):
     axes[1].legend(frameon=False)
     for axis in axes[:2]:
         axis.grid(alpha=0.3)
-    records = {
-        record["encoder"].split(":")[0]: record
-        for record in json.loads((folder / "results.json").read_text())["results"]
-    }
     colors = ["tab:gray" if name in ("bm25", "tfidf-rp") else "lightsteelblue" for name in TRAINED_LABELS]
     colors[2] = "tab:blue"
     score_bars(axes[2], [*TRAINED_LABELS.values()], [records[name] for name in TRAINED_LABELS], colors,
