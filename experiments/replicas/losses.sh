@@ -7,9 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 PYTHON=${PYTHON:-.venv/bin/python} MODEL=${MODEL:-runs/m2bert-small-bag} PAIRS=${PAIRS:-runs/pairs}
 TEACHER=${TEACHER:-runs/MiniLM}
 RESULTS=experiments/replicas/results/losses
-export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false ACCELERATE_USE_CPU=true
-export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000
-export MALLOC_TOP_PAD_=268435456 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
+source experiments/replicas/environment.sh
 
 mkdir -p runs/losses "$RESULTS"
 [ -f runs/losses/mined.parquet ] || "$PYTHON" -m m2bert.train.pairs.mine_negatives --data "$PAIRS" --task pydocs qmsum \
