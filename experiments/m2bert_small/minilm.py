@@ -3,11 +3,11 @@
     python experiments/m2bert_small/minilm.py --model FOLDER --data runs/pairs --output runs/minilm-tuned \
         --tasks web encyclopedic books pydocs qmsum --steps 150
 
-Trainer, loss and schedule are those of sentence-transformers, in one process. The data have the LoCoV1 schema; of them
-the split train is read. The documents of a step are of one task, drawn by the root of its size, each once, so that no
+Trainer, loss and schedule are those of sentence-transformers, in one process. The data have the LoCoV1 schema; the
+split train is read. The documents of a step are of one task, drawn by the root of its size, each once, so that no
 negative is of a query's own document (the library's NO_DUPLICATES compares texts, and two chunks of a document differ).
 A document gives one pair, and its side is as long as the model reads (MiniLM: 256 tokens, special tokens included).
-Half of the pairs are of the one kind, half of the other:
+Half of the pairs are of each kind:
 
 - a labelled query. Which chunk answers it is unknown: it gets the first (what the policy truncate reads) or a random
   one (as in chunk-average), in equal shares;
@@ -19,7 +19,6 @@ The output is a sentence-transformers folder for `m2bert eval --encoder`, with t
 
 import argparse
 import json
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -30,12 +29,12 @@ from m2bert.eval.encoders.chunks import cut, overhead_tokens
 from m2bert.eval.tasks.locov1 import RetrievalTask, load_task
 from m2bert.hub.folder import check_output, whole_folder
 from m2bert.hub.private import public_record
+from m2bert.terminal import run_command
 from m2bert.train.text.splits import refuse_test
 
 SIDES = "query", "document"
 SCALE = 20.0  # of the cosines: 1 / temperature
 PASSAGE_SHARE, PASSAGE_TOKENS = 0.5, (24, 128)  # of the pairs; the shortest and the longest passage
-LEAST = {"steps": 1, "batch_size": 2, "seed": 0, "learning_rate": 1e-12}
 PACKAGES = "sentence-transformers", "transformers", "torch", "datasets", "accelerate", "numpy"
 
 
@@ -48,7 +47,7 @@ class Source(NamedTuple):
 
 
 def source_of(task: RetrievalTask) -> Source:
-    """The task as a source of pairs. A word has at least one token."""
+    """Return the task as a source of pairs. A word has at least one token."""
     qids = {pid: [] for pid, text in task.documents.items() if len(text.split()) >= 2 * PASSAGE_TOKENS[0]}
     for qid, answers in task.qrels.items():
         for pid in answers.keys() & qids.keys():
@@ -57,8 +56,8 @@ def source_of(task: RetrievalTask) -> Source:
 
 
 def passage_and_chunk(text: str, spans: np.ndarray, tokens: int, rng) -> tuple[str, str]:
-    """A passage of PASSAGE_TOKENS, at most half of the text, and a chunk of the text without it. `spans` (n, 2) are the
-    characters of the text's tokens, `tokens` those of a chunk, without special ones."""
+    """Return a passage of PASSAGE_TOKENS, at most half of the text, and a chunk of the text without it. `spans` (n, 2)
+    are the characters of the text's tokens, `tokens` those of a chunk, without special ones."""
     count = min(int(rng.integers(PASSAGE_TOKENS[0], PASSAGE_TOKENS[1] + 1)), len(spans) // 2)
     first = int(rng.integers(len(spans) - count + 1))
     begin, end = spans[first, 0], spans[first + count - 1, 1]
@@ -72,8 +71,8 @@ def passage_and_chunk(text: str, spans: np.ndarray, tokens: int, rng) -> tuple[s
 
 
 def make_batch(sources: list[Source], token_spans, tokens: int, size: int, rng) -> list[dict[str, str]]:
-    """The `size` pairs of a step. A document gives a passage too if it has no query that it alone answers within the
-    step: another document with an answer would count as a negative."""
+    """Return the `size` pairs of a step. A document gives a passage too if it has no query that it alone answers within
+    the step: another document with an answer would count as a negative."""
     sizes = np.sqrt([len(source.pids) for source in sources])
     task, pids, qids = sources[rng.choice(len(sources), p=sizes / sizes.sum())]
     chosen = [pids[i] for i in rng.choice(len(pids), size, replace=False)]
@@ -91,34 +90,6 @@ def make_batch(sources: list[Source], token_spans, tokens: int, size: int, rng) 
     return pairs
 
 
-def check(options):
-    """Raise ValueError for an option that cannot be served."""
-    for name, value in [("--data", str(options.data)), *(("--tasks", task) for task in options.tasks)]:
-        refuse_test(name, value)
-    if len({*options.tasks}) < len(options.tasks):
-        raise ValueError(f"--tasks {' '.join(options.tasks)} names a task twice; name each once")
-    if not options.model.is_dir():
-        raise ValueError(f"--model={options.model} is no folder; name one of a sentence-transformers model")
-    for name, least in LEAST.items():
-        if not least <= getattr(options, name) < float("inf"):
-            raise ValueError(f"--{name.replace('_', '-')}={getattr(options, name)} must be at least {least}")
-    check_output(options.output, options.overwrite)
-
-
-def load_sources(options) -> list[Source]:
-    """The tasks' split train, of enough documents for a step each."""
-    sources = []
-    for name in options.tasks:
-        try:
-            sources.append(source_of(load_task(options.data, name, "train")))
-        except ValueError as error:
-            raise ValueError(f"--data={options.data} --tasks={name}: {error}") from error
-        if len(sources[-1].pids) < options.batch_size:
-            raise ValueError(f"--batch-size={options.batch_size} is more than the {len(sources[-1].pids)} documents of "
-                             f"task {name!r} that are long enough; lower it, or leave the task out")  # fmt: skip
-    return sources
-
-
 def train(options):
     """Train and write the folder, whole or not at all."""
     from datasets import Features, IterableDataset, Value  # slow, and a wrong argument needs none of it
@@ -127,15 +98,13 @@ def train(options):
 
     from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
 
-    sources = load_sources(options)
-    try:
-        encoder = SentenceTransformerEncoder(options.model)
-    except ValueError as error:
-        raise ValueError(f"--model={options.model}: {error}; name a folder of a whole model") from error
+    sources = [source_of(load_task(options.data, name, "train")) for name in options.tasks]
+    for source in sources:
+        if len(source.pids) < options.batch_size:
+            raise ValueError(f"--batch-size={options.batch_size} is more than the {len(source.pids)} documents of "
+                             f"task {source.task.name!r} that are long enough; lower it")  # fmt: skip
+    encoder = SentenceTransformerEncoder(options.model)
     model, longest, fingerprint, tokens = encoder.model, encoder.max_tokens, encoder.fingerprint, []
-    if not longest:
-        raise ValueError(f"--model={options.model} takes texts of any length; set max_seq_length in its settings")
-
     content = longest - overhead_tokens(encoder)
 
     def rows():
@@ -147,23 +116,28 @@ def train(options):
             yield from batch
 
     with whole_folder(options.output, options.overwrite) as folder:
-        trainer = SentenceTransformerTrainer(
-            model=model,
-            train_dataset=IterableDataset.from_generator(rows, Features(dict.fromkeys(SIDES, Value("string")))),
-            loss=MultipleNegativesRankingLoss(model, SCALE),
-            args=SentenceTransformerTrainingArguments(
-                str(folder), max_steps=options.steps, per_device_train_batch_size=options.batch_size,
-                learning_rate=options.learning_rate, warmup_steps=0.1, seed=options.seed, save_strategy="no",
-                logging_steps=max(1, options.steps // 50), report_to="none", dataloader_pin_memory=False,
-                prompts={side: model.prompts.get(side, "") for side in SIDES},
-            ),
-        )  # fmt: skip
+        settings = SentenceTransformerTrainingArguments(
+            str(folder),
+            max_steps=options.steps,
+            per_device_train_batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            warmup_steps=0.1,
+            seed=options.seed,
+            save_strategy="no",
+            logging_steps=max(1, options.steps // 50),
+            report_to="none",
+            dataloader_pin_memory=False,
+            prompts={side: model.prompts.get(side, "") for side in SIDES},
+        )
+        data = IterableDataset.from_generator(rows, Features(dict.fromkeys(SIDES, Value("string"))))
+        loss = MultipleNegativesRankingLoss(model, SCALE)
+        trainer = SentenceTransformerTrainer(model=model, args=settings, train_dataset=data, loss=loss)
         result = trainer.train()
         record = {
             "arguments": vars(options),
             "settings": {"scale": SCALE, "passage_share": PASSAGE_SHARE, "passage_tokens": PASSAGE_TOKENS},
             "model_fingerprint": fingerprint,  # of what was tuned
-            "data_fingerprints": {task.name: task.fingerprint for task, _, _ in sources},
+            "data_fingerprints": {source.task.name: source.task.fingerprint for source in sources},
             "versions": {package: version(package) for package in PACKAGES},
             "history": trainer.state.log_history,
             "seconds": result.metrics["train_runtime"],
@@ -174,9 +148,8 @@ def train(options):
         (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def main(argv: list[str]):
-    parser = argparse.ArgumentParser(prog="minilm", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+def main(argv: list[str] | None = None):
+    parser = argparse.ArgumentParser(prog="minilm", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--model", required=True, type=Path, help="folder of a sentence-transformers model")
     parser.add_argument("--data", required=True, type=Path, help="folder in the LoCoV1 schema")
     parser.add_argument("--tasks", required=True, nargs="+", help="values of its column dataset")
@@ -187,13 +160,11 @@ def main(argv: list[str]):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true", help="replace the model in the output folder")
     options = parser.parse_args(argv)
-    check(options)
+    for name, value in [("--data", str(options.data)), *(("--tasks", task) for task in options.tasks)]:
+        refuse_test(name, value)
+    check_output(options.output, options.overwrite)
     train(options)
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        print(f"minilm: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command("minilm", main)

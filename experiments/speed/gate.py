@@ -47,7 +47,7 @@ class Gate:
                 runner.call = runner.model  # without what was captured for these ids
             errors = {
                 "error": relative_error(values, hidden),
-                "worst_error": worst_token_error(values, hidden),
+                "worst_error": relative_error(values, hidden, dim=-1),
                 "gradient_error": max(map(relative_error, found, gradients)) if self.training else None,
             }
             bound = BOUNDS[runner.arm.dtype]
@@ -71,12 +71,8 @@ class Gate:
         return seconds, hidden, gradients
 
 
-def relative_error(values: Tensor, reference: Tensor) -> float:
-    """Return the norm of the difference over the norm of the reference, NaN where values are."""
-    return ((values.to(reference.dtype) - reference).norm() / reference.norm()).item()
-
-
-def worst_token_error(hidden: Tensor, reference: Tensor) -> float:
-    """Return the largest relative error of one token's vector: (B, L, H) against (B, L, H)."""
-    difference = (hidden.to(reference.dtype) - reference).norm(dim=-1)
-    return (difference / reference.norm(dim=-1)).max().item()
+def relative_error(values: Tensor, reference: Tensor, dim: int | None = None) -> float:
+    """Return the norm of the difference over the norm of the reference, with `dim` the largest over vectors along that
+    dimension. It is a huge number where a value is not finite: NaN would be lost in a maximum."""
+    difference = values.to(reference.dtype) - reference
+    return (difference.norm(dim=dim) / reference.norm(dim=dim)).max().nan_to_num(torch.inf).item()

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -22,6 +23,8 @@ from m2bert.terminal import Ended
 
 ROOT = Path(__file__).parents[2]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+SUMMARY = ["op", "arm", "dtype", "mode", "length", "batch", "seconds", "runs", "first_seconds", "error", "peak_bytes"]
 
 
 class RedGate(Ended):
@@ -212,14 +215,10 @@ def processor_name() -> str:
 
 
 def commit() -> str:
-    """Return the short hash of the source, `-dirty` with changes outside docs; M2BERT_COMMIT where there is no git."""
-
-    def git(*arguments):
-        return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True, check=True).stdout
-
+    """Return the short hash of the source, `-dirty` with changes; M2BERT_COMMIT where there is no git."""
+    command = ["git", "-C", ROOT, "describe", "--always", "--dirty", "--exclude=*"]
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs").strip()
-        return git("rev-parse", "--short", "HEAD").strip() + ("-dirty" if changed else "")
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("M2BERT_COMMIT", "unknown")
 
@@ -233,18 +232,5 @@ def run_jobs(jobs: Iterable[Callable[[], list[dict]]], output: Path) -> None:
             text = json.dumps(records, indent=1) + "\n"
             write_atomically(output, lambda path, text=text: path.write_text(text))
     finally:
-        if records:
-            print(summary(records))
-
-
-def summary(records: list[dict]) -> str:
-    """Return a plain-text table with a row per record: times in seconds, memory in GB."""
-    formats = dict.fromkeys(("op", "arm", "dtype", "mode", "length", "batch", "runs"), str)
-    formats |= dict.fromkeys(("seconds", "first_seconds"), "{:.3g}".format) | {"error": "{:.1e}".format}
-    formats |= dict.fromkeys(("peak_bytes", "cache_bytes"), lambda count: f"{count / 1e9:.2f}")
-    fields = [name for name in formats if any(record.get(name) is not None for record in records)]
-    rows = [[name.replace("_bytes", " GB").replace("_", " ") for name in fields]]
-    for record in records:
-        rows.append(["-" if record.get(name) is None else formats[name](record[name]) for name in fields])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)
+        table = pd.DataFrame(records, columns=SUMMARY).dropna(axis="columns", how="all")
+        print(table.to_string(index=False, na_rep="-", float_format="{:.3g}".format))

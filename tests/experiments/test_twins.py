@@ -1,10 +1,6 @@
-"""Attention in the mixer's place, of experiments/replicas/twins.py, is fair to it and is what the entry points train."""
+"""Attention in the mixer's place (experiments/replicas/twins.py) is fair to it and is what the entry points train."""
 
-import importlib.util
-import json
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,16 +10,12 @@ from m2bert.train.init import identity_layer_
 from modeling_m2bert import M2BertConfig
 from modeling_m2bert.m2bert_packing import Rows, pack_rows
 
-REPLICAS = Path(__file__).parents[2] / "experiments" / "replicas"
 SIZES = {"hidden_size": 128, "num_hidden_layers": 1, "intermediate_size": 512, "filter_order": 32}
 
 
-@pytest.fixture(scope="module")
-def twins():
-    spec = importlib.util.spec_from_file_location("twins", REPLICAS / "twins.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def twins(script):
+    return script("experiments/replicas/twins.py")
 
 
 def rows_of(*lengths):
@@ -146,29 +138,3 @@ def test_operations_are_counted_of_what_is_trained_on(twins, tiny_config):
     mixer = 2 * tokens * 4 * 32 * width + 2 * 2 * (3 * 3 + 5 * 5) * width
     forward = mixer + 2 * tokens * 3 * 32 * 64 / 4 + 2 * tokens * 2 * 32
     assert twins.training_flops(config, "attention", seen, 0) == 3 * forward
-
-
-def test_the_report_takes_the_best_rate_and_scales_steps(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(REPLICAS))
-    monkeypatch.delitem(sys.modules, "report", raising=False)
-    import twins_report
-
-    monkeypatch.setattr(twins_report, "RESULTS", tmp_path)
-    rates = {"lr": 1e-3, "pooler_lr": None, "filter_lr": 1e-3}
-    cost = {"tokens": 10**6, "seconds": 9, "flops_per_token": 10**6, "mixer_parameters": 100}
-    for mixer, flops in (("none", 1), ("long-conv", 2), ("attention", 5)):
-        for number, (rate, seed, steps, loss) in enumerate(
-            [(1e-3, 0, 10, 6.0), (2e-3, 0, 10, 5.0), (2e-3, 1, 10, 5.5), (2e-3, 0, 25, 4.0)]
-        ):
-            scores = {"held_out_loss": loss, "held_out_accuracy": 0.1}
-            record = {"entry": "mlm", "mixer": mixer, **rates, "layer_lr": rate, "seed": seed, "steps": steps, **cost,
-                      "flops": flops * steps, "scores": scores}  # fmt: skip
-            (tmp_path / f"mlm-{mixer}-{number}-seed{seed}.json").write_text(json.dumps(record))
-    twins_report.main(["best", "mlm", "long-conv"])
-    twins_report.main(["steps", "mlm", "long-conv"])
-    assert capsys.readouterr().out.split("\n")[:2] == [
-        "optim.lr=0.001 optim.layer_lr=0.002 optim.pooler_lr=null optim.filter_lr=0.001", "25"
-    ]  # fmt: skip
-    table = "\n".join(twins_report.table("mlm"))
-    assert "| long-conv | 2 | 10 | 0.002 | 10.0 ± 0.0 | 5.250 |" in table
-    assert "| long-conv, equal FLOPs | 1 | 25 |" in table

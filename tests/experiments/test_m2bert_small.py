@@ -11,7 +11,7 @@ import pytest
 
 from m2bert.train.tokenizer import train_wordpiece
 
-ROOT = Path(__file__).parents[1]
+SCRIPT = Path(__file__).parents[2] / "experiments" / "m2bert_small" / "run.sh"
 TEXTS = [" ".join(f"Sentence {i} of text {n} tells of river {i * n}." for i in range(80)) for n in range(40)]
 
 
@@ -39,8 +39,7 @@ def test_the_recipe_runs_from_text_to_folders_and_a_second_time_does_nothing(tmp
                         "TOKENIZER": str(tmp_path / "tokenizer"), "STEPS": "1"}  # fmt: skip
 
     def replay():
-        return subprocess.run(["bash", ROOT / "experiments" / "m2bert_small" / "run.sh"], env=env, cwd=tmp_path, text=True,
-                              capture_output=True)  # fmt: skip
+        return subprocess.run(["bash", SCRIPT], env=env, cwd=tmp_path, text=True, capture_output=True)
 
     first = replay()
     assert first.returncode == 0, first.stderr[-2000:]
