@@ -1,22 +1,26 @@
 """The pairs on which experiments/m2bert_small/minilm.py tunes a model: chunks, passages, the documents of a step."""
 
+import importlib.util
 import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from m2bert.eval.tasks.locov1 import make_task
 
+SCRIPT = Path(__file__).parents[2] / "experiments" / "m2bert_small" / "minilm.py"
 TOKENS = 10  # of a chunk
+
+spec = importlib.util.spec_from_file_location("minilm", SCRIPT)
+recipe = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(recipe)
 
 
 @pytest.fixture(autouse=True)
-def recipe(script, monkeypatch):
-    minilm = script("experiments/m2bert_small/minilm.py")
-    monkeypatch.setattr(minilm, "PASSAGE_TOKENS", (3, 6))
-    monkeypatch.setitem(globals(), "recipe", minilm)
-    return minilm
+def short_passages(monkeypatch):
+    monkeypatch.setattr(recipe, "PASSAGE_TOKENS", (3, 6))
 
 
 def word_spans(texts):

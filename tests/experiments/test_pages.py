@@ -52,15 +52,13 @@ def test_twins_are_run_at_the_best_rate_and_at_equal_operations(script, tmp_path
     assert runs.equal_steps("mlm", "long-conv") == 25
 
 
-@pytest.mark.parametrize("fault", [1.5, torch.nan])
-@pytest.mark.parametrize("training", [False, True])
-def test_a_wrong_arm_is_not_timed(script, fault, training):
+def test_a_wrong_arm_is_not_timed(script):
     arms, gate, harness = (script(f"experiments/speed/{name}.py") for name in ("arms", "gate", "harness"))
     runners, base = arms.build([arms.Arm("original", "float32"), arms.Arm("ours", "float32")], "cpu", 64, 1)
-    right, ids = gate.Gate(base, "cpu", training), arms.token_ids(1, 64, "cpu")
-    verdicts = right.check(runners, ids)
-    assert all(verdict["worst_error"] < 1e-5 for verdict in verdicts.values())
-    with torch.no_grad():
-        runners[1].model.layers[0].mixer.out_proj.weight[0] *= fault
-    with pytest.raises(harness.RedGate, match="ours:float32"):
-        right.check(runners, ids)
+    right, ids = gate.Gate(base, "cpu", training=False), arms.token_ids(1, 64, "cpu")
+    assert all(verdict["worst_error"] < 1e-5 for verdict in right.check(runners, ids).values())
+    for fault in (1.5, torch.nan):
+        with torch.no_grad():
+            runners[1].model.layers[0].mixer.out_proj.weight[0] *= fault
+        with pytest.raises(harness.RedGate, match="ours:float32"):
+            right.check(runners, ids)
