@@ -4,7 +4,8 @@
     python experiments/pages.py demo FILE IMAGE          # plot of examples/demo.py
     python experiments/pages.py demo-train FOLDER        # table and plot of examples/demo_train.py, FOLDER/demo.png
 
-A page is written by hand around its tables, which stand between `<!-- name -->` and `<!-- end -->`.
+A page is written by hand around its tables, which stand between `<!-- name -->` and `<!-- end -->`. The names of rows
+and columns are in the experiments' page.yaml.
 """
 
 import json
@@ -15,8 +16,9 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import plots
-from replicas import runs as twins
-from speed import questions
+import speed_questions as questions
+import twin_runs as twins
+import yaml
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -83,41 +85,8 @@ def bytes_text(count: int | None) -> str:
 # --- docs/results.md ---
 
 SMALL = EXPERIMENTS / "m2bert_small" / "results"
-TASKS = {"qmsum": "QMSUM test", "pydocs": "pydocs test"}
-OURS, CONTROL = "m2bert-small / truncate", "layer-free control / truncate"
-SYSTEMS = {  # name in the records: name on the page
-    "bm25": "BM25",
-    "tfidf-rp:768": "`tfidf-rp`, 768 dimensions",
-    "tfidf-rp:3072": "`tfidf-rp`, 3,072 dimensions",
-    "MiniLM / truncate": "MiniLM, first 256 tokens",
-    "MiniLM / chunk-average": "MiniLM, chunk-average",
-    "MiniLM / best-chunk": "MiniLM, best chunk",
-    "MiniLM fine-tuned / truncate": "MiniLM fine-tuned on the same pairs, first 256 tokens",
-    "MiniLM fine-tuned / chunk-average": "MiniLM fine-tuned on the same pairs, chunk-average",
-    CONTROL: "layer-free control",
-    OURS: "**m2bert-small, one vector**",
-    "layer-free control / late-chunk": "layer-free control, 16 late chunks",
-    "m2bert-small / late-chunk": "**m2bert-small, 16 late chunks**",
-    "layer-free control without QMSUM / truncate": "layer-free control, no QMSUM in training",
-    "m2bert-small without QMSUM / truncate": "m2bert-small, no QMSUM in training, one vector",
-    "m2bert-small without QMSUM / late-chunk": "m2bert-small, no QMSUM in training, 16 late chunks",
-    "m2bert-small / truncate + bm25 (weighted)": "BM25 + m2bert-small, weighted",
-    "m2bert-small / late-chunk + bm25 (weighted)": "BM25 + m2bert-small's late chunks, weighted",
-}
-PAIRS = [
-    (OURS, "tfidf-rp:3072"),
-    (OURS, "MiniLM / chunk-average"),
-    (OURS, "MiniLM fine-tuned / chunk-average"),
-    (OURS, CONTROL),
-    (OURS, "bm25"),
-    ("m2bert-small without QMSUM / truncate", "tfidf-rp:3072"),
-    ("m2bert-small without QMSUM / truncate", "MiniLM / chunk-average"),
-    (OURS, "m2bert-small without QMSUM / truncate"),
-    ("m2bert-small / late-chunk", "MiniLM / best-chunk"),
-    ("m2bert-small / late-chunk", "layer-free control / late-chunk"),
-    ("m2bert-small / truncate + bm25 (weighted)", "bm25"),
-    ("m2bert-small / late-chunk + bm25 (weighted)", "bm25"),
-]
+RESULTS_PAGE = yaml.safe_load((EXPERIMENTS / "m2bert_small" / "page.yaml").read_text(encoding="utf-8"))
+TASKS, SYSTEMS, PAIRS = (RESULTS_PAGE[key] for key in ("tasks", "systems", "pairs"))
 CONTEXTS = ("truncate:tokens=512", "truncate:tokens=2048", "truncate:tokens=8192", "truncate")
 
 
@@ -182,60 +151,24 @@ def difference_text(other: dict, record: dict, bold: str = "") -> str:
 # --- docs/replicas.md ---
 
 REPLICAS = EXPERIMENTS / "replicas" / "results"
-ARMS = {
-    "table6": {"opl-short": "short", "opl-long": "long", "opl-mixed": "mixed", "opl-none": "none (no pretraining)"},
-    "table7": {
-        "warm-replicate-keep": "warm: replicate, keep",
-        "warm-replicate-stretch": "warm: replicate, stretch",
-        "warm-interpolate-keep": "warm: interpolate, keep",
-        "warm-interpolate-stretch": "warm: interpolate, stretch",
-        "cold": "cold",
-        "cold-same-compute": "cold, as many tokens as both stages",
-    },
-    "table8": {
-        "loss-opl": "OPL, 2 queries with 8 negatives each",
-        "mnrl-2": "MNRL, batch 2",
-        "mnrl-cached-2": "MNRL cached, batch 2",
-        "mnrl-cached-32": "MNRL cached, batch 32",
-        "mnrl-cached-128": "MNRL cached, batch 128",
-        "prototype-first": "prototype, first phase",
-        "prototype": "prototype, then MNRL batch 2",
-        "teacher": "(the teacher: MNRL batch 32, 128 tokens)",
-    },
-}
-LENGTHS = {
-    "held_out_accuracy": "accuracy, all lengths",
-    "held_out_accuracy/tokens_128": "up to 128 tokens",
-    "held_out_accuracy/tokens_512": "129 to 512",
-    "held_out_accuracy/tokens_2048": "513 to 1,024",
-}
-LOSSES = {
-    "losses/opl": "OPL",
-    "losses/opl-weighted": "OPL, relevant pairs weigh 10",
-    "losses/mined": "MNRL, 6 queries with 2 negatives of BM25 each",
-    "losses/prototype": "prototype, teacher MiniLM",
-}
-TITLES = {
-    "opl": "Retrieval: nDCG@10 of the development queries, %",
-    "mlm": "Masked language model: held-out text",
-}
+ARMS = yaml.safe_load((EXPERIMENTS / "replicas" / "page.yaml").read_text(encoding="utf-8"))
 
 
 def replicas():
     pretraining = []
     for arm in ("short", "long", "mixed"):
         last = [record["history"][-1] for record in read_all(REPLICAS, f"table6-held-out-{arm}-seed*.json")]
-        values = [spread([100 * row[name] for row in last]) for name in LENGTHS]
+        values = [spread([100 * row[name] for row in last]) for name in ARMS["accuracies"]]
         pretraining.append([arm, training_tokens("table6", arm), *values])
     blocks = {
-        "pretraining": table(["pretraining", "tokens", *LENGTHS.values()], pretraining),
+        "pretraining": table(["pretraining", "tokens", *ARMS["accuracies"].values()], pretraining),
         "table6": ranking_table("table6", "fine-tuning tokens"),
         "table7": warm_table(),
         "table8": ranking_table("table8", "tokens"),
         "twins-losses": loss_table(),
     }
-    blocks |= {f"twins-{entry}": f"**{TITLES[entry]}**\n\n{twins_table(entry)}\n\n{sweep_table(entry)}"
-               for entry in TITLES}  # fmt: skip
+    blocks |= {f"twins-{entry}": f"**{title}**\n\n{twins_table(entry)}\n\n{sweep_table(entry)}"
+               for entry, title in ARMS["twins"].items()}  # fmt: skip
     fill(DOCS / "replicas.md", blocks)
     curves = {label: read_all(REPLICAS, f"table7-{arm}-seed*.json") for arm, label in ARMS["table7"].items()}
     bars = {
@@ -332,7 +265,7 @@ def sweep_table(entry: str) -> str:
 def loss_table() -> str:
     """Return losses next to the multiple negatives ranking loss of the twins, by the layer's learning rate."""
     rows = []
-    for name, title in ({"twins/opl-long-conv": "MNRL, 16 queries"} | LOSSES).items():
+    for name, title in ARMS["losses"].items():
         cells = []
         for rate in ("1e-3", "5e-3"):
             found = [run["scores"] for run in read_all(REPLICAS, f"{name}-{rate}-seed*.json")]

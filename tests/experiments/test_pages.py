@@ -37,7 +37,7 @@ def test_the_plot_of_the_search_demo_names_every_system(script, tmp_path):
 
 
 def test_twins_are_run_at_the_best_rate_and_at_equal_operations(script, tmp_path, monkeypatch):
-    runs = script("experiments/replicas/runs.py")
+    runs = script("experiments/twin_runs.py")
     monkeypatch.setattr(runs, "RESULTS", tmp_path)
     rates = {"lr": 1e-3, "pooler_lr": None, "filter_lr": 1e-3}
     for mixer, flops in (("none", 1), ("long-conv", 2), ("attention", 5)):
