@@ -90,7 +90,7 @@ def main():
     say("m2bert export --model trained --output m2bert-demo")
     m2bert("export", "--model", "trained", "--output", "m2bert-demo")
     say("loading the folder in a process that cannot import this project")
-    run(ROOT / "examples" / "clean_process.py", "m2bert-demo")
+    run(ROOT / "experiments" / "speed" / "load_matrix.py", "m2bert-demo", "--ways", "AutoModel,SentenceTransformer")
     say("the start of the same model, before any training")
     train("mlm", "mlm-start", "steps=0", log=OUT / "start.log")
     train("opl", "start", "model.path=mlm-start", "steps=0", log=OUT / "start.log")

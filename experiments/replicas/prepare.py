@@ -1,4 +1,4 @@
-"""Data of the replicas: links to pretraining text, two retrieval tasks in one folder, a tokenizer for all arms.
+"""Make the data of the replicas: links to pretraining text, two retrieval tasks in one folder, a tokenizer.
 
     python experiments/replicas/prepare.py --data FOLDER
 
@@ -22,7 +22,7 @@ CHARACTERS = 3_000_000  # of each source, for the tokenizer
 
 
 def join_tasks(folders: list[Path], output: Path):
-    """One folder in the LoCoV1 schema from several."""
+    """Write one folder in the LoCoV1 schema from several."""
     for kind in ("queries", "documents"):
         (output / kind).mkdir(parents=True, exist_ok=True)
         for split in ("train", "validation", "test"):

@@ -1,4 +1,4 @@
-"""What the long convolution is worth: the same training with attention in its place, and without any layer.
+"""Train with attention in place of the long convolution, and without any layer: what is the convolution worth?
 
     python experiments/replicas/twins.py --mixer {long-conv,attention,none} [--record FILE] {opl,mlm} [key=value ...]
 
@@ -42,14 +42,14 @@ def parameters(module: nn.Module) -> int:
 
 
 def attention_width(config) -> int:
-    """Width A of queries, keys and values together: the whole heads whose 4 H A + H parameters come nearest to those of
-    the convolutional mixer."""
+    """Return the width A of queries, keys and values together: the whole heads whose 4 H A + H parameters come nearest to
+    those of the convolutional mixer."""
     wanted = parameters(M2BertMixer(config)) - config.hidden_size
     return HEAD * max(1, round(wanted / (4 * config.hidden_size * HEAD)))
 
 
 def rotate(x: Tensor, positions: Tensor) -> Tensor:
-    """Rotary positions: channels c and c + d / 2 turn together. x (T, .., d), positions (T,) -> (T, .., d)."""
+    """Apply rotary positions: channels c and c + d / 2 turn together. x (T, .., d), positions (T,) -> (T, .., d)."""
     half = x.shape[-1] // 2
     speeds = ROTARY_BASE ** -(torch.arange(half, device=x.device) / half)
     angles = (positions[:, None] * speeds).view(len(x), *[1] * (x.dim() - 2), half)
@@ -78,7 +78,7 @@ class AttentionMixer(nn.Module):
 
 
 def attend(row: Tensor, length: int) -> Tensor:
-    """Attention within a row whose first `length` tokens are real: query, key and value (3, S, A / d, d) -> (S, A)."""
+    """Attend within a row whose first `length` tokens are real: query, key and value (3, S, A / d, d) -> (S, A)."""
     query, key, value = row[:, None, :length].transpose(2, 3)  # (1, A / d, length, d)
     mixed = nn.functional.scaled_dot_product_attention(query, key, value)[0].transpose(0, 1).flatten(1)
     return nn.functional.pad(mixed, (0, 0, 0, row.shape[1] - length))
@@ -86,7 +86,7 @@ def attend(row: Tensor, length: int) -> Tensor:
 
 @torch.no_grad()
 def identity_layer_(layer) -> None:
-    """What m2bert.train.init does to a layer, whichever of the two mixers it has. Queries, keys and values start with a
+    """Make a layer the identity, as m2bert.train.init does, whichever mixer it has. Queries, keys and values start with a
     standard deviation of H^(-1/2): at the 0.02 of wide models attention is uniform for longer."""
     if isinstance(layer.mixer, M2BertMixer):
         return convolution_identity_(layer)
@@ -99,8 +99,8 @@ def identity_layer_(layer) -> None:
 
 
 def mixer_flops(config, mixer: str, length: int) -> float:
-    """Of one mixer, forward, on a row: matrix products, convolutions, attention. A multiplication and an addition are
-    two; a real Fourier transform of length N counts as 5 N log2(N), twice what it needs."""
+    """Count those of one mixer, forward, on a row: matrix products, convolutions, attention. A multiplication and an
+    addition are two; a real Fourier transform of length N counts as 5 N log2(N), twice what it needs."""
     hidden = config.hidden_size
     if mixer == "attention":
         width = attention_width(config)
@@ -111,15 +111,15 @@ def mixer_flops(config, mixer: str, length: int) -> float:
 
 
 def filter_flops(config, taps: int) -> float:
-    """What the long filters of one mixer cost a forward, whatever its rows: the sine networks of both directions, and
-    a transform."""
+    """Count those of the long filters of one mixer, per forward, whatever its rows: the sine networks of both directions,
+    and a transform."""
     order, hidden, n = config.filter_order, config.hidden_size, 2 * transform_length(taps)
     network = 2 * taps * 2 * order * (config.filter_embedding_size + 2 * order + hidden)
     return (2 if config.residual_long_conv else 1) * (network + hidden * 5 * n * log2(n))
 
 
 def training_flops(config, mixer: str, seen: dict[str, Counter], masked_tokens: float) -> float:
-    """Of a whole run, the backward pass counted as two forward passes; losses, norms and lookups are left out.
+    """Count those of a whole run, the backward pass as two forward passes; losses, norms and lookups are left out.
 
     Args:
         seen: how often rows of a length, and forwards of a longest row, were trained on.
@@ -140,7 +140,7 @@ def training_flops(config, mixer: str, seen: dict[str, Counter], masked_tokens: 
 
 
 def count_rows(pack, seen: dict[str, Counter], *arguments):
-    """m2bert_packing.pack_rows that notes what is trained on."""
+    """Pack rows as m2bert_packing does, and count what is trained on."""
     packing = pack(*arguments)
     if torch.is_grad_enabled():
         seen["lengths"].update(packing.rows.lengths.tolist())
@@ -150,7 +150,7 @@ def count_rows(pack, seen: dict[str, Counter], *arguments):
 
 @contextmanager
 def twin(mixer: str, seen: dict[str, Counter]):
-    """Models made meanwhile have this mixer. Packages look these names up when they call them."""
+    """Give this mixer to models made meanwhile. Packages look these names up when they call them."""
     with ExitStack() as stack:
         count = partial(count_rows, modeling_m2bert.pack_rows, seen)
         stack.enter_context(patch.object(modeling_m2bert, "pack_rows", count))
@@ -162,7 +162,7 @@ def twin(mixer: str, seen: dict[str, Counter]):
 
 
 def compact_record(model, mixer: str, config, record: dict, seen: dict[str, Counter]) -> dict:
-    """What the comparison needs of a run. Raises RuntimeError if the model has other mixers than it was to have."""
+    """Return what the comparison needs of a run; raise RuntimeError if the model has other mixers than it should."""
     layers = model.base_model.layers
     kind = AttentionMixer if mixer == "attention" else M2BertMixer
     if (mixer == "none") != (len(layers) == 0) or any(type(layer.mixer) is not kind for layer in layers):
@@ -189,7 +189,7 @@ def compact_record(model, mixer: str, config, record: dict, seen: dict[str, Coun
 
 
 def run(mixer: str, entry: str, argv: list[str]) -> dict:
-    """The compact record of a run of the entry point; its weights are not kept."""
+    """Run an entry point and return its compact record; its weights are not kept."""
     module, seen, found = ENTRIES[entry], {"lengths": Counter(), "longest": Counter()}, {}
 
     def finish(accelerator, model, tokenizer, config, record, checkpoints):
