@@ -42,8 +42,8 @@ def parameters(module: nn.Module) -> int:
 
 
 def attention_width(config) -> int:
-    """Return the width A of queries, keys and values together: the whole heads whose 4 H A + H parameters come nearest to
-    those of the convolutional mixer."""
+    """Return the width A of queries, keys and values together: the whole heads whose 4 H A + H parameters come nearest
+    to those of the convolutional mixer."""
     wanted = parameters(M2BertMixer(config)) - config.hidden_size
     return HEAD * max(1, round(wanted / (4 * config.hidden_size * HEAD)))
 
@@ -86,8 +86,8 @@ def attend(row: Tensor, length: int) -> Tensor:
 
 @torch.no_grad()
 def identity_layer_(layer) -> None:
-    """Make a layer the identity, as m2bert.train.init does, whichever mixer it has. Queries, keys and values start with a
-    standard deviation of H^(-1/2): at the 0.02 of wide models attention is uniform for longer."""
+    """Make a layer the identity, as m2bert.train.init does, whichever mixer it has. Queries, keys and values start with
+    a standard deviation of H^(-1/2): at the 0.02 of wide models attention is uniform for longer."""
     if isinstance(layer.mixer, M2BertMixer):
         return convolution_identity_(layer)
     nn.init.normal_(layer.mixer.in_proj.weight, std=layer.mixer.in_proj.in_features**-0.5)
@@ -111,8 +111,8 @@ def mixer_flops(config, mixer: str, length: int) -> float:
 
 
 def filter_flops(config, taps: int) -> float:
-    """Count those of the long filters of one mixer, per forward, whatever its rows: the sine networks of both directions,
-    and a transform."""
+    """Count those of the long filters of one mixer, per forward, whatever its rows: the sine networks of both
+    directions, and a transform."""
     order, hidden, n = config.filter_order, config.hidden_size, 2 * transform_length(taps)
     network = 2 * taps * 2 * order * (config.filter_embedding_size + 2 * order + hidden)
     return (2 if config.residual_long_conv else 1) * (network + hidden * 5 * n * log2(n))

@@ -15,7 +15,9 @@ from arms import NAMES, Arm, Runner, build, parse_arms, token_ids
 from gate import Gate
 from harness import (
     DTYPES,
+    ROUNDS,
     RedGate,
+    add_turns,
     at_least,
     choose_device,
     cuda_peak_bytes,
@@ -35,7 +37,6 @@ from tqdm import tqdm
 from m2bert.terminal import run_command
 from modeling_m2bert.m2bert_ops_filter import clear_filter_cache, filter_cache_bytes
 
-ROUNDS = {"cpu": 5, "cuda": 50}
 NOT_COMPARED = dict.fromkeys(("error", "worst_error", "gradient_error"))
 WHOLE_INPUT_EXPONENT = 2  # attention over whole inputs: time grows at most so with length
 
@@ -45,11 +46,10 @@ def parse():
     parser.add_argument("--arms", default="ours,original", help="comma-separated name or name:dtype")
     parser.add_argument("--lengths", type=token_lengths, default="512,2048", help="tokens per row, comma-separated")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of arms that name none")
-    parser.add_argument("--mode", choices=("forward", "training"), default="forward", help="training: with backward")
+    add_turns(parser)
     parser.add_argument("--batch", type=at_least(1), default=1, help="rows per batch")
     parser.add_argument("--batch-tokens", type=at_least(1), help="tokens per batch instead: as many rows as fit")
     parser.add_argument("--layers", type=at_least(1), help="depth of every arm (quick looks); default: as published")
-    parser.add_argument("--rounds", type=at_least(1), help="turns per length (default: 5 on a CPU, 50 on a GPU)")
     parser.add_argument("--budget-seconds", type=float, default=300, help="per length; after it three turns are enough")
     parser.add_argument("--max-seconds", type=float, default=600, help="leave an arm out where a call takes longer")
     parser.add_argument("--memory", action="store_true", help="on a CPU: peak memory too, each in a fresh process")

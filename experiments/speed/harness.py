@@ -22,6 +22,7 @@ from m2bert.files import write_atomically
 from m2bert.terminal import Ended
 
 ROOT = Path(__file__).parents[2]
+ROUNDS = {"cpu": 5, "cuda": 50}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 SUMMARY = ["op", "arm", "dtype", "mode", "length", "batch", "seconds", "runs", "first_seconds", "error", "peak_bytes"]
@@ -43,6 +44,12 @@ def make_parser(description: str, **options) -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=at_least(1), default=1, help="CPU threads; with one, CPU time is measured")
     parser.add_argument("--output", type=output_file, required=True, help="JSON file of records")
     return parser
+
+
+def add_turns(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of benchmarks whose arms take turns, with or without backward."""
+    parser.add_argument("--mode", choices=("forward", "training"), default="forward", help="training: with backward")
+    parser.add_argument("--rounds", type=at_least(1), help="turns per length (default: 5 on a CPU, 50 on a GPU)")
 
 
 def at_least(minimum: int) -> Callable[[str], int]:

@@ -15,7 +15,9 @@ from arms import base_model
 from gate import relative_error
 from harness import (
     DTYPES,
+    ROUNDS,
     RedGate,
+    add_turns,
     at_least,
     choose_device,
     cuda_peak_bytes,
@@ -38,7 +40,6 @@ from modeling_m2bert.m2bert_ops_filter import FilterCache, generate_taps, implic
 
 BOUNDS = {"float32": 2e-5, "float16": 2e-3, "bfloat16": 1e-2}  # several times the rounding of the composite
 KERNELS = {"cpu": {"ours": "auto"}, "cuda": {"ours": "auto", "ours-torch": "torch"}}
-ROUNDS = {"cpu": 5, "cuda": 50}
 BUDGET_SECONDS = 120
 
 Outputs = tuple[Tensor, ...]
@@ -222,8 +223,7 @@ def parse():
     parser.add_argument("--lengths", type=token_lengths, default="2048,8192,32768", help="tokens per row")
     parser.add_argument("--batch-tokens", type=at_least(1), default=32768, help="per batch: as many rows as fit")
     parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on a CPU")
-    parser.add_argument("--mode", choices=("forward", "training"), default="forward", help="training: with backward")
-    parser.add_argument("--rounds", type=at_least(1), help="turns per operation (default: 5 on a CPU, 50 on a GPU)")
+    add_turns(parser)
     options = parser.parse_args()
     if options.batch_tokens < options.lengths[-1]:
         parser.error(f"--batch-tokens={options.batch_tokens} is below the longest of --lengths; raise it")
