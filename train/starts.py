@@ -1,9 +1,10 @@
-"""Starts that help a small model: mixers as the exact identity, weights and biases from token frequencies.
+"""The model that a run begins with: a checkpoint or a new one, and starts that help a small model.
 
 Standard initialisation sends every text through random filters; a small budget is spent on undoing that. Started as
-the identity, the layers begin as nothing and only add what lowers the loss.
+the identity, the layers change nothing at first and only learn what lowers the loss. Token weights and biases start at
+token frequencies.
 
-    python -m m2bert.train.init [--config NAME_OR_FILE] [section.key=value ...] [--start identity|standard] --output DIR
+    python -m m2bert.train.starts [--config NAME_OR_FILE] [section.key=value ...] --output DIR
 
 writes the new model of a configuration, untrained, as a complete folder; `tokenizer.path` must name a tokenizer, and
 `model.path` is not read. Token frequencies are not in it: the entry points take them from the training text, and only
@@ -11,22 +12,76 @@ for tensors that are new to them.
 """
 
 import argparse
+import logging
+import sys
+from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModel, AutoModelForMaskedLM
+from accelerate.utils import set_seed
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from m2bert.hub.folder import check_output, write_folder
+from m2bert.hub.checkpoint import load_strictly, read_config
+from m2bert.hub.folder import check_output, check_tokenizer, write_folder
+from m2bert.terminal import run_command
 
-from .config import load_config, namespace
-from .tokenizer import load_tokenizer
+from .inputs import check_model
+from .settings import load_settings
+from .tokenizer import load_tokenizer, train_wordpiece
+
+logger = logging.getLogger(__name__)
 
 MAX_IDF = 8.0
 MIN_IDF = 0.05
 DOCUMENT_FREQUENCY_TOKENS = 1024  # chunk length over which document frequency is counted
 OTHER_HEADS = 0.02  # weight of a token outside its own head, relative to its weight inside
 FRAME_ITERATIONS = 8
+
+
+def make_model(auto_class, settings, tokenizer) -> tuple[PreTrainedModel, set[str]]:
+    """Return a checkpoint (`model.path`) or a new model, each with the changes of `model.architecture`.
+
+    Args:
+        settings: the section `model`, whose fields `check_model` has checked.
+
+    Returns:
+        The model, and the names of its tensors that are new: all of them, or a pooler or layers that the checkpoint
+        lacked.
+
+    Raises:
+        ValueError: a checkpoint with missing or unexpected tensors, or a tokenizer that does not fit it.
+    """
+    if settings.path is None:
+        size = max(tokenizer.get_vocab().values()) + 1
+        fields = {"vocab_size": -(-size // 8) * 8, "pad_token_id": tokenizer.pad_token_id}
+        fields |= settings.new_model | settings.architecture
+        model = auto_class.from_config(AutoConfig.for_model("m2bert", **fields))
+        check_tokenizer(tokenizer, model.config.vocab_size)
+        if settings.start == "identity":
+            identity_start_(model)
+        return model, set(model.state_dict())
+    old = read_config(Path(settings.path)).get("num_hidden_layers", 0)
+    added = range(old, settings.architecture.get("num_hidden_layers", old))
+    may_miss = ("pooler.", *(f"{prefix}layers.{number}." for prefix in ("", "model.") for number in added))
+    model, missing = load_strictly(auto_class, settings.path, may_miss=may_miss, **settings.architecture)
+    check_tokenizer(tokenizer, model.config.vocab_size)
+    if settings.start == "identity":
+        for number in added:
+            identity_layer_(model.base_model.layers[number])
+        if model.base_model.pooler is not None and "pooler.context_log_weights.weight" in missing:
+            torch.nn.init.zeros_(model.base_model.pooler.context_log_weights.weight)
+    return model, missing
+
+
+def make_tokenizer(settings, model_path: str | None, texts: Iterable[str]):
+    """Return the tokenizer of `tokenizer.path`, else of the checkpoint, else one trained on the texts."""
+    path = settings.path or model_path
+    if path is not None:
+        return load_tokenizer(path)
+    logger.info("training a WordPiece tokenizer of %d tokens", settings.vocab_size)
+    return train_wordpiece(texts, settings.vocab_size)
 
 
 @torch.no_grad()
@@ -161,45 +216,43 @@ def frame_start_(model, energy: np.ndarray):
         embeddings[own] = (codes * length).to(embeddings.dtype)
 
 
-def load_either(argv: list[str]) -> tuple[dict, type]:
-    """A configuration of mlm or else of opl, and the class of its model. What could be either is mlm's: opl starts from
-    its models too. Raises ValueError, with both reasons, if it is neither."""
-    errors = []
-    for default, auto_class in (("mlm-small.yaml", AutoModelForMaskedLM), ("opl-small.yaml", AutoModel)):
-        try:
-            return load_config(default, argv), auto_class
-        except ValueError as error:
-            errors.append(str(error))
-    if errors[0] == errors[1]:
-        raise ValueError(errors[0])
-    raise ValueError(f"the configuration is neither one of mlm ({errors[0]}) nor one of opl ({errors[1]})")
-
-
 def main(argv: list[str]):
-    from accelerate.utils import set_seed
-
-    from .runs import make_model  # runs itself imports the starts
-
-    parser = argparse.ArgumentParser(prog="init", allow_abbrev=False)
-    parser.add_argument("--start")
+    parser = argparse.ArgumentParser(
+        prog="starts", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--start", help="model.start: identity or standard")
     parser.add_argument("--output", required=True)
     arguments, rest = parser.parse_known_args(argv)
-    start = [f"model.start={arguments.start}"] if arguments.start else []
-    config_dict, auto_class = load_either([*rest, *start])
-    config = namespace(config_dict)
-    config.model.path = None
-    if config.tokenizer.path is None:
+    rest += [f"model.start={arguments.start}"] if arguments.start else []
+    settings, auto_class = load_either([*rest, "model.path=null"])
+    if settings.tokenizer.path is None:
         raise ValueError("tokenizer.path is null; name the folder of the tokenizer that the model is to be made for")
-    disable_progress_bar()
     check_output(arguments.output, overwrite=False)
-    set_seed(config.seed)
-    tokenizer = load_tokenizer(config.tokenizer.path)
-    model, _ = make_model(auto_class, config.model, tokenizer)
+    check_model(settings)
+    disable_progress_bar()
+    set_seed(settings.seed)
+    tokenizer = load_tokenizer(settings.tokenizer.path)
+    model, _ = make_model(auto_class, settings.model, tokenizer)
     output = write_folder(model, tokenizer, arguments.output)
     print(f"wrote {output}: a new {type(model).__name__} of {model.num_parameters():,} parameters")
 
 
-if __name__ == "__main__":
-    from .runs import command_line
+def load_either(argv: list[str]) -> tuple:
+    """Return the settings of mlm or else of opl, and the class of its model: opl starts from models of mlm too.
 
-    command_line(main, "init")
+    Raises:
+        ValueError: the settings are of neither; with both reasons.
+    """
+    try:
+        return load_settings("mlm", argv), AutoModelForMaskedLM
+    except ValueError as error:
+        of_mlm = str(error)
+    try:
+        return load_settings("opl", argv), AutoModel
+    except ValueError as error:
+        reasons = of_mlm if of_mlm == str(error) else f"neither of mlm ({of_mlm}) nor of opl ({error})"
+        raise ValueError(reasons) from error
+
+
+if __name__ == "__main__":
+    run_command("starts", lambda: main(sys.argv[1:]))
