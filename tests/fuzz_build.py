@@ -279,7 +279,7 @@ def build(root: Path) -> list[Target]:
 
     folder = root / "train-yaml"
     folder.mkdir()
-    from m2bert.train.config import read_yaml
+    from m2bert.train.settings import read_yaml
 
     for name in ("mlm", "opl"):
         content = read_yaml(f"{name}-small.yaml")

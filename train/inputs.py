@@ -5,6 +5,7 @@ The model comes last, as M2BertConfig takes seconds to import.
 
 import importlib.util
 import re
+from itertools import product
 from pathlib import Path
 
 from m2bert.files import check_writable, read_json
@@ -60,16 +61,17 @@ def check_texts(settings: MlmSettings) -> list[str]:
 def check_tasks(settings: OplSettings) -> list[str]:
     """Return the packages that a retrieval run needs. Raise ValueError for data or a teacher that are not there."""
     data, loss = settings.data, settings.loss
-    named = {"data.negatives_path": data.negatives_path}
-    if data.triples is not None and (Path(data.triples).suffix or Path(data.triples).exists()):  # else on the Hub
-        named["data.triples"] = data.triples
     if is_local(data.path):
-        splits = filter(None, ("train", data.development_split))
-        paths = [Path(data.path, kind, f"{split}.parquet") for split in splits for kind in ("queries", "documents")]
-        named |= {f"data.path={data.path}: {path.relative_to(data.path)}": path for path in paths}
-    for key, path in named.items():
-        if path is not None and not Path(path).is_file():
-            raise ValueError(f"{key}: there is no file {path}; make it, or name another")
+        for split, kind in product(filter(None, ("train", data.development_split)), ("queries", "documents")):
+            if not Path(data.path, kind, f"{split}.parquet").is_file():
+                raise ValueError(
+                    f"data.path={data.path} has no {kind}/{split}.parquet; make it, or name another folder"
+                )
+    for key in ("triples", "negatives_path"):
+        path = getattr(data, key)
+        on_hub = key == "triples" and path is not None and not Path(path).suffix and not Path(path).exists()
+        if path is not None and not on_hub and not Path(path).is_file():
+            raise ValueError(f"data.{key}={path} is no file; name one")
     if loss.name == "prototype" and not Path(loss.teacher).is_dir() and not MODEL_NAME.fullmatch(loss.teacher):
         raise ValueError(f"loss.teacher={loss.teacher} is no folder and no name on the Hub; name a model")
     return ["peft"] if settings.lora.rank else []
