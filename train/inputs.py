@@ -64,9 +64,7 @@ def check_tasks(settings: OplSettings) -> list[str]:
     if is_local(data.path):
         for split, kind in product(filter(None, ("train", data.development_split)), ("queries", "documents")):
             if not Path(data.path, kind, f"{split}.parquet").is_file():
-                raise ValueError(
-                    f"data.path={data.path} has no {kind}/{split}.parquet; make it, or name another folder"
-                )
+                raise ValueError(f"data.path={data.path} has no {kind}/{split}.parquet; make it, or name another")
     for key in ("triples", "negatives_path"):
         path = getattr(data, key)
         on_hub = key == "triples" and path is not None and not Path(path).suffix and not Path(path).exists()

@@ -131,22 +131,20 @@ def test_command_line_without_arguments_says_so(monkeypatch, caplog, tmp_path):
 
 def test_a_checkpoint_keeps_its_architecture_and_its_token_weights(toy_corpus, train, tmp_path):
     first = train("opl", "first", "model.architecture.num_hidden_layers=3", "model.architecture.num_pooling_heads=2")
-    given = [
-        argument for argument in arguments("opl", toy_corpus, tmp_path / "again") if "architecture" not in argument
-    ]
-    retrieval_run.main([*given, "steps=0", f"model.path={first}"])
+    given = arguments("opl", toy_corpus, tmp_path / "again", "steps=0", f"model.path={first}")
+    retrieval_run.main([argument for argument in given if "architecture" not in argument])
     assert same(weights(first), weights(tmp_path / "again"))
 
 
 def test_checkpoints_and_tokenizers_that_do_not_fit_are_refused_before_training(train, tmp_path, capsys):
     small, large = (train("opl", f"of-{size}", "steps=0", f"tokenizer.vocab_size={size}") for size in (60, 200))
-    capsys.readouterr()
-    with pytest.raises(ValueError, match="tokenizer gives ids up to"):
-        train("opl", "out", f"model.path={small}", f"tokenizer.path={large}")
     pretrained = train("mlm", "mlm", "steps=0")
     tensors = weights(pretrained)
     del tensors["model.layers.0.mixer.in_proj.weight"]
     save_file(tensors, pretrained / "model.safetensors", metadata={"format": "pt"})
+    capsys.readouterr()
+    with pytest.raises(ValueError, match="tokenizer gives ids up to"):
+        train("opl", "out", f"model.path={small}", f"tokenizer.path={large}")
     with pytest.raises(ValueError, match="missing: .*layers.0.mixer.in_proj.weight"):
         train("opl", "out", f"model.path={pretrained}")
     assert "step" not in capsys.readouterr().err
@@ -252,6 +250,7 @@ def test_processes_that_would_train_alone_are_refused(train, monkeypatch):
 def test_a_run_stopped_by_sigterm_goes_on(toy_corpus, tmp_path, processes):
     more = ["steps=300", "checkpoint_every=30", "resume=true", "log_every=100", "evaluation.every=0",
             "model.architecture.hidden_dropout_prob=0.1", "gradient_checkpointing=true"]  # fmt: skip
+    whole = launch("mlm", arguments("mlm", toy_corpus, tmp_path / "whole", *more), processes)
     given = arguments("mlm", toy_corpus, tmp_path / "out", *more)
     process = launch("mlm", given, processes)
     while not list((tmp_path / "out.run").glob("step-*")) and process.poll() is None:
@@ -267,10 +266,9 @@ def test_a_run_stopped_by_sigterm_goes_on(toy_corpus, tmp_path, processes):
     else:
         with pytest.raises(ValueError, match="processes: 2 there, 1 here"):
             mlm_run.main(given)
-    for name in ("out", "whole"):
-        done = launch("mlm", arguments("mlm", toy_corpus, tmp_path / name, *more), processes)
-        _, errors = done.communicate(timeout=200)
-        assert done.returncode == 0, errors
+    for run in (launch("mlm", given, processes), whole):
+        _, errors = run.communicate(timeout=200)
+        assert run.returncode == 0, errors
     assert same(weights(tmp_path / "out"), weights(tmp_path / "whole"))
     assert record(tmp_path / "out")["processes"] == processes
 
