@@ -143,28 +143,22 @@ class Checkpoints:
         """
         final = self.folder / f"step-{progress.step:08d}"
         states = gather_lists([(batch_state, generators_digest())])
+
+        def complete():
+            for path in temporary.rglob("*"):
+                sync(path)
+            batches, generators = map(list, zip(*states, strict=True))
+            saved = Saved(identity=self.identity, batches=batches, generators=generators, progress=progress,
+                          files=manifest(temporary), best=self.best)  # fmt: skip
+            write_sealed(temporary / PROGRESS, saved.model_dump())
+            temporary.rename(final)
+            sync(self.folder)
+            self.prune()
+
         with self.writing(final) as temporary:
             self.accelerator.save_state(str(temporary))
             self.accelerator.wait_for_everyone()
-            from_main(lambda: self.complete_it(temporary, final, progress, states))
-
-    def complete_it(self, temporary: Path, final: Path, progress: Progress, states: list[tuple[dict, str]]) -> None:
-        """Write progress.json into a checkpoint whose other files are there, and rename it."""
-        for path in temporary.rglob("*"):
-            sync(path)
-        batches, generators = zip(*states, strict=True)
-        saved = Saved(
-            identity=self.identity,
-            batches=list(batches),
-            generators=list(generators),
-            progress=progress,
-            files=manifest(temporary),
-            best=self.best,
-        )
-        write_sealed(temporary / PROGRESS, saved.model_dump())
-        temporary.rename(final)
-        sync(self.folder)
-        self.prune()
+            from_main(complete)
 
     def prune(self) -> None:
         """Remove checkpoints beyond the newest `keep`, and best weights that none of these refers to."""
@@ -185,25 +179,23 @@ class Checkpoints:
             return
         weights = whole_weights(self.accelerator, model)
         progress.best = {"step": progress.step, "score": score}
-        self.best = from_main(lambda: self.write_best(weights, self.best_path(progress)))
+        final = self.folder / f"best-{progress.step:08d}.safetensors"
 
-    def best_path(self, progress: Progress) -> Path:
-        return self.folder / f"best-{progress.best['step']:08d}.safetensors"
-
-    def write_best(self, weights: dict[str, Tensor], final: Path) -> Manifest:
-        """Write weights, whole or not at all; return their digest."""
-        with self.writing(final) as temporary:
+        def write() -> Manifest:
             save_file({name: tensor.contiguous().clone() for name, tensor in weights.items()}, temporary)
             sync(temporary)
             temporary.rename(final)
             sync(self.folder)
             return manifest(self.folder, [final])
 
+        with self.writing(final) as temporary:
+            self.best = from_main(write)
+
     def load_best(self, model, progress: Progress) -> None:
         """Put the best weights into the model. Raises ValueError if they are not as they were written."""
         from_main(lambda: check_manifest(self.folder, self.best))
-        weights = load_file(self.best_path(progress))
-        set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
+        (name,) = self.best
+        set_model_state_dict(model, load_file(self.folder / name), options=StateDictOptions(full_state_dict=True))
         logger.info("best weights: step %d, %.4f", progress.best["step"], progress.best["score"])
 
     @contextmanager

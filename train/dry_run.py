@@ -72,10 +72,9 @@ def stand_in_data(config: dict, texts: list[str], folder: Path):
         data["token_cache"] = str(folder / "tokens")
         for i, source in enumerate(data["sources"]):
             check_entry(source)
-            source["name"] = source.get("name") or str(source["path"] or "pydocs").rsplit("/", 1)[-1]
-            source |= {"path": str(folder / f"source{i}"), "split": "train", "validation_split": "validation"}
-            for key in ("config", "revision", "column", "rows_per_document"):
-                source.pop(key, None)
+            name = source.get("name") or str(source["path"] or "pydocs").rsplit("/", 1)[-1]
+            shares = {key: source[key] for key in ("variable", "maximum") if key in source}
+            data["sources"][i] = {"path": str(folder / f"source{i}"), "name": name, **shares}
             for split in ("train", "validation"):
                 write_table(folder / f"source{i}" / f"{split}.parquet", {"text": texts})
     if "tasks" in data and (data["path"] or not data["triples"]):

@@ -5,8 +5,9 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -46,20 +47,18 @@ class Stopped(Ended):
     exit_code = 128 + signal.SIGTERM
 
 
-class StopSignal:
-    """Record SIGTERM, which schedulers send before they take a machine away, so that the run can save itself."""
-
-    def __init__(self):
-        self.asked = False
-        is_main = threading.current_thread() is threading.main_thread()
-        self.previous = signal.signal(signal.SIGTERM, self.note) if is_main else None
-
-    def note(self, *_):
-        self.asked = True
-
-    def restore(self):
-        if self.previous is not None:
-            signal.signal(signal.SIGTERM, self.previous)
+@contextmanager
+def sigterm_noted() -> Iterator[threading.Event]:
+    """Yield an event that is set by SIGTERM, which schedulers send before they take a machine away."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 class Prefetch:
@@ -126,31 +125,25 @@ def run_loop(
     progress = (checkpoints.load(batches) if checkpoints else None) or Progress()
     if progress.schedule:
         schedule.load_state_dict(dict(progress.schedule))
-    log, prefetch, stop = Log(accelerator, progress, schedule), Prefetch(batches), StopSignal()
-    bar = tqdm(desc=description, unit="step", initial=progress.step, total=steps,
-               disable=not accelerator.is_main_process)  # fmt: skip
+    log = Log(accelerator, progress, schedule)
+    with (
+        sigterm_noted() as stop,
+        closing(Prefetch(batches)) as prefetch,
+        tqdm(desc=description, unit="step", initial=progress.step, total=steps,
+             disable=not accelerator.is_main_process) as bar,
+    ):  # fmt: skip
 
-    def record(evaluating: bool):
-        metrics = evaluated(model, evaluate) if evaluating and evaluate else {}
-        written = log.write(prefetch.waited_seconds, metrics)
-        if metrics:
-            with logging_redirect_tqdm():
-                scores = ", ".join(f"{name} {value:.5g}" for name, value in metrics.items())
-                logger.info("step %d of %d: %s", progress.step, steps, scores)
-        bar.set_postfix({name: f"{written[name]:.5g}" for name in ("loss", "tokens_per_second") if name in written})
-        if select and metrics:
-            checkpoints.keep_best(model, progress, metrics[select])
+        def record(evaluating: bool):
+            metrics = evaluated(model, evaluate) if evaluating and evaluate else {}
+            written = log.write(prefetch.waited_seconds, metrics)
+            if metrics:
+                with logging_redirect_tqdm():
+                    scores = ", ".join(f"{name} {value:.5g}" for name, value in metrics.items())
+                    logger.info("step %d of %d: %s", progress.step, steps, scores)
+            bar.set_postfix({name: f"{written[name]:.5g}" for name in ("loss", "tokens_per_second") if name in written})
+            if select and metrics:
+                checkpoints.keep_best(model, progress, metrics[select])
 
-    def save_or_stop():
-        stopping = sum_over_processes([float(stop.asked)])[0] > 0  # any process
-        if checkpoints and (stopping or checkpoints.due(progress.step)):
-            log.settle()
-            checkpoints.save(progress, prefetch.state)
-        if stopping:
-            saved = "saved; go on with resume=true" if checkpoints else "nothing is saved"
-            raise Stopped(f"stopped by SIGTERM after step {progress.step} of {steps}, {saved}")
-
-    try:
         if select and progress.step == 0:
             record(evaluating=True)
         model.train()
@@ -163,12 +156,13 @@ def run_loop(
             due = last or (evaluate_every > 0 and progress.step % evaluate_every == 0)
             if due or progress.step % log_every == 0:
                 record(evaluating=due)
-            if not last:
-                save_or_stop()
-    finally:
-        bar.close()
-        stop.restore()
-        prefetch.close()
+            stopping = not last and sum_over_processes([float(stop.is_set())])[0] > 0  # of any process
+            if checkpoints and not last and (stopping or checkpoints.due(progress.step)):
+                log.settle()
+                checkpoints.save(progress, prefetch.state)
+            if stopping:
+                saved = "saved; go on with resume=true" if checkpoints else "nothing is saved"
+                raise Stopped(f"stopped by SIGTERM after step {progress.step} of {steps}, {saved}")
     if select:
         checkpoints.load_best(model, progress)
     return progress

@@ -1,14 +1,12 @@
-"""The model that a run begins with: a checkpoint or a new one, and starts that help a small model.
+"""Models that a run begins with: a checkpoint or a new one, and starts that help a small model.
 
-Standard initialisation sends every text through random filters; a small budget is spent on undoing that. Started as
-the identity, the layers change nothing at first and only learn what lowers the loss. Token weights and biases start at
-token frequencies.
+Standard initialisation sends every text through random filters, and a small budget is spent on undoing that. Layers
+started as the identity change nothing at first. Token weights and biases start at token frequencies.
 
     python -m m2bert.train.starts [--config NAME_OR_FILE] [section.key=value ...] --output DIR
 
-writes the new model of a configuration, untrained, as a complete folder; `tokenizer.path` must name a tokenizer, and
-`model.path` is not read. Token frequencies are not in it: the entry points take them from the training text, and only
-for tensors that are new to them.
+writes the new model of a configuration, untrained and without token frequencies, as a complete folder;
+`tokenizer.path` must name a tokenizer, and `model.path` is not read.
 """
 
 import argparse
@@ -86,8 +84,8 @@ def make_tokenizer(settings, model_path: str | None, texts: Iterable[str]):
 
 @torch.no_grad()
 def identity_start_(model) -> None:
-    """Make every layer of an M2-BERT the identity, and let positions and types add nothing, in place (random ones are
-    noise on every token's vector: 54.6 against 61.6 nDCG@10 before training on pydocs)."""
+    """Make every layer of an M2-BERT the identity, and zero the vectors of positions and types, in place. Random ones
+    are noise on every token's vector: 54.6 against 61.6 nDCG@10 before training on pydocs."""
     embeddings = model.base_model.embeddings
     if embeddings.position_embeddings is not None:
         embeddings.position_embeddings.weight.zero_()
@@ -123,8 +121,7 @@ def unigram_start_(model, counts: np.ndarray) -> None:
     first spend its steps on moving the tied embeddings in one common direction.
 
     Args:
-        counts: (vocab_size,) how often each token occurs in the training text; one is added to every count. A shorter
-            array counts 0 for the rest.
+        counts: (at most vocab_size,) occurrences of each token in the training text, to which one is added.
     """
     bias = model.get_output_embeddings().bias
     smoothed = torch.ones(len(bias), dtype=torch.float64)
@@ -133,15 +130,11 @@ def unigram_start_(model, counts: np.ndarray) -> None:
 
 
 def inverse_document_frequency(tasks: list[list[np.ndarray]], vocab_size: int, special_ids: list[int]) -> np.ndarray:
-    """-log of the share of a task's 1024-token chunks that hold a token, in the task where it is most common, clipped
-    to [MIN_IDF, MAX_IDF]: a word that is common anywhere tells little. Special tokens get the minimum: they stand in
-    every text.
+    """Return -log of the fraction of a task's 1024-token chunks that hold a token, in the task where it is most common,
+    clipped to [MIN_IDF, MAX_IDF]; (vocab_size,) float32. Special tokens, which are in every text, get the minimum.
 
     Args:
         tasks: of each task, the documents' token ids.
-
-    Returns:
-        (vocab_size,) float32.
     """
     most = np.zeros(vocab_size)
     for documents in tasks:
@@ -159,8 +152,8 @@ def inverse_document_frequency(tasks: list[list[np.ndarray]], vocab_size: int, s
 @torch.no_grad()
 def idf_start_(model, idf: np.ndarray, seed: int) -> None:
     """Start `weighted_mean` pooling at the square root of the inverse document frequency, in place: a word's weights in
-    query and document multiply to it, as in BM25. Each token has full weight in one head, chosen at random, and little
-    in the others, so that the heads see different words."""
+    query and document multiply to it, as in BM25. Each token has full weight in one head, chosen at random, so that
+    the heads see different words."""
     weights = model.base_model.pooler.token_log_weights.weight  # (V, K)
     generator = torch.Generator().manual_seed(seed)
     head = torch.randint(weights.shape[1], (weights.shape[0],), generator=generator)
@@ -171,15 +164,13 @@ def idf_start_(model, idf: np.ndarray, seed: int) -> None:
 
 
 def token_energy(tasks: list[list[np.ndarray]], idf: np.ndarray, saturation: float | None) -> np.ndarray:
-    """Which share of the square of a document's vector each token makes, on the mean of documents, and of tasks: its
-    weight at `idf_start_`, times what its occurrences weigh there.
+    """Return the fraction that each token contributes to the square of a document's vector at `idf_start_`, averaged
+    over documents and tasks; (vocab_size,) float64.
 
     Args:
         tasks: of each task, the documents' token ids.
-        idf: (vocab_size,). saturation: `config.pooling_saturation`.
-
-    Returns:
-        (vocab_size,) float64, of sum 1.
+        idf: (vocab_size,).
+        saturation: `config.pooling_saturation`.
     """
     energy = np.zeros(len(idf))
     for documents in tasks:
@@ -192,12 +183,12 @@ def token_energy(tasks: list[list[np.ndarray]], idf: np.ndarray, saturation: flo
 
 @torch.no_grad()
 def frame_start_(model, energy: np.ndarray):
-    """Spread the word embeddings of each pooling head evenly over its dimensions, in place, by the `energy` (V,) that
-    each token has in documents: a tight frame (Benedetto & Fickus, 2003). A document's other words are noise in its
-    cosine with a query; random codes make as much of it in every direction that common words happen to share.
+    """Spread the word embeddings of each pooling head evenly over its dimensions, in place, by the `energy` (V,) of
+    `token_energy`: a tight frame (Benedetto & Fickus, 2003). The other words of a document are noise in its cosine with
+    a query, and a tight frame has the least of it.
 
-    The tokens of a head are multiplied by S^(-1/2), S = sum_t energy_t e_t e_t^T, and brought to one length, again and
-    again. Their means stay zero, for the LayerNorm that follows.
+    The embeddings of a head are multiplied by S^(-1/2), S = sum_t energy_t e_t e_t^T, and scaled to one length,
+    FRAME_ITERATIONS times. Their means stay zero, for the LayerNorm that follows.
     """
     embeddings = model.get_input_embeddings().weight  # (V, H)
     length = embeddings.norm(dim=1).mean()
