@@ -88,9 +88,11 @@ def check_model(settings: RunSettings, length_keys: tuple[str, ...] = ()) -> Non
     model = settings.model
     fields = model.new_model
     if model.path is not None:
-        fields = read_json(Path(model.path) / "config.json")
+        file = Path(model.path) / "config.json"
+        fields = read_json(file) if file.is_file() else {}
         if fields.get("model_type") != "m2bert":
-            raise ValueError(f"model.path={model.path} has model_type={fields.get('model_type')!r}; name an m2bert")
+            kind = f"model_type={fields.get('model_type')!r}" if fields else "no config.json"
+            raise ValueError(f"model.path={model.path} is no folder of an m2bert: it has {kind}; name another")
     from huggingface_hub.errors import StrictDataclassError
 
     from m2bert import M2BertConfig

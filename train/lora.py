@@ -1,9 +1,8 @@
-"""LoRA by peft: train a small change of a checkpoint's large matrices, and keep only the change.
+"""LoRA by peft: train a small change of a checkpoint's large matrices, and write only the change.
 
-Adapted are the mixers' projections (`target_modules`) and the block-diagonal weights (`target_parameters`: a change of
-rank r for every block). Modules that the checkpoint lacked, such as a new pooler, are trained and kept whole. Anyone
-loads the result with `PeftModel.from_pretrained(AutoModel.from_pretrained(base, trust_remote_code=True), adapter)`;
-`m2bert export --model ADAPTER --output DIR` merges the two into a complete folder.
+peft adapts the mixers' projections (`target_modules`) and the block-diagonal weights (`target_parameters`: a change of
+rank r for every block). Modules that the checkpoint lacked, such as a new pooler, are trained and written whole. CARD
+says how the result is loaded; `m2bert export --model ADAPTER --output DIR` merges it into a complete folder.
 """
 
 import dataclasses

@@ -42,12 +42,12 @@ DRIFT = 1.25  # factor by which training may have changed how fast the features 
 
 
 def replicate(table: Tensor, length: int) -> Tensor:
-    """(N, C) -> (length, C): repeat the rows."""
+    """Repeat the rows: (N, C) -> (length, C)."""
     return table.repeat(math.ceil(length / len(table)), 1)[:length]
 
 
 def resample(table: Tensor, length: int) -> Tensor:
-    """(N, C) -> (length, C): interpolate linearly between rows; the first and the last row stay."""
+    """Interpolate linearly between rows, of which the first and the last stay: (N, C) -> (length, C)."""
     rows = F.interpolate(table.double().T[None], size=length, mode="linear", align_corners=True)
     return rows[0].T.to(table.dtype).contiguous()
 
@@ -118,9 +118,11 @@ def tap_speed(features: Tensor, time: Tensor) -> float:
 
 
 def continue_features(features: Tensor, speed: float, length: int) -> Tensor:
-    """(N, E) -> (length, E): row t >= N is [t / (P - 1), cos(f w_t) .., -sin(f w_t) ..], w_t = 2 pi t / P, with
-    (E - 1) / 2 frequencies f spread evenly from 1e-4 upwards and P = 1 + 1 / speed: the initialisation of a model of P
-    positions."""
+    """Continue features by the initialisation of a model of P = 1 + 1 / speed positions: (N, E) -> (length, E).
+
+    Row t >= N is [t / (P - 1), cos(f w_t) .., -sin(f w_t) ..], w_t = 2 pi t / P, with (E - 1) / 2 frequencies f spread
+    evenly from 1e-4 upwards.
+    """
     old, size = features.shape
     bands = (size - 1) // 2
     steps = torch.arange(old, length, dtype=torch.float64)[:, None]
@@ -131,7 +133,7 @@ def continue_features(features: Tensor, speed: float, length: int) -> Tensor:
 
 
 def continue_time(time: Tensor, length: int) -> Tensor:
-    """(N,) -> (length,): onwards by the mean step."""
+    """Continue the time by its mean step: (N,) -> (length,)."""
     old = len(time)
     step = (time[-1] - time[0]).double() / max(old - 1, 1)
     steps = torch.arange(1, length - old + 1, dtype=torch.float64, device=time.device)

@@ -53,7 +53,7 @@ def place(tmp_path, monkeypatch):
         ("mlm", ["data.sources=[{path: nowhere}]"], ["nowhere"]),
         ("mlm", ["data.sources=[{path: a/b}]"], ["a/b", "tokenizer.path"]),
         ("mlm", ["tokenizer.path=nowhere"], ["tokenizer.path", "nowhere"]),
-        ("mlm", ["model.path=nowhere"], ["nowhere"]),
+        ("mlm", ["model.path=nowhere"], ["model.path=nowhere"]),
         ("mlm", ["model.path=bert"], ["model.path=bert", "'bert'"]),
         ("mlm", ["model.new_model={num_layers: 3}"], ["model.new_model.num_layers", "'num_hidden_layers'"]),
         ("mlm", ["model.architecture={num_layers: 3}"], ["model.architecture.num_layers", "'num_hidden_layers'"]),
