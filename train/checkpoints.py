@@ -269,7 +269,7 @@ def read_saved(checkpoint: Path) -> Saved:
 
 
 def read_whole(checkpoint: Path) -> Saved:
-    """Return `read_saved`, once every file of the checkpoint and the best weights have been checked by their digests."""
+    """Return `read_saved`, after all files of the checkpoint and the best weights were checked by their digests."""
     saved = read_saved(checkpoint)
     check_manifest(checkpoint, saved.files)
     check_manifest(checkpoint.parent, saved.best)
