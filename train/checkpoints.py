@@ -165,7 +165,7 @@ class Checkpoints:
         for path in self.complete()[: -self.keep]:
             delete(path)
         try:
-            known = {name for path in self.complete() for name in read_saved(path).best} | self.best.keys()
+            known = {name for path in self.complete() for name in read_saved(path).best}
         except ValueError as error:
             logger.warning("%s; best weights that only this checkpoint knows are kept", error)
             return
