@@ -204,7 +204,7 @@ def check_splits(data) -> None:
     split = data.development_split
     if split is not None and names_split(split, "train"):
         raise ValueError(
-            f"data.development_split={split} is trained on; name another, or null to carve a part out of it"
+            f"data.development_split={split} is what is trained on; name another, or null to carve a part out of it"
         )
     if data.development_tasks is not None and split is None:
         raise ValueError(
