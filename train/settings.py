@@ -228,11 +228,12 @@ def load_settings(name: str, argv: list[str]) -> RunSettings:
         ValueError: an argument or file that cannot be read, an unknown key (with the nearest known one), a value that
             its key does not take, or settings that exclude one another.
     """
-    values = read_yaml(f"{name}-small")
+    values, where = read_yaml(f"{name}-small"), "configuration"
     arguments = iter([argument for argument in argv if argument != "--dry-run"])
     for argument in arguments:
         if argument == "--config":
-            layers = read_chain(next(arguments, ""))
+            file = next(arguments, "")
+            layers, where = read_chain(file), f"{where} {file}"
         elif "=" in argument and not argument.startswith("-"):
             key, value = argument.split("=", 1)
             layer = readers.parse_yaml(value, f"argument {argument!r}")
@@ -245,7 +246,7 @@ def load_settings(name: str, argv: list[str]) -> RunSettings:
             if "steps" in layer and "epochs" in values:
                 layer = {"epochs": None} | layer  # epochs would replace the steps
             values = merged(values, layer)
-    settings = checked(SCHEMAS[name], values, "configuration")
+    settings = checked(SCHEMAS[name], values, where)
     if "--dry-run" in argv:
         from .dry_run import scale_down
 
