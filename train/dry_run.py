@@ -11,13 +11,12 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from m2bert.hub.folder import write_folder
+from m2bert.schema import checked
 
-from .text.text_sources import check_entry
+from .text.sources import Source
 from .tokenizer import train_wordpiece
 
 TOKENS = 64
@@ -70,9 +69,9 @@ def stand_in_data(config: dict, texts: list[str], folder: Path):
     """Replace every path of the section `data`."""
     data = config["data"]
     if "sources" in data:
-        data["token_cache"] = str(folder / "tokens")
+        data["token_cache"], data["prepared"], config["prepare"] = str(folder / "tokens"), None, None
         for i, source in enumerate(data["sources"]):
-            check_entry(source)
+            checked(Source, source, "data.sources")
             source["name"] = source.get("name") or str(source["path"] or "pydocs").rsplit("/", 1)[-1]
             source |= {"path": str(folder / f"source{i}"), "split": "train", "validation_split": "validation"}
             for key in ("config", "revision", "column", "rows_per_document"):
@@ -121,5 +120,8 @@ def make_checkpoint(auto_class, fields: dict, tokenizer, folder: Path) -> str:
 
 
 def write_table(path: Path, columns: dict[str, list]):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), path)

@@ -9,7 +9,7 @@ from m2bert.hub.outputs import check_output
 
 from .config import load_config, namespace
 from .model_settings import check_model
-from .text.text_sources import HUB_ID, parse_sources
+from .text.sources import HUB_ID, parse_sources
 
 DEFAULTS = {"mlm": "mlm-small.yaml", "opl": "opl-small.yaml"}
 LENGTHS = {  # keys that the model's context bounds
@@ -33,19 +33,34 @@ def ready(name: str, argv: list[str]) -> dict:
     """
     config = load_config(DEFAULTS[name], argv)
     settings = namespace(config)
+    prepare, prepared = getattr(settings, "prepare", None), getattr(settings.data, "prepared", None)
     for package in NEEDED:
-        if importlib.util.find_spec(package) is None:
+        if importlib.util.find_spec(package) is None and not (package == "pyarrow" and prepared):
             raise ValueError(f"training needs {package}; pip install 'm2bert[train]'")
-    check_output_place(settings)
+    check_prepared(prepare, prepared)
+    if prepare is None:
+        check_output_place(settings)
     if settings.model.path is not None:
         check_checkpoint(settings.model.path)
     path = settings.tokenizer.path
     if path is not None and not Path(path).is_dir() and not HUB_ID.fullmatch(path):
         raise ValueError(f"tokenizer.path={path}: there is no folder {path!r}, and it is no name on the Hub; name one")
-    (check_texts if name == "mlm" else check_tasks)(settings)
+    if prepared is None:
+        (check_texts if name == "mlm" else check_tasks)(settings)
     lengths = {key: config[key.split(".")[0]][key.split(".")[1]] for key in LENGTHS[name]}
     check_model(config["model"], lengths)
     return config
+
+
+def check_prepared(prepare: str | None, prepared: str | None):
+    """Raise ValueError for a folder to prepare that is not empty, or a prepared one that is not there."""
+    if prepare is not None:
+        check_writable(prepare, "prepare")
+        there = Path(prepare)
+        if prepared is not None or there.is_file() or (there.is_dir() and any(there.iterdir())):
+            raise ValueError(f"prepare={prepare} takes a new or empty folder, and not data.prepared with it")
+    elif prepared is not None and not (Path(prepared) / "prepared.json").is_file():
+        raise ValueError(f"data.prepared={prepared} has no prepared.json; name a folder that `prepare` wrote")
 
 
 def check_output_place(settings):
@@ -72,11 +87,13 @@ def check_texts(settings):
     """Raise ValueError for a source of pretraining that is not there, or lacks a split."""
     for source in parse_sources(settings.data.sources, lambda _: PYDOCS):
         if source.path is not PYDOCS:  # which is built where it is missing
-            source.check_splits()
+            source.splits()
         if not source.on_hub:
             continue
         if settings.tokenizer.path is None and settings.model.path is None:
             raise ValueError(f"source {source.path} is streamed: name a tokenizer.path to read it with")
+        if settings.prepare is not None:
+            raise ValueError(f"source {source.path} is streamed; to prepare it, save a part of it as parquet")
         if importlib.util.find_spec("datasets") is None:
             raise ValueError(f"source {source.path} is streamed, which needs datasets; pip install datasets")
 

@@ -9,10 +9,8 @@ from accelerate.utils import send_to_device
 from torch.nn.utils.rnn import pad_sequence
 
 from ..distributed import sum_over_processes
-from .data_mlm import Example, cut_by_length
-from .masking import IGNORE, Masking
-from .source_data import SourceData
-from .text_examples import random_generator
+from .examples import random_generator
+from .mixture import IGNORE, Example, Masking, SourceData, cut_by_length
 
 logger = logging.getLogger(__name__)
 
