@@ -17,11 +17,10 @@ from transformers import AutoModelForMaskedLM
 
 from m2bert.train import mlm_run as mlm
 from m2bert.train.config import load_config
-from m2bert.train.text.masking import Masking
-from m2bert.train.text.source_data import open_source
-from m2bert.train.text.text_sources import parse_sources
-from m2bert.train.text.token_store import held_out_limit, text_hash, tokenizer_fingerprint
-from m2bert.train.tokenizer import train_wordpiece
+from m2bert.train.text.mixture import Masking, open_source
+from m2bert.train.text.sources import parse_sources
+from m2bert.train.text.tokens import HELD_OUT_LIMIT, text_hash
+from m2bert.train.tokenizer import tokenizer_fingerprint, train_wordpiece
 
 WORDS = [f"w{i}" for i in range(60)]
 TINY = ["model.architecture.hidden_size=16", "model.architecture.num_hidden_layers=1", "steps=3", "log_every=1",
@@ -77,8 +76,6 @@ def test_a_streamed_source_needs_a_tokenizer(tmp_path):
 def test_streaming_without_the_package_for_it_is_named(sources, tmp_path, monkeypatch):
     run(sources, tmp_path / "start", "steps=0")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    monkeypatch.delitem(sys.modules, "m2bert.train.text.hub_data", raising=False)
-    monkeypatch.delattr("m2bert.train.text.hub_data", raising=False)
     with pytest.raises(ValueError, match="source org/name is streamed, which needs datasets"):
         run("data.sources=[{path: org/name}]", tmp_path / "out", f"tokenizer.path={tmp_path / 'start'}")
 
@@ -92,7 +89,7 @@ def test_what_is_carved_out_is_no_text_for_the_vocabulary(tmp_path):
 
 def test_texts_for_the_vocabulary_are_those_trained_on_also_of_a_few(sources, tmp_path):
     texts = [f"text number {i}" for i in range(5)]
-    assert min(map(text_hash, texts)) >= held_out_limit()
+    assert min(map(text_hash, texts)) >= HELD_OUT_LIMIT
     (tmp_path / "few.txt").write_text("\n\n".join(texts))
     (source,) = parse_sources([{"path": str(tmp_path / "few.txt")}], None)
     settings = SimpleNamespace(max_tokens=32, token_cache=tmp_path / "cache")
@@ -114,9 +111,10 @@ def test_a_vocabulary_is_trained_once_and_anew_for_other_text_or_size(sources, t
     entries = [{"path": str(tmp_path / "all.txt")}]
 
     def vocabulary(size=90):
-        made = SimpleNamespace(tokenizer=SimpleNamespace(path=None, vocab_size=size), model=SimpleNamespace(path=None),
-                               data=SimpleNamespace(token_cache=str(tmp_path / "cache")))  # fmt: skip
-        return tokenizer_fingerprint(mlm.make_vocabulary(made, parse_sources(entries, None)))
+        data = SimpleNamespace(prepared=None, sources=entries, token_cache=str(tmp_path / "cache"))
+        made = SimpleNamespace(tokenizer=SimpleNamespace(path=None, vocab_size=size), data=data)
+        made.model = SimpleNamespace(path=None)
+        return tokenizer_fingerprint(mlm.read_sources(made)[1])
 
     first = vocabulary()
     assert vocabulary() == first  # read again, it tokenises alike, and tokenised text is found again
