@@ -106,7 +106,7 @@ def test_a_stopped_run_reads_on_however_often_it_is_stopped(stream, world, rows)
         read, expected = stopped.take(kind, count), whole.take(kind, count)
         assert all(np.array_equal(a, b) for a, b in zip(expected, read, strict=True)), turn
         state = json.loads(json.dumps(stopped.state()))
-        if turn % 3:
+        if turn % 8 == 0:
             stopped = stream(world - 1, world, rows_per_document=rows)
         else:
             stopped.take("maximum", 3)  # what is forgotten

@@ -16,9 +16,9 @@ import numpy as np
 from ..settings import SHORTEST_TOKENS
 from ..tokenizer import encode_all
 from .sources import Source, check_text
-from .tokens import TokenStore
+from .tokens import TokenStore, batches_of_texts
 
-STREAMED_ROWS = 64  # tokenised in one call
+STREAMED_ROWS = 64  # read at once
 COUNTED_CHARS = 2**18  # of a stream, for the frequencies of its tokens
 KINDS = ("variable", "maximum")
 
@@ -178,7 +178,8 @@ def open_stream(source: Source, split: str, tokenizer, keep: Callable[[str], boo
         groups = batch[column] if source.rows_per_document > 1 else [[text] for text in batch[column]]
         texts = ["\n".join(check_text(text, where) for text in group) for group in groups]
         texts = [text if keep(text) else "" for text in texts]
-        return {"ids": encode_all(tokenizer, texts), "chars": [len(text) for text in texts]}
+        ids = [row for part in batches_of_texts(texts) for row in encode_all(tokenizer, part)]
+        return {"ids": ids, "chars": [len(text) for text in texts]}
 
     rows = split_dataset_by_node(rows, rank=rank, world_size=world)
     return rows.map(tokenise, batched=True, batch_size=STREAMED_ROWS, remove_columns=[column])
