@@ -27,7 +27,7 @@ from .runs import data_folder, finish, make_checkpoints, make_model, prepare
 from .text.held_out import HeldOut, held_out_examples
 from .text.mixture import IGNORE, Masking, MixtureBatches, SourceData, observed_shares, open_source, tokenise_source
 from .text.sources import Source, parse_sources
-from .text.tokens import TokenStore, carve_limit, text_hash
+from .text.tokens import TokenStore, is_held_out, text_hash
 from .tokenizer import cached_wordpiece, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -44,10 +44,11 @@ class TrainingTexts:
 
     def __iter__(self) -> Iterator[str]:
         for source in self.sources:
-            texts, limit = source.files(source.split), 0
+            texts, held_out = source.files(source.split), set()
             if source.validation_split is None:
-                limit = carve_limit(text_hash(text) for text in texts if text.strip())
-            yield from (text for text in texts if not limit or text_hash(text) >= limit)
+                hashes = np.array([text_hash(text) for text in texts if text.strip()], dtype=np.uint64)
+                held_out = {*hashes[is_held_out(hashes)].tolist()}
+            yield from (text for text in texts if not held_out or text_hash(text) not in held_out)
 
     def identity(self) -> list:
         """Return what changes when the texts may have changed."""
@@ -91,7 +92,10 @@ def write_data(config):
         made = tokenise_source(source, tokenizer, config.data.token_cache)
         files = {f"text{len(arrays) + number}": store for number, store in enumerate(made)}
         stores[source.name] = {file: store.fingerprint for file, store in files.items()}
-        arrays |= {file: store.arrays() for file, store in files.items()}
+        arrays |= {
+            file: {"tokens": store.tokens, "lengths": store.lengths, "hashes": store.hashes}
+            for file, store in files.items()
+        }
     dumped = [source.model_dump(mode="json") for source in sources]
     content = {"data.sources": config.data.sources, "sources": dumped, "stores": stores}
     folder = Path(config.prepare)

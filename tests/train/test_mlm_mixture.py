@@ -147,16 +147,6 @@ def test_processes_see_different_rows(make):
     assert not a & b
 
 
-def test_what_is_carved_out_of_a_file_is_not_trained_on(folder):
-    (source,) = parse_sources([{"path": str(folder / "web" / "train.parquet")}], None)
-    settings = SimpleNamespace(max_tokens=64, token_cache=folder / "cache")
-    data = open_source(source, settings, TOKENIZER, seed=0, rank=0, world=1)
-    train, held_out = (set(examples.store.hashes.tolist()) for examples in (data.train, data.validation))
-    assert len(held_out) >= 1
-    assert len(train) + len(held_out) == 60
-    assert not train & held_out
-
-
 def test_sources_say_what_they_are_and_how_much_is_longer_than_an_example(make, caplog):
     with caplog.at_level("INFO"):
         mixture = make()

@@ -13,7 +13,7 @@ from m2bert.train import prepared
 from m2bert.train.kept import building
 from m2bert.train.text import tokens
 from m2bert.train.text.sources import TextFiles
-from m2bert.train.text.tokens import HELD_OUT_LIMIT, carve_limit, open_store, text_hash
+from m2bert.train.text.tokens import HELD_OUT_LIMIT, open_store, text_hash
 from m2bert.train.tokenizer import cached_wordpiece, encode_all, train_wordpiece
 
 TEXTS = [f"document {i} about " + "words and more words " * (i % 7) for i in range(300)]
@@ -191,18 +191,10 @@ def test_validation_is_carved_by_the_text_alone(tokenizer, tmp_path):
     assert set(carved(numbered[::-1] + numbered, "b.txt")[1].hashes) == set(held_out.hashes)
     few, one = carved(numbered[:3], "c.txt")
     assert (len(few.starts), len(one.starts)) == (2, 1)
+    assert one.hashes[0] < few.hashes.min()
     for texts in (["only one"], ["the same"] * 3):
         with pytest.raises(ValueError, match="source d.txt: .* none is left to train"):
             carved(texts, "d.txt")
-
-
-def test_the_limit_of_few_texts_holds_out_the_smallest_hash():
-    limit = HELD_OUT_LIMIT
-    assert carve_limit(iter([limit + 9, limit + 3, limit + 5])) == limit + 4
-    assert carve_limit([limit + 9, 7, 3]) == limit
-    hashes = iter([limit, limit - 1, 5])
-    carve_limit(hashes)
-    assert list(hashes) == [5]  # not read on
 
 
 def test_token_counts_are_of_the_documents_of_a_part(texts, tokenizer, tmp_path):

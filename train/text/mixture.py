@@ -48,10 +48,11 @@ def open_source(source: Source, settings, tokenizer, *, seed: int, rank: int, wo
     splits = {"split": source.split, "validation_split": source.validation_split} | source.shares
     carve = source.validation_split is None
     if source.on_hub and stores is None:
-        train_split, held_out_split = source.split, source.split if carve else source.validation_split
-        rows = open_stream(source, train_split, tokenizer, lambda text: not (carve and is_held_out(text)), rank, world)
+        limit = HELD_OUT_LIMIT if carve else 0
+        rows = open_stream(source, source.split, tokenizer, lambda text: text_hash(text) >= limit, rank, world)
         train = StreamedExamples(rows, source.name, settings.max_tokens, tokenizer, (seed, number, rank))
-        rows = open_stream(source, held_out_split, tokenizer, lambda text: not carve or is_held_out(text), 0, 1)
+        split = source.validation_split or source.split
+        rows = open_stream(source, split, tokenizer, lambda text: not carve or text_hash(text) < limit, 0, 1)
         validation = StreamedExamples(rows, source.name, settings.max_tokens, tokenizer, (0, number, 0), spread=True)
         identity = {"path": source.path, "config": source.config, "revision": source.revision}
         return SourceData(source, train, validation, splits | identity)
@@ -70,11 +71,6 @@ def open_source(source: Source, settings, tokenizer, *, seed: int, rank: int, wo
     train = LocalExamples(source.name, store, settings.max_tokens, tokenizer, (seed, number), rank, world)
     validation = LocalExamples(f"{source.name}, held out", held_out, settings.max_tokens, tokenizer, (0, number))
     return SourceData(source, train, validation, splits | identity)
-
-
-def is_held_out(text: str) -> bool:
-    """Return whether a streamed text is validation, where that is carved out of the training split."""
-    return text_hash(text) < HELD_OUT_LIMIT
 
 
 def tokenise_source(source: Source, tokenizer, cache: str) -> list[TokenStore]:

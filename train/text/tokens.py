@@ -49,18 +49,13 @@ class TokenStore:
         """Make a store of the arrays tokens, lengths and hashes."""
         return cls(starts=np.cumsum(arrays["lengths"]) - arrays["lengths"], fingerprint=fingerprint, **arrays)
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Return what `of` takes, of a store that is no part."""
-        return {"tokens": self.tokens, "lengths": self.lengths, "hashes": self.hashes}
-
     def carve(self, name: str) -> tuple["TokenStore", "TokenStore"]:
-        """Return (training, validation). Validation is the hundredth of the documents with the smallest hashes, or the
-        one document with the smallest hash. Equal texts are always on the same side.
+        """Return the documents to train on and those held out (`is_held_out`).
 
         Raises:
             ValueError: nothing is left to train on. It names the source, `name`.
         """
-        held_out = self.hashes < np.uint64(carve_limit([int(self.hashes.min())]))
+        held_out = is_held_out(self.hashes)
         if held_out.all():
             raise ValueError(
                 f"source {name}: {len(held_out)} document(s), all of them held out for validation, so that none is "
@@ -87,15 +82,13 @@ def text_hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def carve_limit(hashes: Iterable[int]) -> int:
-    """Return HELD_OUT_LIMIT, or, where none of these texts is below it, the limit that holds out the one with the
-    smallest hash. Hashes are read up to the first one below."""
-    smallest = 2**64
-    for one in hashes:
-        if one < HELD_OUT_LIMIT:
-            return HELD_OUT_LIMIT
-        smallest = min(smallest, one)
-    return smallest + 1
+def is_held_out(hashes: np.ndarray) -> np.ndarray:
+    """Return which of the texts with these hashes are validation, where it is carved out of the training split.
+
+    These are the hundredth with the smallest hashes, or the one with the smallest. Equal texts are on the same side.
+    """
+    chosen = hashes < np.uint64(HELD_OUT_LIMIT)
+    return chosen if chosen.any() else hashes == hashes.min()
 
 
 def open_store(texts: TextFiles, tokenizer, cache: str | Path) -> TokenStore:
@@ -154,8 +147,7 @@ def build_store(texts: TextFiles, tokenizer, folder: Path, scratch: Path):
         "lengths": np.array(lengths, dtype=np.int64),
         "hashes": np.array(hashes, dtype=np.uint64),
     }
-    content = {"fingerprint": digest.hexdigest(), "empty": empty, "texts": [str(path) for path in texts.files]}
-    write_prepared(folder, scratch, "text", {"documents": arrays}, content)
+    write_prepared(folder, scratch, "text", {"documents": arrays}, {"fingerprint": digest.hexdigest()})
     logger.info("%s: %d documents, %d tokens, %d empty ones left out", names, len(lengths), sum(lengths), empty)
 
 
