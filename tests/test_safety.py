@@ -20,7 +20,7 @@ DANGEROUS = {
     "yaml.unsafe_load", "yaml.full_load", "yaml.unsafe_load_all", "yaml.full_load_all", "torch.load",
 }  # fmt: skip
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-WEIGHTS = "hub/convert/weights.py"
+WEIGHTS = "hub/convert/source.py"
 ALLOWED = {
     (WEIGHTS, "torch.load(weights_only=True)"): "weights of the research code, which come as files of torch.save",
     (WEIGHTS, "pickle"): "the error by which weights_only=True refuses a file",

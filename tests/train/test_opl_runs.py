@@ -18,13 +18,12 @@ from m2bert.eval.metric import score_ranking
 from m2bert.eval.tasks.locov1 import load_task
 from m2bert.train import retrieval_run as opl
 from m2bert.train.config import load_config, read_chain
-from m2bert.train.encoding import encode
-from m2bert.train.objective import make_objective
+from m2bert.train.grad_cache import encode
+from m2bert.train.losses import make_objective
 from m2bert.train.pairs import mine_negatives
-from m2bert.train.pairs.data_pairs import PairBatches
+from m2bert.train.pairs.batches import PairBatches, TokenTask, tokenise, wrap
+from m2bert.train.pairs.data import RetrievalData
 from m2bert.train.pairs.development import METRIC, Development
-from m2bert.train.pairs.retrieval_data import RetrievalData
-from m2bert.train.pairs.token_tasks import TokenTask, tokenise, wrap
 from m2bert.train.teacher import MappedEncoder
 from m2bert.train.tokenizer import train_wordpiece
 
