@@ -86,9 +86,9 @@ def check_checkpoint(path: str):
 def check_texts(settings):
     """Raise ValueError for a source of pretraining that is not there, or lacks a split."""
     for source in parse_sources(settings.data.sources, lambda _: PYDOCS):
-        if source.path is not PYDOCS:  # which is built where it is missing
-            source.splits()
         if not source.on_hub:
+            if source.path is not PYDOCS:  # which is built where it is missing
+                source.splits()
             continue
         if settings.tokenizer.path is None and settings.model.path is None:
             raise ValueError(f"source {source.path} is streamed: name a tokenizer.path to read it with")

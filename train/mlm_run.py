@@ -44,7 +44,7 @@ class TrainingTexts:
 
     def __iter__(self) -> Iterator[str]:
         for source in self.sources:
-            texts, held_out = source.files(source.split), set()
+            texts, held_out = source.splits()[source.split], set()
             if source.validation_split is None:
                 hashes = np.array([text_hash(text) for text in texts if text.strip()], dtype=np.uint64)
                 held_out = {*hashes[is_held_out(hashes)].tolist()}
@@ -52,7 +52,7 @@ class TrainingTexts:
 
     def identity(self) -> list:
         """Return what changes when the texts may have changed."""
-        return [[source.files(source.split).identity(), source.validation_split is None] for source in self.sources]
+        return [[one.splits()[one.split].identity(), one.validation_split is None] for one in self.sources]
 
 
 def read_sources(config) -> tuple[list[Source], PreTrainedTokenizerBase, dict[str, list[TokenStore]]]:
@@ -76,8 +76,9 @@ def read_sources(config) -> tuple[list[Source], PreTrainedTokenizerBase, dict[st
         }
         return sources, load_tokenizer(folder / TOKENIZER), stores
     sources = parse_sources(config.data.sources, data_folder)
-    for texts in (texts for source in sources for texts in source.splits()):
-        texts.check_columns()
+    for source in sources:
+        for texts in () if source.on_hub else source.splits().values():
+            texts.check_columns()
     path = config.tokenizer.path or config.model.path
     if path is not None:
         return sources, load_tokenizer(path), {}

@@ -32,8 +32,6 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     The trainer numbers word-inner characters in the order of a hash map and breaks ties by number, so two runs would
     differ; it numbers its special tokens first, so the inner characters are given as such.
     """
-    if iter(texts) is texts:
-        raise ValueError("texts are iterated over twice, and an iterator is spent after once; give a list")
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -144,7 +144,7 @@ def test_a_file_of_the_test_split_is_refused(tmp_path):
         write_parquet(tmp_path / name, TEXTS)
         (source,) = parse({"path": str(tmp_path / name)})
         with pytest.raises(ValueError, match="is the test split"):
-            source.files("train")
+            source.splits()
     for name in ("latest.parquet", "tested_words.parquet", "contest.parquet"):
         write_parquet(tmp_path / name, TEXTS)
-        assert list(parse({"path": str(tmp_path / name)})[0].files("train")) == TEXTS
+        assert list(parse({"path": str(tmp_path / name)})[0].splits()["train"]) == TEXTS

@@ -75,11 +75,11 @@ def open_source(source: Source, settings, tokenizer, *, seed: int, rank: int, wo
 
 def tokenise_source(source: Source, tokenizer, cache: str) -> list[TokenStore]:
     """Return the stores of a local source: of its split, and of its validation split if it has one."""
-    for split in filter(None, (source.split, source.validation_split)):
-        read = source.files(split).files
-        if left := [path.name for path in split_files(source.path, split) if path not in read]:
+    splits = source.splits()
+    for split, texts in splits.items():
+        if left := [path.name for path in split_files(source.path, split) if path not in texts.files]:
             logger.warning("%s: %d files left out for their type (%s)", source.name, len(left), ", ".join(left[:3]))
-    return [open_store(texts, tokenizer, cache) for texts in source.splits()]
+    return [open_store(texts, tokenizer, cache) for texts in splits.values()]
 
 
 class Masking:

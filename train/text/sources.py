@@ -62,17 +62,10 @@ class Source(Schema):
     def shares(self) -> dict[str, float]:
         return {"variable": self.variable, "maximum": self.maximum}
 
-    def files(self, split: str) -> "TextFiles":
-        """Return the local files of a split."""
-        return TextFiles(find_files(self.path, split), self.column, self.rows_per_document)
-
-    def splits(self) -> list["TextFiles"]:
-        """Return the local files of all splits that are read; none of a data set on the Hub.
-
-        Raises:
-            ValueError: there are none of a split.
-        """
-        return [self.files(split) for split in (self.split, self.validation_split) if split and not self.on_hub]
+    def splits(self) -> dict[str, "TextFiles"]:
+        """Return the local files of the split that is trained on, and of the validation split if there is one."""
+        names = [name for name in (self.split, self.validation_split) if name is not None]
+        return {name: TextFiles(find_files(self.path, name), self.column, self.rows_per_document) for name in names}
 
 
 def parse_sources(entries: list[dict], local_folder: Callable[[str | None], Path]) -> list[Source]:
@@ -84,13 +77,12 @@ def parse_sources(entries: list[dict], local_folder: Callable[[str | None], Path
         local_folder: gives the folder of the path null.
 
     Raises:
-        ValueError: a malformed entry, two sources of one name, a path that does not exist, the split test, a
-            validation split that is trained on, or shares that do not sum to 1.
+        ValueError: an entry that cannot be meant, or shares that do not sum to 1.
     """
-    if not any(kind in entry for entry in entries if isinstance(entry, dict) for kind in DEFAULT_SHARES):
-        equal = {kind: share / len(entries) for kind, share in DEFAULT_SHARES.items()}
-        entries = [entry | equal if isinstance(entry, dict) else entry for entry in entries]
     sources = [parse_source(entry, f"data.sources[{i}]", local_folder) for i, entry in enumerate(entries)]
+    if not any(DEFAULT_SHARES.keys() & source.model_fields_set for source in sources):
+        equal = {kind: share / len(sources) for kind, share in DEFAULT_SHARES.items()}
+        sources = [source.model_copy(update=equal) for source in sources]
     names = [source.name for source in sources]
     if len({*names}) < len(names) or any("/" in name for name in names):
         raise ValueError(f"data.sources: a name of {names} occurs twice, or holds a /; set another `name`")
@@ -158,11 +150,7 @@ class TextFiles:
     rows_per_document: int = 1
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the documents.
-
-        Raises:
-            ValueError: a column that is missing or holds no text, a line that is no JSON, a file that is not UTF-8.
-        """
+        """Yield the documents. Raise ValueError for what is no text, with file and line."""
         for path in self.files:
             read = {".parquet": read_parquet, ".txt": read_blocks}.get(path.suffix, read_lines)
             rows = read(path, self.column_of(path))
@@ -188,11 +176,7 @@ class TextFiles:
 
 
 def find_files(path: Path, split: str) -> tuple[Path, ...]:
-    """Return the files of a split in a folder, or the file itself.
-
-    Raises:
-        ValueError: there are none, the file is of an unknown kind, or it is the test split.
-    """
+    """Return the files of a split in a folder, or the file itself. Raise ValueError if there are none to read."""
     refuse_test("path" if path.is_file() else "split", path.stem if path.is_file() else split)
     found = (path,) if path.suffix in SUFFIXES else ()
     if path.is_dir():
