@@ -97,7 +97,7 @@ def write_data(config):
             file: {"tokens": store.tokens, "lengths": store.lengths, "hashes": store.hashes}
             for file, store in files.items()
         }
-    dumped = [source.model_dump(mode="json") for source in sources]
+    dumped = [source.model_copy(update={"path": str(source.path)}).model_dump() for source in sources]
     content = {"data.sources": config.data.sources, "sources": dumped, "stores": stores}
     folder = Path(config.prepare)
     with building(folder) as scratch:

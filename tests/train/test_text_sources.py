@@ -117,6 +117,7 @@ def test_the_validation_of_a_single_file_is_carved(tmp_path):
     [
         (["folder"], r"data.sources\[0\].*'folder'"),
         ([{"name": "a"}], "path is missing"),
+        ([{"path": 5}], "path is 5"),
         ([{"path": None, "variabel": 0.3}], "'variabel'; did you mean 'variable'"),
         ([{"path": None, "variable": "a"}], "variable is 'a'"),
         ([{"path": None, "variable": 0.3, "maximum": 0.6}], "sum to 1, not 0.9"),

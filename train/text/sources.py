@@ -32,7 +32,7 @@ class Source(Schema):
     """One entry of `data.sources`.
 
     Attributes:
-        path: as written; of `parse_sources` a Path (local folder or file), or the text of a data set on the Hub.
+        path: as written; in what `parse_sources` returns a Path if it is local, a str if it is on the Hub.
         name: in logs and metrics; default the last part of the path.
         split: trained on.
         validation_split: held out; None carves a hundredth of the documents out of `split`, by the hash of their
@@ -43,7 +43,7 @@ class Source(Schema):
         variable, maximum: shares of the mixture's examples (paper Table 2).
     """
 
-    path: Path | str | None
+    path: str | None
     name: str | None = None
     split: str | None = None
     validation_split: str | None = "validation"
@@ -186,8 +186,8 @@ def find_files(path: Path, split: str) -> tuple[Path, ...]:
     if not found:
         there = ", ".join(file.name for file in split_files(path, split)[:3])
         raise ValueError(
-            f"source {path} holds neither documents/{split}.parquet nor {split}.parquet, .jsonl, .json or .txt "
-            f"(nor {split}-*.parquet ..){'; it holds ' + there if there else ''}"
+            f"source {path} holds neither documents/{split}.parquet nor {split}.* or {split}-*.* of the types "
+            f"{', '.join(SUFFIXES)}, nor is it such a file{'; it holds ' + there if there else ''}"
         )
     return found
 
