@@ -11,13 +11,12 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from m2bert.hub.folder import write_folder
+from m2bert.schema import checked
 
-from .text.text_sources import check_entry
+from .text.sources import Source
 from .tokenizer import train_wordpiece
 
 TOKENS = 64
@@ -69,12 +68,13 @@ def stand_in_data(config: dict, texts: list[str], folder: Path):
     """Replace every path of the section `data`."""
     data = config["data"]
     if "sources" in data:
-        data["token_cache"] = str(folder / "tokens")
+        data["token_cache"], data["prepared"], config["prepare"] = str(folder / "tokens"), None, None
         for i, source in enumerate(data["sources"]):
-            check_entry(source)
-            name = source.get("name") or str(source["path"] or "pydocs").rsplit("/", 1)[-1]
-            shares = {key: source[key] for key in ("variable", "maximum") if key in source}
-            data["sources"][i] = {"path": str(folder / f"source{i}"), "name": name, **shares}
+            checked(Source, source, "data.sources")
+            source["name"] = source.get("name") or str(source["path"] or "pydocs").rsplit("/", 1)[-1]
+            source |= {"path": str(folder / f"source{i}"), "split": "train", "validation_split": "validation"}
+            for key in ("config", "revision", "column", "rows_per_document"):
+                source.pop(key, None)
             for split in ("train", "validation"):
                 write_table(folder / f"source{i}" / f"{split}.parquet", {"text": texts})
     if "tasks" in data and (data["path"] or not data["triples"]):
@@ -119,5 +119,8 @@ def make_checkpoint(auto_class, fields: dict, tokenizer, folder: Path) -> str:
 
 
 def write_table(path: Path, columns: dict[str, list]):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), path)

@@ -13,7 +13,7 @@ from m2bert.hub.outputs import check_output
 from m2bert.terminal import nearest
 
 from .settings import MlmSettings, OplSettings, RunSettings, load_settings
-from .text.text_sources import HUB_ID, parse_sources
+from .text.sources import HUB_ID, parse_sources
 
 PYDOCS = Path("runs") / "pydocs"  # the folder of a source without a path
 MODEL_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # on the Hub; sentence-transformers' own have no organization
@@ -30,14 +30,24 @@ def ready(name: str, argv: list[str]) -> RunSettings:
         ValueError: names the argument, key or path; or as `load_settings`.
     """
     settings = load_settings(name, argv)
-    check_writable(settings.output_dir, "output_dir")
-    if not settings.resume:  # else what is there may be the finished run: `setup.check_place` compares
-        check_output(settings.output_dir, settings.overwrite)
+    prepare, prepared = getattr(settings, "prepare", None), getattr(settings.data, "prepared", None)
+    if prepare is not None:
+        check_writable(prepare, "prepare")
+        there = Path(prepare)
+        if prepared is not None or there.is_file() or (there.is_dir() and any(there.iterdir())):
+            raise ValueError(f"prepare={prepare} takes a new or empty folder, and not data.prepared with it")
+    else:
+        check_writable(settings.output_dir, "output_dir")
+        if not settings.resume:  # else what is there may be the finished run: `setup.check_place` compares
+            check_output(settings.output_dir, settings.overwrite)
     path = settings.tokenizer.path
     if path is not None and not Path(path).is_dir() and not HUB_ID.fullmatch(path):
         raise ValueError(f"tokenizer.path={path}: there is no folder {path!r}, and it is no name on the Hub; name one")
-    packages = ["accelerate", "pyarrow", "tokenizers"]
-    packages += check_texts(settings) if name == "mlm" else check_tasks(settings)
+    packages = ["accelerate", "tokenizers"]
+    if prepared is None:
+        packages += ["pyarrow", *(check_texts(settings) if name == "mlm" else check_tasks(settings))]
+    elif not (Path(prepared) / "prepared.json").is_file():
+        raise ValueError(f"data.prepared={prepared} has no prepared.json; name a folder that `prepare` wrote")
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise ValueError(f"this run needs the package {package}, which is not installed: pip install {package}")
@@ -49,12 +59,15 @@ def check_texts(settings: MlmSettings) -> list[str]:
     """Return the packages that the sources need. Raise ValueError for a source that is not there or lacks a split."""
     packages = []
     for source in parse_sources(settings.data.sources, lambda _: PYDOCS):
-        if source.path is not PYDOCS:  # built where it is missing
-            source.check_splits()
-        if source.on_hub:
-            packages.append("datasets")
-            if settings.tokenizer.path is None and settings.model.path is None:
-                raise ValueError(f"source {source.path} is streamed: name a tokenizer.path to read it with")
+        if not source.on_hub:
+            if source.path is not PYDOCS:  # built where it is missing
+                source.splits()
+            continue
+        packages.append("datasets")
+        if settings.tokenizer.path is None and settings.model.path is None:
+            raise ValueError(f"source {source.path} is streamed: name a tokenizer.path to read it with")
+        if settings.prepare is not None:
+            raise ValueError(f"source {source.path} is streamed; to prepare it, save a part of it as parquet")
     return packages
 
 

@@ -14,7 +14,7 @@ from m2bert import files as readers
 from m2bert.schema import Schema, checked
 from m2bert.terminal import nearest
 
-from .text.splits import names_split, refuse_test
+from .text.sources import names_split, refuse_test
 
 SHORTEST_TOKENS = 10  # of a variable-length pretraining example, [CLS] and [SEP] included
 
@@ -80,12 +80,13 @@ class RunSettings(Schema):
 
 
 class MlmData(Schema):
-    sources: Annotated[list[Any], Field(min_length=1)]  # `text_sources.SourceEntry`
+    sources: Annotated[list[Any], Field(min_length=1)]  # `sources.Source`
     max_tokens: Annotated[int, Field(ge=SHORTEST_TOKENS)]
     batch_tokens: AtLeast1
     accumulate: AtLeast1
     mask_probability: Annotated[float, Field(gt=0, lt=1)]
     token_cache: str
+    prepared: str | None
 
     @model_validator(mode="after")
     def _a_batch_holds_an_example(self):
@@ -105,6 +106,7 @@ class MlmEvaluation(Schema):
 class MlmSettings(RunSettings):
     """Every key of train/mlm.py."""
 
+    prepare: str | None
     model: ModelSettings
     data: MlmData
     evaluation: MlmEvaluation

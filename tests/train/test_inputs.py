@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from m2bert.train.inputs import ready
-from m2bert.train.text.text_files import TextFiles, find_files, split_files
+from m2bert.train.text.sources import TextFiles, find_files, split_files
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "m2bert.hub.cli", "train"]
