@@ -1,19 +1,24 @@
 """Fine-tuning for retrieval (paper section 4.3): what train/opl.py runs once its arguments are checked."""
 
+import importlib.util
 import logging
 from functools import cache, partial
 
+from accelerate import Accelerator
 from transformers import AutoModel
 
+from m2bert.terminal import log_to_terminal
+
 from .grad_cache import cached_step, full_step
-from .inputs import is_local
+from .inputs import is_local, ready
 from .loop import run_loop
 from .lora import add_lora
 from .losses import make_objective
 from .optim import build_optimizer
 from .pairs.batches import PairBatches, query_limit, report_tasks, tokenise, vocabulary_hash
-from .pairs.data import RetrievalData, load_data
-from .pairs.development import METRIC, Development
+from .pairs.data import load_data
+from .pairs.development import METRIC, METRIC_PACKAGES, Development
+from .pairs.prepared import RetrievalTokens, read_tokens, write_tokens
 from .record import run_record
 from .setup import data_folder, finish, make_checkpoints, run
 from .starts import (
@@ -29,12 +34,34 @@ from .teacher import MappedEncoder, teacher_hash, teacher_vectors
 logger = logging.getLogger(__name__)
 
 
-def read_data(accelerator, settings) -> RetrievalData:
-    """Return the tasks of `data`: a folder, pydocs if nothing is named, or a Hub id."""
+def read_data(accelerator, config, tokenizer) -> RetrievalTokens:
+    """Return the texts of `data` as tokens: a folder, pydocs if nothing is named, a Hub id, or prepared ones.
+
+    Args:
+        tokenizer: that of `tokenizer.path` or of the checkpoint; None trains one on the texts.
+    """
+    if config.data.prepared is not None:
+        return read_tokens(config)
+    settings = config.data
     with accelerator.main_process_first():
         is_pydocs = settings.path is None and settings.triples is None
         folder = data_folder(settings.path) if is_pydocs or is_local(settings.path) else None
-        return load_data(settings, folder)
+        data = load_data(settings, folder)
+    texts = (text for task in data.training for text in task.documents.values())
+    tokenizer = tokenizer or make_tokenizer(config.tokenizer, None, list(texts))
+    teacher, identity = None, data.describe() | {"vocabulary": vocabulary_hash(tokenizer)}
+    if config.loss.name == "prototype":
+        teacher = teacher_vectors(accelerator, config.loss.teacher, data.training, config.loss.teacher_cache)
+        identity["teacher"] = teacher_hash(config.loss.teacher)
+    show = accelerator.is_main_process
+    return RetrievalTokens(
+        tokenizer=tokenizer,
+        training=[tokenise(tokenizer, task, data.negatives.get(task.name), show) for task in data.training],
+        development=[tokenise(tokenizer, task, show=show) for task in data.development],
+        teacher=teacher,
+        identity=identity,
+        fingerprint=data.fingerprint(),
+    )
 
 
 def make_train_step(accelerator, objective, pad_id: int, chunk_tokens: int | None):
@@ -58,13 +85,6 @@ def make_train_step(accelerator, objective, pad_id: int, chunk_tokens: int | Non
     return train_step
 
 
-def report_forwards(totals: dict[str, float]):
-    """Log what a positive cost."""
-    if totals.get("positives"):
-        forwards = (totals["query_forwards"] + totals["document_forwards"]) / totals["positives"]
-        logger.info("%.4g encoder forwards for each query and document that answers it", forwards)
-
-
 def finish_encoder(config, model, new_tensors: set[str], documents, idf):
     """Return the model to train: with token weights from document frequency, and adapters where asked.
 
@@ -83,17 +103,13 @@ def finish_encoder(config, model, new_tensors: set[str], documents, idf):
     return add_lora(model, config.lora.rank, config.lora.alpha, new_tensors) if config.lora.rank else model
 
 
-def make_batches(accelerator, config, training, special: tuple[int, int], idf) -> tuple[PairBatches, int]:
-    """Return the batches of this process, and how many steps the run takes."""
-    rank, world = accelerator.process_index, accelerator.num_processes
-    batches = PairBatches(training, config.data, special, config.seed, rank, world, idf)
-    steps = config.steps if config.epochs is None else batches.steps_of(config.epochs)
-    logger.info("%d labelled items an epoch, %d steps", batches.units, steps)
-    return batches, steps
-
-
-def make_development(config, tasks, special: tuple[int, int], pad_id: int) -> Development:
-    """Return the development scores at the length of training, or at `evaluation.document_tokens`."""
+def make_development(config, tasks, special: tuple[int, int], pad_id: int) -> Development | None:
+    """Return the development scores at the length of training, or at `evaluation.document_tokens`; None, with a
+    warning, where the packages of the metric are not installed."""
+    missing = [name for name in METRIC_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        logger.warning("no development scores: %s not installed; pip install 'm2bert[eval]'", ", ".join(missing))
+        return None
     tokens = config.evaluation.document_tokens or config.data.document_tokens
     return Development(tasks, tokens, query_limit(config.data), special, pad_id, config.evaluation.batch_tokens)
 
@@ -107,47 +123,48 @@ def mapped_to(teacher_width: int, model):
     return MappedEncoder(model, width, teacher_width)
 
 
-def identity(config, data: RetrievalData, tokenizer) -> dict[str, str]:
-    """Return what a resumed run must find as it was, besides its configuration: texts, vocabulary, teacher."""
-    teacher = {"teacher": teacher_hash(config.loss.teacher)} if config.loss.name == "prototype" else {}
-    return data.describe() | {"vocabulary": vocabulary_hash(tokenizer)} | teacher
-
-
 def main(argv: list[str], settings=None):
-    """Train with these arguments; `settings` are those of `inputs.ready`, where they were read before."""
-    run("opl", train, argv, settings)
+    """Train with these arguments, or write what is to be trained on if `prepare` names a folder.
+
+    Args:
+        settings: of `inputs.ready`, if the arguments were checked before.
+    """
+    settings = settings or ready("opl", argv)
+    if settings.prepare is None:
+        run("opl", train, argv, settings)
+        return
+    log_to_terminal(logging.INFO, "%(message)s")
+    path = settings.tokenizer.path or settings.model.path
+    tokenizer = make_tokenizer(settings.tokenizer, settings.model.path, ()) if path else None
+    write_tokens(read_data(Accelerator(cpu=True), settings, tokenizer), settings)
 
 
 def train(accelerator, config):
     """Train with the settings `config` and write the model, where no other run writes."""
     tokenizer = model = None
-    if config.tokenizer.path or config.model.path:  # a bad one before the data is read
+    if config.data.prepared is None and (config.tokenizer.path or config.model.path):  # a bad one before the data
         tokenizer = make_tokenizer(config.tokenizer, config.model.path, ())
         model, new_tensors = make_model(AutoModel, config.model, tokenizer)
-    data = read_data(accelerator, config.data)
-    if tokenizer is None:
-        texts = [text for task in data.training for text in task.documents.values()]
-        tokenizer = make_tokenizer(config.tokenizer, None, texts)
-        model, new_tensors = make_model(AutoModel, config.model, tokenizer)
-    teacher = None
-    if config.loss.name == "prototype":
-        teacher = teacher_vectors(accelerator, config.loss.teacher, data.training, config.loss.teacher_cache)
-    show = accelerator.is_main_process
-    training = [tokenise(tokenizer, task, data.negatives.get(task.name), show) for task in data.training]
-    development = [tokenise(tokenizer, task, show=show) for task in data.development]
+    data = read_data(accelerator, config, tokenizer)
+    if model is None:
+        model, new_tensors = make_model(AutoModel, config.model, data.tokenizer)
+    tokenizer, training, teacher = data.tokenizer, data.training, data.teacher
     report_tasks(training, config.data)
     documents = [task.documents for task in training]
     idf = cache(partial(inverse_document_frequency, documents, special_ids=tokenizer.all_special_ids))
     encoder = finish_encoder(config, model, new_tensors, documents, idf)
     special, pad_id = (tokenizer.cls_token_id, tokenizer.sep_token_id), tokenizer.pad_token_id
     dropout = idf(encoder.config.vocab_size) if config.data.query_dropout else None
-    batches, steps = make_batches(accelerator, config, training, special, dropout)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    batches = PairBatches(training, config.data, special, config.seed, rank, world, dropout)
+    steps = config.steps if config.epochs is None else batches.steps_of(config.epochs)
+    logger.info("%d labelled items an epoch, %d steps", batches.units, steps)
     model = encoder if teacher is None else mapped_to(teacher[0].shape[1], encoder)
     mapped = model is not encoder
     optimizer, schedule = build_optimizer(model, config.optim, steps)
     model, optimizer = accelerator.prepare(model, optimizer)
-    scores = make_development(config, development, special, pad_id)
-    checkpoints = make_checkpoints(accelerator, config, identity(config, data, tokenizer))
+    scores = make_development(config, data.development, special, pad_id)
+    checkpoints = make_checkpoints(accelerator, config, data.identity)
     progress = run_loop(
         accelerator,
         model,
@@ -158,12 +175,15 @@ def train(accelerator, config):
         train_step=make_train_step(accelerator, make_objective(config.loss, teacher), pad_id, config.data.chunk_tokens),
         clip_norm=config.optim.clip_norm,
         log_every=config.log_every,
-        evaluate=partial(scores, accelerator),
+        evaluate=None if scores is None else partial(scores, accelerator),
         evaluate_every=config.evaluation.every,
         select=METRIC if config.evaluation.select else None,
         checkpoints=checkpoints,
         description="opl",
     )
-    report_forwards(progress.totals)
-    record = run_record(config.model_dump(), data.fingerprint(), accelerator.num_processes, progress)
+    totals = progress.totals
+    if totals.get("positives"):
+        forwards = (totals["query_forwards"] + totals["document_forwards"]) / totals["positives"]
+        logger.info("%.4g encoder forwards for each query and document that answers it", forwards)
+    record = run_record(config.model_dump(), data.fingerprint, world, progress)
     finish(accelerator, encoder if mapped else model, tokenizer, config, record, checkpoints)

@@ -143,6 +143,7 @@ class OplData(Schema):
     passages_per_document: AtLeast1
     passage_tokens: Annotated[list[AtLeast1], Field(min_length=2, max_length=2)]
     chunk_tokens: AtLeast3 | None
+    prepared: str | None
 
     @model_validator(mode="after")
     def _passages_from_short_to_long(self):
@@ -169,6 +170,7 @@ class OplEvaluation(Schema):
 class OplSettings(RunSettings):
     """Every key of train/opl.py."""
 
+    prepare: str | None
     epochs: Annotated[float, Field(gt=0)] | None
     model: OplModelSettings
     lora: Lora

@@ -237,7 +237,7 @@ MISSING = ["datasets", "pyarrow", "sentence_transformers", "pandas", "sklearn", 
 BARE = f"""
 import sys
 sys.modules.update(dict.fromkeys({MISSING}))
-from m2bert.train.start import train
+from m2bert.train.cli import train
 train("mlm", sys.argv[1:])
 """
 

@@ -7,18 +7,19 @@ import torch
 from accelerate import Accelerator
 from torch.nn import functional as F
 
+from m2bert.eval.search import ExactSearch
+
 from ..grad_cache import encode_shared
 from .batches import TokenTask, wrap
-from .ndcg import ndcg_at_k
 
 logger = logging.getLogger(__name__)
 
 METRIC = "development_ndcg_at_10"
-QUERIES_AT_ONCE = 256  # rows of the score matrix in memory
+METRIC_PACKAGES = ("pytrec_eval", "evaluate", "datasets")  # of `score_ranking`
 
 
 class Development:
-    """Scores a model on development tasks.
+    """Score a model on development tasks.
 
     Args:
         tasks: at least one.
@@ -41,7 +42,7 @@ class Development:
         self.documents = self._cut("documents", document_tokens, special)
 
     def _cut(self, what: str, limit: int, special: tuple[int, int]) -> list[list[np.ndarray]]:
-        """The first tokens of every text of each task; what is cut is counted."""
+        """Return the first tokens of every text of each task, and log how many texts are cut."""
         texts = [getattr(task, what) for task in self.tasks]
         lengths = [len(row) + 2 for rows in texts for row in rows]
         long = sum(length > limit for length in lengths)
@@ -49,20 +50,24 @@ class Development:
         return [[wrap(row[: limit - 2], special) for row in rows] for rows in texts]
 
     def __call__(self, accelerator: Accelerator, model: torch.nn.Module) -> dict[str, float]:
-        """{"development_ndcg_at_10": mean over tasks, and of several tasks each as "development_ndcg_at_10/TASK"}."""
+        """Return {"development_ndcg_at_10": mean over tasks}, and of several tasks each as
+        "development_ndcg_at_10/TASK"."""
+        from m2bert.eval.search import score_ranking  # its packages may be missing where nothing is measured
+
         scores = {}
         for task, queries, documents in zip(self.tasks, self.queries, self.documents, strict=True):
             query_vectors, document_vectors = (
                 F.normalize(encode_shared(accelerator, model, rows, self.batch_tokens, self.pad_id).float(), dim=-1)
                 for rows in (queries, documents)
             )
-            values = []
-            for first in range(0, len(queries), QUERIES_AT_ONCE):
-                chosen = slice(first, first + QUERIES_AT_ONCE)
-                relevant = torch.zeros(len(queries[chosen]), len(documents), dtype=torch.bool)
-                for row, answers in zip(relevant, task.answers[chosen], strict=True):
-                    row[answers] = True
-                cosine = query_vectors[chosen] @ document_vectors.T
-                values += ndcg_at_k(cosine, relevant.to(cosine.device), task.pids).tolist()
-            scores[f"{METRIC}/{task.name}"] = float(np.mean(values))
+            search = ExactSearch(task.pids, len(queries))
+            one_each = np.ones(len(documents), dtype=np.int64)
+            search.add_vectors(query_vectors.cpu().numpy(), task.pids, document_vectors.cpu().numpy(), one_each)
+            qids = [str(number) for number in range(len(queries))]
+            qrels = {
+                qid: {task.pids[answer]: 1 for answer in answers}
+                for qid, answers in zip(qids, task.answers, strict=True)
+            }
+            values = score_ranking(search.run(qids), qrels)
+            scores[f"{METRIC}/{task.name}"] = float(np.mean(list(values.values())))
         return {METRIC: float(np.mean(list(scores.values())))} | (scores if len(scores) > 1 else {})
