@@ -9,7 +9,7 @@ from .config import EncoderSettings
 from .encoders.cache import VectorStore
 from .encoders.model_files import model_files
 from .encoders.policies import Policy
-from .encoders.processes import several
+from .progress import has_others
 from .encoders.protocol import Encoder
 from .fusion import choose_weight, reciprocal_rank_fusion, weighted_fusion
 from .outcomes import Outcome, run_tfidf, score_run
@@ -43,7 +43,7 @@ def evaluate(plan: Plan, store: VectorStore) -> tuple[list[dict], list[str]]:
             for record in evaluation.records_of(encoder, records):
                 records.append(record)
         except (ValueError, OSError, ImportError, RuntimeError) as error:  # RuntimeError: torch's, out of memory too
-            if several():
+            if has_others():
                 raise
             reason = " ".join(str(error).split())
             if len(encoders) == 1 and not records:

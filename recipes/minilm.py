@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from m2bert.eval.encoders.chunks import cut, overhead_tokens
+from m2bert.eval.encoders.policies import cut, overhead_tokens
 from m2bert.eval.tasks.locov1 import RetrievalTask, load_task
 from m2bert.hub.folder import check_output, whole_folder
 from m2bert.hub.private import public_record

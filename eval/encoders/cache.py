@@ -15,10 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..progress import counted
+from ..progress import Processes, counted
 from .fingerprint import package_versions
 from .policies import DocumentVectors, Policy, embed_beginning
-from .processes import Processes
 from .protocol import Encoder
 from .vector_shelf import Shelf, TimedVectors
 
@@ -80,7 +79,7 @@ class VectorStore:
             yield self.folder
             return
         with tempfile.TemporaryDirectory() if processes.rank == 0 else nullcontext() as own:
-            yield Path(processes.first_says(own))
+            yield Path(processes.from_first(own))
             processes.wait()  # until all have read it
 
     def _shelf(self, root: Path, key: dict, name: str, processes: Processes) -> Shelf:

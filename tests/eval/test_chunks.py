@@ -4,7 +4,7 @@ import re
 import numpy as np
 import pytest
 
-from m2bert.eval.encoders.chunks import chunk_texts, cut
+from m2bert.eval.encoders.policies import chunk_texts, cut
 
 
 class Letters:

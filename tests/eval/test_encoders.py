@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from m2bert.eval.encoders import model_loading
+
 from m2bert.eval.encoders import sentence_transformer as sentence_encoder
 from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder, token_batches
 
@@ -144,7 +144,7 @@ def test_code_may_come_with_a_folder_or_a_commit(tiny_model, monkeypatch, name, 
     asked = []
     original = sentence_transformers.SentenceTransformer
 
-    monkeypatch.setattr(model_loading, "hub_or_cache", lambda *_: nullcontext(""))
+    monkeypatch.setattr(sentence_encoder, "hub_or_cache", lambda *_: nullcontext(""))
 
     def spy(name, device, revision, trust_remote_code):
         asked.append((name, revision, trust_remote_code))
@@ -163,7 +163,7 @@ def test_code_without_a_commit_is_refused_with_the_remedy(monkeypatch):
         raise ValueError(f"The repository {name} contains custom code. Please pass `trust_remote_code=True`.")
 
     monkeypatch.setattr(sentence_transformers, "SentenceTransformer", refuse)
-    monkeypatch.setattr(model_loading, "hub_or_cache", lambda *_: nullcontext(""))
+    monkeypatch.setattr(sentence_encoder, "hub_or_cache", lambda *_: nullcontext(""))
     with pytest.raises(ValueError, match="'organisation/model' brings code of its own; .*organisation/model@COMMIT"):
         SentenceTransformerEncoder("organisation/model")
 

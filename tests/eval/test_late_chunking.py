@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from m2bert.eval.encoders import late_chunking
+from m2bert.eval.encoders import sentence_transformer as late_chunking
 from m2bert.eval.encoders.policies import parse_policy, unit_rows
 from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
 
