@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from m2bert.eval.intervals import paired_difference_interval
+from m2bert.eval.statistics import paired_difference_interval
 
 LABELS = {
     "bm25": "BM25 (words, no vectors)",

@@ -13,7 +13,7 @@ from m2bert.schema import FOREIGN, Schema, checked
 
 from .score_checks import check_score
 
-# As m2bert.eval.encoders.model_files has them; what is made of a model, and how it was made, do not count.
+# As m2bert.eval.encoders.fingerprint has them; what is made of a model, and how it was made, do not count.
 PATTERNS = ("*.safetensors", "*.json", "vocab.txt", "[0-9]*_*/*.safetensors", "[0-9]*_*/*.json")
 NOT_THE_MODEL = {"training.json", "conversion.json"}
 CONFIG, SENTENCE_CONFIG = "config.json", "sentence_bert_config.json"

@@ -9,7 +9,7 @@ import json
 import re
 from pathlib import Path
 
-from m2bert.eval.comparison import differences
+from m2bert.eval.statistics import differences
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "evaluations" / "results"

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
+from ..statistics import summarise
 from ..tasks.locov1 import RetrievalTask
-from .score_groups import summarise
 from .token_counter import TokenCounter
 
 BUCKETS = ("<2k", "2k-8k", "8k-32k", ">32k")

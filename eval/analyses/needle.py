@@ -10,10 +10,10 @@ import numpy as np
 from ..encoders.cache import VectorStore
 from ..progress import counted
 from ..rankers import Bm25Ranker, DenseRanker, Run
+from ..statistics import summarise
 from ..tasks.locov1 import RetrievalTask
 from .haystacks import Haystacks
 from .provenance import provenance
-from .score_groups import summarise
 from .systems import load_systems
 
 
@@ -47,7 +47,7 @@ def run_needle(haystacks: Haystacks, positions: list[int], ranker: Ranker, about
     Returns:
         A record of kind "needle" with a row for each place.
     """
-    from ..metric import score_ranking  # slow to import
+    from ..search import score_ranking  # slow to import
 
     start = time.perf_counter()
     rows = []

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from ..statistics import summarise
 from ..tasks.locov1 import RetrievalTask
-from .score_groups import summarise
 
 QUARTERS = (1, 2, 3, 4)
 

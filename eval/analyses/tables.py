@@ -1,6 +1,6 @@
 """Records of analyses as tables for the terminal, one form for each kind."""
 
-from ..tables import align, points
+from ..statistics import align, points
 
 
 def format_analysis(records: list[dict]) -> str:

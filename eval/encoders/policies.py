@@ -80,6 +80,11 @@ class Policy:
         Raises:
             ValueError: see `check`.
         """
+        self.check(encoder)
+        return self.combine(self.stored.compute(encoder, texts))
+
+    def compute(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
+        """Return the vectors of documents without `check`; for policies that are their own `stored`."""
         raise NotImplementedError
 
 
@@ -91,8 +96,7 @@ class Truncate(Policy):
     several = False
     tokens: int | None = None
 
-    def embed(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
-        self.check(encoder)
+    def compute(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
         return embed_beginning(encoder, texts, "document", self.tokens)
 
 
@@ -125,8 +129,7 @@ class BestChunk(Policy):
                 f"{content} of the document; lower it"
             )
 
-    def embed(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
-        self.check(encoder)
+    def compute(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
         chunked = chunk_texts(encoder, texts, self.input_tokens(encoder), self.stride)
         rows = encoder.encode([chunk for chunks in chunked for chunk in chunks], "document")
         counts = np.array([len(chunks) for chunks in chunked], dtype=np.int64)
@@ -149,9 +152,6 @@ class ChunkAverage(BestChunk):
         means = np.add.reduceat(rows, np.cumsum(counts) - counts, axis=0) if len(counts) else rows
         return DocumentVectors(unit_rows(means), np.ones_like(counts), seen)
 
-    def embed(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
-        return self.combine(super().embed(encoder, texts))
-
 
 @dataclass(frozen=True)
 class LateChunk(Policy):
@@ -172,8 +172,7 @@ class LateChunk(Policy):
                 "use truncate"
             )
 
-    def embed(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
-        self.check(encoder)
+    def compute(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
         texts = tokenized(encoder, texts, "document")
         rows, counts = encoder.encode_parts(texts, self.vectors)
         return DocumentVectors(rows, counts, seen_shares(encoder, texts, "document", encoder.max_tokens))

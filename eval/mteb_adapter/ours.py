@@ -6,8 +6,7 @@ import numpy as np
 
 from ..encoders.policies import Policy, Truncate
 from ..encoders.protocol import Encoder
-from ..fusion import rerank_order
-from ..search import Run, trec_order
+from ..search import Run, rerank_order, trec_order
 from ..tasks.from_mteb import document_text, query_text
 from ..tasks.locov1 import RetrievalTask
 

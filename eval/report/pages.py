@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from m2bert.files import write_atomically
 
-from ..comparison import by_task
+from ..statistics import by_task
 from . import paper
 from .analyses import (
     clusters_section,

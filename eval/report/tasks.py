@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 
-from ..intervals import paired_difference_interval
+from ..statistics import paired_difference_interval
 from . import paper
 from .blocks import (
     DASH,

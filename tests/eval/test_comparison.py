@@ -1,6 +1,6 @@
 import pytest
 
-from m2bert.eval.comparison import by_task, differences
+from m2bert.eval.statistics import by_task, differences
 
 
 def record(system, scores, task="t", fingerprint="f"):

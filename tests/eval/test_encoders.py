@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-
 from m2bert.eval.encoders import sentence_transformer as sentence_encoder
 from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder, token_batches
 

@@ -1,8 +1,7 @@
 import pytest
 
 from m2bert.eval import fusion
-from m2bert.eval.fusion import choose_weight, reciprocal_rank_fusion, rerank_order, weighted_fusion
-from m2bert.eval.search import trec_order
+from m2bert.eval.search import choose_weight, reciprocal_rank_fusion, rerank_order, trec_order, weighted_fusion
 
 
 def test_reciprocal_ranks_add_up():

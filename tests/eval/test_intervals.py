@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from m2bert.eval import intervals
-from m2bert.eval.intervals import mean_interval, paired_difference_interval
+from m2bert.eval.statistics import mean_interval, paired_difference_interval
 
 
 def test_agrees_with_the_normal_interval():

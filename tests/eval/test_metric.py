@@ -5,7 +5,7 @@ import evaluate
 import numpy as np
 import pytest
 
-from m2bert.eval.metric import score_ranking
+from m2bert.eval.search import score_ranking
 
 METRIC = str(Path(__file__).resolve().parents[2] / "eval" / "metrics" / "ndcg")
 

@@ -6,7 +6,7 @@ import json
 from typer.testing import CliRunner
 
 from m2bert.eval.cli import app
-from m2bert.eval.encoders.model_files import model_files
+from m2bert.eval.encoders.fingerprint import model_files
 
 
 def test_weights_settings_and_tokenizer_count_and_nothing_else(tmp_path):

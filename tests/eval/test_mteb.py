@@ -16,10 +16,10 @@ from mteb.types import PromptType  # noqa: E402
 from m2bert.eval.encoders.mteb_model import MtebEncoder, MtebRanker, load_mteb_model, loader_of  # noqa: E402
 from m2bert.eval.encoders.policies import parse_policy  # noqa: E402
 from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder  # noqa: E402
-from m2bert.eval.metric import score_metrics, score_ranking  # noqa: E402
 from m2bert.eval.mteb_adapter import locov1 as mteb_locov1  # noqa: E402
 from m2bert.eval.mteb_adapter.ours import EncoderForMteb, RankerForMteb  # noqa: E402
 from m2bert.eval.rankers import Bm25Ranker, DenseRanker  # noqa: E402
+from m2bert.eval.search import score_metrics, score_ranking  # noqa: E402
 from m2bert.eval.tasks import from_mteb as mteb_tasks  # noqa: E402
 from m2bert.eval.tasks.from_hub import LOCOV1_TASKS  # noqa: E402
 from m2bert.eval.tasks.from_mteb import document_text, from_mteb, metadata_of, query_text, split_data, to_mteb  # noqa: E402

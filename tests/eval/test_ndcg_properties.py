@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m2bert.eval.metric import score_ranking
+from m2bert.eval.search import score_ranking
 
 pytest.importorskip("hypothesis")
 import evaluate

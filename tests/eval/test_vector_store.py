@@ -257,7 +257,7 @@ SEVERAL_PROCESSES = """
 import sys
 import numpy as np
 from m2bert.eval.encoders import cache as vector_store
-from m2bert.eval.encoders.processes import Processes
+from m2bert.eval.progress import Processes
 from test_vector_store import Counting, TEXTS, VectorStore, parse_policy
 
 vector_store.PORTION_CHARS = 12

@@ -6,7 +6,7 @@ import json
 import pytest
 from huggingface_hub import parse_eval_result_entries
 
-from m2bert.eval.encoders.model_files import model_files
+from m2bert.eval.encoders.fingerprint import model_files
 from m2bert.hub.scores import digests, leaderboard_entries, model_index, read_scores
 
 

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from m2bert.eval.metric import score_ranking
+from m2bert.eval.search import score_ranking
 from m2bert.train.pairs.ndcg import ndcg_at_k
 
 
