@@ -139,7 +139,7 @@ class VectorFiles:
     def __init__(self, folder: Path, digest: str):
         self.folder = folder
         self.digest = digest
-        self.places: dict[bytes, tuple[Path, int, int]] = {}  # file, number of the text in it, its first row there
+        self.places: dict[bytes, tuple[Path, int]] = {}  # the file of a text, and its number there
         self._known: set[Path] = set()
 
     def describe(self, key: dict) -> None:
@@ -158,7 +158,7 @@ class VectorFiles:
         for path in sorted(set(self.folder.glob("*.safetensors")) - self._known):
             self._known.add(path)
             try:
-                self.places.update(self._index(path))
+                self.places.update({each: (path, number) for number, each in enumerate(self._load(path)[1])})
             except (OSError, SafetensorError, ValueError) as error:
                 logger.warning("%s is ignored, its vectors are computed again: %s", path, error)
 
@@ -174,29 +174,25 @@ class VectorFiles:
         self.refresh()
 
     def read(self, hashes: list[bytes]) -> TimedVectors:
-        """Return the vectors of texts with these hashes, in their order; no other row is read from disk.
+        """Return the vectors of texts with these hashes, in their order.
 
         Raises:
             KeyError: there are none for one of them.
+            ValueError: a file was damaged since it was indexed.
         """
+        order, parts = [], []
         places = [self.places[each] for each in hashes]
-        rows: list = [None] * len(places)
-        counts = np.zeros(len(places), dtype=np.int64)
-        seen, seconds = np.zeros((2, len(places)), dtype=np.float32)
-        for path in sorted({path for path, _, _ in places}):
+        for path in {path for path, _ in places}:
             wanted = [i for i, place in enumerate(places) if place[0] == path]
-            numbers = [places[i][1] for i in wanted]
-            with safe_open(path, "np") as file:
-                counts[wanted] = file.get_tensor("counts")[numbers]
-                seen[wanted] = file.get_tensor("seen")[numbers]
-                seconds[wanted] = file.get_tensor("seconds")[numbers]
-                stored = file.get_slice("rows")
-                for i in wanted:
-                    rows[i] = stored[places[i][2] : places[i][2] + int(counts[i])]
-        return TimedVectors(DocumentVectors(np.concatenate(rows), counts, seen), seconds)
+            timed, _ = self._load(path)
+            order += wanted
+            parts.append(_select(timed, [places[i][1] for i in wanted]))
+        vectors = DocumentVectors(*map(np.concatenate, zip(*(part.vectors for part in parts), strict=True)))
+        timed = TimedVectors(vectors, np.concatenate([part.seconds for part in parts]))
+        return _select(timed, np.argsort(order).tolist())
 
-    def _index(self, path: Path) -> dict[bytes, tuple[Path, int, int]]:
-        """Return {hash: place} of a file's texts, after the whole file was read and checked.
+    def _load(self, path: Path) -> tuple[TimedVectors, list[bytes]]:
+        """Return a file's vectors and the hashes of their texts.
 
         Raises:
             ValueError: the file is another key's, or its content is not what was written.
@@ -208,8 +204,8 @@ class VectorFiles:
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
         if metadata.get("sha256") != _checksum(tensors):
             raise ValueError("its checksum is wrong")
-        firsts = (np.cumsum(tensors["counts"]) - tensors["counts"]).tolist()
-        return {bytes(each): (path, number, firsts[number]) for number, each in enumerate(tensors["hashes"])}
+        vectors = DocumentVectors(tensors["rows"], tensors["counts"], tensors["seen"])
+        return TimedVectors(vectors, tensors["seconds"]), list(map(bytes, tensors["hashes"]))
 
 
 def _key(encoder: Encoder, policy: Policy | None) -> dict:

@@ -146,7 +146,7 @@ class SentenceTransformerEncoder:
         copy.no_padding()
         return copy
 
-    @cached_property
+    @property
     def _reads_ids(self) -> bool:
         """True if token ids are all that the model's own preprocessing makes of a text."""
         first = self.model[0]

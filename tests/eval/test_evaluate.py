@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from m2bert.eval import plan
+from m2bert.eval import run as plan
 from m2bert.eval import run as module
 from m2bert.eval.config import EncoderSettings, EvalConfig, TaskSettings, TrainingTask
 from m2bert.eval.encoders.cache import VectorStore

@@ -1,6 +1,6 @@
 import pytest
 
-from m2bert.eval import fusion
+from m2bert.eval import search as fusion
 from m2bert.eval.search import choose_weight, reciprocal_rank_fusion, rerank_order, trec_order, weighted_fusion
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from m2bert.eval import intervals
+from m2bert.eval import statistics as intervals
 from m2bert.eval.statistics import mean_interval, paired_difference_interval
 
 

@@ -216,7 +216,7 @@ def test_two_runs_at_once_write_the_same_folder(tmp_path, policy):
 
 
 def test_only_what_is_asked_for_is_read(tmp_path, policy, monkeypatch):
-    from m2bert.eval.encoders import vector_shelf
+    from m2bert.eval.encoders import cache as vector_shelf
 
     VectorStore(tmp_path).embed(Counting(), policy, TEXTS)
     opened = []
