@@ -23,11 +23,11 @@ demo: setup  ## search long documents with models/m2bert-small, evaluate it besi
 demo-train: setup  ## train a small model from scratch, export, load, evaluate: six minutes, demo-output/
 	$(BIN)/python examples/demo_train.py
 
-test: setup  ## the tests, about ten minutes
-	$(BIN)/python -m pytest
+test: setup  ## the tests, on two cores; about five minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-all: setup  ## the slow tests too
-	$(BIN)/python -m pytest -m ""
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m ""
 
 check: setup  ## lint and formatting
 	$(BIN)/ruff check .

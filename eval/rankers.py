@@ -12,7 +12,7 @@ from .encoders.policies import Policy, Truncate
 from .encoders.protocol import Encoder
 from .progress import Count, counted
 from .search import DEPTH, SCORES_AT_ONCE, ExactSearch, Run, check_finite, rank_vectors, rerank_order, trec_order
-from .tasks.locov1 import RetrievalTask
+from .tasks.schema import RetrievalTask
 
 __all__ = ["DEPTH", "Bm25Index", "Bm25Ranker", "DenseRanker", "Run", "rank_tfidf"]
 

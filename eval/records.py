@@ -14,7 +14,7 @@ from .rankers import rank_tfidf
 from .search import Run, score_metrics, trec_order
 from .statistics import mean_interval
 from .systems import is_dense
-from .tasks.locov1 import RetrievalTask
+from .tasks.schema import RetrievalTask
 
 SHOWN_CHARS = 300  # of a text among the successes and failures
 SHOWN = 3  # successes and failures

@@ -16,10 +16,9 @@ from .rankers import Bm25Ranker, DenseRanker
 from .records import Outcome, add_lengths, retrieval_record, run_tfidf, score_run
 from .search import Run, choose_weight, reciprocal_rank_fusion, weighted_fusion
 from .systems import MTEB_PREFIX, check_system, expanded, is_dense, labels, load_encoder
-from .tasks.distractors import add_distractors
-from .tasks.load import load_tasks
-from .tasks.locov1 import RetrievalTask
+from .tasks.load import add_distractors, load_tasks
 from .tasks.overlap import find_overlap
+from .tasks.schema import RetrievalTask
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +134,7 @@ def ranked_names(settings: TaskSettings) -> list[str] | None:
     """Return the names of the tasks that are ranked here; None stands for all that the data have."""
     if settings.data != "mteb" or not settings.names:
         return list(settings.names) or None
-    from .tasks.mteb_names import mteb_tasks, ranked_here
+    from .tasks.from_mteb import mteb_tasks, ranked_here
 
     return [task.metadata.name for task in mteb_tasks(list(settings.names)) if ranked_here(task)]
 
@@ -145,7 +144,7 @@ def mteb_scored(config: EvalConfig) -> list:
     names = [name for settings in config.tasks if settings.data == "mteb" for name in settings.names]
     if not names:
         return []
-    from .tasks.mteb_names import mteb_tasks, ranked_here
+    from .tasks.from_mteb import mteb_tasks, ranked_here
 
     return [task for task in mteb_tasks(names) if not ranked_here(task)]
 
@@ -293,7 +292,7 @@ class Evaluation:
 
     def scored_by_mteb(self, name: str, encoder: Encoder, policies: list[Policy]) -> Iterator[dict]:
         """Yield records of the tasks that are not retrieval, under the policies that give a text one vector."""
-        from .mteb_adapter.run import run_tasks
+        from .mteb_export import run_tasks
 
         for policy in policies:
             if policy.several:

@@ -95,12 +95,12 @@ class M2BertConfig(PreTrainedConfig):
 
     @property
     def projection_dim(self) -> int:
-        """Width of `pooler_output`: hidden_size, times the heads of `weighted_mean`. sentence-transformers reads the
-        width of its embeddings under this name."""
+        """Return the width of `pooler_output`: hidden_size, times the heads of `weighted_mean`. sentence-transformers
+        reads the width of its embeddings under this name."""
         return self.hidden_size * (self.num_pooling_heads if self.pooling == "weighted_mean" else 1)
 
     def validate_architecture(self):
-        """Checks that no single field can make. Raises ValueError naming the field, its value and the fix."""
+        """Raise ValueError for fields that do not fit together, naming the field, its value and the fix."""
         super().validate_architecture()
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_blocks", "max_position_embeddings",
                      "filter_decay_length", "type_vocab_size", "filter_order", "num_pooling_heads"):  # fmt: skip

@@ -18,7 +18,7 @@ SLOWEST_DECAY_SHARE = 1.5
 
 
 def positional_features(num_positions: int, size: int) -> Tensor:
-    """Initial features z (num_positions, size) float32: [t / (N - 1), cos(f w_t) .., -sin(f w_t) ..] with
+    """Return the initial features z (num_positions, size) float32: [t / (N - 1), cos(f w_t) .., -sin(f w_t) ..] with
     w_t = 2 pi t / N and (size - 1) / 2 frequencies f spread evenly from 1e-4 upwards."""
     bands = (size - 1) // 2
     kwargs = {"device": "cpu", "dtype": torch.float32}
@@ -29,12 +29,12 @@ def positional_features(num_positions: int, size: int) -> Tensor:
 
 
 def normalised_time(num_positions: int, decay_length: int) -> Tensor:
-    """Time of every tap (num_positions,) float32: 0 at the first, 1 at tap decay_length - 1."""
+    """Return the time of every tap (num_positions,) float32: 0 at the first, 1 at tap decay_length - 1."""
     return torch.arange(num_positions, device="cpu", dtype=torch.float32) / max(decay_length - 1, 1)
 
 
 def decay_rates(channels: int) -> Tensor:
-    """Decay per unit of normalised time (channels,) float32, from slowest to fastest."""
+    """Return the decay per unit of normalised time (channels,) float32, from slowest to fastest."""
     target = -math.log(1e-2)
     ends = target / SLOWEST_DECAY_SHARE, target / FASTEST_DECAY_SHARE
     return torch.linspace(*ends, channels, device="cpu", dtype=torch.float32)

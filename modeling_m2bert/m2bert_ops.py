@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .m2bert_ops_filter import FilterParameters
-from .m2bert_ops_library import operators
+from .m2bert_ops_registry import operators
 
 
 def long_conv(
@@ -35,8 +35,8 @@ def long_conv(
     longest: int,
     kernels: str | None = None,
 ) -> Tensor:
-    """Bidirectional long convolution with skip term and gate, plus the residual second one, in one call (paper
-    section 3).
+    """Compute the bidirectional long convolution with skip term and gate, plus the residual second one, in one call
+    (paper section 3).
 
         y_t = gate_t * (sum_{j<=t} h_{t-j} x_j + sum_{j>t} r_{j-t-1} x_j + d x_t) + the same of u with its own h, r, d
 
@@ -77,7 +77,8 @@ def cached_long_conv(
     cache: tuple[int, int],
     kernels: str | None = None,
 ) -> Tensor:
-    """long_conv without gradients, with filters given by their parameters and prepared once per transform length.
+    """Compute long_conv without gradients, with filters given by their parameters and prepared once per transform
+    length.
 
     Args:
         parameters, residual_parameters: of the filters, with P >= longest positions.
@@ -103,7 +104,7 @@ def short_conv_gate(
     longest: int,
     kernels: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Depthwise causal convolution with three taps, split into [x1 | x2 | v], and the first gate.
+    """Compute the depthwise causal convolution with three taps, split into [x1 | x2 | v], and the first gate.
 
         s_t = b + w_0 a_{t-2} + w_1 a_{t-1} + w_2 a_t,  a_t = projected_t + projection_bias, zero before the row's start
 
@@ -127,8 +128,8 @@ def short_conv_gate(
 def block_diagonal_glu(
     x: Tensor, up: Tensor, down: Tensor, bias: Tensor, dropout: float = 0.0, kernels: str | None = None
 ) -> Tensor:
-    """Gated feed-forward network of block-diagonal (Monarch) matrices, without keeping the 2 I wide activations. Under
-    autocast computed in its dtype.
+    """Compute the gated feed-forward network of block-diagonal (Monarch) matrices, without keeping the 2 I wide
+    activations. Under autocast computed in its dtype.
 
         y = down(gelu(gate) * value),  [gate | value] = up(x)
 
@@ -158,7 +159,7 @@ def block_diagonal_glu(
 def add_layer_norm(
     x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: float, kernels: str | None = None
 ) -> Tensor:
-    """LayerNorm(x + y) over the last dimension, in float32 at least.
+    """Return LayerNorm(x + y) over the last dimension, in float32 at least.
 
     Args:
         x, y: (T, H). weight, bias: (H,).
@@ -172,7 +173,7 @@ def add_layer_norm(
 
 
 def _columns(x: Tensor | None) -> Tensor | None:
-    """x with adjacent columns, as the kernels read them."""
+    """Return x with adjacent columns, as the kernels read them."""
     return x if x is None or x.stride(-1) == 1 else x.contiguous()
 
 
@@ -211,7 +212,7 @@ def _check_signals(gated: Tensor, gate: Tensor, residual: Tensor | None):
 def _check_filter(
     name: str, filters: Tensor | FilterParameters | None, skip: Tensor | None, signal: Tensor | None, longest: int
 ):
-    """One filter with its skip term fits the signal (H, T) that it is for; all three or none are given."""
+    """Raise ValueError unless one filter and its skip term fit their signal (H, T), and all three or none are given."""
     if (filters is None) != (signal is None) or (skip is None) != (signal is None):
         raise ValueError(f"residual, {name} and residual_skip go together; pass all or none")
     if signal is None:

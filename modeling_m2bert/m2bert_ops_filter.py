@@ -39,7 +39,8 @@ class FilterParameters(NamedTuple):
 
 
 def implicit_filter(parameters: FilterParameters) -> Tensor:
-    """Taps at all positions given: MLP(z_t) * exp(-time_t * decay_c), sines between the layers (paper section 3).
+    """Return the taps at all positions given: MLP(z_t) * exp(-time_t * decay_c), sines between the layers (paper
+    section 3).
 
     Returns:
         (.., 2, H, P), float32 or float64: [0] lags 0, 1, ..; [1] lags -1, -2, ...
@@ -57,8 +58,8 @@ def implicit_filter(parameters: FilterParameters) -> Tensor:
 
 
 def implicit_filters(parameters: list[FilterParameters]) -> list[Tensor]:
-    """Taps of several filters of one shape, each as by implicit_filter, generated together. For gradients they are
-    generated again: what lies between the sines of one layer would take 0.7 GB at 32k tokens."""
+    """Return the taps of several filters of one shape, generated together, each as by implicit_filter. For gradients
+    they are generated again: what lies between the sines of one layer would take 0.7 GB at 32k tokens."""
 
     def generate(*tensors):
         each = [tensors[i : i + fields] for i in range(0, len(tensors), fields)]
@@ -74,7 +75,7 @@ def implicit_filters(parameters: list[FilterParameters]) -> list[Tensor]:
 
 
 def generate_taps(parameters: FilterParameters, length: int) -> Tensor:
-    """The first `length` taps (2, H, length) without gradients, piece by piece."""
+    """Return the first `length` taps (2, H, length) without gradients, piece by piece."""
     features, time = parameters.positional_features[:length], parameters.time[:length]
     taps = time.new_empty(2, len(parameters.decay), len(time))
     for start in range(0, len(time), POSITIONS_PER_CHUNK):
@@ -129,12 +130,12 @@ def clear_filter_cache():
 
 
 def filter_cache_bytes() -> int:
-    """Bytes of all prepared filters now kept."""
+    """Return the bytes of all prepared filters that are kept now."""
     return sum(group.bytes() for group in list(_groups.values()))
 
 
 def cached(key: tuple, num_layers: int, sources: list[Tensor], prepare: Callable[[], tuple]) -> tuple:
-    """prepare(), or what it returned before for the same key and sources while these were not changed.
+    """Return prepare(), or its earlier result for the same key if the sources have not changed since.
 
     Args:
         key: handle of a FilterCache, and whatever distinguishes what is prepared (transform length, dtype, device).

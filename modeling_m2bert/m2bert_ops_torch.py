@@ -18,7 +18,7 @@ Row = tuple[int, int, int]
 
 
 def row_columns(offsets: Tensor, lengths: Tensor) -> list[Row]:
-    """First column, end of the real ones and end of all columns of every row that has any."""
+    """Return the first column, the end of the real ones and the end of all columns, of every row that has columns."""
     slots = itertools.pairwise(offsets.tolist())
     return [(start, start + n, end) for (start, end), n in zip(slots, lengths.tolist(), strict=True) if end > start]
 
@@ -32,7 +32,7 @@ def short_conv_gate(
     lengths: Tensor,
     longest: int,
 ) -> tuple[Tensor, Tensor]:
-    """Depthwise causal convolution with three taps, split into [x1 | x2 | v], and the first gate.
+    """Compute the depthwise causal convolution with three taps, split into [x1 | x2 | v], and the first gate.
 
         s_t = b + w_0 a_{t-2} + w_1 a_{t-1} + w_2 a_t,  a_t = projected_t + projection_bias, zero before the row's start
 
@@ -69,7 +69,7 @@ def short_conv_gate_backward(
     lengths: Tensor,
     longest: int,
 ) -> tuple[Tensor, ...]:
-    """Gradients of short_conv_gate with respect to projected, projection_bias, weight and bias."""
+    """Return the gradients of short_conv_gate with respect to projected, projection_bias, weight and bias."""
     d_projected = torch.empty_like(projected, memory_format=torch.contiguous_format)
     d_projection_bias, d_weight, d_bias = (
         torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (projection_bias, weight, bias)
@@ -93,7 +93,7 @@ def short_conv_gate_backward(
 
 
 def _shifted(projected, projection_bias, channels, start, stop, weight) -> Tensor:
-    """Projected with its bias behind two zeros, (G, 2 + length) in float32 at least."""
+    """Return projected with its bias behind two zeros, (G, 2 + length) in float32 at least."""
     dtype = torch.promote_types(torch.promote_types(projected.dtype, weight.dtype), torch.float32)
     a = projected.new_zeros(channels.stop - channels.start, 2 + stop - start, dtype=dtype)
     a[:, 2:] = projected[channels, start:stop]
@@ -110,7 +110,7 @@ def _short_conv(shifted: Tensor, weight: Tensor, bias: Tensor, channels: slice) 
 def block_diagonal_glu(
     x: Tensor, up: Tensor, down: Tensor, bias: Tensor, dropout: float, seed: Tensor | None
 ) -> Tensor:
-    """Gated feed-forward network of block-diagonal (Monarch) matrices.
+    """Compute the gated feed-forward network of block-diagonal (Monarch) matrices.
 
         y = down(gelu(gate) * value),  [gate | value] = up(x)
 
@@ -142,7 +142,8 @@ def block_diagonal_glu(
 def block_diagonal_glu_backward(
     dy: Tensor, x: Tensor, up: Tensor, down: Tensor, dropout: float, seed: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """Gradients of block_diagonal_glu with respect to x, up, down and bias; the weights' in float32 at least."""
+    """Return the gradients of block_diagonal_glu with respect to x, up, down and bias; the weights' in float32 at
+    least."""
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     d_up, d_down = (torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32)) for w in (up, down))
     width = down.shape[1]
@@ -170,7 +171,8 @@ def block_diagonal_glu_backward(
 
 
 def _up_parts(up: Tensor, j: int, blocks: int) -> list[tuple[Tensor, slice]]:
-    """Rows of `up` (I / K, H / K) that make chunk j of gate and of value, and the columns of x that they read."""
+    """Return the rows of `up` (I / K, H / K) that make chunk j of gate and of value, and the columns of x that they
+    read."""
     half, width = up.shape[1] // 2, up.shape[2]
     return [
         (up[(i + j) // 2].unflatten(0, (2, half))[(i + j) % 2], slice((i + j) // 2 * width, ((i + j) // 2 + 1) * width))
@@ -179,7 +181,7 @@ def _up_parts(up: Tensor, j: int, blocks: int) -> list[tuple[Tensor, slice]]:
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor):
-    """total += a @ b; many small products, so that half precision has to be summed in float32."""
+    """Add a @ b to total. There are many small products, so half precision is summed in float32."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
     else:
@@ -187,7 +189,8 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor):
 
 
 def _dropout_mask(x: Tensor, down: Tensor, dropout: float, seed: Tensor | None, start: int) -> Tensor | None:
-    """(K, T, I / K): 0 where dropped, 1 / (1 - dropout) elsewhere; the same for the same seed and first token."""
+    """Return (K, T, I / K): 0 where dropped, 1 / (1 - dropout) elsewhere; the same for the same seed and first
+    token."""
     if not dropout:
         return None
     generator = torch.Generator(x.device).manual_seed(int(seed) + start)
@@ -196,7 +199,7 @@ def _dropout_mask(x: Tensor, down: Tensor, dropout: float, seed: Tensor | None, 
 
 
 def add_layer_norm(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """LayerNorm(x + y) over the last dimension, in float32 at least.
+    """Return LayerNorm(x + y) over the last dimension, in float32 at least.
 
     Args:
         x, y: (T, H). weight, bias: (H,).
@@ -214,7 +217,7 @@ def add_layer_norm(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: floa
 def add_layer_norm_backward(
     dz: Tensor, x: Tensor, y: Tensor, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of add_layer_norm with respect to x (that of y is the same), weight and bias."""
+    """Return the gradients of add_layer_norm with respect to x (that of y is the same), weight and bias."""
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     dtype = _wide(x, weight)
     d_weight, d_bias = torch.zeros_like(weight, dtype=dtype), torch.zeros_like(weight, dtype=dtype)
@@ -245,7 +248,7 @@ def _token_chunks(x: Tensor) -> list[slice]:
 
 
 def _channel_groups(projected: Tensor, length: int):
-    """Triples of slices of the 3H channels: x1, x2 and v of the same group of channels."""
+    """Yield triples of slices of the 3H channels: x1, x2 and v of the same group of channels."""
     hidden = len(projected) // 3
     size = max(1, GROUP_ELEMENTS // max(1, length)) if projected.device.type == "cpu" else max(1, hidden)
     for start in range(0, hidden, size):

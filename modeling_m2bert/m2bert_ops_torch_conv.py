@@ -20,13 +20,15 @@ HALF_PRECISION_BEYOND = 8192  # transform length M from which spectra for half-p
 
 
 def transform_length(longest: int) -> int:
-    """The smallest M >= longest of 2^k * {1, 1.25, 1.5}. A coarse grid, since M is also a key of the filter cache."""
+    """Return the smallest M >= longest of 2^k * {1, 1.25, 1.5}. A coarse grid, since M is also a key of the filter
+    cache."""
     power = 1 << max(longest - 1, 0).bit_length()
     return min(m for m in (power, power // 8 * 5, power // 4 * 3) if m >= max(longest, 1))
 
 
 def prepare_filter(taps: Tensor, m: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Spectrum of a two-sided filter: the real DFT of length N = 2M of [h_0 .. h_{P-1}, 0 .., r_{P-1} .. r_0].
+    """Return the spectrum of a two-sided filter: the real DFT of length N = 2M of [h_0 .. h_{P-1}, 0 .., r_{P-1} ..
+    r_0].
 
     Args:
         taps: (2, H, P): h for lags 0, 1, .., and r for lags -1, -2, ... Only the first M are used.
@@ -70,7 +72,8 @@ def long_conv(
     lengths: Tensor,
     longest: int,
 ) -> Tensor:
-    """Bidirectional long convolution with skip term and gate, plus the residual second one (paper section 3).
+    """Compute the bidirectional long convolution with skip term and gate, plus the residual second one (paper section
+    3).
 
         y_t = gate_t * (sum_{j<=t} h_{t-j} x_j + sum_{j>t} r_{j-t-1} x_j + d x_t) + the same of u with its own h, r, d
 
@@ -113,8 +116,8 @@ def long_conv_backward(
     lengths: Tensor,
     longest: int,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of long_conv with respect to gated, gate, residual, taps, residual_taps, skip, residual_skip, all
-    recomputed from the inputs; those of absent inputs are None. taps: (2, H, P)."""
+    """Return the gradients of long_conv with respect to gated, gate, residual, taps, residual_taps, skip,
+    residual_skip, all recomputed from the inputs; those of absent inputs are None. taps: (2, H, P)."""
     d_gated, d_gate = torch.empty_like(dy), torch.empty_like(dy)
     d_taps, d_skip = torch.zeros_like(taps), torch.zeros_like(skip)
     d_residual = d_residual_taps = d_residual_skip = None
@@ -142,14 +145,14 @@ def long_conv_backward(
 
 
 def _back(product: Tensor, signal: Tensor, group: slice, skip: Tensor) -> Tensor:
-    """Convolution with skip (G, rows, M) from the product of the spectra and the signal (G, rows, 2M)."""
+    """Return the convolution with skip (G, rows, M) from the product of the spectra and the signal (G, rows, 2M)."""
     n = signal.shape[-1]
     y = torch.fft.irfft(product, n=n)[..., : n // 2]
     return y.addcmul_(signal[..., : n // 2], skip[group, None, None].to(y.dtype))
 
 
 def _convolve_backward(upstream, signal, transformed, prepared, group, skip, rows, d_signal, d_taps, d_skip):
-    """Gradients of one convolution of a group of channels: d_signal is written, d_taps and d_skip are added to.
+    """Write the gradient of one group of channels into d_signal, and add to d_taps and d_skip.
     Conjugates are physical: torch.compile runs operators where lazy ones are not seen."""
     n = signal.shape[-1]
     gradient = torch.fft.rfft(upstream)
@@ -165,7 +168,7 @@ def _convolve_backward(upstream, signal, transformed, prepared, group, skip, row
 
 
 def _spectrum(prepared: tuple[Tensor, ...], group: slice) -> Tensor:
-    """(G, 1, M + 1) complex."""
+    """Return the spectrum of a group of channels, (G, 1, M + 1) complex."""
     if len(prepared) == 1:
         return prepared[0][group, None]
     spectrum, scale = prepared
@@ -180,22 +183,22 @@ def _rows_by_transform_length(offsets: Tensor, lengths: Tensor) -> Iterator[tupl
 
 
 def _channel_groups(x: Tensor, elements_per_channel: int) -> Iterator[slice]:
-    """Slices of the channels of x (H, T)."""
+    """Yield slices of the channels of x (H, T)."""
     size = max(1, _group_elements(elements_per_channel, x.device.type) // max(1, elements_per_channel))
     for start in range(0, len(x), size):
         yield slice(start, min(start + size, len(x)))
 
 
 def _group_elements(elements_per_channel: int, device_type: str) -> int:
-    """Values of a group of channels. On a CPU 0.5 to 2 MB of float32, but at least 16 channels: every call of the FFT
-    library plans anew, and plans of long transforms are dear (docs/log.md)."""
+    """Return how many values a group of channels has. On a CPU that is 0.5 to 2 MB of float32, but at least 16 channels:
+    every call of the FFT library plans again, and plans of long transforms are expensive (docs/log.md)."""
     if device_type != "cpu":
         return 2**27
     return max(2**17, min(64 * elements_per_channel, 2**19), 16 * elements_per_channel)
 
 
 def _gather(x: Tensor, rows: list[Row], width: int, dtype: torch.dtype) -> Tensor:
-    """Rows of x (G, T), zero-padded to a width -> (G, rows, width)."""
+    """Return the rows of x (G, T), zero-padded to a width: (G, rows, width)."""
     gathered = x.new_zeros(len(x), len(rows), width, dtype=dtype)
     for i, (start, stop, _) in enumerate(rows):
         gathered[:, i, : stop - start] = x[:, start:stop]

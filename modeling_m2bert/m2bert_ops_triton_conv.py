@@ -37,7 +37,7 @@ def gate_rows(
     gate_stride, residual_stride, first_channel, rows, batch, longest, M1, UNIFORM: tl.constexpr, M2: tl.constexpr,
     TN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Inverse of stage 1, skips, gate and the sum of both convolutions. Grid (rows, M1 / TN)."""
+    """Compute the inverse of stage 1, skips, gate and the sum of both convolutions. Grid (rows, M1 / TN)."""
     row, tile = tl.program_id(0), tl.program_id(1)
     channel = (first_channel + row // batch).to(tl.int64)
     start, length, width = row_columns(offsets, lengths, row % batch, longest, UNIFORM)
@@ -69,7 +69,7 @@ def gate_rows(
 def long_conv_three_kernels(
     gated, gate, residual, prepared, residual_prepared, skip, residual_skip, offsets, lengths, longest, m
 ) -> Tensor:
-    """long_conv with spectra (planes, scale) for transforms of length m >= 512."""
+    """Compute long_conv with spectra (planes, scale) for transforms of length m >= 512."""
     channels, batch = gated.shape[0], lengths.numel()
     stages = Stages(m, gated.dtype, gated.device)
     signals = [gated] if residual is None else [gated, residual]
@@ -92,7 +92,7 @@ def long_conv_three_kernels(
 
 
 def prepare_filter(taps: Tensor, m: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """What the forward pass needs of a filter for rows of up to m tokens; worth keeping while the filter stays.
+    """Prepare a filter for rows of up to m tokens. The result is worth keeping while the filter does not change.
 
     Args:
         taps: (2, H, P) float32, forward and reverse; zero beyond P, and a longer filter's first M serve.
@@ -106,7 +106,7 @@ def prepare_filter(taps: Tensor, m: int, dtype: torch.dtype) -> tuple[Tensor, ..
 
 
 def long_conv(gated, gate, residual, filters, skip, residual_skip, offsets, lengths, longest) -> Tensor:
-    """y = gate (f * gated + skip gated) + rf * residual + residual_skip residual.
+    """Compute y = gate (f * gated + skip gated) + rf * residual + residual_skip residual.
 
     Args:
         gated, gate, residual: (H, T), one floating type (not float64), stride(1) == 1; residual may be None.

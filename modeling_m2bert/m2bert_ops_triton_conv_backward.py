@@ -23,7 +23,8 @@ from .m2bert_ops_triton_stages import Stages, row_columns, stage2, sum_rows, til
 
 @triton.jit
 def _scale(largest):
-    """Power of two that brings `largest` into 16 .. 32, from its exponent's bits; kept within 2**-60 .. 2**60."""
+    """Return the power of two that brings `largest` into 16 .. 32, from its exponent's bits; kept within 2**-60 ..
+    2**60."""
     exponent = (largest.to(tl.int32, bitcast=True) >> 23) & 255
     return (tl.minimum(tl.maximum(258 - exponent, 67), 187) << 23).to(tl.float32, bitcast=True)
 
@@ -33,7 +34,7 @@ def scale_rows(
     scales, products, x, dy, gate, offsets, lengths, x_stride, dy_stride, gate_stride, batch, longest,
     UNIFORM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Scales of x and g (channels, batch, 2) and sums of g x (channels, batch). Grid (channels * batch)."""
+    """Compute scales of x and g (channels, batch, 2) and sums of g x (channels, batch). Grid (channels * batch)."""
     row = tl.program_id(0)
     channel = (row // batch).to(tl.int64)
     start, length, _ = row_columns(offsets, lengths, row % batch, longest, UNIFORM)
@@ -63,7 +64,8 @@ def sum_spectrum_gradient(
     dk, z, folded, scales, first_channel, channels, batch, M1, M2: tl.constexpr, TC: tl.constexpr, MC: tl.constexpr,
     PIECE: tl.constexpr,
 ):  # fmt: skip
-    """dk (channels, 2, M1, M2) = sum over the batch of conj(X) G, scales undone. Grid (channels / TC, M1, M2 / MC)."""
+    """Compute dk (channels, 2, M1, M2) = sum over the batch of conj(X) G, scales undone. Grid (channels / TC, M1, M2 /
+    MC)."""
     m1 = tl.program_id(1)
     channel = tl.program_id(0) * TC + tl.arange(0, TC)[:, None]
     m2 = tl.program_id(2) * MC + tl.arange(0, MC)
@@ -99,7 +101,8 @@ def gradient_rows(
     x_stride, dy_stride, gate_stride, first_channel, rows, batch, longest, M1, UNIFORM: tl.constexpr,
     M2: tl.constexpr, TN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Inverse of stage 1 and the rest of d_gate (from signal 0) and dx (from signal 1; the only one without a gate).
+    """Compute the inverse of stage 1 and the rest of d_gate (from signal 0) and dx (from signal 1; the only one without
+    a gate).
 
     spectrum_scale belongs to the group of channels alone. Grid (rows, M1 / TN, 2 or 1).
     """
@@ -133,7 +136,7 @@ def gradient_rows(
 
 
 def _filter_backward(dy, x, gate, taps, skip, offsets, lengths, longest):
-    """(d_x, d_gate or None, d_taps, d_skip) of gate (k * x + skip x); gate may be None."""
+    """Return (d_x, d_gate or None, d_taps, d_skip) of gate (k * x + skip x); gate may be None."""
     channels, batch = x.shape[0], lengths.numel()
     stages = Stages(max(transform_length(longest), SHORTEST_TRANSFORM), x.dtype, x.device)
     uniform = x.shape[1] == batch * longest
@@ -167,7 +170,7 @@ def _filter_backward(dy, x, gate, taps, skip, offsets, lengths, longest):
 
 
 def _taps_gradient(stages: Stages, z, scales, first, channels, batch, reach) -> Tensor:
-    """(2, channels, reach) from the transforms of x and g in Z, which is left as it is."""
+    """Return (2, channels, reach) from the transforms of x and g in Z, which is left as it is."""
     dk = torch.empty(channels, 2, stages.m1, stages.m2, dtype=torch.float32, device=z.device)
     sum_spectrum_gradient[(triton.cdiv(channels, stages.rows), stages.m1, stages.m2 // stages.columns)](
         dk, z, stages.folded, scales, first, channels, batch, stages.m1, M2=stages.m2, TC=stages.rows,

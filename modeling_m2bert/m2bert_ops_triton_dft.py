@@ -53,7 +53,8 @@ _FACTORS = {512: (32, 16), 1024: (64, 16), 2048: (64, 32), 4096: (64, 64), 8192:
 
 
 def transform_length(longest: int) -> int:
-    """Smallest M >= longest of a coarse grid: powers of two up to 8192, above also their 1.25 and 1.5 fold."""
+    """Return the smallest M >= longest of a coarse grid: powers of two up to 8192, above also their 1.25 and 1.5
+    fold."""
     power = 1 << max(longest - 1, 15).bit_length()
     if power <= FUSED_LONGEST:
         return power
@@ -61,7 +62,7 @@ def transform_length(longest: int) -> int:
 
 
 def factors(m: int) -> tuple[int, int]:
-    """M1 (a multiple of 32) and M2 (a power of two >= 16) with M1 M2 = m, near the cheapest M1 = 2 M2."""
+    """Return M1 (a multiple of 32) and M2 (a power of two >= 16) with M1 M2 = m, near the cheapest M1 = 2 M2."""
     if m in _FACTORS:
         return _FACTORS[m]
     m2 = 64 if m < 2 * FUSED_LONGEST else 128
@@ -69,24 +70,26 @@ def factors(m: int) -> tuple[int, int]:
 
 
 def early_part(m2: int) -> float:
-    """The part of 1/M2 that is applied before the inverse of stage 2: a power of two near 1/sqrt(M2)."""
+    """Return the part of 1/M2 that is applied before the inverse of stage 2: a power of two near 1/sqrt(M2)."""
     return 2.0 ** -math.ceil(math.log2(m2) / 2)
 
 
 def operand_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Type of the factors of matrix products for activations of `dtype`; bfloat16 would be eight times less exact."""
+    """Return the type of the factors of matrix products for activations of `dtype`; bfloat16 would be eight times less
+    exact."""
     return torch.float32 if dtype == torch.float32 else torch.float16
 
 
 def _circle(index: Tensor, period: int) -> tuple[Tensor, Tensor]:
-    """Real and imaginary part of e(index / period), float64; integer angles keep every digit."""
+    """Return the real and imaginary part of e(index / period), float64; integer angles keep every digit."""
     angle = (index % period).double() * (2 * math.pi / period)
     return angle.cos(), -angle.sin()
 
 
 @lru_cache(maxsize=32)
 def stage1_tables(m1: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """e(n1 (m1 + 1/4) / M1) / sqrt(M1) as (2, M1, M1) real and imaginary planes: rows m1, and transposed, rows n1."""
+    """Return e(n1 (m1 + 1/4) / M1) / sqrt(M1) as (2, M1, M1) real and imaginary planes: rows m1, and transposed, rows
+    n1."""
     n1 = torch.arange(m1, device=device)
     table = torch.stack(_circle((4 * n1[:, None] + 1) * n1, 4 * m1)) / math.sqrt(m1)
     return table.to(dtype), table.mT.to(dtype).contiguous()
@@ -94,7 +97,7 @@ def stage1_tables(m1: int, dtype: torch.dtype, device: torch.device) -> tuple[Te
 
 @lru_cache(maxsize=32)
 def stage2_tables(m1: int, m2: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Twiddle e(n2 (m1 + 1/4) / M) (2, M1, M2), and e(n2 m2 / M2) (2, M2, M2), which is symmetric."""
+    """Return the twiddle e(n2 (m1 + 1/4) / M) (2, M1, M2), and e(n2 m2 / M2) (2, M2, M2), which is symmetric."""
     rows, n2 = torch.arange(m1, device=device)[:, None], torch.arange(m2, device=device)
     twiddle = torch.stack(_circle((4 * rows + 1) * n2, 4 * m1 * m2))
     return twiddle.to(dtype), torch.stack(_circle(n2[:, None] * n2, m2)).to(dtype)
@@ -102,7 +105,7 @@ def stage2_tables(m1: int, m2: int, dtype: torch.dtype, device: torch.device) ->
 
 @lru_cache(maxsize=16)
 def folded_tables(m1: int, m2: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Both factors of stage 2 in one matrix per m1: (M1, 2, M2, M2), indexed (m1, plane, n2, m2)."""
+    """Return both factors of stage 2 in one matrix per m1: (M1, 2, M2, M2), indexed (m1, plane, n2, m2)."""
     n2 = torch.arange(m2, device=device)
     table = torch.empty(m1, 2, m2, m2, dtype=dtype, device=device)
     for row in range(m1):  # in float64 the whole table would take four times its memory
@@ -112,17 +115,17 @@ def folded_tables(m1: int, m2: int, dtype: torch.dtype, device: torch.device) ->
 
 
 def _weights(m: int, device: torch.device) -> Tensor:
-    """w**n for n < M, complex64."""
+    """Return w**n for n < M, complex64."""
     return torch.complex(*_circle(torch.arange(m, device=device), 4 * m)).to(torch.complex64)
 
 
 def power_of_two_scale(largest: Tensor) -> Tensor:
-    """Smallest power of two above `largest` (1 for zero), float32: dividing by it rounds nothing."""
+    """Return the smallest power of two above `largest` (1 for zero), float32: dividing by it rounds nothing."""
     return torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent)
 
 
 def spectrum(taps: Tensor, m: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Spectrum (3) of a filter, in the order in which stage 2 reads it.
+    """Return the spectrum (3) of a filter, in the order in which stage 2 reads it.
 
     Args:
         taps: (2, H, P) float32, forward and reverse; zero beyond P, cut beyond M.
@@ -151,7 +154,7 @@ def spectrum(taps: Tensor, m: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def taps_gradient(d_spectrum: Tensor, m: int, reach: int) -> Tensor:
-    """Gradient (7) of the taps.
+    """Return the gradient (7) of the taps.
 
     Args:
         d_spectrum: (H, 2, M1, M2) float32, planes of conj(X) G (without 1/M) at m1 + M1 m2.

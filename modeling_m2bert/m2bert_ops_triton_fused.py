@@ -19,8 +19,8 @@ from .m2bert_ops_triton_stages import row_columns
 
 @triton.jit
 def _places(zero, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Where the elements of a matrix lie. A zero that the compiler does not know keeps it from holding addresses and
-    samples for later use: registers are what limits these kernels."""
+    """Return where the elements of a matrix lie. A zero that the compiler does not know keeps it from holding addresses
+    and samples for later use: registers are what limits these kernels."""
     return (zero + tl.arange(0, ROWS))[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
 
 
@@ -34,7 +34,7 @@ def _complex_tile(planes, zero, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 def _convolve(
     x, spectrum, stage1, inverse1, twiddle, stage2, zero, SPLIT: tl.constexpr, M1: tl.constexpr, M2: tl.constexpr
 ):  # fmt: skip
-    """Convolution (M1, M2), without the spectrum's scale, of samples x (M1, M2) in the operands' type.
+    """Return the convolution (M1, M2), without the spectrum's scale, of samples x (M1, M2) in the operands' type.
 
     Barriers keep the compiler from loading tables long before they are used.
     """
@@ -77,7 +77,7 @@ def convolve_rows(
     twiddle, stage2, offsets, lengths, y_stride, x_stride, gate_stride, residual_stride, batch, longest,
     SIGNALS: tl.constexpr, UNIFORM: tl.constexpr, SPLIT: tl.constexpr, M1: tl.constexpr, M2: tl.constexpr,
 ):  # fmt: skip
-    """Both convolutions (one if SIGNALS is 1), skips and gate of one row of one channel.
+    """Compute both convolutions (one if SIGNALS is 1), skips and gate of one row of one channel.
 
     Grid (channels * batch); rows of a channel follow each other, so that its spectra are read from the cache.
     """
@@ -111,7 +111,8 @@ def convolve_rows(
 def long_conv_fused(
     gated, gate, residual, prepared, residual_prepared, skip, residual_skip, offsets, lengths, longest, m
 ) -> Tensor:
-    """long_conv of 16-bit activations with spectra (planes, scale) for transforms of length 512 <= m <= 8192."""
+    """Compute long_conv of 16-bit activations with spectra (planes, scale) for transforms of length 512 <= m <=
+    8192."""
     (m1, m2), batch, dtype = factors(m), lengths.numel(), prepared[0].dtype
     residual_planes, residual_scale = residual_prepared or (None, None)
     y = torch.empty(gated.shape, dtype=gated.dtype, device=gated.device)

@@ -36,7 +36,7 @@ def _load_x(x, t, k, tokens, inner, stride_h):
 
 @triton.jit
 def _resident(x, t, tokens, inner, stride_h, TILE_K: tl.constexpr, PIECES: tl.constexpr):
-    """x (T, inner) at the tokens t, as PIECES tiles of TILE_K channels."""
+    """Load x (T, inner) at the tokens t, as PIECES tiles of TILE_K channels."""
     pieces = ()
     for piece in tl.static_range(PIECES):
         k = piece * TILE_K + tl.arange(0, TILE_K)
@@ -49,7 +49,8 @@ def _up(
     x, pieces, t, tokens, stride_h, up, row, mask, inner,
     TILE_T: tl.constexpr, TILE_I: tl.constexpr, TILE_K: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
-    """Tile of up's output in float32, from its rows (2 I, inner) and x, which is loaded here if not resident."""
+    """Return a tile of up's output in float32, from its rows (2 I, inner) and x, which is loaded here if not
+    resident."""
     total = tl.zeros((TILE_T, TILE_I), tl.float32)
     up += row[None, :] * inner
     if PIECES:
@@ -72,7 +73,7 @@ def _normal_cdf(x):
 
 @triton.jit
 def _dropout_scale(seed, dropout, kept_scale, t, group, groups, TILE_T: tl.constexpr, TILE_I: tl.constexpr):
-    """What dropout multiplies a tile by, 0 or kept_scale: a function of seed and position alone.
+    """Return the factors of a tile's dropout, 0 or kept_scale: a function of seed and position alone.
 
     Philox makes four numbers at a time: for four neighbouring channels, the group-th of `groups` of the token.
     """
@@ -91,8 +92,8 @@ def _glu_kernel(
     tokens, blocks, width, inner, steps, stride_xt, stride_xh,
     TILE_T: tl.constexpr, TILE_I: tl.constexpr, TILE_K: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
-    """Forward (d_up_output None): act (T, I). Backward: act holds its gradient and receives act; d_up_output (T, 2 I)
-    receives [d_gate | d_value]. A program makes `steps` tiles; programs of the same tokens are neighbours."""
+    """Fill act (T, I) in forward (d_up_output None). Backward: act holds its gradient and receives act; d_up_output
+    (T, 2 I) receives [d_gate | d_value]. A program makes `steps` tiles; programs of the same tokens are neighbours."""
     parts = tl.cdiv(tl.cdiv(width, TILE_I), steps)
     chunk = tl.program_id(0) % (blocks * parts) // parts
     first = tl.program_id(0) % parts * steps * TILE_I
@@ -133,7 +134,7 @@ def _glu_kernel(
 def block_diagonal_glu(
     x: Tensor, up: Tensor, down: Tensor, bias: Tensor, dropout: float, seed: Tensor | None
 ) -> Tensor:
-    """down(dropout(gelu(gate) * value)) + bias with [gate | value] = up(x); the exact GELU.
+    """Compute down(dropout(gelu(gate) * value)) + bias with [gate | value] = up(x); the exact GELU.
 
     Args:
         x: (T, H), any strides. float32, float16 or bfloat16; the weights are cast to it, sums are float32.
@@ -160,7 +161,7 @@ def block_diagonal_glu(
 def block_diagonal_glu_backward(
     dy: Tensor, x: Tensor, up: Tensor, down: Tensor, dropout: float, seed: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of block_diagonal_glu, with the dropout of the forward that had the same seed.
+    """Return the gradients of block_diagonal_glu, with the dropout of the forward that had the same seed.
 
     Args:
         dy: (T, H), any strides, in x's dtype. The others: as in the forward.
@@ -202,8 +203,8 @@ def _launch(
 
 
 def _tile(element_bytes: int, inner: int, plain: bool, shared_bytes: int) -> tuple[dict, dict]:
-    """Tile sizes and launch options; `plain` is a forward without dropout, which leaves registers for wider tiles;
-    `shared_bytes` is what the GPU grants a program of shared memory.
+    """Return tile sizes and launch options; `plain` is a forward without dropout, which leaves registers for wider
+    tiles; `shared_bytes` is what the GPU grants a program of shared memory.
 
     Float32 is computed without tensor cores, from registers. With x resident in shared memory two programs share a
     processor, one computing GELUs while the other multiplies, if each keeps to 128 registers a thread.
@@ -219,7 +220,7 @@ def _tile(element_bytes: int, inner: int, plain: bool, shared_bytes: int) -> tup
 
 @functools.cache
 def _shared_bytes(device: torch.device) -> int:
-    """Shared memory that one program may have, in bytes; without a GPU, as on Hopper."""
+    """Return the shared memory that one program may have, in bytes; Hopper's where there is no GPU."""
     if device.type != "cuda":
         return 232448
     properties = torch.cuda.get_device_properties(device)
@@ -231,12 +232,12 @@ def _buffer(x: Tensor, channels: int) -> Tensor:
 
 
 def _chunks(x: Tensor, blocks: int) -> Tensor:
-    """(T, C) seen as (K, T, C / K)."""
+    """View (T, C) as (K, T, C / K)."""
     return x.unflatten(1, (blocks, -1)).transpose(0, 1)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor):
-    """total += a @ b, batches of matrices, without rounding the product to the operands' half precision."""
+    """Add a @ b, batches of matrices, to total without rounding the product to the operands' half precision."""
     if a.dtype == torch.float32:
         total.baddbmm_(a, b)
     elif a.is_cuda:

@@ -36,7 +36,7 @@ def _sum_of_streams(x, y, t, h, stride_xt, stride_xh, stride_yt, stride_yh, mask
 
 @triton.jit
 def _normalise(x, mask, channels, eps):
-    """(x - mean) * rstd, zero outside the mask, and rstd (tokens, 1)."""
+    """Return (x - mean) * rstd, zero outside the mask, and rstd (tokens, 1)."""
     centred = tl.where(mask, x - (tl.sum(x, axis=1) / channels)[:, None], 0.0)
     rstd = tl.rsqrt(tl.sum(centred * centred, axis=1) / channels + eps)[:, None]
     return centred * rstd, rstd
@@ -88,7 +88,7 @@ def _add_layer_norm_backward_kernel(
 
 
 def add_layer_norm(x: Tensor, y: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Layer norm of x + y.
+    """Return the layer norm of x + y.
 
     Args:
         x, y: (T, H), any strides; y None: the norm of x alone. float32, float16 or bfloat16.
@@ -112,7 +112,7 @@ def add_layer_norm(x: Tensor, y: Tensor | None, weight: Tensor, bias: Tensor, ep
 def add_layer_norm_backward(
     dz: Tensor, x: Tensor, y: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of add_layer_norm.
+    """Return the gradients of add_layer_norm.
 
     Args:
         dz: (T, H), any strides. The others: as in the forward.
@@ -136,7 +136,7 @@ def add_layer_norm_backward(
 
 
 def _tile(channels: int, elements: int, of_warp: int) -> tuple[int, int, int]:
-    """Tokens and channels of a program, and its warps."""
+    """Return tokens and channels of a program, and its warps."""
     tile_h = triton.next_power_of_2(channels)
     tile_t = min(64, max(1, elements // tile_h))
     return tile_t, tile_h, min(16, max(1, tile_t * tile_h // of_warp))

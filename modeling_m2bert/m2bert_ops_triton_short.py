@@ -26,7 +26,8 @@ TILE_R = 256  # rows of the batch looked at together by the search
 
 @triton.jit
 def _row_bounds(t, first, offsets, lengths, rows, TILE_T: tl.constexpr, TILE_R: tl.constexpr):
-    """First column and end of the text that each of the columns t = first, .. belongs to; end 0 where there is none."""
+    """Return the first column and the end of the text that each of the columns t = first, .. belongs to; end 0 where
+    there is none."""
     row = 0
     for r0 in range(0, rows, TILE_R):
         r = r0 + tl.arange(0, TILE_R)
@@ -46,13 +47,13 @@ def _row_bounds(t, first, offsets, lengths, rows, TILE_T: tl.constexpr, TILE_R: 
 
 @triton.jit
 def _inside(t, shift: tl.constexpr, begin, end, mask):
-    """Which elements at the columns t + shift belong to the text of the real column t."""
+    """Return which elements at the columns t + shift belong to the text of the real column t."""
     return mask[:, None] & ((t + shift >= begin) & (t + shift < end) & (t < end))[None, :]
 
 
 @triton.jit
 def _ahead(x, stride, t, begin, end, c, mask):
-    """Channels c of x (C, T) at the columns t, t + 1 and t + 2 in float32; zero where they are not real."""
+    """Load channels c of x (C, T) at the columns t, t + 1 and t + 2 in float32; zero where they are not real."""
     x += c.to(tl.int64)[:, None] * stride + t[None, :]
     x0 = tl.load(x, mask=_inside(t, 0, begin, end, mask), other=0.0).to(tl.float32)
     x1 = tl.load(x + 1, mask=_inside(t, 1, begin, end, mask), other=0.0).to(tl.float32)
@@ -62,20 +63,20 @@ def _ahead(x, stride, t, begin, end, c, mask):
 
 @triton.jit
 def _channel(parameter, c, mask):
-    """A parameter of the channels c as (channels, 1) in float32."""
+    """Load a parameter of the channels c as (channels, 1) in float32."""
     return tl.load(parameter + c, mask=mask, other=0.0).to(tl.float32)[:, None]
 
 
 @triton.jit
 def _projected(x, t, shift: tl.constexpr, begin, end, mask, bias):
-    """a at the columns t + shift, zero where they are not real."""
+    """Load a at the columns t + shift, zero where they are not real."""
     inside = _inside(t, shift, begin, end, mask)
     return tl.where(inside, tl.load(x + shift, mask=inside, other=0.0).to(tl.float32) + bias, 0.0)
 
 
 @triton.jit
 def _short_conv(projected, stride, projection_bias, weight, bias, t, begin, end, c, mask):
-    """s of the channels c at the columns t, t + 1 and t + 2, then a at t - 2, t - 1 and t.
+    """Return s of the channels c at the columns t, t + 1 and t + 2, then a at t - 2, t - 1 and t.
 
     What a caller does not use is never loaded: the compiler removes it.
     """
@@ -127,7 +128,7 @@ def _short_conv_gate_kernel(
 def _short_conv_backward(
     ds0, ds1, ds2, a0, a1, a2, weight, d_projected, stride, partials, t, c, mask, channels, columns
 ):  # fmt: skip
-    """Gradients of the channels c from ds at t, t + 1 and t + 2, which is zero where these are not real."""
+    """Return the gradients of the channels c from ds at t, t + 1 and t + 2, which is zero where these are not real."""
     w0, w1, w2 = _channel(weight, 3 * c, mask), _channel(weight, 3 * c + 1, mask), _channel(weight, 3 * c + 2, mask)
     da = w2 * ds0 + w1 * ds1 + w0 * ds2
     stored = mask[:, None] & (t < columns)[None, :]
@@ -189,7 +190,7 @@ def short_conv_gate(
     lengths: Tensor,
     longest: int,
 ) -> tuple[Tensor, Tensor]:
-    """Short convolution of the projections, and the products the long convolution starts from.
+    """Compute the short convolution of the projections, and the products the long convolution starts from.
 
     Args:
         projected: (3 H, T), [x1 | x2 | v] without the projection's bias; stride(1) == 1. float32, float16 or bfloat16.
@@ -225,7 +226,7 @@ def short_conv_gate_backward(
     lengths: Tensor,
     longest: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of short_conv_gate; x1 and v are computed again from projected.
+    """Return the gradients of short_conv_gate; x1 and v are computed again from projected.
 
     Args:
         d_gated, d_gate: (H, T), stride(1) == 1; where no text is they are not looked at. The others: as in the forward.

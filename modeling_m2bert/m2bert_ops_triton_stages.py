@@ -24,7 +24,8 @@ SCRATCH_BYTES = 24 << 20
 
 @triton.jit
 def row_columns(offsets, lengths, batch_row, longest, UNIFORM: tl.constexpr):
-    """First column, length and width of a row's slot. Equal slots need no look-up, which lets aligned rows be seen."""
+    """Return the first column, length and width of a row's slot. Equal slots need no look-up, which lets aligned rows
+    be seen."""
     length = tl.load(lengths + batch_row)
     if UNIFORM:
         return batch_row * longest, length, longest
@@ -35,7 +36,7 @@ def row_columns(offsets, lengths, batch_row, longest, UNIFORM: tl.constexpr):
 
 @triton.jit
 def _load(x, n, mask):
-    """Samples n of a row, zeros where a mask is false; None is no mask."""
+    """Load samples n of a row, zeros where a mask is false; None is no mask."""
     if mask is None:
         return tl.load(x + n)
     else:
@@ -44,7 +45,7 @@ def _load(x, n, mask):
 
 @triton.jit
 def _load_signal(x, gate, row_scale, n, mask, dtype: tl.constexpr):
-    """Samples n of a row, times those of a gate, times the row's scale (either may be None)."""
+    """Load samples n of a row, times those of a gate, times the row's scale (either may be None)."""
     value = _load(x, n, mask)
     if gate is not None:
         value = value.to(tl.float32) * _load(gate, n, mask).to(tl.float32)
@@ -55,7 +56,7 @@ def _load_signal(x, gate, row_scale, n, mask, dtype: tl.constexpr):
 
 @triton.jit
 def _stage1_block(real, imaginary, value, entries, within, plane):
-    """Adds one block of columns of the table times one block of samples."""
+    """Add one block of columns of the table times one block of samples."""
     real = tl.dot(tl.load(entries, mask=within, other=0.0), value, real, input_precision="ieee")
     table = tl.load(entries + plane, mask=within, other=0.0)
     return real, tl.dot(table, value, imaginary, input_precision="ieee")
@@ -63,7 +64,7 @@ def _stage1_block(real, imaginary, value, entries, within, plane):
 
 @triton.jit
 def _stage1(z, table, x, gate, row_scale, length, tile, M1, M2: tl.constexpr, TM: tl.constexpr, BK: tl.constexpr):
-    """Rows tile * TM .. of A for one row of x; z points to its planes."""
+    """Return rows tile * TM .. of A for one row of x; z points to its planes."""
     m1 = tile * TM + tl.arange(0, TM)
     n1 = tl.arange(0, BK)
     n2 = tl.arange(0, M2)
@@ -91,7 +92,7 @@ def transform_rows(
     z, table, x0, x1, gate, scales, offsets, lengths, stride0, stride1, gate_stride, first_channel, first_signal, rows,
     batch, longest, M1, UNIFORM: tl.constexpr, M2: tl.constexpr, TM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Stage 1 of x0 (signal 0) or x1 (signal 1), times gate and scales (channels, batch, 2) if given.
+    """Compute stage 1 of x0 (signal 0) or x1 (signal 1), times gate and scales (channels, batch, 2) if given.
 
     Grid (rows, M1 / TM, signals).
     """
@@ -121,7 +122,7 @@ def _complex_dot(a_real, a_imaginary, f_real, f_imaginary):
 def stage2(
     z, folded, m2, within, plane, M2: tl.constexpr, TR: tl.constexpr, MC: tl.constexpr, PIECE: tl.constexpr
 ):  # fmt: skip
-    """X (TR, MC) at columns m2. z (TR, 1) points to the rows' A[m1, 0], folded to the table of m1.
+    """Return X (TR, MC) at columns m2. z (TR, 1) points to the rows' A[m1, 0], folded to the table of m1.
 
     Sums over PIECE columns n2 at a time: float32 products keep a whole piece in registers.
     """
@@ -143,7 +144,7 @@ def multiply_spectra(
     z, folded, k0, k1, first_channel, first_signal, rows, batch, M1, CONJUGATE_SECOND: tl.constexpr,
     SPLIT: tl.constexpr, M2: tl.constexpr, TR: tl.constexpr, MC: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
-    """Stage 2, times spectrum k0 for signal 0 or k1 (perhaps conjugated) for signal 1, inverse of stage 2.
+    """Compute stage 2, times spectrum k0 for signal 0 or k1 (perhaps conjugated) for signal 1, inverse of stage 2.
 
     Grid (rows / TR, M1, signals). SPLIT is the part of 1/M2 that precedes the inverse; MC columns m2 are in work.
     """
@@ -194,7 +195,7 @@ def multiply_spectra(
 
 @triton.jit
 def sum_rows(z, table, tile, M1, M2: tl.constexpr, TN: tl.constexpr, BK: tl.constexpr):
-    """Inverse of stage 1: samples (TN, M2) of rows n1 = tile * TN ..; z points to a row's planes."""
+    """Return the inverse of stage 1: samples (TN, M2) of rows n1 = tile * TN ..; z points to a row's planes."""
     n1 = tile * TN + tl.arange(0, TN)
     m1 = tl.arange(0, BK)
     within = (n1 < M1)[:, None]
@@ -213,8 +214,8 @@ def sum_rows(z, table, tile, M1, M2: tl.constexpr, TN: tl.constexpr, BK: tl.cons
 
 @triton.jit
 def tile_places(lengths, length, batch_row, tile, M2: tl.constexpr, TN: tl.constexpr):
-    """Samples n (TN, M2) of a tile. The length is read again: for all that the compiler knows it may have changed, so
-    it computes the places here instead of keeping them in registers since an earlier use."""
+    """Return samples n (TN, M2) of a tile. The length is read again: for all that the compiler knows it may have
+    changed, so it computes the places here instead of keeping them in registers since an earlier use."""
     zero = tl.load(lengths + batch_row) - length
     return (zero + tile * TN + tl.arange(0, TN))[:, None] * M2 + tl.arange(0, M2)[None, :]
 
@@ -245,7 +246,8 @@ class Stages:
             self.stage2_options = {"num_warps": 8 if self.m2 > 16 else 4, "num_stages": 1}
 
     def channels_at_once(self, channels: int, batch: int, signals: int, tile: int) -> int:
-        """Size of a group of channels: a multiple of `tile` (or all of them) with a Z of about SCRATCH_BYTES."""
+        """Return the size of a group of channels: a multiple of `tile` (or all of them) with a Z of about
+        SCRATCH_BYTES."""
         bytes_per_tile = tile * signals * batch * 2 * self.m * self.dtype.itemsize
         return min(channels, max(1, round(SCRATCH_BYTES / bytes_per_tile)) * tile)
 
@@ -253,7 +255,8 @@ class Stages:
         return torch.empty(signals * rows * 2 * self.m, dtype=self.dtype, device=device)
 
     def transform(self, z, x, first_channel, rows, offsets, lengths, longest, gate=None, scales=None, first_signal=0):
-        """Stage 1 of the signals x, one or two of shape (C, T), into Z from first_signal on; see transform_rows."""
+        """Compute stage 1 of the signals x, one or two of shape (C, T), into Z from first_signal on; see
+        transform_rows."""
         batch = lengths.numel()
         transform_rows[(rows, triton.cdiv(self.m1, self.tile), len(x))](
             z, self.table, x[0], x[-1], gate, scales, offsets, lengths, x[0].stride(0), x[-1].stride(0),
@@ -262,7 +265,7 @@ class Stages:
         )  # fmt: skip
 
     def multiply(self, z, spectra, first_channel, rows, batch, signals=(0, 2), conjugate_second=False):
-        """Stage 2 of signals signals[0] .. signals[1]; see multiply_spectra."""
+        """Compute stage 2 of signals signals[0] .. signals[1]; see multiply_spectra."""
         grid = (triton.cdiv(rows, self.rows), self.m1, signals[1] - signals[0])
         multiply_spectra[grid](
             z, self.folded, spectra[0], spectra[-1], first_channel, signals[0], rows, batch, self.m1,

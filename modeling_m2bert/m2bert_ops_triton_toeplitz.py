@@ -18,7 +18,7 @@ from .m2bert_ops_triton_dft import operand_dtype, power_of_two_scale
 
 
 def two_sided_taps(taps: Tensor, m: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """All lags of a filter in one line.
+    """Return all lags of a filter in one line.
 
     Args:
         taps: (2, H, P) float32, forward and reverse; zero beyond P, cut beyond M.
@@ -41,7 +41,7 @@ def two_sided_taps(taps: Tensor, m: int, dtype: torch.dtype) -> tuple[Tensor, Te
 def _multiply(
     x, lags, columns, lengths, t, longest, M: tl.constexpr, TT: tl.constexpr, TB: tl.constexpr, TJ: tl.constexpr
 ):  # fmt: skip
-    """Rows t of the product (TT, TB) for the batch rows that begin at `columns` (1, TB) of x."""
+    """Return rows t of the product (TT, TB) for the batch rows that begin at `columns` (1, TB) of x."""
     total = tl.zeros([TT, TB], tl.float32)
     for first in range(0, longest, TJ):
         j = first + tl.arange(0, TJ)
@@ -57,7 +57,7 @@ def multiply_toeplitz(
     x_stride, gate_stride, residual_stride, batch, longest, M: tl.constexpr, TT: tl.constexpr, TB: tl.constexpr,
     TJ: tl.constexpr,
 ):  # fmt: skip
-    """Both convolutions, skips and gate of TB rows of one channel. Grid (channels, M / TT, batch / TB)."""
+    """Compute both convolutions, skips and gate of TB rows of one channel. Grid (channels, M / TT, batch / TB)."""
     channel = tl.program_id(0).to(tl.int64)
     t = tl.program_id(1) * TT + tl.arange(0, TT)[:, None]
     b = tl.program_id(2) * TB + tl.arange(0, TB)[None, :]
@@ -82,7 +82,7 @@ def multiply_toeplitz(
 def long_conv_toeplitz(
     gated, gate, residual, prepared, residual_prepared, skip, residual_skip, offsets, lengths, longest, m
 ) -> Tensor:
-    """long_conv of rows no longer than m <= 256 with two-sided taps (lags, scale)."""
+    """Compute long_conv of rows no longer than m <= 256 with two-sided taps (lags, scale)."""
     batch = lengths.numel()
     tile = min(64 if prepared[0].dtype == torch.float16 else 32, m)
     columns = 16 if batch <= 16 else 32

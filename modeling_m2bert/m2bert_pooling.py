@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 def masked_mean(hidden_states: Tensor, mask: Tensor) -> Tensor:
-    """Mean over real positions. hidden_states (B, L, H), mask (B, L) bool -> (B, H) in hidden_states' dtype.
+    """Return the mean over real positions. hidden_states (B, L, H), mask (B, L) bool -> (B, H) in hidden_states' dtype.
     Summed in float32 at least; a row without real positions gives zeros."""
     weights = mask.to(torch.promote_types(hidden_states.dtype, torch.float32))
     weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
@@ -13,8 +13,8 @@ def masked_mean(hidden_states: Tensor, mask: Tensor) -> Tensor:
 
 
 def weighted_mean(hidden_states: Tensor, mask: Tensor, log_weights: Tensor) -> Tensor:
-    """Weighted sums over real positions, one per head, concatenated; the weights of all heads together sum to one, so
-    that a head whose tokens weigh little adds little.
+    """Return weighted sums over real positions, one per head, concatenated; the weights of all heads together sum to
+    one, so that a head whose tokens weigh little adds little.
 
         p_k = sum_t exp(w_tk) x_t / sum_tj exp(w_tj)
 
@@ -33,7 +33,7 @@ def weighted_mean(hidden_states: Tensor, mask: Tensor, log_weights: Tensor) -> T
 
 
 def occurrences(input_ids: Tensor, mask: Tensor) -> Tensor:
-    """How often each token's id occurs among the real positions of its row; input_ids (B, L), mask (B, L) bool ->
+    """Count how often each token's id occurs among the real positions of its row; input_ids (B, L), mask (B, L) bool ->
     (B, L) int64, of no meaning in padding."""
     ids = input_ids.masked_fill(~mask, -1)
     ordered = ids.sort(dim=1).values
@@ -41,8 +41,8 @@ def occurrences(input_ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def log_saturation(counts: Tensor, saturation: float) -> Tensor:
-    """Log weight of one of n occurrences where all n together weigh log(1 + n / saturation): a word said a hundred
-    times does not drown those said once, as in BM25. counts (...) floating point, at least 1 -> (...)."""
+    """Return the log weight of one of n occurrences where all n together weigh log(1 + n / saturation): a word said a
+    hundred times does not drown those said once, as in BM25. counts (...) floating point, at least 1 -> (...)."""
     return (counts / saturation).log1p().log() - counts.log()
 
 
@@ -61,7 +61,8 @@ class M2BertPooler(nn.Module):
                 self.context_log_weights = nn.Linear(config.hidden_size, config.num_pooling_heads, bias=False)
 
     def forward(self, hidden_states: Tensor, mask: Tensor, input_ids: Tensor | None = None) -> Tensor:
-        """
+        """Pool the hidden states of each text.
+
         Args:
             hidden_states: (B, L, H). mask: (B, L) bool, True at real positions.
             input_ids: (B, L), needed by `weighted_mean`.
@@ -81,7 +82,8 @@ class M2BertPooler(nn.Module):
         return torch.tanh(self.dense(pooled)) if self.pooling.endswith("_tanh") else pooled
 
     def log_weights(self, hidden_states: Tensor, mask: Tensor, input_ids: Tensor) -> Tensor:
-        """(B, L, K) in float32 at least: of the token's id, of its state in this text, and of how often it occurs."""
+        """Return (B, L, K) in float32 at least: from the token's id, its state in this text, and how often it
+        occurs."""
         log_weights = self.token_log_weights(input_ids)
         log_weights = log_weights.to(torch.promote_types(log_weights.dtype, torch.float32))
         if hasattr(self, "context_log_weights"):

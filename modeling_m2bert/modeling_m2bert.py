@@ -23,13 +23,11 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from .configuration_m2bert import M2BertConfig
 from .m2bert_filter import M2BertFilter, decay_rates, normalised_time, positional_features
-from .m2bert_inputs import check_inputs, visible_tokens
-from .m2bert_mixer import M2BertMixer, ShortConv
-from .m2bert_mlp import BlockDiagonalLinear, M2BertMLP
+from .m2bert_layers import BlockDiagonalLinear, M2BertMixer, M2BertMLP, ShortConv
 from .m2bert_ops import add_layer_norm
 from .m2bert_ops_filter import FilterCache
+from .m2bert_packing import Packing, Rows, check_inputs, pack_rows, values_are_hidden, visible_tokens
 from .m2bert_pooling import M2BertPooler
-from .m2bert_rows import Packing, Rows, pack_rows, values_are_hidden
 
 logger = logging.get_logger(__name__)
 ALIGNMENT_BYTES = 64  # of memory that torch allocates on a CPU
@@ -51,7 +49,7 @@ class M2BertEmbeddings(nn.Module):
     def forward(
         self, input_ids: Tensor | None, token_type_ids: Tensor | None, inputs_embeds: Tensor | None, packing: Packing
     ) -> Tensor:
-        """(B, L) ids, or (B, L, H) token embeddings -> (T, H)."""
+        """Embed (B, L) ids, or (B, L, H) token embeddings -> (T, H)."""
         x = packing.pack(input_ids if inputs_embeds is None else inputs_embeds)
         x = self.word_embeddings(x) if inputs_embeds is None else x
         types = x.new_zeros(1, dtype=torch.long) if token_type_ids is None else packing.pack(token_type_ids)
@@ -66,7 +64,8 @@ class M2BertAddNorm(nn.LayerNorm):
     """LayerNorm of a sum."""
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """(T, H) and (T, H) -> (T, H), which lies in memory as the channels (H, T) that the next mixer reads."""
+        """Add and normalise (T, H) and (T, H) -> (T, H), which lies in memory as the channels (H, T) that the next
+        mixer reads."""
         return add_layer_norm(x, y, self.weight, self.bias, self.eps)
 
 
@@ -80,7 +79,7 @@ class M2BertLayer(GradientCheckpointingLayer):
         self.norm = M2BertAddNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, hidden_states: Tensor, rows: Rows) -> Tensor:
-        """(T, H) -> (T, H)."""
+        """Map (T, H) -> (T, H)."""
         mixed = self.mixer(hidden_states, rows)
         return self.norm(mixed, self.mlp(mixed))
 
@@ -98,8 +97,8 @@ class M2BertPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As in transformers. Weights on a CPU are moved to where matrix products expect them: products round by how
-        their operands are aligned, a file aligns them anyhow, and loading must not change a vector."""
+        """Load as transformers does. Weights on a CPU are moved to where matrix products expect them: products round by
+        how their operands are aligned, a file aligns them arbitrarily, and loading must not change a vector."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         for tensor in (*model.parameters(), *model.buffers()):
@@ -191,7 +190,8 @@ class M2BertModel(M2BertPreTrainedModel):
         output_hidden_states: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """
+        """Encode texts.
+
         Args:
             input_ids: (B, L) token ids, L <= max_position_embeddings; or `inputs_embeds` (B, L, H). No texts (B = 0)
                 give no rows.
@@ -255,13 +255,13 @@ class M2BertLMHead(nn.Module):
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """(..., H) -> (..., V)."""
+        """Map (..., H) -> (..., V)."""
         return self.decoder(self.norm(nn.functional.gelu(self.dense(hidden_states))))
 
 
 def masked_lm_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    """Mean cross entropy over labels that are not -100, or their sum over `num_items_in_batch` (gradient accumulation).
-    In float32 at least; transformers' own loss would round a float64 model's logits to float32.
+    """Return the mean cross entropy over labels that are not -100, or their sum over `num_items_in_batch` (gradient
+    accumulation). In float32 at least; transformers' own loss would round a float64 model's logits to float32.
 
     Args:
         logits: (..., V). labels: (...).
@@ -301,8 +301,9 @@ class M2BertForMaskedLM(M2BertPreTrainedModel):
         labels: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:
-        """Inputs as M2BertModel.forward. labels: (B, L), -100 where nothing is predicted; the loss is the mean cross
-        entropy over the others. Logits (B, L, V), or (number of labels, V) with labels and `sparse_prediction`."""
+        """Predict tokens. Inputs as M2BertModel.forward. labels: (B, L), -100 where nothing is predicted; the loss is
+        the mean cross entropy over the others. Logits (B, L, V), or (number of labels, V) with labels and
+        `sparse_prediction`."""
         outputs = self.model(input_ids, attention_mask, token_type_ids, inputs_embeds, return_dict=True, **kwargs)
         hidden_states = outputs.last_hidden_state
         if labels is not None and self.config.sparse_prediction:
@@ -339,8 +340,8 @@ class M2BertForSequenceClassification(M2BertPreTrainedModel):
         labels: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput:
-        """Inputs as M2BertModel.forward. labels: (B,) class ids, or floats for regression and multi-label problems.
-        Logits (B, num_labels)."""
+        """Classify texts. Inputs as M2BertModel.forward. labels: (B,) class ids, or floats for regression and
+        multi-label problems. Logits (B, num_labels)."""
         outputs = self.model(input_ids, attention_mask, token_type_ids, inputs_embeds, return_dict=True, **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output))
         loss = None

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from m2bert.train import init, mlm_run, retrieval_run, runs
 from modeling_m2bert import modeling_m2bert
-from modeling_m2bert.m2bert_mixer import M2BertMixer
+from modeling_m2bert.m2bert_layers import M2BertMixer
 from modeling_m2bert.m2bert_ops_torch_conv import transform_length
-from modeling_m2bert.m2bert_rows import Rows
+from modeling_m2bert.m2bert_packing import Rows
 
 ENTRIES = {"opl": retrieval_run, "mlm": mlm_run}
 MIXERS = ("long-conv", "attention", "none")
@@ -140,7 +140,7 @@ def training_flops(config, mixer: str, seen: dict[str, Counter], masked_tokens: 
 
 
 def count_rows(pack, seen: dict[str, Counter], *arguments):
-    """m2bert_rows.pack_rows that notes what is trained on."""
+    """m2bert_packing.pack_rows that notes what is trained on."""
     packing = pack(*arguments)
     if torch.is_grad_enabled():
         seen["lengths"].update(packing.rows.lengths.tolist())

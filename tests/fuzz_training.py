@@ -91,7 +91,7 @@ class MlmTexts(Target):
 
 class Triples(Target):
     def run(self, folder, scratch):
-        from m2bert.train.pairs.triples import load_triples
+        from m2bert.train.pairs.data import load_triples
 
         found = []
         for name in ("triples.jsonl", "triples.parquet"):

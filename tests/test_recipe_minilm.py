@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m2bert.eval.tasks.locov1 import make_task
+from m2bert.eval.tasks.schema import make_task
 
 SCRIPT = Path(__file__).parents[1] / "recipes" / "minilm.py"
 TOKENS = 10  # of a chunk

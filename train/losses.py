@@ -1,12 +1,14 @@
-"""Losses for retrieval.
+"""Losses for retrieval, and the loss that a configuration names as a function of a batch.
 
-Those on cosines take three matrices of Q queries and D documents, whatever form the batch has:
+Losses on cosines take three matrices of Q queries and D documents, whatever form the batch has:
 
     cosine: (Q, D) float, in [-1, 1].
     relevant: (Q, D) bool, True where document d answers query q.
     compared: (Q, D) bool, True where the pair counts at all. The diagonal makes single pairs of the batch, blocks give
         every query its own documents, and all True sets every query against every document.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from torch.nn import functional as F
 def orthogonal_projection_loss(
     cosine: Tensor, relevant: Tensor, compared: Tensor, positive_weight: float = 1.0
 ) -> Tensor:
-    """Orthogonal projection loss (paper section 4.3): relevant pairs at cosine 1, all others orthogonal.
+    """Return the orthogonal projection loss (paper section 4.3): relevant pairs at cosine 1, all others orthogonal.
 
         sum over compared pairs of w (cosine - label)^2 / sum of w,
         label 1 and w = positive_weight if relevant, else label 0 and w = 1
@@ -31,8 +33,8 @@ def orthogonal_projection_loss(
 def multiple_negatives_ranking_loss(
     cosine: Tensor, relevant: Tensor, compared: Tensor, temperature: float = 0.05
 ) -> Tensor:
-    """Multiple negatives ranking loss (paper section 4.3; Henderson et al., 2017): of the documents that a query is
-    compared with, given negatives and those of the batch alike, the relevant ones are to be nearest.
+    """Return the multiple negatives ranking loss (paper section 4.3; Henderson et al., 2017): of the documents that a
+    query is compared with, given negatives and those of the batch alike, the relevant ones should be nearest.
 
         mean over queries of -log sum_{d relevant} exp(cosine / T) / sum_{d compared} exp(cosine / T)
 
@@ -44,8 +46,9 @@ def multiple_negatives_ranking_loss(
 
 
 def prototype_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Prototype loss of one side, queries or passages (paper section 4.3; Li et al., 2021): the student's vectors turn
-    towards the teacher's. The paper's PL is the sum of the two sides' similarities, to be made large; this one is
+    """Return the prototype loss of one side, queries or passages (paper section 4.3; Li et al., 2021): the student's
+    vectors turn towards the teacher's. The paper's PL is the sum of the two sides' similarities, to be made large; this
+    one is
 
         mean over texts of 1 - cosine(student, teacher)
 
@@ -58,5 +61,34 @@ def prototype_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def cosine_matrix(queries: Tensor, documents: Tensor) -> Tensor:
-    """Cosines of all pairs: (Q, W) and (D, W) -> (Q, D)."""
+    """Return the cosines of all pairs: (Q, W) and (D, W) -> (Q, D)."""
     return F.normalize(queries, dim=-1) @ F.normalize(documents, dim=-1).T
+
+
+def make_objective(settings, teacher: tuple[Tensor, Tensor] | None = None) -> Callable[[dict, Tensor, Tensor], Tensor]:
+    """Return the loss that the section `loss` names: (batch of PairBatches, query vectors (Q, W), document vectors
+    (D, W)) -> scalar.
+
+    Args:
+        settings: name, positive_weight (opl), temperature (mnrl).
+        teacher: vectors of all queries and of all documents (prototype).
+    """
+
+    def on_cosines(loss, *arguments):
+        def objective(batch, queries, documents):
+            relevant, compared = (batch[key].to(queries.device) for key in ("relevant", "compared"))
+            return loss(cosine_matrix(queries, documents), relevant, compared, *arguments)
+
+        return objective
+
+    def prototype(batch, queries, documents):
+        query_targets, document_targets = (
+            vectors[batch[ids]].to(queries) for vectors, ids in zip(teacher, ("query_ids", "document_ids"), strict=True)
+        )
+        return prototype_loss(queries, query_targets) + prototype_loss(documents, document_targets)
+
+    if settings.name == "opl":
+        return on_cosines(orthogonal_projection_loss, settings.positive_weight)
+    if settings.name == "mnrl":
+        return on_cosines(multiple_negatives_ranking_loss, settings.temperature)
+    return prototype

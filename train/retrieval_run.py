@@ -11,12 +11,11 @@ from .init import frame_start_, idf_start_, inverse_document_frequency, token_en
 from .inputs import is_local, ready
 from .loop import run_loop
 from .lora import add_lora
-from .objective import make_objective
+from .losses import make_objective
 from .optim import build_optimizer
-from .pairs.data_pairs import PairBatches
+from .pairs.batches import PairBatches, query_limit, report_tasks, tokenise, vocabulary_hash
+from .pairs.data import RetrievalData, load_data
 from .pairs.development import METRIC, Development
-from .pairs.retrieval_data import RetrievalData, load_data
-from .pairs.token_tasks import query_limit, report_tasks, tokenise, vocabulary_hash
 from .record import run_record
 from .runs import data_folder, finish, make_checkpoints, make_model, make_tokenizer, prepare
 from .teacher import MappedEncoder, teacher_hash, teacher_vectors

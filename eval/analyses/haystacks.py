@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..tasks.locov1 import RetrievalTask, fingerprint_of
+from ..tasks.schema import RetrievalTask, fingerprint_of
 
 logger = logging.getLogger(__name__)
 

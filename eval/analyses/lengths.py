@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from ..statistics import summarise
-from ..tasks.locov1 import RetrievalTask
+from ..tasks.schema import RetrievalTask
 from .token_counter import TokenCounter
 
 BUCKETS = ("<2k", "2k-8k", "8k-32k", ">32k")

@@ -11,7 +11,7 @@ from ..encoders.cache import VectorStore
 from ..progress import counted
 from ..rankers import Bm25Ranker, DenseRanker, Run
 from ..statistics import summarise
-from ..tasks.locov1 import RetrievalTask
+from ..tasks.schema import RetrievalTask
 from .haystacks import Haystacks
 from .provenance import provenance
 from .systems import load_systems

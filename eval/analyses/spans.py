@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..statistics import summarise
-from ..tasks.locov1 import RetrievalTask
+from ..tasks.schema import RetrievalTask
 
 QUARTERS = (1, 2, 3, 4)
 

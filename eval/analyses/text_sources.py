@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from m2bert.files import visible
 
-from ..tasks.locov1 import read_table
+from ..tasks.schema import read_table
 
 logger = logging.getLogger(__name__)
 

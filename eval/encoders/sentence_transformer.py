@@ -14,9 +14,10 @@ import tokenizers
 from safetensors import safe_open
 
 from m2bert.model_files import check_model_files
+from m2bert.terminal import one_line
 
 from ..progress import counted
-from ..tasks.hub_reach import hub_or_cache, plain
+from ..tasks.from_hub import hub_or_cache
 from .protocol import Task, TokenizedText, unit_rows
 
 logger = logging.getLogger(__name__)
@@ -321,7 +322,7 @@ def _load(name: str, path: str, device: str | None, revision: str | None, truste
                 "or give a model folder"
             )
         else:
-            reason = f"cannot be loaded ({type(error).__name__}: {plain(error)}); mend the model, or name another"
+            reason = f"cannot be loaded ({type(error).__name__}: {one_line(error)}); mend the model, or name another"
         raise ValueError(f"encoder {name!r} {reason}") from error
     if getattr(model, "tokenizer", None) is None:
         raise ValueError(

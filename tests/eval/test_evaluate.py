@@ -6,13 +6,13 @@ import re
 import numpy as np
 import pytest
 
-from m2bert.eval import run as plan
 from m2bert.eval import run as module
+from m2bert.eval import run as plan
 from m2bert.eval.config import EncoderSettings, EvalConfig, TaskSettings, TrainingTask
 from m2bert.eval.encoders.cache import VectorStore
 from m2bert.eval.rankers import Bm25Ranker
 from m2bert.eval.records import best_ranks, dump
-from m2bert.eval.tasks.locov1 import load_task
+from m2bert.eval.tasks.schema import load_task
 
 
 class WordEncoder:

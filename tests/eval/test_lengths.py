@@ -5,7 +5,7 @@ import pytest
 
 from m2bert.eval.analyses.lengths import BUCKETS, bucket, by_length, describe_lengths, token_histogram
 from m2bert.eval.analyses.token_counter import load_token_counter
-from m2bert.eval.tasks.locov1 import make_task
+from m2bert.eval.tasks.schema import make_task
 
 
 def count_words(texts):
@@ -96,7 +96,7 @@ def test_a_tokenizer_that_is_none_is_named(tmp_path):
 
 
 def test_qmsum_has_the_lengths_of_table_11(qmsum_data):
-    from m2bert.eval.tasks.locov1 import load_task
+    from m2bert.eval.tasks.schema import load_task
 
     record = describe_lengths(load_task(qmsum_data, "qmsum", "test"), count_words, "words")
     assert (record["queries"]["count"], record["documents"]["count"]) == (272, 35)

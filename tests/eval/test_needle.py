@@ -6,7 +6,7 @@ import pytest
 
 from m2bert.eval.analyses.haystacks import SEPARATOR, build_haystacks, needle_positions, passages_of, text_of
 from m2bert.eval.analyses.needle import run_needle
-from m2bert.eval.tasks.locov1 import make_task
+from m2bert.eval.tasks.schema import make_task
 
 ABOUT = {"system": "fake / truncate", "encoder": "fake", "policy": "truncate", "model_fingerprint": None}
 

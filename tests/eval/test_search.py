@@ -17,7 +17,7 @@ from m2bert.eval.search import (
     trec_order,
     weighted_fusion,
 )
-from m2bert.eval.tasks.locov1 import make_task
+from m2bert.eval.tasks.schema import make_task
 
 
 @pytest.fixture

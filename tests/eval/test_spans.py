@@ -3,7 +3,7 @@ import json
 import pytest
 
 from m2bert.eval.analyses.spans import describe_spans, ndcg_by_quarter, quarter
-from m2bert.eval.tasks.locov1 import make_task
+from m2bert.eval.tasks.schema import make_task
 
 
 def task_with(positions):

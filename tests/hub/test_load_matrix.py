@@ -47,7 +47,7 @@ def test_the_quick_ways_give_the_vectors_of_auto_model(folder):
 
 def test_a_folder_that_does_not_load_is_a_row_and_an_exit_code(folder):
     broken = folder(M2BertModel)
-    (broken / "m2bert_mlp.py").write_text("raise RuntimeError('broken')\n")
+    (broken / "m2bert_layers.py").write_text("raise RuntimeError('broken')\n")
     assert matrix(broken, code=1) == {("M2BertModel, masked", "AutoModel"): "failed: RuntimeError: broken"}
 
 

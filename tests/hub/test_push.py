@@ -237,13 +237,13 @@ def test_code_that_this_package_did_not_write_is_named(push, hub, folder):
     total = len(list(folder.glob("*.py")))
     assert f"byte for byte: {total} files" in out
     assert "differs" not in out
-    with (folder / "m2bert_mlp.py").open("a") as file:
+    with (folder / "m2bert_layers.py").open("a") as file:
         file.write("\n# mine\n")
     (folder / "extra.py").write_text("")
     _, out, _ = push(folder, "--repo", REPO)
     assert f"byte for byte: {total - 1} files" in out
     foreign = [line.rpartition(": ")[2] for line in out.splitlines() if "differs" in line]
-    assert foreign == ["extra.py", "m2bert_mlp.py"]
+    assert foreign == ["extra.py", "m2bert_layers.py"]
 
 
 def test_a_damaged_folder_is_refused_before_anything_is_asked(push, hub, folder):

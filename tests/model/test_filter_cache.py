@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from modeling_m2bert import M2BertModel, m2bert_ops_filter, m2bert_ops_library
+from modeling_m2bert import M2BertModel, m2bert_ops_filter, m2bert_ops_registry
 from modeling_m2bert.m2bert_ops_filter import FilterCache, clear_filter_cache, filter_cache_bytes
 
 
@@ -20,8 +20,8 @@ def _empty_cache():
 @pytest.fixture
 def generated(monkeypatch):
     """Lengths for which filters were generated, one entry per filter."""
-    lengths, generate = [], m2bert_ops_library.generate_taps
-    monkeypatch.setattr(m2bert_ops_library, "generate_taps", lambda p, n: lengths.append(n) or generate(p, n))
+    lengths, generate = [], m2bert_ops_registry.generate_taps
+    monkeypatch.setattr(m2bert_ops_registry, "generate_taps", lambda p, n: lengths.append(n) or generate(p, n))
     return lengths
 
 

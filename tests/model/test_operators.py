@@ -5,9 +5,9 @@ import importlib
 import pytest
 import torch
 
-from modeling_m2bert import M2BertForMaskedLM, M2BertModel, m2bert_mlp, m2bert_ops_library, m2bert_rows
+from modeling_m2bert import M2BertForMaskedLM, M2BertModel, m2bert_layers, m2bert_ops_registry, m2bert_packing
 from modeling_m2bert.m2bert_ops import add_layer_norm, block_diagonal_glu
-from modeling_m2bert.m2bert_ops_library import operators
+from modeling_m2bert.m2bert_ops_registry import operators
 
 OFFSETS, LENGTHS = torch.tensor([0, 5, 12], dtype=torch.int32), torch.tensor([5, 6], dtype=torch.int32)
 ROWS = (OFFSETS, LENGTHS, 7, "torch")
@@ -59,8 +59,8 @@ def test_what_has_no_derivative_says_so():
 
 
 def test_the_code_can_be_imported_again_under_its_name():
-    first = m2bert_ops_library.NAMESPACE
-    again = importlib.reload(m2bert_ops_library)
+    first = m2bert_ops_registry.NAMESPACE
+    again = importlib.reload(m2bert_ops_registry)
     assert first != again.NAMESPACE
     for each in (operators, again.operators):
         assert each.add_layer_norm(*CALLS["add_layer_norm"]()).shape == (8, 9)
@@ -137,15 +137,15 @@ def test_autocast_changes_precision_and_nothing_else(model, batch):
 def test_padding_that_stays_among_the_tokens_changes_nothing(model, batch, monkeypatch):
     """What torch.compile and CUDA graphs run, where shapes may not depend on the mask."""
     expected = loss_and_gradients(model, *batch)
-    monkeypatch.setattr(m2bert_rows, "values_are_hidden", lambda x: True)
+    monkeypatch.setattr(m2bert_packing, "values_are_hidden", lambda x: True)
     assert_close(loss_and_gradients(model, *batch), expected, 1e-6)
     hidden = model.model(*batch[:2]).last_hidden_state
     assert hidden[batch[1] == 0].abs().max() == 0
 
 
 def test_nothing_is_computed_for_padding(tiny_config, monkeypatch):
-    tokens, glu = [], m2bert_mlp.block_diagonal_glu
-    monkeypatch.setattr(m2bert_mlp, "block_diagonal_glu", lambda x, *rest: tokens.append(len(x)) or glu(x, *rest))
+    tokens, glu = [], m2bert_layers.block_diagonal_glu
+    monkeypatch.setattr(m2bert_layers, "block_diagonal_glu", lambda x, *rest: tokens.append(len(x)) or glu(x, *rest))
     mask = (torch.arange(40) < torch.tensor([40, 3])[:, None]).long()
     M2BertModel(tiny_config()).eval()(torch.ones(2, 40, dtype=torch.long), mask)
     assert tokens == [43, 43]

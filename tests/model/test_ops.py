@@ -1,12 +1,13 @@
 """The operations on plain PyTorch against their definitions in float64, gradients included; what the door refuses."""
 
 import math
+import sys
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from modeling_m2bert import M2BertModel, m2bert_ops_torch_conv
+from modeling_m2bert import M2BertModel, m2bert_ops_dispatch, m2bert_ops_torch_conv
 from modeling_m2bert.m2bert_ops import (
     add_layer_norm,
     block_diagonal_glu,
@@ -14,7 +15,7 @@ from modeling_m2bert.m2bert_ops import (
     long_conv,
     short_conv_gate,
 )
-from modeling_m2bert.m2bert_ops_choice import choose_kernels
+from modeling_m2bert.m2bert_ops_dispatch import choose_kernels
 from modeling_m2bert.m2bert_ops_torch_conv import prepare_filter, transform_length
 
 
@@ -304,10 +305,12 @@ def test_kernels_are_chosen_by_argument_then_environment_then_device(monkeypatch
     assert choose_kernels("", x.double()) == "torch"
 
 
-def test_triton_that_is_not_installed_is_named(monkeypatch):
-    import sys
-
+def test_triton_that_is_not_installed_is_named_where_it_is_wanted_and_else_not_looked_for(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
+    m2bert_ops_dispatch._triton.cache_clear()
+    for _ in range(3):
+        assert choose_kernels("auto", torch.zeros(1)) == "torch"
+    assert m2bert_ops_dispatch._triton.cache_info().misses == 0
     with pytest.raises(ValueError, match="kernels='triton' cannot be had: the package triton is not installed"):
         choose_kernels("triton", torch.zeros(1))
-    assert choose_kernels("auto", torch.zeros(1)) == "torch"
+    m2bert_ops_dispatch._triton.cache_clear()

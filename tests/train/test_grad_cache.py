@@ -11,8 +11,7 @@ from accelerate import Accelerator
 from transformers import AutoModel
 
 from m2bert.train.distributed import gather_rows, split_indices
-from m2bert.train.encoding import encode, encode_shared, token_chunks
-from m2bert.train.grad_cache import cached_step, full_step
+from m2bert.train.grad_cache import cached_step, encode, encode_shared, full_step, token_chunks
 from m2bert.train.losses import cosine_matrix, multiple_negatives_ranking_loss, orthogonal_projection_loss
 
 HERE = Path(__file__).parent

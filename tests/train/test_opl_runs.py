@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
 from m2bert.eval.search import score_ranking
-from m2bert.eval.tasks.locov1 import load_task
+from m2bert.eval.tasks.schema import load_task
 from m2bert.train import retrieval_run as opl
 from m2bert.train.config import load_config, read_chain
 from m2bert.train.encoding import encode

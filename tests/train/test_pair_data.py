@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from m2bert.train.pairs.data_pairs import PairBatches
-from m2bert.train.pairs.token_tasks import TokenTask, report_tasks
+from m2bert.train.pairs.batches import PairBatches, TokenTask, report_tasks
 
 CLS, SEP = 2, 3
 SETTINGS = {"form": "all", "batch_size": 4, "negatives": 0, "document_window": "random", "document_tokens": 100,

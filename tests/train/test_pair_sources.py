@@ -9,9 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from m2bert.eval.tasks.locov1 import make_task
-from m2bert.train.pairs.retrieval_data import carve, load_data, read_negatives, set_aside
-from m2bert.train.pairs.triples import load_triples
+from m2bert.eval.tasks.schema import make_task
+from m2bert.train.pairs.data import carve, load_data, load_triples, read_negatives, set_aside
 
 SETTINGS = {"path": "x", "tasks": None, "triples": None, "triples_config": None, "triples_limit": None,
             "negatives": 1, "negatives_path": None, "development_tasks": None, "development_split": None,
@@ -112,52 +111,37 @@ def test_tasks_of_a_folder(tmp_path):
     other = load(folder, tasks=["two"], development_tasks=["one"], development_split="validation")
     assert [(task.name, task.split) for task in other.training + other.development] == [
         ("two", "train"), ("one", "validation")]  # fmt: skip
-    with pytest.raises(ValueError, match=r"data.development_tasks=\['one'\] needs data.development_split"):
-        load(folder, development_tasks=["one"])
     assert set(data.describe()) == {"train/two", "validation/two"}
-    with pytest.raises(ValueError, match="'three' is not in .*; tasks there: one, two"):
-        load(folder, tasks=["three"])
-    with pytest.raises(ValueError, match=r"data.path=.*gone is no folder; name one with queries/train.parquet and"):
-        load(tmp_path / "gone")
+
+
+TEST_SPLITS = ("test", "TEST", "test[:50%]", "validation+test", "test_256")
+TEST_FILES = ("test/0000", "test", "test-00000-of-00001")
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "named"),
     [
-        {"development_split": "test"},
-        {"development_split": "TEST"},
-        {"development_split": "test[:50%]"},
-        {"development_split": "validation+test"},
-        {"development_split": "test_256"},
-        {"triples": "somewhere/test/0000.parquet"},
-        {"triples": "somewhere/test.parquet"},
-        {"triples": "somewhere/test-00000-of-00001.parquet"},
-        {"negatives_path": "test.parquet"},
+        ({"tasks": ["three"]}, "'three' is not in .*; tasks there: one, two"),
+        ({"development_tasks": ["one"]}, "data.development_tasks"),
+        ({"negatives": 0, "triples": "short.jsonl"}, "data.negatives=0"),
+        ({"triples": "gone.parquet"}, "data.triples=gone.parquet"),
+        *(({"development_split": split}, "is the test split") for split in TEST_SPLITS),
+        *(({"triples": f"somewhere/{name}.parquet"}, "is the test split") for name in TEST_FILES),
+        ({"negatives_path": "test.parquet"}, "is the test split"),
+        *(({"development_split": split}, f"development_split={re.escape(split)} is what is trained on")
+          for split in ("train", "train[:10%]", "validation+train")),
     ],
-)
-def test_the_test_split_is_refused(tmp_path, changes):
-    with pytest.raises(ValueError, match="is the test split"):
+)  # fmt: skip
+def test_bad_settings_are_named(tmp_path, monkeypatch, changes, named):
+    write_triples(tmp_path / "short.jsonl")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=named):
         load(write(tmp_path), **changes)
-
-
-@pytest.mark.parametrize("split", ["train", "train[:10%]", "validation+train"])
-def test_the_training_split_is_refused_for_development(tmp_path, split):
-    with pytest.raises(ValueError, match=re.escape(f"data.development_split={split} is what is trained on")):
-        load(write(tmp_path), development_split=split)
 
 
 def test_a_word_that_holds_test_is_no_test_split(tmp_path):
     folder = write(tmp_path, splits=("train", "latest"))
     assert load(folder, development_split="latest").development[0].split == "latest"
-
-
-def test_a_query_without_an_answer_is_named(tmp_path):
-    folder = write(tmp_path)
-    table = pq.read_table(folder / "queries" / "train.parquet").to_pylist()
-    table[3]["answer_pids"] = []
-    pq.write_table(pa.Table.from_pylist(table), folder / "queries" / "train.parquet")
-    with pytest.raises(ValueError, match="query 'q6' of task 'one' has no answer_pids"):
-        load(folder)
 
 
 TRIPLES = [
@@ -195,8 +179,6 @@ def test_triples_and_tasks_are_one_run(tmp_path):
     assert [task.name for task in data.development] == ["one", "two", "short"]
     assert set(data.negatives) == {"short"}
     assert [task.name for task in load(None, path=None, triples=triples).training] == ["short"]
-    with pytest.raises(ValueError, match="data.negatives=0 uses none of the negatives .*; set it to how many"):
-        load(None, path=None, triples=triples, negatives=0)
 
 
 def test_rows_of_any_length_are_read(tmp_path):
@@ -206,60 +188,46 @@ def test_rows_of_any_length_are_read(tmp_path):
     assert max(map(len, task.documents.values())) == 2_500_000
 
 
+BAD_ROWS = [
+    ({"query": None, "positive": "a"}, "'query'"),
+    ({"query": "a", "positive": None}, "'positive'"),
+    ({"query": "a", "positive": "b", "negatives": ["c"]}, "'negatives'"),
+    ({"query": "a"}, "'positive'"),
+]
+
+
 @pytest.mark.parametrize(
-    ("row", "message"),
+    ("name", "row", "named"),
     [
-        ({"query": None, "positive": "a"}, "holds null in the column 'query'"),
-        ({"query": "a", "positive": None}, "holds null in the column 'positive'"),
-        ({"query": "a", "positive": "b", "negatives": ["c"]}, "holds a list in the column 'negatives'"),
+        *((name, row, column) for name in ("short.parquet", "short.jsonl") for row, column in BAD_ROWS),
+        ("short.jsonl", '{"query": "a", ', "no valid JSON"),
+        ("short.jsonl", '["a", "b"]', "'query'"),
+        ("short.jsonl", '{"query": "a \\ud83d", "positive": "b"}', "half of a surrogate pair"),
+        ("short.jsonl", "[" * 100_000, "nested too deeply"),
     ],
-)
-@pytest.mark.parametrize("name", ["short.parquet", "short.jsonl"])
-def test_a_row_without_text_is_named(tmp_path, name, row, message):
-    path, first = tmp_path / name, row | {"query": "x", "positive": "y", "negatives": None}
+)  # fmt: skip
+def test_a_bad_row_is_named_by_its_number(tmp_path, name, row, named):
+    path, first = tmp_path / name, {"query": "x", "positive": "y", "negatives": None}
     if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist([first, row]), path)
+        pq.write_table(pa.Table.from_pylist([row | {"query": "x", "positive": "y", "negatives": None}, row]), path)
     else:
-        path.write_text(json.dumps(first) + "\n" + json.dumps(row) + "\n")
-    with pytest.raises(ValueError, match=f"{name}, (row|line) 2 {message}"):
+        path.write_text(json.dumps(first) + "\n" + (row if isinstance(row, str) else json.dumps(row)) + "\n")
+    with pytest.raises(ValueError, match=f"{name}, (row|line) 2.*{named}"):
         load_triples(str(path), None, None)
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ('{"query": "a", ', "is no valid JSON"),
-        ('["a", "b"]', "holds no object"),
-        ('{"query": "a \\ud83d", "positive": "b"}', "holds half of a surrogate pair"),
-        ("[" * 100_000, "is nested too deeply"),
-    ],
-)
-def test_a_broken_line_is_named(tmp_path, line, message):
-    (tmp_path / "broken.jsonl").write_text(json.dumps(TRIPLES[0]) + f"\n{line}\n")
-    with pytest.raises(ValueError, match=f"broken.jsonl, line 2,? {message}"):
-        load_triples(str(tmp_path / "broken.jsonl"), None, None)
 
 
 def test_a_source_without_rows_is_named(tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(ValueError, match="task 'empty' has no queries in the split 'train'"):
+    with pytest.raises(ValueError, match="'empty' has no queries"):
         load_triples(str(tmp_path / "empty.jsonl"), None, None)
-
-
-def test_unreadable_triples_are_named(tmp_path):
-    with pytest.raises(ValueError, match="no parquet file, JSON-lines file or Hub id"):
-        load_triples(str(tmp_path / "gone.parquet"), None, None)
-    pq.write_table(pa.table({"query": ["a"]}), tmp_path / "half.parquet")
-    with pytest.raises(ValueError, match="lacks the column 'positive'"):
-        load_triples(str(tmp_path / "half.parquet"), None, None)
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"qid": "q0", "negative_pids": ["one_0"], "dataset": "one"}, "'one_0' answers query 'q0'"),
-        ({"qid": "q0", "negative_pids": ["one_99"], "dataset": "one"}, "no document 'one_99'"),
-        ({"qid": "q1", "negative_pids": ["one_5"], "dataset": "one"}, "no query 'q1'"),
+        ({"qid": "q0", "negative_pids": ["one_0"], "dataset": "one"}, "query 'q0'.*'one_0'"),
+        ({"qid": "q0", "negative_pids": ["one_99"], "dataset": "one"}, "'one_99'"),
+        ({"qid": "q1", "negative_pids": ["one_5"], "dataset": "one"}, "query 'q1'"),
         ({"qid": "q0", "negative_pids": None, "dataset": "one"}, "row 1: negative_pids is None"),
     ],
 )
@@ -273,7 +241,7 @@ def test_given_negatives_are_checked(tmp_path, row, message):
     pq.write_table(pa.Table.from_pylist([row, good]), path)
     with pytest.raises(ValueError, match=message):
         read_negatives(path, [task])
-    with pytest.raises(ValueError, match="gone.parquet is no file"):
+    with pytest.raises(ValueError, match="gone.parquet"):
         read_negatives("gone.parquet", [task])
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModel
 
 from m2bert.train.init import identity_layer_
 from modeling_m2bert import M2BertConfig
-from modeling_m2bert.m2bert_rows import Rows, pack_rows
+from modeling_m2bert.m2bert_packing import Rows, pack_rows
 
 REPLICAS = Path(__file__).parents[2] / "replicas"
 SIZES = {"hidden_size": 128, "num_hidden_layers": 1, "intermediate_size": 512, "filter_order": 32}

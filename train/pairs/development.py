@@ -7,9 +7,9 @@ import torch
 from accelerate import Accelerator
 from torch.nn import functional as F
 
-from ..encoding import encode_shared
+from ..grad_cache import encode_shared
+from .batches import TokenTask, wrap
 from .ndcg import ndcg_at_k
-from .token_tasks import TokenTask, wrap
 
 logger = logging.getLogger(__name__)
 

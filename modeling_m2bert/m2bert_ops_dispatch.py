@@ -21,7 +21,7 @@ def run(name: str, *arguments):
 
 
 def choose_kernels(kernels: str, x: Tensor) -> str:
-    """`torch` or `triton` for an operation on x.
+    """Return `torch` or `triton` for an operation on x.
 
     Args:
         kernels: "torch", "triton", "auto"; "": what M2BERT_KERNELS says, else "auto".
@@ -36,7 +36,7 @@ def choose_kernels(kernels: str, x: Tensor) -> str:
     if wanted == "torch" or x.dtype == torch.float64:
         chosen, why = "torch", f"{source}=torch" if wanted == "torch" else "float64"
     else:
-        obstacle = _obstacle(x.device.type, wanted)
+        obstacle = _obstacle(x.device, wanted)
         if obstacle and wanted == "triton":
             raise ValueError(f"{source}='triton' cannot be had: {obstacle}; use 'auto' or 'torch'")
         chosen, why = ("torch", obstacle) if obstacle else ("triton", f"{source}={wanted}, {x.device.type}")
@@ -44,18 +44,32 @@ def choose_kernels(kernels: str, x: Tensor) -> str:
     return chosen
 
 
-def _obstacle(device_type: str, wanted: str) -> str | None:
-    """Why triton cannot run on a device, or None. Its interpreter (TRITON_INTERPRET=1, any device) runs only on demand:
-    it is for tests."""
-    try:
+def _obstacle(device: torch.device, wanted: str) -> str | None:
+    """Return why triton cannot run on a device, or None. Its interpreter (TRITON_INTERPRET=1, any device) runs only
+    where triton is wanted by name: it is for tests."""
+    if device.type != "cuda" and wanted != "triton":
+        return f"the tensors are on {device.type!r}, and triton needs an NVIDIA GPU"
+    triton = _triton()
+    if triton is None:
+        return "the package triton is not installed (pip install triton)"
+    if device.type == "cuda":
+        return "the GPU is older than compute capability 8.0" if _capability(device) < (8, 0) else None
+    return None if triton.knobs.runtime.interpret else f"triton needs an NVIDIA GPU, and tensors are on {device.type!r}"
+
+
+@functools.cache
+def _triton():
+    """Return the module, or None where it is not installed."""
+    try:  # transformers demands every package of a model's code but those that are imported like this
         import triton
     except ImportError:
-        return "the package triton is not installed (pip install triton)"
-    if device_type == "cuda" and torch.cuda.get_device_capability() < (8, 0):
-        return "the GPU is older than compute capability 8.0"
-    if device_type == "cuda" or (wanted == "triton" and triton.knobs.runtime.interpret):
         return None
-    return f"the tensors are on {device_type!r}, and triton needs an NVIDIA GPU"
+    return triton
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 @functools.cache
@@ -65,7 +79,7 @@ def _announce(chosen: str, why: str, surprising: bool):
 
 @functools.cache
 def functions(path: str) -> dict:
-    """The functions of `torch` or `triton` by name."""
+    """Return the functions of `torch` or `triton` by name."""
     if path == "torch":
         from .m2bert_ops_torch import (
             add_layer_norm,

@@ -3,20 +3,115 @@
 Two kinds of query share one form. Labelled queries come with the data. Passages are cut out of a document, which is
 then the document without them: pairs from raw text.
 
-A step's batch is made as a whole, from (seed, step) alone, and dealt out to the processes in order: how many there are
+A step's batch is made as a whole, from (seed, step) alone, and dealt out to the processes in order. Their number
 changes who encodes a text, not what is learned.
 """
 
+import hashlib
+import logging
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
-from .token_tasks import TokenTask, query_limit, wrap
+from m2bert.eval.tasks.schema import RetrievalTask
 
+from ..tokenizer import encode_all
+from .data import Negatives
+
+logger = logging.getLogger(__name__)
+
+TEXTS_AT_ONCE = 1000
 KEEP_IDF = 4.0  # a query token of this inverse document frequency or more is kept with the largest probability
 KEEP_RANGE = 0.1, 0.9
 ORDER, STEP, NEGATIVES = range(3)  # what a random stream is for
+
+
+@dataclass(frozen=True)
+class TokenTask:
+    """Hold a task as token ids, without special tokens and untruncated. Documents are known by their index.
+
+    Attributes:
+        answers: of each query, the documents that answer it.
+        negatives: of each query, the documents given as negatives, best first; may be empty.
+    """
+
+    name: str
+    pids: list[str]
+    documents: list[np.ndarray]
+    queries: list[np.ndarray]
+    answers: list[list[int]]
+    negatives: list[list[int]]
+
+
+def tokenise(
+    tokenizer: PreTrainedTokenizerBase, task: RetrievalTask, negatives: Negatives | None = None, show: bool = True
+) -> TokenTask:
+    """Tokenise a task.
+
+    Args:
+        negatives: {qid: pids}; documents that the task does not hold (set aside for development) are left out.
+        show: a progress bar, where there is enough to wait for.
+    """
+    index, given = {pid: i for i, pid in enumerate(task.documents)}, negatives or {}
+    texts = [*task.documents.values(), *task.queries.values()]
+    rows, disable = [], not show or len(texts) <= TEXTS_AT_ONCE
+    with tqdm(total=len(texts), desc=f"tokenising {task.name}", unit="text", disable=disable) as progress:
+        for first in range(0, len(texts), TEXTS_AT_ONCE):
+            rows += encode_all(tokenizer, texts[first : first + TEXTS_AT_ONCE])
+            progress.update(len(rows) - progress.n)
+    return TokenTask(
+        name=task.name,
+        pids=list(task.documents),
+        documents=rows[: len(index)],
+        queries=rows[len(index) :],
+        answers=[[index[pid] for pid in answers] for answers in task.qrels.values()],
+        negatives=[[index[pid] for pid in given.get(qid, ()) if pid in index] for qid in task.qrels],
+    )
+
+
+def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the sha256 of the tokens and their ids."""
+    return hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+
+
+def query_limit(settings) -> int:
+    """Return the tokens of the longest query, special tokens included."""
+    return settings.query_tokens or settings.document_tokens
+
+
+def wrap(row: np.ndarray, special: tuple[int, int]) -> np.ndarray:
+    """Return [CLS] row [SEP], int64."""
+    return np.concatenate([special[:1], row, special[1:]]).astype(np.int64)
+
+
+def report_tasks(tasks: list[TokenTask], settings):
+    """Log how many texts are longer than what is read of them, special tokens included, and how many queries have
+    fewer given negatives than are used.
+
+    Args:
+        settings: document_tokens, document_window, query_tokens (None: as documents), passage_share, passage_tokens,
+            negatives.
+    """
+    limit = settings.document_tokens
+    documents = [document for task in tasks for document in task.documents]
+    long = sum(len(document) + 2 > limit for document in documents)
+    if long:
+        what = "cut to their first tokens" if settings.document_window == "first" else "read in random windows"
+        logger.warning("%d of %d documents exceed data.document_tokens=%d: %s", long, len(documents), limit, what)
+    key, limit = "document_tokens" if settings.query_tokens is None else "query_tokens", query_limit(settings)
+    long = sum(len(query) + 2 > limit for task in tasks for query in task.queries)
+    if long:
+        logger.warning("%d queries are cut to data.%s=%d", long, key, limit)
+    if settings.passage_share and settings.passage_tokens[1] + 2 > limit:
+        logger.warning("passages of more than %d tokens are cut to data.%s=%d", limit - 2, key, limit)
+    given = [len(negatives) for task in tasks for negatives in task.negatives]
+    if any(given):
+        short = sum(count < settings.negatives for count in given)
+        logger.info("%d queries have given negatives; for %d the rest is random", sum(map(bool, given)), short)
 
 
 class PairBatches:
@@ -57,18 +152,15 @@ class PairBatches:
             self.ranges.append((first, len(task.documents)))
             first += len(task.documents)
         self.items = [(query, answer) for query, answers in enumerate(self.answers) for answer in answers]
-        self._check_negatives()
-        self.units = len(self.items) * (1 + settings.negatives if settings.form == "pairs" else 1)
-        self.step, self._order = 0, (None, None)
-
-    def _check_negatives(self):
         for query, (name, first, last) in enumerate(self.pools):
             answers = len(self.answers[query])
-            if last - first - answers < self.settings.negatives:
+            if last - first - answers < settings.negatives:
                 raise ValueError(
-                    f"task {name!r} has {last - first} documents, too few for data.negatives={self.settings.negatives} "
+                    f"task {name!r} has {last - first} documents, too few for data.negatives={settings.negatives} "
                     f"besides the {answers} that answer a query; lower data.negatives, or leave it out of data.tasks"
                 )
+        self.units = len(self.items) * (1 + settings.negatives if settings.form == "pairs" else 1)
+        self.step, self._order = 0, (None, None)
 
     def steps_of(self, epochs: float) -> int:
         """Return the steps in which every labelled item is met `epochs` times; in form pairs, with each of its
@@ -77,7 +169,7 @@ class PairBatches:
         return math.ceil(labelled / (1 - self.settings.passage_share))
 
     def next_batch(self) -> dict:
-        """See `batch`."""
+        """Return the next step's batch, as `batch` describes it."""
         self.step += 1
         return self.batch(self.step)
 
@@ -88,7 +180,7 @@ class PairBatches:
         self.step = state["step"]
 
     def batch(self, step: int) -> dict:
-        """What this process encodes in a step, counted from 1, and how all processes' texts are compared.
+        """Return what this process encodes in a step, counted from 1, and how all processes' texts are compared.
 
         Returns:
             queries, documents: this process's share, rows of token ids with [CLS] and [SEP].
@@ -107,7 +199,7 @@ class PairBatches:
         return batch
 
     def _labelled(self, number: int, rng) -> dict:
-        """The labelled batch of a number, counted from 0."""
+        """Return the labelled batch of a number, counted from 0."""
         size = self.settings.batch_size
         units = [self._unit(unit) for unit in range(number * size, (number + 1) * size)]
         query_ids = [query for query, _ in units]
@@ -134,7 +226,8 @@ class PairBatches:
         }
 
     def _unit(self, number: int) -> tuple[int, list[int]]:
-        """Query and documents of a unit, numbered through the epochs; an epoch is a permutation of all units."""
+        """Return query id and document ids of unit `number`, counted through the epochs. An epoch permutes all
+        units."""
         epoch, offset = divmod(number, self.units)
         if self._order[0] != epoch:
             order = np.random.default_rng([self.seed, ORDER, epoch]).permutation(self.units)
@@ -148,8 +241,8 @@ class PairBatches:
         return query, [answer, *self.negatives(epoch, unit)]
 
     def negatives(self, epoch: int, item: int) -> list[int]:
-        """The negatives of an item in an epoch, the same in every form: the given ones, then random documents of the
-        task that do not answer the query."""
+        """Return the negatives of an item in an epoch, the same in every form: the given ones, then documents of the
+        task drawn at random among those that do not answer the query."""
         query = self.items[item][0]
         given, (_, first, last) = self.given[query], self.pools[query]
         missing = self.settings.negatives - len(given)
@@ -161,9 +254,8 @@ class PairBatches:
         return given + [int(document) for document in drawn if int(document) not in excluded][:missing]
 
     def _passages(self, rng) -> dict:
-        """Passages of random documents of one task, each from a part of its own, and the documents without them.
-        Documents of one kind are the negatives that teach; a task's share of the batches grows with the root of its
-        size."""
+        """Cut passages out of documents of one task, drawn at random; return both. Documents of the same kind are the
+        negatives that teach. A task is drawn with a probability that grows with the square root of its size."""
         counts = np.sqrt([count for _, count in self.ranges])
         first, count = self.ranges[rng.choice(len(self.ranges), p=counts / counts.sum())]
         size = min(self.settings.batch_size, count)
@@ -180,9 +272,9 @@ class PairBatches:
                 "compared": torch.ones_like(relevant), "query_ids": None, "document_ids": None}  # fmt: skip
 
     def _cut(self, document: int, rng) -> tuple[list[np.ndarray], np.ndarray]:
-        """Passages of a document, and a window of it without them, of at most document_tokens. The window has a part
-        for every passage, and each leaves its share of what the document keeps, so that there is always text around a
-        passage. Of a document that does not fill the window, a part leaves its share or half of itself."""
+        """Return passages of a document, and a window of it without them, of at most document_tokens. The window has a
+        part for every passage, and each part keeps its share of what the document keeps, so that there is always text
+        around a passage. If the document does not fill the window, a part keeps its share or half of itself."""
         count, kept_tokens = self.settings.passages_per_document, self.settings.document_tokens - 2
         shortest, longest = self.settings.passage_tokens
         lengths = np.minimum(rng.integers(shortest, longest + 1, count), query_limit(self.settings) - 2)
@@ -200,7 +292,7 @@ class PairBatches:
         return passages, np.concatenate(rest)
 
     def _window(self, document: int, tokens: int, rng) -> np.ndarray:
-        """Some successive tokens of a document: the first, or from a random place."""
+        """Return a window of a document: its first tokens, or as many from a random start."""
         row = self.documents[document]
         if self.settings.document_window == "first":
             return row[:tokens]
@@ -208,6 +300,6 @@ class PairBatches:
         return row[start : start + tokens]
 
     def _drop(self, query: np.ndarray, rng) -> np.ndarray:
-        """Query dropout: rare words are kept more often than common ones; at least one token stays."""
+        """Drop query tokens at random, common ones more often than rare ones. At least one token stays."""
         keep = rng.random(len(query)) < (self.idf[query] / KEEP_IDF).clip(*KEEP_RANGE)
         return query[keep] if keep.any() else query[:1]

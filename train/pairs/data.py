@@ -1,19 +1,23 @@
-"""Retrieval tasks to train on, as text: folders in the LoCoV1 schema, Hub data sets, triples; and a development part.
+"""Retrieval tasks to train on, as text: folders in the LoCoV1 schema, data sets on the Hub, triples; and the part of
+them that is set aside for development.
 
-The split `test` is for the last evaluation alone and refused wherever training could see it.
+The split `test` is refused wherever training could see it.
 """
 
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
-from m2bert.eval.tasks.locov1 import RetrievalTask, load_task, task_names
+from m2bert.eval.tasks.schema import RetrievalTask, load_task, make_task, task_names
+from m2bert.files import read_json_lines
 from m2bert.schema import FOREIGN, Schema, checked
 
 from ..settings import check_splits
-from .parquet import read_rows
-from .triples import Negatives, load_triples
+from .parquet import open_columns, read_rows
+
+Negatives = dict[str, list[str]]  # {qid: pids}, best first
 
 
 @dataclass
@@ -31,22 +35,22 @@ class RetrievalData:
     negatives: dict[str, Negatives] = field(default_factory=dict)
 
     def describe(self) -> dict[str, str]:
-        """{split/task: fingerprint of the content}."""
+        """Return {split/task: fingerprint of the content}."""
         tasks = {f"{task.split}/{task.name}": task.fingerprint for task in self.training + self.development}
         if self.negatives:
             tasks["negatives"] = hashlib.sha256(repr(sorted(self.negatives.items())).encode()).hexdigest()
         return tasks
 
     def fingerprint(self) -> str:
-        """sha256 of the description."""
+        """Return the sha256 of the description."""
         return hashlib.sha256(repr(sorted(self.describe().items())).encode()).hexdigest()
 
 
 def load_data(settings, folder: Path | None) -> RetrievalData:
-    """The tasks of the configuration's section `data`.
+    """Load the tasks of the configuration's section `data`.
 
     Args:
-        folder: of data in the LoCoV1 schema, or None where `settings.path` is a Hub id or there are triples alone.
+        folder: data in the LoCoV1 schema, or None where `settings.path` is a Hub id or there are triples alone.
 
     Raises:
         ValueError: an unknown task, the test split, a task too small to carve, unreadable triples or negatives, or
@@ -79,12 +83,8 @@ def load_data(settings, folder: Path | None) -> RetrievalData:
 
 
 def load_split(path: str | None, folder: Path | None, names: list[str] | None, split: str) -> list[RetrievalTask]:
-    """The named tasks of a split, or all; from a folder, or else from the Hub."""
+    """Load the named tasks of a split, or all; from a folder, or else from the Hub."""
     if folder is not None:
-        if not folder.is_dir():
-            raise ValueError(
-                f"data.path={folder} is no folder; name one with queries/{split}.parquet and documents/{split}.parquet"
-            )
         return [load_task(folder, name, split) for name in names or task_names(folder, split)]
     if path is None:
         return []
@@ -94,9 +94,8 @@ def load_split(path: str | None, folder: Path | None, names: list[str] | None, s
 
 
 def set_aside(task: RetrievalTask, share: float) -> set[str]:
-    """The texts of a task that are for development: a share of all texts, by hash, so that it stays the same when data
-    are added or reordered; and at least one that answers a query.
-    """
+    """Return the texts of a task that are for development: a fraction of all texts, and at least one that answers a
+    query. Texts are chosen by their hash, so that the choice stays when data are added or reordered."""
     answers = {task.documents[pid] for pids in task.qrels.values() for pid in pids}
     return {text for text in task.documents.values() if hash_share(text) < share} | {min(answers, key=hash_share)}
 
@@ -104,10 +103,10 @@ def set_aside(task: RetrievalTask, share: float) -> set[str]:
 def carve(
     task: RetrievalTask, held_texts: set[str], pool_documents: int, share: float
 ) -> tuple[RetrievalTask, RetrievalTask]:
-    """Set documents aside for development.
+    """Split a task into training and development.
 
     Args:
-        held_texts: what `set_aside` gives, of all tasks: a text may stand in several, and under several ids.
+        held_texts: what `set_aside` returns, of all tasks: a text may occur in several, and under several ids.
         pool_documents: least size of the development pool. Training documents fill it up as distractors.
         share: named in the error.
 
@@ -133,12 +132,13 @@ def carve(
 
 
 def hash_share(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone."""
+    """Return a number in [0, 1) that depends on the text alone."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
 def restrict(task: RetrievalTask, split: str, pids: Iterable[str], qids: Iterable[str]) -> RetrievalTask:
-    """The task with these documents and queries alone, in its own order. The fingerprint stays that of the whole."""
+    """Return the task with these documents and queries alone, in its own order. It keeps the fingerprint of the
+    whole."""
     pids, qids = set(pids), set(qids)
     return replace(
         task,
@@ -163,25 +163,81 @@ def read_negatives(path: str, tasks: list[RetrievalTask]) -> dict[str, Negatives
     (`mine_negatives` writes such). Rows of other tasks are left out.
 
     Raises:
-        ValueError: the file or a column is missing, a row holds something else, an id is unknown, or a negative answers
-            its query.
+        ValueError: the file cannot be read, a row does not fit, an id is unknown, or a negative answers its query.
     """
-    if not Path(path).is_file():
-        raise ValueError(
-            f"data.negatives_path={path} is no file; name one that m2bert.train.pairs.mine_negatives wrote"
-        )
     by_name, negatives = {task.name: task for task in tasks}, {}
     for number, found in enumerate(read_rows(path, list(NegativesRow.model_fields)), 1):
         row = checked(NegativesRow, found, f"{path}, row {number}")
-        qid, task = row.qid, by_name.get(row.dataset)
+        task = by_name.get(row.dataset)
         if task is None:
             continue
-        if qid not in task.queries:
-            raise ValueError(f"{path}: task {task.name!r} has no query {qid!r}; mine the negatives of this data anew")
-        for pid in row.negative_pids:
-            if pid not in task.documents:
-                raise ValueError(f"{path}: task {task.name!r} has no document {pid!r}; mine the negatives anew")
-            if pid in task.qrels[qid]:
-                raise ValueError(f"{path}: document {pid!r} answers query {qid!r} and cannot be its negative")
-        negatives.setdefault(task.name, {})[qid] = row.negative_pids
+        known = row.qid in task.queries and task.documents.keys() >= set(row.negative_pids)
+        if not known or task.qrels[row.qid].keys() & set(row.negative_pids):
+            raise ValueError(
+                f"{path}, row {number}: query {row.qid!r} and its negatives {row.negative_pids} must be in task "
+                f"{task.name!r}, and none may answer the query; mine the negatives of this data again"
+            )
+        negatives.setdefault(task.name, {})[row.qid] = row.negative_pids
     return negatives
+
+
+def load_triples(source: str, config: str | None, limit: int | None) -> tuple[RetrievalTask, Negatives]:
+    """Load a task from rows of (query, positive, negatives), and its given negatives. Equal texts become one; a text
+    that is both positive and negative of a query is its positive.
+
+    Args:
+        source: parquet or JSON-lines file, or Hub id; columns query, positive, and none or more whose names begin with
+            negative, a text each. A negative may be null.
+        config: of the Hub data set.
+        limit: number of rows to read; None reads all.
+
+    Raises:
+        ValueError: the source cannot be read or is empty, or a row lacks a column or holds no text in it.
+    """
+    path, where = Path(source), f"data.triples={source}, row"
+    if path.suffix == ".parquet" and path.is_file():
+        rows = enumerate(read_rows(path, text_columns(open_columns(path, []).schema_arrow.names), limit), 1)
+    elif path.suffix in (".jsonl", ".json") and path.is_file():
+        where, rows = f"{path}, line", islice(read_json_lines(path), limit)
+    elif not path.exists() and not path.suffix:
+        from m2bert.eval.tasks.from_hub import load_table
+
+        split = "train" if limit is None else f"train[:{limit}]"
+        hint = "a local data.triples is a parquet or JSON-lines file"
+        table, _ = load_table(source, config, split, f"data.triples={source}", hint)
+        rows = enumerate(table.select(text_columns(table.column_names)).to_pylist(), 1)
+    else:
+        raise ValueError(f"data.triples={source} is no parquet file, JSON-lines file or Hub id; name one")
+    queries, documents, answers, negatives = {}, {}, {}, {}
+    for number, row in rows:
+        check_row(row, f"{where} {number}")
+        qid, positive = text_id(row["query"]), text_id(row["positive"])
+        queries[qid], documents[positive] = row["query"], row["positive"]
+        answers.setdefault(qid, []).append(positive)
+        for text in filter(None, (row[column] for column in row if column.startswith("negative"))):
+            documents[text_id(text)] = text
+            negatives.setdefault(qid, []).append(text_id(text))
+    query_rows = [{"qid": qid, "query": text, "answer_pids": answers[qid]} for qid, text in queries.items()]
+    task = make_task(path.stem, "train", query_rows, [{"pid": pid, "passage": text} for pid, text in documents.items()])
+    return task, {
+        qid: [pid for pid in dict.fromkeys(pids) if pid not in task.qrels[qid]] for qid, pids in negatives.items()
+    }
+
+
+def text_columns(names: Iterable[str]) -> list[str]:
+    """Return those of the columns of triples that are read."""
+    return [name for name in names if name in ("query", "positive") or name.startswith("negative")]
+
+
+def check_row(row: dict, where: str):
+    """Raise ValueError unless query and positive are text, and every negative is text or null."""
+    held = row if isinstance(row, dict) else {}
+    for column in {"query": 0, "positive": 0} | dict.fromkeys(text_columns(held), 0):
+        value = held.get(column)
+        if not isinstance(value, str) and (value is not None or not column.startswith("negative")):
+            raise ValueError(f"{where}: the column {column!r} must hold one text, and the row is {row!r:.80}")
+
+
+def text_id(text: str) -> str:
+    """Return an id that depends on the text alone."""
+    return hashlib.sha256(text.encode()).hexdigest()[:20]

@@ -1,18 +1,22 @@
-"""Sequence mixer: gated bidirectional long convolution (paper section 3, figure 1), in place of attention.
+"""The two halves of a layer: the sequence mixer (paper section 3, figure 1), in place of attention, and the gated
+feed-forward network of block-diagonal (Monarch) matrices.
 
-    [x1 | x2 | v] = short_conv(in_proj(u));  y = long_conv(v * x1) * x2 + long_conv(u);  output = out_proj(y)
+    [x1 | x2 | v] = short_conv(in_proj(u));  y = long_conv(v * x1) * x2 + long_conv(u);  mixed = out_proj(y)
+    [gate | value] = up(mixed);  output = down(gelu(gate) * value)
 
 Convolutions run over channels, (C, T); projections read and write that layout by themselves. Nothing crosses from one
 row to another, and nothing of the padding reaches a real position.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from .m2bert_filter import M2BertFilter
-from .m2bert_ops import cached_long_conv, long_conv, short_conv_gate
+from .m2bert_ops import block_diagonal_glu, cached_long_conv, long_conv, short_conv_gate
 from .m2bert_ops_filter import FilterCache, implicit_filters
-from .m2bert_rows import Rows
+from .m2bert_packing import Rows
 
 MIXER_LAYER_NORM_EPS = 1e-5  # of the checkpoints that have this norm
 
@@ -38,7 +42,7 @@ class ChannelLinear(nn.Linear):
     reads."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(T, in) -> (T, out)."""
+        """Project (T, in) -> (T, out)."""
         if is_dense(self.weight):
             return (self.weight @ x.T).T
         return nn.functional.linear(x.contiguous(), self.weight)
@@ -52,12 +56,13 @@ def contiguous_rows(x: Tensor, linear: nn.Module) -> Tensor:
 
 
 def is_dense(weight: Tensor) -> bool:
-    """Return whether a weight is a plain tensor; of others, such as quantized ones, only `linear` is sure to work."""
+    """Return whether a weight is a plain tensor. Others, such as quantized ones, work for certain only with
+    `linear`."""
     return type(weight) in (Tensor, nn.Parameter)
 
 
 class M2BertMixer(nn.Module):
-    """Mixes along the sequence; the only skip from input to output is the residual long convolution."""
+    """Sequence mixer. The only skip from input to output is the residual long convolution."""
 
     def __init__(self, config, cache: FilterCache | None = None):
         super().__init__()
@@ -71,7 +76,7 @@ class M2BertMixer(nn.Module):
         self.cache = cache or FilterCache(num_layers=1)
 
     def forward(self, hidden_states: Tensor, rows: Rows) -> Tensor:
-        """(T, H) -> (T, H); padded positions, where there are any, hold out_proj's bias."""
+        """Mix (T, H) -> (T, H). Padded positions, if there are any, hold out_proj's bias."""
         if self.norm is not None:
             hidden_states = self.norm(hidden_states)
         gated, gate = self.short_conv(self.in_proj(contiguous_rows(hidden_states, self.in_proj)).T, rows)
@@ -113,3 +118,43 @@ class M2BertMixer(nn.Module):
     def _load_from_state_dict(self, *args, **kwargs):
         self.cache.clear()
         return super()._load_from_state_dict(*args, **kwargs)
+
+
+class BlockDiagonalLinear(nn.Module):
+    """Parameters of a linear layer whose matrix is block diagonal: output chunk j = weight_j input chunk j, weight
+    (num_blocks, out / num_blocks, in / num_blocks). One operation reads the parameters of two such layers."""
+
+    def __init__(self, in_features: int, out_features: int, num_blocks: int, bias: bool = True):
+        super().__init__()
+        shape = (num_blocks, out_features // num_blocks, in_features // num_blocks)
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+
+    def forward(self, x: Tensor, operation: Callable[[Tensor, nn.Module], Tensor]) -> Tensor:
+        """Return operation(x, self). Weights that are offloaded, sharded, pruned or adapted have their values only
+        while their module is called."""
+        return operation(x, self)
+
+
+class M2BertMLP(nn.Module):
+    """Gated feed-forward network: down(gelu(gate) * value), [gate | value] = up(x). Exact GELU.
+
+    With four blocks the gate is made from the first half of the channels and the value from the second half, so
+    their product is where channel groups meet.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.up = BlockDiagonalLinear(config.hidden_size, 2 * config.intermediate_size, config.num_blocks, bias=False)
+        self.down = BlockDiagonalLinear(config.intermediate_size, config.hidden_size, config.num_blocks)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)  # not called: the operation drops, by its probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (T, H) -> (T, H)."""
+        drops = self.dropout.training and not isinstance(self.dropout, nn.Identity)  # as some put in its place
+        dropout = self.dropout.p if drops else 0.0
+
+        def glu(x: Tensor, up: BlockDiagonalLinear, down: BlockDiagonalLinear) -> Tensor:
+            return block_diagonal_glu(x, up.weight, down.weight, down.bias, dropout)
+
+        return self.up(x, lambda x, up: self.down(x, lambda x, down: glu(x, up, down)))

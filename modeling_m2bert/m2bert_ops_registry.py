@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.utils import _pytree as pytree
 
-from .m2bert_ops_choice import choose_kernels, functions, run
+from .m2bert_ops_dispatch import choose_kernels, functions, run
 from .m2bert_ops_filter import FilterParameters, cached, generate_taps
 
 ROWS = "Tensor offsets, Tensor lengths, SymInt longest"
@@ -24,7 +24,7 @@ NORM = "Tensor x, Tensor y, Tensor weight, Tensor bias, float eps, str kernels"
 
 
 def _free_namespace() -> str:
-    """A name for this copy of the code; another each time where the same module is imported again."""
+    """Return a name for this copy of the code. A module that is imported again gets another one."""
     name = "m2bert__" + "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in __name__)
     names = itertools.chain([name], (f"{name}_{i}" for i in itertools.count(2)))
     return next(name for name in names if not hasattr(getattr(torch.ops, name), "long_conv"))
@@ -69,7 +69,7 @@ def _refuse(ctx, *gradients):
 
 
 def _keep_tensors_and_rows(ctx, inputs, output):
-    """The choice of kernels is made in forward: dropped values must be the same in backward."""
+    """Save what backward needs. The kernels are chosen in forward: backward must drop the same values."""
     *tensors, ctx.longest, kernels = inputs
     ctx.kernels = choose_kernels(kernels, tensors[0])
     ctx.save_for_backward(*tensors)
@@ -93,7 +93,8 @@ def _long_conv(gated, gate, residual, taps, residual_taps, skip, residual_skip, 
 
 
 def _long_conv_backward(dy, *arguments):
-    """Gradients of those of gated, gate, residual, taps, residual_taps, skip, residual_skip that are present."""
+    """Return the gradients of those of gated, gate, residual, taps, residual_taps, skip, residual_skip that are
+    present."""
     return [gradient for gradient in run("long_conv_backward", dy.contiguous(), *arguments) if gradient is not None]
 
 
