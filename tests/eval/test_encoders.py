@@ -4,7 +4,6 @@ import shutil
 import sys
 import time
 from contextlib import nullcontext
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -119,13 +118,6 @@ def test_spans_are_the_characters_of_the_tokens(model, request):
     assert spans[1].shape == (0, 2)
     overhead = encoder.count_tokens([""], "document")[0]
     assert (encoder.count_tokens(texts, "document") - overhead).tolist() == [len(rows) for rows in spans]
-
-
-def test_a_tokenizer_that_does_not_know_where_its_tokens_are_is_named(tiny_model):
-    encoder = SentenceTransformerEncoder(tiny_model)
-    encoder.model[0].processor = SimpleNamespace(tokenizer=SimpleNamespace(is_fast=False))
-    with pytest.raises(ValueError, match="tokenizer of encoder '.*tiny' does not tell where"):
-        encoder.token_spans(["apple"])
 
 
 @pytest.mark.parametrize(
@@ -332,16 +324,76 @@ def test_a_model_that_pads_to_its_maximum_fills_batches_by_it(tiny_model, tmp_pa
     settings["processing_kwargs"] = {"text": {"padding": "max_length"}}
     (folder / "sentence_bert_config.json").write_text(json.dumps(settings))
     monkeypatch.setattr(sentence_encoder, "BATCH_TOKENS", 24)
-    sizes = []
+    shapes = []
     for path in (tiny_model, folder):
         encoder = SentenceTransformerEncoder(path)
-        sizes.append([])
-        encode = encoder.model.encode_document
+        batches = encoder._batches(["apple", "pear", "boat", "sail"], "document", encoder.max_tokens)
+        shapes.append([tuple(features["input_ids"].shape) for _, features in batches])
+    assert shapes == [[(4, 3)], [(2, 12), (2, 12)]]
 
-        def counted(texts, encode=encode, **rest):
-            sizes[-1].append(len(texts))
-            return encode(texts, **rest)
 
-        monkeypatch.setattr(encoder.model, "encode_document", counted)
-        encoder.encode(["apple", "pear", "boat", "sail"], "document")
-    assert sizes == [[4], [2, 2]]
+def other_tokenizer(encoder):
+    """A byte-level tokenizer with the special tokens of RoBERTa, which cuts and pads on the left."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *sorted(alphabet)])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 1))
+    sides = {"padding_side": "left", "truncation_side": "left", "model_max_length": 12}
+    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "cls_token": "<s>"}
+    inputs = {"model_input_names": ["input_ids", "attention_mask"]}
+    encoder.model[0].model.resize_token_embeddings(len(vocabulary))
+    encoder.model[0].processor = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **sides, **names, **inputs)
+
+
+def query_prompt(encoder):
+    encoder.model.prompts["query"] = "horse saddle "
+
+
+def default_prompt(encoder):
+    encoder.model.prompts["other"] = "horse "
+    encoder.model.default_prompt_name = "other"
+    del encoder.model.prompts["document"], encoder.model.prompts["query"]
+
+
+@pytest.mark.parametrize("change", [None, other_tokenizer, query_prompt, default_prompt])
+def test_the_model_reads_what_its_own_preprocessing_would_give_it(tiny_model, change):
+    encoder = SentenceTransformerEncoder(tiny_model)
+    if change:
+        change(encoder)
+    assert encoder._reads_ids
+    model = encoder.model
+    for task, own in (("query", model.encode_query), ("document", model.encode_document)):
+        texts = encoder.tokenize(TEXTS, task)
+        for limit in (12, 5):
+            model.max_seq_length = limit
+            expected = model.preprocess(TEXTS, prompt=encoder._prompt(task), task=task)
+            features = encoder._features(texts, task, limit)
+            for name in ("input_ids", "attention_mask", "token_type_ids"):
+                assert (name in features) == (name in expected)
+                assert name not in expected or features[name].tolist() == expected[name].tolist()
+        model.max_seq_length = 12
+        np.testing.assert_allclose(encoder.encode(texts, task), own(TEXTS, normalize_embeddings=True), atol=1e-6)
+
+
+def test_a_model_with_preprocessing_of_its_own_keeps_it(tiny_model):
+    encoder = SentenceTransformerEncoder(tiny_model)
+    encoder.model[0].document_length = 5
+    assert not encoder._reads_ids
+    rows = encoder.encode(TEXTS, "document")
+    np.testing.assert_allclose(rows, encoder.model.encode_document(TEXTS, normalize_embeddings=True), atol=1e-6)
+    np.testing.assert_allclose(rows[3], encoder.encode(["stone wall cloud"], "document")[0], atol=1e-6)
+
+
+def test_a_tokenizer_that_is_not_fast_can_truncate(tiny_model, monkeypatch):
+    encoder = SentenceTransformerEncoder(tiny_model)
+    rows = encoder.encode(TEXTS, "document", max_tokens=5)
+    monkeypatch.setitem(encoder.__dict__, "_backend", None)
+    np.testing.assert_allclose(encoder.encode(TEXTS, "document", max_tokens=5), rows, atol=1e-6)
+    assert encoder.count_tokens(TEXTS, "document").tolist() == [4, 2, 3, 42, 5]
+    assert encoder.max_tokens == encoder.model.max_seq_length == 12
+    with pytest.raises(ValueError, match="tokenizer of encoder '.*tiny' does not tell where"):
+        encoder.token_spans(["apple"])
