@@ -1,3 +1,4 @@
+import hashlib
 import importlib.util
 import json
 import shutil
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from m2bert.eval.encoders import sentence_transformer as sentence_encoder
+from m2bert.eval.encoders.fingerprint import model_files
 from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder, token_batches
 
 TEXTS = ["apple pear", "", "boat", "stone wall cloud rain " * 10, "river bridge horse"]
@@ -397,3 +399,17 @@ def test_a_tokenizer_that_is_not_fast_can_truncate(tiny_model, monkeypatch):
     assert encoder.max_tokens == encoder.model.max_seq_length == 12
     with pytest.raises(ValueError, match="tokenizer of encoder '.*tiny' does not tell where"):
         encoder.token_spans(["apple"])
+
+
+def test_weights_settings_and_tokenizer_count_and_nothing_else(tmp_path):
+    counting = ["model.safetensors", "config.json", "vocab.txt", "1_Dense/model.safetensors", "2_Normalize/config.json"]
+    for name in counting:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    expected = {name: hashlib.sha256(name.encode()).hexdigest() for name in counting}
+    for name in ("README.md", "training.json", "conversion.json", "code.py", "runs/other.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert model_files(tmp_path) == expected
+    assert model_files("org/name") is None
+    assert model_files(tmp_path / "missing") is None
