@@ -44,7 +44,7 @@ def eval_command(
     development_split: Annotated[str, typer.Option(help="Where a weighted hybrid's weight is chosen.")] = "validation",
     documents: Annotated[str, typer.Option(help="Folder of the documents within the data.")] = "documents",
     distractors: Annotated[str | None, typer.Option(help="Text to draw documents from that answer nothing.")] = None,
-    distractor_count: Annotated[int, typer.Option(help="How many of them.")] = 2000,
+    distractor_count: Annotated[int | None, typer.Option(help="How many of them; 2000 by default.")] = None,
     revision: Annotated[str | None, typer.Option(help="Commit of data on the Hub.")] = None,
     output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder for vectors; by default under HF_HOME.")] = None,
@@ -87,16 +87,16 @@ def settings_of(context: typer.Context) -> EvalConfig:
                 f"here {', '.join(ignored)}"
             )
         return EvalConfig.from_yaml(flags["config"])
-    if flags["data"] is None:
-        raise ValueError("no data given; --data takes a folder, locov1, locov0, a Hub id or mteb")
-    if not flags["encoder"]:
-        raise ValueError("no encoder given; --encoder takes bm25, tfidf-rp:256, a model folder or a Hub id")
+    if flags["data"] is None or not flags["encoder"]:
+        raise ValueError(
+            "give --data (a folder, locov1, locov0, a Hub id or mteb) and --encoder (bm25, tfidf-rp:256, a model folder "
+            "or a Hub id), or --config"
+        )
     task = {name: flags[name] for name in ("data", "split", "documents", "revision", "development_split")}
     task["names"] = flags["task"]
-    if flags["distractors"] is not None:
-        task["distractors"] = {"path": flags["distractors"], "count": flags["distractor_count"]}
-    elif "distractor_count" in given:
-        raise ValueError("--distractor-count needs --distractors FOLDER, from which they are drawn")
+    distractors = {"path": flags["distractors"], "count": flags["distractor_count"]}
+    distractors = {name: value for name, value in distractors.items() if value is not None}
+    task["distractors"] = distractors or None
     settings = {"tasks": task, "encoders": flags["encoder"], "policies": flags["policy"], "hybrids": flags["hybrid"]}
     return checked(EvalConfig, settings, "flags")
 

@@ -12,16 +12,15 @@ def free_output(output: Path | str | None, overwrite: bool) -> Path:
     """Return the file to write, checked before the work begins.
 
     Raises:
-        ValueError: none is given, it exists and `overwrite` is not set, it is a folder, or it cannot be written.
+        ValueError: none is given, it exists and may not be overwritten, it is a folder, or it cannot be written.
     """
     if output is None:
         raise ValueError("no output given; name a JSON file with --output")
     path = Path(output)
     check_writable(path)
-    if path.is_dir():
-        raise ValueError(f"output {path} is a folder; name a file in it")
-    if path.exists() and not overwrite:
-        raise ValueError(f"output {path} exists; choose another file or pass --overwrite")
+    if path.is_dir() or (path.exists() and not overwrite):
+        kind = "is a folder" if path.is_dir() else "exists"
+        raise ValueError(f"output {path} {kind}; choose another file or pass --overwrite")
     return path
 
 

@@ -105,10 +105,9 @@ def load_all(config: EvalConfig) -> list[LoadedTask]:
     loaded: dict[tuple, LoadedTask] = {}
     weighted = "weighted" in config.hybrids
     for settings in config.tasks:
-        names = ranked_names(settings)
-        splits = load_split(settings, names, settings.development_split) if weighted else []
-        development = {task.name: task for task in splits}
-        for task in load_split(settings, names, settings.split):
+        found = load_split(settings, settings.development_split) if weighted else []
+        development = {task.name: task for task in found}
+        for task in load_split(settings, settings.split):
             other = development.get(task.name)
             if weighted and (other is None or other.split == task.split):
                 raise ValueError(
@@ -119,10 +118,13 @@ def load_all(config: EvalConfig) -> list[LoadedTask]:
     return list(loaded.values())
 
 
-def load_split(settings: TaskSettings, names: list[str] | None, split: str) -> list[RetrievalTask]:
-    """Load the named tasks of one split (None: all), distractors included."""
-    if names == []:
-        return []
+def load_split(settings: TaskSettings, split: str) -> list[RetrievalTask]:
+    """Load the tasks of one split that are ranked here, distractors included."""
+    names = list(settings.names) or None  # None stands for all that the data have
+    if settings.data == "mteb" and names:
+        names = [task.metadata.name for task in _mteb_tasks(names, ranked=True)]
+        if not names:
+            return []
     tasks = load_tasks(settings.data, names, split, revision=settings.revision, documents=settings.documents)
     distractors = settings.distractors
     if distractors is None:
@@ -130,23 +132,16 @@ def load_split(settings: TaskSettings, names: list[str] | None, split: str) -> l
     return [add_distractors(task, distractors.path, distractors.count, distractors.seed) for task in tasks]
 
 
-def ranked_names(settings: TaskSettings) -> list[str] | None:
-    """Return the names of the tasks that are ranked here; None stands for all that the data have."""
-    if settings.data != "mteb" or not settings.names:
-        return list(settings.names) or None
-    from .tasks.from_mteb import mteb_tasks, ranked_here
-
-    return [task.metadata.name for task in mteb_tasks(list(settings.names)) if ranked_here(task)]
-
-
 def mteb_scored(config: EvalConfig) -> list:
     """Return mteb's task objects that mteb scores itself: classification, clustering, similarity, ..."""
     names = [name for settings in config.tasks if settings.data == "mteb" for name in settings.names]
-    if not names:
-        return []
+    return _mteb_tasks(names, ranked=False) if names else []
+
+
+def _mteb_tasks(names: list[str], ranked: bool) -> list:
     from .tasks.from_mteb import mteb_tasks, ranked_here
 
-    return [task for task in mteb_tasks(names) if not ranked_here(task)]
+    return [task for task in mteb_tasks(names) if ranked_here(task) == ranked]
 
 
 def overlaps_of(config: EvalConfig, loaded: list[LoadedTask]) -> dict[tuple[str, TrainingTask], list[dict]]:

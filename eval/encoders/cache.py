@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -148,10 +149,10 @@ class VectorFiles:
         if not path.exists():
             text = json.dumps(key, indent=2)
             write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-        for scratch in self.folder.glob(".*"):
-            with suppress(FileNotFoundError):  # a writer that lives has renamed it
+        for scratch in self.folder.glob(".*.partial"):  # see `write_atomically`
+            with suppress(FileNotFoundError):  # a writer that lives has removed it
                 if time.time() - scratch.stat().st_mtime > ABANDONED_SECONDS:
-                    scratch.unlink()
+                    shutil.rmtree(scratch, ignore_errors=True)
 
     def refresh(self) -> None:
         """Index files that have come since. A damaged one is ignored, with a warning."""

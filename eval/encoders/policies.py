@@ -63,15 +63,11 @@ class Policy:
                 the policy needs.
         """
         tokens = getattr(self, "tokens", None)
-        if tokens and encoder.max_tokens and tokens > encoder.max_tokens:
+        least = 1 + (overhead_tokens(encoder) if hasattr(encoder, "count_tokens") else 0)
+        if tokens and not least <= tokens <= (encoder.max_tokens or tokens):
             raise ValueError(
-                f"policy {self.spec!r}: tokens={tokens} is more than the {encoder.max_tokens} that encoder "
-                f"{encoder.name!r} takes; lower it"
-            )
-        if tokens and hasattr(encoder, "count_tokens") and tokens <= overhead_tokens(encoder):
-            raise ValueError(
-                f"policy {self.spec!r}: tokens={tokens} leaves no room for text, since special tokens and prompt of "
-                f"encoder {encoder.name!r} take {overhead_tokens(encoder)}; raise it"
+                f"policy {self.spec!r}: tokens={tokens} must be from {least} to {encoder.max_tokens or 'any'}: encoder "
+                f"{encoder.name!r} takes no more, and special tokens and prompt must leave room for text"
             )
 
     def embed(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:

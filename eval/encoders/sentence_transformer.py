@@ -5,7 +5,6 @@ import logging
 import math
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -217,8 +216,8 @@ class SentenceTransformerEncoder:
         import torch
 
         if not self._reads_ids:
-            with self._limited_to(limit):
-                return self.model.preprocess([str(text) for text in texts], prompt=self._prompt(task), task=task)
+            shorter = {} if limit == self.max_tokens else {"max_length": limit}
+            return self.model.preprocess(list(map(str, texts)), prompt=self._prompt(task), task=task, **shorter)
         tokenizer = self.model.tokenizer
         if self._bare:
             ids = [text.encoding.ids[:limit] for text in texts]
@@ -247,19 +246,6 @@ class SentenceTransformerEncoder:
         longest = self.model.max_seq_length
         return int(longest) if longest and math.isfinite(longest) and longest < UNLIMITED else None
 
-    @contextmanager
-    def _limited_to(self, max_tokens: int | None) -> Iterator[None]:
-        """Let the model itself truncate texts to `max_tokens` within the block."""
-        if max_tokens == self.max_tokens:
-            yield
-            return
-        before = self.model.max_seq_length
-        self.model.max_seq_length = max_tokens
-        try:
-            yield
-        finally:
-            self.model.max_seq_length = before
-
 
 def token_batches(lengths: np.ndarray, budget_tokens: int) -> list[list[int]]:
     """Return indices by falling length, cut so that rows times longest row stays within the budget.
@@ -287,15 +273,14 @@ def load_model(name: str, device: str | None = None):
             folder lacks weights; or loading fails otherwise, and the error gives the cause.
     """
     folder = Path(name)
-    if folder.is_dir():
-        if not any((folder / settings).is_file() for settings in SETTINGS):
-            raise ValueError(f"encoder {name!r} is no model folder: it has none of {', '.join(SETTINGS)}")
+    if any((folder / settings).is_file() for settings in SETTINGS):
         check_model_files(folder)
         model = _load(name, name, device, None, trusted=True)
         check_tensors(folder, model[0])
         return model
-    if name.count("/") != 1:
-        raise ValueError(f"encoder {name!r} is no folder; give a model folder, or a Hub id as org/name")
+    if folder.is_dir() or name.count("/") != 1:
+        has = f"model folder: it has none of {', '.join(SETTINGS)}" if folder.is_dir() else "folder"
+        raise ValueError(f"encoder {name!r} is no {has}; give a model folder, or a Hub id as org/name")
     pinned = re.fullmatch("(.+)@([0-9a-f]{40})", name)
     repository, revision = pinned.groups() if pinned else (name, None)
     with hub_or_cache(repository, revision) as silent:

@@ -185,9 +185,10 @@ def test_vectors_that_are_not_finite_are_named_and_not_kept(tmp_path):
 def test_what_a_killed_writer_left_is_removed(tmp_path, policy):
     VectorStore(tmp_path).embed(Counting(), policy, TEXTS)
     (shelf,) = tmp_path.iterdir()
-    old, new = (shelf / f".{name}.safetensors.123" for name in ("old", "new"))
+    old, new = (shelf / f".{name}.safetensors.partial" for name in ("old", "new"))  # as `write_atomically` leaves them
     for scratch in (old, new):
-        scratch.write_bytes(b"half")
+        scratch.mkdir()
+        (scratch / "half").write_bytes(b"half")
     os.utime(old, (0, 0))
     VectorStore(tmp_path).embed(Counting(), policy, TEXTS)
     assert [path for path in shelf.iterdir() if path.name.startswith(".")] == [new]  # somebody may be writing it

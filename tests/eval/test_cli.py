@@ -135,7 +135,7 @@ def test_a_task_of_any_name_prints_no_line_of_its_own(write_task, tiny_rows, tmp
         (["--encoder", "bm25", "--split", "train"], "train.parquet"),
         (["--encoder", "bm25", "--hybrid", "weighted", "--development-split", "test"], "development_split='test'"),
         ([], "--encoder"),
-        (["--encoder", "bm25", "--distractor-count", "5"], "--distractors"),
+        (["--encoder", "bm25", "--distractor-count", "5"], "distractors.path"),
         (["--encoder", "bm25", "--task", "tinny"], "did you mean 'tiny'?"),
     ],
 )

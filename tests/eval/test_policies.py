@@ -136,9 +136,9 @@ def test_a_specification_that_means_nothing_is_refused(text, message):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("truncate:tokens=13", "tokens=13 is more than the 12"),
-        ("best-chunk:tokens=13", "tokens=13 is more than the 12"),
-        ("chunk-average:tokens=2", "policy 'chunk-average:tokens=2': tokens=2 leaves no room"),
+        ("truncate:tokens=13", "tokens=13 must be from 3 to 12: encoder"),
+        ("best-chunk:tokens=13", "tokens=13 must be from 3 to 12: encoder"),
+        ("chunk-average:tokens=2", "policy 'chunk-average:tokens=2': tokens=2 must be from 3"),
         ("best-chunk:stride=11", "stride=11 would skip text"),
         ("chunk-average:tokens=5,stride=4", "stride=4 would skip text"),
     ],
