@@ -89,8 +89,8 @@ def settings_of(context: typer.Context) -> EvalConfig:
         return EvalConfig.from_yaml(flags["config"])
     if flags["data"] is None or not flags["encoder"]:
         raise ValueError(
-            "give --data (a folder, locov1, locov0, a Hub id or mteb) and --encoder (bm25, tfidf-rp:256, a model folder "
-            "or a Hub id), or --config"
+            "give --data (a folder, locov1, locov0, a Hub id or mteb) and --encoder (bm25, tfidf-rp:256, a model "
+            "folder or a Hub id), or --config"
         )
     task = {name: flags[name] for name in ("data", "split", "documents", "revision", "development_split")}
     task["names"] = flags["task"]

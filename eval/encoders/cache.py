@@ -91,11 +91,19 @@ class VectorStore:
         unique = dict(zip(hashes, texts, strict=True))
         processes = Processes()
         with self._root(processes) as root:
-            if root is None or not texts:
-                timed = _compute(encoder, policy, list(unique.values()))
+            if not texts:
+                timed = _compute(encoder, policy, [])
+            elif root is None:
+                computed = list(_portions_of(encoder, policy, unique, list(unique)))
+                places = {each: place for place, each in enumerate(each for some, _ in computed for each in some)}
+                timed = _select(_joined([part for _, part in computed]), [places[each] for each in unique])
             else:
                 files = self._files_of(root, _key(encoder, policy), encoder.name, processes)
-                _fill(files, encoder, policy, unique, processes)
+                missing = [each for each in unique if each not in files.places]
+                for some, part in _portions_of(encoder, policy, unique, missing, processes):
+                    files.write(some, part)
+                processes.wait()
+                files.refresh()
                 timed = files.read(list(unique))
         if policy is not None:
             timed = TimedVectors(policy.combine(timed.vectors), timed.seconds)
@@ -185,12 +193,9 @@ class VectorFiles:
         places = [self.places[each] for each in hashes]
         for path in {path for path, _ in places}:
             wanted = [i for i, place in enumerate(places) if place[0] == path]
-            timed, _ = self._load(path)
             order += wanted
-            parts.append(_select(timed, [places[i][1] for i in wanted]))
-        vectors = DocumentVectors(*map(np.concatenate, zip(*(part.vectors for part in parts), strict=True)))
-        timed = TimedVectors(vectors, np.concatenate([part.seconds for part in parts]))
-        return _select(timed, np.argsort(order).tolist())
+            parts.append(_select(self._load(path)[0], [places[i][1] for i in wanted]))
+        return _select(_joined(parts), np.argsort(order).tolist())
 
     def _load(self, path: Path) -> tuple[TimedVectors, list[bytes]]:
         """Return a file's vectors and the hashes of their texts.
@@ -220,19 +225,22 @@ def _key(encoder: Encoder, policy: Policy | None) -> dict:
     }
 
 
-def _fill(
-    files: VectorFiles, encoder: Encoder, policy: Policy | None, texts: dict[bytes, str], processes: Processes
-) -> None:
-    """Compute and store what is missing, longest texts first, divided among the processes."""
-    missing = sorted((each for each in texts if each not in files.places), key=lambda each: -len(texts[each]))
-    mine = missing[processes.rank :: processes.world]
+def _portions_of(
+    encoder: Encoder,
+    policy: Policy | None,
+    texts: dict[bytes, str],
+    missing: list[bytes],
+    processes: Processes | None = None,
+) -> Iterator[tuple[list[bytes], TimedVectors]]:
+    """Compute missing texts, longest first, each process its part; yield the hashes of a portion and its vectors."""
+    missing = sorted(missing, key=lambda each: -len(texts[each]))
+    mine = missing[processes.rank :: processes.world] if processes else missing
     chosen = [texts[each] for each in mine]
     with counted(sum(map(len, chosen)), encoder.name, "text", shown_total=len(mine)) as count:
         for part in portions(chosen, PORTION_CHARS):
             with count.part(sum(map(len, chosen[part]))):
-                files.write(mine[part], _compute(encoder, policy, chosen[part]))
-    processes.wait()
-    files.refresh()
+                timed = _compute(encoder, policy, chosen[part])
+            yield mine[part], timed
 
 
 def _compute(encoder: Encoder, policy: Policy | None, texts: list[str]) -> TimedVectors:
@@ -253,6 +261,12 @@ def _compute(encoder: Encoder, policy: Policy | None, texts: list[str]) -> Timed
         raise ValueError(f"encoder {encoder.name!r}: {broken}; it is broken, or computes in too narrow a dtype")
     chars = np.array([1 + len(text) for text in texts], dtype=np.float32)
     return TimedVectors(vectors, seconds * chars / chars.sum())
+
+
+def _joined(parts: list[TimedVectors]) -> TimedVectors:
+    """Return the texts of all parts, one part after the other."""
+    vectors = DocumentVectors(*map(np.concatenate, zip(*(part.vectors for part in parts), strict=True)))
+    return TimedVectors(vectors, np.concatenate([part.seconds for part in parts]))
 
 
 def _select(timed: TimedVectors, places: list[int]) -> TimedVectors:

@@ -77,11 +77,12 @@ class SentenceTransformerEncoder:
 
     def tokenize(self, texts: list[str], task: Task) -> list[TokenizedText]:
         """Return each text with its tokens, nothing truncated. A text that has them already is not tokenized again."""
-        return self._tokenized(texts, self._prompt(task))
+        return list(self._tokenized(texts, self._prompt(task)))
 
     def count_tokens(self, texts: list[str], task: Task) -> np.ndarray:
         """See `TokenEncoder.count_tokens`."""
-        return np.array([text.tokens for text in self.tokenize(texts, task)], dtype=np.int64)
+        counts = (text.tokens for text in self._tokenized(texts, self._prompt(task)))  # the tokens are not kept
+        return np.fromiter(counts, dtype=np.int64, count=len(texts))
 
     def token_spans(self, texts: list[str]) -> list[np.ndarray]:
         """See `TokenEncoder.token_spans`."""
@@ -90,8 +91,8 @@ class SentenceTransformerEncoder:
                 f"the tokenizer of encoder {self.name!r} does not tell where in the text its tokens are, so no policy "
                 "can cut there; use truncate, or save the model with a fast tokenizer"
             )
-        tokenized = self._tokenized(texts, "")
-        return [np.array(text.encoding.offsets, dtype=np.int64).reshape(-1, 2) for text in tokenized]
+        offsets = (text.encoding.offsets for text in self._tokenized(texts, ""))
+        return [np.array(rows, dtype=np.int64).reshape(-1, 2) for rows in offsets]
 
     def encode(self, texts: list[str], task: Task, max_tokens: int | None = None) -> np.ndarray:
         """See `Encoder.encode`. The first time that texts of a kind are truncated, a warning counts them."""
@@ -118,7 +119,6 @@ class SentenceTransformerEncoder:
         import torch
 
         check_late_chunking(self.model, self.name)
-        texts = self.tokenize(texts, "document")
         lengths = np.minimum(self.count_tokens(texts, "document"), self.max_tokens or UNLIMITED)
         counts = np.clip(lengths // FEWEST_TOKENS, 1, parts).astype(np.int64)
         vectors: list = [None] * len(texts)
@@ -175,28 +175,26 @@ class SentenceTransformerEncoder:
         names = [name for name in (*PROMPT_NAMES[task], self.model.default_prompt_name) if name in prompts]
         return (prompts[names[0]] or "") if names else ""
 
-    def _tokenized(self, texts: list[str], prompt: str) -> list[TokenizedText]:
-        made = list(texts)
-        new = [i for i, text in enumerate(texts) if getattr(text, "prompt", None) != prompt]
-        for start in range(0, len(new), TEXTS_AT_ONCE):
-            chosen = new[start : start + TEXTS_AT_ONCE]
-            prompted = [prompt + texts[i] for i in chosen]
+    def _tokenized(self, texts: list[str], prompt: str) -> Iterator[TokenizedText]:
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            group = texts[start : start + TEXTS_AT_ONCE]
+            new = [prompt + text for text in group if getattr(text, "prompt", None) != prompt]
             if self._backend is not None:
-                encodings = self._backend.encode_batch(prompted, add_special_tokens=False)
+                encodings = iter(self._backend.encode_batch(new, add_special_tokens=False))
                 special = 0 if self._bare else self._backend.num_special_tokens_to_add(False)
-                counts = [len(encoding) + special for encoding in encodings]
             else:
-                rows = self.model.tokenizer(prompted, truncation=False, verbose=False)["input_ids"]
-                encodings, counts = [None] * len(chosen), [len(ids) for ids in rows]
-            for i, count, encoding in zip(chosen, counts, encodings, strict=True):
-                made[i] = TokenizedText(texts[i], prompt, count, encoding)
-        return made
+                encodings = iter(self.model.tokenizer(new, truncation=False, verbose=False)["input_ids"] if new else [])
+                special = 0
+            for text in group:
+                if getattr(text, "prompt", None) != prompt:
+                    encoding = next(encodings)
+                    text = TokenizedText(text, prompt, len(encoding) + special, encoding)
+                yield text
 
     def _batches(self, texts: list[str], task: Task, limit: int | None) -> Iterator[tuple[list[int], dict]]:
         """Yield batches of texts (see `token_batches`) and the model's features of each, with progress in tokens."""
         from sentence_transformers.util import batch_to_device
 
-        texts = self.tokenize(texts, task)
         lengths = self.count_tokens(texts, task)
         cut = int((lengths > limit).sum()) if limit else 0
         if cut and (task, limit) not in self._warned:
@@ -211,13 +209,14 @@ class SentenceTransformerEncoder:
                 yield batch, batch_to_device(features, self.model.device)
                 count.add(int(lengths[batch].sum()))
 
-    def _features(self, texts: list[TokenizedText], task: Task, limit: int | None) -> dict:
+    def _features(self, texts: list[str], task: Task, limit: int | None) -> dict:
         """Return what the model reads of texts, truncated to `limit` tokens: made of their ids, where it can be."""
         import torch
 
         if not self._reads_ids:
             shorter = {} if limit == self.max_tokens else {"max_length": limit}
             return self.model.preprocess(list(map(str, texts)), prompt=self._prompt(task), task=task, **shorter)
+        texts = self.tokenize(texts, task)
         tokenizer = self.model.tokenizer
         if self._bare:
             ids = [text.encoding.ids[:limit] for text in texts]
