@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 
-import bm25s
 import numpy as np
 
 from .encoders.cache import TimedVectors, VectorStore, portions
@@ -15,8 +14,6 @@ from .search import DEPTH, SCORES_AT_ONCE, ExactSearch, Run, check_finite, rank_
 from .tasks.schema import RetrievalTask
 
 __all__ = ["DEPTH", "Bm25Index", "Bm25Ranker", "DenseRanker", "Run", "rank_tfidf"]
-
-logging.getLogger("bm25s").setLevel(logging.WARNING)  # bm25s sets it to DEBUG
 
 BLOCK_DOCUMENTS = 4_096  # whose vectors are in memory together
 BLOCK_CHARS = 16_000_000  # or fewer documents, if they are long: chunk policies give them many vectors
@@ -140,6 +137,10 @@ class Bm25Index:
     """
 
     def __init__(self, task: RetrievalTask):
+        import bm25s  # slow to import
+
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # the import sets it to DEBUG
+        self._tokenize = bm25s.tokenize
         tokens = bm25s.tokenize(list(task.documents.values()), stopwords="en", show_progress=False)
         if not any(tokens.ids):
             raise ValueError(f"no document of task {task.name!r} has a word to index; check its passages")
@@ -149,7 +150,7 @@ class Bm25Index:
 
     def scores(self, queries: list[str]) -> np.ndarray:
         """Return every query's score of each document, (Q, D) float32, documents in the task's order."""
-        tokens = bm25s.tokenize(queries, stopwords="en", return_ids=False, show_progress=False)
+        tokens = self._tokenize(queries, stopwords="en", return_ids=False, show_progress=False)
         known = [[token for token in query if token in self.vocabulary] for query in tokens]
         return np.stack([self.index.get_scores(query) if query else self.nothing for query in known])
 

@@ -63,8 +63,10 @@ class Policy:
                 the policy needs.
         """
         tokens = getattr(self, "tokens", None)
+        if tokens is None:
+            return
         least = 1 + (overhead_tokens(encoder) if hasattr(encoder, "count_tokens") else 0)
-        if tokens and not least <= tokens <= (encoder.max_tokens or tokens):
+        if not least <= tokens <= (encoder.max_tokens or tokens):
             raise ValueError(
                 f"policy {self.spec!r}: tokens={tokens} must be from {least} to {encoder.max_tokens or 'any'}: encoder "
                 f"{encoder.name!r} takes no more, and special tokens and prompt must leave room for text"
