@@ -19,7 +19,7 @@ from mteb.get_tasks import _TASKS_REGISTRY  # what mteb.get_task reads; there is
 from mteb.models import ModelMeta
 from mteb.similarity_functions import cos_sim, pairwise_cos_sim
 
-from .analyses.provenance import provenance
+from .analyses.shared import provenance
 from .encoders.policies import Policy, Truncate
 from .encoders.protocol import Encoder
 from .tasks.from_hub import LOCOV1, load_hub_tasks

@@ -7,7 +7,7 @@ from datetime import date
 import numpy as np
 
 from .analyses.lengths import by_length
-from .analyses.provenance import installed_versions
+from .analyses.shared import installed_versions
 from .analyses.spans import ndcg_by_quarter
 from .config import EncoderSettings, TaskSettings, TrainingTask
 from .rankers import rank_tfidf

@@ -45,18 +45,6 @@ def paired_difference_interval(
     return float(differences.mean()), *mean_interval(differences, seed)
 
 
-def summarise(scores: list[float]) -> dict:
-    """Return {"queries", "ndcg_at_10", "interval_95"} of a group of queries, from their scores (0 to 1).
-
-    The mean of no queries is None, and so is the interval of fewer than two.
-    """
-    return {
-        "queries": len(scores),
-        "ndcg_at_10": sum(scores) / len(scores) if scores else None,
-        "interval_95": list(mean_interval(scores)) if len(scores) > 1 else None,
-    }
-
-
 def by_task(records: list[dict]) -> dict[tuple[str, str, str], list[dict]]:
     """Group retrieval records by their data: {(task, split, fingerprint): records}. Only these may be compared."""
     groups = defaultdict(list)

@@ -96,8 +96,8 @@ def export(
     overwrite: Overwrite = False,
 ):
     """Write a complete Hub folder from a checkpoint."""
-    from .about import read_about
-    from .repo_id import check_repo_id
+    from .card import read_about
+    from .hub_errors import check_repo_id
 
     look_at(model, *(results or []), about, output=output, overwrite=overwrite)
     if repo is not None:
@@ -173,13 +173,11 @@ def push(
     ] = None,
 ):
     """Push a folder to the Hub as one commit; by default only show what would be sent."""
-    from .repo_id import check_repo_id
+    from .hub_errors import HubError, check_repo_id
 
     look_at(folder)
     check_repo_id(repo)
-    from .hub_errors import HubError
-    from .push import carry_out, describe_commit, plan_push
-    from .push_plan import describe
+    from .push import carry_out, describe, describe_commit, plan_push
 
     plan = plan_push(folder, repo, private=private, create_pr=create_pr, revision=revision)
     typer.echo(describe(plan))

@@ -7,12 +7,10 @@ from huggingface_hub import eval_result_entries_to_yaml
 
 from m2bert.files import format_yaml, read_text
 
-from .about import About, read_about
+from .card import About, Card, public_record, read_about
 from .checkpoint import check_links, load_checkpoint, load_tokenizer
 from .folder import check_apart, check_output, fill_folder, whole_folder
-from .model_card import Card
-from .private import public_record
-from .repo_id import check_repo_id
+from .hub_errors import check_repo_id
 from .scores import Scores, leaderboard_entries, read_scores
 from .sentence_files import read_sentence_files
 

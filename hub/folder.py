@@ -17,11 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from m2bert.files import claimed, empty, read_json, sync
 from m2bert.schema import checked
 
+from .card import KINDS, Card, public_record, render_card
 from .checkpoint import AUTO_CLASSES, check_finite
-from .model_card import Card, render_card
 from .outputs import OLD, check_apart, check_output, check_replaceable, scratch_of  # noqa: F401  (of this room too)
-from .private import public_record
-from .records import KINDS
 from .sentence_files import SentenceSettings, write_json, write_sentence_files
 
 REQUIREMENTS = "transformers>=5.17,<6\ntorch>=2.11\nsentence-transformers>=6\n"

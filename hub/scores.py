@@ -4,28 +4,17 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 from huggingface_hub import EvalResult, EvalResultEntry
 
-from m2bert.files import digest, read_json, read_text
-from m2bert.schema import FOREIGN, Schema, checked
+from m2bert.eval.encoders.fingerprint import model_files
+from m2bert.files import read_json, read_text
+from m2bert.records import check_record, read_results
 
-from .score_checks import check_score
-
-# As m2bert.eval.encoders.fingerprint has them; what is made of a model, and how it was made, do not count.
-PATTERNS = ("*.safetensors", "*.json", "vocab.txt", "[0-9]*_*/*.safetensors", "[0-9]*_*/*.json")
-NOT_THE_MODEL = {"training.json", "conversion.json"}
 CONFIG, SENTENCE_CONFIG = "config.json", "sentence_bert_config.json"
-
-
-class ResultFile(Schema):
-    """A file of `m2bert eval`. Its records are of several kinds; `check_score` checks those that are shown."""
-
-    model_config = FOREIGN
-
-    format: Literal[1]
-    results: list[dict[str, Any]]
+CLAIMS = ("zero-shot", "fine-tuned")
+ORIGIN = ("source", "data_fingerprint", "date", "versions")  # of every score on a card
+ORIGIN_OF_A_MODEL = ("trained_on", "device", "dtype", "model_fingerprint", "vectors_per_document", "seen_share")
 
 
 @dataclass(frozen=True)
@@ -34,7 +23,7 @@ class Scores:
 
     Attributes:
         own: of the model, one for each task and policy, without hybrids.
-        masked: the same of its twin that differs in padding="masked" alone, where the files hold any.
+        masked: the same of the model that differs in padding="masked" alone, if the files hold any.
         bm25: {data_fingerprint: record} of BM25 on the same data.
     """
 
@@ -44,12 +33,11 @@ class Scores:
 
 
 def read_scores(files: list[Path], model_dir: Path) -> Scores:
-    """What result files say of the model in `model_dir`.
+    """Return the scores of the model in `model_dir` from result files.
 
     Raises:
-        ValueError: a file is no result file, none of its scores was measured on exactly these weights, settings and
-            tokenizer, a score does not say where it comes from or cannot be right, or two differ for the same task and
-            policy.
+        ValueError: a file is not a result file, none of its scores was measured on exactly these weights, settings and
+            tokenizer, a score does not state its origin, or two differ for the same task and policy.
     """
     if not files:
         return Scores()
@@ -58,9 +46,9 @@ def read_scores(files: list[Path], model_dir: Path) -> Scores:
             f"{model_dir} has no modules.json, so its scores were measured with another pooling than an export has, or "
             "with another model than an adapter makes; export it, evaluate the export, and export that with --results"
         )
-    records = [record for file in files for record in _read(Path(file))]
+    records = [record for file in files for record in read_results(Path(file)) if isinstance(record, dict)]
     ranked = [record for record in records if record.get("kind") == "retrieval" and not record.get("hybrid")]
-    present, twin = digests(model_dir), _masked_twin(model_dir)
+    present, twin = model_files(model_dir), _masked_twin(model_dir)
     own = [record for record in ranked if record.get("model_files") == present]
     if not own:
         raise ValueError(_none_fits(files, ranked, model_dir, present))
@@ -68,13 +56,13 @@ def read_scores(files: list[Path], model_dir: Path) -> Scores:
     fingerprints = [record.get("data_fingerprint") for record in own]
     bm25 = [r for r in ranked if r.get("system") == "bm25" and r.get("data_fingerprint") in fingerprints]
     for record in (*own, *masked, *bm25):
-        check_score(record)
+        _check_origin(record)
     bm25 = {record["data_fingerprint"]: record for record in bm25}
     return Scores(_without_repetition(own), _without_repetition(masked), bm25)
 
 
 def model_index(scores: Scores) -> list[EvalResult]:
-    """The scores in points (0 to 100), as the Hub's `model-index` has them."""
+    """Return the scores in points (0 to 100) in the form of the Hub's `model-index`."""
     return [
         EvalResult(
             task_type="retrieval",
@@ -92,7 +80,7 @@ def model_index(scores: Scores) -> list[EvalResult]:
 
 
 def leaderboard_entries(scores: Scores) -> list[EvalResultEntry]:
-    """The scores on data of the Hub, for `.eval_results/`: that form names a data set there, which local data lack."""
+    """Return the scores on data sets of the Hub, in the form of `.eval_results/`."""
     entries = []
     for record in scores.own:
         if not record.get("revision"):
@@ -113,28 +101,31 @@ def leaderboard_entries(scores: Scores) -> list[EvalResultEntry]:
     return entries
 
 
-def digests(model_dir: Path) -> dict[str, str]:
-    """sha256 of every file of weights, settings and tokenizer, by its name in the folder."""
-    found = {}
-    for path in sorted(path for pattern in PATTERNS for path in model_dir.glob(pattern)):
-        if path.is_file() and path.name not in NOT_THE_MODEL:
-            found[path.relative_to(model_dir).as_posix()] = digest(path)
-    return found
-
-
 def _points(score: float) -> float:
     return round(100 * score, 2)
 
 
-def _read(file: Path) -> list[dict]:
-    try:
-        return checked(ResultFile, read_json(file), str(file)).results
-    except ValueError as error:
-        raise ValueError(f"results {file} are no result file ({error}); write it with `m2bert eval`") from error
+def _check_origin(record: dict):
+    """Raise ValueError if a record is malformed, does not say what was measured on what, or measures training data."""
+    name = f"the score of {record.get('system')!r} on {record.get('task')!r}"
+    is_model = record.get("system") != "bm25"
+    if is_model and (record.get("claim") not in CLAIMS or not record.get("trained_on")):
+        raise ValueError(
+            f"{name} does not say what the model was trained on, so that nobody knows whether it saw the task; "
+            "evaluate with `trained_on` in a configuration (m2bert eval --config)"
+        )
+    check_record(record, name)
+    needed = ORIGIN + ORIGIN_OF_A_MODEL if is_model else ORIGIN
+    missing = [key for key in needed if record.get(key) in (None, "", {})]
+    if missing:
+        raise ValueError(f"{name} has no {missing[0]}; a card shows no number without its origin, so evaluate again")
+    scored = {f"{task} ({record['split']})" for task in (record["task"], record["task"].split(" ")[0])}
+    if is_model and scored & set(record["trained_on"]):
+        raise ValueError(f"{name} is of the split {record['split']!r} that the model was trained on")
 
 
 def _masked_twin(model_dir: Path) -> dict[str, str]:
-    """Digests of the two files in which `write_folder` makes the same model with padding="masked" differ."""
+    """Return the digests of the two files in which `write_folder` makes the same model with padding="masked" differ."""
     if read_json(model_dir / CONFIG).get("padding") != "visible" or not (model_dir / SENTENCE_CONFIG).is_file():
         return {}
     config = read_text(model_dir / CONFIG).replace('"padding": "visible"', '"padding": "masked"')
@@ -161,10 +152,9 @@ def _without_repetition(records: list[dict]) -> list[dict]:
     found: dict[tuple, dict] = {}
     for record in records:
         key = record["task"], record["split"], record["data_fingerprint"], record["policy"]
-        if key in found and found[key]["ndcg_at_10"] != record["ndcg_at_10"]:
+        if found.setdefault(key, record)["ndcg_at_10"] != record["ndcg_at_10"]:
             raise ValueError(
                 f"results hold two scores of task {record['task']!r} under policy {record['policy']!r}: "
                 f"{found[key]['ndcg_at_10']} and {record['ndcg_at_10']}; leave a file out"
             )
-        found.setdefault(key, record)
     return list(found.values())

@@ -3,6 +3,7 @@
 Only what this package uses of them is described; other keys are theirs.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from .files import parse_json, read_json, read_text
 from .schema import FOREIGN, Schema, checked
 
+LINK_TARGET = re.compile(rb"(?:\.\./)+[\w/.-]+\.py\s*")
 PROMPTS_OF_EVERY_MODEL = {"query", "document"}  # sentence-transformers adds them, empty
 
 
@@ -164,3 +166,17 @@ def check_model_files(folder: Path) -> None:
         for module in read_modules(folder / "modules.json"):
             if module.path and (folder / module.path / "config.json").is_file():
                 read_json(folder / module.path / "config.json")
+
+
+def check_code_files(folder: Path) -> None:
+    """Raise ValueError if a Python file of a model folder is a broken link.
+
+    The code of models/m2bert-small are links into this repository. They dangle where the folder was copied alone, and
+    on Windows git may write them as small text files that hold the link's target.
+    """
+    for path in sorted(folder.glob("*.py")):
+        if not path.exists() or (path.stat().st_size < 200 and LINK_TARGET.fullmatch(path.read_bytes())):
+            raise ValueError(
+                f"{path} is a broken link to the model's code; write a folder with the code itself: m2bert export "
+                f"--model {folder} --output ANOTHER_FOLDER"
+            )

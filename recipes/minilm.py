@@ -28,8 +28,8 @@ import numpy as np
 
 from m2bert.eval.encoders.policies import cut, overhead_tokens
 from m2bert.eval.tasks.schema import RetrievalTask, load_task
+from m2bert.hub.card import public_record
 from m2bert.hub.folder import check_output, whole_folder
-from m2bert.hub.private import public_record
 from m2bert.train.text.splits import refuse_test
 
 SIDES = "query", "document"

@@ -29,11 +29,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from m2bert.hub.about import About
+from m2bert.hub.card import About, Card
 from m2bert.hub.checkpoint import load_checkpoint, load_tokenizer
 from m2bert.hub.export import read_records
 from m2bert.hub.folder import check_output, write_folder
-from m2bert.hub.model_card import Card
 from m2bert.hub.sentence_files import read_sentence_files
 
 from .runs import command_line

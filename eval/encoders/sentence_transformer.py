@@ -12,7 +12,7 @@ import numpy as np
 import tokenizers
 from safetensors import safe_open
 
-from m2bert.model_files import check_model_files
+from m2bert.model_files import check_code_files, check_model_files
 from m2bert.terminal import one_line
 
 from ..progress import counted
@@ -273,6 +273,7 @@ def load_model(name: str, device: str | None = None):
     """
     folder = Path(name)
     if any((folder / settings).is_file() for settings in SETTINGS):
+        check_code_files(folder)
         check_model_files(folder)
         model = _load(name, name, device, None, trusted=True)
         check_tensors(folder, model[0])

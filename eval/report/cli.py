@@ -3,6 +3,7 @@
 By itself: python -m m2bert.eval.report.cli report results/*.json --output report.html
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from m2bert.command import CommandGroup
 from m2bert.terminal import shown
 
 app = typer.Typer(cls=CommandGroup, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+FORMATS = (".md", ".html")
 
 
 @app.callback()
@@ -30,26 +32,31 @@ def report_command(
 
     A file that cannot be read is named, on stderr and in the report, and the others are rendered.
     """
+    from m2bert.files import write_atomically
+
     from ..results import free_output
-    from .pages import TEMPLATES, build_sections, plot_folder, report_files, write_files  # slow, not for --help
+    from .page import build_sections, plot_folder, report_files  # slow, not for --help
     from .results import load_results
 
     for path in output:
-        if path.suffix not in TEMPLATES:
-            raise ValueError(f"output {path} is no report; its name must end in {' or '.join(TEMPLATES)}")
+        if path.suffix not in FORMATS:
+            raise ValueError(f"output {path} is no report; its name must end in {' or '.join(FORMATS)}")
         free_output(path, overwrite)
         if path.suffix == ".md":
             free_output(plot_folder(path) / "plot.svg", overwrite=True)
-    loaded = load_results(results)
-    for line in [*loaded.problems, *loaded.notes]:
+    records, problems, notes = load_results(results)
+    for line in [*problems, *notes]:
         typer.echo(f"m2bert report: warning: {shown(line)}", err=True)
-    if not loaded.records:
+    if not records:
         raise ValueError("none of the files holds a result; write them with `m2bert eval` or `m2bert analyse`")
-    sections = build_sections(loaded)
-    reports = [report_files(path, sections, title) for path in output]  # all, before the first is written
-    for path, files in zip(output, reports, strict=True):
-        write_files(files)
-        typer.echo(f"written to {shown(path)}")
+    sections = build_sections(records, problems, notes)
+    texts = {}
+    for path in output:  # all, before the first is written
+        texts |= report_files(path, sections, title)
+    for path, text in texts.items():
+        write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8"))
+        if path in output:
+            typer.echo(f"written to {shown(path)}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """Reading result files for a report: what is unreadable or doubled is named, the rest is used."""
 
-from dataclasses import dataclass, field
+from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 from m2bert.records import check_record, read_results
 from m2bert.terminal import nearest, one_line, shown
 
 from . import paper
-from .sources import shorten
+from .tables import shorten
 
 # The fields that tell a record from others of its kind.
 IDENTITY = {
@@ -22,57 +23,47 @@ IDENTITY = {
 }
 
 
-@dataclass
-class Results:
-    """Records by kind, and what a reader must know about the files they came from.
-
-    Attributes:
-        problems: one line for each file or record that could not be used.
-        notes: one line for each record that a later one replaced or that names a row which the paper does not have, and
-            for each name that several models share.
-    """
+class Results(NamedTuple):
+    """Records by kind, and a line each for what could not be used (`problems`) and what readers must know (`notes`)."""
 
     records: dict[str, list[dict]]
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def of(self, kind: str) -> list[dict]:
-        """The records of one kind, in the order of the files."""
-        return self.records.get(kind, [])
+    problems: list[str]
+    notes: list[str]
 
 
 def load_results(paths: list[Path]) -> Results:
-    """All records of result files. Of records with the same identity the one of the later date is kept.
+    """Read all records of result files. Of records with the same identity keep the one of the later date.
 
-    Nothing here raises: what is wrong is in `problems`.
+    Nothing here raises. A note names each record that a later one replaced or whose row the paper does not have, and
+    each name that several models share.
     """
-    results = Results({})
+    problems: list[str] = []
+    notes: list[str] = []
     kept: dict[tuple, tuple[dict, Path]] = {}
     for path in paths:
-        for record in _usable(path, results.problems):
+        for record in _usable(path, problems):
             key = (record["kind"], *(repr(record.get(name)) for name in IDENTITY[record["kind"]]))
-            known, known_path = kept.get(key, (None, None))
-            if known is None or known == record:
-                kept[key] = record, path
-                continue
+            known, known_path = kept.get(key, (record, path))
             older = (record.get("date") or "") < (known.get("date") or "")
             kept[key] = (known, known_path) if older else (record, path)
-            results.notes.append(f"{describe(record)}: measured twice, in {known_path} and {path}; {kept[key][1]} wins")
+            if known != record:
+                notes.append(f"{_named(record)}: measured twice, in {known_path} and {path}; {kept[key][1]} wins")
+    records = defaultdict(list)
     for record, _ in kept.values():
-        results.records.setdefault(record["kind"], []).append(record)
+        records[record["kind"]].append(record)
         name = record.get("paper_row")
         if name and name not in paper.row_names():
-            hint = nearest(name, paper.row_names())
-            results.notes.append(f"{describe(record)}: the paper has no row {name!r}{hint}")
-    results.notes += _shared_names(results.of("retrieval") + results.of("mteb"))
-    return results
+            notes.append(f"{_named(record)}: the paper has no row {name!r}{nearest(name, paper.row_names())}")
+    return Results(
+        dict(records), problems, notes + _shared_names(records.get("retrieval", []) + records.get("mteb", []))
+    )
 
 
 def _shared_names(records: list[dict]) -> list[str]:
-    """One line for each name under which different models were measured, whose scores would be averaged as one's."""
-    models: dict[str, set[str]] = {}
+    """Return a line for each name under which different models were measured, whose scores would be averaged."""
+    models = defaultdict(set)
     for record in records:
-        models.setdefault(record["system"], set()).add(record.get("model_fingerprint") or "not stated")
+        models[record["system"]].add(record.get("model_fingerprint") or "not stated")
     return [
         f"{system}: its records are of {len(found)} models or package versions (fingerprints "
         f"{', '.join(sorted(map(shorten, found)))}), so averages over tasks mix them; "
@@ -82,13 +73,9 @@ def _shared_names(records: list[dict]) -> list[str]:
     ]
 
 
-def describe(record: dict) -> str:
-    """A record in words: kind, system and task, as far as it has them."""
-    names = [
-        record["kind"],
-        *(record[name] for name in ("system", "task", "split") if isinstance(record.get(name), str)),
-    ]
-    return ", ".join(names)
+def _named(record: dict) -> str:
+    """Return a record's kind, system, task and split, as far as it has them."""
+    return ", ".join(record[name] for name in ("kind", "system", "task", "split") if isinstance(record.get(name), str))
 
 
 def _usable(path: Path, problems: list[str]) -> list[dict]:
@@ -109,7 +96,7 @@ def _usable(path: Path, problems: list[str]) -> list[dict]:
 
 
 def _readable(value: object) -> object:
-    """A part of a record with its texts on one line each and without control characters."""
+    """Return a part of a record with its texts on one line each and without control characters."""
     if isinstance(value, str):
         return shown(" ".join(value.split()))
     if isinstance(value, list):

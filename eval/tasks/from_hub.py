@@ -13,6 +13,7 @@ is read from the history of LoCoV1.
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from m2bert.terminal import one_line
 
@@ -34,8 +35,6 @@ LOCOV1_TASKS = ("summ_screen_fd", "gov_report", "qmsum", "qasper_title", "qasper
 LOCOV0_TASKS = LOCOV1_TASKS[:5]
 # "Upload 12 files" in both histories: the last commits before QMSUM's documents were merged.
 LOCOV0_REVISION = "db3f60f,fde163bddbb5f3c2ad19769e18a570843da36ec3"
-COMMIT = re.compile("[0-9a-f]{40}")
-ABBREVIATED_COMMIT = re.compile("[0-9a-f]{7,39}")
 TIMEOUT_SECONDS = 5  # to wait for a connection, and for an answer
 
 
@@ -98,11 +97,9 @@ def load_table(path: str, config: str | None, split: str, setting: str, hint: st
             f"({one_line(error)}); {hint}"
         ) from error
     # `datasets` keeps its copy in a folder that is called as the commit.
-    folders = {file["filename"].replace("\\", "/").split("/")[-2] for file in data.cache_files}
-    commit = folders.pop() if len(folders) == 1 else ""
-    commit = commit if COMMIT.fullmatch(commit) else None
-    wanted = revision or ""
-    if commit and re.fullmatch("[0-9a-f]{7,40}", wanted) and not commit.startswith(wanted):
+    folders = {Path(file["filename"]).parent.name for file in data.cache_files}
+    commit = next((name for name in folders if re.fullmatch("[0-9a-f]{40}", name)), None) if len(folders) == 1 else None
+    if commit and revision and re.fullmatch("[0-9a-f]{7,40}", revision) and not commit.startswith(revision):
         # Without a network, `datasets` takes the newest commit in its cache, whatever was asked for.
         raise ValueError(
             f"{setting}: the cache holds commit {commit} of {path!r}, not revision={revision}; go online to load that"
@@ -119,7 +116,7 @@ def full_commit(path: str, revision: str | None) -> str | None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    if not ABBREVIATED_COMMIT.fullmatch(revision or ""):
+    if not re.fullmatch("[0-9a-f]{7,39}", revision or ""):
         return revision
     try:
         history = HfApi().list_repo_commits(path, repo_type="dataset")

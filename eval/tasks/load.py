@@ -8,7 +8,7 @@ from pathlib import Path
 
 from m2bert.terminal import nearest
 
-from ..analyses.text_sources import read_source
+from ..analyses.clusters import read_source
 from .from_csv import QUERIES, SPLIT, load_csv_folder
 from .from_hub import LOCOV0_REVISION, LOCOV0_TASKS, LOCOV1, LOCOV1_TASKS, load_hub_tasks
 from .schema import RetrievalTask, check_names, fingerprint_of, load_task, task_names
@@ -55,22 +55,16 @@ def load_tasks(
     _check_unused(data, documents=variant)
     if data == "mteb":
         _check_unused(data, revision=revision)
-        return _from_mteb(names, split)
+        if not names:
+            raise ValueError("data='mteb' has hundreds of tasks; name some, as in --task LongEmbed")
+        from .from_mteb import from_mteb  # slow to import
+
+        return from_mteb(names, split)
     if is_hub_id:
         return load_hub_tasks(data, names, split, revision)
     known, default = (LOCOV1_TASKS, None) if data == "locov1" else (LOCOV0_TASKS, LOCOV0_REVISION)
     check_names(names, known, data)
     return load_hub_tasks(LOCOV1, names or list(known), split, revision or default)
-
-
-def _from_mteb(names: list[str] | None, split: str) -> list[RetrievalTask]:
-    if not names:
-        raise ValueError(
-            "data='mteb' has hundreds of tasks; name some, as in --task LEMBQMSumRetrieval or --task LongEmbed"
-        )
-    from .from_mteb import from_mteb  # slow to import
-
-    return from_mteb(names, split)
 
 
 def _check_unused(data: str, **settings: str | None) -> None:

@@ -281,15 +281,6 @@ def collect_documents(recipe: dict) -> dict[str, list[list[Entry]]]:
     return documents
 
 
-def holds_corpus(output: Path, corpus_fingerprint: str) -> bool:
-    """Return whether `output` has all tables and the record of this corpus."""
-    paths = [output / kind / f"{split}.parquet" for kind in SCHEMAS for split in SPLITS]
-    record_path = output / RECORD
-    if not all(path.is_file() for path in [*paths, record_path]):
-        return False
-    return read_json(record_path).get("corpus_fingerprint") == corpus_fingerprint
-
-
 def write_corpus(output: Path, rows: dict[str, dict[str, list[dict]]], record: dict) -> None:
     """Write the tables, then `record` with their counts: its presence says that the tables are whole."""
     record_path = output / RECORD
@@ -316,7 +307,7 @@ def build_pydocs(output_dir: str | Path) -> str:
     output = Path(output_dir)
     recipe = read_recipe()
     recorded = recipe["corpus_fingerprint"]
-    if holds_corpus(output, recorded):
+    if (output / RECORD).is_file() and read_json(output / RECORD).get("corpus_fingerprint") == recorded:
         return recorded
     output.mkdir(parents=True, exist_ok=True)  # an error here comes before the minute of work
     documents = collect_documents(recipe)

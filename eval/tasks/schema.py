@@ -1,6 +1,7 @@
 """A retrieval task, and reading one from tables in the schema of LoCoV1 (hazyresearch/LoCoV1-Queries, -Documents)."""
 
 import hashlib
+import itertools
 import json
 import logging
 import re
@@ -10,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from m2bert.files import visible
@@ -148,8 +148,13 @@ def names_in(table: pa.Table) -> list[str]:
 
 
 def rows_of(table: pa.Table, task: str) -> list[dict]:
-    """Return the rows with `dataset == task`."""
-    return table.filter(pc.field("dataset") == task).to_pylist()
+    """Return the rows with `dataset == task`. Arrow cannot filter tables that have a column of string_view."""
+    rows, start = [], 0
+    for name, run in itertools.groupby(table["dataset"].to_pylist()):
+        length = len(list(run))
+        rows += table.slice(start, length).to_pylist() if name == task else []
+        start += length
+    return rows
 
 
 def make_task(
@@ -199,7 +204,7 @@ def texts_by_id(kind: str, pairs: Iterable[tuple[str, str]], where: str) -> dict
     """
     pairs = list(pairs)
     if not pairs:
-        raise ValueError(f"{where} has no {kind}, or only null ones; add some, or leave the task out")
+        raise ValueError(f"{where} has no {kind}; add some (null texts do not count)")
     for identifier, text in pairs:
         if not (isinstance(identifier, str) and isinstance(text, str)):
             raise ValueError(f"{where}, {kind}: id {identifier!r} has {text!r:.80}; both must be texts")

@@ -1,7 +1,6 @@
 """mteb and this package score the same: our tasks and encoders there, its tasks and models here."""
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 mteb = pytest.importorskip("mteb")
@@ -9,17 +8,9 @@ mteb = pytest.importorskip("mteb")
 from datasets import Dataset, DatasetDict  # noqa: E402
 from mteb._create_dataloaders import create_dataloader  # noqa: E402
 from mteb._evaluators.retrieval_metrics import calculate_retrieval_scores  # noqa: E402
-from mteb.abstasks import (  # noqa: E402
-    AbsTaskClassification,
-    AbsTaskClustering,
-    AbsTaskPairClassification,
-    AbsTaskRetrieval,
-    AbsTaskSTS,
-)
+from mteb.abstasks import AbsTaskPairClassification, AbsTaskRetrieval, AbsTaskSTS  # noqa: E402
 from mteb.abstasks.task_metadata import TaskMetadata  # noqa: E402
 from mteb.types import PromptType  # noqa: E402
-from sentence_transformers import SentenceTransformer  # noqa: E402
-from sentence_transformers.sentence_transformer.modules import Normalize  # noqa: E402
 
 from m2bert.eval import mteb_export  # noqa: E402
 from m2bert.eval.encoders.mteb_model import MtebEncoder, MtebRanker, load_mteb_model, loader_of  # noqa: E402
@@ -31,17 +22,7 @@ from m2bert.eval.report import paper  # noqa: E402
 from m2bert.eval.search import score_metrics, score_ranking  # noqa: E402
 from m2bert.eval.tasks import from_mteb as tasks_of_mteb  # noqa: E402
 from m2bert.eval.tasks.from_hub import LOCOV1_TASKS  # noqa: E402
-from m2bert.eval.tasks.from_mteb import (  # noqa: E402
-    PAPER_GROUPS,
-    document_text,
-    from_mteb,
-    metadata_of,
-    mteb_tasks,
-    query_text,
-    ranked_here,
-    split_data,
-    to_mteb,
-)
+from m2bert.eval.tasks.from_mteb import PAPER_GROUPS, from_mteb, metadata_of, mteb_tasks, split_data, to_mteb  # noqa: E402
 from m2bert.eval.tasks.schema import RetrievalTask, load_task  # noqa: E402
 
 ROUNDED = 5.001e-6  # mteb prints five decimals
@@ -247,8 +228,14 @@ class TestTasksHere:
 
     @pytest.mark.parametrize("row", [{"title": "A title", "text": " a text "}, {"title": "", "text": "a\n"}])
     def test_texts_are_those_that_mteb_reads(self, row, task):
-        kinds = ((document_text, PromptType.document, row), (query_text, PromptType.query, {"text": row["text"]}))
-        for ours, kind, one in (*kinds, (query_text, PromptType.query, {"text": "a query", "instruction": "do it"})):
+        kinds = (
+            (tasks_of_mteb.document_text, PromptType.document, row),
+            (tasks_of_mteb.query_text, PromptType.query, {"text": row["text"]}),
+        )
+        for ours, kind, one in (
+            *kinds,
+            (tasks_of_mteb.query_text, PromptType.query, {"text": "a query", "instruction": "do it"}),
+        ):
             loader = create_dataloader(
                 Dataset.from_list([{"id": "1", **one}]), task_metadata=metadata_of(task), prompt_type=kind
             )
@@ -279,29 +266,20 @@ class TestNames:
     def test_what_mteb_has_to_score_itself(self):
         """ArguAna leaves each query's own document out; CQADupstack averages corpora; the rest is no retrieval."""
         names = ["ArguAna", "CQADupstackRetrieval", "STS12", "AskUbuntuDupQuestions", "NFCorpus"]
-        assert [task.metadata.name for task in mteb_tasks(names) if ranked_here(task)] == ["NFCorpus"]
+        assert [task.metadata.name for task in mteb_tasks(names) if tasks_of_mteb.ranked_here(task)] == ["NFCorpus"]
         with pytest.raises(ValueError, match=r"'ArguAna' \(Retrieval\) is scored by mteb itself"):
             from_mteb(["NFCorpus", "ArguAna"])
 
 
 def about(name, kind, main_score):
-    return TaskMetadata(
-        name=name,
-        description="Made for a test.",
-        dataset={"path": "made/up", "revision": "1"},
-        type=kind,
-        category="t2c" if kind != "STS" else "t2t",
-        eval_langs=["eng-Latn"],
-        main_score=main_score,
-    )
+    data = {"path": "made/up", "revision": "1"}
+    return TaskMetadata(name=name, description="Made for a test.", dataset=data, type=kind, category="t2t",
+                        eval_langs=["eng-Latn"], main_score=main_score)  # fmt: skip
 
 
 class InMemory:
-    """Data for mteb's task classes: columns, or {split: rows}."""
-
     def load_data(self, **kwargs):
-        splits = self.splits if hasattr(self, "splits") else {"test": Dataset.from_dict(self.columns)}
-        self.dataset, self.data_loaded = DatasetDict(splits), True
+        self.dataset, self.data_loaded = DatasetDict(test=Dataset.from_dict(self.columns)), True
 
 
 class Similarity(InMemory, AbsTaskSTS):
@@ -312,13 +290,6 @@ class Similarity(InMemory, AbsTaskSTS):
         "sentence2": ["apple apple", "boat sail", "cloud wall", "horse river", "river rain", "saddle horse"],
         "score": [3.0, 5.0, 2.0, 0.0, 2.5, 4.5],
     }
-
-
-class Grouping(InMemory, AbsTaskClustering):
-    metadata = about("Grouping", "Clustering", "v_measure")
-    max_fraction_of_documents_to_embed = None
-    texts = [f"{word} {other}" for word in ("apple", "boat") for other in ("pear", "sail", "stone", "wall")]
-    columns = {"sentences": texts, "labels": [0] * 4 + [1] * 4}
 
 
 class Pairs(InMemory, AbsTaskPairClassification):
@@ -332,12 +303,11 @@ class Pairs(InMemory, AbsTaskPairClassification):
 
 class TestScoredByMteb:
     def test_records_hold_mtebs_own_scores(self, encoder):
-        records = run_tasks(encoder, TRUNCATE, [Similarity(), Grouping(), Pairs()], "ours")
+        records = run_tasks(encoder, TRUNCATE, [Similarity(), Pairs()], "ours")
         assert all(record.keys() == RECORD for record in records)
-        similarity, grouping, pairs = records
+        similarity, pairs = records
         assert (similarity["task"], similarity["group"], similarity["system"]) == ("Similarity", "sts", "ours")
         assert similarity["model_fingerprint"] == encoder.fingerprint
-        assert (grouping["metric"], grouping["other_scores"]) == ("v_measure", {})
         theirs = mteb_scores(encoder.model, Similarity())
         assert similarity["value"] == pytest.approx(theirs["cosine_spearman"], abs=1e-5)
         assert similarity["other_scores"]["cosine_pearson"] == pytest.approx(theirs["cosine_pearson"], abs=1e-5)
@@ -351,26 +321,3 @@ class TestScoredByMteb:
 
         with pytest.raises(ValueError, match="mteb task 'Similarity' failed: ConnectionError: no network"):
             run_tasks(encoder, TRUNCATE, [Broken()], "ours")
-
-    def test_banking77(self, shared, encoder):
-        """A classification task from local files: four of the intents, by an untrained model."""
-        read = {
-            split: pq.read_table(shared / "data" / "banking77" / f"{split}.parquet").to_pylist()
-            for split in ("train", "test")
-        }
-        intents = sorted({row["label"] for row in read["test"]}, key=str)[:4]
-
-        class FourIntents(InMemory, AbsTaskClassification):
-            metadata = about("FourIntents", "Classification", "accuracy")
-            n_experiments = 2
-            splits = {
-                split: Dataset.from_list(
-                    [row | {"label": intents.index(row["label"])} for row in rows if row["label"] in intents]
-                )
-                for split, rows in read.items()
-            }
-
-        (record,) = run_tasks(encoder, TRUNCATE, [FourIntents()], "tiny")
-        unit = SentenceTransformer(modules=[*encoder.model, Normalize()])  # our encoders give unit rows
-        assert (record["system"], record["group"], record["split"]) == ("tiny", "classification", "test")
-        assert record["value"] == pytest.approx(mteb_scores(unit, FourIntents())["accuracy"], abs=1e-4)

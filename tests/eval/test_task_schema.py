@@ -59,6 +59,7 @@ def test_where_the_answers_begin(tmp_path, write_task, tiny_rows):
 @pytest.mark.parametrize("kind", ["string_view", "large_string", "dictionary"])
 def test_texts_of_any_arrow_type_are_read(tmp_path, write_task, tiny_rows, kind):
     """Polars writes string_view, on which Arrow filters nothing; pandas writes categories as dictionaries."""
+    all_have(tiny_rows[0], answer="a")
     folder = write_task(tmp_path, *tiny_rows)
     text = pa.dictionary(pa.int32(), pa.string()) if kind == "dictionary" else getattr(pa, kind)()
     before = load_task(folder, "tiny", "test")
@@ -126,7 +127,7 @@ def test_files_that_cannot_be_read_are_named(tiny_data, write_task, tiny_rows):
 
 def test_null_passages_alone_leave_no_task():
     queries = [{"qid": "q", "query": "what", "answer_pids": ["p"]}]
-    with pytest.raises(ValueError, match="task 't', split 'test' has no documents, or only null ones"):
+    with pytest.raises(ValueError, match="task 't', split 'test' has no documents; add some"):
         make_task("t", "test", queries, [{"pid": "p", "passage": None}])
 
 

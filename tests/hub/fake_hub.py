@@ -1,25 +1,31 @@
 """A small Hub on 127.0.0.1 for the real huggingface_hub client: repositories, commits, large files, tokens and errors.
 
 It speaks the routes that pushing and loading use, with the Hub's status codes and error headers. It knows no Xet:
-clients are told HF_HUB_DISABLE_XET=1, so nothing here says how uploads over Xet behave.
+clients are told HF_HUB_DISABLE_XET=1.
 
     with FakeHub() as hub:
         sha = hub.add("org/name", {"config.json": b"{}"})
         subprocess.run([...], env=hub.environment(tmp_path / "home"))
 """
 
+import base64
+import hashlib
 import json
 import os
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import huggingface_hub
-from fake_hub_routes import WRITE_TOKEN, Answer, Routes
-from fake_hub_store import Commit, Refusal, Repository, history
+
+WRITE_TOKEN = f"hf_{'w' * 34}"  # may write to the namespace `org`, and read and open pull requests everywhere
+READ_TOKEN = f"hf_{'r' * 34}"  # reads everything, writes nothing
+LARGE = (".safetensors", ".bin", ".pt", ".onnx")
 
 
 class Request(NamedTuple):
@@ -27,6 +33,65 @@ class Request(NamedTuple):
     path: str  # with the query, as the client sent it
     headers: Message  # names in any case
     body: bytes
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    content: bytes
+
+
+class Commit(NamedTuple):
+    sha: str
+    message: str
+    files: dict[str, bytes]
+    parent: "Commit | None"
+
+
+@dataclass
+class Repository:
+    private: bool = False
+    gated: bool = False
+    refs: dict[str, Commit] = field(default_factory=dict)
+
+    def at(self, revision: str) -> Commit | None:
+        """The commit of a branch, of a pull request (`refs/pr/1`) or of a sha."""
+        known = {commit.sha: commit for head in self.refs.values() for commit in history(head)} | self.refs
+        return known.get(revision)
+
+    def commit(self, ref: str, message: str, files: dict[str, bytes], parent: Commit | None) -> Commit:
+        """Put a new commit of all these files on a ref."""
+        contents = [(path, hashlib.sha256(content).hexdigest()) for path, content in sorted(files.items())]
+        text = repr((parent and parent.sha, message, contents, len(self.refs)))
+        self.refs[ref] = Commit(hashlib.sha1(text.encode()).hexdigest(), message, dict(files), parent)
+        return self.refs[ref]
+
+
+def history(commit: Commit | None) -> list[Commit]:
+    """A commit and those before it, newest first."""
+    return [] if commit is None else [commit, *history(commit.parent)]
+
+
+def reply(value, status: int = 200) -> Answer:
+    return Answer(status, {}, json.dumps(value).encode())
+
+
+def refusal(status: int, message: str, code: str | None = None) -> Answer:
+    headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
+    return Answer(status, headers, json.dumps({"error": message}).encode())
+
+
+def is_large(path: str, size: int, sample: bytes) -> bool:
+    return size > 0 and (path.endswith(LARGE) or size > 10_000_000 or b"\0" in sample)
+
+
+def oids(path: str, content: bytes) -> tuple[str, str | None]:
+    """(git's id of a file, the sha256 if it is kept as a large file)."""
+    sha256 = None
+    if is_large(path, len(content), content[:512]):
+        sha256 = hashlib.sha256(content).hexdigest()
+        content = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {len(content)}\n".encode()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest(), sha256
 
 
 class FakeHub:
@@ -66,7 +131,7 @@ class FakeHub:
 
     def commits(self, repo_id: str, revision="main", kind="model") -> list[Commit]:
         """Newest first."""
-        return list(history(self.repositories[kind, repo_id].at(revision)))
+        return history(self.repositories[kind, repo_id].at(revision))
 
     def environment(self, home, token: str | None = WRITE_TOKEN) -> dict[str, str]:
         """The whole environment of a process that is to talk to this server; `home` is its (empty) HF_HOME."""
@@ -83,6 +148,129 @@ class FakeHub:
             monkeypatch.setenv(name, self.environment(home, token)[name])
         monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
 
+    def answer(self, request: Request) -> Answer:
+        """What the Hub says. A private repository does not exist for a stranger."""
+        parts = urlsplit(request.path)
+        token = (request.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if token not in ("", WRITE_TOKEN, READ_TOKEN):
+            return refusal(401, "Invalid credentials in Authorization header")
+        match [unquote(part) for part in parts.path.strip("/").split("/")]:
+            case ["large-files", oid, *verify]:  # signed addresses outside the Hub proper: no token is asked for
+                if not verify and hashlib.sha256(request.body).hexdigest() == oid:
+                    self.large_files[oid] = request.body
+                return reply({}) if oid in self.large_files else refusal(400, f"{oid} was not uploaded whole")
+            case ["api", "validate-yaml"]:
+                return reply({"errors": [], "warnings": []})
+            case ["api", "repos", "create"]:
+                return self.create_repository(token, json.loads(request.body))
+            case ["api", ("models" | "spaces") as kinds, org, name, *rest]:
+                kind, repo_id = kinds.removesuffix("s"), f"{org}/{name}"
+            case ["spaces", org, name, *rest]:
+                kind, repo_id = "space", f"{org}/{name.removesuffix('.git')}"
+            case [org, name, *rest]:
+                kind, repo_id = "model", f"{org}/{name.removesuffix('.git')}"
+        repository = self.repositories.get((kind, repo_id))
+        if repository is None or (repository.private and not token):
+            return refusal(404 if token else 401, "Repository not found", "RepoNotFound")
+        pull_request = "create_pr" in parse_qs(parts.query)
+        denied = None if pull_request and token == WRITE_TOKEN else self.denied(token, repo_id)
+        action, revision, *path = rest if len(rest) > 1 else ["revision", "main"]
+        if action == "info":  # /info/lfs/objects/batch
+            return self.large_file_addresses(json.loads(request.body)) if token else denied
+        if action == "branch":
+            start = json.loads(request.body or b"{}").get("startingPoint", "main")
+            if not denied:
+                repository.refs[revision] = repository.at(start)
+            return denied or reply({})
+        commit = repository.at(revision)
+        if commit is None:
+            return refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        if action == "resolve":
+            return self.resolve(repository, commit, token, "/".join(path))
+        if action == "tree":
+            found = [entry(name, content) for name, content in sorted(commit.files.items())]
+            found = [each for each in found if each["path"].startswith("/".join(path))]
+            return reply(found) if found or not path else refusal(404, "no such folder", "EntryNotFound")
+        if action == "preupload":
+            return denied or self.upload_modes(commit, json.loads(request.body)["files"])
+        if action == "commit":
+            lines = [json.loads(line) for line in request.body.splitlines()]
+            return denied or self.commit(repo_id, kind, revision, lines, pull_request)
+        siblings = [{"rfilename": name} for name in commit.files]
+        about = {"id": repo_id, "sha": commit.sha, "private": repository.private, "gated": repository.gated}
+        return reply(about | {"siblings": siblings, "tags": []})
+
+    def denied(self, token: str, repo_id: str) -> Answer | None:
+        """The refusal for a token that may not write to a repository."""
+        if not token:
+            return refusal(401, "Invalid username or password.")
+        allowed = token == WRITE_TOKEN and repo_id.startswith("org/")
+        return None if allowed else refusal(403, f"You don't have the rights to write to {repo_id}")
+
+    def create_repository(self, token: str, asked: dict) -> Answer:
+        kind, repo_id = asked.get("type", "model"), f"{asked['organization']}/{asked['name']}"
+        if denied := self.denied(token, repo_id):
+            return denied
+        url = f"{self.url}/{'spaces/' if kind == 'space' else ''}{repo_id}"
+        if (kind, repo_id) in self.repositories:
+            return reply({"error": "You already created this repo", "url": url}, 409)
+        patterns = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LARGE)
+        self.add(repo_id, {".gitattributes": patterns.encode()}, kind, asked.get("visibility") == "private")
+        return reply({"url": url, "name": repo_id})
+
+    def large_file_addresses(self, asked: dict) -> Answer:
+        for each in asked["objects"]:
+            if each["oid"] not in self.large_files:
+                url = f"{self.url}/large-files/{each['oid']}"
+                each["actions"] = {"upload": {"href": url}, "verify": {"href": f"{url}/verify"}}
+        return reply({"transfer": "basic", "objects": asked["objects"]})
+
+    def upload_modes(self, commit: Commit, asked: list[dict]) -> Answer:
+        files = []
+        for each in asked:
+            path = each["path"]
+            large = is_large(path, each["size"], base64.b64decode(each["sample"]))
+            oid = oids(path, commit.files[path])[large] if path in commit.files else None
+            mode = "lfs" if large else "regular"
+            files.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+        return reply({"files": files})
+
+    def commit(self, repo_id: str, kind: str, revision: str, lines: list[dict], pull_request: bool) -> Answer:
+        repository = self.repositories[kind, repo_id]
+        parent, message = repository.at(revision), ""
+        files = dict(parent.files)
+        for key, value in ((line["key"], line["value"]) for line in lines):
+            if key == "header":
+                message = value["summary"]
+                if value.get("parentCommit", parent.sha) != parent.sha:
+                    return refusal(412, "A commit has happened since. Please refresh and try again.")
+            elif key == "deletedFile":
+                del files[value["path"]]
+            elif key == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            else:
+                files[value["path"]] = self.large_files[value["oid"]]
+        number = 1 + sum(ref.startswith("refs/pr/") for ref in repository.refs)
+        new = repository.commit(f"refs/pr/{number}" if pull_request else revision, message, files, parent)
+        url = f"{self.url}/{'spaces/' if kind == 'space' else ''}{repo_id}"
+        answer = {"success": True, "commitOid": new.sha, "commitUrl": f"{url}/commit/{new.sha}"}
+        return reply(answer | ({"pullRequestUrl": f"{url}/discussions/{number}"} if pull_request else {}))
+
+    def resolve(self, repository: Repository, commit: Commit, token: str, path: str) -> Answer:
+        if repository.gated and token != WRITE_TOKEN:
+            return refusal(403 if token else 401, "Access to this model is restricted", "GatedRepo")
+        if path not in commit.files:
+            return refusal(404, "Entry not found", "EntryNotFound")
+        oid, sha256 = oids(path, commit.files[path])
+        return Answer(200, {"X-Repo-Commit": commit.sha, "ETag": f'"{sha256 or oid}"'}, commit.files[path])
+
+
+def entry(name: str, content: bytes) -> dict:
+    """A file in the answer of /tree."""
+    oid, sha256 = oids(name, content)
+    lfs = {"lfs": {"oid": sha256, "size": len(content), "pointerSize": 130}} if sha256 else {}
+    return {"type": "file", "path": name, "oid": oid, "size": len(content)} | lfs
+
 
 class Handler(BaseHTTPRequestHandler):
     """One connection."""
@@ -93,41 +281,17 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-    def answer(self):
+    def handle_request(self):
         action = self.hub.intercept(Request(self.command, self.path, self.headers, b""))
-        body = self.read_body(half=action == "drop")
+        request = Request(self.command, self.path, self.headers, self.read_body(half=action == "drop"))
         with self.hub.lock:
-            self.hub.requests.append(Request(self.command, self.path, self.headers, body))
-            if action == "drop":
-                return self.hang_up()
-            if isinstance(action, tuple):
-                return self.send(*action)
-            try:
-                answer = Routes(self.hub, self.command, self.path, self.headers, body).answer()
-            except Refusal as error:
-                headers = {"X-Error-Message": error.message} | ({"X-Error-Code": error.code} if error.code else {})
-                answer = Answer(json.dumps({"error": error.message}).encode(), headers, error.status)
-        return self.hang_up() if action == "lose" else self.send(answer.status, answer.headers, answer.content)
-
-    do_GET = do_HEAD = do_POST = do_PUT = answer
-
-    def read_body(self, half: bool) -> bytes:
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            parts = []
-            while size := int(self.rfile.readline(), 16):
-                parts.append(self.rfile.read(size))
-                self.rfile.readline()
-                if half:
-                    return parts[0]
-            self.rfile.readline()
-            return b"".join(parts)
-        return self.rfile.read(int(self.headers.get("Content-Length") or 0) // (2 if half else 1))
-
-    def hang_up(self):
-        self.close_connection = True
-        self.connection.shutdown(socket.SHUT_RDWR)
-
-    def send(self, status: int, headers: dict[str, str], content: bytes):
+            self.hub.requests.append(request)
+            answer = None if isinstance(action, tuple) or action == "drop" else self.hub.answer(request)
+        if action in ("drop", "lose"):
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        status, headers, content = answer or action
         self.send_response(status)
         headers = {"Content-Type": "application/json", "Content-Length": str(len(content))} | headers
         for key, value in headers.items():
@@ -135,3 +299,17 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+
+    do_GET = do_HEAD = do_POST = do_PUT = handle_request
+
+    def read_body(self, half: bool) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0) // (2 if half else 1))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+            if half:
+                return parts[0]
+        self.rfile.readline()
+        return b"".join(parts)

@@ -15,9 +15,8 @@ import torch
 from huggingface_hub import ModelCard
 
 import modeling_m2bert
-from m2bert.hub.about import About
+from m2bert.hub.card import About, Card
 from m2bert.hub.folder import check_output, whole_folder, write_folder
-from m2bert.hub.model_card import Card
 from modeling_m2bert import M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
 
 SOURCE = Path(modeling_m2bert.__file__).parent

@@ -9,31 +9,36 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from fake_hub import FakeHub
-from fake_hub_routes import READ_TOKEN, WRITE_TOKEN
+from fake_hub import READ_TOKEN, WRITE_TOKEN, FakeHub
 from test_cli import run
 
-from m2bert.hub.folder import write_folder
-from m2bert.hub.model_card import Card
-from m2bert.hub.outgoing import collect
-from m2bert.hub.push import describe_commit
-from m2bert.hub.push_plan import Plan
+from m2bert.hub.push import Plan, describe_commit
+from m2bert.hub.push_checks import collect
 from m2bert.terminal import MaskedRecord
-from modeling_m2bert import M2BertModel
 
 METRIC = Path(__file__).parents[2] / "eval" / "metrics" / "ndcg"
 REPO = "org/m2bert"
+PLACES = ["/revision/", "/repos/create", "/preupload/", "/objects/batch", "/commit/"]
 
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     with FakeHub() as hub:
         hub.connect(monkeypatch, tmp_path / "home")
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the client waits before it tries again
         yield hub
 
 
 @pytest.fixture
-def push(monkeypatch, capsys):
+def loaded(monkeypatch):
+    """The folders that were loaded in a clean process, which test_push_checks.py does; here it would take long."""
+    loaded = []
+    monkeypatch.setattr("m2bert.hub.push.check_loading", loaded.append)
+    return loaded
+
+
+@pytest.fixture
+def push(monkeypatch, capsys, loaded):
     """(exit code, stdout, stderr) of `m2bert push`."""
     return lambda *arguments: run(monkeypatch, capsys, "push", *arguments)
 
@@ -53,7 +58,9 @@ def refused(push, message, *arguments):
     [line] = [line for line in err.splitlines() if line.startswith("m2bert: ")]
     assert message in line
     assert "Traceback" not in err
-    return err
+
+
+# --- what is shown ---
 
 
 def test_by_default_it_shows_everything_and_sends_nothing(push, hub, folder):
@@ -87,18 +94,46 @@ def test_the_dry_run_of_a_public_repository_needs_no_token(push, hub, folder, mo
     assert not [request for request in hub.requests if "Authorization" in request.headers]
 
 
-@pytest.mark.parametrize("how", ["offline", "no server"])
-def test_without_the_hub_the_local_part_is_shown(push, hub, folder, monkeypatch, how):
-    if how == "offline":
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    else:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+@pytest.mark.parametrize(("name", "value"), [("HF_HUB_OFFLINE", True), ("ENDPOINT", "http://127.0.0.1:9")])
+def test_without_the_hub_the_local_part_is_shown(push, hub, folder, monkeypatch, name, value):
+    monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
     code, out, _ = push(folder, "--repo", REPO)
     assert code == 0
     assert "not compared with what is there: the Hub cannot be reached" in out
     assert "model.safetensors" in out
     assert "new" not in {line.split()[0] for line in out.splitlines()}
     refused(push, "cannot be reached", folder, "--repo", REPO, "--no-dry-run")
+
+
+def test_code_that_this_package_did_not_write_is_named_and_not_run(push, hub, folder, loaded):
+    _, out, _ = push(folder, "--repo", REPO)
+    total = len(list(folder.glob("*.py")))
+    assert f"byte for byte: {total} files" in out
+    assert "differs" not in out
+    assert loaded == [folder]
+    with (folder / "m2bert_layers.py").open("a") as file:
+        file.write("\n# mine\n")
+    (folder / "extra.py").write_text("")
+    _, out, _ = push(folder, "--repo", REPO)
+    assert f"byte for byte: {total - 1} files" in out
+    assert [line.rpartition(": ")[2] for line in out.splitlines() if "differs" in line] == [
+        "extra.py",
+        "m2bert_layers.py",
+    ]
+    assert "not loaded" in out
+    assert loaded == [folder]
+
+
+def test_names_of_files_cannot_steer_the_terminal(push, hub, folder):
+    (folder / "a\x1b[2Jb.txt").write_text("")
+    hub.add(REPO, {"c\x1b[2Jd.txt": b""})
+    _, out, _ = push(folder, "--repo", REPO)
+    assert "a\\x1b[2Jb.txt" in out
+    assert "c\\x1b[2Jd.txt" in out
+    assert "\x1b" not in out
+
+
+# --- what is sent, deleted and left ---
 
 
 def test_everything_goes_in_one_commit_and_the_lines_to_load_it_are_shown(push, hub, folder):
@@ -117,61 +152,37 @@ def test_everything_goes_in_one_commit_and_the_lines_to_load_it_are_shown(push, 
     assert len(hub.commits(REPO)) == 2
 
 
-def test_stale_weights_code_and_records_go_in_the_same_commit_and_the_rest_stays(push, hub, folder):
-    stale = {"model-00001-of-00002.safetensors": b"old", "model.safetensors.index.json": b"{}", "m2bert_old.py": b""}
-    stale |= {"training.json": b"{}", "conversion.json": b"{}", ".eval_results/m2bert.yaml": b"[]"}
-    kept = {"notes.md": b"mine", "scripts/tool.py": b"", "pytorch_model.bin": b"theirs", ".gitattributes": b""}
-    hub.add(REPO, stale | kept | {"modeling_m2bert.py": b"# old"})
-    _, out, _ = push(folder, "--repo", REPO)
-    assert all(f"  deleted: {name}" in out for name in stale)
-    assert f"stays in the repository: {', '.join(sorted(kept))}" in out
+def test_links_to_this_versions_code_are_sent_as_files(push, hub, folder):
+    expected = contents(folder)
+    for path in folder.glob("*.py"):
+        source = Path(sys.modules["modeling_m2bert"].__file__).with_name(path.name)
+        path.unlink()
+        path.symlink_to(source if source.is_file() else METRIC.parents[2] / "hub" / path.name)
     assert push(folder, "--repo", REPO, "--no-dry-run")[0] == 0
-    assert hub.files(REPO) == contents(folder) | kept
+    assert expected.items() <= hub.files(REPO).items()
+
+
+STALE = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "m2bert_old.py", "training.json",
+         "conversion.json", ".eval_results/m2bert.yaml", "2_Dense/model.safetensors", "added_tokens.json"]  # fmt: skip
+KEPT = ["notes.md", "scripts/tool.py", "pytorch_model.bin", ".gitattributes", "app.py", "evaluate_my.py",
+        "lora.safetensors", "data/config.json"]  # fmt: skip
+
+
+def test_stale_weights_code_and_records_go_in_the_same_commit_and_the_rest_stays(push, hub, folder):
+    hub.add(REPO, dict.fromkeys([*STALE, *KEPT], b"x") | {"modeling_m2bert.py": b"# old"})
+    _, out, _ = push(folder, "--repo", REPO)
+    assert all(f"  deleted: {name}" in out for name in STALE)
+    assert f"stays in the repository: {', '.join(sorted(KEPT))}" in out
+    assert push(folder, "--repo", REPO, "--no-dry-run")[0] == 0
+    assert hub.files(REPO) == contents(folder) | dict.fromkeys(KEPT, b"x")
     assert len(hub.commits(REPO)) == 2
 
 
-def test_nothing_is_deleted_from_a_repository_that_this_package_did_not_write(push, hub, folder):
+def test_from_a_repository_of_others_only_this_packages_scores_are_deleted(push, hub, folder):
     theirs = {"model-00001-of-00002.safetensors": b"theirs", "modeling_other.py": b"", "vocab.txt": b"theirs"}
-    records = {".eval_results/m2bert.yaml": b"of other weights"}
-    hub.add("org/other", theirs | records)
+    hub.add("org/other", theirs | {".eval_results/m2bert.yaml": b"of other weights"})
     assert push(folder, "--repo", "org/other", "--no-dry-run")[0] == 0
     assert hub.files("org/other") == theirs | contents(folder)
-
-
-def test_files_of_the_users_own_stay_beside_a_model_of_this_package(push, hub, folder):
-    assert push(folder, "--repo", REPO, "--no-dry-run")[0] == 0
-    own = {"app.py": b"", "evaluate_my.py": b"", "lora.safetensors": b"mine", "data/config.json": b"{}"}
-    earlier = {"2_Dense/model.safetensors": b"old", "3_Normalize/config.json": b"{}", "added_tokens.json": b"{}"}
-    hub.add("org/mine", contents(folder) | own | earlier)
-    assert push(folder, "--repo", "org/mine", "--no-dry-run")[0] == 0
-    assert hub.files("org/mine") == contents(folder) | own
-
-
-def test_a_model_and_an_adapter_are_never_one_repository(push, hub, folder, adapter):
-    """Loading it would take the adapter, and whatever base it names."""
-    hub.add("org/adapter", contents(adapter))
-    hub.add(REPO, contents(folder))
-    refused(push, "holds adapter_config.json", folder, "--repo", "org/adapter", "--no-dry-run")
-    refused(push, "holds config.json", adapter, "--repo", REPO, "--no-dry-run")
-    refused(push, "holds adapter_config.json", folder, "--repo", "org/adapter", "--create-pr")
-    assert not writes(hub)
-
-
-def test_a_card_that_loads_another_repository_is_refused(push, hub, tmp_path, tiny_config, tokenizer):
-    other = write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "other", card=Card(repository="org/other"))
-    refused(push, "loads 'org/other', and not --repo 'org/m2bert'", other, "--repo", REPO)
-    assert push(other, "--repo", "org/other")[0] == 0
-
-
-@pytest.mark.parametrize("answer", [b"null", b"[]", b"3", b"not JSON"])
-@pytest.mark.parametrize("place", ["/revision/", "/repos/create", "/preupload/", "/objects/batch", "/commit/"])
-def test_an_answer_of_another_form_is_one_line(push, hub, folder, monkeypatch, place, answer):
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    hub.intercept = lambda request: (200, {}, answer) if place in request.path else None
-    code, out, err = push(folder, "--repo", REPO, "--no-dry-run")
-    assert code == 2, out
-    assert "Traceback" not in err
-    assert [line for line in err.splitlines() if line.startswith("m2bert: ")]
 
 
 def test_a_pull_request_leaves_main_as_it_is(push, hub, folder):
@@ -182,8 +193,6 @@ def test_a_pull_request_leaves_main_as_it_is(push, hub, folder):
     assert f"{hub.url}/other/theirs/discussions/1" in out
     assert hub.files("other/theirs") == theirs
     assert hub.files("other/theirs", "refs/pr/1") == theirs | contents(folder)
-    refused(push, "no pull request can be made", folder, "--repo", "other/none", "--create-pr", "--no-dry-run")
-    refused(push, "leave --private and --revision out", folder, "--repo", REPO, "--create-pr", "--private")
     assert set(hub.repositories) == {("model", "other/theirs")}
 
 
@@ -195,11 +204,9 @@ def test_a_branch_is_made_and_main_stays(push, hub, folder):
     assert push(*arguments, "--no-dry-run")[0] == 0
     assert hub.files(REPO, "exp/one") == contents(folder)
     assert hub.files(REPO) == {"config.json": b"{}"}
-    refused(push, "is no branch", folder, "--repo", REPO, "--revision", "0" * 40)
-    refused(push, "is no branch", folder, "--repo", REPO, "--revision", "refs/pr/1")
 
 
-def test_an_adapter_and_a_space_are_told_by_what_they_hold(push, hub, adapter):
+def test_an_adapter_and_a_space_are_told_by_what_they_hold(push, hub, adapter, loaded):
     code, out, _ = push(adapter, "--repo", "org/adapter", "--no-dry-run")
     assert code == 0
     assert 'PeftModel.from_pretrained(base, "org/adapter", revision=' in out
@@ -211,46 +218,35 @@ def test_an_adapter_and_a_space_are_told_by_what_they_hold(push, hub, adapter):
     assert create["sdk"] == "gradio"
     assert 'evaluate.load("org/ndcg", revision=' in out
     assert hub.files("org/ndcg", kind="space")["ndcg.py"] == (METRIC / "ndcg.py").read_bytes()
+    assert not loaded
 
 
-def test_a_private_wish_does_not_meet_a_public_repository(push, hub, folder):
-    hub.add(REPO, {})
-    refused(push, "exists and is public", folder, "--repo", REPO, "--private", "--no-dry-run")
-    assert not writes(hub)
+# --- what is refused, and what fails ---
 
 
-@pytest.mark.parametrize("name", ["./x", "/x", "a/b/c", "~/x", "here", "x\\y"])
-def test_a_path_is_no_repository(push, hub, folder, monkeypatch, tmp_path, name):
-    (tmp_path / "here").mkdir()
+def test_what_is_refused_sends_nothing(push, hub, folder, adapter, monkeypatch, tmp_path):
+    (tmp_path / "here" / "is").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    refused(push, f"--repo {name!r} is a path or an address; name it as org/name", folder, "--repo", name)
+    names = ["./x", "/x", "a/b/c", "~/x", "here/is", "x\\y", "m2bert", "org/na me", "org/", "org/-x", ""]
+    for name in names:
+        refused(push, "name it as org/name", folder, "--repo", name)
+    refused(push, "--private and --revision", folder, "--repo", REPO, "--create-pr", "--private")
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:-1])
+    refused(push, "damaged", folder, "--repo", REPO, "--no-dry-run")
+    (folder / "model.safetensors").write_bytes(weights)
     assert not hub.requests
-
-
-@pytest.mark.parametrize("name", ["m2bert", "org/na me", "org/", "org/-x", ""])
-def test_a_name_that_the_hub_would_not_take_is_refused(push, hub, folder, name):
-    refused(push, "name it as org/name", folder, "--repo", name)
-
-
-def test_code_that_this_package_did_not_write_is_named(push, hub, folder):
-    _, out, _ = push(folder, "--repo", REPO)
-    total = len(list(folder.glob("*.py")))
-    assert f"byte for byte: {total} files" in out
-    assert "differs" not in out
-    with (folder / "m2bert_layers.py").open("a") as file:
-        file.write("\n# mine\n")
-    (folder / "extra.py").write_text("")
-    _, out, _ = push(folder, "--repo", REPO)
-    assert f"byte for byte: {total - 1} files" in out
-    foreign = [line.rpartition(": ")[2] for line in out.splitlines() if "differs" in line]
-    assert foreign == ["extra.py", "m2bert_layers.py"]
-
-
-def test_a_damaged_folder_is_refused_before_anything_is_asked(push, hub, folder):
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1])
-    refused(push, "damaged or cut short", folder, "--repo", REPO, "--no-dry-run")
-    assert not hub.requests
+    hub.add("org/adapter", contents(adapter))
+    hub.add(REPO, contents(folder))
+    for message, *arguments in [
+        ("holds adapter_config.json", folder, "--repo", "org/adapter", "--no-dry-run"),
+        ("holds adapter_config.json", folder, "--repo", "org/adapter", "--create-pr"),
+        ("holds config.json", adapter, "--repo", REPO, "--no-dry-run"),
+        ("exists and is public", folder, "--repo", REPO, "--private", "--no-dry-run"),
+        ("--create-pr needs one", folder, "--repo", "other/none", "--create-pr", "--no-dry-run"),
+    ]:
+        refused(push, message, *arguments)
+    assert not writes(hub)
 
 
 @pytest.mark.parametrize(
@@ -284,10 +280,9 @@ def test_another_commit_in_between_is_not_overwritten(push, hub, folder):
     assert hub.files(REPO) == {"theirs.txt": b""}
 
 
-@pytest.mark.parametrize("place", ["/large-files/", "/objects/batch", "/preupload/", "/commit/"])
-def test_a_broken_connection_leaves_main_as_it_was_and_a_second_run_completes_it(push, hub, folder, monkeypatch, place):
+@pytest.mark.parametrize("place", ["/large-files/", *PLACES[2:]])
+def test_a_broken_connection_leaves_main_as_it_was_and_a_second_run_completes_it(push, hub, folder, place):
     hub.add(REPO, {"config.json": b"{}"})
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the client waits before it tries again
     hub.intercept = lambda request: "drop" if place in request.path else None
     refused(push, "the Hub cannot be reached", folder, "--repo", REPO, "--no-dry-run")
     assert hub.files(REPO) == {"config.json": b"{}"}
@@ -307,10 +302,19 @@ def test_a_lost_answer_is_no_second_commit(push, hub, folder):
     assert len(hub.commits(REPO)) == 2
 
 
-@pytest.mark.parametrize("place", ["/revision/", "/repos/create", "/preupload/", "/objects/batch", "/commit/"])
-@pytest.mark.parametrize("status", [200, 400, 403, 500])
+@pytest.mark.parametrize("answer", [b"null", b"not JSON"])
+@pytest.mark.parametrize("place", PLACES)
+def test_an_answer_of_another_form_is_one_line(push, hub, folder, place, answer):
+    hub.intercept = lambda request: (200, {}, answer) if place in request.path else None
+    refused(push, "", folder, "--repo", REPO, "--no-dry-run")
+
+
+# --- tokens ---
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("status", [200, 403, 500])
 def test_the_token_is_never_said_even_if_the_server_repeats_it(push, hub, folder, monkeypatch, caplog, place, status):
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     monkeypatch.setattr("huggingface_hub.constants.HF_DEBUG", True)
     monkeypatch.setattr(logging, "_logRecordFactory", MaskedRecord)  # as run_command does
 
@@ -329,15 +333,6 @@ def test_the_token_is_never_said_even_if_the_server_repeats_it(push, hub, folder
     assert "authenticated: True" in caplog.text  # the debug log is on
     assert "<token>" in caplog.text
     assert WRITE_TOKEN not in caplog.text + out + err
-
-
-def test_names_of_files_cannot_steer_the_terminal(push, hub, folder):
-    (folder / "a\x1b[2Jb.txt").write_text("")
-    hub.add(REPO, {"c\x1b[2Jd.txt": b""})
-    _, out, _ = push(folder, "--repo", REPO)
-    assert "a\\x1b[2Jb.txt" in out
-    assert "c\\x1b[2Jd.txt" in out
-    assert "\x1b" not in out
 
 
 def test_the_address_of_the_commit_is_shown_without_credentials(folder):

@@ -4,10 +4,12 @@ import hashlib
 import json
 
 import pytest
+import yaml
 from huggingface_hub import parse_eval_result_entries
 
 from m2bert.eval.encoders.fingerprint import model_files
-from m2bert.hub.scores import digests, leaderboard_entries, model_index, read_scores
+from m2bert.hub.export import leaderboard_file
+from m2bert.hub.scores import leaderboard_entries, model_index, read_scores
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def record(model_files, ndcg_at_10=0.8126, **changes):
         "task": "qmsum", "split": "test", "source": "data", "revision": None, "data_fingerprint": "f" * 64,
         "ndcg_at_10": ndcg_at_10, "query_scores": {"q1": ndcg_at_10 - 0.01, "q2": ndcg_at_10 + 0.01},
         "interval_95": [round(ndcg_at_10 - 0.0326, 4), round(ndcg_at_10 + 0.0274, 4)],
-        "counts": {"documents": 35, "queries": 272},
+        "counts": {"documents": 35, "queries": 272}, "vectors": "one",
         "claim": "zero-shot", "trained_on": ["books"], "model_fingerprint": "a" * 64, "model_files": model_files,
         "vectors_per_document": 1.0, "seen_share": 0.9, "device": "cpu", "dtype": "float32",
         "versions": {"torch": "2"}, "date": "2026-11-20",
@@ -43,9 +45,9 @@ def write(tmp_path, *records, name="scores.json"):
 
 
 def test_scores_of_the_very_model_are_taken_with_bm25_beside_them(tmp_path, model_dir):
-    own = record(digests(model_dir))
-    other = record(digests(model_dir) | {"model.safetensors": "0" * 64}, 0.95)
-    hybrid = record(digests(model_dir), 0.96, hybrid={"with": "bm25"})
+    own = record(model_files(model_dir))
+    other = record(model_files(model_dir) | {"model.safetensors": "0" * 64}, 0.95)
+    hybrid = record(model_files(model_dir), 0.96, hybrid={"with": "bm25"})
     bm25 = record(None, system="bm25", claim="untrained", ndcg_at_10=0.91, trained_on=[], policy="whole")
     scores = read_scores(write(tmp_path, other, own, hybrid, bm25), model_dir)
     assert [score["ndcg_at_10"] for score in scores.own] == [0.8126]
@@ -54,26 +56,15 @@ def test_scores_of_the_very_model_are_taken_with_bm25_beside_them(tmp_path, mode
     assert (result.metric_value, result.dataset_name, result.dataset_split) == (81.26, "qmsum", "test")
 
 
-@pytest.mark.parametrize("changed", ["model.safetensors", "config.json", "1_Dense/model.safetensors"])
-def test_a_file_that_changed_since_disowns_the_score(tmp_path, model_dir, changed):
-    files = write(tmp_path, record(digests(model_dir)))
-    (model_dir / changed).write_bytes(b'{"padding": "other"}')
-    with pytest.raises(ValueError, match=f"the closest differs in {changed}"):
-        read_scores(files, model_dir)
-
-
-def test_weights_that_were_not_measured_disown_the_score(tmp_path, model_dir):
-    files = write(tmp_path, record(digests(model_dir)))
-    (model_dir / "model-00002.safetensors").write_bytes(b"more")
-    with pytest.raises(ValueError, match="the closest differs in model-00002.safetensors"):
-        read_scores(files, model_dir)
-
-
-@pytest.mark.parametrize("name", ["added_tokens.json", "2_Dense/model.safetensors"])
-def test_a_file_that_came_later_disowns_the_score(tmp_path, model_dir, name):
-    files = write(tmp_path, record(digests(model_dir)))
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "config.json", "1_Dense/model.safetensors", "model-00002.safetensors", "added_tokens.json",
+     "2_Dense/model.safetensors"],
+)  # fmt: skip
+def test_a_file_that_changed_or_came_later_disowns_the_score(tmp_path, model_dir, name):
+    files = write(tmp_path, record(model_files(model_dir)))
     (model_dir / name).parent.mkdir(exist_ok=True)
-    (model_dir / name).write_bytes(b"later")
+    (model_dir / name).write_bytes(b'{"padding": "other"}')
     with pytest.raises(ValueError, match=f"the closest differs in {name}"):
         read_scores(files, model_dir)
 
@@ -82,14 +73,7 @@ def test_a_folder_that_export_would_pool_otherwise_has_no_scores(tmp_path, model
     """Without modules.json sentence-transformers pools in a way of its own, and an adapter is not what was measured."""
     (model_dir / "modules.json").unlink()
     with pytest.raises(ValueError, match="has no modules.json.*export it, evaluate the export"):
-        read_scores(write(tmp_path, record(digests(model_dir))), model_dir)
-
-
-def test_both_halves_mean_the_same_files(model_dir):
-    for name in ("training.json", "conversion.json", "README.md", "vocab.txt", "code.py", "1_Dense/config.json"):
-        (model_dir / name).write_text(name)
-    assert digests(model_dir) == model_files(model_dir)
-    assert len(digests(model_dir)) == 7
+        read_scores(write(tmp_path, record(model_files(model_dir))), model_dir)
 
 
 @pytest.mark.parametrize("names", [None, {}, ["x"], "x"])
@@ -99,72 +83,64 @@ def test_a_score_that_names_no_files_is_not_taken(tmp_path, model_dir, names):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "named"),
     [
-        ({"data_fingerprint": None}, "data_fingerprint is None"),
-        ({"date": ""}, "date: .*''"),
-        ({"versions": {}}, "versions is {}"),
-        ({"interval_95": None}, "interval_95 is None"),
-        ({"claim": "not stated", "trained_on": []}, "what the model was trained on"),
-        ({"trained_on": []}, "what the model was trained on"),
-        ({"claim": "SOTA"}, "what the model was trained on"),
-        ({"trained_on": ["qmsum (test)"]}, "measures memory"),
-        ({"task": "qmsum +1000", "trained_on": ["qmsum (test)"]}, "measures memory"),
-        ({"date": "yesterday"}, "date: .*'yesterday'"),
-        ({"versions": "x"}, "versions is 'x'"),
-        ({"versions": {"torch": 2}}, "versions.torch is 2"),
-        ({"data_fingerprint": ["f"]}, "data_fingerprint is"),
-        ({"revision": 5}, "revision is 5"),
-        ({"seen_share": 2}, "seen_share is 2"),
-        ({"seen_share": "x"}, "seen_share is 'x'"),
-        ({"counts": {"queries": 3}}, "counts.documents is missing"),
-        ({"interval_95": [0]}, "interval_95"),
-        ({"interval_95": ["a", "b"]}, r"interval_95\[0\] is 'a'"),
-        ({"interval_95": [0.9, 0.1]}, "within its interval"),
-        ({"query_scores": {"q1": 0.1}}, "not the mean of its queries' scores"),
-        ({"ndcg_at_10": 0.83}, "not the mean of its queries' scores"),
-        ({"ndcg_at_10": None}, "ndcg_at_10 is None"),
-        ({"ndcg_at_10": True}, "ndcg_at_10 is True"),
+        ({"data_fingerprint": None}, "data_fingerprint"),
+        ({"source": ""}, "source"),
+        ({"date": ""}, "date"),
+        ({"versions": {}}, "versions"),
+        ({"device": None}, "device"),
+        ({"interval_95": None}, "interval_95"),
+        ({"claim": "not stated", "trained_on": []}, "trained_on"),
+        ({"trained_on": []}, "trained_on"),
+        ({"claim": "SOTA"}, "trained_on"),
+        ({"trained_on": ["qmsum (test)"]}, "trained on"),
+        ({"task": "qmsum +1000", "trained_on": ["qmsum (test)"]}, "trained on"),
+        ({"seen_share": 2}, "seen_share"),
+        ({"counts": {"queries": 3}}, "counts.documents"),
+        ({"ndcg_at_10": 0.83}, "mean of query_scores"),
         ({"ndcg_at_10": float("nan")}, "NaN"),
-        ({"ndcg_at_10": 1.7, "query_scores": {"q1": 1.7}, "interval_95": [1.6, 1.8]}, "ndcg_at_10 is 1.7"),
+        ({"ndcg_at_10": 1.7, "query_scores": {"q1": 1.7}}, "ndcg_at_10"),
     ],
 )
-def test_a_number_without_its_origin_or_against_reason_is_refused(tmp_path, model_dir, changes, message):
-    with pytest.raises(ValueError, match=message):
-        read_scores(write(tmp_path, record(digests(model_dir)) | changes), model_dir)
+def test_a_number_without_its_origin_or_against_reason_is_refused(tmp_path, model_dir, changes, named):
+    with pytest.raises(ValueError, match=named):
+        read_scores(write(tmp_path, record(model_files(model_dir)) | changes), model_dir)
 
 
 @pytest.mark.parametrize("changes", [{"date": None}, {"versions": {}}, {"ndcg_at_10": 0.01}])
 def test_bm25_beside_it_is_held_to_the_same(tmp_path, model_dir, changes):
     bm25 = record(None, 0.91, system="bm25", claim="untrained") | changes
     with pytest.raises(ValueError, match="the score of 'bm25'"):
-        read_scores(write(tmp_path, record(digests(model_dir)), bm25), model_dir)
+        read_scores(write(tmp_path, record(model_files(model_dir)), bm25), model_dir)
 
 
 def test_two_scores_of_one_thing_are_refused_and_the_same_twice_is_one(tmp_path, model_dir):
-    own = record(digests(model_dir))
+    own = record(model_files(model_dir))
     assert len(read_scores(write(tmp_path, own, own), model_dir).own) == 1
     with pytest.raises(ValueError, match="two scores of task 'qmsum' under policy 'truncate': 0.8126 and 0.7"):
-        read_scores(write(tmp_path, own, record(digests(model_dir), 0.7)), model_dir)
+        read_scores(write(tmp_path, own, record(model_files(model_dir), 0.7)), model_dir)
 
 
 def test_the_twin_with_masked_padding_differs_in_that_alone(tmp_path, model_dir):
-    """As `write_folder` makes it; test_model_card.py has it with real folders."""
+    """As `write_folder` makes it; test_card.py has it with real folders."""
 
     def twin(length):
         settings = json.dumps({"max_seq_length": length}, indent=2) + "\n"
         texts = {"config.json": '{\n  "padding": "masked"\n}\n', "sentence_bert_config.json": settings}
-        return digests(model_dir) | {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+        return model_files(model_dir) | {
+            name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()
+        }
 
-    own, masked, shorter = record(digests(model_dir)), record(twin(8), 0.5), record(twin(4), 0.4)
-    stranger = record(digests(model_dir) | {"config.json": "1" * 64}, 0.3)
+    own, masked, shorter = record(model_files(model_dir)), record(twin(8), 0.5), record(twin(4), 0.4)
+    stranger = record(model_files(model_dir) | {"config.json": "1" * 64}, 0.3)
     scores = read_scores(write(tmp_path, own, masked, shorter, stranger), model_dir)
     assert [score["ndcg_at_10"] for score in scores.own] == [0.8126]
     assert [score["ndcg_at_10"] for score in scores.masked] == [0.5]
 
 
 def test_leaderboards_get_scores_on_data_of_the_hub_only(tmp_path, model_dir):
-    files = digests(model_dir)
+    files = model_files(model_dir)
     revision = "q" * 40 + "," + "d" * 40
     local, pair = record(files), record(files, task="qasper", source="hazyresearch/LoCoV1", revision=revision)
     single = record(files, task="scifact", source="mteb/scifact", revision="e" * 40)
@@ -176,22 +152,15 @@ def test_leaderboards_get_scores_on_data_of_the_hub_only(tmp_path, model_dir):
     assert "95 % interval 78.0 to 84.0, zero-shot" in entries[0].notes
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[" * 100_000, "[]", '{"format": 2, "results": []}', '{"format": 1, "results": [3]}']
-)
-def test_what_is_no_result_file_is_named(tmp_path, model_dir, text):
-    (tmp_path / "bad.json").write_text(text)
-    with pytest.raises(ValueError, match="bad.json are no result file"):
+def test_a_file_that_is_no_result_file_is_named(tmp_path, model_dir):
+    (tmp_path / "bad.json").write_text('{"format": 2, "results": []}')
+    with pytest.raises(ValueError, match="no result file: .*bad.json"):
         read_scores([tmp_path / "bad.json"], model_dir)
 
 
 def test_the_entries_are_in_the_hubs_form(tmp_path, model_dir):
-    import yaml
-
-    from m2bert.hub.export import leaderboard_file
-
-    one = record(digests(model_dir), source="mteb/scifact", revision="e" * 40)
+    one = record(model_files(model_dir), source="mteb/scifact", revision="e" * 40)
     (text,) = leaderboard_file(read_scores(write(tmp_path, one), model_dir)).values()
     (entry,) = parse_eval_result_entries(yaml.safe_load(text))
     assert (entry.dataset_id, entry.value, entry.date) == ("mteb/scifact", 81.26, "2026-11-20")
-    assert leaderboard_file(read_scores(write(tmp_path, record(digests(model_dir))), model_dir)) == {}
+    assert leaderboard_file(read_scores(write(tmp_path, record(model_files(model_dir))), model_dir)) == {}

@@ -1,0 +1,255 @@
+"""The README.md card of a model folder, and what it is filled from: the maker's word, records, scores."""
+
+import re
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from huggingface_hub import ModelCardData
+from jinja2 import Environment, StrictUndefined, TemplateError
+from pydantic import Field
+
+from m2bert.files import format_yaml, parse_json, read_yaml
+from m2bert.schema import FOREIGN, Schema, checked
+from m2bert.terminal import shown
+
+from .scores import Scores, model_index
+
+if TYPE_CHECKING:  # slow, and not needed to read what the maker says
+    from transformers import PreTrainedModel
+
+LICENSE = r"[a-z0-9][a-z0-9.+-]*"  # as the Hub's metadata spells them
+TASKS = {  # class: library, task, an input to try
+    "M2BertModel": ("sentence-transformers", "sentence-similarity", ""),
+    "M2BertForMaskedLM": ("transformers", "fill-mask", "The committee approved the [MASK]."),
+    "M2BertForSequenceClassification": ("transformers", "text-classification", "The committee approved the budget."),
+}
+TAGS = ["m2bert", "monarch-mixer", "long-context", "retrieval", "feature-extraction", "custom_code"]
+SHOWN_DIGITS = 12  # of a fingerprint
+# A path that begins at a root, a home or a parent folder, and is not part of a URL or of org/name.
+PATH = re.compile(r"(?<![\w.~:/-])(?:file://)?(?:~|\.{1,2}(?=/))?(?:/[^\s/'\"=,;:]+)+/?")
+TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
+
+
+class Data(Schema):
+    """One source of training data. `hub` is its data set on the Hub, if it has one."""
+
+    name: str = Field(min_length=1)
+    license: str = Field(min_length=1)
+    hub: Annotated[str, Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*)?$")] | None = None
+
+
+class About(Schema):
+    """The YAML file about.yaml, in which a model's maker says what nobody else knows. Every field may be left out.
+
+    Attributes:
+        license: of the weights, as the Hub's metadata spells it ("apache-2.0"). None: not stated.
+        language: codes of the languages it reads.
+        data: what it was trained on.
+        limits: sentences.
+        text: Markdown about this model.
+    """
+
+    license: Annotated[str, Field(pattern=f"^{LICENSE}$")] | None = None
+    language: list[str] = []
+    data: list[Data] = []
+    limits: list[str] = []
+    text: str = ""
+
+
+def read_about(file: Path) -> About:
+    """Read about.yaml. Raises ValueError if it is not a YAML mapping of About's fields."""
+    return checked(About, read_yaml(file), str(file))
+
+
+class Similarity(Schema):
+    """Cosine of the vectors of texts of one length, with padding visible and masked."""
+
+    tokens: int
+    texts: int
+    mean: float
+    lowest: float
+
+
+class Masked(Schema):
+    """What masked padding does to a converted model's vectors."""
+
+    text: str
+    cosine: list[Similarity]
+
+
+class Parity(Schema):
+    """Largest differences to the original, by output."""
+
+    model_config = FOREIGN
+
+    reference: str
+    texts: int
+    tokens: int
+    float64: dict[str, float]
+    float32: dict[str, float]
+
+
+class Tensors(Schema):
+    """The account of a source's tensors."""
+
+    model_config = FOREIGN
+
+    total: int
+
+
+class Options(Schema):
+    """The original's options, by where they come from."""
+
+    model_config = FOREIGN
+
+    assumed: dict[str, Any]
+
+
+class Conversion(Schema):
+    """conversion.json. It may be foreign: a checkpoint brings it along."""
+
+    model_config = FOREIGN
+
+    source: str
+    revision: str | None
+    license: str | None
+    files: dict[str, str]
+    tensors: Tensors
+    options: Options
+    parity: Parity
+    masked: Masked | None
+    date: str
+
+
+class Training(Schema):
+    """training.json. It may be foreign, too."""
+
+    model_config = FOREIGN
+
+    config: dict[str, Any] | None = None
+    data_fingerprint: str | None = None
+    versions: dict[str, str] = {}
+
+
+KINDS = {"training": Training, "conversion": Conversion}
+
+
+def without_private(value):
+    """Return plain JSON with paths cut to their last part and tokens of the Hub masked, in values and in keys."""
+    if isinstance(value, dict):
+        return {without_private(key): without_private(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [without_private(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    return TOKEN.sub("hf_...", PATH.sub(lambda path: path[0].rstrip("/").rpartition("/")[2], value))
+
+
+def public_record(name: str, text: str) -> dict:
+    """Return the JSON object of a record (`name` is its file) by `without_private`.
+
+    Raises:
+        ValueError: it is not a JSON object, or nested too deeply.
+    """
+    record = parse_json(text, name)
+    if not isinstance(record, dict):
+        raise ValueError(f"{name} holds no JSON object; remove it or write it again")
+    try:
+        return without_private(record)
+    except RecursionError as error:
+        raise ValueError(f"{name} is nested too deeply for a record; remove it or write it again") from error
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card says besides what the model itself tells.
+
+    Attributes:
+        repository: its name on the Hub, if it is known yet.
+        about: what its maker says.
+        scores: of `m2bert eval`.
+        training, conversion: the records training.json and conversion.json, if the folder has them.
+        document_prompt: what sentence-transformers puts before documents.
+        max_tokens: the longest input.
+        has_tokenizer, has_handler: True if the folder has these.
+    """
+
+    repository: str | None = None
+    about: About = field(default_factory=About)
+    scores: Scores = field(default_factory=Scores)
+    training: dict = field(default_factory=dict)
+    conversion: dict = field(default_factory=dict)
+    document_prompt: str = ""
+    max_tokens: int = 0
+    has_tokenizer: bool = True
+    has_handler: bool = False
+
+    @property
+    def license(self) -> str | None:
+        """License of the weights: as the maker states it, or else the source of a conversion."""
+        stated = self.about.license or self.conversion.get("license")
+        return stated if stated and re.fullmatch(LICENSE, stated) else None
+
+
+def render_card(model: "PreTrainedModel", card: Card) -> str:
+    """Return Markdown with the Hub's metadata block.
+
+    Raises:
+        ValueError: training.json or conversion.json is not as this package writes it.
+    """
+    task, example = TASKS[type(model).__name__][1:]
+    template = files("m2bert.hub").joinpath("templates/model_card.md").read_text(encoding="utf-8")
+    environment = Environment(
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False, undefined=StrictUndefined
+    )
+    environment.filters |= {"points": points, "short": lambda digest: str(digest)[:SHOWN_DIGITS], "fenced": fenced}
+    environment.filters |= {"cell": cell, "literal": repr}
+    try:
+        return environment.from_string(template).render(
+            metadata=format_yaml(_metadata(model, card).to_dict()).strip(),
+            title=card.repository or f"M2-BERT, {card.max_tokens} tokens",
+            config=model.config,
+            card=card,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            task=task,
+            example=example,
+        )
+    except (TemplateError, TypeError, ValueError, AttributeError, LookupError, RecursionError) as error:
+        raise ValueError(
+            f"the card cannot be made from training.json or conversion.json ({error}); remove or correct the record"
+        ) from error
+
+
+def points(score: float) -> str:
+    """Return a score of 0 to 1 as points."""
+    return f"{100 * score:.1f}"
+
+
+def cell(text) -> str:
+    """Return foreign text on one line, with what Markdown or HTML would read as markup escaped."""
+    return re.sub(r"([\\`|<>\[\]])", r"\\\1", shown(" ".join(str(text).split())))
+
+
+def fenced(value) -> str:
+    """Return a value as a code block of YAML, whose fence is longer than any in the value."""
+    text = format_yaml(value).strip()
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}yaml\n{text}\n{fence}"
+
+
+def _metadata(model: "PreTrainedModel", card: Card) -> ModelCardData:
+    library, task, _ = TASKS[type(model).__name__]
+    optional = {
+        "license": card.license,
+        "language": card.about.language,
+        "datasets": [data.hub for data in card.about.data if data.hub],
+        "base_model": card.conversion.get("source") if card.conversion.get("revision") else None,
+    }
+    if card.scores.own:
+        name = (card.repository or f"m2bert-{card.max_tokens}").split("/")[-1]
+        optional |= {"model_name": name, "eval_results": model_index(card.scores)}
+    return ModelCardData(
+        library_name=library, pipeline_tag=task, tags=TAGS, **{name: value for name, value in optional.items() if value}
+    )

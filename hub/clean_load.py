@@ -1,0 +1,72 @@
+"""Load a model folder as a user without this package does: `python -P clean_load.py FOLDER`.
+
+`m2bert push` runs this in a process of its own before it sends a folder. Nothing of this project can be imported here.
+The exit code is 0, or 1 with the reason as the last line on stderr.
+"""
+
+import importlib.abc
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+OURS = {"m2bert", "modeling_m2bert", "configuration_m2bert"}
+READS_TEXT = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "handler.py")
+TEXTS = ["a river", "the bridge over a river"]
+
+
+class Blocker(importlib.abc.MetaPathFinder):
+    """Makes this project's packages impossible to import."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in OURS:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def main(folder: Path):
+    """Load the folder by transformers, and by sentence-transformers if it has modules.json.
+
+    Raises:
+        Exception: it does not load, tensors are missing or left over, or an output is not finite.
+    """
+    import torch
+    import transformers
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    architecture = (config.get("architectures") or ["AutoModel"])[0]
+    named = (auto for auto, cls in (config.get("auto_map") or {}).items() if cls.endswith(f".{architecture}"))
+    loader = getattr(transformers, next(named, architecture), transformers.AutoModel)
+    # sizes that differ are reported with their names below
+    settings = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    model, report = loader.from_pretrained(folder, trust_remote_code=True, **settings)
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[problem]:
+            raise ValueError(f"its weights have {problem}: {', '.join(sorted(map(str, report[problem])))}")
+    if not any((folder / name).is_file() for name in READS_TEXT):
+        return
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
+        raise ValueError("its tokenizer knows no words: tokenizer.json is missing or empty")
+    if max(tokenizer.get_vocab().values()) >= model.config.vocab_size:
+        raise ValueError(f"its tokenizer gives ids beyond the model's vocab_size={model.config.vocab_size}")
+    with torch.no_grad():
+        check_finite(model.eval()(**tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt"))[0])
+    if (folder / "modules.json").is_file() and importlib.util.find_spec("sentence_transformers"):
+        from sentence_transformers import SentenceTransformer
+
+        encoder = SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")
+        check_finite(encoder.encode(TEXTS, convert_to_tensor=True))
+
+
+def check_finite(output):
+    """Raise ValueError if a tensor holds NaN or infinite numbers."""
+    if not output.isfinite().all():
+        raise ValueError("its output for ordinary texts holds NaN or infinite numbers")
+
+
+if __name__ == "__main__":
+    sys.meta_path.insert(0, Blocker())
+    try:
+        main(Path(sys.argv[1]))
+    except Exception as error:  # foreign settings can fail in any way
+        sys.exit("\n" + " ".join(f"{type(error).__name__}: {error}".split()))
