@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -39,14 +40,14 @@ LAYER = re.compile(r"(?:model\.)?layers\.(\d+)\.")
 class OwnConfig(ModelConfig):
     """config.json of an M2-BERT: what transformers reads of it; M2BertConfig checks sizes and switches."""
 
+    model_type: Literal["m2bert"]
     num_hidden_layers: int = 12
     dtype: str | None = None
     torch_dtype: str | None = None
 
 
 def load_checkpoint(model_dir: str | Path) -> PreTrainedModel:
-    """Load a checkpoint folder with the class it was saved from, every tensor accounted for. Of an adapter folder
-    (peft), the merged model.
+    """Load a checkpoint folder with the class it was saved from, every tensor accounted for. Merge an adapter of peft.
 
     Raises:
         ValueError: no such folder, not an M2-BERT, a link out of the folder, or tensors that are missing, unexpected,
@@ -57,16 +58,12 @@ def load_checkpoint(model_dir: str | Path) -> PreTrainedModel:
     if (path / ADAPTER_CONFIG).is_file():
         return load_merged(path)
     model, _ = load_strictly(auto_class_of(path), path)
-    unexpected = [key for key in tensor_shapes(path) if key not in model.state_dict()]
-    if unexpected:
-        raise ValueError(
-            f"checkpoint {path} does not fit its config.json (unexpected: {', '.join(sorted(unexpected))})"
-        )
+    _refuse({"unexpected": [name for name in tensor_shapes(path) if name not in model.state_dict()]}, path)
     return model.eval()
 
 
 def load_merged(path: Path) -> PreTrainedModel:
-    """The base model of an adapter folder, with the adapter merged into its weights.
+    """Load the base model of an adapter folder, and merge the adapter into its weights.
 
     Raises:
         ValueError: peft is not installed, the base is not here or not the one that was adapted, or tensors are missing,
@@ -83,24 +80,19 @@ def load_merged(path: Path) -> PreTrainedModel:
             f"adapter {path} changes the model {str(base)!r}, which is no model folder here; write where it is as "
             f"base_model_name_or_path into {path / ADAPTER_CONFIG}"
         )
-    if not (path / "adapter_model.safetensors").is_file():
+    if not (path / "adapter_model.safetensors").is_file():  # peft would read a pickle
         raise ValueError(f"adapter {path} has no adapter_model.safetensors; save it there again")
     check_links(base)
     architecture = settings.auto_mapping.base_model_class if settings.auto_mapping else "M2BertModel"
     model, missing = load_strictly(_auto_class(architecture, path), base, may_miss=("pooler.",))
     try:
         adapted = PeftModel.from_pretrained(model, str(path))
-    except Exception as error:  # foreign settings and weights can fail in any way
-        raise ValueError(f"adapter {path} cannot be put on {base} ({type(error).__name__}: {error})") from error
-    found, expected = set(tensor_shapes(path)), set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    expected |= {f"base_model.model.{name}" for name in missing}
-    if found != expected:
-        names = ", ".join(sorted(found ^ expected))
-        raise ValueError(f"adapter {path} does not fit its base {base} (missing or unexpected: {names})")
-    try:
+        expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
         merged = adapted.merge_and_unload(safe_merge=True).eval()
-    except ValueError as error:
-        raise ValueError(f"adapter {path} cannot be merged ({error}); train it again") from error
+    except Exception as error:  # foreign settings and weights can fail in any way
+        raise ValueError(f"adapter {path} cannot be merged with {base} ({type(error).__name__}: {error})") from error
+    expected |= {f"base_model.model.{name}" for name in missing}
+    _refuse({"missing or unexpected": sorted(expected ^ set(tensor_shapes(path)))}, path)
     check_finite(merged.state_dict(), f"adapter {path}")
     return merged
 
@@ -143,59 +135,51 @@ def load_strictly(
             path, config=config, use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
     except Exception as error:  # foreign settings can fail in any way
-        raise ValueError(
-            f"checkpoint {path} cannot be loaded ({type(error).__name__}: {error}); copy or save it again"
-        ) from error
+        raise ValueError(f"checkpoint {path} cannot be loaded ({type(error).__name__}: {error})") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
     missing = set(report["missing_keys"])
-    lost = [key for key in missing if not key.startswith(may_miss)]
+    lost = [name for name in missing if not name.startswith(may_miss)]
     _refuse({"missing": lost, "unexpected": report["unexpected_keys"]}, path)
     check_finite(model.state_dict(), f"checkpoint {path}")
     return model, missing
 
 
 def check_fit(auto_class, path: Path, may_miss: tuple[str, ...] = (), **changes) -> PreTrainedConfig:
-    """Return the configuration of a checkpoint. No tensor is allocated or read.
+    """Compare a checkpoint's configuration with the headers of its weights. No tensor is allocated or read.
+
+    Args:
+        may_miss, changes: see `load_strictly`.
+
+    Returns:
+        The configuration.
 
     Raises:
-        ValueError: it is none of an M2-BERT, or a tensor of that model is missing or of another shape in the files. See
-            `load_strictly` for the arguments.
+        ValueError: it is none of an M2-BERT; the weights are no safetensors of the folder; or a tensor of that model is
+            missing or of another shape.
     """
     stored = checked(OwnConfig, read_config(path), str(path / "config.json"))
-    if stored.model_type != "m2bert":
-        raise ValueError(f"checkpoint {path} has model_type={stored.model_type!r}; expected 'm2bert'")
-    _check_weights_files(path)
+    if not (path / "model.safetensors").is_file() and not (path / "model.safetensors.index.json").is_file():
+        raise ValueError(
+            f"checkpoint {path} has no model.safetensors; save the model there again, or name the folder that has it "
+            "(m2bert convert reads the research code's files)"
+        )
+    for index in path.glob("*.index.json"):
+        for shard in checked(WeightsIndex, read_json(index), str(index)).weight_map.values():
+            inside(path, shard)
     shapes = tensor_shapes(path)
     layers = max((int(match[1]) + 1 for name in shapes if (match := LAYER.match(name))), default=0)
-    if stored.num_hidden_layers > layers:
+    if stored.num_hidden_layers > layers:  # a model of very many layers takes long to describe
         raise ValueError(
             f"checkpoint {path} has num_hidden_layers={stored.num_hidden_layers} in its config.json but weights of "
             f"{layers} layers; copy or save it again"
         )
-    config = _m2bert_config(path, changes)
-    _check_shapes(auto_class, config, shapes, may_miss, path)
-    return config
-
-
-def _m2bert_config(path: Path, changes: dict) -> PreTrainedConfig:
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=False, **changes)
-    except Exception as error:  # foreign settings can fail in any way
-        raise ValueError(f"{path / 'config.json'} describes no M2-BERT ({one_line(error)}); correct it") from error
-
-
-def _check_shapes(
-    auto_class, config: PreTrainedConfig, shapes: dict[str, tuple[int, ...]], may_miss: tuple[str, ...], path: Path
-):
-    """Raise ValueError if a tensor of the configured model is not in the checkpoint, or is of another shape there."""
-    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, **changes)
         with torch.device("meta"):
             model = auto_class.from_config(config, trust_remote_code=False)
-    except Exception as error:  # sizes beyond what a tensor can have
-        raise ValueError(
-            f"{path / 'config.json'} describes a model that cannot be made ({one_line(error)}); correct it"
-        ) from error
+    except Exception as error:  # foreign settings can fail in any way, and sizes can be beyond what a tensor can have
+        raise ValueError(f"{path / 'config.json'} describes no M2-BERT ({one_line(error)}); correct it") from error
     problems = {"missing": [], "of another shape": []}
     for name, tensor in model.state_dict().items():
         names = (name, f"model.{name}", name.removeprefix("model."))  # of a class with or without a head
@@ -205,25 +189,13 @@ def _check_shapes(
         elif found not in (None, tuple(tensor.shape)):
             problems["of another shape"].append(name)
     _refuse(problems, path)
+    return config
 
 
-def _refuse(problems: dict[str, list[str]], path: Path):
+def _refuse(problems: dict[str, list[str]], path: Path) -> None:
     if any(problems.values()):
-        text = "; ".join(f"{what}: {', '.join(sorted(keys))}" for what, keys in problems.items() if keys)
+        text = "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in problems.items() if names)
         raise ValueError(f"checkpoint {path} does not fit its configuration ({text})")
-
-
-def _check_weights_files(path: Path):
-    """Raise ValueError unless the folder holds safetensors, and an index names none elsewhere."""
-    if not (path / "model.safetensors").is_file() and not (path / "model.safetensors.index.json").is_file():
-        raise ValueError(
-            f"checkpoint {path} has no model.safetensors; save the model there again, or name the folder that has it "
-            "(m2bert convert reads the research code's files)"
-        )
-    for index in path.glob("*.index.json"):
-        for shard in checked(WeightsIndex, read_json(index), str(index)).weight_map.values():
-            if not inside(path, shard).is_file():
-                raise ValueError(f"{index} names {shard!r}, which is not there; copy it there, or save the model again")
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], where: str):
@@ -252,14 +224,14 @@ def check_link(path: Path, folder: Path):
 
 
 def inside(folder: Path, name: str) -> Path:
-    """What a file of a folder names there. Raises ValueError if it lies elsewhere."""
+    """Return the path of what a file of a folder names there. Raises ValueError if it lies elsewhere."""
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"{folder} names {name!r}, which lies outside that folder; copy it there and name the copy")
     return folder / name
 
 
 def read_config(path: Path) -> dict:
-    """config.json of a checkpoint folder. Raises ValueError where there is none, or none of a model."""
+    """Read config.json of a checkpoint folder. Raises ValueError if there is none, or none of a model."""
     if not (path / "config.json").is_file():
         raise ValueError(f"checkpoint {path} has no config.json; name the folder of a saved model")
     config = read_json(path / "config.json")
@@ -268,11 +240,7 @@ def read_config(path: Path) -> dict:
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all tensors in the safetensors files of a checkpoint folder.
-
-    Raises:
-        ValueError: a file is damaged. Names it.
-    """
+    """Read names and shapes of all tensors in safetensors files of a folder. Raises ValueError if one is damaged."""
     shapes = {}
     for file in path.glob("*.safetensors"):
         try:
@@ -284,7 +252,7 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def load_tokenizer(model_dir: str | Path) -> PreTrainedTokenizerBase | None:
-    """The checkpoint's tokenizer, or None (with a warning) where it has none. None of its code is run.
+    """Load the checkpoint's tokenizer, or return None, with a warning, if it has none. None of its code is run.
 
     Raises:
         ValueError: it cannot be read, or needs code of its own.

@@ -9,7 +9,7 @@ import typer
 
 from m2bert import __version__
 from m2bert.command import CommandGroup
-from m2bert.files import check_writable, read_json
+from m2bert.files import read_json
 
 from .outputs import check_output
 
@@ -77,7 +77,6 @@ def look_at(*present: Path | None, output: Path | None = None, overwrite: bool =
         if not path.exists():
             raise ValueError(f"{path} does not exist; name what is there")
     if output is not None:
-        check_writable(output)
         check_output(output, overwrite)
 
 
@@ -148,7 +147,7 @@ def convert(
         raise ValueError(f"{source} is no file, no folder and no Hub id (org/name)")
     from transformers.utils.logging import disable_progress_bar
 
-    from .convert.conversion import convert_source
+    from .convert.run import convert_source
 
     disable_progress_bar()
     typer.echo(

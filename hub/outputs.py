@@ -1,12 +1,16 @@
-"""Where a model folder may be written: checks that cost no time, and need no torch."""
+"""Check where a model folder may be written, and write it whole or not at all. Needs no torch, so it costs no time."""
 
+import ctypes
+import errno
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from m2bert.files import check_unclaimed, read_json
+from m2bert.files import check_unclaimed, check_writable, claimed, empty, read_json, sync
 
-OLD = "old"  # in the scratch folder: what was at the output
+OLD, NEW = "old", "new"  # in the scratch folder: what was at the output, and what will be
 OURS = re.compile(  # what a folder that may be replaced holds: models, adapters, their tokenizers, records and cards
     r"config\.json|adapter_config\.json|(adapter_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
     r"|(configuration_m2bert|modeling_m2bert|m2bert_\w+|handler)\.py|requirements\.txt|README\.md"
@@ -15,57 +19,40 @@ OURS = re.compile(  # what a folder that may be replaced holds: models, adapters
     r"|\d+_(Pooling|Dense|Normalize)(/config\.json|/model\.safetensors)?"
     r"|training\.json|conversion\.json|\.eval_results(/m2bert\.yaml)?"
 )
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of renameat2
 
 
 def check_output(output_dir: str | Path, overwrite: bool) -> Path:
-    """Return the real path of a folder that may and can be written. Changes nothing.
+    """Return the real path of a folder that may and can be written. Leaves nothing behind.
 
     Raises:
-        ValueError: it holds the working folder, is no folder, cannot be made, or another process writes it; it is not
-            empty and overwrite is False; or it holds anything that no model folder of this package holds.
+        ValueError: it holds the working folder, cannot be made, or another process writes it; or it must not be
+            replaced (`check_replaceable`).
     """
     output = Path(os.path.realpath(output_dir))
     if output == Path.cwd() or output in Path.cwd().parents:
         raise ValueError(f"output {str(output_dir)!r} holds the working folder; name a folder in it")
-    _check_writable(output)
+    check_writable(output, "output")
     check_replaceable(output, overwrite)
     check_unclaimed(scratch_of(output))
     return output
 
 
-def _check_writable(output: Path):
-    parent = next(folder for folder in output.parents if os.path.lexists(folder))
-    names = [*output.relative_to(parent).parts, scratch_of(output).name]
-    reason = None
-    if not parent.is_dir():
-        reason = f"{parent} is no folder"
-    elif not os.access(parent, os.W_OK | os.X_OK):
-        reason = f"{parent} may not be written"
-    elif hasattr(os, "pathconf") and max(len(os.fsencode(name)) for name in names) > os.pathconf(parent, "PC_NAME_MAX"):
-        reason = "the name is too long"
-    if reason:
-        raise ValueError(f"output {output} cannot be written ({reason}); name another folder")
-
-
-def check_replaceable(output: Path, overwrite: bool):
-    """Raise ValueError if something is at an output that must not be replaced, or not without being told to."""
+def check_replaceable(output: Path, overwrite: bool) -> None:
+    """Raise ValueError if something is at an output that is no model folder, or must not be replaced unasked."""
     hidden = scratch_of(output) / OLD  # where a killed writer may have left the folder that was there
     there = hidden if hidden.is_dir() and not output.exists() else output
     if there.exists() and not there.is_dir():
         raise ValueError(f"output {output} exists and is no folder; name a folder")
     if not there.is_dir() or not any(there.iterdir()):
         return
-    for here, folders, names in os.walk(there):
-        for path in sorted(Path(here, name) for name in folders + names):
-            if not OURS.fullmatch(path.relative_to(there).as_posix()):
-                found = path.relative_to(there).as_posix()
-                raise ValueError(
-                    f"output {output} is not empty and holds {found!r}, which is of no model folder, so it is not "
-                    "replaced; move that away, or name another folder"
-                )
-    if not _is_ours(there):
+    inner = (Path(here, name) for here, folders, names in os.walk(there) for name in sorted(folders + names))
+    foreign = next((name for path in inner if not OURS.fullmatch(name := path.relative_to(there).as_posix())), None)
+    if foreign or not _is_ours(there):
+        what = f"{foreign!r}, which is of no model folder" if foreign else "no model of this package"
         raise ValueError(
-            f"output {output} is not empty and holds no model of this package, so it is not replaced; name another "
+            f"output {output} is not empty and holds {what}, so it is not replaced; move that away, or name another "
             "folder"
         )
     if not overwrite:
@@ -76,7 +63,7 @@ def check_replaceable(output: Path, overwrite: bool):
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether it is an adapter, has the record of a training, or its configuration is an M2-BERT's."""
+    """Return True if a folder is an adapter, has the record of a training, or its configuration is an M2-BERT's."""
     if any((folder / name).is_file() for name in ("adapter_config.json", "training.json")):
         return True
     try:
@@ -90,13 +77,82 @@ def scratch_of(output: Path) -> Path:
     return output.with_name(f".{output.name}.partial")
 
 
-def check_apart(output: Path, paths: list[Path]):
-    """Raise ValueError if the folder to be written, and perhaps replaced, is or holds anything that is read.
-
-    Args:
-        output: of `check_output`.
-    """
+def check_apart(output: Path, paths: list[Path]) -> None:
+    """Raise ValueError if the folder to be written (of `check_output`) is or holds anything that is read."""
     for path in paths:
         for real in (path.resolve(), path.parent.resolve() / path.name):  # of a link, both ends
             if real == output or output in real.parents:
                 raise ValueError(f"output {output} holds {path}, from which it is made; name another folder")
+
+
+@contextmanager
+def whole_folder(output_dir: str | Path, overwrite: bool) -> Iterator[Path]:
+    """Give a new folder to fill, which becomes `output_dir` when the block ends, or is gone if the block raises.
+
+    It is made in `.NAME.partial` next to the output, which keeps other writers of that output out. One step moves it to
+    its place, also where it replaces another folder; where the system cannot exchange two folders it takes two steps.
+    The next writer puts back what a killed writer had moved away, and removes what it left.
+
+    Raises:
+        ValueError: as `check_output`, or there is no room for it.
+    """
+    output = check_output(output_dir, overwrite)
+    scratch, new = scratch_of(output), scratch_of(output) / NEW
+    made = [folder for folder in output.parents if not folder.exists()]
+    try:
+        with claimed(scratch):
+            _tidy(output, scratch)
+            try:
+                check_replaceable(output, overwrite)
+                new.mkdir()
+                yield new
+                for path in new.rglob("*"):
+                    if path.name.endswith(".safetensors"):  # safetensors makes them readable for their owner alone
+                        path.chmod(new.stat().st_mode & 0o666)
+                    sync(path)
+                sync(new)
+                check_replaceable(output, overwrite)
+                _move(new, output, scratch / OLD, overwrite)
+                sync(output.parent)
+            finally:
+                _tidy(output, scratch)
+                scratch.rmdir()
+    except Exception as error:
+        words = ("Error while serializing", *map(os.strerror, NO_ROOM))  # all that safetensors and tokenizers say
+        if getattr(error, "errno", None) not in NO_ROOM and not any(text in str(error) for text in words):
+            raise
+        raise ValueError(
+            f"output {output} cannot be written ({error}); free space on its disk, or name another folder"
+        ) from error
+    finally:
+        for folder in made:
+            with suppress(OSError):  # it holds the output
+                folder.rmdir()
+
+
+def _tidy(output: Path, scratch: Path) -> None:
+    """Put back the folder that was at the output, if it is in the scratch folder only; remove the rest of that."""
+    for path in scratch.iterdir():
+        if path.name not in (NEW, OLD):
+            raise ValueError(f"{path} is in the place of unfinished writing and of another origin; move it away")
+    if (scratch / OLD).is_dir() and not output.exists():
+        (scratch / OLD).rename(output)
+    empty(scratch)
+
+
+def _move(new: Path, output: Path, old: Path, overwrite: bool) -> None:
+    """Put `new` in the place of `output`. A folder that is not empty stands in the way unless `overwrite`."""
+    if not (overwrite and output.exists()):
+        new.rename(output)
+    elif not _exchange(new, output):
+        output.rename(old)
+        new.rename(output)  # if it fails, `_tidy` puts the old folder back
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two folders in one step. Return False, with both where they were, if the system cannot."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    return rename(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0

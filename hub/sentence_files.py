@@ -1,7 +1,7 @@
-"""The files by which sentence-transformers reads a model folder: written for export, read back from its checkpoints.
+"""Write the files by which sentence-transformers reads a model folder, and read them back from its checkpoints.
 
 The older format is written, which every version 6 reads. `weighted_mean` is taken from the model's own pooler_output,
-so that its weights exist once (`encode(output_value="token_embeddings")` is then not on offer); the other poolings are
+so that its weights exist once (`encode(output_value="token_embeddings")` is then not available); the other poolings are
 sentence-transformers' Pooling, with its Dense on top for `cls_tanh` and `mean_tanh`. A masked-LM model has no pooler:
 plain `cls` or `mean`.
 """
@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import BeforeValidator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -36,8 +35,6 @@ class PoolingSettings(Schema):
 
     model_config = FOREIGN
 
-    word_embedding_dimension: int | None = None
-    embedding_dimension: int | None = None
     pooling_mode: Annotated[str, BeforeValidator(_joined)] | None = None
     pooling_mode_cls_token: bool = False
     pooling_mode_mean_tokens: bool = False
@@ -48,19 +45,11 @@ class PoolingSettings(Schema):
     include_prompt: bool = True
 
     @property
-    def width(self) -> int | None:
-        """Of the vectors that are pooled."""
-        return self.word_embedding_dimension or self.embedding_dimension
-
-    @property
-    def modes(self) -> list[str]:
-        """The poolings whose vectors are concatenated."""
-        flags = [name.removeprefix("pooling_mode_") for name, value in self if name in MODE_FLAGS and value]
-        found = self.pooling_mode.split("+") if self.pooling_mode else [flag.split("_token")[0] for flag in flags]
-        return found or ["mean"]
-
-
-MODE_FLAGS = {name for name in PoolingSettings.model_fields if name.startswith("pooling_mode_")}
+    def modes(self) -> str:
+        """The poolings whose vectors are concatenated, joined by "+"."""
+        flags = [name for name, value in self if name.startswith("pooling_mode_") and value]
+        short = [flag.removeprefix("pooling_mode_").split("_token")[0] for flag in flags]
+        return self.pooling_mode or "+".join(short) or "mean"
 
 
 class DenseSettings(Schema):
@@ -76,7 +65,7 @@ class DenseSettings(Schema):
 
 @dataclass
 class SentenceSettings:
-    """What sentence-transformers adds to a model: prompts, a default prompt, a similarity, a shorter maximum length."""
+    """Settings that sentence-transformers adds to a model: prompts, a similarity, a shorter maximum length."""
 
     prompts: dict[str, str] = field(default_factory=lambda: {"query": "", "document": ""})
     default_prompt_name: str | None = None
@@ -85,7 +74,7 @@ class SentenceSettings:
 
 
 def layout(model: PreTrainedModel) -> list[str]:
-    """Names of the modules on top of the Transformer."""
+    """Return the names of the modules on top of the Transformer."""
     pooling, pooler = model.config.pooling, model.base_model.pooler
     if pooler is not None and pooling == "weighted_mean":
         return ["Normalize"]
@@ -105,12 +94,10 @@ def write_sentence_files(model: PreTrainedModel, settings: SentenceSettings, fol
         transformer["processing_kwargs"] = {"text": {"padding": "max_length"}}
     modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
     for index, name in enumerate(names, start=1):
-        path = folder / f"{index}_{name}"
+        path, content = folder / f"{index}_{name}", {}
         path.mkdir()
-        modules.append(
-            {"idx": index, "name": str(index), "path": path.name, "type": f"sentence_transformers.models.{name}"}
-        )
-        content = {}
+        kind = f"sentence_transformers.models.{name}"
+        modules.append({"idx": index, "name": str(index), "path": path.name, "type": kind})
         if name == "Pooling":
             cls = config.pooling.startswith("cls")
             modes = {"pooling_mode_cls_token": cls, "pooling_mode_mean_tokens": not cls, "include_prompt": True}
@@ -127,7 +114,7 @@ def write_sentence_files(model: PreTrainedModel, settings: SentenceSettings, fol
 
 
 def read_sentence_files(model: PreTrainedModel, path: Path) -> SentenceSettings:
-    """Return settings of a checkpoint of sentence-transformers. Its trained Dense goes back into the model's pooler.
+    """Read settings of a checkpoint of sentence-transformers. Its trained Dense goes back into the model's pooler.
 
     Raises:
         ValueError: a file is not of its form, or the checkpoint has other modules on top of the model than an export
@@ -135,13 +122,12 @@ def read_sentence_files(model: PreTrainedModel, path: Path) -> SentenceSettings:
     """
     if not (path / "modules.json").is_file():
         return SentenceSettings()
-    modules = read_modules(path / "modules.json")
-    if modules[0].path or modules[0].type.rsplit(".", 1)[-1] != "Transformer":
+    transformer, *modules = read_modules(path / "modules.json")
+    if transformer.path or transformer.type.rsplit(".", 1)[-1] != "Transformer":
         raise ValueError(
-            f"{path / 'modules.json'}: modules[0] is {modules[0].type!r} in {modules[0].path!r}; an export takes a "
+            f"{path / 'modules.json'}: modules[0] is {transformer.type!r} in {transformer.path!r}; an export takes a "
             "Transformer in the folder itself (path '')"
         )
-    modules = modules[1:]
     names = [module.type.rsplit(".", 1)[-1] for module in modules]
     if names != layout(model):
         raise ValueError(
@@ -151,21 +137,19 @@ def read_sentence_files(model: PreTrainedModel, path: Path) -> SentenceSettings:
         )
     for name, module in zip(names, modules, strict=True):
         place = inside(path, module.path)
-        for file in (place / "config.json", place / "model.safetensors"):
-            check_link(file, path)
+        file, weights = place / "config.json", place / "model.safetensors"
+        check_link(file, path)
+        check_link(weights, path)
         if name == "Pooling":
-            settings = checked(PoolingSettings, read_json(place / "config.json"), str(place / "config.json"))
-            _check_pooling(settings, model.config.pooling, path)
+            _check_pooling(checked(PoolingSettings, read_json(file), str(file)), model.config.pooling, path)
         elif name == "Dense":
-            settings = checked(DenseSettings, read_json(place / "config.json"), str(place / "config.json"))
-            _take_over_dense(settings, _load_tensors(place / "model.safetensors"), model, path)
-    longest = _max_tokens(path, model.config.max_position_embeddings)
+            _take_over_dense(checked(DenseSettings, read_json(file), str(file)), weights, model, path)
     file = path / "config_sentence_transformers.json"
     stored = checked(SentenceConfig, read_json(file), str(file))
     known = {name: getattr(stored, name) for name in STORED if getattr(stored, name)}
     if stored.prompts:
         known["prompts"] = {name: prompt or "" for name, prompt in stored.prompts.items()}
-    return SentenceSettings(**known, max_tokens=longest)
+    return SentenceSettings(**known, max_tokens=_max_tokens(path, model.config.max_position_embeddings))
 
 
 def _max_tokens(path: Path, longest: int) -> int:
@@ -181,33 +165,24 @@ def _max_tokens(path: Path, longest: int) -> int:
     return longest
 
 
-def _load_tensors(file: Path) -> dict[str, torch.Tensor]:
+def _check_pooling(settings: PoolingSettings, pooling: str, path: Path) -> None:
+    wanted = "cls" if pooling.startswith("cls") else "mean"
+    if settings.modes != wanted or not settings.include_prompt:
+        raise ValueError(
+            f"checkpoint {path} pools by {settings.modes!r} with include_prompt={settings.include_prompt} in "
+            f"sentence-transformers, but pooling={pooling!r} of its config.json is exported as {wanted!r} with "
+            "include_prompt=True; make the two agree, or publish that checkpoint as it is"
+        )
+
+
+def _take_over_dense(settings: DenseSettings, file: Path, model: PreTrainedModel, path: Path) -> None:
+    """Copy a Dense, which training with sentence-transformers changes, into the model's own pooler."""
+    pooler = model.base_model.pooler.dense
     try:
         tensors = load_file(file)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{file} cannot be read ({error}); save the checkpoint again") from error
     check_finite(tensors, str(file))
-    return tensors
-
-
-def _check_pooling(settings: PoolingSettings, pooling: str, path: Path):
-    wanted = "cls" if pooling.startswith("cls") else "mean"
-    found = "+".join(settings.modes)
-    if found != wanted:
-        raise ValueError(
-            f"checkpoint {path} pools by {found!r} in sentence-transformers but has pooling={pooling!r} in its "
-            f"config.json; make the two agree"
-        )
-    if not settings.include_prompt:
-        raise ValueError(
-            f"checkpoint {path} leaves prompts out of its pooling (include_prompt=false), which an export cannot; "
-            "publish that checkpoint as it is"
-        )
-
-
-def _take_over_dense(settings: DenseSettings, tensors: dict[str, torch.Tensor], model: PreTrainedModel, path: Path):
-    """Training with sentence-transformers changes its Dense module, not the model's own pooler: bring it back."""
-    pooler = model.base_model.pooler.dense
     shapes = {"linear.weight": pooler.weight.shape, "linear.bias": pooler.bias.shape}
     if {key: tensor.shape for key, tensor in tensors.items()} != shapes or settings.activation_function != TANH:
         raise ValueError(
@@ -217,5 +192,6 @@ def _take_over_dense(settings: DenseSettings, tensors: dict[str, torch.Tensor], 
     pooler.load_state_dict({"weight": tensors["linear.weight"], "bias": tensors["linear.bias"]})
 
 
-def write_json(path: Path, value):
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

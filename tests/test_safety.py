@@ -1,6 +1,6 @@
 """What code and documents must not do: run what they read, show commands whose code can change, read tokens.
 
-`hub/test_foreign_folders.py` attacks the functions that read folders.
+`hub/test_checkpoints.py` attacks the functions that read folders.
 """
 
 import re

@@ -150,7 +150,9 @@ def efficiency_section(records: list[dict], sources: Sources) -> Section | None:
         )
         header = ["system", *(f"{length:,} tokens" for length in lengths)]
         blocks += [efficiency_plot(machine, members), table(caption, header, rows)]
-    caption = f"Printed in the paper: {paper.measure('5')}, another machine than ours, so there are no differences."
+    caption = (
+        f"Printed in the paper: {paper.table('5')['measure']}, another machine than ours, so there are no differences."
+    )
     blocks += [printed_table(caption, "5", seconds, lambda length: f"{int(length):,} tokens"), *errata("5")]
     return Section("Efficiency (Table 5)", blocks, ("5",)) if records else None
 

@@ -51,7 +51,7 @@ def scores_of(retrieval: Iterable[dict], mteb: Iterable[dict]) -> list[Score]:
     ]
     for record in mteb:
         number_of_table = _table_of(record["task"])
-        metric = number_of_table and paper.metric(number_of_table)
+        metric = number_of_table and paper.table(number_of_table).get("metric")
         value = (record.get("other_scores") or {}).get(metric)
         if value is None:
             metric, value = record["metric"], record["value"]
@@ -126,14 +126,15 @@ def _table_section(number_of_table: str, systems: dict[str, dict[str, Score]], s
             rows.append([link, score.metric, *against(models[-1], [task], score.points, bounds)])
         average = f"average over {len(found)} of {len(paper.columns(number_of_table))} tasks"
         rows.append([average, "", *against(models[0], list(found), _mean(found), "")])
+    about = paper.table(number_of_table)
     caption = (
-        f"Points; in italics what the paper prints ({paper.measure(number_of_table)}). The difference is ours minus "
-        f"{PAPER_MODEL}, or the paper's row of the same system. mteb gives no intervals; metrics have mteb's names. "
-        "Averages are over the tasks measured here, the paper's too."
+        f"Points; in italics what the paper prints ({about['measure']}). The difference is ours minus {PAPER_MODEL}, "
+        "or the paper's row of the same system. mteb gives no intervals; metrics have mteb's names. Averages are over "
+        "the tasks measured here, the paper's too."
     )
     header = ["task", "metric", "ours", "95 % interval", PAPER_MODEL, "difference", OTHER_MODEL]
     blocks = [table(caption, header, rows, words=2), *errata(number_of_table)]
-    return Section(f"{paper.title(number_of_table)} (Table {number_of_table})", blocks, (number_of_table,))
+    return Section(f"{about['title']} (Table {number_of_table})", blocks, (number_of_table,))
 
 
 def _averages_section(by_table: dict[str, dict[str, dict[str, Score]]]) -> list[Section]:
@@ -151,7 +152,7 @@ def _averages_section(by_table: dict[str, dict[str, dict[str, Score]]]) -> list[
         rows.append(paper_row(name, *(number(paper.mean(found, name, paper.columns(found))) for found in tables)))
     answered = tuple(sorted({"4" if found == "14" else "9" for found in tables}))
     caption = "Only groups with all of their tasks measured. In italics the means of the paper's own columns."
-    header = ["system", *(f"{paper.title(found)} (Table {found})" for found in tables)]
+    header = ["system", *(f"{paper.table(found)['title']} (Table {found})" for found in tables)]
     title = f"Averages of complete groups (Table {' and '.join(answered)})"
     return [Section(title, [table(caption, header, rows), *errata(*answered)], answered)]
 

@@ -68,7 +68,9 @@ def build_sections(records: dict[str, list[dict]], problems: list[str], notes: l
     ]
     sections = [section for section in found if section]
     answered = {table for section in sections for table in section.tables}
-    missing = [f"{table} ({paper.title(table)})" for table in paper.printed()["tables"] if table not in answered]
+    missing = [
+        f"{table} ({paper.table(table)['title']})" for table in paper.printed()["tables"] if table not in answered
+    ]
     text = "; ".join(missing) + "." if missing else "None."
     sections += [Section("Tables of the paper not measured here", [text]), sources.section()]
     names: set[str] = set()

@@ -11,24 +11,14 @@ def printed() -> dict:
     return json.loads(files("m2bert.eval.report").joinpath("paper.json").read_text(encoding="utf-8"))
 
 
-def title(table: str) -> str:
-    """Return what a table is about."""
-    return printed()["tables"][table]["title"]
+def table(name: str) -> dict:
+    """Return {"title", "measure", "values"} of a table, and "metric" where the measure is not mteb's main score."""
+    return printed()["tables"][name]
 
 
-def values(table: str) -> dict[str, dict[str, float]]:
+def values(name: str) -> dict[str, dict[str, float]]:
     """Return {row: {column: number}}, scores in points; rows are models or, in Tables 11 and 12, tasks."""
-    return printed()["tables"][table]["values"]
-
-
-def measure(table: str) -> str:
-    """Return what the numbers of a table are."""
-    return printed()["tables"][table]["measure"]
-
-
-def metric(table: str) -> str | None:
-    """Return what mteb calls the paper's measure, where that is not the task's main score."""
-    return printed()["tables"][table].get("metric")
+    return table(name)["values"]
 
 
 def value(table: str, row: str | None, column: str) -> float | None:

@@ -1,6 +1,5 @@
 """The plots of a report, as SVG files: quality over cost, and Figures 2, 3, 5, 6 and Table 5 of the paper."""
 
-import hashlib
 import re
 from collections.abc import Iterable
 from contextlib import contextmanager
@@ -43,10 +42,8 @@ def figure(height_inches: float):
 
 
 def as_plot(name: str, made, caption: str) -> Plot:
-    """Return a figure as a plot. Its name becomes a file's: a long one is cut, with a digest of the whole."""
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    if len(slug) > LONGEST_NAME:
-        slug = f"{slug[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    """Return a figure as a plot. Its name becomes a file's, so it is cut where it is long."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:LONGEST_NAME]
     buffer = StringIO()
     made.savefig(buffer, format="svg", metadata={"Date": None})
     return Plot(slug, buffer.getvalue(), caption)

@@ -1,36 +1,52 @@
-"""Where a model of the research code comes from: a file, a folder, or one commit of a Hub repository.
+"""Find and read a model of the research code: a file, a folder, or one commit of a Hub repository, and its tokenizer.
 
-Of a repository only what a conversion reads is downloaded, and never code.
+Of a repository only what a conversion reads is downloaded, and never code. Nothing that is read is run.
 """
 
+import glob
 import logging
+import pickle
 import re
+import shutil
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, hf_hub_download, is_offline_mode, snapshot_download
+import torch
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
-    GatedRepoError,
     HfHubHTTPError,
-    HFValidationError,
     HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
-    RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedConfig, PreTrainedTokenizerBase
 
-from m2bert.files import parse_yaml
+from m2bert.files import parse_yaml, read_json
+from m2bert.model_files import WeightsIndex, check_model_files
+from m2bert.schema import checked
 
+from ..checkpoint import inside
+from ..folder import check_tokenizer
 from ..hub_errors import HubError, plain_errors
-from .weights import INDEX, SUFFIXES, choose_weights, shards
+from .inert_pickle import read_inert
 
+logger = logging.getLogger(__name__)
+
+INDEX = ".index.json"
+USUAL = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
+SUFFIXES = (".safetensors", ".bin", ".pt")
 VOCABULARIES = ("tokenizer.json", "vocab.txt")
 TOKENIZER_FILES = (*VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json")
 BESIDE = (*TOKENIZER_FILES, "config.json", "README.md")
-CARD_BYTES = 100_000  # of a card; its metadata come first
-LICENCE = re.compile(r"^license:[ \t]+[\"']?([A-Za-z0-9][A-Za-z0-9.+-]{0,60})[\"']?[ \t]*(?:[ \t]#.*)?$", re.MULTILINE)
+CARD_CHARS = 100_000  # that are read of a card; its metadata come first
+ORIGINAL_TOKENIZER = "google-bert/bert-base-uncased"
+ORIGINAL_IDS = 30522  # the research code rounds its vocabulary up to a multiple of 8
+SENTENCE = "The committee met on Tuesday to discuss the budget."
 
 
 @dataclass
@@ -41,7 +57,7 @@ class Source:
     revision: str | None  # commit of the repository
     weights: Path  # a file, or the index of several
     root: Path  # the folder that was named, or that holds the named file
-    cached: bool = False  # the Hub was not reached, so what is not in the cache is not known
+    cached: bool = False  # the Hub was not reached: only what the cache holds is known
 
     @property
     def folders(self) -> list[Path]:
@@ -49,23 +65,26 @@ class Source:
         return list(dict.fromkeys([self.weights.parent, self.root]))
 
     def beside(self, name: str) -> Path | None:
-        """A file that belongs to the weights."""
+        """Return a file that belongs to the weights, or None."""
         return next((folder / name for folder in self.folders if (folder / name).is_file()), None)
 
-    def licence(self) -> str | None:
-        """What the card of a Hub repository or its clone states, if that has the form of a licence's id there. The card
-        is foreign: nothing else of it is parsed."""
+    def license(self) -> str | None:
+        """Return the license id in the metadata of the card, or None."""
         if (card := self.beside("README.md")) is None:
             return None
-        with card.open("rb") as file:
-            text = file.read(CARD_BYTES).decode("utf-8", "replace").replace("\r\n", "\n")
-        head = re.match(r"\ufeff?---\n(.*?)^---", text, re.DOTALL | re.MULTILINE)
-        stated = LICENCE.findall(head[1]) if head else []
-        return stated[0] if len(stated) == 1 and isinstance(parse_yaml(stated[0], "a license"), str) else None
+        text = card.read_text(encoding="utf-8-sig", errors="replace")[:CARD_CHARS]
+        if (head := re.match(r"---\n(.*?)^---", text, re.DOTALL | re.MULTILINE)) is None:
+            return None
+        try:
+            stated = parse_yaml(head[1], "README.md").get("license")
+        except (ValueError, AttributeError):  # no mapping
+            return None
+        return stated if isinstance(stated, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,60}", stated) else None
 
 
 def find_source(source: str, revision: str | None = None, file: str | None = None) -> Source:
-    """
+    """Find the weights of a model, and download them if they are on the Hub.
+
     Args:
         source: a file, a folder, or the id of a Hub repository; what exists here comes first.
         revision: branch, tag or commit of the repository (main).
@@ -76,49 +95,39 @@ def find_source(source: str, revision: str | None = None, file: str | None = Non
     """
     path = Path(source)
     if source and path.exists():
-        if revision is not None:
-            raise ValueError(
-                f"--revision {revision!r} is of Hub repositories, but {source} is a path here; leave it out"
-            )
+        if revision is not None or (file is not None and path.is_file()):
+            raise ValueError(f"--revision and --file choose in a repository or folder; leave them out for {source}")
         if path.is_dir():
             names = [entry.name for entry in path.iterdir() if entry.is_file()]
             if file is not None and not Path(file).is_absolute() and ".." not in Path(file).parts:
                 names += [file] if (path / file).is_file() else []
             return Source(path.resolve().name, None, path / choose_weights(names, file, source), path)
-        if file is not None:
-            raise ValueError(f"--file {file!r} chooses in a folder or repository, but {source} is a file; leave it out")
         return Source(path.name, None, path, path.parent)
-    if not is_hub_id(source) or "/" not in source:
-        raise ValueError(f"{source or repr(source)} is no file, no folder and no Hub id (org/name)")
-    return _download(source, revision, file)
+
+    def choose(names: list[str]) -> list[str]:
+        chosen = choose_weights(names, file, source)
+        folder = chosen.rpartition("/")[0]
+        return [chosen, *(f"{place}{name}" for name in BESIDE for place in {f"{folder}/" if folder else "", ""})]
+
+    root, names, cached = download(source, revision, choose)
+    weights = root / choose_weights(names, file, source)
+    if weights.name.endswith(INDEX):
+        folder = weights.parent.relative_to(root)
+        download(source, root.name, lambda _: [(folder / name).as_posix() for name in shards(weights)])
+    return Source(source, root.name, weights, root, cached)
 
 
-def is_hub_id(name: str) -> bool:
-    """Whether it has the form of a Hub id, and not that of a weights file's path."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return not name.endswith((*SUFFIXES, ".json", ".txt"))
+def download(
+    repo_id: str, revision: str | None, choose: Callable[[list[str]], list[str]]
+) -> tuple[Path, list[str], bool]:
+    """Download files of one commit, or find them in the cache.
 
+    Args:
+        choose: names the files to download, given all that the repository has; those that it does not have are ignored.
 
-def _download(repo_id: str, revision: str | None, file: str | None) -> Source:
-    commit, names, cached = list_files(repo_id, revision)
-    chosen = choose_weights(names, file, f"{repo_id} at {commit}")
-    folder = "".join(chosen.rpartition("/")[:2])
-    beside = {place + name for name in BESIDE for place in (folder, "") if place + name in names}
-    root = fetch(repo_id, commit, [chosen, *sorted(beside)])
-    weights = root / chosen
-    if chosen.endswith(INDEX):
-        parts = [folder + name for name in shards(weights)]
-        if missing := [name for name in parts if name not in names]:
-            raise ValueError(f"{repo_id} at {commit} lacks {', '.join(missing)}, which {chosen} names")
-        fetch(repo_id, commit, parts)
-    return Source(repo_id, commit, weights, root, cached)
-
-
-def list_files(repo_id: str, revision: str | None = None) -> tuple[str, list[str], bool]:
-    """Commit of a repository's revision, and its files; where the Hub cannot be reached, those in the cache, and True.
+    Returns:
+        The folder of the commit, named after it; the repository's files; True if the Hub was not reached, and the
+        files are those that the cache has.
 
     Raises:
         HubError: there is no such repository or revision, the Hub refuses or fails, or it cannot be reached and the
@@ -126,65 +135,191 @@ def list_files(repo_id: str, revision: str | None = None) -> tuple[str, list[str
     """
     with plain_errors(repo_id):
         try:
-            folder = _note_commit(repo_id, revision)
-        except RevisionNotFoundError as error:
-            raise HubError(f"Hub repository {repo_id} has no revision {revision!r} (--revision)") from error
-        except LocalEntryNotFoundError as error:
-            raise HubError(_explain(repo_id, error.__cause__)) from error
-        except HTTPError as error:  # of the library below, too
-            raise HubError(_explain(repo_id, error)) from error
-        try:
-            info = HfApi().model_info(repo_id, revision=revision)
-            return info.sha, [entry.rfilename for entry in info.siblings], False
-        except HfHubHTTPError as error:  # the Hub is there: what the cache has may be old, or not all
-            raise HubError(_explain(repo_id, error)) from error
-        except (HTTPError, OfflineModeIsEnabled):
-            names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-            return folder.name, names, True
-
-
-def _note_commit(repo_id: str, revision: str | None) -> Path:
-    """The cache's folder of a revision, whose commit the cache notes here for when there is no network."""
-    client = logging.getLogger("huggingface_hub")  # it warns that no file is asked for, which is meant
-    level = client.level
-    client.setLevel(logging.ERROR)
-    try:
-        offline = is_offline_mode()
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=[], local_files_only=offline))
-    finally:
-        client.setLevel(level)
-
-
-def _explain(repo_id: str, reason: BaseException | None) -> str:
-    """One line about a repository that is neither reached nor cached."""
-    if isinstance(reason, GatedRepoError):
-        return f"Hub repository {repo_id} is gated: ask for access on its page, then `hf auth login`"
-    if isinstance(reason, RepositoryNotFoundError):
-        return (
-            f"{repo_id} is no file or folder here and no Hub repository that you may read: check the name, or, if it "
-            "is private, `hf auth login`"
-        )
-    if isinstance(reason, HfHubHTTPError) and reason.response is not None:
-        return (
-            f"{repo_id} is no file or folder here, and the Hub answers with HTTP status {reason.response.status_code}: "
-            "check `hf auth whoami` and try again later, or set HF_HUB_OFFLINE=1 to take what the cache has"
-        )
-    what = type(reason).__name__ if reason is not None else "HF_HUB_OFFLINE is set"
-    return (
-        f"{repo_id} is no file or folder here, the Hub cannot be reached ({what}) and the cache has no copy: check the "
-        "network, or download it elsewhere and name the folder"
-    )
-
-
-def fetch(repo_id: str, commit: str, names: list[str]) -> Path:
-    """The folder of a commit with these files in it, from the cache or downloaded. Raises HubError if one is not."""
-    with plain_errors(repo_id):
-        try:
-            files = [Path(hf_hub_download(repo_id, name, revision=commit)) for name in names]
-        except LocalEntryNotFoundError as error:
+            names = HfApi().list_repo_files(repo_id, revision=revision)
+        except RepositoryNotFoundError as error:
             raise HubError(
-                f"{repo_id}: the cache lacks some of {', '.join(names)}, and the Hub gives none; download them (online)"
+                f"{repo_id} is no file or folder here and no Hub repository that you may read: check the name; if it "
+                "is private or gated, ask for access and run `hf auth login`"
             ) from error
-        except HTTPError as error:
-            raise HubError(_explain(repo_id, error)) from error
-        return files[0].parents[names[0].count("/")]
+        except (HTTPError, OfflineModeIsEnabled) as error:
+            if isinstance(error, HfHubHTTPError):  # the Hub answers: what the cache has may be old, or not all
+                raise
+            return _cached(repo_id, revision)
+    wanted = [name for name in choose(names) if name in names]
+    with plain_errors(repo_id):
+        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(map(glob.escape, wanted))))
+    if missing := [name for name in wanted if not (folder / name).is_file()]:
+        raise HubError(f"{repo_id}: the Hub does not give {', '.join(missing)}; run it again later")
+    return folder, names, False
+
+
+def _cached(repo_id: str, revision: str | None) -> tuple[Path, list[str], bool]:
+    try:
+        folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError as error:
+        raise HubError(
+            f"{repo_id} is no file or folder here, the Hub cannot be reached and the cache has no copy: check the "
+            "network, or download it elsewhere and name the folder"
+        ) from error
+    return folder, [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()], True
+
+
+def choose_weights(names: list[str], wanted: str | None, place: str) -> str:
+    """Choose the weights (a file, or an index) among the files of a folder or repository.
+
+    Args:
+        wanted: the file that was asked for.
+        place: named in errors.
+
+    Raises:
+        ValueError: the wanted file is not there; or there are none, or several of which none has a usual name.
+    """
+    usual = [name for name in USUAL if name in names][:1]
+    found = usual or [name for name in names if name.endswith(SUFFIXES) and "/" not in name]
+    chosen = found if wanted is None else [name for name in names if name == wanted]
+    if len(chosen) != 1:
+        listed = ", ".join(sorted(chosen or names)[:20]) or "no file at all"
+        what = f"no file {wanted!r}" if wanted is not None else "several weights" if chosen else "no weights"
+        raise ValueError(f"{place} has {what} among {listed}; choose one of {', '.join(SUFFIXES)} with --file NAME")
+    return chosen[0]
+
+
+def shards(weights: Path) -> dict[str, list[str] | None]:
+    """Return the files that hold the tensors, beside `weights`, each with the tensors that an index says it holds.
+
+    Raises:
+        ValueError: it is no index, or names a file elsewhere.
+    """
+    if not weights.name.endswith(INDEX):
+        return {weights.name: None}
+    files = {}
+    for tensor, name in checked(WeightsIndex, read_json(weights), str(weights)).weight_map.items():
+        inside(weights.parent, name)
+        files.setdefault(name, []).append(tensor)
+    if not files or not all(name.endswith(SUFFIXES) for name in files):
+        raise ValueError(f"{weights} names other files than weights, or none, in its weight_map; copy it again")
+    return files
+
+
+def read_weights(weights: Path) -> dict[str, Tensor]:
+    """Read tensors by name, of a file or of all files of an index.
+
+    Raises:
+        ValueError: see `shards` and `read_file`; or a shard holds other tensors than the index says.
+    """
+    tensors = {}
+    for name, expected in shards(weights).items():
+        found = read_file(weights.parent / name)
+        if expected is not None and (odd := sorted(found.keys() ^ set(expected))):
+            raise ValueError(f"{weights} and {name} disagree about {', '.join(odd[:5])}; download them again")
+        tensors |= found
+    return tensors
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    """Read the state dict of one file; composer's `state.model` is unwrapped. No code that the file names is run.
+
+    Raises:
+        ValueError: it is damaged, holds no tensors, or holds anything else among them.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:  # foreign objects beside the weights, or worse
+            content = read_inert(path)
+            logger.info("%s holds more than tensors; what else it names was neither loaded nor run", path)
+        if isinstance(content, dict) and isinstance(content.get("state"), dict):
+            content = content["state"]["model"]
+        if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
+            raise ValueError("it holds no tensors by name")
+    except Exception as error:  # a foreign file can fail in any way
+        raise ValueError(f"{path} cannot be read as a state dict ({error}); copy or download it again") from error
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor) or not _is_plain(value):
+            raise ValueError(
+                f"{path}: {name!r} is no dense tensor by name but a {type(value).__name__}; save the tensors of the "
+                "model alone, whole and dense"
+            )
+    return content
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Return True if a tensor is dense, on the CPU, and not expanded from fewer numbers than its shape has."""
+    dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    return dense and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def find_tokenizer(
+    named: str | None, source: Source, config: PreTrainedConfig
+) -> tuple[PreTrainedTokenizerBase | None, str | None]:
+    """Find the tokenizer of a converted model: the named one, else the source's own, else the original's from the Hub.
+
+    Args:
+        named: a folder, a vocab.txt or a Hub id.
+
+    Returns:
+        The tokenizer and where it is from, for the record; (None, None) with a warning where there is none.
+
+    Raises:
+        ValueError: the named one is not there; or it does not work, gives ids that the model has no embedding for, or
+            pads with another id than the model.
+    """
+    own = next((folder for folder in source.folders if any((folder / name).is_file() for name in VOCABULARIES)), None)
+    if named is None and own:
+        tokenizer, origin = read_tokenizer(own), "the source's own"
+    elif named is not None and Path(named).exists():
+        tokenizer, origin = read_tokenizer(Path(named)), Path(named).resolve().name
+    else:
+        repo_id = named or ORIGINAL_TOKENIZER
+        try:
+            if named is None and not ORIGINAL_IDS <= config.vocab_size < ORIGINAL_IDS + 8:
+                raise HubError(f"{repo_id} is not of a model with vocab_size={config.vocab_size}")
+            folder, _, _ = download(repo_id, None, lambda _: list(TOKENIZER_FILES))
+        except HubError as error:
+            if named is not None:
+                raise
+            logger.warning("the folder is written without a tokenizer: %s; name one with --tokenizer", error)
+            return None, None
+        tokenizer, origin = read_tokenizer(folder), f"{repo_id}@{folder.name}"
+    _check_use(tokenizer, origin, config.pad_token_id)
+    check_tokenizer(tokenizer, config.vocab_size)
+    return tokenizer, origin
+
+
+def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """Read the tokenizer of a folder or a vocab.txt. Other files are not looked at: a config.json may name code.
+
+    Raises:
+        ValueError: there is none, or it cannot be read.
+    """
+    files = {"vocab.txt": path} if path.is_file() else {name: path / name for name in TOKENIZER_FILES}
+    files = {name: file for name, file in files.items() if file.is_file()}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, file in files.items():
+            shutil.copyfile(file, Path(scratch) / name)
+        try:
+            check_model_files(Path(scratch))
+            tokenizer_class = AutoTokenizer if "tokenizer_config.json" in files else BertTokenizerFast
+            return tokenizer_class.from_pretrained(scratch, trust_remote_code=False)
+        except Exception as error:  # a foreign file can fail in any way
+            message = str(error).replace(scratch, str(path))
+            raise ValueError(f"tokenizer {path} cannot be read ({type(error).__name__}: {message})") from error
+
+
+def _check_use(tokenizer: PreTrainedTokenizerBase, origin: str, pad_token_id: int | None) -> None:
+    """Raise ValueError if a tokenizer has no words, fails on a sentence, or pads with another id than the model."""
+    try:
+        works = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens) and tokenizer(SENTENCE)["input_ids"]
+        why = "no words, or no tokens"
+    except Exception as error:  # of foreign settings, which can fail in any way
+        works, why = False, f"{type(error).__name__}: {error}"
+    if not works:
+        raise ValueError(f"tokenizer ({origin}) fails on {SENTENCE!r} ({why}); name another one (--tokenizer)")
+    if tokenizer.pad_token_id is None or pad_token_id not in (None, tokenizer.pad_token_id):
+        raise ValueError(
+            f"tokenizer ({origin}) pads with id {tokenizer.pad_token_id} but the model has "
+            f"pad_token_id={pad_token_id}; name the one it was trained with (--tokenizer), or correct pad_token_id in "
+            "the configuration (--config)"
+        )

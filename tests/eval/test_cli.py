@@ -9,7 +9,8 @@ from m2bert.eval.cli import app, format_records
 from m2bert.eval.config import EvalConfig, TaskSettings, TrainingTask
 from m2bert.eval.encoders.fingerprint import model_files
 
-CONFIGS = Path(__file__).parents[2] / "evaluations" / "configs"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+CONFIGS = [*EXPERIMENTS.glob("baselines/configs/*.yaml"), *EXPERIMENTS.glob("m2bert_small/configs/*.yaml")]
 
 
 @pytest.fixture(autouse=True)
@@ -258,6 +259,6 @@ def test_bad_configurations_are_named(tmp_path, text, message):
         read(tmp_path, text)
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(CONFIGS), ids=lambda path: path.stem)
 def test_the_configurations_of_the_repository_are_read(path):
     assert EvalConfig.from_yaml(path).encoders

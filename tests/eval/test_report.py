@@ -10,9 +10,8 @@ from markdown_it import MarkdownIt
 from typer.testing import CliRunner
 
 from m2bert.eval.report import page as page_module
-from m2bert.eval.report.cli import app
+from m2bert.eval.report.cli import app, load_results
 from m2bert.eval.report.plots import CostPoint, pareto_front, spread
-from m2bert.eval.report.results import load_results
 from m2bert.eval.report.tables import escape, table
 
 SCRIPT = '<script>alert("x")</script> | a *pipe* & more'

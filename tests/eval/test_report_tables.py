@@ -19,7 +19,7 @@ from fabricated_records import (
 from report_reading import groups_of, rows_of, sections_of, table_of
 
 from m2bert.eval.report import paper
-from m2bert.eval.report.tables import MINUS
+from m2bert.eval.report.tables import MINUS, NO_BREAK_SPACE
 
 OTHER_DATA = "cd" * 32
 
@@ -132,24 +132,6 @@ def test_one_task_has_no_average():
     assert "|" not in section
 
 
-def test_locov0_is_read_from_its_commits():
-    revision = "db3f60f" + "0" * 33 + ",fde163bddbb5f3c2ad19769e18a570843da36ec3"
-    sections = sections_of(retrieval(score=0.4, revision=revision, paper_row="E5-Mistral"))
-    assert "LoCoV1 (Tables 3 and 15)" not in sections
-    assert "LoCoV0 (Table 23)" in sections
-    assert table_of(sections["qmsum, test"])["encoder / truncate"]["paper"] == "*46.8*"
-
-
-def test_what_training_had_seen_stands_beside_the_score():
-    tuned = retrieval("a / truncate", claim="fine-tuned", overlap=[OVERLAP])
-    sections = sections_of(bm25(), tuned, retrieval("b / truncate"))
-    overlaps = {name: row["overlap: documents, queries"] for name, row in table_of(sections["qmsum, test"]).items()}
-    assert overlaps["bm25"] == "–"
-    assert overlaps["a / truncate"] == "3/35, 4/272"
-    assert overlaps["b / truncate"] == "not checked"
-    assert table_of(sections["Contamination"])["qmsum, test"]["near"] == "2"
-
-
 def test_rows_lead_to_their_sources():
     hybrid = {"method": "weighted", "weight": 0.35, "development_split": "validation", "development_ndcg_at_10": 0.9}
     sections = sections_of(
@@ -166,22 +148,6 @@ def test_rows_lead_to_their_sources():
     assert "Versions A: python 3.11.7, torch" in sections["Sources"]
 
 
-def test_scores_by_length_and_place_come_with_counts_and_without_differences():
-    quarters = [{"quarter": 4, "queries": 7, "ndcg_at_10": 0.25, "interval_95": None}]
-    sections = sections_of(
-        retrieval(by_length=by_length(None, 0.7, 0.6, 0.5), by_quarter=quarters),
-        retrieval("b", 0.5, by_length={"tokenizer": "bert", "rows": by_length(0.1, 0, 0, 0)["rows"][:1]}),
-    )
-    section = sections["By length of the answer's document (Table 24)"]
-    rows = table_of(section)["encoder / truncate"]
-    assert rows["<2k (0 queries)"] == "–"
-    assert rows["8k-32k (10 queries)"] == "60.0 (10.0 to 90.0)"
-    assert table_of(section)["b"]["8k-32k (10 queries)"] == "–"
-    assert table_of(section, index=1)["M2-BERT-32k (paper)"][">32k"] == "*86.1*"
-    place = table_of(sections["By place of the answer in its document"])["encoder / truncate"]
-    assert place["quarter 4 (7 queries)"] == "25.0 (–)"
-
-
 def test_successes_and_failures_are_those_of_the_best_system_of_each_group():
     worse = retrieval("b / truncate", 0.3, successes=[example("of the worse")])
     better = retrieval("a / truncate", 0.6, successes=[example()], failures=[example("lost?", rank=None)])
@@ -192,73 +158,93 @@ def test_successes_and_failures_are_those_of_the_best_system_of_each_group():
     assert rows["what was decided?"]["ranked first instead, begins"] == "–"
 
 
-def test_mteb_scores_use_the_papers_measure_and_average_the_same_tasks():
-    sections = sections_of(
+LOCOV0 = "db3f60f" + "0" * 33 + ",fde163bddbb5f3c2ad19769e18a570843da36ec3"
+MSMARCO_DEV, MSMARCO_TEST = (
+    retrieval(score=score, task="MSMARCO", split=split) for score, split in ((0.4, "dev"), (0.6, "test"))
+)
+BY_LENGTH = by_length(None, 0.7, 0.6, 0.5)
+QUARTER = {"quarter": 4, "queries": 7, "ndcg_at_10": 0.25, "interval_95": None}
+MLDR = {"task": "MultiLongDocRetrieval", "paper_row": "M2-BERT-32k"}
+RECORDS = {
+    "locov0": [retrieval(score=0.4, revision=LOCOV0, paper_row="E5-Mistral")],
+    "trained": [bm25(), retrieval("a", claim="fine-tuned", overlap=[OVERLAP]), retrieval("b")],
+    "parts": [
+        retrieval(by_length=BY_LENGTH, by_quarter=[QUARTER]),
+        retrieval("b", 0.5, by_length=BY_LENGTH | {"rows": BY_LENGTH["rows"][:1]}),
+    ],
+    "mteb": [
         mteb(value=0.8),
         mteb("EmotionClassification", 0.44),
         mteb("STS12", 0.6, metric="cosine_spearman", other_scores={"cosine_pearson": 0.7}),
         mteb("LEMBPasskeyRetrieval", 0.3, split="test_4096", metric="ndcg_at_1"),
-    )
-    rows = table_of(sections["MTEB classification (Table 18)"])
-    assert rows["Banking77Classification"]["difference"] == "+1.8"
-    average = rows["average over 2 of 12 tasks"]
-    assert [average[name] for name in ("ours", "M2-BERT-128", "SentenceBERT")] == ["62.0", "*60.5*", "*62.8*"]
-    sts = table_of(sections["MTEB semantic textual similarity (Table 22)"])["STS12"]
-    assert [sts[name] for name in ("metric", "ours", "M2-BERT-128")] == ["cosine_pearson", "70.0", "*79.7*"]
-    assert "LEMBPasskeyRetrieval, test_4096" in table_of(sections["Other tasks of mteb"])
+    ],
+    "complete": [mteb(task, 0.9) for task in paper.columns("20")],
+    "both": [MSMARCO_DEV, MSMARCO_TEST],
+    "turned": [MSMARCO_TEST, MSMARCO_DEV],
+    "dev": [MSMARCO_DEV, retrieval(score=0.25, task="NFCorpus")],
+    "mldr": [retrieval("a", 0.5, **MLDR), retrieval("h", 0.8, hybrid={"method": "rerank", "depth": 100}, **MLDR)],
+    "needle": [needle(places=[0, 39], paper_row="M2-BERT-32k")],
+    "others": [lengths(), lengths("pydocs", data_fingerprint=OTHER_DATA), spans(), clusters(), efficiency()],
+}
+PERCENT = f"{NO_BREAK_SPACE}%"
+
+
+@pytest.mark.parametrize(
+    ("records", "title", "row", "column", "cell"),
+    [
+        ("locov0", "qmsum, test", "encoder / truncate", "paper", "*46.8*"),
+        ("trained", "qmsum, test", "bm25", "overlap: documents, queries", "–"),
+        ("trained", "qmsum, test", "a", "overlap: documents, queries", "3/35, 4/272"),
+        ("trained", "qmsum, test", "b", "overlap: documents, queries", "not checked"),
+        ("trained", "Contamination", "qmsum, test", "near", "2"),
+        ("parts", "By length", "encoder / truncate", "<2k (0 queries)", "–"),
+        ("parts", "By length", "encoder / truncate", "8k-32k (10 queries)", "60.0 (10.0 to 90.0)"),
+        ("parts", "By length", "b", "8k-32k (10 queries)", "–"),
+        ("parts", "By length", "M2-BERT-32k (paper)", ">32k", "*86.1*"),
+        ("parts", "By place", "encoder / truncate", "quarter 4 (7 queries)", "25.0 (–)"),
+        ("mteb", "MTEB classification", "Banking77Classification", "difference", "+1.8"),
+        ("mteb", "MTEB classification", "average over 2 of 12 tasks", "ours", "62.0"),
+        ("mteb", "MTEB classification", "average over 2 of 12 tasks", "M2-BERT-128", "*60.5*"),
+        ("mteb", "MTEB classification", "average over 2 of 12 tasks", "SentenceBERT", "*62.8*"),
+        ("mteb", "MTEB semantic textual similarity", "STS12", "metric", "cosine_pearson"),  # the paper's measure
+        ("mteb", "MTEB semantic textual similarity", "STS12", "ours", "70.0"),
+        ("mteb", "Other tasks of mteb", "LEMBPasskeyRetrieval, test_4096", "points", "30.0"),
+        ("complete", "Averages", "encoder / truncate", "MTEB pair classification (Table 20)", "90.0"),
+        ("complete", "Averages", "M2-BERT-128 (paper)", "MTEB pair classification (Table 20)", "*90.3*"),
+        ("both", "BEIR", "MSMARCO", "difference", "+0.2"),
+        ("turned", "BEIR", "MSMARCO", "difference", "+0.2"),
+        ("dev", "BEIR", "MSMARCO, dev", "ours", "40.0"),
+        ("dev", "BEIR", "NFCorpus", "difference", "+0.4"),
+        ("mldr", "MLDR (Table 10)", "a", "difference", f"{MINUS}2.3"),
+        ("mldr", "MLDR (Table 10)", "h", "difference", f"{MINUS}0.9"),
+        ("needle", "Needle", "encoder / truncate", "places", "2 of 40"),
+        ("needle", "Needle", "M2-BERT-32k (paper)", "average", "*41.4*"),  # of 82.0 and 0.8
+        ("others", "Lengths", "qmsum, test (abababab)", "paper", "*272*"),
+        ("others", "Lengths", "qmsum, test (abababab)", "characters a document", "58,000"),
+        ("others", "Lengths", "pydocs, test (cdcdcdcd)", "paper", "*–*"),
+        ("others", "Where answers begin", "pydocs, test (cdcdcdcd)", "in quarter 4", f"40{PERCENT}"),
+        ("others", "Where answers begin", "multifieldqa (paper)", "2nd quartile", "*2,610*"),
+        ("others", "Clusters", "encoder / truncate", "named rightly", f"93{PERCENT}"),
+        ("others", "Efficiency", "encoder / truncate", "2,048 tokens", "0.16 + 0.00205"),
+    ],
+)
+def test_tables_hold_ours_and_the_papers_numbers(sections, records, title, row, column, cell):
+    section = next(text for name, text in sections[records].items() if name.startswith(title))
+    tables = [table_of(section, index) for index in range(section.count("\n| -"))]
+    assert next(table[row][column] for table in tables if column in table.get(row, {})) == cell
+
+
+@pytest.fixture(scope="module")
+def sections():
+    return {name: sections_of(*records) for name, records in RECORDS.items()}
+
+
+def test_what_belongs_to_no_table_of_the_paper_is_in_none():
+    sections = sections_of(*RECORDS["locov0"], *RECORDS["both"], mteb(), needle(places=range(10), passages=10))
+    assert "LoCoV1 (Tables 3 and 15)" not in sections
     assert not any(title.startswith("Averages of complete groups") for title in sections)
-
-
-def test_a_complete_group_of_mteb_is_averaged():
-    section = sections_of(*(mteb(task, 0.9) for task in paper.columns("20")))["Averages of complete groups (Table 9)"]
-    rows = table_of(section)
-    assert rows["encoder / truncate"]["MTEB pair classification (Table 20)"] == "90.0"
-    assert rows["M2-BERT-128 (paper)"]["MTEB pair classification (Table 20)"] == "*90.3*"
-
-
-def test_of_msmarco_the_split_test_is_compared_and_another_is_named():
-    dev, test = (retrieval(score=score, task="MSMARCO", split=split) for score, split in ((0.4, "dev"), (0.6, "test")))
-    for records in ((dev, test), (test, dev)):
-        rows = table_of(sections_of(*records)["BEIR (Table 14)"])
-        assert rows["MSMARCO"]["difference"] == "+0.2"
-        assert "MSMARCO, dev" not in rows
-    assert table_of(sections_of(dev)["BEIR (Table 14)"])["MSMARCO, dev"]["ours"] == "40.0"
-
-
-def test_retrieval_records_of_beir_and_mldr_reach_the_papers_tables():
-    rerank = {"method": "rerank", "depth": 100}
-    sections = sections_of(
-        retrieval("a / truncate", 0.25, task="NFCorpus"),
-        retrieval("a / truncate", 0.5, task="MultiLongDocRetrieval", paper_row="M2-BERT-32k"),
-        retrieval("a + bm25", 0.8, task="MultiLongDocRetrieval", paper_row="M2-BERT-32k", hybrid=rerank),
-    )
-    assert table_of(sections["BEIR (Table 14)"])["NFCorpus"]["difference"] == "+0.4"
-    rows = table_of(sections["MLDR (Table 10)"])
-    assert rows["a / truncate"]["difference"] == f"{MINUS}2.3"
-    assert rows["a + bm25"]["difference"] == f"{MINUS}0.9"
-
-
-def test_needle_averages_use_the_papers_same_places_and_haystacks_of_its_size_only():
-    records = needle(places=[0, 39], paper_row="M2-BERT-32k"), needle(places=range(10), passages=10)
-    section = sections_of(*records)["Needle in a haystack (Table 17, Figure 2)"]
-    rows = table_of(section)
-    assert rows["M2-BERT-32k (paper)"]["average"] == "*41.4*"  # of 82.0 and 0.8
-    assert rows["encoder / truncate"]["places"] == "2 of 40"
-    assert list(table_of(section, index=1)) == ["encoder / truncate"]
-
-
-def test_analyses_have_their_numbers():
-    sections = sections_of(lengths(), lengths("pydocs", data_fingerprint=OTHER_DATA), spans(), clusters(), efficiency())
-    _, qmsum, pydocs = rows_of(sections["Lengths (Table 11, Figures 5 and 6)"])
-    assert qmsum[1:9] == ["272", "*272*", "35", "*35*", "433", "*430*", "58,000", "*58,129*"]
-    assert pydocs[2] == "*–*"
-    answers = table_of(sections["Where answers begin (Table 12)"])
-    assert answers["pydocs, test (cdcdcdcd)"]["in quarter 4"].startswith("40")
-    assert answers["multifieldqa (paper)"]["2nd quartile"] == "*2,610*"
-    assert table_of(sections["Clusters (Figure 3)"])["encoder / truncate"]["named rightly"].startswith("93")
-    efficient = sections["Efficiency (Table 5)"]
-    assert table_of(efficient)["encoder / truncate"]["2,048 tokens"] == "0.16 + 0.00205"
-    assert "0.0071" in efficient.partition("> Errors")[2]
+    assert "MSMARCO, dev" not in table_of(sections["BEIR (Table 14)"])
+    assert list(table_of(sections["Needle in a haystack (Table 17, Figure 2)"])) == ["encoder / truncate"]
 
 
 def test_tables_without_results_are_named():

@@ -1,20 +1,22 @@
-"""Parity with the original model: every fixture whose options this model keeps, and clear errors for the others."""
+"""Names, options and numbers of converted tensors: parity with the original model, and clear errors."""
+
+import json
+import logging
 
 import pytest
 import torch
-from original_model import KEPT, Fixture, needs_fixtures
+from original_model import FIXTURES, KEPT, Fixture, needs_fixtures
 
-from m2bert.hub.convert.convert import convert_state_dict
+from m2bert.hub.convert.names import Options, convert_config, convert_state_dict, infer_options
+from m2bert.hub.convert.reference import reference_forward
 from modeling_m2bert import M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
 from modeling_m2bert.m2bert_ops_filter import implicit_filter
 
 pytestmark = needs_fixtures
 
-REFUSED = {
-    "unidirectional": "bidirectional",
-    "non_glu_mlp": "use_glu_mlp",
-    "uneven_blocks": "monarch_mlp_nblocks",
-}
+WORDS, POSITIONS = "bert.embeddings.word_embeddings.weight", "bert.embeddings.position_ids"
+LAYER = "bert.encoder.layer.0."
+ALL = sorted(path.stem for path in FIXTURES.glob("*.safetensors") if path.stem != "uneven_blocks")
 
 
 def masked_lm_model(fixture):
@@ -35,27 +37,45 @@ def assert_close(actual, expected, tolerance):
     assert (actual - expected.to(actual.dtype)).abs().max().item() <= tolerance
 
 
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 @pytest.fixture(params=KEPT)
 def fixture(request):
     return Fixture(request.param)
 
 
+@pytest.fixture(scope="module")
+def original():
+    return Fixture("base_full")
+
+
+# --- parity ---
+
+
 def test_encoder_matches_the_original(fixture):
+    model = encoder(fixture)
     with torch.no_grad():
-        outputs = encoder(fixture)(**fixture.inputs, output_hidden_states=True)
-    assert_close(outputs.hidden_states[0], fixture.outputs["embeddings_output"], fixture.tolerance)
-    for i in range(1, fixture.config["num_hidden_layers"] + 1):
-        assert_close(outputs.hidden_states[i], fixture.outputs[f"hidden_states.{i}"], fixture.tolerance)
+        outputs = model(**fixture.inputs, output_hidden_states=True)
+    expected = [fixture.outputs["embeddings_output"]]
+    expected += [fixture.outputs[f"hidden_states.{i + 1}"] for i in range(fixture.config["num_hidden_layers"])]
+    for ours, theirs in zip(outputs.hidden_states, expected, strict=True):
+        assert_close(ours, theirs, fixture.tolerance)
     assert_close(outputs.last_hidden_state, fixture.outputs["sequence_output"], fixture.tolerance)
     assert_close(outputs.pooler_output, fixture.outputs["pooled_output"], fixture.tolerance)
     assert_close(outputs.pooler_output, fixture.outputs["sentence_embedding"], fixture.tolerance)
     assert_close(outputs.last_hidden_state[:, 0], fixture.outputs["sentence_embedding_cls"], fixture.tolerance)
+    mixer, length = model.layers[0].mixer, fixture.inputs["input_ids"].shape[1]
+    for ours, theirs in ((mixer.filter, "filter1"), (mixer.residual_filter, "filter2")):
+        if ours is not None and f"debug.layer0.{theirs}_fwd" in fixture.outputs:
+            for taps, direction in zip(implicit_filter(ours.parameters_for(length)), ("fwd", "rev"), strict=True):
+                assert_close(taps.T, fixture.outputs[f"debug.layer0.{theirs}_{direction}"], fixture.tolerance)
 
 
-@pytest.mark.parametrize(
-    "name", ["short_input", pytest.param("base_padded_256", marks=pytest.mark.slow),
-             pytest.param("no_residual_long_conv", marks=pytest.mark.slow)]
-)  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["short_input", "base_padded_256", "no_residual_long_conv"])
 def test_triton_kernels_match_the_original_in_float32(name, monkeypatch):
     """Within a few times the noise that float32 has in the original itself. Without a GPU they run interpreted."""
     pytest.importorskip("triton")
@@ -71,21 +91,11 @@ def test_triton_kernels_match_the_original_in_float32(name, monkeypatch):
 
 
 def test_masked_lm_matches_the_original(fixture):
+    labels = fixture.labels.masked_fill(fixture.labels <= 0, -100)
     with torch.no_grad():
-        outputs = masked_lm_model(fixture)(
-            **fixture.inputs, labels=fixture.labels.masked_fill(fixture.labels <= 0, -100)
-        )
+        outputs = masked_lm_model(fixture)(**fixture.inputs, labels=labels)
     assert_close(outputs.logits, fixture.outputs["mlm_logits"], fixture.tolerance)
     assert_close(outputs.loss, fixture.outputs["mlm_loss"], fixture.tolerance)
-
-
-def test_filters_match_the_original(fixture):
-    mixer = encoder(fixture).layers[0].mixer
-    length = fixture.inputs["input_ids"].shape[1]
-    for ours, theirs in ((mixer.filter, "filter1"), (mixer.residual_filter, "filter2")):
-        if ours is not None and f"debug.layer0.{theirs}_fwd" in fixture.outputs:
-            for taps, direction in zip(implicit_filter(ours.parameters_for(length)), ("fwd", "rev"), strict=True):
-                assert_close(taps.T, fixture.outputs[f"debug.layer0.{theirs}_{direction}"], fixture.tolerance)
 
 
 def test_every_gradient_matches_the_original():
@@ -97,10 +107,10 @@ def test_every_gradient_matches_the_original():
     gradients = {key.removeprefix("grad."): value for key, value in fixture.outputs.items() if key.startswith("grad.")}
     for key, value in gradients.items():
         state[key] = value
-        if key.endswith(".1.freq"):  # one shared tensor upstream; the gradient stands under its first name
+        if key.endswith(".1.freq"):  # one shared tensor in the original; the gradient has its first name
             for other in ("implicit_filter.3", "implicit_filter.5", *(f"implicit_filter_rev.{i}" for i in (1, 3, 5))):
                 state[key.replace("implicit_filter.1", other)] = value
-    state["cls.predictions.decoder.weight"] = state["bert.embeddings.word_embeddings.weight"]
+    state["cls.predictions.decoder.weight"] = state[WORDS]
     expected = convert_state_dict(state, fixture.config).tensors
     named = dict(model.named_parameters())
     assert len(named) >= 50
@@ -109,99 +119,126 @@ def test_every_gradient_matches_the_original():
         assert_close(parameter.grad, expected[name], 1e-7)
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_options_this_model_does_not_have_are_named(case):
-    fixture = Fixture(case)
-    with pytest.raises(ValueError, match=REFUSED[case]):
-        convert_state_dict(fixture.without(fixture.classifier_only), fixture.config)
-
-
-def test_prefixes_and_constant_tables_are_understood():
-    fixture = Fixture("base_full")
-    plain = fixture.without(fixture.classifier_only)
-    dressed = {f"model.module.{key}": value for key, value in plain.items()}
-    dressed["model.module.bert.encoder.layer.0.attention.filter_fn.flashfft.f_16_fft"] = torch.zeros(3)
-    expected, actual = (convert_state_dict(state, fixture.config).tensors for state in (plain, dressed))
-    assert expected.keys() == actual.keys()
-    assert all(torch.equal(expected[key], actual[key]) for key in expected)
-
-
-def test_missing_and_unexpected_tensors_are_named():
-    fixture = Fixture("base_full")
-    state = fixture.without(fixture.masked_lm_only)
-    state["bert.encoder.layer.0.attention.novelty"] = torch.zeros(1)
-    with pytest.raises(ValueError, match="unexpected: bert.encoder.layer.0.attention.novelty"):
-        convert_state_dict(state, fixture.config)
-    state = fixture.without(fixture.masked_lm_only)
-    del state["bert.encoder.layer.1.attention.in_linear.bias"]
-    with pytest.raises(ValueError, match="missing: layers.1.mixer.short_conv.input_bias"):
-        convert_state_dict(state, fixture.config)
-    del state["bert.encoder.layer.1.mlp.wo.weight"]
-    with pytest.raises(ValueError, match=r"lacks 'bert.encoder.layer.1.mlp.wo.weight'"):
-        convert_state_dict(state, fixture.config)
-
-
-def test_classifier_on_top_of_the_converted_pooler():
-    fixture = Fixture("base_full")
-    conversion = convert_state_dict(fixture.without(fixture.masked_lm_only), fixture.config)
-    config, state = conversion.config, conversion.tensors
-    config.num_labels = 10
-    model = M2BertForSequenceClassification(config).double().eval()
-    classifier = {f"classifier.{name}": fixture.state[f"classifier.{name}"] for name in ("weight", "bias")}
-    model.load_state_dict({f"model.{key}": value for key, value in state.items()} | classifier, strict=True)
+def test_a_classifier_on_top_of_the_converted_pooler(original):
+    conversion = convert_state_dict(original.without(original.masked_lm_only), original.config)
+    conversion.config.num_labels = 10
+    model = M2BertForSequenceClassification(conversion.config).double().eval()
+    state = {f"model.{name}": value for name, value in conversion.tensors.items()}
+    state |= {name: original.state[name] for name in ("classifier.weight", "classifier.bias")}
+    model.load_state_dict(state, strict=True)
     with torch.no_grad():
-        assert_close(model(**fixture.inputs).logits, fixture.outputs["seqcls_logits"], 1e-5)
+        assert_close(model(**original.inputs).logits, original.outputs["seqcls_logits"], 1e-5)
 
 
-def test_every_tensor_has_its_place_in_the_account():
-    fixture = Fixture("base_full")
-    state = {f"model.{key}": value for key, value in fixture.state.items()}  # both heads in one file
-    state["model.bert.encoder.layer.0.attention.filter_fn.flashfft.twiddle"] = torch.zeros(3)
-    record = convert_state_dict(state, fixture.config).account.record()
-    assert record["rebuilt"] == ["bert.embeddings.position_ids"]
+def test_the_reference_gives_the_originals_outputs(fixture):
+    options = convert_state_dict(fixture.embedding_state(), fixture.config).options
+    for state, head, golden in ((fixture.embedding_state(), "pooler_output", "pooled_output"),
+                                (fixture.masked_lm_state(), "logits", "mlm_logits")):  # fmt: skip
+        found = reference_forward(state, options, **fixture.inputs)
+        assert found.keys() == {"last_hidden_state", head}
+        for ours, theirs in (("last_hidden_state", "sequence_output"), (head, golden)):
+            assert found[ours].dtype == torch.float64
+            assert_close(found[ours], fixture.outputs[theirs].double(), fixture.tolerance)
+    first = options.model_copy(update={"use_cls_token": True})
+    found = reference_forward(fixture.embedding_state(), first, **fixture.inputs)["pooler_output"]
+    assert_close(found, fixture.outputs["sentence_embedding_cls"].double(), fixture.tolerance)
+
+
+# --- tensors ---
+
+
+def test_prefixes_and_constant_tables_are_accepted(original):
+    plain = original.without(original.classifier_only)
+    dressed = {f"model.module.{name}": value for name, value in plain.items()}
+    for table in ("encoder.flashfft.f_16_fft", "encoder.layer.0.attention.filter_fn2.flashfft.twiddle_factors_fft_16"):
+        dressed[f"model.module.bert.{table}"] = torch.zeros(3, dtype=torch.complex64)
+    expected, found = (convert_state_dict(state, original.config) for state in (plain, dressed))
+    assert_same(found.tensors, expected.tensors)
+    assert len(found.audit.names["constant_tables"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        (f"{LAYER}attention.novelty", torch.zeros(1), "unexpected: .*novelty"),
+        ("bert.embeddings.flashfft.secret", torch.zeros(3), "flashfft.secret"),
+        (f"{LAYER}mlp.flashfft.secret", torch.zeros(3), "flashfft.secret"),
+        ("novel.flashfft.x", torch.zeros(3), "flashfft.x"),
+        (f"{LAYER}attention.filter_fn.flashfft.a.b", torch.zeros(3), "flashfft.a.b"),
+        (f"{LAYER}attention.in_linear.bias", None, "layers.0.mixer.short_conv.input_bias"),
+        (f"{LAYER}mlp.wo.weight", None, f"lacks '{LAYER}mlp.wo.weight'"),
+        (WORDS, None, f"no {WORDS}"),
+        ("module.bert.pooler.dense.bias", torch.zeros(3), "bert.pooler.dense.bias' twice"),
+        ("cls.predictions.decoder.weight", lambda t: t + 1, f"decoder.weight differs from {WORDS}"),
+        (f"{LAYER}attention.filter_fn.implicit_filter_rev.3.freq", lambda t: t + 1, "rev.3.freq differs from"),
+        (POSITIONS, torch.arange(5)[None], "position_ids does not count"),
+        (POSITIONS, torch.arange(129)[None], "position_ids does not count"),
+        (POSITIONS, torch.arange(128.0)[None], "position_ids does not count"),
+        (POSITIONS, torch.arange(128)[None] + 1, "position_ids does not count"),
+        (WORDS, lambda t: t.to(torch.complex64), f"{WORDS} is torch.complex64"),
+        (f"{LAYER}mlp.wo.weight", lambda t: t.int(), "wo.weight is torch.int32"),
+        (f"{LAYER}mlp.wo.weight", lambda t: t.to(torch.float8_e4m3fn), "wo.weight is torch.float8_e4m3fn"),
+    ],
+)
+def test_tensors_that_are_missing_unexpected_or_would_be_lost_are_named(original, name, value, says):
+    whole = original.masked_lm_state() if name.startswith("cls.") else original.embedding_state()
+    state = {other: tensor for other, tensor in whole.items() if other != name}
+    if value is not None:
+        state[name] = value(whole[name]) if callable(value) else value
+    with pytest.raises(ValueError, match=says):
+        convert_state_dict(state, original.config)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (0,), (2, 3), (2, 3, 4), (1, 0, 1), (1, 1, 1, 1)])
+def test_tensors_of_any_other_shape_are_refused_by_name(original, shape):
+    whole = original.embedding_state()
+    for name in whole:
+        if shape != whole[name].shape and ".layer.1." not in name:
+            for options in (original.config, {}):
+                with pytest.raises(ValueError, match="bert|embeddings|layers|pooler|option |_size"):
+                    convert_state_dict(whole | {name: torch.ones(shape)}, options)
+
+
+def test_every_tensor_is_in_the_record(original):
+    state = {f"model.{name}": value for name, value in original.state.items()}  # both heads in one file
+    state[f"model.{LAYER}attention.filter_fn.flashfft.twiddle"] = torch.zeros(3)
+    record = convert_state_dict(state, original.config).audit.record()
+    assert record["rebuilt"] == [POSITIONS]
     assert record["constant_tables"] == 1
     assert set(record["not_converted"]) == {"bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight",
                                             "classifier.bias"}  # fmt: skip
     assert "cls.predictions.decoder.weight" in record["repeated"]
     assert len(record["repeated"]) == 1 + 2 * 2 * 5  # and per layer, two filters, five more names of a frequency
-    assert record["converted"] == len(fixture.state) - 1 - 4 - 21
+    assert record["converted"] == len(original.state) - 1 - 4 - 21
     parts = [record["converted"], record["constant_tables"], *map(len, (record["repeated"], record["rebuilt"]))]
     assert record["total"] == len(state) == sum(parts) + len(record["not_converted"])
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("cls.predictions.decoder.weight", "decoder.weight differs from bert.embeddings.word_embeddings.weight"),
-        ("bert.encoder.layer.1.attention.filter_fn.implicit_filter_rev.3.freq", "rev.3.freq differs from"),
-        ("bert.embeddings.position_ids", "position_ids does not count"),
-    ],
-)
-def test_a_tensor_that_would_be_lost_is_refused(name, message):
-    fixture = Fixture("base_full")
-    state = fixture.masked_lm_state()
-    state[name] = state[name] + 1
-    with pytest.raises(ValueError, match=message):
-        convert_state_dict(state, fixture.config)
-
-
-def test_shared_tensors_may_be_stored_once():
+@pytest.mark.parametrize("kept", ["implicit_filter.1", "implicit_filter.5", "implicit_filter_rev.1", "decoder"])
+def test_shared_tensors_may_be_stored_once_under_any_name(original, kept):
     """As safetensors does."""
-    fixture = Fixture("base_full")
-    state = fixture.masked_lm_state()
-    once = {key: value for key, value in state.items() if not key.endswith((".3.freq", ".5.freq", "decoder.weight"))}
-    once = {key: value for key, value in once.items() if not key.endswith("rev.1.freq")}
-    expected, found = (convert_state_dict(tensors, fixture.config).tensors for tensors in (state, once))
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    whole = original.masked_lm_state()
+    dropped = WORDS if kept == "decoder" else "cls.predictions.decoder.weight"
+    frequency = "implicit_filter.1.freq" if kept == "decoder" else f"{kept}.freq"
+    once = {name: value for name, value in whole.items()
+            if name != dropped and (not name.endswith(".freq") or frequency in name)}  # fmt: skip
+    for options in (original.config, {}):
+        expected, found = (convert_state_dict(tensors, options) for tensors in (whole, once))
+        assert found.config.to_diff_dict() == expected.config.to_diff_dict()
+        assert_same(found.tensors, expected.tensors)
 
 
-def test_one_name_twice_is_refused():
-    fixture = Fixture("base_full")
-    state = fixture.masked_lm_state()
-    state["module.bert.pooler.dense.bias"] = state["bert.pooler.dense.bias"] = torch.zeros(3)
-    with pytest.raises(ValueError, match="holds 'bert.pooler.dense.bias' twice"):
-        convert_state_dict(state, fixture.config)
+# --- options ---
+
+
+@pytest.mark.parametrize(
+    ("case", "option"),
+    [("unidirectional", "bidirectional"), ("non_glu_mlp", "use_glu_mlp"), ("uneven_blocks", "monarch_mlp_nblocks")],
+)
+def test_options_this_model_does_not_have_are_named(case, option):
+    fixture = Fixture(case)
+    with pytest.raises(ValueError, match=option):
+        convert_state_dict(fixture.without(fixture.classifier_only), fixture.config)
 
 
 @pytest.mark.parametrize(
@@ -209,39 +246,74 @@ def test_one_name_twice_is_refused():
     [("hidden_size", 128), ("num_hidden_layers", 1), ("type_vocab_size", 3), ("hyena_filter_order", 64),
      ("residual_long_conv", False), ("vocab_size", 600), ("use_monarch_mlp", False)],
 )  # fmt: skip
-def test_a_configuration_that_contradicts_the_tensors_is_refused_with_both_values(option, value):
-    fixture = Fixture("base_full")
-    with pytest.raises(ValueError, match=f"option {option}={value} .*contradicts the tensors, which have "
-                       f"{fixture.config[option]}"):  # fmt: skip
-        convert_state_dict(fixture.masked_lm_state(), fixture.config | {option: value})
+def test_an_option_that_contradicts_the_tensors_is_refused_with_both_values(original, option, value):
+    with pytest.raises(ValueError, match=f"option {option}={value} .*contradicts .* {original.config[option]}"):
+        convert_state_dict(original.masked_lm_state(), original.config | {option: value})
+    if option == "hidden_size":
+        shorter = original.config | {"max_position_embeddings": 64, "long_conv_l_max": 64}
+        with pytest.raises(ValueError, match="max_position_embeddings=64 .* 128"):
+            convert_state_dict(original.masked_lm_state(), shorter)
 
 
-def test_a_shorter_maximum_than_the_tables_is_refused():
-    fixture = Fixture("base_full")
-    changed = fixture.config | {"max_position_embeddings": 64, "long_conv_l_max": 64}
-    with pytest.raises(ValueError, match="max_position_embeddings=64 .* 128"):
-        convert_state_dict(fixture.masked_lm_state(), changed)
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("hidden_size", "x"), ("num_hidden_layers", 2.0), ("max_position_embeddings", True), ("vocab_size", "512"),
+     ("monarch_mlp_nblocks", 0), ("pad_token_id", "0"), ("layer_norm_eps", "x"), ("hyena_w", float("nan")),
+     ("hyena_w_mod", None), ("hyena_w_mod", True), ("pool_all", "false"), ("use_cls_token", 1),
+     ("residual_long_conv", None), ("hidden_act", ["gelu"]), ("hidden_act", "relu"), ("long_conv_l_max", 64)],
+)  # fmt: skip
+def test_an_option_of_another_type_is_named(original, option, value):
+    with pytest.raises(ValueError, match=f"option .*{option}"):
+        convert_state_dict(original.embedding_state(), original.config | {option: value})
 
 
-def test_a_vocabulary_that_the_original_rounded_up_is_no_contradiction():
-    fixture = Fixture("base_full")
-    config = convert_state_dict(fixture.masked_lm_state(), fixture.config | {"vocab_size": 505}).config
-    assert config.vocab_size == 512
+def test_what_the_original_allows_is_no_contradiction(original):
+    rounded_up = convert_state_dict(original.masked_lm_state(), original.config | {"vocab_size": 505}).config
+    assert rounded_up.vocab_size == 512
+    left_open = original.config | {"pad_token_id": None, "long_conv_l_max": None, "hyena_w": 10.0}
+    assert convert_state_dict(original.embedding_state(), left_open).config.pad_token_id is None
 
 
-@pytest.mark.parametrize(("option", "value"), [("hidden_size", "x"), ("monarch_mlp_nblocks", 0), ("hyena_w_mod", None)])
-def test_an_option_that_is_no_number_is_named(option, value):
-    fixture = Fixture("base_full")
-    with pytest.raises(ValueError, match=f"option {option}={value!r}"):
-        convert_state_dict(fixture.masked_lm_state(), fixture.config | {option: value})
-
-
-def test_every_option_has_one_origin():
-    fixture = Fixture("base_full")
+def test_every_option_has_one_origin(original):
     stated = {"hidden_size": 64, "pool_all": True, "architectures": ["X"]}
-    origins = convert_state_dict(fixture.embedding_state(), stated).origins
+    origins = convert_state_dict(original.embedding_state(), stated).origins
     assert origins["config"] == {"hidden_size": 64, "pool_all": True}
     assert origins["tensors"]["num_hidden_layers"] == 2
     assert origins["assumed"]["use_cls_token"] is False
     names = [name for group in origins.values() for name in group]
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_options_are_inferred_from_tensors(case):
+    fixture = Fixture(case)
+    options = infer_options(fixture.masked_lm_state())
+    if not fixture.config["use_monarch_mlp"]:
+        options.pop("monarch_mlp_nblocks")  # a dense product is one block, whatever the configuration says
+    assert {name: fixture.config[name] for name in options} == options
+
+
+@pytest.mark.parametrize("case", ["base_full", "no_residual_long_conv", "training_additions"])
+def test_without_a_configuration_the_same_model_comes_out(case, caplog):
+    fixture = Fixture(case)
+    expected = convert_state_dict(fixture.masked_lm_state(), fixture.config)
+    with caplog.at_level(logging.INFO):
+        found = convert_state_dict(fixture.masked_lm_state(), {})
+    assert "pool_all=False, use_cls_token=False, hyena_w_mod=1" in caplog.text
+    assert found.config.to_diff_dict() == expected.config.to_diff_dict()
+    assert_same(found.tensors, expected.tensors)
+
+
+def test_the_released_32k_shapes():
+    facts = json.loads((FIXTURES / "state_dict_80m.json").read_text())
+    longest, state = 32768, {}
+    for name, tensor in facts["keys"].items():
+        shape = tensor.get("shape_formula", tensor["shape"])
+        state[name] = torch.empty([longest if size == "l_max" else size for size in shape], device="meta")
+    options = Options(**infer_options(state))
+    assert options.max_position_embeddings == longest
+    assert (options.hidden_size, options.num_hidden_layers, options.intermediate_size) == (768, 12, 3072)
+    assert (options.monarch_mlp_nblocks, options.hyena_filter_order, options.hyena_emb_dim) == (4, 128, 5)
+    assert (options.bidirectional, options.residual_long_conv) == (True, True)
+    config = convert_config(options, vocab_size=30528)
+    assert (config.max_position_embeddings, config.pooling, config.padding) == (longest, "cls_tanh", "visible")

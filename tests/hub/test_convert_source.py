@@ -1,6 +1,8 @@
 """`m2bert convert` as a whole: files, folders and Hub repositories in; a folder with its record out, or nothing."""
 
 import json
+import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,13 +23,14 @@ from convert_cases import (
 from fake_hub import FakeHub
 from original_model import Fixture, needs_fixtures
 from safetensors.torch import load_file, save, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, BertTokenizerFast
 
-from m2bert.hub.convert import conversion, parity
-from m2bert.hub.convert.conversion import convert_source
+from m2bert.hub.convert import check, run
+from m2bert.hub.convert.run import convert_source
 from m2bert.hub.convert.source import find_source
 from m2bert.hub.hub_errors import HubError
-from modeling_m2bert import M2BertForMaskedLM, M2BertModel
+from modeling_m2bert import M2BertConfig, M2BertForMaskedLM, M2BertModel
 
 pytestmark = needs_fixtures
 
@@ -37,9 +40,14 @@ def offline(monkeypatch, tmp_path):
     go_offline(monkeypatch, tmp_path)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def original():
     return Fixture("base_full")
+
+
+@pytest.fixture
+def source(tmp_path, original):
+    return write_source(tmp_path / "clone", original)
 
 
 @pytest.fixture
@@ -49,6 +57,12 @@ def hub(monkeypatch, tmp_path):
         yield fake
 
 
+@pytest.fixture
+def idle(monkeypatch):
+    """The refusal comes before the work."""
+    monkeypatch.setattr(run, "check_parity", None)
+
+
 def assert_is_the_original(folder, fixture):
     model = M2BertModel.from_pretrained(folder).double().eval()
     with torch.no_grad():
@@ -56,8 +70,14 @@ def assert_is_the_original(folder, fixture):
     assert (outputs.pooler_output - fixture.outputs["pooled_output"]).abs().max() < 1e-5
 
 
-def test_a_folder_becomes_a_folder_with_its_record(tmp_path, original):
-    source = write_source(tmp_path / "clone", original)
+def contents(folder) -> dict:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# --- the conversion and its record ---
+
+
+def test_a_folder_becomes_a_folder_with_its_record(tmp_path, source, original):
     (source / "README.md").write_bytes(CARD)
     text = convert_source(str(source), tmp_path / "out")
     assert_is_the_original(tmp_path / "out", original)
@@ -67,29 +87,26 @@ def test_a_folder_becomes_a_folder_with_its_record(tmp_path, original):
     assert (record["source"], record["revision"], record["license"]) == ("clone", None, "apache-2.0")
     assert record["files"].keys() == {"model.safetensors", "config.json"}
     assert all(len(digest) == 64 and digest in text for digest in record["files"].values())
-    parity_record = record["parity"]
-    assert (parity_record["texts"], parity_record["tokens"]) == (2, 128)
+    assert (record["parity"]["texts"], record["parity"]["tokens"]) == (2, 128)
     for precision, least, most in (("float64", 0, 1e-9), ("float32", 1e-9, 1e-3)):
-        assert parity_record[precision].keys() == {"last_hidden_state", "pooler_output"}
-        assert all(least <= value < most for value in parity_record[precision].values())
+        assert record["parity"][precision].keys() == {"last_hidden_state", "pooler_output"}
+        assert all(least <= value < most for value in record["parity"][precision].values())
     assert [row["tokens"] for row in record["masked"]["cosine"]] == [16, 64]
-    assert record["masked"]["text"] == "random ids"
-    assert record["tokenizer"] is None
+    assert (record["masked"]["text"], record["tokenizer"]) == ("random ids", None)
     assert str(tmp_path) not in (tmp_path / "out" / "conversion.json").read_text()
     assert str(tmp_path / "out") in text
     assert not (tmp_path / "out" / "evil.py").exists()
 
 
-def test_cosines_are_those_of_the_two_paddings(tmp_path, original):
-    convert_source(str(write_source(tmp_path / "clone", original)), tmp_path / "out")
+def test_cosines_are_those_of_the_two_paddings(tmp_path, source):
+    convert_source(str(source), tmp_path / "out")
     row = record_of(tmp_path / "out")["masked"]["cosine"][0]
     assert 0 < row["lowest"] < row["mean"] < 1
     model = M2BertModel.from_pretrained(tmp_path / "out").eval()
     generator = torch.Generator().manual_seed(row["tokens"])
     ids = torch.randint(model.config.vocab_size, (row["texts"], row["tokens"]), generator=generator)
-    padded = torch.nn.functional.pad(ids, (0, 128 - row["tokens"]))
     with torch.no_grad():
-        visible = model(padded).pooler_output
+        visible = model(torch.nn.functional.pad(ids, (0, 128 - row["tokens"]))).pooler_output
         model.config.padding = "masked"
         masked = model(ids).pooler_output
     found = torch.cosine_similarity(visible, masked)
@@ -97,28 +114,42 @@ def test_cosines_are_those_of_the_two_paddings(tmp_path, original):
     assert found.min().item() == pytest.approx(row["lowest"], abs=1e-5)
 
 
-def test_the_original_has_visible_padding_and_masked_is_a_choice(tmp_path, original):
-    source = str(write_source(tmp_path / "clone", original))
-    convert_source(source, tmp_path / "visible")
-    convert_source(source, tmp_path / "masked", padding="masked")
-    configs = [M2BertModel.config_class.from_pretrained(tmp_path / name) for name in ("visible", "masked")]
-    assert [config.padding for config in configs] == ["visible", "masked"]
-    visible, masked = (record_of(tmp_path / name) for name in ("visible", "masked"))
-    assert visible["parity"] == masked["parity"]
-    with pytest.raises(ValueError, match="padding='hidden' is unknown"):
-        convert_source(source, tmp_path / "other", padding="hidden")
+class ConstantModel:
+    class config:
+        max_position_embeddings, vocab_size, pad_token_id, padding = 32768, 50, 0, "visible"
+
+    def __call__(self, ids, *_):
+        return type("Outputs", (), {"pooler_output": torch.ones(1, 4)})
+
+
+def test_long_models_are_compared_on_three_texts_which_may_be_shorter():
+    rows = check.compare_paddings(ConstantModel(), None)["cosine"]
+    assert [(row["tokens"], row["texts"]) for row in rows] == [(16, 1), (1024, 1), (16384, 1)]
+
+    def tokenizer(texts, max_length, **_):
+        return {"input_ids": [[7] * min(max_length, 9 + index) for index in range(len(texts))]}
+
+    assert check.compare_paddings(ConstantModel(), tokenizer)["cosine"][0]["tokens"] == 9
+
+
+def test_the_original_has_visible_padding_and_masked_is_a_choice(tmp_path, source):
+    records = []
+    for padding in ("visible", "masked"):
+        convert_source(str(source), tmp_path / padding, padding=padding)
+        assert M2BertConfig.from_pretrained(tmp_path / padding).padding == padding
+        records.append(record_of(tmp_path / padding))
+    assert records[0]["parity"] == records[1]["parity"]
 
 
 def test_a_masked_lm_file_is_compared_by_its_logits(tmp_path, original):
     torch.save({"state": {"model": {f"model.{k}": v for k, v in original.masked_lm_state().items()}}},
                tmp_path / "composer.pt")  # fmt: skip
     (tmp_path / "options.json").write_text(json.dumps(original.config))
-    text = convert_source(str(tmp_path / "composer.pt"), tmp_path / "out", config_file=tmp_path / "options.json")
+    convert_source(str(tmp_path / "composer.pt"), tmp_path / "out", config_file=tmp_path / "options.json")
     record = record_of(tmp_path / "out")
     assert record["parity"]["float64"].keys() == {"last_hidden_state", "logits"}
     assert record["masked"] is None
     assert record["files"].keys() == {"composer.pt", "options.json"}
-    assert "masked  " not in text
     assert type(M2BertForMaskedLM.from_pretrained(tmp_path / "out")) is M2BertForMaskedLM
 
 
@@ -137,7 +168,6 @@ def test_every_container_gives_the_same_folder(tmp_path, original):
     (tmp_path / "config.json").write_text(json.dumps(original.config))
     keys = sorted(tensors)
     for suffix, write in (("safetensors", save_file), ("bin", torch.save)):
-        write(tensors, tmp_path / f"whole.{suffix}")
         write({f"module.{key}": tensors[key] for key in keys}, tmp_path / f"parallel.{suffix}")
         names = {}
         for number, part in enumerate((keys[:20], keys[20:])):
@@ -145,9 +175,8 @@ def test_every_container_gives_the_same_folder(tmp_path, original):
             names |= dict.fromkeys(part, f"part-{number}.{suffix}")
         (tmp_path / f"m.{suffix}.index.json").write_text(json.dumps({"weight_map": names}))
     torch.save({"state": {"model": {f"model.{key}": tensors[key] for key in keys}, "run": Path}}, tmp_path / "c.pt")
-    sources = [f"{name}.{suffix}" for name in ("whole", "parallel") for suffix in ("safetensors", "bin")]
     folders = []
-    for source in [*sources, "m.safetensors.index.json", "m.bin.index.json", "c.pt"]:
+    for source in ("parallel.safetensors", "parallel.bin", "m.safetensors.index.json", "m.bin.index.json", "c.pt"):
         convert_source(str(tmp_path / source), tmp_path / f"out-{source}")
         folders.append(load_file(tmp_path / f"out-{source}" / "model.safetensors"))
     for other in folders[1:]:
@@ -155,45 +184,136 @@ def test_every_container_gives_the_same_folder(tmp_path, original):
         assert all(torch.equal(other[key], folders[0][key]) for key in other)
 
 
-def test_a_model_that_is_not_the_original_is_not_written(tmp_path, original, monkeypatch):
+# --- what is refused, with nothing written ---
+
+
+def test_a_model_that_is_not_the_original_is_not_written(tmp_path, source, monkeypatch):
     def changed(*arguments):
-        made = conversion_before(*arguments)
+        made = convert_before(*arguments)
         made.tensors["layers.1.mixer.filter.skip"] = made.tensors["layers.1.mixer.filter.skip"] + 1e-6
         return made
 
-    conversion_before = conversion.convert_state_dict
-    monkeypatch.setattr(conversion, "convert_state_dict", changed)
+    convert_before = run.convert_state_dict
+    monkeypatch.setattr(run, "convert_state_dict", changed)
     with pytest.raises(ValueError, match="the converted model is not the original"):
-        convert_source(str(write_source(tmp_path / "clone", original)), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_weights_that_are_not_finite_are_not_written(tmp_path, original):
-    source = write_source(tmp_path / "clone", original)
-    tensors = embedding_tensors(original)
-    tensors["bert.pooler.dense.bias"][3] = float("nan")
-    save_file(tensors, source / "model.safetensors")
-    with pytest.raises(ValueError, match="not finite"):
         convert_source(str(source), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_an_output_that_exists_is_kept_and_costs_no_work(tmp_path, original, monkeypatch):
+def write_fast(folder, unknown="[UNK]", change=None, **settings):
+    """Write a tokenizer.json of whole words."""
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token=unknown))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    content = json.loads(tokenizer.to_str())
+    content["model"] |= change or {}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    usual = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "unk_token": "[UNK]"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(usual | settings))
+
+
+def spoil_weights(source):
+    tensors = load_file(source / "model.safetensors")
+    tensors["bert.pooler.dense.bias"][3] = float("nan")
+    save_file(tensors, source / "model.safetensors")
+
+
+def settings_text(text):
+    return lambda source: (write_fast(source), (source / "tokenizer_config.json").write_text(text))
+
+
+def vocabulary(*words):
+    return lambda source: (source / "vocab.txt").write_text("\n".join(words))
+
+
+@pytest.mark.parametrize(
+    ("prepare", "options", "says"),
+    [
+        (None, {"padding": "hidden"}, "padding='hidden'.*--padding"),
+        (spoil_weights, {}, "not finite"),
+        (lambda source: (source / "config.json").write_text("[" * 100_000), {}, "config.json is nested too deeply"),
+        (vocabulary(*WORDS, *(f"w{i}" for i in range(600))), {}, "tokenizer gives ids up to 611"),
+        (None, {"tokenizer": "./nowhere"}, "./nowhere"),
+        (None, {"tokenizer": "clone"}, "tokenizer .*clone"),
+        (vocabulary(), {}, "the source's own.* no words"),
+        (vocabulary(*WORDS[:5]), {}, "the source's own.* no words"),
+        (vocabulary(*WORDS[1:], "[PAD]"), {}, "id 11 but the model has pad_token_id=0; .*--tokenizer.*--config"),
+        (lambda source: write_fast(source, pad_token=None), {}, "pads with id None"),
+        (lambda source: write_fast(source, unknown="[NOT THERE]"), {}, "the source's own.* fails on "),
+        (lambda source: write_fast(source, change={"vocab": "/etc/hostname"}), {}, "tokenizer .*model.vocab"),
+        (settings_text("NaN"), {}, "tokenizer_config.json"),
+        (settings_text("null"), {}, "tokenizer_config.json"),
+        (settings_text("[" * 9000), {}, "tokenizer_config.json"),
+        (settings_text('{"model_max_length": "512"}'), {}, "tokenizer_config.json"),
+    ],
+)
+@pytest.mark.usefixtures("idle")
+def test_what_does_not_fit_is_refused_before_the_work(tmp_path, source, monkeypatch, prepare, options, says):
+    monkeypatch.chdir(tmp_path)
+    if prepare:
+        prepare(source)
+    with pytest.raises(ValueError, match=says):
+        convert_source(str(source), tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_exists_is_kept_and_costs_no_work(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    monkeypatch.setattr(conversion, "find_source", None)
+    monkeypatch.setattr(run, "find_source", None)
     with pytest.raises(ValueError, match="not empty"):
         convert_source(str(tmp_path), tmp_path / "out")
     assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
 
 
-def test_the_sources_own_tokenizer_goes_along_without_its_code(tmp_path, original):
-    source = write_source(tmp_path / "clone", original)
+@pytest.mark.parametrize("output", ["clone", ".", "link"])
+@pytest.mark.parametrize("name", ["clone", "clone/model.safetensors"])
+def test_a_source_is_not_replaced_by_its_conversion(tmp_path, original, name, output):
+    write_source(tmp_path / "place" / "clone", original)
+    (tmp_path / "place" / "config.json").write_text("{}")
+    (tmp_path / "place" / "link").symlink_to("clone")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="holds .*(from which it is made|is not replaced)"):
+        convert_source(str(tmp_path / "place" / name), tmp_path / "place" / output, overwrite=True)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("what", ["configuration", "tokenizer", "linked weights"])
+def test_nothing_that_is_read_is_replaced(tmp_path, source, what):
+    old = write_source(tmp_path / "old", Fixture("base_full"))
+    (old / "evil.py").unlink()
+    (old / "config.json").write_text('{"model_type": "m2bert"}')
+    (old / "vocab.txt").write_text("\n".join(WORDS))
+    options = {
+        "configuration": {"config_file": old / "config.json"},
+        "tokenizer": {"tokenizer": str(old / "vocab.txt")},
+    }
+    if what == "linked weights":
+        (source / "model.safetensors").unlink()
+        (source / "model.safetensors").symlink_to(old / "model.safetensors")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=f"output {old} .*from which it is made"):
+        convert_source(str(source), old, overwrite=True, **options.get(what, {}))
+    assert contents(tmp_path) == before
+
+
+def test_an_older_conversion_in_the_source_is_replaced(tmp_path, source):
+    convert_source(str(source), source / "out")
+    (source / "out" / "requirements.txt").write_text("stale")
+    convert_source(str(source), source / "out", overwrite=True)
+    assert (source / "out" / "requirements.txt").read_text() != "stale"
+
+
+# --- the tokenizer ---
+
+
+def test_the_sources_own_tokenizer_goes_along_without_its_code(tmp_path, source):
+    (source / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    convert_source(str(source), tmp_path / "bare")  # settings without a vocabulary are no tokenizer
+    assert record_of(tmp_path / "bare")["tokenizer"] is None
     (source / "vocab.txt").write_text("\n".join(WORDS))
     convert_source(str(source), tmp_path / "out")
-    record = record_of(tmp_path / "out")
-    assert record["tokenizer"] == "the source's own"
-    assert "English paragraph" in record["masked"]["text"]
+    assert record_of(tmp_path / "out")["tokenizer"] == "the source's own"
+    assert "English paragraph" in record_of(tmp_path / "out")["masked"]["text"]
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
     assert tokenizer("The committee")["input_ids"] == [2, 5, 6, 3]
     assert tokenizer.model_max_length == 128
@@ -201,8 +321,7 @@ def test_the_sources_own_tokenizer_goes_along_without_its_code(tmp_path, origina
 
 
 @pytest.mark.parametrize("form", ["folder", "vocab.txt"])
-def test_a_named_tokenizer_is_taken_instead(tmp_path, original, form):
-    source = write_source(tmp_path / "clone", original)
+def test_a_named_tokenizer_is_taken_instead(tmp_path, source, form):
     (source / "vocab.txt").write_text("\n".join(WORDS))
     other = tmp_path / "words"
     BertTokenizerFast(vocab={word: index for index, word in enumerate([*WORDS, "met2"])}).save_pretrained(other)
@@ -214,43 +333,11 @@ def test_a_named_tokenizer_is_taken_instead(tmp_path, original, form):
     assert AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True).get_vocab()["met2"] == len(WORDS)
 
 
-def test_a_tokenizer_that_does_not_fit_is_refused_before_the_work(tmp_path, original, monkeypatch):
-    monkeypatch.setattr(conversion, "check_parity", None)
-    source = write_source(tmp_path / "clone", original)
-    (tmp_path / "vocab.txt").write_text("\n".join([*WORDS, *(f"w{index}" for index in range(600))]))
-    with pytest.raises(ValueError, match="tokenizer gives ids up to 611"):
-        convert_source(str(source), tmp_path / "out", tokenizer=str(tmp_path / "vocab.txt"))
-    with pytest.raises(ValueError, match="tokenizer ./nowhere is no folder"):
-        convert_source(str(source), tmp_path / "out", tokenizer="./nowhere")
-    with pytest.raises(ValueError, match="has none of tokenizer.json"):
-        convert_source(str(source), tmp_path / "out", tokenizer=str(source))
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("name", ["missing.bin", "./missing", "a/b/c", "no such name", "word"])
-def test_what_is_no_source_is_said(tmp_path, name):
-    with pytest.raises(ValueError, match=f"{name} is no file, no folder and no Hub id"):
-        find_source(name)
-
-
-def test_options_of_the_hub_do_not_fit_a_file(tmp_path):
-    (tmp_path / "x.bin").write_bytes(b"")
-    with pytest.raises(ValueError, match="--revision 'main' is of Hub repositories"):
-        find_source(str(tmp_path / "x.bin"), revision="main")
-    with pytest.raises(ValueError, match="--file 'y' chooses in a folder"):
-        find_source(str(tmp_path / "x.bin"), file="y")
-
-
-def test_offline_a_cached_repository_is_enough(tmp_path, original):
-    commit = fill_cache(tmp_path / "cache", "org/name", repository(original))
-    convert_source("org/name", tmp_path / "out")
-    record = record_of(tmp_path / "out")
-    assert (record["source"], record["revision"], record["license"]) == ("org/name", commit, "apache-2.0")
-    assert record["tokenizer"] == "the source's own"
-    assert_is_the_original(tmp_path / "out", original)
-    convert_source("org/name", tmp_path / "again", revision=commit)
-    with pytest.raises(ValueError, match=r"org/other is no file .* cannot be reached .* no copy"):
-        convert_source("org/other", tmp_path / "other")
+def test_a_configuration_without_padding_takes_the_tokenizers(tmp_path, source, original):
+    (source / "vocab.txt").write_text("\n".join([*WORDS[1:], "[PAD]"]))
+    (source / "config.json").write_text(json.dumps(original.config | {"pad_token_id": None}))
+    convert_source(str(source), tmp_path / "out")
+    assert record_of(tmp_path / "out")["tokenizer"] == "the source's own"
 
 
 def test_the_originals_tokenizer_comes_from_the_cache(tmp_path, original):
@@ -264,9 +351,109 @@ def test_the_originals_tokenizer_comes_from_the_cache(tmp_path, original):
     convert_source(str(tmp_path / "large.safetensors"), tmp_path / "out")
     assert record_of(tmp_path / "out")["tokenizer"] == f"google-bert/bert-base-uncased@{commit}"
     cache.rename(tmp_path / "gone")
-    text = convert_source(str(tmp_path / "large.safetensors"), tmp_path / "without")
+    convert_source(str(tmp_path / "large.safetensors"), tmp_path / "without")
     assert record_of(tmp_path / "without")["tokenizer"] is None
-    assert "--tokenizer" in text
+
+
+# --- places ---
+
+
+@pytest.mark.parametrize("name", ["", "missing.bin", "./missing", "a/b/c", "no such name", "word"])
+def test_what_is_no_source_is_named(source, monkeypatch, name):
+    monkeypatch.chdir(source)
+    with pytest.raises(HubError, match=name):
+        find_source(name)
+    assert find_source(os.curdir).name == "clone"
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "says"),
+    [
+        ("model.safetensors", {"revision": "main"}, "--revision"),
+        ("model.safetensors", {"file": "y"}, "--file"),
+        ("", {"file": "../clone/model.safetensors"}, "no file"),
+        ("", {"file": "/etc/hostname"}, "no file"),
+    ],
+)
+def test_options_that_do_not_fit_the_place_are_named(source, file, options, says):
+    with pytest.raises(ValueError, match=says):
+        find_source(str(source / file), **options)
+
+
+@pytest.mark.parametrize("place", ["folder", "hub"])
+def test_what_belongs_to_nested_weights_is_next_to_them_or_at_the_root(tmp_path, original, hub, place):
+    weights = save(embedding_tensors(original))
+    options = [json.dumps(original.config | {"pool_all": value}).encode() for value in (False, True)]
+    files = {
+        "model.safetensors": weights,
+        "config.json": options[0],
+        "v2/model.safetensors": weights,
+        "v2/config.json": options[1],
+        "v3/model.safetensors": weights,
+        "vocab.txt": "\n".join(WORDS).encode(),
+        "README.md": b"---\nlicense: mit # by its author\n---\n",
+    }
+    hub.add("org/name", files)
+    for name, content in files.items():
+        (tmp_path / "clone" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "clone" / name).write_bytes(content)
+    source = "org/name" if place == "hub" else str(tmp_path / "clone")
+    for folder, pooling, options in (("v2", "mean_tanh", "v2/config.json"), ("v3", "cls_tanh", "config.json")):
+        convert_source(source, tmp_path / folder, file=f"{folder}/model.safetensors")
+        record = record_of(tmp_path / folder)
+        assert M2BertConfig.from_pretrained(tmp_path / folder).pooling == pooling
+        assert (record["license"], record["tokenizer"]) == ("mit", "the source's own")
+        assert record["files"].keys() == {f"{folder}/model.safetensors", options}
+
+
+@pytest.mark.parametrize(
+    ("head", "license"),
+    [
+        ("license: apache-2.0", "apache-2.0"),
+        ("license: 'mit'\r", "mit"),
+        ("tags: [x]\nlicense: cc-by-4.0  # as published", "cc-by-4.0"),
+        ("license: [apache-2.0, mit]", None),
+        ('license: "mit |\\n\\n# heading"', None),
+        ("license: null", None),
+        ("license: 2", None),
+        ("license: mit\nlicense: gpl", None),
+        ("other: {license: mit}", None),
+        (f"license: {'x' * 62}", None),
+        ("a: &a [x, x]\nb: *a\nlicense: mit", None),
+        (None, None),
+    ],
+)
+def test_a_license_is_an_id_or_nothing(tmp_path, head, license):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    card = "# A model\n\nlicense: wrong\n"
+    (tmp_path / "README.md").write_text(f"---\n{head}\n---\n{card}" if head else card)
+    assert find_source(str(tmp_path)).license() == license
+
+
+# --- the Hub and its cache ---
+
+
+def test_offline_a_cached_repository_is_enough(tmp_path, original):
+    commit = fill_cache(tmp_path / "cache", "org/name", repository(original))
+    convert_source("org/name", tmp_path / "out")
+    record = record_of(tmp_path / "out")
+    assert (record["source"], record["revision"], record["license"]) == ("org/name", commit, "apache-2.0")
+    assert record["tokenizer"] == "the source's own"
+    assert_is_the_original(tmp_path / "out", original)
+    assert find_source("org/name", revision=commit).revision == commit
+    with pytest.raises(ValueError, match=r"org/other is no file .* cannot be reached .* no copy"):
+        find_source("org/other")
+
+
+def test_a_cache_that_lacks_the_configuration_is_reported(tmp_path, original, caplog):
+    fill_cache(tmp_path / "cache", "org/partial", {"model.safetensors": save(embedding_tensors(original))})
+    (tmp_path / "options.json").write_text(json.dumps(original.config))
+    for options, reported in (({}, True), ({"config_file": tmp_path / "options.json"}, False)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            convert_source("org/partial", tmp_path / f"out-{reported}", **options)
+        assert ("which lacks config.json" in caplog.text) == reported
+        assert "README.md" in caplog.text
 
 
 def test_a_hub_id_is_one_commit_of_which_only_what_is_read_comes(tmp_path, original, hub):
@@ -283,43 +470,64 @@ def test_a_hub_id_is_one_commit_of_which_only_what_is_read_comes(tmp_path, origi
 
 
 def test_a_sharded_repository(tmp_path, original, hub):
-    files = repository(original)
-    tensors = embedding_tensors(original)
+    files, tensors = repository(original), embedding_tensors(original)
     keys = sorted(tensors)
-    names = dict.fromkeys(keys[:9], "model-1.safetensors") | dict.fromkeys(keys[9:], "model-2.safetensors")
+    names = dict.fromkeys(keys[:9], "model-1.safetensors") | dict.fromkeys(keys[9:], "b/model-1.safetensors")
     for name in set(names.values()):
         files[name] = save({key: tensors[key] for key in keys if names[key] == name})
     del files["model.safetensors"]
     files["model.safetensors.index.json"] = json.dumps({"weight_map": names}).encode()
     hub.add("org/sharded", files)
     convert_source("org/sharded", tmp_path / "out")
-    assert {"model-1.safetensors", "model-2.safetensors"} < record_of(tmp_path / "out")["files"].keys()
-    del files["model-2.safetensors"]
+    assert {"model-1.safetensors", "b/model-1.safetensors"} < record_of(tmp_path / "out")["files"].keys()
+    del files["b/model-1.safetensors"]
     hub.add("org/lacking", files)
-    with pytest.raises(ValueError, match=r"org/lacking .* lacks model-2.safetensors"):
+    with pytest.raises(ValueError, match="b/model-1.safetensors cannot be read"):
         convert_source("org/lacking", tmp_path / "other")
 
 
-def test_repositories_that_cannot_be_read_are_one_line_with_the_fix(tmp_path, original, hub, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("org/other", {}, "no Hub repository that you may read"),
+        ("org/gated", {}, "gated.* ask for"),
+        ("org/name", {"revision": "v9"}, "revision"),
+        ("org/name", {"file": "x.bin"}, "no file 'x.bin'"),
+    ],
+)
+def test_repositories_that_cannot_be_read_are_one_line_with_the_fix(original, hub, monkeypatch, name, options, says):
     hub.add("org/name", repository(original))
     hub.add("org/gated", repository(original), gated=True)
     monkeypatch.delenv("HF_TOKEN")
-    for name, message in (("org/other", "no Hub repository that you may read"), ("org/gated", "gated: ask for access")):
-        with pytest.raises(ValueError, match=f"{name} .*{message}"):
-            convert_source(name, tmp_path / "out")
-    with pytest.raises(ValueError, match="org/name has no revision 'v9'"):
-        convert_source("org/name", tmp_path / "out", revision="v9")
-    with pytest.raises(ValueError, match="org/name .*no file 'x.bin'"):
-        convert_source("org/name", tmp_path / "out", file="x.bin")
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match=f"{name} .*{says}") as error:
+        find_source(name, **options)
+    assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("answer", [b"null", b"[]", b"3", b"not JSON", b'{"siblings": 3}'])
-def test_an_answer_of_another_form_is_one_error(tmp_path, hub, original, answer):
+@pytest.mark.parametrize("answer", [b"null", b"3", b"not JSON", b'{"siblings": 3}'])
+def test_an_answer_of_another_form_is_one_error(hub, original, answer):
     hub.add("org/name", repository(original))
     hub.intercept = lambda request: (200, {}, answer) if "/api/" in request.path else None
     with pytest.raises(HubError, match="org/name"):
-        convert_source("org/name", tmp_path / "out")
+        find_source("org/name")
+
+
+@pytest.mark.parametrize("failing", ["/api/models/org/name", "/api/models/org/name/tree", "/org/name/resolve"])
+def test_a_hub_that_fails_is_no_reason_to_take_what_the_cache_has(tmp_path, original, hub, monkeypatch, failing):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    fill_cache(tmp_path / "cache", "org/name", {"model.safetensors": save(embedding_tensors(original))})
+    hub.add("org/name", repository(original))
+    hub.intercept = lambda request: (500, {}, b"{}") if request.path.startswith(failing) else None
+    with pytest.raises(ValueError, match="org/name|the Hub"):
+        find_source("org/name")
+
+
+def test_a_hub_that_cannot_be_reached_leaves_the_cache(tmp_path, original, hub, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    fill_cache(tmp_path / "cache", "org/name", {"model.safetensors": save(embedding_tensors(original))})
+    hub.server.shutdown()
+    hub.server.server_close()
+    assert find_source("org/name").cached
 
 
 @pytest.mark.slow
@@ -332,22 +540,10 @@ def test_the_command_in_a_process_of_its_own(tmp_path, original):
         wrong = [*command[:4], "org/nothing", "--output", tmp_path / "other"]
         refused = subprocess.run(wrong, env=environment, capture_output=True, text=True)
     assert commit in done.stdout
-    assert "float64  last_hidden_state" in done.stdout
+    assert "last_hidden_state: " in done.stdout
     assert refused.returncode == 2
     assert "m2bert: org/nothing" in refused.stderr
     assert "Traceback" not in refused.stderr
     offline = subprocess.run([*command, "--overwrite"], env=environment | {"HF_HUB_OFFLINE": "1"}, capture_output=True,
                              text=True, check=True)  # fmt: skip
     assert commit in offline.stdout
-
-
-def test_long_models_are_compared_on_three_texts():
-    class Model:
-        class config:
-            max_position_embeddings, vocab_size, pad_token_id, padding = 32768, 50, 0, "visible"
-
-        def __call__(self, ids, *_):
-            return type("Outputs", (), {"pooler_output": torch.ones(1, 4)})
-
-    rows = parity.compare_paddings(Model(), None)["cosine"]
-    assert [(row["tokens"], row["texts"]) for row in rows] == [(16, 1), (1024, 1), (16384, 1)]

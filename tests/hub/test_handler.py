@@ -1,24 +1,32 @@
-"""handler.py: what an Inference Endpoint answers."""
+"""handler.py: what an Inference Endpoint answers and refuses, and that the file is harmless.
 
+That it runs where this package is not: test_folder.py.
+"""
+
+import ast
 import gc
 import json
+import logging
 import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 from transformers import BertTokenizerFast
 
 from m2bert.eval.encoders.policies import parse_policy
 from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
 from m2bert.hub import handler as handler_module
-from m2bert.hub.folder import write_folder
+from m2bert.hub.folder import REQUIREMENTS, write_folder
 from m2bert.hub.handler import EndpointHandler
 from m2bert.hub.sentence_files import SentenceSettings
-from modeling_m2bert import M2BertModel
+from modeling_m2bert import M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
 
 PROMPTS = {"query": "about ", "document": "report of the "}
 LONG = " ".join(["the budget of the committee", "minutes of a meeting"] * 9)
@@ -289,3 +297,118 @@ def test_it_answers_in_a_process_that_is_forked_after_a_request(make):
         os.kill(child, 9)
         os.waitpid(child, 0)
     assert found == (child, 0)
+
+
+# --- the file ---
+
+
+def test_only_embedding_models_with_a_tokenizer_get_it(tmp_path, tiny_config, tokenizer):
+    config = tiny_config()
+    with_it = write_folder(M2BertModel(config), tokenizer, tmp_path / "embedding")
+    assert (with_it / "handler.py").read_bytes() == Path(handler_module.__file__).read_bytes()
+    assert not (write_folder(M2BertModel(config), None, tmp_path / "bare") / "handler.py").exists()
+    for cls in (M2BertForMaskedLM, M2BertForSequenceClassification):
+        assert not (write_folder(cls(config), tokenizer, tmp_path / cls.__name__) / "handler.py").exists()
+
+
+def test_the_handler_is_harmless():
+    """It imports few things, and calls nothing that reads, writes, runs or connects."""
+    tree = ast.parse(Path(handler_module.__file__).read_text())
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    forbidden = {"open", "eval", "exec", "compile", "__import__", "getattr", "globals", "vars", "print", "input"}
+    forbidden |= {"load", "save", "read", "write", "system", "hub", "environ", "logger", "logging", "__dict__"}
+    assert not names & forbidden
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported |= {f"{node.module}.{alias.name}" for alias in node.names} if not node.level else {"."}
+    threads = {"threading", "time", "weakref", "concurrent.futures.Future", "queue.PriorityQueue"}
+    assert imported == {*threads, "collections.abc.Iterator", "torch", "sentence_transformers.SentenceTransformer"}
+
+
+def test_the_requirements_are_met_here():
+    requirements = [Requirement(line) for line in REQUIREMENTS.splitlines()]
+    assert {requirement.name for requirement in requirements} == {"torch", "transformers", "sentence-transformers"}
+    for requirement in requirements:
+        assert requirement.specifier.contains(version(requirement.name), prereleases=True), requirement
+
+
+# --- what is refused ---
+
+
+BAD = {
+    "no object": ('["a"]', "body is of type list; send a JSON object"),
+    "a string": ('"inputs"', "body is of type str"),
+    "no inputs": ("{}", "inputs is missing or null; send a text or a list"),
+    "null": ('{"inputs": null}', "inputs is missing or null"),
+    "a number": ('{"inputs": 3}', "inputs is of type int; send a text"),
+    "an object": ('{"inputs": {"text": "a"}}', "inputs is of type dict"),
+    "no texts": ('{"inputs": []}', "inputs holds 0 texts; send 1 to 2048"),
+    "too many": (json.dumps({"inputs": ["a"] * 2049}), "inputs holds 2049 texts; send 1 to 2048"),
+    "a list of lists": ('{"inputs": ["a", ["b"]]}', r"inputs\[1\] is of type list; send every text as a string"),
+    "a null": ('{"inputs": ["a", "b", null]}', r"inputs\[2\] is missing or null"),
+    "too long": (json.dumps({"inputs": ["x" * 2_000_001] * 2}), "4000002 characters; send at most 4000000"),
+    "half a pair": ('{"inputs": ["a", "b \\ud83d"]}', r"inputs\[1\] holds half of a surrogate pair"),
+    "an option beside": ('{"inputs": "a", "task": "query"}', "body has 'task'; .* inside \"parameters\""),
+    "no parameters": ('{"inputs": "a", "parameters": null}', "parameters is missing or null; send a JSON object"),
+    "a parameter": ('{"inputs": "a", "parameters": {"pooling": 1}}', "has 'pooling'; choose from: task, policy, norm"),
+    "a task": ('{"inputs": "a", "parameters": {"task": "q"}}', "task='q' is unknown; choose from: document, query"),
+    "a policy": ('{"inputs": "a", "parameters": {"policy": ["x"]}}', "policy=.* choose from: truncate, chunk-average"),
+    "a one": ('{"inputs": "a", "parameters": {"normalize": 1}}', "normalize=1 is unknown; choose from: true, false"),
+    "a word": ('{"inputs": "a", "parameters": {"normalize": "false"}}', "normalize='false' is unknown"),
+    "a long value": (json.dumps({"inputs": "a", "parameters": {"task": "\udc80" * 999}}), "task='.{39}... is unknown"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_request_is_refused_with_the_fix(case):
+    body, message = BAD[case]
+    handler = EndpointHandler.__new__(EndpointHandler)  # no model: nothing is tokenized before all is checked
+    with pytest.raises(ValueError, match=message) as caught:
+        handler(json.loads(body))
+    text = str(caught.value)
+    assert "\n" not in text
+    assert len(text.encode()) < 200
+
+
+def test_a_refused_or_failed_request_changes_no_later_answer(make, monkeypatch):
+    handler = EndpointHandler(make())
+    before = handler({"inputs": TEXTS})
+    for body, _ in BAD.values():
+        with pytest.raises(ValueError, match=";"):
+            handler(json.loads(body))
+
+    def fail(*_, **__):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(handler.model, "forward", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            handler({"inputs": TEXTS, "parameters": {"policy": "chunk-average"}})
+    handler({"inputs": TEXTS[1], "parameters": {"policy": "chunk-average", "normalize": False, "task": "query"}})
+    assert handler({"inputs": TEXTS}) == before
+
+
+def test_a_prompt_that_leaves_no_room_is_named(make):
+    handler = EndpointHandler(make(settings=SentenceSettings({"document": "a " * 20}, max_tokens=20)))
+    with pytest.raises(ValueError, match="the prompt fills max_tokens=20"):
+        handler({"inputs": "the report", "parameters": {"policy": "chunk-average"}})
+
+
+def test_numbers_that_json_does_not_know_are_refused(make):
+    handler = EndpointHandler(make())
+    with torch.no_grad():
+        handler.model[0].auto_model.get_input_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="not finite"):
+        handler({"inputs": "a report"})
+
+
+def test_texts_are_not_logged(make, caplog, capfd):
+    handler = EndpointHandler(make())
+    with caplog.at_level(logging.DEBUG):
+        for policy in ("truncate", "chunk-average"):
+            handler({"inputs": ["qqqq", "qqqq " * 100], "parameters": {"policy": policy}})
+    assert "qqqq" not in caplog.text + "".join(capfd.readouterr())

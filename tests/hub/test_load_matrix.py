@@ -11,7 +11,8 @@ import pytest
 from m2bert.hub.folder import write_folder
 from modeling_m2bert import M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "load_matrix.py"
+SCRIPT = Path(__file__).parents[2] / "experiments" / "speed" / "load_matrix.py"
+pytestmark = pytest.mark.slow  # each way starts a process
 ROUNDING = 2e-5  # of float32 in another order of operations; hidden states are of the size of 1
 
 
@@ -58,7 +59,6 @@ def test_a_way_that_there_is_not_is_named(tmp_path):
     assert "--ways 'Nope' begins none of" in done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cls", "options"),
     [
@@ -69,7 +69,7 @@ def test_a_way_that_there_is_not_is_named(tmp_path):
 )
 def test_every_way_gives_the_vectors_of_auto_model(folder, cls, options):
     found = {way: outcome for (_, way), outcome in matrix(folder(cls, **options)).items()}
-    assert len(found) == 14 + (cls is not M2BertModel)
+    assert len(found) == 16 + (cls is not M2BertModel)
     adapted, rounded = found.pop("peft: LoRA"), found.pop("bfloat16")
     if not adapted.startswith("absent"):
         added, moved, loaded, merged = numbers(adapted)
@@ -82,7 +82,6 @@ def test_every_way_gives_the_vectors_of_auto_model(folder, cls, options):
     assert {found[way] for way in same_operations} == {"0"}
 
 
-@pytest.mark.slow
 def test_a_difference_and_a_repository_on_the_hub_are_seen(folder, tmp_path, monkeypatch):
     """The Hub's copy, here in a cache, is another model."""
     here, other = folder(M2BertModel), folder(M2BertModel, padding="visible")

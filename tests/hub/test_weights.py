@@ -1,20 +1,31 @@
-"""Foreign weights: which file is taken, what its containers hold, and clear refusals."""
+"""Foreign weights: which file is taken, what its containers hold, and that nothing in them is run."""
 
+import datetime
 import json
-from collections import OrderedDict
+import pickle
+import zipfile
+from collections import Counter, OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from m2bert.hub.convert.weights import choose_weights, read_weights
+from m2bert.hub.convert import inert_pickle
+from m2bert.hub.convert.inert_pickle import Placeholder, read_inert
+from m2bert.hub.convert.source import choose_weights, read_weights
 
 STATE = {"a": torch.arange(3.0), "b": torch.ones(2, 2).bfloat16()}
 
 
+def save(path, content):
+    torch.save(content, path)
+    return path
+
+
 def write_index(folder, parts, suffix="safetensors", names=None):
-    """Shards of these parts of STATE and their index."""
+    """Write shards of these parts of STATE and their index."""
     weight_map = {}
     for number, keys in enumerate(parts):
         name = f"part-{number}.{suffix}"
@@ -22,21 +33,19 @@ def write_index(folder, parts, suffix="safetensors", names=None):
         save_file(part, folder / name) if suffix == "safetensors" else torch.save(part, folder / name)
         weight_map |= dict.fromkeys(keys, name)
     index = folder / f"weights.{suffix}.index.json"
-    index.write_text(json.dumps({"weight_map": names or weight_map}))
+    index.write_text(json.dumps({"weight_map": weight_map if names is None else names}))
     return index
 
 
 def write(folder, container) -> Path:
-    """STATE in one of the containers."""
+    """Write STATE in one of the containers."""
     if container.startswith("sharded"):
         return write_index(folder, ["a", "b"], container.rpartition(" ")[2])
     path = folder / f"weights.{container.rpartition(' ')[2]}"
     if container == "safetensors":
         save_file(STATE, path)
-    else:
-        content = {"state": {"model": OrderedDict(STATE), "run": slice(3)}} if "composer" in container else STATE
-        torch.save(content, path)
-    return path
+        return path
+    return save(path, {"state": {"model": OrderedDict(STATE), "run": slice(3)}} if "composer" in container else STATE)
 
 
 @pytest.mark.parametrize("container", ["safetensors", "bin", "composer pt", "sharded safetensors", "sharded bin"])
@@ -59,45 +68,44 @@ def test_the_usual_names_come_first_then_the_only_weights(names, chosen):
     assert choose_weights(names, None, "org/name") == chosen
 
 
-def test_several_or_no_weights_are_named():
-    with pytest.raises(ValueError, match=r"org/name has several weights: a.bin, b.pt; choose one with --file"):
-        choose_weights(["b.pt", "a.bin", "README.md"], None, "org/name")
-    with pytest.raises(ValueError, match=r"org/name has no weights .*; it has README.md, modeling.py"):
-        choose_weights(["README.md", "modeling.py"], None, "org/name")
-    with pytest.raises(ValueError, match="it has no file at all"):
-        choose_weights([], None, "org/name")
+@pytest.mark.parametrize(
+    ("names", "wanted", "says"),
+    [
+        (["b.pt", "a.bin", "README.md"], None, "several weights among a.bin, b.pt; .*--file"),
+        (["README.md", "modeling.py"], None, "no weights among README.md, modeling.py"),
+        ([], None, "no weights among no file at all"),
+        (["a.bin", "b.bin"], "c.bin", "no file 'c.bin' among a.bin"),
+    ],
+)
+def test_several_or_no_weights_are_named(names, wanted, says):
+    with pytest.raises(ValueError, match=f"org/name .*{says}"):
+        choose_weights(names, wanted, "org/name")
     assert choose_weights(["a.bin", "b.bin"], "b.bin", "org/name") == "b.bin"
-    with pytest.raises(ValueError, match="no file 'c.bin' .*a.bin"):
-        choose_weights(["a.bin", "b.bin"], "c.bin", "org/name")
 
 
-@pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/etc/passwd.bin", "a/../../b.bin", "x.py", "..\\b.bin"])
-def test_an_index_leads_to_weights_of_its_folder_only(tmp_path, name):
-    folder = tmp_path / "model"
-    folder.mkdir()
+PARTS = {"a": "part-0.safetensors", "b": "part-1.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("parts", "names", "says"),
+    [
+        ([], {"a": "../elsewhere.safetensors"}, "outside that folder"),
+        ([], {"a": "/etc/passwd.bin"}, "outside that folder"),
+        ([], {"a": "a/../../b.bin"}, "outside that folder"),
+        ([], {"a": "x.py"}, "other files than weights"),
+        ([], {}, "weight_map"),
+        ([], {"a": 3}, "weight_map.a"),
+        (["a", "b"], PARTS | {"c": "part-0.safetensors"}, "disagree about c"),
+        (["ab"], {"a": "part-0.safetensors"}, "disagree about b"),
+        (["ab", "a"], PARTS, "disagree about b"),
+        (["a"], PARTS, "part-1.safetensors cannot be read"),
+    ],
+)
+def test_an_index_and_its_shards_agree_and_lie_in_one_folder(tmp_path, parts, names, says):
+    (tmp_path / "model").mkdir()
     save_file(STATE, tmp_path / "elsewhere.safetensors")
-    with pytest.raises(ValueError, match="no weights file of its folder"):
-        read_weights(write_index(folder, [], names={"a": name}))
-
-
-def test_an_index_and_its_shards_agree(tmp_path):
-    parts = {"a": "part-0.safetensors", "b": "part-1.safetensors"}
-    with pytest.raises(ValueError, match="disagree about c"):
-        read_weights(write_index(tmp_path, ["a", "b"], names=parts | {"c": "part-0.safetensors"}))
-    with pytest.raises(ValueError, match="disagree about b"):
-        read_weights(write_index(tmp_path, ["ab"], names={"a": "part-0.safetensors"}))
-    with pytest.raises(ValueError, match="several files hold a"):
-        read_weights(write_index(tmp_path, ["ab", "a"], names=parts))
-    (tmp_path / "part-1.safetensors").unlink()
-    with pytest.raises(ValueError, match="names 'part-1.safetensors', which is not beside it"):
-        read_weights(tmp_path / "weights.safetensors.index.json")
-
-
-@pytest.mark.parametrize("content", ["{}", '{"weight_map": {}}', '{"weight_map": {"a": 3}}'])
-def test_an_index_without_files_is_refused(tmp_path, content):
-    (tmp_path / "x.bin.index.json").write_text(content)
-    with pytest.raises(ValueError, match="x.bin.index.json.*weight_map"):
-        read_weights(tmp_path / "x.bin.index.json")
+    with pytest.raises(ValueError, match=says):
+        read_weights(write_index(tmp_path / "model", parts, names=names))
 
 
 @pytest.mark.parametrize("container", ["safetensors", "bin"])
@@ -113,46 +121,181 @@ class Foreign:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "problem"),
+    ("name", "value"),
     [
-        (0, torch.ones(1), "is no name of a tensor"),
-        ("step", 3, r"is no tensor that can be read \(int\)"),
-        ("extra", {"weight": torch.ones(1)}, r"is no tensor that can be read \(dict\)"),
-        ("list", [torch.ones(1)], r"is no tensor that can be read \(list\)"),
-        ("sparse", torch.ones(2, 2).to_sparse(), "is no (dense tensor|tensor that can be read)"),
-        ("huge", torch.zeros(1, 64).expand(8 * 10**8, 64), r"has fewer numbers than its shape \(800000000, 64\)"),
-        ("nowhere", torch.ones(2, device="meta"), "is no (dense tensor|tensor that can be read)"),
+        (0, torch.ones(1)),
+        ("step", 3),
+        ("extra", {"weight": torch.ones(1)}),
+        ("sparse", torch.ones(2, 2).to_sparse()),
+        ("huge", torch.zeros(1, 64).expand(8 * 10**8, 64)),
+        ("nowhere", torch.ones(2, device="meta")),
     ],
 )
 @pytest.mark.parametrize("composer", [True, False])
-def test_an_entry_that_would_be_lost_is_named(tmp_path, name, value, problem, composer):
+def test_an_entry_that_would_be_lost_is_named(tmp_path, name, value, composer):
     state = {"a": torch.ones(1), name: value}
-    torch.save({"state": {"model": state, "run": Foreign()}} if composer else state, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match=f"x.pt: {name!r} {problem}"):
+    save(tmp_path / "x.pt", {"state": {"model": state, "run": Foreign()}} if composer else state)
+    with pytest.raises(ValueError, match=f"x.pt: {name!r} is no dense tensor"):
         read_weights(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("value", [torch.ones(2).to(torch.float8_e4m3fn), Foreign()])
 def test_what_cannot_be_read_without_running_it_is_named(tmp_path, value):
-    torch.save({"state": {"model": {"a": torch.ones(1), "b": value}, "run": Foreign()}}, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match=r"x.pt: 'b' is no tensor that can be read \(Placeholder\)"):
+    save(tmp_path / "x.pt", {"state": {"model": {"a": torch.ones(1), "b": value}, "run": Foreign()}})
+    with pytest.raises(ValueError, match=r"x.pt: 'b' is no dense tensor .*Placeholder"):
         read_weights(tmp_path / "x.pt")
 
 
-def test_what_lies_beside_the_model_is_not_looked_at(tmp_path):
+def test_what_is_next_to_the_model_is_ignored(tmp_path):
     others = {"run": Foreign(), "step": 3, 0: torch.ones(1)}
-    torch.save({"state": {"model": {"a": torch.ones(1)}} | others} | others, tmp_path / "x.pt")
+    save(tmp_path / "x.pt", {"state": {"model": {"a": torch.ones(1)}} | others} | others)
     assert list(read_weights(tmp_path / "x.pt")) == ["a"]
 
 
 @pytest.mark.parametrize("content", [{}, {0: 3}, {"state": None}, [1], torch.ones(2), 3, Foreign()])
 def test_a_file_without_tensors_by_name_is_refused(tmp_path, content):
-    torch.save(content, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match=r"x.pt cannot be read as a state dict.*(no|not) tensors by name"):
-        read_weights(tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"x.pt cannot be read as a state dict.*no tensors by name"):
+        read_weights(save(tmp_path / "x.pt", content))
 
 
-def test_safetensors_under_another_name_are_said(tmp_path):
-    save_file(STATE, tmp_path / "model.bin")
-    with pytest.raises(ValueError, match="model.bin holds safetensors; name it model.safetensors"):
-        read_weights(tmp_path / "model.bin")
+# --- pickles that hold more than tensors, or worse ---
+
+
+class Metric:
+    """As a training framework's."""
+
+    def __init__(self):
+        self.total = torch.tensor(3.0)
+
+    class Inner:
+        pass
+
+
+class Rows(list):
+    pass
+
+
+class Touch:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_tensors_come_out_as_they_were(tmp_path):
+    shared = torch.arange(12, dtype=torch.float32)
+    state = OrderedDict(
+        weight=shared.view(3, 4),
+        transposed=shared.view(3, 4).t(),
+        tail=shared[8:],
+        half=torch.randn(5).half(),
+        brain=torch.randn(5).bfloat16(),
+        ids=torch.arange(6).view(2, 3),
+        flags=torch.tensor([True, False]),
+        turned=torch.tensor([1 + 2j, 3 - 1j]),
+        scalar=torch.tensor(2.5, dtype=torch.float64),
+        empty=torch.zeros(0, 3),
+        parameter=torch.nn.Parameter(torch.ones(2)),
+    )
+    found = read_inert(save(tmp_path / "weights.bin", state))
+    assert list(found) == list(state)
+    for name, tensor in state.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor.detach()), name
+
+
+def test_foreign_objects_become_placeholders(tmp_path):
+    others = {
+        "rng": np.random.RandomState(0),
+        "timestamp": datetime.timedelta(seconds=3),
+        "metrics": Metric(),
+        "inner": Metric.Inner(),
+        "rows": Rows([1, 2]),
+        "counter": Counter("ab"),
+        "array": np.arange(4),
+    }
+    content = others | {"weight": torch.ones(2), "torch": [torch.get_rng_state()]}
+    found = read_inert(save(tmp_path / "composer.pt", content))
+    assert torch.equal(found["weight"], torch.ones(2))
+    assert torch.equal(found["torch"][0], torch.get_rng_state())
+    assert {name for name in others if type(found[name]) is Placeholder} == set(others)
+
+
+def test_nothing_that_a_file_names_is_run(tmp_path):
+    victim = tmp_path / "victim"
+    path = save(tmp_path / "evil.pt", {"model": {"weight": torch.ones(1)}, "evil": Touch(victim)})
+    found = read_inert(path)
+    assert not victim.exists()
+    assert type(found["evil"]) is Placeholder
+    assert torch.equal(found["model"]["weight"], torch.ones(1))
+    torch.load(path, weights_only=False)  # the trap is real
+    assert victim.exists()
+
+
+def archive_of(path, pickled, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", pickled)
+    return path
+
+
+@pytest.mark.parametrize("name", ["os.system", "builtins.eval", "builtins.exec", "torch.load", "torch.hub.load"])
+def test_a_handwritten_pickle_calls_nothing(tmp_path, name):
+    module, function = name.rsplit(".", 1)
+    victim = tmp_path / "victim"
+    argument = f"open({str(victim)!r}, 'w')" if function in ("eval", "exec") else f"touch {victim}"
+    code = b"\x80\x02c" + f"{module}\n{function}\n".encode() + b"X" + len(argument).to_bytes(4, "little")
+    path = archive_of(tmp_path / "evil.pt", code + argument.encode() + b"\x85R.")
+    assert type(read_inert(path)) is Placeholder
+    assert not victim.exists()
+
+
+def test_a_tensor_cannot_reach_beyond_its_storage(tmp_path):
+    path = save(tmp_path / "weights.bin", {"weight": torch.arange(4.0)})
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    pickled = next(name for name in entries if name.endswith("data.pkl"))
+    # The size (4,) in the pickle: K\x04\x85 after the offset; 100 instead. The storage's count: K\x04t.
+    for sizes in ((b"K\x04\x85",), (b"K\x04\x85", b"K\x04t")):
+        changed = entries[pickled]
+        for size in sizes:
+            assert changed.count(size) == 1
+            changed = changed.replace(size, size.replace(b"\x04", b"\x64"))
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in (entries | {pickled: changed}).items():
+                archive.writestr(name, content)
+        for read in (read_inert, read_weights):
+            with pytest.raises(ValueError, match="weights.bin cannot be read"):
+                read(path)
+
+
+@pytest.mark.parametrize(
+    ("pickled", "says"),
+    [
+        (b"\x80\x02Nr" + (10**5).to_bytes(4, "little") + b".", "LONG_BINPUT 100000 among 4 operations"),
+        (b"\x80\x02Np100000\n.", "PUT 100000 among 4 operations"),
+        (b"\x80\x04B" + (10**5).to_bytes(4, "little") + b"abc.", "expected 100000 bytes"),
+        (b"\x80\x05\x96" + (10**11).to_bytes(8, "little") + b"abc.", "expected 100000000000 bytes"),
+    ],
+)
+def test_a_small_file_cannot_ask_for_much_memory(tmp_path, monkeypatch, pickled, says):
+    monkeypatch.setattr(inert_pickle, "InertUnpickler", None)  # refused before anything is unpickled
+    with pytest.raises(ValueError, match=f"weights.pt cannot be read.*{says}"):
+        read_inert(archive_of(tmp_path / "weights.pt", pickled))
+
+
+def test_a_compressed_file_is_refused(tmp_path):
+    pickled = b"\x80\x02}" + b"N0" * 10_000 + b"."
+    assert read_inert(archive_of(tmp_path / "stored.pt", pickled)) == {}
+    with pytest.raises(ValueError, match="small.pt cannot be read.*compressed"):
+        read_inert(archive_of(tmp_path / "small.pt", pickled, zipfile.ZIP_DEFLATED))
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", pickle.dumps({"a": 1}), b"PK\x03\x04 cut off"])
+def test_other_files_are_refused_by_name(tmp_path, content):
+    (tmp_path / "weights.bin").write_bytes(content)
+    for read in (read_inert, read_weights):
+        with pytest.raises(ValueError, match="weights.bin cannot be read"):
+            read(tmp_path / "weights.bin")
