@@ -10,7 +10,7 @@ from .encoders.cache import TimedVectors, VectorStore, portions
 from .encoders.policies import Policy, Truncate
 from .encoders.protocol import Encoder
 from .progress import Count, counted
-from .search import DEPTH, SCORES_AT_ONCE, ExactSearch, Run, check_finite, rank_vectors, rerank_order, trec_order
+from .search import DEPTH, SCORES_AT_ONCE, ExactSearch, Run, rank_vectors, rerank_order, trec_order
 from .tasks.schema import RetrievalTask
 
 __all__ = ["DEPTH", "Bm25Index", "Bm25Ranker", "DenseRanker", "Run", "rank_tfidf"]
@@ -89,7 +89,6 @@ class DenseRanker:
     def _queries(self, task: RetrievalTask, count: Count) -> TimedVectors:
         with count.part(_chars(task.queries.values())):
             timed = self.store.embed(self.encoder, None, list(task.queries.values()))
-        check_finite(list(task.queries), timed.vectors.rows)
         return timed
 
     def _documents(self, task: RetrievalTask, pids: list[str], queries: TimedVectors, count: Count) -> Iterator[tuple]:
@@ -99,7 +98,6 @@ class DenseRanker:
         for block in portions(texts, BLOCK_CHARS, BLOCK_DOCUMENTS):
             with count.part(_chars(texts[block])):
                 vectors, seconds = self.store.embed(self.encoder, self.policy, texts[block])
-            check_finite(np.repeat(pids[block], vectors.counts).tolist(), vectors.rows)
             yield pids[block], vectors
             measured.append((vectors.counts, vectors.seen, seconds))
         counts, seen, seconds = (np.concatenate(parts) for parts in zip(*measured, strict=True))

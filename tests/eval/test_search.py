@@ -11,13 +11,11 @@ from m2bert.eval import search
 from m2bert.eval.search import (
     ExactSearch,
     choose_weight,
-    rank_vectors,
     reciprocal_rank_fusion,
     rerank_order,
     trec_order,
     weighted_fusion,
 )
-from m2bert.eval.tasks.schema import make_task
 
 
 @pytest.fixture
@@ -88,17 +86,6 @@ def test_the_order_is_that_of_trec_eval_on_2000_random_runs():
             block = [list(scores)[i] for i in part]
             exact.add_scores(block, np.array([[scores[pid] for pid in block]], dtype=np.float32))
         assert list(exact.run(["q"])["q"]) == order
-
-
-def test_vectors_that_are_not_finite_name_their_text():
-    documents = [{"pid": "p0", "passage": "a"}, {"pid": "p1", "passage": "b"}]
-    task = make_task("t", "test", [{"qid": "q0", "query": "x", "answer_pids": ["p0"]}], documents)
-    good, bad = np.eye(2, dtype=np.float32), np.array([[1, 0], [np.inf, 0]], dtype=np.float32)
-    assert rank_vectors(task, good[:1], good) == {"q0": {"p0": 1.0, "p1": 0.0}}
-    with pytest.raises(ValueError, match=r"'p1' is not finite \(1 of 2\)"):
-        rank_vectors(task, good[:1], bad)
-    with pytest.raises(ValueError, match="'q0' is not finite"):
-        rank_vectors(task, bad[1:], good)
 
 
 def test_reciprocal_ranks_add_up():
