@@ -211,7 +211,7 @@ def trainings(root: Path, tokenizer) -> list[Target]:
     targets.append(Resume("resume", folder, files_of(folder), 10, arguments=resumed))
 
     folder = root / "train-yaml"
-    from m2bert.train.config import read_yaml
+    from m2bert.train.settings import read_yaml
 
     mlm, opl = (read_yaml(f"{name}-small.yaml") for name in ("mlm", "opl"))
     mlm["data"]["sources"] = [source | {"variable": 0.5, "maximum": 0.5}]

@@ -46,7 +46,7 @@ class Texts(Target):
     def run(self, folder, scratch):
         found = []
         for name in ("lines.jsonl", "table.parquet", "blocks.txt"):
-            from m2bert.train.text.text_files import TextFiles, find_files
+            from m2bert.train.text.sources import TextFiles, find_files
 
             files = TextFiles(find_files(folder / name, "train"))
             files.check_columns()

@@ -14,7 +14,7 @@ MAY_KNOW = {"m2bert": set(), "modeling_m2bert": set(), "eval": {"shared"}, "hub"
             "train": {"shared", "model", "eval", "hub"}}  # fmt: skip
 KERNELS_MAY_IMPORT = {"torch", "triton", "collections", "functools", "itertools", "logging", "math", "os", "typing"}
 KERNELS_MAY_IMPORT |= {"threading", "weakref"}
-READ_THE_HUB = ("hub_data.py",)  # of train/: imported when a run names text on the Hub
+READ_THE_HUB = ("examples.py",)  # of train/: `datasets` is imported when a run names text on the Hub
 NEEDS_NO_DATA_LIBRARY = {"datasets", "evaluate", "mteb", "pytrec_eval"}
 
 

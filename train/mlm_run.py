@@ -3,60 +3,109 @@
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 from accelerate.utils import send_to_device
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
 
-from .config import namespace
+from m2bert.terminal import log_to_terminal
+
 from .distributed import sum_over_processes
-from .init import unigram_start_
 from .inputs import ready
+from .kept import building
 from .loop import run_loop
 from .optim import build_optimizer
+from .prepared import TOKENIZER, read_prepared, write_prepared
 from .record import run_record
-from .runs import data_folder, finish, make_checkpoints, make_model, prepare
-from .text.data_mlm import MixtureBatches, observed_shares
+from .setup import data_folder, finish, make_checkpoints, run
+from .starts import make_model, unigram_start_
 from .text.held_out import HeldOut, held_out_examples
-from .text.masking import IGNORE, Masking
-from .text.source_data import SourceData, open_source
-from .text.text_sources import Source, parse_sources
-from .text.token_store import carve_limit, text_hash
+from .text.mixture import IGNORE, Masking, MixtureBatches, SourceData, observed_shares, open_source, tokenise_source
+from .text.sources import Source, parse_sources
+from .text.tokens import TokenStore, is_held_out, text_hash
 from .tokenizer import cached_wordpiece, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
+PYDOCS_ALONE = [{"path": None}]  # the default of data.sources
+
 
 class TrainingTexts:
-    """The training texts of local sources, read from disk each time they are iterated; not those that
-    `TokenStore.carve` holds out."""
+    """The training texts of local sources without those that `TokenStore.carve` holds out, read from disk each time
+    they are iterated."""
 
     def __init__(self, sources: list[Source]):
         self.sources = sources
 
     def __iter__(self) -> Iterator[str]:
         for source in self.sources:
-            texts, limit = source.files(source.split), 0
+            texts, held_out = source.splits()[source.split], set()
             if source.validation_split is None:
-                limit = carve_limit(text_hash(text) for text in texts if text.strip())
-            yield from (text for text in texts if not limit or text_hash(text) >= limit)
+                hashes = np.array([text_hash(text) for text in texts if text.strip()], dtype=np.uint64)
+                held_out = {*hashes[is_held_out(hashes)].tolist()}
+            yield from (text for text in texts if not held_out or text_hash(text) not in held_out)
 
     def identity(self) -> list:
-        """What changes when the texts may have changed."""
-        return [[source.files(source.split).identity(), source.validation_split is None] for source in self.sources]
+        """Return what changes when the texts may have changed."""
+        return [[one.splits()[one.split].identity(), one.validation_split is None] for one in self.sources]
 
 
-def make_vocabulary(config, sources: list[Source]):
-    """Return the tokenizer of `tokenizer.path`, else of the checkpoint, else one trained on the sources, once."""
-    if config.tokenizer.path is None and config.model.path is None:
-        return cached_wordpiece(TrainingTexts(sources), config.tokenizer.vocab_size, config.data.token_cache)
-    return load_tokenizer(config.tokenizer.path or config.model.path)
+def read_sources(config) -> tuple[list[Source], PreTrainedTokenizerBase, dict[str, list[TokenStore]]]:
+    """Return the sources, the tokenizer, and the tokens of each source where `data.prepared` has them.
+
+    The tokenizer is the prepared one, else that of `tokenizer.path`, else of the checkpoint, else one trained on the
+    sources, once.
+
+    Raises:
+        ValueError: a source cannot be read, or `data.prepared` is damaged or of other sources.
+    """
+    if config.data.prepared is not None:
+        folder = Path(config.data.prepared)
+        arrays, content = read_prepared(folder, "mlm")
+        if config.data.sources not in (PYDOCS_ALONE, content["data.sources"]):
+            raise ValueError(f"data.prepared={folder} was made of other data.sources; leave them out, or prepare again")
+        sources = [Source.model_validate(source) for source in content["sources"]]
+        stores = {
+            name: [TokenStore.of(arrays[file], fingerprint) for file, fingerprint in files.items()]
+            for name, files in content["stores"].items()
+        }
+        return sources, load_tokenizer(folder / TOKENIZER), stores
+    sources = parse_sources(config.data.sources, data_folder)
+    for source in sources:
+        for texts in () if source.on_hub else source.splits().values():
+            texts.check_columns()
+    path = config.tokenizer.path or config.model.path
+    if path is not None:
+        return sources, load_tokenizer(path), {}
+    return sources, cached_wordpiece(TrainingTexts(sources), config.tokenizer.vocab_size, config.data.token_cache), {}
+
+
+def write_data(config):
+    """Write the tokens of all sources and the tokenizer into the folder `prepare`, which `data.prepared` reads."""
+    sources, tokenizer, _ = read_sources(config)
+    arrays, stores = {}, {}
+    for source in sources:
+        made = tokenise_source(source, tokenizer, config.data.token_cache)
+        files = {f"text{len(arrays) + number}": store for number, store in enumerate(made)}
+        stores[source.name] = {file: store.fingerprint for file, store in files.items()}
+        arrays |= {
+            file: {"tokens": store.tokens, "lengths": store.lengths, "hashes": store.hashes}
+            for file, store in files.items()
+        }
+    dumped = [source.model_copy(update={"path": str(source.path)}).model_dump() for source in sources]
+    content = {"data.sources": config.data.sources, "sources": dumped, "stores": stores}
+    folder = Path(config.prepare)
+    with building(folder) as scratch:
+        write_prepared(folder, scratch, "mlm", arrays, content, tokenizer)
+    logger.info("wrote %s; train from it with data.prepared=%s", folder, folder)
 
 
 def token_counts(data: list[SourceData], vocab_size: int) -> np.ndarray:
-    """How often each token occurs in the mixture: sources weighted by their shares; (vocab_size,). Of a streamed
+    """Return how often each token occurs in the mixture: sources weighted by their shares; (vocab_size,). Of a streamed
     source the texts read first are counted."""
     counts = [one.train.token_counts(vocab_size) for one in data]
     total = sum(count.sum() for count in counts)
@@ -65,15 +114,15 @@ def token_counts(data: list[SourceData], vocab_size: int) -> np.ndarray:
 
 
 def train_step(accelerator, model, batch: list[dict]):
-    """Forward and backward over the step's micro-batches. The loss is the mean over all masked tokens of the step, of
-    all micro-batches and processes, however they are spread.
+    """Run forward and backward over the micro-batches of a step. The loss is the mean over all masked tokens of the
+    step, of all micro-batches and processes, however they are spread.
 
     Returns:
         The loss, and counts of this process: tokens, masked_tokens, and those of the sources and kinds.
     """
     masked = sum(int((micro["labels"] != IGNORE).sum()) for micro in batch)
     masked_of_all = sum_over_processes([float(masked)])[0]
-    counts, loss = {"masked_tokens": masked}, 0.0
+    counts, loss = Counter(masked_tokens=masked), 0.0
     for number, micro in enumerate(batch):
         tensors = {name: value for name, value in micro.items() if name != "counts"}
         with nullcontext() if number == len(batch) - 1 else accelerator.no_sync(model):
@@ -81,38 +130,36 @@ def train_step(accelerator, model, batch: list[dict]):
             part = model(**inputs, num_items_in_batch=masked_of_all).loss
             accelerator.backward(part * accelerator.num_processes)  # gradients are averaged over processes
         loss = loss + part.detach()
-        for name, value in (micro["counts"] | {"tokens": int(micro["attention_mask"].sum())}).items():
-            counts[name] = counts.get(name, 0) + value
-    return accelerator.reduce(loss, "sum"), counts
+        counts.update(micro["counts"], tokens=int(micro["attention_mask"].sum()))
+    return accelerator.reduce(loss, "sum"), dict(counts)
 
 
-def main(argv: list[str]):
-    """Check the arguments, then train."""
-    run(ready("mlm", argv), argv)
-
-
-def run(config_dict: dict, argv: list[str]):
-    """Train.
+def main(argv: list[str], settings=None):
+    """Train with these arguments, or write what is to be trained on if `prepare` names a folder.
 
     Args:
-        config_dict: of `inputs.ready`.
-        argv: what the user wrote, for the log.
+        settings: of `inputs.ready`, if the arguments were checked before.
     """
-    config = namespace(config_dict)
-    with prepare(config, argv, "mlm") as accelerator:
-        train(accelerator, config, config_dict)
+    settings = settings or ready("mlm", argv)
+    if settings.prepare is None:
+        run("mlm", train, argv, settings)
+    else:
+        log_to_terminal(logging.INFO, "%(message)s")
+        write_data(settings)
 
 
-def train(accelerator, config, config_dict: dict):
-    """Train and write the model, where no other run writes; `config` is the namespace of `config_dict`."""
+def train(accelerator, config):
+    """Train with the settings `config` and write the model, where no other run writes."""
     rank, world = accelerator.process_index, accelerator.num_processes
     with accelerator.local_main_process_first():
-        sources = parse_sources(config.data.sources, data_folder)
-        for source in sources:
-            source.check_columns()
-        tokenizer = make_vocabulary(config, sources)
+        sources, tokenizer, stores = read_sources(config)
         model, _ = make_model(AutoModelForMaskedLM, config.model, tokenizer)  # a bad one before the text is tokenised
-        data = [open_source(s, config.data, tokenizer, seed=config.seed, rank=rank, world=world) for s in sources]
+        data = [
+            open_source(
+                source, config.data, tokenizer, seed=config.seed, rank=rank, world=world, stores=stores.get(source.name)
+            )
+            for source in sources
+        ]
     masking = Masking(tokenizer)
     held_out = HeldOut(held_out_examples(data, config.evaluation.examples), config.data.batch_tokens, masking)
     if config.model.path is None and config.model.start == "identity":
@@ -123,7 +170,7 @@ def train(accelerator, config, config_dict: dict):
     optimizer, schedule = build_optimizer(model, config.optim, config.steps)
     model, optimizer = accelerator.prepare(model, optimizer)
     description = {one.source.name: one.description for one in data}
-    checkpoints = make_checkpoints(accelerator, config_dict, description)
+    checkpoints = make_checkpoints(accelerator, config, description)
     progress = run_loop(
         accelerator,
         model,
@@ -144,5 +191,5 @@ def train(accelerator, config, config_dict: dict):
     for name, share in shares.items():
         logger.info("%s: %s", name, ", ".join(f"{what} {value:.4f}" for what, value in share.items()))
     fingerprint = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
-    record = run_record(config_dict, fingerprint, world, progress) | {"data": description, "mixture": shares}
+    record = run_record(config.model_dump(), fingerprint, world, progress) | {"data": description, "mixture": shares}
     finish(accelerator, model, tokenizer, config, record, checkpoints)

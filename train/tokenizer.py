@@ -12,10 +12,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
 
 from m2bert.model_files import check_model_files
-from m2bert.schema import Schema, checked
 
 from .kept import building, read_sealed, write_sealed
-from .text.text_sources import HUB_ID
+from .text.sources import HUB_ID
 
 logger = logging.getLogger(__name__)
 
@@ -24,17 +23,15 @@ ALPHABET = 1000  # most frequent characters that get a token of their own
 
 
 def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """A lower-casing WordPiece tokenizer of BERT's kind: [CLS] text [SEP], padding on the right. The same texts give
-    the same vocabulary.
+    """Train a lower-casing WordPiece tokenizer of BERT's kind: [CLS] text [SEP], padding on the right. The same texts
+    give the same vocabulary.
 
     Args:
-        texts: are iterated over twice: a list, or an object that reads them again.
+        texts: iterated over twice: a list, or an object that reads them again.
 
     The trainer numbers word-inner characters in the order of a hash map and breaks ties by number, so two runs would
     differ; it numbers its special tokens first, so the inner characters are given as such.
     """
-    if iter(texts) is texts:
-        raise ValueError("texts are iterated over twice, and an iterator is spent after once; give a list")
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -50,48 +47,32 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def cached_wordpiece(texts, vocab_size: int, cache: str | Path) -> PreTrainedTokenizerBase:
-    """`train_wordpiece`, or its result from CACHE/vocabulary-KEY.json, where an earlier run or process left it.
+    """Return `train_wordpiece`, or its result from CACHE/vocabulary-KEY.json, where an earlier run or process left it.
 
     Args:
         texts: as there, with `identity()`: JSON that changes when the texts may have changed.
     """
     key = hashlib.sha256(json.dumps([texts.identity(), vocab_size]).encode()).hexdigest()[:24]
-    file = Path(cache) / f"vocabulary-{key}.json"
-    vocabulary = read_vocabulary(file)
-    if vocabulary is None:
-        with building(file) as scratch:
-            vocabulary = read_vocabulary(file)
-            if vocabulary is None:
-                logger.info("training a WordPiece tokenizer of %d tokens", vocab_size)
-                vocabulary = train_wordpiece(texts, vocab_size).get_vocab()
-                write_sealed(scratch / file.name, {"vocabulary": vocabulary})
-                (scratch / file.name).replace(file)
+    file, vocabulary = Path(cache) / f"vocabulary-{key}.json", None
+    with building(file) as scratch:
+        if file.exists():
+            try:
+                vocabulary = read_sealed(file)["vocabulary"]
+            except ValueError as error:
+                logger.warning("%s; the vocabulary is trained again", error)
+        if vocabulary is None:
+            logger.info("training a WordPiece tokenizer of %d tokens", vocab_size)
+            vocabulary = train_wordpiece(texts, vocab_size).get_vocab()
+            write_sealed(scratch / file.name, {"vocabulary": vocabulary})
+            (scratch / file.name).replace(file)
     return BertTokenizerFast(vocab=vocabulary, do_lower_case=True)
 
 
-class Vocabulary(Schema):
-    """What a cached vocabulary's file holds, beside its own sha256: ids by token."""
-
-    vocabulary: dict[str, int]
-
-
-def read_vocabulary(file: Path) -> dict[str, int] | None:
-    """A cached vocabulary as it was written; None, with a warning, if it is damaged, and without one if it is not
-    there."""
-    if not file.exists():
-        return None
-    try:
-        return checked(Vocabulary, read_sealed(file), str(file)).vocabulary
-    except ValueError as error:
-        logger.warning("%s; the vocabulary is trained again", error)
-        return None
-
-
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder, or of a repository on the Hub (ORGANISATION/NAME). Code of its own is never run.
+    """Load the tokenizer of a folder, or of a repository on the Hub (ORGANISATION/NAME). Its own code is never run.
 
     Raises:
-        ValueError: it is neither, or cannot be loaded, or not without code of its own.
+        ValueError: it is neither, or cannot be loaded without its own code.
     """
     missing = f"there is no folder {str(path)!r} to take a tokenizer from"
     advice = "see tokenizer.path and model.path"
@@ -106,6 +87,13 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def encode_all(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[np.ndarray]:
-    """Token ids of every text, without special tokens and without truncation; int32 arrays."""
+    """Return the token ids of every text, without special tokens and without truncation; int32 arrays."""
     ids = tokenizer(texts, add_special_tokens=False, verbose=False, return_attention_mask=False)["input_ids"]
     return [np.asarray(row, dtype=np.int32) for row in ids]
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the sha256 of what the tokenizer does, without how it last padded or truncated."""
+    description = json.loads(tokenizer.backend_tokenizer.to_str())
+    description |= {"padding": None, "truncation": None}
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()

@@ -30,7 +30,7 @@ from m2bert.eval.tasks.schema import RetrievalTask, load_task
 from m2bert.hub.card import public_record
 from m2bert.hub.folder import check_output, whole_folder
 from m2bert.terminal import run_command
-from m2bert.train.text.splits import refuse_test
+from m2bert.train.text.sources import refuse_test
 
 SIDES = "query", "document"
 SCALE = 20.0  # of the cosines: 1 / temperature

@@ -9,6 +9,7 @@ experiments/replicas/twins.sh runs the comparison, experiments/pages.py makes th
 
 import argparse
 import json
+import sys
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -19,7 +20,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from m2bert.train import init, mlm_run, retrieval_run, runs
+from m2bert.terminal import run_command
+from m2bert.train import checkpoints, mlm_run, retrieval_run, starts
 from modeling_m2bert import modeling_m2bert
 from modeling_m2bert.m2bert_layers import M2BertMixer
 from modeling_m2bert.m2bert_ops_torch_conv import transform_length
@@ -31,7 +33,7 @@ HEAD = 32  # channels of an attention head
 ROTARY_BASE = 10_000
 RATES = ("lr", "layer_lr", "pooler_lr", "filter_lr")
 SCORES = ("development_ndcg_at_10", "held_out_loss", "held_out_accuracy")
-convolution_identity_ = init.identity_layer_
+convolution_identity_ = starts.identity_layer_
 
 
 def parameters(module: nn.Module) -> int:
@@ -86,8 +88,8 @@ def attend(row: Tensor, length: int) -> Tensor:
 
 @torch.no_grad()
 def identity_layer_(layer) -> None:
-    """Make a layer the identity, as m2bert.train.init does, whichever mixer it has. Queries, keys and values start with
-    a standard deviation of H^(-1/2): at the 0.02 of wide models attention is uniform for longer."""
+    """Make a layer the identity, as m2bert.train.starts does, whichever mixer it has. Queries, keys and values start
+    with a standard deviation of H^(-1/2): at the 0.02 of wide models attention is uniform for longer."""
     if isinstance(layer.mixer, M2BertMixer):
         return convolution_identity_(layer)
     nn.init.normal_(layer.mixer.in_proj.weight, std=layer.mixer.in_proj.in_features**-0.5)
@@ -154,8 +156,7 @@ def twin(mixer: str, seen: dict[str, Counter]):
     with ExitStack() as stack:
         count = partial(count_rows, modeling_m2bert.pack_rows, seen)
         stack.enter_context(patch.object(modeling_m2bert, "pack_rows", count))
-        for module in (init, runs):
-            stack.enter_context(patch.object(module, "identity_layer_", identity_layer_))
+        stack.enter_context(patch.object(starts, "identity_layer_", identity_layer_))
         if mixer == "attention":
             stack.enter_context(patch.object(modeling_m2bert, "M2BertMixer", AttentionMixer))
         yield
@@ -192,8 +193,8 @@ def run(mixer: str, entry: str, argv: list[str]) -> dict:
     """Run an entry point and return its compact record; its weights are not kept."""
     module, seen, found = ENTRIES[entry], {"lengths": Counter(), "longest": Counter()}, {}
 
-    def finish(accelerator, model, tokenizer, config, record, checkpoints):
-        runs.remove_all(checkpoints.folder)
+    def finish(accelerator, model, tokenizer, config, record, kept):
+        checkpoints.remove_all(kept.folder)
         found.update(entry=entry, **compact_record(accelerator.unwrap_model(model), mixer, config, record, seen))
         accelerator.end_training()
 
@@ -217,4 +218,4 @@ def main(argv: list[str]):
 
 
 if __name__ == "__main__":
-    runs.command_line(main, "twins")
+    run_command("twins", lambda: main(sys.argv[1:]))

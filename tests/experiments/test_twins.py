@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from m2bert.train.init import identity_layer_
+from m2bert.train.starts import identity_layer_
 from modeling_m2bert import M2BertConfig
 from modeling_m2bert.m2bert_packing import Rows, pack_rows
 
@@ -115,7 +115,7 @@ def test_nothing_stays_replaced(twins, tiny_config):
     made(twins, "attention", tiny_config())
     model = AutoModel.from_config(tiny_config())
     assert type(model.layers[0].mixer) is twins.M2BertMixer
-    assert twins.init.identity_layer_ is twins.runs.identity_layer_ is identity_layer_
+    assert twins.starts.identity_layer_ is identity_layer_
 
 
 def test_a_run_with_another_mixer_than_asked_for_is_refused(twins, tiny_config):

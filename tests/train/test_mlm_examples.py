@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from m2bert.train.text.text_examples import LocalExamples, Rows, random_generator
-from m2bert.train.text.token_store import TokenStore
+from m2bert.train.text.examples import LocalExamples, Rows, random_generator
+from m2bert.train.text.tokens import TokenStore
 
 CLS, SEP = 2, 3
 TOKENIZER = SimpleNamespace(cls_token_id=CLS, sep_token_id=SEP)
@@ -69,11 +69,11 @@ def test_the_rows_of_an_epoch_are_the_documents_one_after_another():
     data = examples(LENGTHS)
     documents = documents_of(data.store)
     total = sum(LENGTHS) + len(LENGTHS)
-    assert data.size("maximum") == total // 38
+    assert data.sizes["maximum"] == total // 38
     orders = []
     for epoch in range(3):
         made = Rows(data.store, 40, SEP, random_generator("maximum", 0, 1, epoch))
-        rows = data.take("maximum", data.size("maximum"))
+        rows = data.take("maximum", data.sizes["maximum"])
         assert all(len(row) == 40 and row[0] == CLS and row[-1] == SEP for row in rows)
         stream = np.concatenate([rows[i][1:-1] for i in np.argsort(made.order)]).tolist()
         joined = [token for i in made.documents for token in [*documents[i], SEP]]
@@ -85,7 +85,7 @@ def test_the_rows_of_an_epoch_are_the_documents_one_after_another():
 def test_a_row_may_hold_any_number_of_documents():
     for lengths in ([1] * 500, [37] * 9, [38, 38, 38], [36, 1, 36, 1], [76, 2, 5, 33]):
         data = examples(lengths)
-        rows = data.take("maximum", data.size("maximum"))
+        rows = data.take("maximum", data.sizes["maximum"])
         tokens = [token for row in rows for token in row[1:-1].tolist() if token != SEP]
         assert len(set(tokens)) == len(tokens)
         separators = sum((row[1:-1] == SEP).sum() for row in rows)
@@ -124,8 +124,8 @@ def test_sources_and_seeds_draw_differently():
 
 
 def test_too_little_text_is_named():
-    with pytest.raises(ValueError, match="source web: the text has 22 tokens, less than one row of max_tokens=40"):
+    with pytest.raises(ValueError, match="source web: no maximum example .*max_tokens=40"):
         examples([4, 4, 4, 6]).take("maximum", 1)
-    with pytest.raises(ValueError, match="source web: no document has 8 tokens or more"):
+    with pytest.raises(ValueError, match="source web: no variable example .* a document of 8"):
         examples([7] * 50).take("variable", 1)
     assert len(examples([8]).take("variable", 1)[0]) == 10

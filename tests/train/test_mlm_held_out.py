@@ -9,9 +9,8 @@ from accelerate import Accelerator
 from transformers import AutoModelForMaskedLM
 
 from m2bert.train.text import held_out
-from m2bert.train.text.data_mlm import Example
 from m2bert.train.text.held_out import HeldOut
-from m2bert.train.text.masking import Masking
+from m2bert.train.text.mixture import Example, Masking
 from m2bert.train.tokenizer import train_wordpiece
 
 TOKENIZER = train_wordpiece([f"word{i} and{i}" for i in range(200)], 120)

@@ -1,4 +1,4 @@
-"""The mixture: its shares, its batches' budget, and that a run goes on where it stopped."""
+"""The mixture: its masks, its shares, its batches' budget, and that a run goes on where it stopped."""
 
 from types import SimpleNamespace
 
@@ -8,14 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from m2bert.train.text.data_mlm import MixtureBatches, observed_shares
-from m2bert.train.text.masking import Masking
-from m2bert.train.text.source_data import open_source
-from m2bert.train.text.text_sources import parse_sources
+from m2bert.train.text.mixture import Masking, MixtureBatches, observed_shares, open_source, tokenise_source
+from m2bert.train.text.sources import parse_sources
 from m2bert.train.tokenizer import train_wordpiece
 
 WORDS = [f"w{i}" for i in range(60)]
 TOKENIZER = train_wordpiece([" ".join(WORDS)], 400)
+ORDINARY = sorted(set(TOKENIZER.get_vocab().values()) - set(TOKENIZER.all_special_ids))
 SHARES = {"web": (0.10, 0.24), "wiki": (0.10, 0.23), "books": (0.10, 0.23)}
 
 
@@ -140,22 +139,12 @@ def test_processes_see_different_rows(make):
         mixture = make(rank=rank, world=2, shares={"books": (0.0, 1.0)})
         rows = torch.cat([batch["input_ids"].where(batch["labels"] == -100, batch["labels"])
                           for _ in range(100) for batch in mixture.next_batch()])  # fmt: skip
-        return {tuple(row.tolist()) for row in rows}, len(rows), mixture.data[0].train.size("maximum")
+        return {tuple(row.tolist()) for row in rows}, len(rows), mixture.data[0].train.sizes["maximum"]
 
     (a, count, size), (b, _, _) = contents(0), contents(1)
     assert 2 * count < size  # less than an epoch
     assert len(a) == count
     assert not a & b
-
-
-def test_what_is_carved_out_of_a_file_is_not_trained_on(folder):
-    (source,) = parse_sources([{"path": str(folder / "web" / "train.parquet")}], None)
-    settings = SimpleNamespace(max_tokens=64, token_cache=folder / "cache")
-    data = open_source(source, settings, TOKENIZER, seed=0, rank=0, world=1)
-    train, held_out = (set(examples.store.hashes.tolist()) for examples in (data.train, data.validation))
-    assert len(held_out) >= 1
-    assert len(train) + len(held_out) == 60
-    assert not train & held_out
 
 
 def test_sources_say_what_they_are_and_how_much_is_longer_than_an_example(make, caplog):
@@ -164,8 +153,54 @@ def test_sources_say_what_they_are_and_how_much_is_longer_than_an_example(make, 
     descriptions = {one.source.name: one.description for one in mixture.data}
     assert len({description["tokens_sha256"] for description in descriptions.values()}) == 3
     assert descriptions["web"]["maximum"] == 0.24
-    longer = (mixture.data[2].train.store.lengths > 62).sum()
-    assert (
-        f"books: 60 documents, {mixture.data[2].train.store.lengths.sum()} tokens; {longer} longer than 64"
-        in caplog.text
-    )
+    store = mixture.data[2].train.store
+    longer = (store.lengths > 62).sum()
+    assert f"books: 60 documents, {store.lengths.sum()} tokens; {longer} longer than 64" in caplog.text
+
+
+def test_files_that_are_not_read_are_named(tmp_path, caplog):
+    for name in ("train.txt", "train-1.md", "validation.txt"):
+        (tmp_path / name).write_text("some words")
+    (source,) = parse_sources([{"path": str(tmp_path)}], None)
+    tokenise_source(source, TOKENIZER, tmp_path / "cache")
+    assert "1 files left out for their type (train-1.md)" in caplog.text
+
+
+def masked(probability=0.3, seed=0, count=100):
+    """Return rows of random tokens, and their masked batch."""
+    rng = np.random.default_rng(0)
+    rows = [np.array([TOKENIZER.cls_token_id, *rng.choice(ORDINARY, n), TOKENIZER.sep_token_id])
+            for n in rng.integers(3, 120, count)]  # fmt: skip
+    return rows, Masking(TOKENIZER).batch(rows, probability, np.random.default_rng(seed))
+
+
+def test_masking_is_80_10_10_of_the_chosen_and_never_special():
+    given, made = masked()
+    ids, labels, attention = made["input_ids"], made["labels"], made["attention_mask"].bool()
+    chosen = labels != -100
+    original = ids.where(~chosen, labels)
+    for row, mask, expected in zip(original, attention, given, strict=True):
+        assert mask.tolist() == [True] * len(expected) + [False] * (len(row) - len(expected))
+        assert row[mask].tolist() == expected.tolist()
+        assert (row[~mask] == TOKENIZER.pad_token_id).all()
+    special = torch.tensor(TOKENIZER.all_special_ids)
+    ordinary = attention & ~torch.isin(original, special)
+    assert not (chosen & ~ordinary).any()
+    assert chosen.sum() / ordinary.sum() == pytest.approx(0.3, abs=0.02)
+    hidden = ids[chosen]
+    is_mask, is_kept = hidden == TOKENIZER.mask_token_id, hidden == original[chosen]
+    assert is_mask.float().mean() == pytest.approx(0.8, abs=0.03)
+    assert is_kept.float().mean() == pytest.approx(0.1, abs=0.03)
+    assert set(hidden[~is_mask & ~is_kept].tolist()) <= set(ORDINARY)
+
+
+def test_masks_are_those_of_the_generator():
+    (_, a), (_, b), (_, other) = masked(), masked(), masked(seed=1)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not torch.equal(a["labels"], other["labels"])
+    assert (masked(probability=0.0, count=3)[1]["labels"] != -100).sum() == 1  # always one
+
+
+def test_a_tokenizer_without_a_mask_token_is_refused():
+    with pytest.raises(ValueError, match="no mask_token"):
+        Masking(SimpleNamespace(cls_token="[X]", sep_token="[X]", pad_token="[X]", mask_token=None))

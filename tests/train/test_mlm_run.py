@@ -1,6 +1,7 @@
 """The entry point of pretraining: its loss, its configurations, and what a run leaves."""
 
 import json
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -16,12 +17,11 @@ from accelerate import Accelerator
 from transformers import AutoModelForMaskedLM
 
 from m2bert.train import mlm_run as mlm
-from m2bert.train.config import load_config
-from m2bert.train.text.masking import Masking
-from m2bert.train.text.source_data import open_source
-from m2bert.train.text.text_sources import parse_sources
-from m2bert.train.text.token_store import held_out_limit, text_hash, tokenizer_fingerprint
-from m2bert.train.tokenizer import train_wordpiece
+from m2bert.train.settings import load_settings
+from m2bert.train.text.mixture import Masking, open_source
+from m2bert.train.text.sources import parse_sources
+from m2bert.train.text.tokens import text_hash
+from m2bert.train.tokenizer import tokenizer_fingerprint, train_wordpiece
 
 WORDS = [f"w{i}" for i in range(60)]
 TINY = ["model.architecture.hidden_size=16", "model.architecture.num_hidden_layers=1", "steps=3", "log_every=1",
@@ -69,36 +69,22 @@ def test_other_data_is_another_fingerprint(sources, tmp_path):
     assert prints[0] == prints[1] != prints[2]
 
 
-def test_a_streamed_source_needs_a_tokenizer(tmp_path):
-    with pytest.raises(ValueError, match="source org/name is streamed: name a tokenizer.path"):
-        run("data.sources=[{path: org/name}]", tmp_path / "out")
-
-
 def test_streaming_without_the_package_for_it_is_named(sources, tmp_path, monkeypatch):
     run(sources, tmp_path / "start", "steps=0")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    monkeypatch.delitem(sys.modules, "m2bert.train.text.hub_data", raising=False)
-    monkeypatch.delattr("m2bert.train.text.hub_data", raising=False)
-    with pytest.raises(ValueError, match="source org/name is streamed, which needs datasets"):
+    with pytest.raises(ValueError, match="datasets"):
         run("data.sources=[{path: org/name}]", tmp_path / "out", f"tokenizer.path={tmp_path / 'start'}")
 
 
-def test_what_is_carved_out_is_no_text_for_the_vocabulary(tmp_path):
-    texts = [f"text number {i}" for i in range(2000)]
+@pytest.mark.parametrize("count", [2000, 5])  # of five none is below the limit: one is held out
+def test_texts_for_the_vocabulary_are_those_trained_on(tmp_path, count):
+    texts = [f"text number {i}" for i in range(count)]
     (tmp_path / "all.txt").write_text("\n\n".join(texts))
-    read = list(mlm.TrainingTexts(parse_sources([{"path": str(tmp_path / "all.txt")}], None)))
-    assert 1900 < len(read) < 2000
-
-
-def test_texts_for_the_vocabulary_are_those_trained_on_also_of_a_few(sources, tmp_path):
-    texts = [f"text number {i}" for i in range(5)]
-    assert min(map(text_hash, texts)) >= held_out_limit()
-    (tmp_path / "few.txt").write_text("\n\n".join(texts))
-    (source,) = parse_sources([{"path": str(tmp_path / "few.txt")}], None)
+    (source,) = parse_sources([{"path": str(tmp_path / "all.txt")}], None)
     settings = SimpleNamespace(max_tokens=32, token_cache=tmp_path / "cache")
     data = open_source(source, settings, train_wordpiece(texts, 100), seed=0, rank=0, world=1)
     read = list(mlm.TrainingTexts([source]))
-    assert len(read) == 4
+    assert len(read) == 4 if count == 5 else 1900 < len(read) < 2000
     assert [text_hash(text) for text in read] == data.train.store.hashes.tolist()
 
 
@@ -114,9 +100,10 @@ def test_a_vocabulary_is_trained_once_and_anew_for_other_text_or_size(sources, t
     entries = [{"path": str(tmp_path / "all.txt")}]
 
     def vocabulary(size=90):
-        made = SimpleNamespace(tokenizer=SimpleNamespace(path=None, vocab_size=size), model=SimpleNamespace(path=None),
-                               data=SimpleNamespace(token_cache=str(tmp_path / "cache")))  # fmt: skip
-        return tokenizer_fingerprint(mlm.make_vocabulary(made, parse_sources(entries, None)))
+        data = SimpleNamespace(prepared=None, sources=entries, token_cache=str(tmp_path / "cache"))
+        made = SimpleNamespace(tokenizer=SimpleNamespace(path=None, vocab_size=size), data=data)
+        made.model = SimpleNamespace(path=None)
+        return tokenizer_fingerprint(mlm.read_sources(made)[1])
 
     first = vocabulary()
     assert vocabulary() == first  # read again, it tokenises alike, and tokenised text is found again
@@ -184,7 +171,7 @@ def test_gradients_are_exchanged_once_a_step(step_data, monkeypatch):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_configurations_are_those_of_the_paper(name):
-    config = load_config("mlm-small.yaml", ["--config", name])
+    config = load_settings("mlm", ["--config", name]).model_dump()
     parse = [{**entry, "path": "org/" + str(entry["path"]).split("/")[-1]} for entry in config["data"]["sources"]]
     parsed = parse_sources(parse, None)
     assert config["data"]["batch_tokens"] >= config["data"]["max_tokens"]
@@ -242,3 +229,66 @@ def test_two_processes_give_the_loss_and_gradients_of_one(step_data, tmp_path):
         assert rank_loss.item() == pytest.approx(loss.item(), rel=1e-10)
         for a, b in zip(expected, rank_gradients, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+MISSING = ["datasets", "pyarrow", "sentence_transformers", "pandas", "sklearn", "scipy", "evaluate", "mteb", "bm25s",
+           "pytrec_eval", "matplotlib", "peft"]  # fmt: skip
+# With None in sys.modules a package cannot be imported, nor found by code that looks for it.
+BARE = f"""
+import sys
+sys.modules.update(dict.fromkeys({MISSING}))
+from m2bert.train.start import train
+train("mlm", sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def made(sources, tmp_path_factory):
+    """A folder of prepared data."""
+    folder = tmp_path_factory.mktemp("prepared")
+    mlm.main([*TINY, sources, f"data.token_cache={folder / 'cache'}", f"prepare={folder / 'made'}"])
+    return folder / "made"
+
+
+def test_a_machine_without_data_libraries_trains_the_same_model_from_prepared_data(sources, made, tmp_path):
+    more = ["steps=6", "data.accumulate=2", "evaluation.every=3"]
+    records = [run(sources, tmp_path / "usual", *more)]
+    given = [*TINY, *more, f"data.prepared={made}", f"output_dir={tmp_path / 'bare'}"]
+    done = subprocess.run([sys.executable, "-c", BARE, *given], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    records.append(json.loads((tmp_path / "bare" / "training.json").read_text()))
+    for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "config.json", "modules.json"):
+        assert (tmp_path / "usual" / name).read_bytes() == (tmp_path / "bare" / name).read_bytes()
+    for record in records:
+        for row in record["history"]:
+            for name in ("seconds", "tokens_per_second", "waiting_share", "evaluation_seconds", "peak_memory_bytes"):
+                row.pop(name, None)
+    for name in ("history", "totals", "data", "mixture", "data_fingerprint"):
+        assert records[0][name] == records[1][name]
+
+
+@pytest.mark.parametrize("name", ["text1.safetensors", "tokenizer/tokenizer.json", "prepared.json"])
+def test_damaged_prepared_data_is_refused(made, tmp_path, name):
+    shutil.copytree(made, tmp_path / "made")
+    changed = bytearray((made / name).read_bytes())
+    changed[len(changed) // 2] ^= 1
+    (tmp_path / "made" / name).write_bytes(changed)
+    with pytest.raises(ValueError, match=name):
+        mlm.main([*TINY, f"data.prepared={tmp_path / 'made'}", f"output_dir={tmp_path / 'out'}"])
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["data.prepared=nowhere"], "data.prepared=nowhere"),
+        (["prepare=MADE"], "prepare="),
+        (["prepare=new", "data.prepared=MADE"], "prepare=new"),
+        (["prepare=new", "data.sources=[{path: org/name}]", "tokenizer.path=a/b"], "org/name is streamed"),
+        (["data.prepared=MADE", "data.sources=[{path: other}]"], "data.sources"),
+    ],
+)
+def test_what_cannot_be_prepared_or_used_is_named(made, tmp_path, monkeypatch, given, named):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=named):
+        mlm.main([*TINY, "output_dir=out", *(each.replace("MADE", str(made)) for each in given)])
+    assert not (tmp_path / "new").exists()

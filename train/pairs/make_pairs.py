@@ -23,7 +23,7 @@ from m2bert.eval.tasks.schema import load_task, task_names
 from m2bert.files import check_writable, write_atomically
 from m2bert.terminal import run_command
 
-from ..text.text_files import TextFiles, find_files
+from ..text.sources import TextFiles, find_files
 
 SPLITS = ("train", "validation")
 SENTENCE_END = re.compile(r"(?<=[.!?])\s")

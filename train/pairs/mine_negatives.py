@@ -20,7 +20,7 @@ from m2bert.eval.tasks.schema import RetrievalTask, load_task
 from m2bert.files import check_writable, write_atomically
 from m2bert.terminal import run_command
 
-from ..text.splits import refuse_test
+from ..text.sources import refuse_test
 
 SCORES_AT_ONCE = 2_000_000  # pairs scored between two updates of the progress bar: bounds memory
 

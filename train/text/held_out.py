@@ -9,10 +9,8 @@ from accelerate.utils import send_to_device
 from torch.nn.utils.rnn import pad_sequence
 
 from ..distributed import sum_over_processes
-from .data_mlm import Example, cut_by_length
-from .masking import IGNORE, Masking
-from .source_data import SourceData
-from .text_examples import random_generator
+from .examples import random_generator
+from .mixture import IGNORE, Example, Masking, SourceData, cut_by_length
 
 logger = logging.getLogger(__name__)
 
@@ -22,11 +20,7 @@ LARGEST_LOSS = 700.0  # whose exponential is a number
 
 
 def held_out_examples(data: list[SourceData], count: int) -> list[Example]:
-    """`count` validation examples of every source and kind in the mixture, always the same.
-
-    Raises:
-        ValueError: no source has any.
-    """
+    """Return `count` validation examples of every source and kind in the mixture, always the same."""
     examples = []
     for one in data:
         for kind in (kind for kind, share in one.source.shares.items() if share):
@@ -42,7 +36,7 @@ def held_out_examples(data: list[SourceData], count: int) -> list[Example]:
 
 
 class HeldOut:
-    """Evaluates on the same examples, masked the same way, every time.
+    """Evaluate on the same examples, masked the same way, every time.
 
     Args:
         batch_tokens: padded tokens of one forward.
@@ -63,8 +57,11 @@ class HeldOut:
 
     @torch.no_grad()
     def evaluate(self, model, accelerator: Accelerator) -> dict[str, float]:
-        """Mean loss of the masked tokens, its exponential, and the share predicted right: over all, and as NAME/SOURCE
-        and NAME/tokens_N for examples of at most N tokens (and more than a quarter of N). The same on all processes."""
+        """Return the mean loss of the masked tokens, its exponential, and the fraction predicted right.
+
+        Over all examples, as NAME/SOURCE, and as NAME/tokens_N for examples of at most N tokens and more than a quarter
+        of N. The metrics are the same on all processes.
+        """
         sums = np.zeros((len(self.groups), 3))  # loss, right ones, tokens
         world, last = accelerator.num_processes, len(self.batches) - 1
         for index in range(accelerator.process_index, -(-len(self.batches) // world) * world, world):
@@ -84,7 +81,7 @@ class HeldOut:
 
 
 def groups_of(example: Example) -> tuple[str, str, str]:
-    """Suffixes of the metrics that an example counts in."""
+    """Return the suffixes of the metrics that an example counts in."""
     bucket = SMALLEST_BUCKET_TOKENS
     while bucket < len(example.ids):
         bucket *= 4
@@ -92,7 +89,7 @@ def groups_of(example: Example) -> tuple[str, str, str]:
 
 
 def token_sums(model, batch: dict) -> np.ndarray:
-    """Of every row (B, 3): summed loss, right predictions and number of the masked tokens."""
+    """Return of every row its summed loss, right predictions and number of masked tokens; (B, 3)."""
     logits = model(**batch).logits.float()  # (masked tokens, V)
     masked = batch["labels"] != IGNORE
     labels = batch["labels"][masked]

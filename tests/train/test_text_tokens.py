@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from m2bert.train import prepared
 from m2bert.train.kept import building
-from m2bert.train.text import token_store
-from m2bert.train.text.text_files import TextFiles
-from m2bert.train.text.token_store import open_store
+from m2bert.train.text import tokens
+from m2bert.train.text.sources import TextFiles
+from m2bert.train.text.tokens import HELD_OUT_LIMIT, open_store, text_hash
 from m2bert.train.tokenizer import cached_wordpiece, encode_all, train_wordpiece
 
 TEXTS = [f"document {i} about " + "words and more words " * (i % 7) for i in range(300)]
@@ -37,9 +38,9 @@ def documents(store):
 def test_documents_come_back_whatever_is_tokenised_at_once(texts, tokenizer, tmp_path, monkeypatch):
     store = open_store(texts, tokenizer, tmp_path / "cache")
     assert documents(store) == [ids.tolist() for ids in encode_all(tokenizer, TEXTS)]
-    assert isinstance(store.tokens, np.memmap)
     assert store.tokens.dtype == np.uint16
-    monkeypatch.setattr(token_store, "CHARS_AT_ONCE", 50)
+    assert not store.tokens.flags.owndata  # mapped
+    monkeypatch.setattr(tokens, "CHARS_AT_ONCE", 50)
     again = open_store(texts, tokenizer, tmp_path / "other")
     assert documents(again) == documents(store)
     assert again.fingerprint == store.fingerprint
@@ -51,11 +52,10 @@ def test_empty_documents_are_left_out_and_counted(tokenizer, tmp_path, caplog):
     with caplog.at_level("INFO"):
         store = open_store(TextFiles((path,)), tokenizer, tmp_path / "cache")
     assert len(store.lengths) == 2
-    assert "2 documents" in caplog.text
-    assert "2 empty ones left out" in caplog.text
+    assert f"2 documents, {store.lengths.sum()} tokens, 2 empty" in caplog.text
 
 
-def test_a_store_is_built_once_and_anew_for_other_text_or_tokenizer(texts, tokenizer, tmp_path, monkeypatch):
+def test_a_store_is_built_once_and_anew_for_other_text_or_tokenizer(texts, tokenizer, tmp_path):
     def built(texts, tokenizer):
         count = len(os.listdir(tmp_path / "cache")) if (tmp_path / "cache").exists() else 0
         open_store(texts, tokenizer, tmp_path / "cache")
@@ -83,7 +83,7 @@ def test_what_fails_leaves_nothing_behind(texts, tokenizer, tmp_path, monkeypatc
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(token_store.np, "save", full)
+        patch.setattr(prepared, "save_file", full)
         with pytest.raises(OSError, match="no space left"):
             open_store(texts, tokenizer, tmp_path / "cache")
     assert os.listdir(tmp_path / "cache") == []
@@ -95,7 +95,7 @@ def test_what_fails_leaves_nothing_behind(texts, tokenizer, tmp_path, monkeypatc
 
 def test_two_processes_tokenise_once(texts, tokenizer, tmp_path, monkeypatch):
     expected = documents(open_store(texts, tokenizer, tmp_path / "expected"))
-    slow, built, begun = token_store.build, [], threading.Event()
+    slow, built, begun = tokens.build_store, [], threading.Event()
 
     def build(*arguments):
         built.append(arguments)
@@ -103,44 +103,27 @@ def test_two_processes_tokenise_once(texts, tokenizer, tmp_path, monkeypatch):
         time.sleep(0.1)
         slow(*arguments)
 
-    monkeypatch.setattr(token_store, "build", build)
+    monkeypatch.setattr(tokens, "build_store", build)
     with ThreadPoolExecutor(1) as threads:
         first = threads.submit(open_store, texts, tokenizer, tmp_path / "cache")
         begun.wait()
         second = open_store(texts, tokenizer, tmp_path / "cache")
         assert documents(first.result()) == documents(second) == expected
-    assert len(built) == 1
-    assert len(os.listdir(tmp_path / "cache")) == 1
+    assert len(built) == len(os.listdir(tmp_path / "cache")) == 1
 
 
 def test_another_machine_may_be_faster(texts, tokenizer, tmp_path, monkeypatch):
     expected = documents(open_store(texts, tokenizer, tmp_path / "expected"))
-    slow = token_store.build
+    save = prepared.save_file
 
-    def build(*arguments):
+    def saving(*arguments):
         (theirs,) = (tmp_path / "expected").iterdir()
         shutil.copytree(theirs, tmp_path / "cache" / theirs.name)
-        slow(*arguments)
+        save(*arguments)
 
-    monkeypatch.setattr(token_store, "build", build)
+    monkeypatch.setattr(prepared, "save_file", saving)
     assert documents(open_store(texts, tokenizer, tmp_path / "cache")) == expected
     assert len(os.listdir(tmp_path / "cache")) == 1
-
-
-@pytest.mark.parametrize("name", ["tokens.bin", "lengths.npy", "hashes.npy", "meta.json"])
-@pytest.mark.parametrize("how", ["one bit", "cut", "gone"])
-def test_damaged_tokens_are_made_again(texts, tokenizer, tmp_path, caplog, name, how):
-    expected = open_store(texts, tokenizer, tmp_path / "cache")
-    before, hashes = documents(expected), expected.hashes.tolist()
-    (file,) = (tmp_path / "cache").rglob(name)
-    damage(file, how)
-    again = open_store(texts, tokenizer, tmp_path / "cache")
-    assert name in caplog.text
-    assert (documents(again), again.hashes.tolist()) == (before, hashes)
-    assert again.fingerprint == expected.fingerprint
-    caplog.clear()
-    open_store(texts, tokenizer, tmp_path / "cache")
-    assert not caplog.text
 
 
 def damage(file, how):
@@ -150,6 +133,21 @@ def damage(file, how):
         file.unlink()
     else:
         file.write_bytes(content if how == "one bit" else content[: len(content) // 2])
+
+
+@pytest.mark.parametrize("name", ["documents.safetensors", "prepared.json"])
+@pytest.mark.parametrize("how", ["one bit", "cut", "gone"])
+def test_damaged_tokens_are_made_again(texts, tokenizer, tmp_path, caplog, name, how):
+    expected = open_store(texts, tokenizer, tmp_path / "cache")
+    before, hashes = documents(expected), expected.hashes.tolist()
+    (file,) = (tmp_path / "cache").rglob(name)
+    damage(file, how)
+    again = open_store(texts, tokenizer, tmp_path / "cache")
+    assert name in caplog.text
+    assert (documents(again), again.hashes.tolist(), again.fingerprint) == (before, hashes, expected.fingerprint)
+    caplog.clear()
+    open_store(texts, tokenizer, tmp_path / "cache")
+    assert not caplog.text
 
 
 def test_what_a_killed_process_left_goes_and_what_another_is_making_stays(texts, tokenizer, tmp_path):
@@ -188,24 +186,15 @@ def test_validation_is_carved_by_the_text_alone(tokenizer, tmp_path):
     assert 1 <= len(held_out.starts) <= 30
     assert len(train.starts) + len(held_out.starts) == 1000
     assert not set(train.hashes) & set(held_out.hashes)
-    expected = encode_all(tokenizer, [t for t in numbered if token_store.text_hash(t) < token_store.held_out_limit()])
+    expected = encode_all(tokenizer, [text for text in numbered if text_hash(text) < HELD_OUT_LIMIT])
     assert documents(held_out) == [ids.tolist() for ids in expected]
     assert set(carved(numbered[::-1] + numbered, "b.txt")[1].hashes) == set(held_out.hashes)
     few, one = carved(numbered[:3], "c.txt")
     assert (len(few.starts), len(one.starts)) == (2, 1)
-    with pytest.raises(ValueError, match="source d.txt: 1 document.s., all of them held out .* none is left to train"):
-        carved(["only one"], "d.txt")
-    with pytest.raises(ValueError, match="source e.txt: 3 document.s., all of them held out"):
-        carved(["the same"] * 3, "e.txt")
-
-
-def test_the_limit_of_few_texts_holds_out_the_smallest_hash():
-    limit = token_store.held_out_limit()
-    assert token_store.carve_limit(iter([limit + 9, limit + 3, limit + 5])) == limit + 4
-    assert token_store.carve_limit([limit + 9, 7, 3]) == limit
-    hashes = iter([limit, limit - 1, 5])
-    token_store.carve_limit(hashes)
-    assert list(hashes) == [5]  # not read on
+    assert one.hashes[0] < few.hashes.min()
+    for texts in (["only one"], ["the same"] * 3):
+        with pytest.raises(ValueError, match="source d.txt: .* none is left to train"):
+            carved(texts, "d.txt")
 
 
 def test_token_counts_are_of_the_documents_of_a_part(texts, tokenizer, tmp_path):

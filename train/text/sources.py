@@ -1,0 +1,235 @@
+"""Text for pretraining: the entries of `data.sources`, the files they name, and the documents in those files.
+
+documents/SPLIT.parquet          LoCoV1 schema, column `passage`
+SPLIT.parquet, SPLIT-*.parquet   column `text`
+SPLIT.jsonl, SPLIT-*.jsonl       (or .json) one object a line, key `text`
+SPLIT.txt, SPLIT-*.txt           documents separated by blank lines
+
+JSON lines and plain text are read here and not by `datasets`, whose readers turn texts like "2011-01-01" into other
+ones, and which do not name the line that is wrong.
+"""
+
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from m2bert.files import read_json_lines
+from m2bert.schema import Schema, checked
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+DEFAULT_SHARES = {"variable": 0.3, "maximum": 0.7}  # of the examples, over all sources (paper section A.3)
+TOLERANCE = 1e-6
+SUFFIXES = (".parquet", ".jsonl", ".json", ".txt")
+PARQUET_ROWS = 16  # read at once: a row can be a whole book
+
+
+class Source(Schema):
+    """One entry of `data.sources`.
+
+    Attributes:
+        path: as written; in what `parse_sources` returns a Path if it is local, a str if it is on the Hub.
+        name: in logs and metrics; default the last part of the path.
+        split: trained on.
+        validation_split: held out; None carves a hundredth of the documents out of `split`, by the hash of their
+            text. Always None for a single file.
+        column: holds the text; default `text`, or `passage` in a LoCoV1 folder.
+        config, revision: of a data set on the Hub.
+        rows_per_document: successive rows joined to one document, where a row is less (a sentence).
+        variable, maximum: shares of the mixture's examples (paper Table 2).
+    """
+
+    path: str | None
+    name: str | None = None
+    split: str | None = None
+    validation_split: str | None = "validation"
+    column: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    rows_per_document: Annotated[int, Field(ge=1)] = 1
+    variable: Annotated[float, Field(ge=0, le=1)] = 0.0
+    maximum: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    @property
+    def on_hub(self) -> bool:
+        return isinstance(self.path, str)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        return {"variable": self.variable, "maximum": self.maximum}
+
+    def splits(self) -> dict[str, "TextFiles"]:
+        """Return the local files of the split that is trained on, and of the validation split if there is one."""
+        names = [name for name in (self.split, self.validation_split) if name is not None]
+        return {name: TextFiles(find_files(self.path, name), self.column, self.rows_per_document) for name in names}
+
+
+def parse_sources(entries: list[dict], local_folder: Callable[[str | None], Path]) -> list[Source]:
+    """Return the sources that have a share of the mixture.
+
+    Args:
+        entries: of `data.sources`: mappings with `path` and optionally other keys of Source. Where no entry has a
+            share, sources are equal, 0.3 of the examples variable and 0.7 maximum; otherwise a missing share is 0.
+        local_folder: gives the folder of the path null.
+
+    Raises:
+        ValueError: an entry that cannot be meant, or shares that do not sum to 1.
+    """
+    sources = [parse_source(entry, f"data.sources[{i}]", local_folder) for i, entry in enumerate(entries)]
+    if not any(DEFAULT_SHARES.keys() & source.model_fields_set for source in sources):
+        equal = {kind: share / len(sources) for kind, share in DEFAULT_SHARES.items()}
+        sources = [source.model_copy(update=equal) for source in sources]
+    names = [source.name for source in sources]
+    if len({*names}) < len(names) or any("/" in name for name in names):
+        raise ValueError(f"data.sources: a name of {names} occurs twice, or holds a /; set another `name`")
+    total = sum(source.variable + source.maximum for source in sources)
+    if abs(total - 1) > TOLERANCE:
+        listed = {source.name: source.shares for source in sources}
+        raise ValueError(f"data.sources: the shares must sum to 1, not {total:g}: {listed}")
+    return [source for source in sources if source.variable + source.maximum]
+
+
+def parse_source(entry: dict, where: str, local_folder: Callable[[str | None], Path]) -> Source:
+    """Return one entry with its path found and its defaults filled in."""
+    source = checked(Source, entry, where)
+    path = local_folder(None) if source.path is None else Path(source.path).expanduser()
+    if not (source.path is None or path.exists()):
+        path = source.path
+        if not HUB_ID.fullmatch(path):
+            raise ValueError(f"{where}: {path!r} is neither a file, a folder, nor on the Hub (ORGANISATION/NAME)")
+    found = {"path": path, "split": source.split or "train"}
+    found["name"] = source.name or ("pydocs" if source.path is None else Path(source.path).name)
+    useless = {"config", "revision"} if isinstance(path, Path) else set()
+    if useless and path.is_file():
+        useless |= {"split", "validation_split"}
+        found["validation_split"] = None
+    for key in sorted(useless & source.model_fields_set):
+        if getattr(source, key) is not None:
+            raise ValueError(f"{where}: {path} is a local {'file' if path.is_file() else 'folder'} and has no {key}")
+    source = source.model_copy(update=found)
+    for key in ("split", "validation_split"):
+        refuse_test(f"{where}: {key}", getattr(source, key))
+    if source.split == source.validation_split:
+        raise ValueError(
+            f"{where}: split and validation_split are both {source.split!r}; name another one to validate on, or null, "
+            "which holds out a hundredth of the documents"
+        )
+    return source
+
+
+def names_split(value: str, split: str) -> bool:
+    """Return whether the name of a split, a file or a Hub data set contains a word such as `test`.
+
+    `validation+TEST`, `test_256`, `test-00000-of-00001.parquet` and `test/0.parquet` contain it, `latest` does not.
+    """
+    path = Path(value.lower())
+    return path.parent.name == split or bool(re.search(rf"(?<![a-z]){split}(?![a-z])", path.name))
+
+
+def refuse_test(key: str, value: str | None):
+    """Raise ValueError if a setting names the test split, or a file of it."""
+    if value is not None and names_split(value, "test"):
+        raise ValueError(f"{key}={value} is the test split: neither trained on nor selected on. Name another")
+
+
+@dataclass(frozen=True)
+class TextFiles:
+    """Documents of one or more files, in order; can be iterated any number of times.
+
+    Args:
+        column: of parquet, key of JSON lines; None takes `text`, or `passage` in a LoCoV1 folder.
+        rows_per_document: how many successive rows make one document, joined by line breaks.
+    """
+
+    files: tuple[Path, ...]
+    column: str | None = None
+    rows_per_document: int = 1
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the documents. Raise ValueError for what is no text, with file and line."""
+        for path in self.files:
+            read = {".parquet": read_parquet, ".txt": read_blocks}.get(path.suffix, read_lines)
+            rows = read(path, self.column_of(path))
+            while group := list(itertools.islice(rows, self.rows_per_document)):
+                yield "\n".join(group)
+
+    def column_of(self, path: Path) -> str:
+        """Return the column that is read of a file."""
+        return self.column or ("passage" if path.parent.name == "documents" else "text")
+
+    def check_columns(self):
+        """Raise ValueError if a parquet file lacks the column, or the column holds no text."""
+        for path in self.files:
+            if path.suffix == ".parquet":
+                from ..pairs.parquet import check_text_column
+
+                check_text_column(path, self.column_of(path))
+
+    def identity(self) -> list:
+        """Return what changes when the text may have changed: real paths, sizes, times of change, how they are read."""
+        stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
+        return [stats, self.column, self.rows_per_document]
+
+
+def find_files(path: Path, split: str) -> tuple[Path, ...]:
+    """Return the files of a split in a folder, or the file itself. Raise ValueError if there are none to read."""
+    refuse_test("path" if path.is_file() else "split", path.stem if path.is_file() else split)
+    found = (path,) if path.suffix in SUFFIXES else ()
+    if path.is_dir():
+        locov1 = path / "documents" / f"{split}.parquet"
+        kinds = ([*path.glob(f"{split}{suffix}"), *sorted(path.glob(f"{split}-*{suffix}"))] for suffix in SUFFIXES)
+        found = (locov1,) if locov1.is_file() else next(filter(None, map(tuple, kinds)), ())
+    if not found:
+        there = ", ".join(file.name for file in split_files(path, split)[:3])
+        raise ValueError(
+            f"source {path} holds neither documents/{split}.parquet nor {split}.* or {split}-*.* of the types "
+            f"{', '.join(SUFFIXES)}, nor is it such a file{'; it holds ' + there if there else ''}"
+        )
+    return found
+
+
+def split_files(folder: Path, split: str) -> list[Path]:
+    """Return the files of a folder that are called after a split, whatever their type, without hidden ones."""
+    return [path for path in sorted(folder.glob(f"{split}[.-]*")) if path.is_file()] if folder.is_dir() else []
+
+
+def read_parquet(path: Path, column: str) -> Iterator[str]:
+    """Yield the texts of a column."""
+    from ..pairs.parquet import naming, open_columns
+
+    file, where = open_columns(path, [column]), f"{path}, column {column!r}"
+    with naming(where):
+        for batch in file.iter_batches(PARQUET_ROWS, columns=[column]):
+            yield from (check_text(text, where) for text in batch.column(0).to_pylist())
+
+
+def read_lines(path: Path, column: str) -> Iterator[str]:
+    """Yield the texts under a key of every line that is not blank."""
+    for number, row in read_json_lines(path):
+        where = f"{path}, line {number}"
+        if not isinstance(row, dict) or column not in row:
+            raise ValueError(f"{where} is no object with a key {column!r}")
+        yield check_text(row[column], f"{where}, key {column!r}")
+
+
+def read_blocks(path: Path, column: str) -> Iterator[str]:
+    """Yield the texts between blank lines."""
+    with path.open("rb") as file:
+        for blank, lines in itertools.groupby(file, key=lambda line: not line.strip()):
+            try:
+                text = b"".join(lines).decode()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
+            if not blank:
+                yield text.lstrip("\ufeff").strip()
+
+
+def check_text(text, where: str) -> str:
+    """Return the text, or an empty one for null. Raise ValueError for anything else."""
+    if not isinstance(text, str | None):
+        raise ValueError(f"{where} holds {type(text).__name__}, not text")
+    return text or ""

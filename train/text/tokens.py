@@ -1,0 +1,164 @@
+"""Local text tokenised once, kept on disk and mapped into memory.
+
+A store is a folder of `prepared`: CACHE/KEY/documents.safetensors with the tokens of all documents, one after another,
+their lengths and the hashes of their texts. KEY stands for the files as they are now, how they are read, and the
+tokenizer; another of these makes another folder. Nothing of it needs `datasets`, whose own cache has no digests.
+"""
+
+import hashlib
+import json
+import logging
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from ..kept import building
+from ..prepared import read_prepared, write_prepared
+from ..tokenizer import encode_all, tokenizer_fingerprint
+from .sources import TextFiles
+
+logger = logging.getLogger(__name__)
+
+CHARS_AT_ONCE = 2**20  # tokenised in one call: the tokenizer needs about 50 bytes of memory for a character
+HELD_OUT_LIMIT = int(0.01 * 2**64)  # texts with a smaller hash are held out, where the validation is carved
+FORMAT = 3
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """Documents as token ids, without special tokens.
+
+    Args:
+        tokens: (T,) ids of all documents, uint16 or uint32, mapped.
+        starts, lengths, hashes: (D,) of each document: first token, number of tokens, hash of its text.
+        fingerprint: sha256 of the documents' tokens, in order; of a part, that of the whole.
+    """
+
+    tokens: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+    hashes: np.ndarray
+    fingerprint: str
+
+    @classmethod
+    def of(cls, arrays: dict[str, np.ndarray], fingerprint: str) -> "TokenStore":
+        """Make a store of the arrays tokens, lengths and hashes."""
+        return cls(starts=np.cumsum(arrays["lengths"]) - arrays["lengths"], fingerprint=fingerprint, **arrays)
+
+    def carve(self, name: str) -> tuple["TokenStore", "TokenStore"]:
+        """Return the documents to train on and those held out (`is_held_out`).
+
+        Raises:
+            ValueError: nothing is left to train on. It names the source, `name`.
+        """
+        held_out = is_held_out(self.hashes)
+        if held_out.all():
+            raise ValueError(
+                f"source {name}: {len(held_out)} document(s), all of them held out for validation, so that none is "
+                "left to train on; cut the text into several documents, or make a folder of it with a validation split"
+            )
+        return self.part(~held_out), self.part(held_out)
+
+    def part(self, chosen: np.ndarray) -> "TokenStore":
+        """Return the documents where `chosen` (D,) is true."""
+        return replace(self, starts=self.starts[chosen], lengths=self.lengths[chosen], hashes=self.hashes[chosen])
+
+    def token_counts(self, vocab_size: int) -> np.ndarray:
+        """Return how often each token occurs; (vocab_size,) int64."""
+        counts = np.zeros(vocab_size, dtype=np.int64)
+        for first in range(0, len(self.starts), 1024):
+            chosen = slice(first, first + 1024)
+            documents = zip(self.starts[chosen], self.lengths[chosen], strict=True)
+            counts += np.bincount(np.concatenate([self.tokens[s : s + n] for s, n in documents]), minlength=vocab_size)
+        return counts
+
+
+def text_hash(text: str) -> int:
+    """Return 64 bits of the sha256 of a text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def is_held_out(hashes: np.ndarray) -> np.ndarray:
+    """Return which of the texts with these hashes are validation, where it is carved out of the training split.
+
+    These are the hundredth with the smallest hashes, or the one with the smallest. Equal texts are on the same side.
+    """
+    chosen = hashes < np.uint64(HELD_OUT_LIMIT)
+    return chosen if chosen.any() else hashes == hashes.min()
+
+
+def open_store(texts: TextFiles, tokenizer, cache: str | Path) -> TokenStore:
+    """Return the tokens of texts, from CACHE/KEY or tokenised into it. Empty documents are left out and counted.
+
+    KEY stands for the files as they are now, how they are read, and the tokenizer. A damaged store is made again.
+
+    Raises:
+        ValueError: the files hold no text.
+        OSError: the cache cannot be written. Nothing half-written is left in it.
+    """
+    identity = json.dumps([FORMAT, texts.identity(), tokenizer_fingerprint(tokenizer)])
+    folder = Path(cache) / hashlib.sha256(identity.encode()).hexdigest()[:24]
+    store = read_store(folder)
+    if store is None:
+        with building(folder) as scratch:
+            if read_store(folder) is None:
+                build_store(texts, tokenizer, folder, scratch)
+            store = read_store(folder)
+    return store
+
+
+def read_store(folder: Path) -> TokenStore | None:
+    """Return a store; None if it is not there, or, with a warning, if it is damaged."""
+    if not folder.is_dir():
+        return None
+    try:
+        arrays, content = read_prepared(folder, "text")
+    except ValueError as error:
+        logger.warning("%s; the text is tokenised again", error)
+        return None
+    return TokenStore.of(arrays["documents"], content["fingerprint"])
+
+
+def build_store(texts: TextFiles, tokenizer, folder: Path, scratch: Path):
+    """Tokenise texts into a store; see `write_prepared` for the folders."""
+    dtype = "uint16" if max(tokenizer.get_vocab().values()) < 2**16 else "uint32"
+    names = ", ".join(str(path) for path in texts.files[:3]) + (" .." if len(texts.files) > 3 else "")
+    lengths, hashes, empty, digest = array("q"), array("Q"), 0, hashlib.sha256()
+    bar = tqdm(desc=f"tokenising {texts.files[0]}", unit="text", unit_scale=True)
+    with bar, (scratch / "tokens.bin").open("wb") as file:
+        for batch in batches_of_texts(texts):
+            for text, ids in zip(batch, encode_all(tokenizer, batch), strict=True):
+                if not len(ids):
+                    empty += 1
+                    continue
+                file.write(ids.astype(dtype).tobytes())
+                digest.update(len(ids).to_bytes(8, "big") + ids.astype("<u4").tobytes())
+                lengths.append(len(ids))
+                hashes.append(text_hash(text))
+            bar.update(len(batch))
+    if not lengths:
+        raise ValueError(f"source {names} has no text ({empty} empty documents)")
+    arrays = {
+        "tokens": np.memmap(scratch / "tokens.bin", dtype, "r"),
+        "lengths": np.array(lengths, dtype=np.int64),
+        "hashes": np.array(hashes, dtype=np.uint64),
+    }
+    write_prepared(folder, scratch, "text", {"documents": arrays}, {"fingerprint": digest.hexdigest()})
+    logger.info("%s: %d documents, %d tokens, %d empty ones left out", names, len(lengths), sum(lengths), empty)
+
+
+def batches_of_texts(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Yield texts of about CHARS_AT_ONCE characters together."""
+    batch, chars = [], 0
+    for text in texts:
+        batch.append(text)
+        chars += len(text)
+        if chars >= CHARS_AT_ONCE:
+            yield batch
+            batch, chars = [], 0
+    if batch:
+        yield batch
