@@ -18,8 +18,7 @@ from .config import EvalConfig
 
 app = typer.Typer(cls=CommandGroup, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
-BESIDE = ("config", "output", "cache", "no_cache", "overwrite")  # parameters of `eval` that go with a configuration
-Output = Annotated[Path | None, typer.Option(help="JSON file to write.")]
+BESIDE_CONFIG = ("config", "output", "cache", "no_cache", "overwrite")  # parameters that go with a configuration
 
 
 @app.command("eval")
@@ -45,9 +44,9 @@ def eval_command(
     development_split: Annotated[str, typer.Option(help="Where a weighted hybrid's weight is chosen.")] = "validation",
     documents: Annotated[str, typer.Option(help="Folder of the documents within the data.")] = "documents",
     distractors: Annotated[str | None, typer.Option(help="Text to draw documents from that answer nothing.")] = None,
-    distractor_count: Annotated[int, typer.Option(help="How many of them.")] = 2000,
+    distractor_count: Annotated[int | None, typer.Option(help="How many of them; 2000 by default.")] = None,
     revision: Annotated[str | None, typer.Option(help="Commit of data on the Hub.")] = None,
-    output: Output = None,
+    output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder for vectors; by default under HF_HOME.")] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep no vectors.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
@@ -57,13 +56,11 @@ def eval_command(
 
     settings = settings_of(context)
     target = free_output(output or settings.output, overwrite)
-    from .plan import make_plan  # from here on each import is slower than the one before
+    from .encoders.cache import VectorStore, default_cache_folder  # slow to import
+    from .run import evaluate, make_plan
 
     logging.getLogger("m2bert.eval").setLevel(logging.INFO)
     plan = make_plan(settings)
-    from .encoders.cache import VectorStore, default_cache_folder
-    from .run import evaluate
-
     records, failures = evaluate(plan, VectorStore(None if no_cache else cache or default_cache_folder()))
     if int(os.environ.get("RANK", 0)) == 0:  # under `accelerate launch` every process has the same records
         write_results(target, records)
@@ -75,42 +72,33 @@ def eval_command(
 
 
 def settings_of(context: typer.Context) -> EvalConfig:
-    """The settings of a run, from its configuration file or from the flags.
+    """Return the settings of a run, from its configuration file or from the flags.
 
     Raises:
-        ValueError: a flag or a key is missing, wrong, or of no use.
+        ValueError: a flag or a key is missing, wrong, or without effect.
     """
     flags = context.params
+    given = [name for name in flags if context.get_parameter_source(name).name == "COMMANDLINE"]
     if flags["config"] is not None:
-        refuse_flags_beside_config(context)
+        ignored = [f"--{name.replace('_', '-')}" for name in given if name not in BESIDE_CONFIG]
+        if ignored:
+            raise ValueError(
+                "--config names encoders and tasks itself; leave out --encoder and --data and what goes with them, "
+                f"here {', '.join(ignored)}"
+            )
         return EvalConfig.from_yaml(flags["config"])
-    if flags["data"] is None:
-        raise ValueError("no data given; --data takes a folder, locov1, locov0, a Hub id or mteb")
-    if not flags["encoder"]:
-        raise ValueError("no encoder given; --encoder takes bm25, tfidf-rp:256, a model folder or a Hub id")
+    if flags["data"] is None or not flags["encoder"]:
+        raise ValueError(
+            "give --data (a folder, locov1, locov0, a Hub id or mteb) and --encoder (bm25, tfidf-rp:256, a model "
+            "folder or a Hub id), or --config"
+        )
     task = {name: flags[name] for name in ("data", "split", "documents", "revision", "development_split")}
     task["names"] = flags["task"]
-    if flags["distractors"] is not None:
-        task["distractors"] = {"path": flags["distractors"], "count": flags["distractor_count"]}
-    elif given(context, "distractor_count"):
-        raise ValueError("--distractor-count says how many; where from is missing: add --distractors FOLDER")
+    distractors = {"path": flags["distractors"], "count": flags["distractor_count"]}
+    distractors = {name: value for name, value in distractors.items() if value is not None}
+    task["distractors"] = distractors or None
     settings = {"tasks": task, "encoders": flags["encoder"], "policies": flags["policy"], "hybrids": flags["hybrid"]}
     return checked(EvalConfig, settings, "flags")
-
-
-def given(context: typer.Context, parameter: str) -> bool:
-    """Whether the user wrote the flag, be it with its default value."""
-    return context.get_parameter_source(parameter).name == "COMMANDLINE"
-
-
-def refuse_flags_beside_config(context: typer.Context) -> None:
-    """What a configuration says itself must not be given beside it, where it would count for nothing."""
-    flags = [f"--{name.replace('_', '-')}" for name in context.params if name not in BESIDE and given(context, name)]
-    if flags:
-        raise ValueError(
-            "--config names encoders and tasks itself; leave out --encoder and --data and what goes with them, here "
-            + ", ".join(flags)
-        )
 
 
 @app.command("compare")
@@ -118,10 +106,10 @@ def compare_command(
     results: Annotated[list[Path], typer.Argument(help="JSON files of `m2bert eval`.")],
     against: Annotated[str | None, typer.Option(help="System to compare with; every pair by default.")] = None,
 ) -> None:
-    """Differences in nDCG@10 between systems on the same queries: paired bootstrap, 95 % intervals."""
+    """Compare systems by nDCG@10 on the same queries: paired bootstrap, 95 % intervals."""
     from m2bert.records import check_record, read_results
 
-    from .comparison import by_task, differences
+    from .statistics import by_task, differences
 
     records = [
         check_record(record, f"record {number} of {path}")
@@ -137,8 +125,8 @@ def compare_command(
 
 
 def format_records(records: list[dict]) -> str:
-    """An aligned table, scores in points (x 100)."""
-    from .tables import align, points
+    """Return an aligned table, scores in points (x 100)."""
+    from .statistics import align, points
 
     rows = []
     for record in records:
@@ -164,14 +152,14 @@ def format_records(records: list[dict]) -> str:
 
 
 def cut_of(counts: dict, what: str) -> str:
-    """How many of a record's queries or documents were not read to their end."""
+    """Return how many of a record's queries or documents were truncated."""
     cut = counts[f"truncated_{what}"]
     return "-" if cut is None else f"{cut}/{counts[what]}"
 
 
 def format_differences(rows: list[dict]) -> str:
-    """An aligned table in points; a star marks a difference beyond chance."""
-    from .tables import align
+    """Return an aligned table in points; a star marks a difference beyond chance."""
+    from .statistics import align
 
     lines = []
     for row in rows:

@@ -1,32 +1,82 @@
-"""One bar at a time: work that counts itself inside work that counts itself moves the outer bar."""
+"""The processes of a run, and one progress bar for all of its nested work.
 
+`accelerate launch` or torchrun start several processes; a single one initialises nothing.
+"""
+
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import TypeVar
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from .encoders.processes import is_first
-
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit}s [{elapsed}<{remaining}]"
 
-_outer: Callable[[float], None] | None = None  # takes the share, 0 to 1, of the outer work that was done
+Value = TypeVar("Value")
+_outer: Callable[[float], None] | None = None  # takes the fraction of the outer work that was done
+
+
+def is_first() -> bool:
+    """Return whether this process writes results and shows progress for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def has_others() -> bool:
+    """Return whether several processes work on this run."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+class Processes:
+    """Know this process's number (`rank`) among `world`.
+
+    Raises:
+        ValueError: there are several, and `accelerate`, through which they talk, is not installed.
+    """
+
+    def __init__(self):
+        self.rank, self.world, self._state = 0, 1, None
+        if has_others():
+            try:
+                from accelerate import PartialState
+                from accelerate.utils import parse_flag_from_env
+            except ImportError as error:
+                raise ValueError("several processes need the package accelerate; install it, or start one") from error
+            import torch
+
+            # On CPU accelerate needs cpu=True to form a group.
+            cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+            self._state = PartialState(cpu=cpu)
+            self.rank, self.world = self._state.process_index, self._state.num_processes
+
+    def wait(self) -> None:
+        """Wait until every process has come here."""
+        if self._state is not None:
+            self._state.wait_for_everyone()
+
+    def from_first(self, value: Value) -> Value:
+        """Return the first process's value in all processes."""
+        if self._state is None:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
 
 
 class Count:
-    """How much of some work is done."""
+    """Count how much of some work is done."""
 
     def __init__(self, total: float, advance: Callable[[float], None]):
         self.total, self._advance = total, advance
 
     def add(self, amount: float) -> None:
-        """Take note that `amount` of the total is done."""
+        """Add `amount` of the total."""
         if amount:
             self._advance(amount / self.total)
 
     @contextmanager
     def part(self, amount: float) -> Iterator[None]:
-        """The block does `amount` of the total: bit by bit as far as it counts itself, and all of it by its end."""
+        """Let the block do `amount` of the total: gradually as far as it counts itself, and all of it by its end."""
         global _outer
         done, before = 0.0, _outer
 
@@ -46,20 +96,20 @@ class Count:
 
 @contextmanager
 def counted(total: float, what: str, unit: str, shown_total: int | None = None, show: bool = True) -> Iterator[Count]:
-    """Count the work of the block: on a bar of its own, or inside a `part` of other work on the bar of that.
+    """Count the work of the block: on its own bar, or inside a `part` of other work on the bar of that.
 
     Args:
         total: of the work, in whatever decides its time.
         unit: what the bar shows.
         shown_total: in `unit`, where that is not what decides the time.
-        show: False keeps a bar of its own hidden.
+        show: False hides a bar that is not inside another.
     """
     if _outer is not None:
         yield Count(total, _outer)
         return
     shown_total = total if shown_total is None else shown_total
     show = show and is_first() and total > 0
-    quiet = nullcontext() if not show else logging_redirect_tqdm()  # lines of a log stand above the bar
+    quiet = logging_redirect_tqdm() if show else nullcontext()  # lines of a log stand above the bar
     with tqdm(total=shown_total, desc=what, unit=unit, bar_format=BAR, leave=False, disable=not show) as bar, quiet:
         yield Count(total, lambda share: bar.update(share * shown_total))
-        bar.update(round(bar.n) - bar.n)  # of many small shares
+        bar.update(round(bar.n) - bar.n)  # of many small fractions

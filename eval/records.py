@@ -1,6 +1,7 @@
-"""Records of retrieval scores: everything that a table, a plot or a sceptic needs, as plain JSON."""
+"""Records of retrieval scores as plain JSON: everything that tables, plots and a careful reader need."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import date
 
 import numpy as np
@@ -9,14 +10,48 @@ from .analyses.lengths import by_length
 from .analyses.shared import installed_versions
 from .analyses.spans import ndcg_by_quarter
 from .config import EncoderSettings, TaskSettings, TrainingTask
-from .intervals import mean_interval
-from .outcomes import Outcome
-from .search import Run, trec_order
+from .rankers import rank_tfidf
+from .search import Run, score_metrics, trec_order
+from .statistics import mean_interval
 from .systems import is_dense
 from .tasks.schema import RetrievalTask
 
 SHOWN_CHARS = 300  # of a text among the successes and failures
 SHOWN = 3  # successes and failures
+TFIDF_SEEDS = 20
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one system did on one task.
+
+    Attributes:
+        scores: {metric: {qid: 0 to 1}}.
+        run: the ranking behind them; None where they are means over several.
+        details: further fields of the record: vectors_per_document, seen_share, seconds_per_document, ...
+    """
+
+    scores: dict[str, dict[str, float]]
+    run: Run | None = None
+    details: dict = field(default_factory=dict)
+
+
+def score_run(run: Run, task: RetrievalTask, details: dict) -> Outcome:
+    """Return the outcome of a ranking."""
+    return Outcome(score_metrics(run, task.qrels), run, details)
+
+
+def run_tfidf(width: int, task: RetrievalTask, details: dict) -> Outcome:
+    """Return the outcome of random projections: each query's mean over TFIDF_SEEDS matrices, and their spread."""
+    means: dict[str, np.ndarray] = {}
+    spread = []
+    for run in rank_tfidf(task, width, TFIDF_SEEDS):
+        scores = {metric: np.array(list(values.values())) for metric, values in score_metrics(run, task.qrels).items()}
+        spread.append(scores["ndcg_at_10"].mean())
+        means = {metric: means.get(metric, 0) + values / TFIDF_SEEDS for metric, values in scores.items()}
+    scores = {metric: dict(zip(task.qrels, values.tolist(), strict=True)) for metric, values in means.items()}
+    spread = {"seeds": TFIDF_SEEDS, "std_over_seeds": float(np.std(spread, ddof=1))}
+    return Outcome(scores, details={**details, "vectors_per_document": 1.0, "dimensions": width, **spread})
 
 
 def retrieval_record(
@@ -27,10 +62,13 @@ def retrieval_record(
     outcome: Outcome,
     seconds: float,
 ) -> dict:
-    """The record of one system on one task; scores are from 0 to 1 (docs/evaluation.md lists the fields)."""
-    metrics = {name: _mean_and_interval(list(scores.values())) for name, scores in outcome.scores.items()}
+    """Return the record of one system on one task; scores are from 0 to 1 (docs/evaluation.md lists the fields)."""
+    metrics = {
+        name: {"mean": float(np.mean(list(scores.values()))), "interval_95": list(mean_interval(list(scores.values())))}
+        for name, scores in outcome.scores.items()
+    }
     details = dict(outcome.details)
-    # None where the encoder does not show its tokens; what has no word on it reads documents whole.
+    # None where the encoder does not show its tokens; missing means that nothing was truncated.
     cut = details.pop("truncated_documents", 0)
     cut_queries = details.pop("truncated_queries", None if cut is None else 0)
     query_scores = outcome.scores["ndcg_at_10"]
@@ -70,7 +108,7 @@ def retrieval_record(
 
 
 def claim(settings: EncoderSettings, task: RetrievalTask) -> str:
-    """Whether a score is of a model that has seen the task's training data."""
+    """Return whether a score is of a model that has seen the task's training data."""
     if not is_dense(settings.model):
         return "untrained"
     if not settings.trained_on:
@@ -80,7 +118,7 @@ def claim(settings: EncoderSettings, task: RetrievalTask) -> str:
 
 
 def add_lengths(record: dict, tokenizer: str, answer_tokens: Mapping[str, int]) -> None:
-    """Complete a record with its scores by the length of the answer (Table 24), which a model's tokenizer counts.
+    """Add to a record its scores by the length of the answer (Table 24), which a model's tokenizer counts.
 
     Args:
         answer_tokens: {qid: tokens of its longest answer}.
@@ -89,23 +127,23 @@ def add_lengths(record: dict, tokenizer: str, answer_tokens: Mapping[str, int]) 
 
 
 def best_ranks(task: RetrievalTask, run: Run) -> dict[str, int | None]:
-    """For each query the rank of its best answer, from 1; None: not among those that the system returned."""
+    """Return each query's rank of its best answer, from 1; None if the system did not return one."""
     return {qid: _best_rank(run.get(qid, {}), judged) for qid, judged in task.qrels.items()}
 
 
 def dump(task: RetrievalTask, run: Run, query_scores: dict[str, float]) -> dict[str, list[dict]]:
-    """Texts of a few best and worst queries (Table 25): of equal scores those whose ids come first."""
+    """Return texts of a few best and worst queries (Table 25); equal scores are ordered by id."""
     worst = sorted(query_scores, key=lambda qid: (query_scores[qid], qid))
     best = sorted(query_scores, key=lambda qid: (-query_scores[qid], qid))
     failures = [qid for qid in worst if query_scores[qid] < 1][:SHOWN]
     successes = [qid for qid in best if query_scores[qid] > 0][:SHOWN]
     return {
-        what: [_shown(task, run, qid) for qid in qids]
+        what: [_example(task, run, qid) for qid in qids]
         for what, qids in (("failures", failures), ("successes", successes))
     }
 
 
-def _shown(task: RetrievalTask, run: Run, qid: str) -> dict:
+def _example(task: RetrievalTask, run: Run, qid: str) -> dict:
     answer = next(pid for pid, grade in task.qrels[qid].items() if grade)
     scores = run.get(qid, {})
     found = next(iter(trec_order(scores)), None)
@@ -123,7 +161,3 @@ def _shown(task: RetrievalTask, run: Run, qid: str) -> dict:
 def _best_rank(scores: Mapping[str, float], judged: Mapping[str, int]) -> int | None:
     places = (place for place, pid in enumerate(trec_order(scores), 1) if judged.get(pid, 0) > 0)
     return next(places, None)
-
-
-def _mean_and_interval(scores: list[float]) -> dict:
-    return {"mean": float(np.mean(scores)), "interval_95": list(mean_interval(scores))}

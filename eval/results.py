@@ -1,4 +1,4 @@
-"""Where results are written: {"format": 1, "results": [records]}, whole or not at all."""
+"""Write result files: {"format": 1, "results": [records]}, whole or not at all."""
 
 import json
 import math
@@ -9,28 +9,25 @@ from m2bert.records import FORMAT
 
 
 def free_output(output: Path | str | None, overwrite: bool) -> Path:
-    """Return the file to write. What cannot be written is told before the work, not after it.
+    """Return the file to write, checked before the work begins.
 
     Raises:
-        ValueError: none is given, it exists and `overwrite` is not set, it is a folder, or it cannot be written.
+        ValueError: none is given, it exists and may not be overwritten, it is a folder, or it cannot be written.
     """
     if output is None:
         raise ValueError("no output given; name a JSON file with --output")
     path = Path(output)
     check_writable(path)
-    if path.is_dir():
-        raise ValueError(f"output {path} is a folder; name a file in it")
-    if path.exists() and not overwrite:
-        raise ValueError(f"output {path} exists; choose another file or pass --overwrite")
+    if path.is_dir() or (path.exists() and not overwrite):
+        kind = "is a folder" if path.is_dir() else "exists"
+        raise ValueError(f"output {path} {kind}; choose another file or pass --overwrite")
     return path
 
 
 def write_results(path: Path, records: list[dict]) -> None:
     """Write records as `m2bert report` and the model card read them; null stands for NaN, which JSON lacks."""
-    lines = ",\n".join(
-        json.dumps(_finite(record), allow_nan=False) for record in records
-    )  # a line each: small, and differences can be read
-    text = f'{{"format": {FORMAT}, "results": [\n{lines}\n]}}\n'
+    lines = [json.dumps(_finite(record), allow_nan=False) for record in records]  # a line each, so that diffs are small
+    text = f'{{"format": {FORMAT}, "results": [\n' + ",\n".join(lines) + "\n]}\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 

@@ -3,30 +3,167 @@
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field
+from functools import cached_property
 
-from .config import EncoderSettings
+from .config import EncoderSettings, EvalConfig, TaskSettings, TrainingTask
 from .encoders.cache import VectorStore
-from .encoders.model_files import model_files
-from .encoders.policies import Policy
-from .encoders.processes import several
+from .encoders.fingerprint import model_files
+from .encoders.policies import Policy, parse_policy
 from .encoders.protocol import Encoder
-from .fusion import choose_weight, reciprocal_rank_fusion, weighted_fusion
-from .outcomes import Outcome, run_tfidf, score_run
-from .plan import LoadedTask, Plan
-from .rankers import DenseRanker, Run
-from .records import add_lengths, retrieval_record
-from .systems import MTEB_PREFIX, expanded, is_dense, load_encoder
+from .progress import has_others
+from .rankers import Bm25Ranker, DenseRanker
+from .records import Outcome, add_lengths, retrieval_record, run_tfidf, score_run
+from .search import Run, choose_weight, reciprocal_rank_fusion, weighted_fusion
+from .systems import MTEB_PREFIX, check_system, expanded, is_dense, labels, load_encoder
+from .tasks.load import add_distractors, load_tasks
+from .tasks.overlap import find_overlap
 from .tasks.schema import RetrievalTask
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class LoadedTask:
+    """A task, the one on which a hybrid's weight is chosen (None if no hybrid needs it), and where they come from."""
+
+    settings: TaskSettings
+    task: RetrievalTask
+    development: RetrievalTask | None
+
+    @cached_property
+    def bm25(self) -> Run:
+        """BM25's ranking of the task, made once for all systems."""
+        return Bm25Ranker().rank(self.task)
+
+    @cached_property
+    def development_bm25(self) -> Run:
+        """BM25's ranking of the development task."""
+        return Bm25Ranker().rank(self.development)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, checked and loaded but for its models.
+
+    Attributes:
+        systems: what tables call each encoder, and its policies.
+        mteb_scored: see `mteb_scored`.
+        overlaps: see `overlaps_of`.
+    """
+
+    config: EvalConfig
+    systems: dict[EncoderSettings, tuple[str, tuple[Policy, ...]]]
+    tasks: list[LoadedTask]
+    mteb_scored: list = field(default_factory=list)
+    overlaps: dict[tuple[str, TrainingTask], list[dict]] = field(default_factory=dict)
+
+
+def make_plan(config: EvalConfig) -> Plan:
+    """Check names and policies, then load every task; no model yet.
+
+    Raises:
+        ValueError: a name, policy, task or training task is wrong.
+    """
+    systems = named_systems(config)
+    tasks = load_all(config)
+    return Plan(config, systems, tasks, mteb_scored(config), overlaps_of(config, tasks))
+
+
+def named_systems(config: EvalConfig) -> dict[EncoderSettings, tuple[str, tuple[Policy, ...]]]:
+    """Return each encoder's name and policies; names under a policy must be unique.
+
+    Raises:
+        ValueError: a model's name or a policy is wrong, or two would have the same name.
+    """
+    models = [encoder.model for encoder in config.encoders]
+    for model in models:
+        check_system(model, models)
+    short = labels(models)
+    systems = {}
+    called: dict[tuple[str, Policy], str] = {}
+    for encoder in dict.fromkeys(config.encoders):
+        name = encoder.name or short[encoder.model]
+        policies = tuple(dict.fromkeys(map(parse_policy, encoder.policies or config.policies)))
+        for policy in policies:
+            if (name, policy) in called:
+                raise ValueError(
+                    f"encoders {called[name, policy]!r} and {encoder.model!r} would both be called '{name} / "
+                    f"{policy.spec}'; give one of them another name"
+                )
+            called[name, policy] = encoder.model
+        systems[encoder] = name, policies
+    return systems
+
+
+def load_all(config: EvalConfig) -> list[LoadedTask]:
+    """Load every task of the configuration once, with its development task where a weighted hybrid needs one.
+
+    Raises:
+        ValueError: a task cannot be loaded, or what it calls development is the split that is scored.
+    """
+    loaded: dict[tuple, LoadedTask] = {}
+    weighted = "weighted" in config.hybrids
+    for settings in config.tasks:
+        found = load_split(settings, settings.development_split) if weighted else []
+        development = {task.name: task for task in found}
+        for task in load_split(settings, settings.split):
+            other = development.get(task.name)
+            if weighted and (other is None or other.split == task.split):
+                raise ValueError(
+                    f"development_split={settings.development_split!r} of task {task.name!r} is "
+                    f"{'missing' if other is None else 'the split that is scored'}; choose another"
+                )
+            loaded.setdefault((task.name, task.split, task.fingerprint), LoadedTask(settings, task, other))
+    return list(loaded.values())
+
+
+def load_split(settings: TaskSettings, split: str) -> list[RetrievalTask]:
+    """Load the tasks of one split that are ranked here, distractors included."""
+    names = list(settings.names) or None  # None stands for all that the data have
+    if settings.data == "mteb" and names:
+        names = [task.metadata.name for task in _mteb_tasks(names, ranked=True)]
+        if not names:
+            return []
+    tasks = load_tasks(settings.data, names, split, revision=settings.revision, documents=settings.documents)
+    distractors = settings.distractors
+    if distractors is None:
+        return tasks
+    return [add_distractors(task, distractors.path, distractors.count, distractors.seed) for task in tasks]
+
+
+def mteb_scored(config: EvalConfig) -> list:
+    """Return mteb's task objects that mteb scores itself: classification, clustering, similarity, ..."""
+    names = [name for settings in config.tasks if settings.data == "mteb" for name in settings.names]
+    return _mteb_tasks(names, ranked=False) if names else []
+
+
+def _mteb_tasks(names: list[str], ranked: bool) -> list:
+    from .tasks.from_mteb import mteb_tasks, ranked_here
+
+    return [task for task in mteb_tasks(names) if ranked_here(task) == ranked]
+
+
+def overlaps_of(config: EvalConfig, loaded: list[LoadedTask]) -> dict[tuple[str, TrainingTask], list[dict]]:
+    """Return {(fingerprint of a task, training task): what they share}.
+
+    Raises:
+        ValueError: a training task cannot be loaded.
+    """
+    overlaps = {}
+    for training in dict.fromkeys(training for encoder in config.encoders for training in encoder.trained_on):
+        if isinstance(training, TrainingTask):
+            found = load_tasks(training.data, [training.name], training.split)
+            for task in (entry.task for entry in loaded):
+                overlaps[task.fingerprint, training] = [find_overlap(task, train) for train in found]
+    return overlaps
+
+
 def evaluate(plan: Plan, store: VectorStore) -> tuple[list[dict], list[str]]:
     """Score all systems on all tasks.
 
-    An encoder or a policy that fails does not take the others' results with it. Among several processes an encoder
-    that fails ends the run, since the others would wait for this one; their vectors are kept.
+    If an encoder or a policy fails, the others' results stay. Among several processes a failing encoder ends the run,
+    because the other processes would wait for this one; their vectors are kept.
 
     Returns:
         The records, and one line for each encoder or policy that failed.
@@ -37,45 +174,41 @@ def evaluate(plan: Plan, store: VectorStore) -> tuple[list[dict], list[str]]:
     evaluation = Evaluation(plan, store)
     encoders = plan.config.encoders
     records: list[dict] = []
-    for encoder in last_if(encoders, "tfidf-rp"):  # plain tfidf-rp needs the widths of the others
+    # Plain tfidf-rp comes last: it needs the widths of the others.
+    for encoder in sorted(dict.fromkeys(encoders), key=lambda encoder: encoder.model == "tfidf-rp"):
         before = len(records)
         try:
             for record in evaluation.records_of(encoder, records):
                 records.append(record)
         except (ValueError, OSError, ImportError, RuntimeError) as error:  # RuntimeError: torch's, out of memory too
-            if several():
+            if has_others():
                 raise
             reason = " ".join(str(error).split())
             if len(encoders) == 1 and not records:
                 raise ValueError(reason) from error
             result = "failed and is left out" if len(records) == before else "failed, and the rest of it is left out"
-            evaluation.left_out(f"encoder {encoder.model!r} {result}: {reason}")
+            evaluation.report_failure(f"encoder {encoder.model!r} {result}: {reason}")
     if not records:
         nothing = "no task here is ranked, and mteb's other tasks need a model that gives vectors; add one"
         raise ValueError("; ".join(evaluation.failures) or nothing)
     return records, evaluation.failures
 
 
-def last_if(encoders: tuple[EncoderSettings, ...], model: str) -> list[EncoderSettings]:
-    """The encoders without repetition, those called `model` at the end."""
-    return sorted(dict.fromkeys(encoders), key=lambda encoder: encoder.model == model)
-
-
 class Evaluation:
-    """A run under way: what its systems share, and which of them failed."""
+    """A run in progress: what its systems share, and which of them failed."""
 
     def __init__(self, plan: Plan, store: VectorStore):
         self.plan = plan
         self.store = store
         self.failures: list[str] = []
 
-    def left_out(self, failure: str) -> None:
-        """Take note of what failed while the others go on."""
+    def report_failure(self, failure: str) -> None:
+        """Log a failure and remember it while the others continue."""
         self.failures.append(failure)
         logger.error(failure)
 
     def records_of(self, settings: EncoderSettings, earlier: list[dict]) -> Iterator[dict]:
-        """All records of one encoder, one by one. `earlier` tells plain `tfidf-rp` the widths of the models."""
+        """Yield all records of one encoder. Plain `tfidf-rp` takes the widths of the models in `earlier`."""
         if is_dense(settings.model):
             yield from self.dense(settings)
             return
@@ -91,26 +224,25 @@ class Evaluation:
                 yield self.lexical(settings.model_copy(update={"model": name}), loaded, name)
 
     def lexical(self, settings: EncoderSettings, loaded: LoadedTask, name: str) -> dict:
-        """The record of BM25 or of a projection of TF-IDF."""
+        """Return the record of BM25 or of a projection of TF-IDF."""
         logger.info("%s on %s", name, loaded.task.name)
         start = time.perf_counter()
         details = {"name": name, "policy": "whole", "hybrid": None, "vectors": "none", "seen_share": 1.0}
         if name == "bm25":
-            outcome = score_run(loaded.bm25, loaded.task)
+            outcome = score_run(loaded.bm25, loaded.task, details)
         else:
-            outcome = run_tfidf(int(name.removeprefix("tfidf-rp:")), loaded.task)
-            details["vectors"] = "one"
-        outcome = replace(outcome, details=details | outcome.details)
+            outcome = run_tfidf(int(name.removeprefix("tfidf-rp:")), loaded.task, {**details, "vectors": "one"})
         return retrieval_record(name, settings, loaded.settings, loaded.task, outcome, time.perf_counter() - start)
 
     def dense(self, settings: EncoderSettings) -> Iterator[dict]:
-        """Every policy and hybrid of a model on every task."""
+        """Yield the records of every policy and hybrid of a model on every task."""
+        name, _ = self.plan.systems[settings]
         ranker = self.searcher(settings.model)
         if ranker is not None:
             lexical = {"vectors": "none", "claim": "untrained"}
             details = {"policy": "whole", **(lexical if ranker.is_lexical else {"vectors": "several"})}
             for loaded in self.plan.tasks:
-                yield from self.measured(settings, loaded, None, ranker, details)
+                yield from self.measured(settings, loaded, name, ranker, details)
             return
         encoder = load_encoder(settings.model)
         policies = self.usable(settings, encoder)
@@ -127,21 +259,21 @@ class Evaluation:
             for policy in policies:
                 details = about | {"policy": policy.spec, "vectors": "several" if policy.several else "one"}
                 ranker = DenseRanker(encoder, policy, self.store)
-                for record in self.measured(settings, loaded, policy, ranker, details):
+                for record in self.measured(settings, loaded, f"{name} / {policy.spec}", ranker, details):
                     if lengths:
-                        add_lengths(record, self.plan.systems[settings].name, lengths)
+                        add_lengths(record, name, lengths)
                     yield record
         if self.plan.mteb_scored:
-            yield from self.scored_by_mteb(settings, encoder, policies)
+            yield from self.scored_by_mteb(name, encoder, policies)
 
     def usable(self, settings: EncoderSettings, encoder: Encoder) -> list[Policy]:
-        """The policies that work with the encoder: said of all of them before the first takes its time.
+        """Return the policies that this encoder supports; report the others now, before any work starts.
 
         Raises:
-            ValueError: none does.
+            ValueError: it supports none.
         """
         usable, refused = [], []
-        for policy in self.plan.systems[settings].policies:
+        for policy in self.plan.systems[settings][1]:
             try:
                 policy.check(encoder)
                 usable.append(policy)
@@ -150,11 +282,11 @@ class Evaluation:
         if not usable:
             raise ValueError("; ".join(refused))
         for reason in refused:
-            self.left_out(f"encoder {settings.model!r} is left out under one policy: {reason}")
+            self.report_failure(f"encoder {settings.model!r} is left out under one policy: {reason}")
         return usable
 
-    def scored_by_mteb(self, settings: EncoderSettings, encoder: Encoder, policies: list[Policy]) -> Iterator[dict]:
-        """Records of the tasks that are no retrieval, under the policies that give a text one vector."""
+    def scored_by_mteb(self, name: str, encoder: Encoder, policies: list[Policy]) -> Iterator[dict]:
+        """Yield records of the tasks that are not retrieval, under the policies that give a text one vector."""
         from .mteb_export import run_tasks
 
         for policy in policies:
@@ -162,12 +294,11 @@ class Evaluation:
                 message = "policy %s gives several vectors; mteb's own tasks take one, so it is left out"
                 logger.warning(message, policy.spec)
                 continue
-            system = f"{self.plan.systems[settings].name} / {policy.spec}"
-            yield from run_tasks(encoder, policy, self.plan.mteb_scored, system)
+            yield from run_tasks(encoder, policy, self.plan.mteb_scored, f"{name} / {policy.spec}")
 
     @staticmethod
     def searcher(model: str):
-        """A model of mteb that ranks by itself, or None."""
+        """Return a model of mteb that ranks by itself, or None."""
         if not model.startswith(MTEB_PREFIX):
             return None
         from .encoders.mteb_model import MtebRanker, load_mteb_model
@@ -177,26 +308,22 @@ class Evaluation:
 
     @staticmethod
     def answer_tokens(encoder: Encoder, task: RetrievalTask) -> dict[str, int] | None:
-        """{qid: tokens of its longest answer} by the encoder's own tokenizer; None where it does not show it."""
+        """Return {qid: tokens of its longest answer}; None if the encoder does not show its tokens."""
         if not hasattr(encoder, "count_tokens"):
             return None
         answers = sorted({pid for judged in task.qrels.values() for pid, grade in judged.items() if grade})
-        counts = dict(
-            zip(answers, encoder.count_tokens([task.documents[pid] for pid in answers], "document"), strict=True)
-        )
-        return {
-            qid: int(max(counts[pid] for pid, grade in judged.items() if grade)) for qid, judged in task.qrels.items()
-        }
+        tokens = encoder.count_tokens([task.documents[pid] for pid in answers], "document").tolist()
+        counts = dict(zip(answers, tokens, strict=True))
+        return {qid: max(counts[pid] for pid, grade in judged.items() if grade) for qid, judged in task.qrels.items()}
 
     def measured(
-        self, settings: EncoderSettings, loaded: LoadedTask, policy: Policy | None, ranker, details: dict
+        self, settings: EncoderSettings, loaded: LoadedTask, system: str, ranker, details: dict
     ) -> Iterator[dict]:
-        """The record of a ranker alone, then of its hybrids with BM25."""
-        name = self.plan.systems[settings].name
-        system = f"{name} / {policy.spec}" if policy else name
+        """Yield the record of a ranker alone, then of its hybrids with BM25."""
         logger.info("%s on %s", system, loaded.task.name)
         start = time.perf_counter()
         run = ranker.rank(loaded.task)
+        name, _ = self.plan.systems[settings]
         details = details | {"name": name, **getattr(ranker, "report", {}), "hybrid": None}
         seconds = time.perf_counter() - start
         yield self.record(system, settings, loaded, score_run(run, loaded.task, details), seconds)
@@ -211,14 +338,14 @@ class Evaluation:
     def record(
         self, system: str, settings: EncoderSettings, loaded: LoadedTask, outcome: Outcome, seconds: float
     ) -> dict:
-        """A record, with the overlap of the model's training data."""
+        """Return a record, with the overlap of the model's training data."""
         record = retrieval_record(system, settings, loaded.settings, loaded.task, outcome, seconds)
         keys = [(loaded.task.fingerprint, training) for training in settings.trained_on]
         record["overlap"] = [overlap for key in keys for overlap in self.plan.overlaps.get(key, [])] or None
         return record
 
     def hybrid(self, method: str, loaded: LoadedTask, ranker, run: Run) -> tuple[Run, dict]:
-        """The ranking of a hybrid with BM25, and the settings that the record keeps."""
+        """Return the ranking of a hybrid with BM25, and the settings that the record keeps."""
         if method == "rerank":
             depth = self.plan.config.rerank_depth
             return ranker.rerank(loaded.task, loaded.bm25, depth), {"depth": depth}

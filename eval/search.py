@@ -1,4 +1,4 @@
-"""Exact search over documents that come in blocks, in trec_eval's order."""
+"""Rankings in trec_eval's order: exact search, hybrids of two rankings, and their scores."""
 
 import numpy as np
 
@@ -8,15 +8,11 @@ Run = dict[str, dict[str, float]]  # {qid: {pid: score}}, higher is better, at m
 
 DEPTH = 1_000  # documents kept for each query
 SCORES_AT_ONCE = 2**22  # queries times vectors scored together: 16 MiB
-NOTHING = np.iinfo(np.int64).min  # below the key of any score
+WEIGHT_STEPS = 20  # weights of a hybrid are tried at 0, 0.05, ..., 1
 
 
 class ExactSearch:
-    """The best documents of every query, over blocks of documents that need not fit in memory together.
-
-    A document that scores s and whose id is the r-th in ascending order has the key (s, r): 32 bits each, those of s
-    so mapped that they order as integers. The largest keys are exactly the first documents in trec_eval's order (equal
-    scores by descending id), and all there is to remember.
+    """Keep the best documents of every query, over blocks of documents that need not fit in memory together.
 
     Args:
         pids: ids of all documents; each is to be added once.
@@ -24,9 +20,10 @@ class ExactSearch:
     """
 
     def __init__(self, pids: list[str], queries: int):
-        self.sorted_pids = sorted(pids)
-        self.places = {pid: place for place, pid in enumerate(self.sorted_pids)}
-        self.keys = np.full((queries, min(DEPTH, len(pids))), NOTHING)  # (Q, kept)
+        self.pids = sorted(pids, reverse=True)
+        self.places = {pid: place for place, pid in enumerate(self.pids)}  # by descending id
+        nothing = np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64)
+        self.best = [nothing] * queries  # of each query the scores and places of the best documents, best first
 
     def add_vectors(self, queries: np.ndarray, pids: list[str], rows: np.ndarray, counts: np.ndarray) -> None:
         """Score documents by the best of their vectors.
@@ -42,51 +39,35 @@ class ExactSearch:
             self.add_scores(pids, np.maximum.reduceat(scores, firsts, axis=1), first)
 
     def add_scores(self, pids: list[str], scores: np.ndarray, first: int = 0) -> None:
-        """Take note of scores (q, D) float32 of queries number first, first + 1, ... against documents `pids`."""
-        block = slice(first, first + len(scores))
+        """Add scores (q, D) float32 of queries number first, first + 1, ... against documents `pids`."""
         places = np.array([self.places[pid] for pid in pids], dtype=np.int64)
-        keys = np.concatenate([self.keys[block], _ordered(scores) << 32 | places], axis=1)
-        kept = self.keys.shape[1]
-        self.keys[block] = np.partition(keys, keys.shape[1] - kept, axis=1)[:, -kept:]
+        for query, row in enumerate(scores, first):
+            known_scores, known_places = self.best[query]
+            self.best[query] = _first(np.append(known_scores, row), np.append(known_places, places))
 
     def run(self, qids: list[str]) -> Run:
         """Return the rankings, best first, of the queries in their order."""
-        keys = np.sort(self.keys, axis=1)[:, ::-1]
-        scores, places = _scores(keys >> 32), keys & 0xFFFFFFFF
         return {
-            qid: {self.sorted_pids[place]: score for place, score in zip(*rows, strict=True)}
-            for qid, *rows in zip(qids, places.tolist(), scores.tolist(), strict=True)
+            qid: {self.pids[place]: score for place, score in zip(places.tolist(), scores.tolist(), strict=True)}
+            for qid, (scores, places) in zip(qids, self.best, strict=True)
         }
 
 
-def rank_vectors(task: RetrievalTask, queries: np.ndarray, documents: np.ndarray) -> Run:
-    """Return the ranking by unit rows in the task's order: queries (Q, d), documents (D, d), float32.
+def _first(scores: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first DEPTH of (D,) scores and places: by descending score, equal ones by ascending place."""
+    if len(scores) > DEPTH:
+        chosen = scores >= np.partition(scores, -DEPTH)[-DEPTH]  # sorting them all is slow
+        scores, places = scores[chosen], places[chosen]
+    order = np.lexsort((places, -scores))[:DEPTH]
+    return scores[order], places[order]
 
-    Raises:
-        ValueError: a vector is not finite; the error names its text.
-    """
-    check_finite(list(task.queries), queries)
-    check_finite(list(task.documents), documents)
+
+def rank_vectors(task: RetrievalTask, queries: np.ndarray, documents: np.ndarray) -> Run:
+    """Return the ranking by unit rows in the task's order: queries (Q, d), documents (D, d), float32."""
     pids = list(task.documents)
     search = ExactSearch(pids, len(queries))
     search.add_vectors(queries, pids, documents, np.ones(len(pids), dtype=np.int64))
     return search.run(list(task.queries))
-
-
-def check_finite(ids: list[str], vectors: np.ndarray) -> None:
-    """Refuse NaN and infinity: no order could hold them.
-
-    Args:
-        ids: the text of each row of `vectors`.
-
-    Raises:
-        ValueError: naming the first text whose vector is not finite.
-    """
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if bad.size:
-        raise ValueError(
-            f"the vector of {ids[bad[0]]!r} is not finite ({bad.size} of {len(ids)}); the encoder is broken"
-        )
 
 
 def trec_order(scores: dict[str, float]) -> list[str]:
@@ -95,13 +76,93 @@ def trec_order(scores: dict[str, float]) -> list[str]:
     return [pid for _, pid in sorted(zip(rounded, scores, strict=True), reverse=True)]
 
 
-def _ordered(scores: np.ndarray) -> np.ndarray:
-    """Return int64 in the range of 32 bits, in the order of the float32 `scores`; both zeros are one."""
-    bits = (scores.astype(np.float32) + np.float32(0)).view(np.int32)  # -0.0 + 0.0 is 0.0
-    return (bits ^ (bits >> 31 & 0x7FFFFFFF)).astype(np.int64)
+def rerank_order(candidates: Run, scores: Run) -> Run:
+    """Return the candidates of `scores` in the order of their scores, then the other candidates as they were.
+
+    The others get scores that give their order and nothing else: each is 1 below the one before.
+    """
+    run: Run = {}
+    for qid, ranked in candidates.items():
+        rescored = scores.get(qid, {})
+        rest = [pid for pid in trec_order(ranked) if pid not in rescored]
+        lowest = min(rescored.values(), default=0.0)
+        run[qid] = rescored | {pid: lowest - place for place, pid in enumerate(rest, start=1)}
+    return run
 
 
-def _scores(ordered: np.ndarray) -> np.ndarray:
-    """Return the float32 scores that `_ordered` mapped."""
-    bits = ordered.astype(np.int32)
-    return (bits ^ (bits >> 31 & 0x7FFFFFFF)).view(np.float32)
+def reciprocal_rank_fusion(runs: list[Run], k: int = 60) -> Run:
+    """Return the sums over the runs of 1 / (k + rank), rank 1 for the best (Cormack et al., SIGIR 2009).
+
+    A run adds nothing to documents that it does not rank.
+    """
+    fused: Run = {}
+    for run in runs:
+        for qid, scores in run.items():
+            total = fused.setdefault(qid, {})
+            for rank, pid in enumerate(trec_order(scores), start=1):
+                total[pid] = total.get(pid, 0.0) + 1 / (k + rank)
+    return {qid: _truncated(scores) for qid, scores in fused.items()}
+
+
+def weighted_fusion(run: Run, other: Run, weight: float) -> Run:
+    """Return weight * score of `run` + (1 - weight) * score of `other`, each scaled to 0 ... 1 per query.
+
+    Documents that a run does not rank count 0 there. So does all of a run whose scores are equal.
+
+    Args:
+        weight: from 0 to 1.
+    """
+    fused: Run = {}
+    for qid in [*run, *(qid for qid in other if qid not in run)]:
+        ours, theirs = _scaled(run.get(qid, {})), _scaled(other.get(qid, {}))
+        pids = ours | theirs
+        fused[qid] = _truncated(
+            {pid: weight * ours.get(pid, 0.0) + (1 - weight) * theirs.get(pid, 0.0) for pid in pids}
+        )
+    return fused
+
+
+def choose_weight(run: Run, other: Run, qrels: dict[str, dict[str, int]]) -> tuple[float, float]:
+    """Return the weight of `run` next to `other` that gives the best nDCG@10, and that nDCG@10.
+
+    Choose it on development data. Of equally good weights it is the one nearest to 0.5, then the smaller.
+    """
+    tried = []
+    for step in range(WEIGHT_STEPS + 1):
+        scores = score_ranking(weighted_fusion(run, other, step / WEIGHT_STEPS), qrels)
+        tried.append((sum(scores.values()) / len(scores), step))
+    ndcg, step = max(tried, key=lambda entry: (round(entry[0], 12), -abs(2 * entry[1] - WEIGHT_STEPS)))
+    return step / WEIGHT_STEPS, ndcg
+
+
+def _scaled(scores: dict[str, float]) -> dict[str, float]:
+    values = np.array(list(scores.values()))
+    width = np.ptp(values) if scores else 0
+    if not width:
+        return dict.fromkeys(scores, 0.0)
+    return dict(zip(scores, ((values - values.min()) / width).tolist(), strict=True))
+
+
+def _truncated(scores: dict[str, float]) -> dict[str, float]:
+    """Return the first DEPTH documents, best first."""
+    return {pid: scores[pid] for pid in trec_order(scores)[:DEPTH]}
+
+
+def score_ranking(run: Run, qrels: dict[str, dict[str, int]], k: int = 10) -> dict[str, float]:
+    """Return nDCG@k (0 to 1) of each query of `qrels`; see `metrics.ndcg.ndcg.ndcg_at_k`."""
+    from .metrics.ndcg.ndcg import ndcg_at_k  # slow to import
+
+    return ndcg_at_k(run, qrels, k)
+
+
+def score_metrics(run: Run, qrels: dict[str, dict[str, int]]) -> dict[str, dict[str, float]]:
+    """Return {metric: {qid: 0 to 1}} of nDCG@1, nDCG@10 and recall@100; a query that `run` does not rank counts 0."""
+    import pytrec_eval
+
+    ranked = {qid: scores for qid, scores in run.items() if scores}
+    recall = pytrec_eval.RelevanceEvaluator(qrels, {"recall.100"}).evaluate(ranked)
+    return {
+        "ndcg_at_1": score_ranking(run, qrels, 1),
+        "ndcg_at_10": score_ranking(run, qrels, 10),
+        "recall_at_100": {qid: recall.get(qid, {}).get("recall_100", 0.0) for qid in qrels},
+    }

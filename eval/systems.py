@@ -24,23 +24,24 @@ def check_system(system: str, others: list[str]) -> None:
         others: all systems of the run; plain `tfidf-rp` takes its width from a model among them.
 
     Raises:
-        ValueError: a path that is no folder, a misspelt baseline, a tfidf-rp without a width to take.
+        ValueError: no name, a folder that does not exist, a misspelt baseline, a tfidf-rp without a width.
     """
-    if not system.removeprefix(MTEB_PREFIX).strip():
-        raise ValueError(f"encoder {system!r} names nothing; give a model folder, a Hub id, bm25 or tfidf-rp:256")
+    path = expanded(system)
     if system == "tfidf-rp" and not any(is_dense(other) for other in others):
-        raise ValueError("encoder 'tfidf-rp' takes its width from a dense encoder; add one, or write tfidf-rp:256")
-    if system.startswith("tfidf-rp:") and not re.fullmatch("tfidf-rp:[1-9][0-9]*", system):
-        raise ValueError(f"encoder {system!r} has no positive number as width; write tfidf-rp:256")
-    if not is_dense(system) or system.startswith(MTEB_PREFIX) or Path(expanded(system)).is_dir():
+        problem = "takes its width from a dense encoder; add one, or write tfidf-rp:256"
+    elif system.startswith("tfidf-rp:") and not re.fullmatch("tfidf-rp:[1-9][0-9]*", system):
+        problem = "has no positive number as width; write tfidf-rp:256"
+    elif not system.removeprefix(MTEB_PREFIX).strip():
+        problem = "is empty; give a model folder, a Hub id, bm25 or tfidf-rp:256"
+    elif not is_dense(system) or system.startswith(MTEB_PREFIX) or Path(path).is_dir():
         return
-    meant = nearest(system.lower(), BASELINES)
-    if "/" not in system and meant:
-        raise ValueError(f"encoder {system!r} is unknown{meant}")
-    if "/" not in system or looks_like_a_path(expanded(system)):
-        raise ValueError(
-            f"encoder {system!r} is no folder; give a model folder, a Hub id as org/name, bm25 or tfidf-rp:256"
-        )
+    elif "/" not in system and (meant := nearest(system.lower(), BASELINES)):
+        problem = f"is unknown{meant}"
+    elif "/" not in system or path.startswith((".", "/", "~")) or path.count("/") > 1:  # no Hub id looks like this
+        problem = "is no folder; give a model folder, a Hub id as org/name, bm25 or tfidf-rp:256"
+    else:
+        return
+    raise ValueError(f"encoder {system!r} {problem}")
 
 
 def expanded(system: str) -> str:
@@ -53,11 +54,6 @@ def expanded(system: str) -> str:
     if "$" in path:
         raise ValueError(f"encoder {system!r} names an environment variable that is not set; export it first")
     return path
-
-
-def looks_like_a_path(system: str) -> bool:
-    """Return whether this is a path: a Hub id has one slash at most and begins with a letter or a digit."""
-    return system.startswith((".", "/", "~")) or system.count("/") > 1
 
 
 def load_encoder(system: str) -> Encoder:
@@ -79,13 +75,13 @@ def load_encoder(system: str) -> Encoder:
 
 
 def labels(systems: list[str]) -> dict[str, str]:
-    """Return {system: what tables call it}: its short name, or all of its name where another has the same short one."""
+    """Return {system: what tables call it}: its short name, or its full name if another has the same short one."""
     short = {system: short_name(system) for system in systems}
     return {system: system if list(short.values()).count(name) > 1 else name for system, name in short.items()}
 
 
 def short_name(system: str) -> str:
-    """Return the last part of a path or id, the last two where it is no more than "model"."""
+    """Return the last part of a path or id, the last two if it is just "model"."""
     name = system.removeprefix(MTEB_PREFIX)
     if name == system and is_dense(system) and Path(expanded(system)).is_dir():
         name = os.path.abspath(expanded(system))  # "." has a name

@@ -141,7 +141,7 @@ def paired_row(system: str, other: str, found: dict[str, dict[str, dict]]) -> li
 
 def difference_text(other: dict, record: dict, bold: str = "") -> str:
     """Return how much more a record has than another on the same queries, in `bold` if that is beyond chance."""
-    from m2bert.eval.comparison import differences
+    from m2bert.eval.statistics import differences
 
     (row,) = differences([other, record], other["system"])
     bold = bold if row["beyond_chance"] else ""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, EvalResultEntry
 
-from m2bert.eval.encoders.model_files import model_files
+from m2bert.eval.encoders.fingerprint import model_files
 from m2bert.files import read_json, read_text
 from m2bert.records import check_record, read_results
 

@@ -220,7 +220,7 @@ def load_one(data: str, name: str | None, split: str):
 
 def format_overlap(records: list[dict]) -> str:
     """Return the records as a table for the terminal."""
-    from ..tables import align
+    from ..statistics import align
 
     rows = []
     for record in records:
@@ -233,7 +233,7 @@ def format_overlap(records: list[dict]) -> str:
 
 def finish(output: Path, records: list[dict], format_records: Callable[[list[dict]], str]) -> None:
     """Write the records, then print them; of several processes the first does."""
-    from ..encoders.processes import is_first
+    from ..progress import is_first
 
     if is_first():
         write_results(output, records)

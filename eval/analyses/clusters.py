@@ -8,7 +8,7 @@ import numpy as np
 
 from m2bert.files import visible
 
-from ..tables import align, points
+from ..statistics import align, points
 from ..tasks.schema import read_table, with_texts
 
 logger = logging.getLogger(__name__)

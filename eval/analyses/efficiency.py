@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 from ..encoders.policies import DocumentVectors, Policy
 from ..encoders.protocol import TokenEncoder
-from ..tables import align, points
+from ..statistics import align, points
 
 LENGTHS_TOKENS = (128, 2_048, 8_192, 32_768)
 FILLER = " a"  # one token for every common tokenizer

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ..tables import align
+from ..statistics import align
 from ..tasks.schema import RetrievalTask
 from .shared import origin, summarise
 

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from ..tables import align, points
+from ..statistics import align, points
 from ..tasks.schema import RetrievalTask, fingerprint_of
 from .shared import origin, summarise
 
@@ -85,8 +85,8 @@ def run_needle(haystacks: Haystacks, positions: list[int], ranker: Ranker, about
     Returns:
         A record of kind "needle" with a row for each place.
     """
-    from ..metric import score_ranking  # slow to import
     from ..progress import counted
+    from ..search import score_ranking  # slow to import
 
     start = time.perf_counter()
     rows = []

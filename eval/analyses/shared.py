@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ..encoders.policies import Policy, parse_policy
 from ..encoders.protocol import Encoder
-from ..intervals import mean_interval
+from ..statistics import mean_interval
 from ..systems import check_system, is_dense, labels, load_encoder
 from ..tasks.schema import RetrievalTask
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..tables import align
+from ..statistics import align
 from ..tasks.schema import RetrievalTask
 from .shared import origin, summarise
 

@@ -1,40 +1,69 @@
-"""Vectors kept on disk by what decides them: an interrupted evaluation resumes, a repeated one computes nothing.
+"""Vectors on disk under what decides them: an interrupted evaluation resumes, a repeated one computes nothing.
 
-Under the root one folder for each encoder, policy, longest input and kind of text (see `Shelf`); in it every text is
-known by its sha256. Several processes (`accelerate launch`) divide the missing texts and then read each other's.
+Under the root is one folder for each encoder, policy, longest input and kind of text. It holds safetensors files, in
+which every text is known by its sha256, and `key.json`, which tells people whose vectors these are. Several processes
+(`accelerate launch`) divide the missing texts and then read each other's.
 """
 
 import hashlib
 import json
+import logging
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from ..progress import counted
+from m2bert.files import write_atomically
+
+from ..progress import Processes, counted
 from .fingerprint import package_versions
 from .policies import DocumentVectors, Policy, embed_beginning
-from .processes import Processes
 from .protocol import Encoder
-from .vector_shelf import Shelf, TimedVectors
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 2  # to be raised when a policy gives other vectors than before, or files another form
 PORTION_CHARS = 800_000  # some 200,000 tokens: computed, then written, before the next
+HASH_BYTES = 32
+ABANDONED_SECONDS = 3_600  # a file is written within seconds
+
+
+class TimedVectors(NamedTuple):
+    """Vectors of D texts, and the seconds (D,) float32 that computing each of them took."""
+
+    vectors: DocumentVectors
+    seconds: np.ndarray
 
 
 def default_cache_folder() -> Path:
-    """$M2BERT_CACHE, else m2bert/vectors in the cache of Hugging Face's libraries."""
+    """Return $M2BERT_CACHE, else m2bert/vectors in the cache of Hugging Face's libraries."""
     from huggingface_hub.constants import HF_HOME
 
     return Path(os.environ.get("M2BERT_CACHE") or Path(HF_HOME) / "m2bert" / "vectors")
 
 
+def portions(texts: list[str], chars: int, count: int | None = None) -> Iterator[slice]:
+    """Yield slices of consecutive texts: at most `chars` characters, or one longer text, and at most `count` texts."""
+    start = size = 0
+    for i, text in enumerate(texts):
+        if i > start and (size + len(text) > chars or i - start == count):
+            yield slice(start, i)
+            start, size = i, 0
+        size += len(text)
+    if start < len(texts):
+        yield slice(start, len(texts))
+
+
 class VectorStore:
-    """Computes vectors once.
+    """Compute vectors once.
 
     Args:
         folder: root of the stored vectors; None keeps nothing. All processes of a run must see it.
@@ -42,10 +71,10 @@ class VectorStore:
 
     def __init__(self, folder: str | Path | None):
         self.folder = None if folder is None else Path(folder)
-        self._shelves: dict[Path, Shelf] = {}
+        self._files: dict[Path, VectorFiles] = {}
 
     def embed(self, encoder: Encoder, policy: Policy | None, texts: list[str]) -> TimedVectors:
-        """The vectors of texts, equal texts computed once, and the seconds that each took when it was computed.
+        """Return the vectors of texts, equal texts computed once, and the seconds that each took when computed.
 
         Every process of a run has to make the same calls, and gets all vectors.
 
@@ -53,8 +82,8 @@ class VectorStore:
             policy: for documents; None for queries, of which a model reads as much as it takes.
 
         Raises:
-            ValueError: the policy cannot work with the encoder; or a vector is not finite, and the error says of
-                which text. Such vectors are not kept.
+            ValueError: the policy cannot work with the encoder; or a vector is not finite, and the error names its
+                text. Such vectors are not kept.
         """
         if policy is not None:
             policy.check(encoder)
@@ -62,43 +91,131 @@ class VectorStore:
         unique = dict(zip(hashes, texts, strict=True))
         processes = Processes()
         with self._root(processes) as root:
-            if root is None or not texts:
-                timed = _compute(encoder, policy, list(unique.values()))
+            if not texts:
+                timed = _compute(encoder, policy, [])
+            elif root is None:
+                computed = list(_portions_of(encoder, policy, unique, list(unique)))
+                places = {each: place for place, each in enumerate(each for some, _ in computed for each in some)}
+                timed = _select(_joined([part for _, part in computed]), [places[each] for each in unique])
             else:
-                shelf = self._shelf(root, _key(encoder, policy), encoder.name, processes)
-                _fill(shelf, encoder, policy, unique, processes)
-                timed = shelf.read(list(unique))
+                files = self._files_of(root, _key(encoder, policy), encoder.name, processes)
+                missing = [each for each in unique if each not in files.places]
+                for some, part in _portions_of(encoder, policy, unique, missing, processes):
+                    files.write(some, part)
+                processes.wait()
+                files.refresh()
+                timed = files.read(list(unique))
         if policy is not None:
             timed = TimedVectors(policy.combine(timed.vectors), timed.seconds)
         places = {each: place for place, each in enumerate(unique)}
-        return timed if len(unique) == len(texts) else _chosen(timed, [places[each] for each in hashes])
+        return timed if len(unique) == len(texts) else _select(timed, [places[each] for each in hashes])
 
     @contextmanager
     def _root(self, processes: Processes) -> Iterator[Path | None]:
-        """Where to store. Several processes need a place even if nothing is to be kept."""
+        """Yield the folder to store in. Several processes need one even if nothing is to be kept."""
         if self.folder is not None or processes.world == 1:
             yield self.folder
             return
         with tempfile.TemporaryDirectory() if processes.rank == 0 else nullcontext() as own:
-            yield Path(processes.first_says(own))
+            yield Path(processes.from_first(own))
             processes.wait()  # until all have read it
 
-    def _shelf(self, root: Path, key: dict, name: str, processes: Processes) -> Shelf:
-        """The shelf of a key, up to date and the same in all processes."""
+    def _files_of(self, root: Path, key: dict, name: str, processes: Processes) -> "VectorFiles":
+        """Return what is stored under a key, up to date and the same in all processes."""
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         folder = root / digest
-        if folder not in self._shelves:
-            self._shelves[folder] = Shelf(folder, digest)
+        if folder not in self._files:
+            self._files[folder] = VectorFiles(folder, digest)
             if processes.rank == 0:
-                self._shelves[folder].describe({"name": name, **key, "versions": package_versions()})
+                self._files[folder].describe({"name": name, **key, "versions": package_versions()})
             processes.wait()
-        self._shelves[folder].refresh()
+        self._files[folder].refresh()
         processes.wait()  # nobody writes before everybody knows what is missing
-        return self._shelves[folder]
+        return self._files[folder]
+
+
+class VectorFiles:
+    """The vectors stored under one key. Only hashes and places are kept in memory.
+
+    Each file holds the key's digest and a checksum of its content. Its name is made of its texts, so that processes
+    that write the same texts write the same file.
+
+    Args:
+        folder: of this key alone; made by the first `write`.
+        digest: of the key. Files of another one are not read.
+    """
+
+    def __init__(self, folder: Path, digest: str):
+        self.folder = folder
+        self.digest = digest
+        self.places: dict[bytes, tuple[Path, int]] = {}  # the file of a text, and its number there
+        self._known: set[Path] = set()
+
+    def describe(self, key: dict) -> None:
+        """Write `key.json`, and remove what killed writers left."""
+        path = self.folder / "key.json"
+        if not path.exists():
+            text = json.dumps(key, indent=2)
+            write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        for scratch in self.folder.glob(".*.partial"):  # see `write_atomically`
+            with suppress(FileNotFoundError):  # a writer that lives has removed it
+                if time.time() - scratch.stat().st_mtime > ABANDONED_SECONDS:
+                    shutil.rmtree(scratch, ignore_errors=True)
+
+    def refresh(self) -> None:
+        """Index files that have come since. A damaged one is ignored, with a warning."""
+        for path in sorted(set(self.folder.glob("*.safetensors")) - self._known):
+            self._known.add(path)
+            try:
+                self.places.update({each: (path, number) for number, each in enumerate(self._load(path)[1])})
+            except (OSError, SafetensorError, ValueError) as error:
+                logger.warning("%s is ignored, its vectors are computed again: %s", path, error)
+
+    def write(self, hashes: list[bytes], timed: TimedVectors) -> None:
+        """Store the vectors of texts with these hashes in a file."""
+        rows, counts, seen = timed.vectors
+        hashed = np.frombuffer(b"".join(hashes), dtype=np.uint8).reshape(-1, HASH_BYTES)
+        tensors = {"rows": rows, "counts": counts, "seen": seen, "seconds": timed.seconds, "hashes": hashed}
+        path = self.folder / f"{hashlib.sha256(b''.join(hashes)).hexdigest()[:32]}.safetensors"
+        metadata = {"digest": self.digest, "sha256": _checksum(tensors)}
+        write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+        self._known.discard(path)  # it may take the place of a broken one
+        self.refresh()
+
+    def read(self, hashes: list[bytes]) -> TimedVectors:
+        """Return the vectors of texts with these hashes, in their order.
+
+        Raises:
+            KeyError: there are none for one of them.
+            ValueError: a file was damaged since it was indexed.
+        """
+        order, parts = [], []
+        places = [self.places[each] for each in hashes]
+        for path in {path for path, _ in places}:
+            wanted = [i for i, place in enumerate(places) if place[0] == path]
+            order += wanted
+            parts.append(_select(self._load(path)[0], [places[i][1] for i in wanted]))
+        return _select(_joined(parts), np.argsort(order).tolist())
+
+    def _load(self, path: Path) -> tuple[TimedVectors, list[bytes]]:
+        """Return a file's vectors and the hashes of their texts.
+
+        Raises:
+            ValueError: the file is another key's, or its content is not what was written.
+        """
+        with safe_open(path, "np") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("digest") != self.digest:
+                raise ValueError("it was written for another model or policy")
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        if metadata.get("sha256") != _checksum(tensors):
+            raise ValueError("its checksum is wrong")
+        vectors = DocumentVectors(tensors["rows"], tensors["counts"], tensors["seen"])
+        return TimedVectors(vectors, tensors["seconds"]), list(map(bytes, tensors["hashes"]))
 
 
 def _key(encoder: Encoder, policy: Policy | None) -> dict:
-    """What decides a vector, beside the text."""
+    """Return what decides a vector, beside the text."""
     return {
         "format": FORMAT,
         "encoder": encoder.fingerprint,
@@ -108,37 +225,22 @@ def _key(encoder: Encoder, policy: Policy | None) -> dict:
     }
 
 
-def _fill(
-    shelf: Shelf,
+def _portions_of(
     encoder: Encoder,
     policy: Policy | None,
     texts: dict[bytes, str],
-    processes: Processes,
-) -> None:
-    """Compute and store what is missing, longest texts first, each process its share."""
-    missing = sorted((each for each in texts if each not in shelf.places), key=lambda each: -len(texts[each]))
-    mine = missing[processes.rank :: processes.world]
-    with counted(sum(len(texts[each]) for each in mine), encoder.name, "text", shown_total=len(mine)) as count:
-        for portion in _portions(mine, texts):
-            chosen = [texts[each] for each in portion]
-            with count.part(sum(map(len, chosen))):
-                shelf.write(portion, _compute(encoder, policy, chosen))
-    processes.wait()
-    shelf.refresh()
-
-
-def _portions(hashes: list[bytes], texts: dict[bytes, str]) -> Iterator[list[bytes]]:
-    """Consecutive lists of PORTION_CHARS characters, or of one text that is longer."""
-    portion: list[bytes] = []
-    chars = 0
-    for each in hashes:
-        if portion and chars + len(texts[each]) > PORTION_CHARS:
-            yield portion
-            portion, chars = [], 0
-        portion.append(each)
-        chars += len(texts[each])
-    if portion:
-        yield portion
+    missing: list[bytes],
+    processes: Processes | None = None,
+) -> Iterator[tuple[list[bytes], TimedVectors]]:
+    """Compute missing texts, longest first, each process its part; yield the hashes of a portion and its vectors."""
+    missing = sorted(missing, key=lambda each: -len(texts[each]))
+    mine = missing[processes.rank :: processes.world] if processes else missing
+    chosen = [texts[each] for each in mine]
+    with counted(sum(map(len, chosen)), encoder.name, "text", shown_total=len(mine)) as count:
+        for part in portions(chosen, PORTION_CHARS):
+            with count.part(sum(map(len, chosen[part]))):
+                timed = _compute(encoder, policy, chosen[part])
+            yield mine[part], timed
 
 
 def _compute(encoder: Encoder, policy: Policy | None, texts: list[str]) -> TimedVectors:
@@ -148,7 +250,9 @@ def _compute(encoder: Encoder, policy: Policy | None, texts: list[str]) -> Timed
         ValueError: a vector is not finite.
     """
     start = time.perf_counter()
-    vectors = embed_beginning(encoder, texts, "query", None) if policy is None else policy.stored.embed(encoder, texts)
+    vectors = (
+        embed_beginning(encoder, texts, "query", None) if policy is None else policy.stored.compute(encoder, texts)
+    )
     seconds = time.perf_counter() - start
     finite = np.isfinite(vectors.rows).all(axis=1)
     if not finite.all():
@@ -159,9 +263,23 @@ def _compute(encoder: Encoder, policy: Policy | None, texts: list[str]) -> Timed
     return TimedVectors(vectors, seconds * chars / chars.sum())
 
 
-def _chosen(timed: TimedVectors, places: list[int]) -> TimedVectors:
-    """The texts at these places, in this order."""
+def _joined(parts: list[TimedVectors]) -> TimedVectors:
+    """Return the texts of all parts, one part after the other."""
+    vectors = DocumentVectors(*map(np.concatenate, zip(*(part.vectors for part in parts), strict=True)))
+    return TimedVectors(vectors, np.concatenate([part.seconds for part in parts]))
+
+
+def _select(timed: TimedVectors, places: list[int]) -> TimedVectors:
+    """Return the texts at these places, in this order."""
     (rows, counts, seen), seconds = timed
     firsts = np.cumsum(counts) - counts
     wanted = np.concatenate([np.arange(firsts[place], firsts[place] + counts[place]) for place in places])
     return TimedVectors(DocumentVectors(rows[wanted], counts[places], seen[places]), seconds[places])
+
+
+def _checksum(tensors: dict[str, np.ndarray]) -> str:
+    """Return the sha256 of tensors' bytes in the order of their names."""
+    digest = hashlib.sha256()
+    for _, tensor in sorted(tensors.items()):
+        digest.update(np.ascontiguousarray(tensor).data)
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""A digest of whatever decides a model's vectors, so that stored vectors are never taken for another model's."""
+"""Digests of what decides a model's vectors: of the loaded model, and of the files in its folder."""
 
 import hashlib
 import inspect
@@ -7,28 +7,44 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from m2bert.files import digest, visible
+
 PACKAGES = ("torch", "transformers", "tokenizers", "sentence-transformers")
 # Of a configuration or a tokenizer: where it lies, and how long inputs may be (a store's key names that length).
 IRRELEVANT = {"_name_or_path", "name_or_path", "is_local", "auto_map", "model_max_length", "transformers_version"}
+NOT_THE_MODEL = {"training.json", "conversion.json"}  # how it was made
+MODEL_FILES = ("*.safetensors", "*.json", "vocab.txt", "[0-9]*_*/*.safetensors", "[0-9]*_*/*.json")
 
 
-def model_fingerprint(model) -> str:
-    """sha256 of a sentence-transformers model as it is loaded: weights and dtypes, configuration, tokenizer, prompts,
-    code that is in none of the versioned packages, and their versions. Neither its folder nor its longest input count.
+def model_files(folder: Path | str) -> dict[str, str] | None:
+    """Return the sha256 of each file of weights, settings and tokenizer by its name; None if there is no such folder.
 
-    Args:
-        model: a `SentenceTransformer`.
+    Code is left out: publishing copies it anew, and the model's fingerprint covers it.
     """
-    digest = hashlib.sha256()
-    for part in (*_settings(model), *_code(model), *_weights(model)):
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
-    return digest.hexdigest()
+    folder = Path(folder)
+    if not folder.is_dir():
+        return None
+    paths = [path for pattern in MODEL_FILES for path in visible(folder, pattern)]
+    wanted = [path for path in paths if path.is_file() and path.name not in NOT_THE_MODEL]
+    return {path.relative_to(folder).as_posix(): digest(path) for path in wanted}
 
 
 def package_versions() -> dict[str, str]:
     """Return the versions of the packages that decide vectors."""
     return {name: metadata.version(name) for name in PACKAGES}
+
+
+def model_fingerprint(model) -> str:
+    """Return the sha256 of a loaded `SentenceTransformer`, so that stored vectors are never taken for another model's.
+
+    It covers weights and dtypes, configuration, tokenizer, prompts, the versions of PACKAGES and all other code of the
+    model. It does not cover its folder and its longest input.
+    """
+    sha256 = hashlib.sha256()
+    for part in (*_settings(model), *_code(model), *_weights(model)):
+        sha256.update(len(part).to_bytes(8, "big"))
+        sha256.update(part)
+    return sha256.hexdigest()
 
 
 def _settings(model) -> Iterator[bytes]:

@@ -10,8 +10,7 @@ from importlib import metadata
 
 import numpy as np
 
-from ..fusion import rerank_order
-from ..search import DEPTH, Run, trec_order
+from ..search import DEPTH, Run, rerank_order, trec_order
 from ..tasks.from_hub import hub_or_cache
 from ..tasks.from_mteb import SUBSET, metadata_of, reason, split_data
 from ..tasks.schema import RetrievalTask

@@ -8,8 +8,9 @@ import numpy as np
 
 from m2bert.terminal import nearest
 
-from .chunks import chunk_texts, overhead_tokens
-from .protocol import Encoder, Task
+from .protocol import Encoder, Task, TokenEncoder, tokenized, unit_rows
+
+SHARE_DROPPED = 16  # a chunk that turns out too long gives up at least this part of its tokens at either end
 
 
 class DocumentVectors(NamedTuple):
@@ -18,8 +19,8 @@ class DocumentVectors(NamedTuple):
     Attributes:
         rows: (N, d) float32 of length 1, a document's rows consecutive; its score is that of its best row.
         counts: (D,) int64, rows of each document, at least 1.
-        seen: (D,) float32, share (0 to 1) of the document's tokens that some vector saw; NaN where the encoder does
-            not show its tokens.
+        seen: (D,) float32, fraction of the document's tokens that some vector saw; NaN where the encoder does not
+            show its tokens.
     """
 
     rows: np.ndarray
@@ -29,7 +30,7 @@ class DocumentVectors(NamedTuple):
 
 @dataclass(frozen=True)
 class Policy:
-    """From documents to vectors. Fields are the settings of its specification, None where the model decides."""
+    """Turn documents into vectors. Fields are the settings of the specification, None where the model decides."""
 
     name: ClassVar[str]
     several: ClassVar[bool]  # whether a document may get more than one vector
@@ -62,15 +63,13 @@ class Policy:
                 the policy needs.
         """
         tokens = getattr(self, "tokens", None)
-        if tokens and encoder.max_tokens and tokens > encoder.max_tokens:
+        if tokens is None:
+            return
+        least = 1 + (overhead_tokens(encoder) if hasattr(encoder, "count_tokens") else 0)
+        if not least <= tokens <= (encoder.max_tokens or tokens):
             raise ValueError(
-                f"policy {self.spec!r}: tokens={tokens} is more than the {encoder.max_tokens} that encoder "
-                f"{encoder.name!r} takes; lower it"
-            )
-        if tokens and hasattr(encoder, "count_tokens") and tokens <= overhead_tokens(encoder):
-            raise ValueError(
-                f"policy {self.spec!r}: tokens={tokens} leaves no room for text, since special tokens and prompt of "
-                f"encoder {encoder.name!r} take {overhead_tokens(encoder)}; raise it"
+                f"policy {self.spec!r}: tokens={tokens} must be from {least} to {encoder.max_tokens or 'any'}: encoder "
+                f"{encoder.name!r} takes no more, and special tokens and prompt must leave room for text"
             )
 
     def embed(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
@@ -79,6 +78,11 @@ class Policy:
         Raises:
             ValueError: see `check`.
         """
+        self.check(encoder)
+        return self.combine(self.stored.compute(encoder, texts))
+
+    def compute(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
+        """Return the vectors of documents without `check`; for policies that are their own `stored`."""
         raise NotImplementedError
 
 
@@ -90,8 +94,7 @@ class Truncate(Policy):
     several = False
     tokens: int | None = None
 
-    def embed(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
-        self.check(encoder)
+    def compute(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
         return embed_beginning(encoder, texts, "document", self.tokens)
 
 
@@ -114,8 +117,8 @@ class BestChunk(Policy):
         tokens = self.input_tokens(encoder)
         if tokens is None:
             raise ValueError(
-                f"policy {self.spec!r}: encoder {encoder.name!r} takes texts of any length; say how long chunks are, "
-                f"as in {self.name}:tokens=256"
+                f"policy {self.spec!r}: encoder {encoder.name!r} takes texts of any length; give the length of "
+                f"chunks, as in {self.name}:tokens=256"
             )
         content = tokens - overhead_tokens(encoder)
         if self.stride and self.stride > content:
@@ -124,8 +127,7 @@ class BestChunk(Policy):
                 f"{content} of the document; lower it"
             )
 
-    def embed(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
-        self.check(encoder)
+    def compute(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
         chunked = chunk_texts(encoder, texts, self.input_tokens(encoder), self.stride)
         rows = encoder.encode([chunk for chunks in chunked for chunk in chunks], "document")
         counts = np.array([len(chunks) for chunks in chunked], dtype=np.int64)
@@ -148,13 +150,14 @@ class ChunkAverage(BestChunk):
         means = np.add.reduceat(rows, np.cumsum(counts) - counts, axis=0) if len(counts) else rows
         return DocumentVectors(unit_rows(means), np.ones_like(counts), seen)
 
-    def embed(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
-        return self.combine(super().embed(encoder, texts))
-
 
 @dataclass(frozen=True)
 class LateChunk(Policy):
-    """Up to `vectors` vectors from one pass over the document (Guenther et al. 2024, arXiv 2409.04701)."""
+    """Up to `vectors` vectors from one pass over the document.
+
+    The model reads the document once, so that every token has seen all of it. Only then are the tokens divided into
+    equal consecutive parts, and each part is pooled to a vector (Guenther et al. 2024, arXiv 2409.04701).
+    """
 
     name = "late-chunk"
     several = True
@@ -167,8 +170,8 @@ class LateChunk(Policy):
                 "use truncate"
             )
 
-    def embed(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
-        self.check(encoder)
+    def compute(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
+        texts = tokenized(encoder, texts, "document")
         rows, counts = encoder.encode_parts(texts, self.vectors)
         return DocumentVectors(rows, counts, seen_shares(encoder, texts, "document", encoder.max_tokens))
 
@@ -200,23 +203,80 @@ def parse_policy(text: str) -> Policy:
 
 def embed_beginning(encoder: Encoder, texts: list[str], task: Task, tokens: int | None) -> DocumentVectors:
     """Return one vector a text, of its first `tokens` tokens, or of as many as the encoder takes."""
+    texts = tokenized(encoder, texts, task)
     rows = encoder.encode(texts, task, tokens)
     seen = seen_shares(encoder, texts, task, tokens or encoder.max_tokens)
     return DocumentVectors(rows, np.ones(len(texts), dtype=np.int64), seen)
 
 
 def seen_shares(encoder: Encoder, texts: list[str], task: Task, tokens: int | None) -> np.ndarray:
-    """Return (n,) float32: the share of each text's tokens that the first `tokens` are; NaN if it is not known."""
+    """Return (n,) float32: the fraction of each text's tokens that the first `tokens` are; NaN if it is not known."""
     if not tokens:
         return np.ones(len(texts), dtype=np.float32)
     if not hasattr(encoder, "count_tokens"):
         return np.full(len(texts), np.nan, dtype=np.float32)
-    overhead = encoder.count_tokens([""], task)[0]
+    overhead = overhead_tokens(encoder, task)
     total = np.maximum(encoder.count_tokens(texts, task) - overhead, 1)
     return np.clip((tokens - overhead) / total, 0, 1).astype(np.float32)
 
 
-def unit_rows(rows: np.ndarray) -> np.ndarray:
-    """Return rows (n, d) scaled to length 1, float32; a zero row stays zero."""
-    rows = rows.astype(np.float32)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+def overhead_tokens(encoder: TokenEncoder, task: Task = "document") -> int:
+    """Return the tokens that every text costs: special tokens and prompt."""
+    return int(encoder.count_tokens([""], task)[0])
+
+
+def chunk_texts(encoder: TokenEncoder, texts: list[str], tokens: int, stride: int | None = None) -> list[list[str]]:
+    """Return the chunks of every document, none longer than `tokens`.
+
+    Args:
+        tokens: the longest chunk, with special tokens and prompt, as the encoder counts it.
+        stride: see `cut`.
+    """
+    texts = tokenized(encoder, texts, "document")
+    content = tokens - overhead_tokens(encoder)
+    spans = encoder.token_spans(texts)
+    chunked = [cut(text, its_spans, content, stride) for text, its_spans in zip(texts, spans, strict=True)]
+    fitting = iter(_fitting(encoder, [chunk for chunks in chunked for chunk in chunks], tokens))
+    return [[part for _ in chunks for part in next(fitting)] for chunks in chunked]
+
+
+def cut(text: str, spans: np.ndarray, tokens: int, stride: int | None = None) -> list[str]:
+    """Return consecutive chunks of `tokens` tokens; the last may be shorter.
+
+    Every token is in some chunk. A last chunk that would only repeat the end of the one before is left out.
+
+    Args:
+        spans: (n, 2), characters [start, end) of the text's tokens.
+        tokens: content tokens of a chunk.
+        stride: content tokens from one chunk's start to the next; by default a chunk begins where the last one ended.
+
+    Returns:
+        At least one chunk; the empty text for a text without tokens.
+    """
+    if not len(spans):
+        return [""]
+    starts = range(0, max(1, len(spans) - tokens + (stride or tokens)), stride or tokens)
+    chunks = [text[spans[start, 0] : spans[min(start + tokens, len(spans)) - 1, 1]] for start in starts]
+    return [text] if chunks == [text] else chunks  # `text` itself may have its tokens with it
+
+
+def _fitting(encoder: TokenEncoder, chunks: list[str], tokens: int) -> list[list[str]]:
+    """Return each chunk; or, if it is longer than `tokens`, chunks that overlap and together hold all of it.
+
+    A chunk that begins or ends inside a word is tokenized differently than inside its text, and may grow by a token
+    or two. Overlapping chunks differ little from what was asked for, where halves would be chunks of another length.
+    A chunk that does not get shorter in this way stays as it is.
+    """
+    chunks = tokenized(encoder, chunks, "document")
+    fitting = []
+    for chunk, count in zip(chunks, encoder.count_tokens(chunks, "document").tolist(), strict=True):
+        spans = encoder.token_spans([chunk])[0] if count > tokens else []
+        parts = [chunk]
+        if len(spans) > 1:
+            dropped = min(max(count - tokens, len(spans) // SHARE_DROPPED, 1), len(spans) // 2)
+            parts = [chunk[: spans[-dropped - 1, 1]], chunk[spans[dropped, 0] :]]
+        if chunk in parts:  # it fits, or has a few characters of several tokens each and nothing to give up
+            fitting.append([chunk])
+        else:
+            fitting.append([fit for fits in _fitting(encoder, parts, tokens) for fit in fits])
+    return fitting

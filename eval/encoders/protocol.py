@@ -1,14 +1,33 @@
 """What evaluation asks of a model: texts in, unit vectors out. It knows every model through these protocols only."""
 
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 Task = Literal["query", "document"]
 
 
+class TokenizedText(str):
+    """A text with its tokens: whatever takes texts takes it, and need not tokenize it again.
+
+    Attributes:
+        prompt: the prompt before the text when it was tokenized.
+        tokens: number of its tokens before truncation, prompt and special tokens included.
+        encoding: the encoder's own form of the tokens.
+    """
+
+    prompt: str
+    tokens: int
+    encoding: Any
+
+    def __new__(cls, text: str, prompt: str, tokens: int, encoding: Any = None):
+        made = super().__new__(cls, text)
+        made.prompt, made.tokens, made.encoding = prompt, tokens, encoding
+        return made
+
+
 class Encoder(Protocol):
-    """Anything that embeds texts; a query and a document may be treated differently.
+    """Embed texts; a query and a document may be treated differently.
 
     Attributes:
         name: what the user called it.
@@ -26,7 +45,7 @@ class Encoder(Protocol):
         """Embed n texts: (n, dimensions) float32 whose rows have length 1, in the order of `texts`.
 
         Args:
-            max_tokens: cut texts to so many tokens, rather than to the encoder's own maximum.
+            max_tokens: truncate texts to this many tokens instead of the encoder's own maximum.
 
         Raises:
             ValueError: max_tokens is more than the encoder takes.
@@ -35,23 +54,28 @@ class Encoder(Protocol):
 
 
 class TokenEncoder(Encoder, Protocol):
-    """An encoder that shows its tokens: what is needed to cut documents into chunks and to say how much was read."""
+    """Show tokens as well: needed to cut documents into chunks and to report how much was read.
+
+    An encoder may also have `tokenize(texts, task)`, which returns each text as a `TokenizedText`.
+    """
 
     def count_tokens(self, texts: list[str], task: Task) -> np.ndarray:
-        """Tokens of each text before truncation, prompt and special tokens included: (n,) int."""
+        """Count the tokens of each text before truncation, prompt and special tokens included: (n,) int."""
         ...
 
     def token_spans(self, texts: list[str]) -> list[np.ndarray]:
-        """Of each text the characters [start, end) of its tokens, no special ones, nothing truncated: (n_i, 2) int.
+        """Return the character offsets [start, end) of each text's tokens, (n_i, 2) int, nothing truncated.
+
+        Special tokens and the prompt are left out.
 
         Raises:
-            ValueError: the tokenizer does not know where its tokens come from.
+            ValueError: the tokenizer does not report offsets.
         """
         ...
 
 
 class PartEncoder(TokenEncoder, Protocol):
-    """An encoder that can pool parts of one pass over a whole document; see `late_chunking`."""
+    """Pool parts of one pass over a whole document as well; see `policies.LateChunk`."""
 
     def encode_parts(self, texts: list[str], parts: int) -> tuple[np.ndarray, np.ndarray]:
         """Embed documents as up to `parts` vectors each, of equal consecutive stretches of tokens.
@@ -61,6 +85,17 @@ class PartEncoder(TokenEncoder, Protocol):
             document, (n,) int64, at least 1.
 
         Raises:
-            ValueError: the model does not pool its tokens by a mean, or not in a way that is known.
+            ValueError: the model does not pool its tokens by a mean.
         """
         ...
+
+
+def tokenized(encoder: Encoder, texts: list[str], task: Task) -> list[str]:
+    """Return the texts with their tokens, from an encoder that has `tokenize`; else unchanged."""
+    return encoder.tokenize(texts, task) if hasattr(encoder, "tokenize") else texts
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Return rows (n, d) scaled to length 1, float32; a zero row stays zero."""
+    rows = rows.astype(np.float32)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)

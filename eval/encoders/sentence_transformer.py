@@ -1,30 +1,38 @@
-"""Any sentence-transformers model as an encoder."""
+"""Any sentence-transformers model as an encoder: loading it, tokenizing once, batches, late chunking."""
 
+import inspect
 import logging
 import math
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import tokenizers
+from safetensors import safe_open
+
+from m2bert.model_files import check_code_files, check_model_files
+from m2bert.terminal import one_line
 
 from ..progress import counted
-from .model_loading import load_model
-from .protocol import Task
+from ..tasks.from_hub import hub_or_cache
+from .protocol import Task, TokenizedText, unit_rows
 
 logger = logging.getLogger(__name__)
 
 BATCH_TOKENS = 16_384  # padded tokens a batch: bounds memory whatever the lengths
-TEXTS_AT_ONCE = 64  # tokenized together where only counts or offsets are wanted
+TEXTS_AT_ONCE = 64  # tokenized together
 UNLIMITED = 10**9  # tokenizers without a limit say 10**30
+FEWEST_TOKENS = 32  # of a part under late chunking: a short document gets fewer vectors
+POOLS_ONE_TOKEN = ("cls", "lasttoken")
+SETTINGS = ("modules.json", "config.json", "adapter_config.json")  # a model folder has one of them
 # The names under which sentence-transformers looks for the prompt of a task.
 PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 
 class SentenceTransformerEncoder:
-    """Any sentence-transformers model, or a folder that sentence-transformers can read.
+    """Encode with any sentence-transformers model, or a folder that sentence-transformers can read.
 
     Args:
         model_name_or_path: folder or Hub id; see `load_model` for whose code may run.
@@ -39,185 +47,207 @@ class SentenceTransformerEncoder:
         self.name = str(model_name_or_path)
         self.model = load_model(self.name, device)
         if max_tokens is not None:
-            if max_tokens < 1:
-                raise ValueError(f"max_tokens={max_tokens} leaves no input; it must be at least 1")
-            positions = getattr(getattr(self.model[0], "config", None), "max_position_embeddings", None)
-            if positions and max_tokens > positions:
-                raise ValueError(f"max_tokens={max_tokens} is more than the {positions} positions of {self.name!r}")
-            self._set_limit(max_tokens)
+            positions = getattr(getattr(self.model[0], "config", None), "max_position_embeddings", None) or UNLIMITED
+            if not 1 <= max_tokens <= positions:
+                raise ValueError(f"max_tokens={max_tokens} is not from 1 to {positions}, what {self.name!r} can read")
+            if self._bare:
+                self.model.tokenizer.enable_truncation(max_tokens)
+            else:
+                self.model.max_seq_length = max_tokens
         self.max_tokens = self._limit()
         self.dimensions = int(self.model.get_embedding_dimension())
         self._warned: set[tuple[Task, int]] = set()
 
     @property
     def device(self) -> str:
-        """Where it computes."""
+        """The device of the model, as torch names it."""
         return str(self.model.device)
 
     @property
     def dtype(self) -> str:
-        """In what it computes."""
+        """The dtype of the model's weights."""
         return str(self.model.dtype).removeprefix("torch.")
 
     @cached_property
     def fingerprint(self) -> str:
-        """See `Encoder.fingerprint`; read once, from what is loaded."""
+        """See `Encoder.fingerprint`; computed once, from the loaded model."""
         from .fingerprint import model_fingerprint
 
         return model_fingerprint(self.model)
 
+    def tokenize(self, texts: list[str], task: Task) -> list[TokenizedText]:
+        """Return each text with its tokens, nothing truncated. A text that has them already is not tokenized again."""
+        return list(self._tokenized(texts, self._prompt(task)))
+
     def count_tokens(self, texts: list[str], task: Task) -> np.ndarray:
         """See `TokenEncoder.count_tokens`."""
-        prompt = self._prompt(task)
-        counts: list[int] = []
-        for start in range(0, len(texts), TEXTS_AT_ONCE):
-            prompted = [prompt + text for text in texts[start : start + TEXTS_AT_ONCE]]
-            if self._bare is not None:  # models of static word vectors add no special tokens
-                counts += [
-                    len(encoding.ids) for encoding in self._bare.encode_batch(prompted, add_special_tokens=False)
-                ]
-            else:
-                rows = self.model.tokenizer(prompted, truncation=False, verbose=False)["input_ids"]
-                counts += [len(ids) for ids in rows]
-        return np.array(counts, dtype=np.int64)
+        counts = (text.tokens for text in self._tokenized(texts, self._prompt(task)))  # the tokens are not kept
+        return np.fromiter(counts, dtype=np.int64, count=len(texts))
 
     def token_spans(self, texts: list[str]) -> list[np.ndarray]:
         """See `TokenEncoder.token_spans`."""
-        if self._bare is None and not getattr(self.model.tokenizer, "is_fast", False):
+        if self._backend is None:
             raise ValueError(
                 f"the tokenizer of encoder {self.name!r} does not tell where in the text its tokens are, so no policy "
                 "can cut there; use truncate, or save the model with a fast tokenizer"
             )
-        spans: list = []
-        for start in range(0, len(texts), TEXTS_AT_ONCE):
-            batch = texts[start : start + TEXTS_AT_ONCE]
-            if self._bare is not None:
-                spans += [encoding.offsets for encoding in self._bare.encode_batch(batch, add_special_tokens=False)]
-            else:
-                options = {"add_special_tokens": False, "return_offsets_mapping": True, "truncation": False}
-                spans += self.model.tokenizer(batch, verbose=False, **options)["offset_mapping"]
-            spans[start:] = [np.array(rows, dtype=np.int64).reshape(-1, 2) for rows in spans[start:]]
-        return spans
+        offsets = (text.encoding.offsets for text in self._tokenized(texts, ""))
+        return [np.array(rows, dtype=np.int64).reshape(-1, 2) for rows in offsets]
 
     def encode(self, texts: list[str], task: Task, max_tokens: int | None = None) -> np.ndarray:
-        """See `Encoder.encode`. The first time that texts of a kind are cut, a warning counts them."""
+        """See `Encoder.encode`. The first time that texts of a kind are truncated, a warning counts them."""
+        import torch
+
         if max_tokens and self.max_tokens and max_tokens > self.max_tokens:
             raise ValueError(f"max_tokens={max_tokens} is more than the {self.max_tokens} of encoder {self.name!r}")
-        if not texts:
-            return np.zeros((0, self.dimensions), dtype=np.float32)
-        limit = max_tokens or self.max_tokens
-        lengths = self.count_tokens(texts, task)
-        self._tell_what_is_cut(lengths, limit, task)
-        encode = self.model.encode_query if task == "query" else self.model.encode_document
-        vectors = np.empty((len(texts), 0), dtype=np.float32)
-        with self._limited_to(max_tokens):
-            for batch in self._batches(lengths, limit, f"{task} texts"):
-                rows = encode([texts[i] for i in batch], batch_size=len(batch), show_progress_bar=False)
+        order, vectors = [], [np.empty((0, self.dimensions), dtype=np.float32)]
+        self.model.eval()
+        with torch.inference_mode():
+            for batch, features in self._batches(texts, task, max_tokens or self.max_tokens):
+                rows = self.model(features, task=task)["sentence_embedding"][:, : self.model.truncate_dim]
                 if rows.shape[1] != self.dimensions:
                     raise ValueError(
                         f"encoder {self.name!r} gives vectors of {rows.shape[1]} numbers, and its settings say "
                         f"{self.dimensions}; mend the config.json of its Pooling or Dense"
                     )
-                if not vectors.size:  # not before it is known that the settings do not ask for any width
-                    vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
-                vectors[batch] = rows
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)  # here: the model may compute in bfloat16
-        return vectors / np.maximum(norms, np.finfo(np.float32).tiny)
+                order += batch
+                vectors.append(rows.float().cpu().numpy())
+        return unit_rows(np.concatenate(vectors)[np.argsort(order)])  # here: the model may compute in bfloat16
 
     def encode_parts(self, texts: list[str], parts: int) -> tuple[np.ndarray, np.ndarray]:
         """See `PartEncoder.encode_parts`."""
         import torch
-        from sentence_transformers.util import batch_to_device
-
-        from .late_chunking import check_late_chunking, part_counts, pool_parts
-        from .policies import unit_rows
 
         check_late_chunking(self.model, self.name)
+        lengths = np.minimum(self.count_tokens(texts, "document"), self.max_tokens or UNLIMITED)
+        counts = np.clip(lengths // FEWEST_TOKENS, 1, parts).astype(np.int64)
+        vectors: list = [None] * len(texts)
         self.model.eval()
-        if not texts:
-            return np.zeros((0, self.dimensions), dtype=np.float32), np.zeros(0, dtype=np.int64)
-        lengths = self.count_tokens(texts, "document")
-        self._tell_what_is_cut(lengths, self.max_tokens, "document")
-        lengths = np.minimum(lengths, self.max_tokens) if self.max_tokens else lengths
-        counts = part_counts(lengths, parts)
-        vectors: list[np.ndarray] = [np.empty(0)] * len(texts)
-        for batch in self._batches(lengths, None, "documents"):
-            features = self.model.preprocess(
-                [texts[i] for i in batch], prompt=self._prompt("document"), task="document"
-            )
-            features = batch_to_device(features, self.model.device)
-            pooled = pool_parts(self.model, features, torch.from_numpy(counts[batch]).to(self.model.device))
-            for i, rows in zip(batch, pooled, strict=True):
-                vectors[i] = rows.float().cpu().numpy()
-        return unit_rows(np.concatenate(vectors)), counts
+        with torch.inference_mode():
+            for batch, features in self._batches(texts, "document", self.max_tokens):
+                pooled = pool_parts(self.model, features, torch.from_numpy(counts[batch]).to(self.model.device))
+                for i, rows in zip(batch, pooled, strict=True):
+                    vectors[i] = rows.float().cpu().numpy()
+        return unit_rows(np.concatenate([np.empty((0, self.dimensions), dtype=np.float32), *vectors])), counts
 
     @cached_property
-    def _bare(self) -> tokenizers.Tokenizer | None:
-        """The tokenizer with truncation and padding off, if it comes without transformers' shell; else None."""
-        if not isinstance(self.model.tokenizer, tokenizers.Tokenizer):
+    def _bare(self) -> bool:
+        """True for a tokenizer without transformers' shell, as models of static word vectors have it."""
+        return isinstance(self.model.tokenizer, tokenizers.Tokenizer)
+
+    @cached_property
+    def _backend(self) -> tokenizers.Tokenizer | None:
+        """A copy of the tokenizer with truncation and padding off; None if it is not a fast one."""
+        fast = self.model.tokenizer if self._bare else getattr(self.model.tokenizer, "backend_tokenizer", None)
+        if not isinstance(fast, tokenizers.Tokenizer):
             return None
-        bare = tokenizers.Tokenizer.from_str(self.model.tokenizer.to_str())
-        bare.no_truncation()
-        bare.no_padding()
-        return bare
+        copy = tokenizers.Tokenizer.from_str(fast.to_str())
+        copy.no_truncation()
+        copy.no_padding()
+        return copy
+
+    @property
+    def _reads_ids(self) -> bool:
+        """True if token ids are all that the model's own preprocessing makes of a text."""
+        first = self.model[0]
+        if self._backend is None or self._bare:
+            return self._bare
+        special = ("query_length", "document_length", "query_expansion", "can_flatten_inputs")
+        settings = (getattr(first, "processing_kwargs", None) or {}).values()
+        left_out = not all(getattr(module, "include_prompt", True) for module in self.model)
+        return (
+            set(getattr(first, "modality_config", {})) == {"text"}
+            and getattr(first, "transformer_task", None) == "feature-extraction"
+            and first.processor is self.model.tokenizer
+            and not any(getattr(first, name, None) for name in special)
+            and all(set(its) <= {"padding"} for its in settings)
+            and not (left_out and any(self.model.prompts.values()))
+        )
 
     @cached_property
     def _pads_to_maximum(self) -> bool:
-        """Whether the folder asks for every text to be padded to the longest input (a converted M2-BERT does)."""
+        """True if the folder asks for every text to be padded to the longest input (a converted M2-BERT does)."""
         wanted = getattr(self.model[0], "processing_kwargs", None) or {}
         return "max_length" in [wanted.get(kind, {}).get("padding") for kind in ("text", "common")]
 
     def _prompt(self, task: Task) -> str:
         prompts = self.model.prompts
-        return next((prompts[name] for name in PROMPT_NAMES[task] if name in prompts), "")
+        names = [name for name in (*PROMPT_NAMES[task], self.model.default_prompt_name) if name in prompts]
+        return (prompts[names[0]] or "") if names else ""
 
-    def _tell_what_is_cut(self, lengths: np.ndarray, limit: int | None, task: Task) -> None:
-        """Warn the first time that texts of a kind are longer than what is read."""
+    def _tokenized(self, texts: list[str], prompt: str) -> Iterator[TokenizedText]:
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            group = texts[start : start + TEXTS_AT_ONCE]
+            new = [prompt + text for text in group if getattr(text, "prompt", None) != prompt]
+            if self._backend is not None:
+                encodings = iter(self._backend.encode_batch(new, add_special_tokens=False))
+                special = 0 if self._bare else self._backend.num_special_tokens_to_add(False)
+            else:
+                encodings = iter(self.model.tokenizer(new, truncation=False, verbose=False)["input_ids"] if new else [])
+                special = 0
+            for text in group:
+                if getattr(text, "prompt", None) != prompt:
+                    encoding = next(encodings)
+                    text = TokenizedText(text, prompt, len(encoding) + special, encoding)
+                yield text
+
+    def _batches(self, texts: list[str], task: Task, limit: int | None) -> Iterator[tuple[list[int], dict]]:
+        """Yield batches of texts (see `token_batches`) and the model's features of each, with progress in tokens."""
+        from sentence_transformers.util import batch_to_device
+
+        lengths = self.count_tokens(texts, task)
         cut = int((lengths > limit).sum()) if limit else 0
         if cut and (task, limit) not in self._warned:
             self._warned.add((task, limit))
             logger.warning("%s: %d of %d %s texts cut to %d tokens", self.name, cut, len(lengths), task, limit)
-
-    def _batches(self, lengths: np.ndarray, limit: int | None, what: str) -> Iterator[list[int]]:
-        """Batches of texts (see `token_batches`), with their progress in tokens."""
         lengths = np.minimum(lengths, limit) if limit else lengths
         if self._pads_to_maximum:  # whatever a text's length, this is what it costs
             lengths = np.full_like(lengths, limit or self.max_tokens)
-        with counted(int(lengths.sum()), what, "token", show=len(lengths) >= 100) as count:
+        with counted(int(lengths.sum()), f"{task} texts", "token", show=len(lengths) >= 100) as count:
             for batch in token_batches(lengths, BATCH_TOKENS):
-                yield batch
+                features = self._features([texts[i] for i in batch], task, limit)
+                yield batch, batch_to_device(features, self.model.device)
                 count.add(int(lengths[batch].sum()))
 
+    def _features(self, texts: list[str], task: Task, limit: int | None) -> dict:
+        """Return what the model reads of texts, truncated to `limit` tokens: made of their ids, where it can be."""
+        import torch
+
+        if not self._reads_ids:
+            shorter = {} if limit == self.max_tokens else {"max_length": limit}
+            return self.model.preprocess(list(map(str, texts)), prompt=self._prompt(task), task=task, **shorter)
+        texts = self.tokenize(texts, task)
+        tokenizer = self.model.tokenizer
+        if self._bare:
+            ids = [text.encoding.ids[:limit] for text in texts]
+            offsets = np.cumsum([0, *map(len, ids[:-1])])
+            return {
+                "input_ids": torch.tensor([each for row in ids for each in row], dtype=torch.long),
+                "offsets": torch.from_numpy(offsets),
+            }
+        if limit:
+            self._backend.enable_truncation(limit, direction=tokenizer.truncation_side)
+        encodings = [self._backend.post_process(text.encoding) for text in texts]  # special tokens, truncation
+        self._backend.no_truncation()
+        columns = {"input_ids": "ids", "token_type_ids": "type_ids", "attention_mask": "attention_mask"}
+        rows = {
+            name: [getattr(encoding, attribute) for encoding in encodings]
+            for name, attribute in columns.items()
+            if name in tokenizer.model_input_names or name == "input_ids"
+        }
+        tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True  # that tokenizing pads faster
+        to_maximum = {"padding": "max_length", "max_length": limit or self.max_tokens} if self._pads_to_maximum else {}
+        return {**tokenizer.pad(rows, return_tensors="pt", **to_maximum), "modality": "text"}
+
     def _limit(self) -> int | None:
-        if self._bare is not None:
+        if self._bare:
             return (self.model.tokenizer.truncation or {}).get("max_length")
         longest = self.model.max_seq_length
         return int(longest) if longest and math.isfinite(longest) and longest < UNLIMITED else None
 
-    def _set_limit(self, max_tokens: int | None) -> None:
-        if self._bare is None:
-            self.model.max_seq_length = max_tokens
-        elif max_tokens is None:
-            self.model.tokenizer.no_truncation()
-        else:
-            self.model.tokenizer.enable_truncation(max_tokens)
-
-    @contextmanager
-    def _limited_to(self, max_tokens: int | None):
-        """Within it the model cuts texts to `max_tokens`; None leaves its own maximum."""
-        if max_tokens is None:
-            yield
-            return
-        before = self._limit() if self._bare is not None else self.model.max_seq_length
-        self._set_limit(max_tokens)
-        try:
-            yield
-        finally:
-            self._set_limit(before)
-
 
 def token_batches(lengths: np.ndarray, budget_tokens: int) -> list[list[int]]:
-    """Indices by falling length, cut so that rows times longest row stays within the budget.
+    """Return indices by falling length, cut so that rows times longest row stays within the budget.
 
     A text longer than the budget makes a batch of its own. Longest first: memory runs out at once or never.
     """
@@ -228,3 +258,157 @@ def token_batches(lengths: np.ndarray, budget_tokens: int) -> list[list[int]]:
         else:
             batches.append([int(i)])
     return batches
+
+
+def load_model(name: str, device: str | None = None):
+    """Load a `SentenceTransformer` from a folder, a Hub id, or a Hub id at a commit (`org/name@` and 40 hexadecimal
+    digits).
+
+    A folder may bring its own code. A Hub id may only with its commit, whose content cannot change. If the Hub does
+    not answer within seconds, only the cache is read.
+
+    Raises:
+        ValueError: there is no such model; it needs code of its own that may not run; a settings file is invalid; a
+            folder lacks weights; or loading fails otherwise, and the error gives the cause.
+    """
+    folder = Path(name)
+    if any((folder / settings).is_file() for settings in SETTINGS):
+        check_code_files(folder)
+        check_model_files(folder)
+        model = _load(name, name, device, None, trusted=True)
+        check_tensors(folder, model[0])
+        return model
+    if folder.is_dir() or name.count("/") != 1:
+        has = f"model folder: it has none of {', '.join(SETTINGS)}" if folder.is_dir() else "folder"
+        raise ValueError(f"encoder {name!r} is no {has}; give a model folder, or a Hub id as org/name")
+    pinned = re.fullmatch("(.+)@([0-9a-f]{40})", name)
+    repository, revision = pinned.groups() if pinned else (name, None)
+    with hub_or_cache(repository, revision) as silent:
+        return _load(name, repository, device, revision, pinned is not None, silent)
+
+
+def _load(name: str, path: str, device: str | None, revision: str | None, trusted: bool, silent: str = ""):
+    """Return the model; `silent` is why the Hub does not answer."""
+    from sentence_transformers import SentenceTransformer  # slow, and no baseline needs it
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # of loading weights, which takes no time
+    try:
+        model = SentenceTransformer(path, device=device, revision=revision, trust_remote_code=trusted)
+    except Exception as error:  # other people's files, read by other people's code
+        if "trust_remote_code" in str(error) and not trusted:
+            reason = (
+                f"brings code of its own; read it, then name the commit that you read, as in {name}@COMMIT with all "
+                "40 digits"
+            )
+        elif silent:
+            reason = (
+                f"is no folder and cannot be loaded from the cache, and the Hub does not answer ({silent}); go online, "
+                "or give a model folder"
+            )
+        else:
+            reason = f"cannot be loaded ({type(error).__name__}: {one_line(error)}); mend the model, or name another"
+        raise ValueError(f"encoder {name!r} {reason}") from error
+    if getattr(model, "tokenizer", None) is None:
+        raise ValueError(
+            f"encoder {name!r}: its first module, {type(model[0]).__name__}, reads no text; mend modules.json"
+        )
+    if len(model) == 1 and hasattr(model[0], "modality_config") and not pools_itself(model[0]):
+        raise ValueError(f"encoder {name!r} has no module that makes one vector of its tokens'; mend modules.json")
+    return model
+
+
+def check_tensors(folder: Path, transformer) -> None:
+    """Refuse a folder whose safetensors do not hold what its model reads: transformers would fill the gap at random.
+
+    A pooler may be missing where sentence-transformers pools by itself. A folder of another class than the one that
+    was loaded may hold that class's head. Older folders hold tables that are made anew (`position_ids`).
+
+    Args:
+        transformer: the first module of the sentence-transformers model.
+
+    Raises:
+        ValueError: tensors are missing or unexpected.
+    """
+    stored = set()
+    for path in folder.glob("model*.safetensors"):
+        with safe_open(path, "np") as tensors:
+            stored |= set(tensors.keys())
+    model = getattr(transformer, "model", None)
+    if not stored or model is None:
+        return
+    expected = set(model.state_dict())
+    without_prefix = stored | {name.split(".", 1)[-1] for name in stored}  # of a model with a head, `bert.` or `model.`
+    missing = {
+        name for name in expected - without_prefix if pools_itself(transformer) or not name.startswith("pooler.")
+    }
+    same_class = type(model).__name__ in (model.config.architectures or [])
+    unexpected = stored - expected - {name for name, _ in model.named_buffers()} if same_class else set()
+    for what, names in (("lacks", missing), ("has, unexpectedly,", unexpected)):
+        if names:
+            raise ValueError(f"encoder {str(folder)!r} {what} {', '.join(sorted(names))}; save the whole model again")
+
+
+def pools_itself(transformer) -> bool:
+    """Return whether the transformer gives a text's vector, not those of its tokens."""
+    return getattr(transformer, "module_output_name", None) == "sentence_embedding"
+
+
+def check_late_chunking(model, name: str) -> None:
+    """Refuse a `SentenceTransformer` whose vector is not some mean over its tokens.
+
+    Raises:
+        ValueError: the model's vector is one token's, or its pooling is unknown. Names the encoder and the pooling.
+    """
+    transformer, *others = model
+    if not hasattr(transformer, "model") or not hasattr(transformer, "modality_config"):
+        reason = f"its first module is {type(transformer).__name__}, not a Transformer"
+    else:
+        modes = [mode for module in others for mode in np.atleast_1d(getattr(module, "pooling_mode", []))]
+        if pools_itself(transformer):
+            pooler = getattr(transformer.model, "pooler", None)
+            takes_mask = pooler is not None and len(inspect.signature(pooler.forward).parameters) == 3
+            modes = [str(getattr(pooler, "pooling", ""))] if takes_mask else []
+        single = [str(mode) for mode in modes if str(mode).startswith(POOLS_ONE_TOKEN)]
+        if modes and not single:
+            return
+        reason = f"its pooling {', '.join(single) or 'takes no mask of tokens or is unknown'} is no mean over tokens"
+    raise ValueError(f"encoder {name!r} cannot divide a document after one pass: {reason}; use best-chunk")
+
+
+def pool_parts(model, features: dict, counts) -> list:
+    """Run the model once and pool `counts` (B,) equal parts of each row.
+
+    Args:
+        model: a `SentenceTransformer` in evaluation mode that `check_late_chunking` accepts.
+        features: what its `preprocess` returns, on its device.
+
+    Returns:
+        tensors (its count, d), one a row. Special tokens belong to the first and the last part, a prompt to the first.
+    """
+    import torch
+
+    transformer, *others = model
+    mask = features["attention_mask"].bool()  # (B, L)
+    prompt = features.pop("prompt_length", None)  # else the pooling would drop as many tokens of every part
+    if prompt is not None and not all(getattr(module, "include_prompt", True) for module in others):
+        mask = mask & (mask.cumsum(1) > int(prompt))
+    part = (mask.cumsum(1) - 1) * counts[:, None] // mask.sum(1, keepdim=True).clamp(min=1)
+    part = part.masked_fill(~mask, -1)  # (B, L): which part a token belongs to
+    if pools_itself(transformer):
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        hidden = transformer.model(**{name: features[name] for name in names if name in features}).last_hidden_state
+    else:
+        features = transformer(features)
+    vectors = []
+    for number in range(int(counts.max())):
+        chosen = part == number
+        if pools_itself(transformer):
+            outputs = {"sentence_embedding": transformer.model.pooler(hidden, chosen, features["input_ids"])}
+        else:
+            outputs = {**features, "attention_mask": chosen.to(features["attention_mask"].dtype)}
+        for module in others:
+            outputs = module(outputs)
+        vectors.append(outputs["sentence_embedding"])
+    stacked = torch.stack(vectors, dim=1)  # (B, parts, d)
+    return [rows[:count] for rows, count in zip(stacked, counts.tolist(), strict=True)]

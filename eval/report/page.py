@@ -15,7 +15,7 @@ from urllib.parse import quote
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 
-from ..comparison import by_task
+from ..statistics import by_task
 from . import paper
 from .analyses import (
     clusters_section,

@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 
-from ..intervals import paired_difference_interval
+from ..statistics import paired_difference_interval
 from . import paper
 from .plots import CostPoint, cost_plot
 from .tables import (

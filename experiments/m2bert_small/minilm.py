@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from m2bert.eval.encoders.chunks import cut, overhead_tokens
+from m2bert.eval.encoders.policies import cut, overhead_tokens
 from m2bert.eval.tasks.schema import RetrievalTask, load_task
 from m2bert.hub.card import public_record
 from m2bert.hub.folder import check_output, whole_folder

@@ -6,20 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-WORDS = [
-    "apple",
-    "pear",
-    "boat",
-    "sail",
-    "stone",
-    "wall",
-    "cloud",
-    "rain",
-    "river",
-    "bridge",
-    "horse",
-    "saddle",
-]
+WORDS = ["apple", "pear", "boat", "sail", "stone", "wall", "cloud", "rain", "river", "bridge", "horse", "saddle"]
 
 
 def write_tables(folder: Path, queries: list[dict], documents: list[dict], split: str = "test") -> Path:

@@ -4,8 +4,8 @@ import unicodedata
 
 import pytest
 
-from m2bert.eval.metric import score_ranking
 from m2bert.eval.rankers import Bm25Ranker
+from m2bert.eval.search import score_ranking
 from m2bert.eval.tasks.from_csv import load_csv_folder, load_csv_task
 
 

@@ -1,22 +1,77 @@
+"""nDCG@k against its definition and pytrec_eval, and the folder as a module of `evaluate` and as a Space."""
+
+import doctest
 import math
+import sys
 from pathlib import Path
 
 import evaluate
 import numpy as np
 import pytest
+import pytrec_eval
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from m2bert.eval.metric import score_ranking
+from m2bert.eval.search import score_ranking
 
-METRIC = str(Path(__file__).resolve().parents[2] / "eval" / "metrics" / "ndcg")
+FOLDER = Path(__file__).resolve().parents[2] / "eval" / "metrics" / "ndcg"
+DOCUMENTS = st.text(alphabet=st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=3)
+# Few values tie often; floats that differ in 64 bits only tie as 32-bit floats.
+SCORES = st.one_of(st.sampled_from([0.0, -0.5, 0.1, 0.1 + 1e-12]), st.floats(-1e6, 1e6, width=32))
+CUTOFFS = st.sampled_from([1, 2, 3, 10, 1000])
+RUN, QRELS = {"q": {"a": 1.0}}, {"q": {"a": 1}}
 
 
-def test_a_tie_goes_to_the_larger_document_id():
+@st.composite
+def rankings(draw):
+    """(run, qrels) of a few queries: graded, tied, unjudged and unranked documents, queries that found nothing."""
+    queries = draw(st.lists(DOCUMENTS, min_size=1, max_size=4, unique=True))
+    run, qrels = {}, {}
+    for query in queries:
+        documents = draw(st.lists(DOCUMENTS, min_size=1, max_size=12, unique=True))
+        ranked, judged = (draw(st.lists(st.sampled_from(documents), unique=True)) for _ in range(2))
+        run[query] = {document: draw(SCORES) for document in ranked}
+        qrels[query] = {document: draw(st.integers(0, 4)) for document in judged or documents[:1]}
+    return run, qrels
+
+
+def defined_ndcg(scores: dict[str, float], judged: dict[str, int], k: int) -> float:
+    """nDCG@k from its definition: linear gain, log2 discount, ties by descending document id."""
+    order = sorted(scores, key=lambda document: (np.float32(scores[document]), document.encode()), reverse=True)
+    gained = sum(judged.get(document, 0) / math.log2(rank + 2) for rank, document in enumerate(order[:k]))
+    possible = sum(gain / math.log2(rank + 2) for rank, gain in enumerate(sorted(judged.values(), reverse=True)[:k]))
+    return gained / possible if possible else 0.0
+
+
+@given(rankings(), CUTOFFS)
+def test_values_follow_the_definition(tables, k):
+    run, qrels = tables
+    expected = {query: defined_ndcg(run[query], qrels[query], k) for query in qrels}
+    assert score_ranking(run, qrels, k) == pytest.approx(expected, abs=1e-9)
+
+
+@given(rankings(), CUTOFFS, st.randoms(use_true_random=False))
+def test_neither_order_nor_scale_matters(tables, k, generator):
+    run, qrels = tables
+    shuffled = {
+        query: dict(generator.sample([(document, 2 * score) for document, score in scores.items()], len(scores)))
+        for query, scores in run.items()
+    }
+    assert score_ranking(shuffled, qrels, k) == score_ranking(run, qrels, k)
+
+
+@given(rankings(), CUTOFFS)
+def test_the_judgements_themselves_are_the_best_ranking(tables, k):
+    _, qrels = tables
+    best = score_ranking({query: dict(judged) for query, judged in qrels.items()}, qrels, k)
+    assert best == pytest.approx({query: float(any(judged.values())) for query, judged in qrels.items()})
+
+
+def test_ties_and_queries_that_were_not_ranked():
     run = {"q": {"a": 1.0, "b": 1.0}}
-    assert score_ranking(run, {"q": {"b": 1}}, k=1) == {"q": 1.0}
+    assert score_ranking(run, {"q": {"b": 1}}, k=np.int64(1)) == {"q": 1.0}  # a tie goes to the larger id
     assert score_ranking(run, {"q": {"a": 1}}, k=1) == {"q": 0.0}
-
-
-def test_a_query_that_was_not_ranked_counts_as_zero():
     qrels = {"q1": {"a": 1}, "q2": {"a": 1}, "q3": {"a": 1}}
     assert score_ranking({"q1": {"a": 1.0}, "q2": {}}, qrels) == {"q1": 1.0, "q2": 0.0, "q3": 0.0}
 
@@ -24,19 +79,16 @@ def test_a_query_that_was_not_ranked_counts_as_zero():
 @pytest.mark.parametrize(
     ("run", "qrels", "k", "message"),
     [
-        ({"q": {"a": 1.0}}, {"q": {"a": 1}}, 0, "k=0"),
-        ({"q": {"a": 1.0}}, {"q": {"a": 1}}, 2.5, "k=2.5"),
-        ({"q": {"a": 1.0}}, {"q": {"a": 1}}, True, "k=True"),
-        ({"q": {"a": 1.0}}, {"q": {"a": 1}}, 10.0, "k=10.0"),
-        ({"q": {"a": math.nan}}, {"q": {"a": 1}}, 10, "'a' for query 'q' is NaN"),
-        ({"q": {"a": 1.0}, "x": {"a": 1.0}}, {"q": {"a": 1}}, 10, "'x', which has no reference"),
-        ({"q": {"a": 1.0}}, {"q": {"a": -1}}, 10, "relevance of document 'a' for query 'q' is -1"),
-        ({"q": {"a": 1.0}}, {"q": {"a": 1.5}}, 10, "is 1.5; it must be a whole number"),
-        ({"q": {"a": None}}, {"q": {"a": 1}}, 10, "'a' for query 'q' is missing"),
-        ({"q": {"a\0b": 1.0}}, {"q": {"a": 1}}, 10, "null character"),
+        (RUN, QRELS, 0, "k=0"),
+        ({"q": {"a": math.nan}}, QRELS, 10, "'a' for query 'q' is NaN"),
+        ({"q": {"a": None}}, QRELS, 10, "'a' for query 'q' is missing"),
+        ({**RUN, "x": {"a": 1.0}}, QRELS, 10, "'x', which has no reference"),
+        (RUN, {"q": {"a": -1}}, 10, "relevance of document 'a' for query 'q' is -1"),
+        (RUN, {"q": {"a": 1.5}}, 10, "is 1.5; it must be a whole number"),
+        (RUN, {"q": {"a": 2**40}}, 10, "'a' for query 'q'"),
     ],
 )
-def test_bad_rankings_are_refused(run, qrels, k, message):
+def test_what_would_give_a_wrong_value_is_refused(run, qrels, k, message):
     with pytest.raises(ValueError, match=message):
         score_ranking(run, qrels, k)
 
@@ -44,7 +96,7 @@ def test_bad_rankings_are_refused(run, qrels, k, message):
 @pytest.fixture(scope="module")
 def ndcg(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluate")
-    return evaluate.load(METRIC, experiment_id="test_ndcg", keep_in_memory=True, cache_dir=str(folder))
+    return evaluate.load(str(FOLDER), experiment_id="test_ndcg", keep_in_memory=True, cache_dir=str(folder))
 
 
 def predicted(query_id, doc_ids, scores):
@@ -55,18 +107,20 @@ def judged(query_id, doc_ids, relevance):
     return {"query_id": query_id, "doc_ids": doc_ids, "relevance": relevance}
 
 
-def test_the_evaluate_module_averages_over_all_references(ndcg):
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rankings(), CUTOFFS)
+def test_the_evaluate_module_gives_the_values_of_pytrec_eval(ndcg, tables, k):
+    run, qrels = tables
+    found = pytrec_eval.RelevanceEvaluator(qrels, {f"ndcg_cut.{k}"}).evaluate({q: run[q] for q in run if run[q]})
+    expected = {query: found.get(query, {}).get(f"ndcg_cut_{k}", 0.0) for query in qrels}
     result = ndcg.compute(
-        predictions=[predicted("q2", [], []), predicted("q1", ["a", "b"], [0.1, 0.9])],
-        references=[judged("q1", ["a"], [1]), judged("q2", ["a"], [1])],
-        k=5,
+        predictions=[predicted(q, list(run[q]), list(run[q].values())) for q in run],
+        references=[judged(q, list(qrels[q]), list(qrels[q].values())) for q in qrels],
+        k=k,
         per_query=True,
     )
-    second = 1 / math.log2(3)
-    assert result == {
-        "ndcg_at_5": pytest.approx(second / 2),
-        "per_query": {"q1": pytest.approx(second), "q2": 0.0},
-    }
+    assert result["per_query"] == pytest.approx(expected)
+    assert result[f"ndcg_at_{k}"] == pytest.approx(sum(expected.values()) / len(expected))
 
 
 def test_the_evaluate_module_gives_the_mean_only_unless_asked(ndcg):
@@ -74,23 +128,21 @@ def test_the_evaluate_module_gives_the_mean_only_unless_asked(ndcg):
     assert result == {"ndcg_at_10": 1.0}
 
 
+FOUND, ONE = predicted("q", ["a"], [1.0]), judged("q", ["a"], [1])
+
+
 @pytest.mark.parametrize(
     ("predictions", "references", "message"),
     [
-        ([predicted("q", ["a", "b"], [1.0])], [judged("q", ["a"], [1])], "2 doc_ids but 1 scores"),
-        ([predicted("q", ["a"], [1.0])], [judged("q", ["a", "b"], [1])], "2 doc_ids but 1 relevance"),
-        ([predicted("q", ["a", "a"], [1.0, 2.0])], [judged("q", ["a"], [1])], "name a document twice"),
-        (
-            [predicted("q", ["a"], [1.0])] * 2,
-            [judged("q", ["a"], [1]), judged("r", ["a"], [1])],
-            "occurs twice",
-        ),
-        ([predicted("x", ["a"], [1.0])], [judged("q", ["a"], [1])], "'x', which has no reference"),
-        ([predicted("q", ["a"], [math.nan])], [judged("q", ["a"], [1])], "NaN"),
-        ([predicted("q", None, [1.0])], [judged("q", ["a"], [1])], "give empty lists for none"),
-        ([predicted("q", ["a"], [1.0])], [judged("q", ["a"], [1.7])], "is 1.7; it must be a whole number"),
-        ([predicted("q", ["a"], [1.0])], [judged("q", ["a"], [2.0**40])], "must be a whole number, 0 or more, up to"),
-        ([predicted("q", ["a"], [1.0])], [judged("q", ["a"], [math.nan])], "is nan; it must be a whole number"),
+        ([predicted("q", ["a", "b"], [1.0])], [ONE], "predictions of query 'q': 2 doc_ids"),
+        ([FOUND], [judged("q", ["a", "b"], [1])], "references of query 'q': 2 doc_ids"),
+        ([predicted("q", ["a", "a"], [1.0, 2.0])], [ONE], "1 of them different"),
+        ([predicted("q", None, [1.0])], [ONE], "predictions of query 'q': 0 doc_ids"),
+        ([FOUND] * 2, [ONE, judged("r", ["a"], [1])], "occurs twice in predictions"),
+        ([predicted("x", ["a"], [1.0])], [ONE], "'x', which has no reference"),
+        ([predicted("q", ["a"], [math.nan])], [ONE], "NaN"),
+        ([FOUND], [judged("q", ["a"], [1.7])], "is 1.7; it must be a whole number"),
+        ([FOUND], [judged("q", ["a"], [math.nan])], "is nan; it must be a whole number"),
         ([], [], "references are empty"),
     ],
 )
@@ -99,26 +151,22 @@ def test_the_evaluate_module_refuses_bad_tables(ndcg, predictions, references, m
         ndcg.compute(predictions=predictions, references=references)
 
 
-@pytest.mark.parametrize("k", [2**31, 2**32 + 1, 2**63, 10**30])
-def test_a_cut_off_beyond_any_ranking_counts_all_of_it(k):
-    assert score_ranking({"q": {"a": 0.1, "b": 0.9}}, {"q": {"a": 1}}, k) == {"q": pytest.approx(1 / math.log2(3))}
-
-
-def test_every_kind_of_whole_number_is_a_cut_off():
-    run, qrels = {"q": {"a": 2.0, "b": 1.0}}, {"q": {"b": 1}}
-    assert score_ranking(run, qrels, k=np.int64(10)) == score_ranking(run, qrels, k=10)
-
-
-def test_the_description_stands_on_the_class_and_its_examples_run(monkeypatch, tmp_path):
-    import doctest
-    import sys
-    from pathlib import Path
-
-    import evaluate
-
-    monkeypatch.chdir(Path(__file__).resolve().parents[2])
+def test_the_examples_of_the_docstring_run(monkeypatch):
+    monkeypatch.chdir(FOLDER.parents[2])
     module = sys.modules[type(evaluate.load("eval/metrics/ndcg")).__module__]
     assert "discounted by" in module.NDCG.__doc__
     result = doctest.testmod(module)
-    assert result.attempted >= 2
-    assert result.failed == 0
+    assert (result.attempted >= 2, result.failed) == (True, 0)
+
+
+def test_the_card_is_a_space_of_evaluate_and_its_example_gives_what_it_says(ndcg):
+    _, front, text = (FOLDER / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    card = yaml.safe_load(front)
+    assert {"title", "emoji", "colorFrom", "colorTo", "sdk_version", "description"} <= card.keys()
+    assert (card["sdk"], set(card["tags"])) == ("gradio", {"evaluate", "metric"})
+    assert (FOLDER / card["app_file"]).is_file()
+    code = text.split("```python\n")[1].split("```")[0]
+    result = eval(code[code.index("ndcg.compute(") :], {"ndcg": ndcg})
+    shown = text.split("gives `")[1].split("`")[0]
+    assert f"{result['ndcg_at_10']:.4f}"[:6] in shown
+    assert f"{result['per_query']['q1']:.4f}"[:6] in shown

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 from m2bert.eval import rankers
 from m2bert.eval.encoders.cache import VectorStore
 from m2bert.eval.encoders.policies import parse_policy
 from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
-from m2bert.eval.metric import score_ranking
-from m2bert.eval.rankers import Bm25Ranker, DenseRanker
-from m2bert.eval.search import trec_order
+from m2bert.eval.rankers import Bm25Ranker, DenseRanker, rank_tfidf
+from m2bert.eval.search import score_ranking, trec_order
 from m2bert.eval.tasks.schema import load_task, make_task
 
 
@@ -162,12 +162,27 @@ def test_bm25_ranks_nothing_for_unknown_words_and_no_empty_text(tmp_path, write_
     assert run["q3"]["p3"] > 0
 
 
-def test_bm25_refuses_documents_without_words(tmp_path, write_task, tiny_rows):
-    queries, documents = tiny_rows
-    for row in documents:
-        row["passage"] = "the"
-    with pytest.raises(ValueError, match="no document of task 'tiny' has a word"):
-        Bm25Ranker().rank(load_task(write_task(tmp_path, queries, documents), "tiny", "test"))
+def test_documents_without_words_are_refused():
+    documents = [{"pid": f"p{i}", "passage": "the"} for i in range(3)]
+    task = make_task("tiny", "test", [{"qid": "q", "query": "x", "answer_pids": ["p1"]}], documents)
+    for rank in (Bm25Ranker().rank, lambda task: next(rank_tfidf(task, 8, 1))):
+        with pytest.raises(ValueError, match="no document of task 'tiny' has a word"):
+            rank(task)
+
+
+def test_the_projection_of_tfidf_is_seeded_and_keeps_cosines():
+    texts = [f"{a} {b} shared" for a in ("apple", "boat", "wall") for b in ("pear", "sail", "rain")]
+    documents = [{"pid": f"p{i}", "passage": text} for i, text in enumerate(texts)]
+    queries = [{"qid": f"q{i}", "query": text, "answer_pids": ["p0"]} for i, text in enumerate([*texts, "unseen"])]
+    task = make_task("t", "test", queries, documents)
+    first, second = rank_tfidf(task, 4_000, 2)
+    assert next(rank_tfidf(task, 4_000, 1)) == first
+    rows = TfidfVectorizer(sublinear_tf=True, stop_words="english").fit_transform(texts)
+    exact = (rows @ rows.T).toarray()
+    found = np.array([[first[f"q{i}"][f"p{j}"] for j in range(9)] for i in range(9)])
+    np.testing.assert_allclose(found, exact, atol=0.1)
+    assert found[0, 1] != second["q0"]["p1"]
+    assert set(first["q9"].values()) == {0.0}
 
 
 @pytest.mark.parametrize(("variant", "points"), [("documents", 91.04), ("documents_noquery", 90.68)])

@@ -1,12 +1,21 @@
-"""Exact search against a brute-force oracle: scores are small exact numbers, so equal ones are really equal."""
+"""Exact search against a brute-force oracle, trec_eval's order, and hybrids of two rankings.
+
+Scores are small exact numbers, so that equal ones are really equal.
+"""
 
 import numpy as np
 import pytest
 import pytrec_eval
 
 from m2bert.eval import search
-from m2bert.eval.search import ExactSearch, check_finite, rank_vectors, trec_order
-from m2bert.eval.tasks.schema import make_task
+from m2bert.eval.search import (
+    ExactSearch,
+    choose_weight,
+    reciprocal_rank_fusion,
+    rerank_order,
+    trec_order,
+    weighted_fusion,
+)
 
 
 @pytest.fixture
@@ -37,53 +46,86 @@ def test_blocks_give_what_brute_force_gives(corpus, monkeypatch, block, depth, a
     exact = ExactSearch(pids, len(queries))
     for first in range(0, 50, block):
         part = documents[first : first + block]
-        exact.add_vectors(
-            queries, pids[first : first + block], np.concatenate(part), np.array([len(rows) for rows in part])
-        )
+        counts = np.array([len(rows) for rows in part])
+        exact.add_vectors(queries, pids[first : first + block], np.concatenate(part), counts)
+        assert all(len(scores) <= depth for scores, _ in exact.best)  # memory follows the block, not the corpus
     run = exact.run([f"q{i}" for i in range(6)])
     expected = brute_force(queries, pids, documents, depth)
     assert run == expected
     assert [list(scores) for scores in run.values()] == [list(scores) for scores in expected.values()]
 
 
-def test_scores_survive_the_keys_exactly():
+def test_scores_keep_their_bits_and_both_zeros_are_equal():
     scores = np.array([[0.0, -0.0, 1e-45, -1e-45, 3.4e38, -3.4e38, 0.1, -0.1]], dtype=np.float32)
-    pids = list("abcdefgh")
-    exact = ExactSearch(pids, 1)
-    exact.add_scores(pids, scores)
+    exact = ExactSearch(list("abcdefgh"), 1)
+    exact.add_scores(list("abcdefgh"), scores)
     run = exact.run(["q"])["q"]
-    assert {pid: np.float32(score) for pid, score in run.items()} == dict(zip(pids, scores[0], strict=True))
-    assert list(run) == ["e", "g", "c", "b", "a", "d", "h", "f"]  # both zeros are equal: by descending id
+    assert {pid: np.float32(score) for pid, score in run.items()} == dict(zip("abcdefgh", scores[0], strict=True))
+    assert list(run) == ["e", "g", "c", "b", "a", "d", "h", "f"]
 
 
-def test_the_order_is_that_of_trec_eval():
-    """1 + 1e-9 is 1 in 32 bits; ids beyond ASCII order by their bytes."""
-    scores = {"p10": 1 + 1e-9, "p9": 1.0, "é": 1.0, "z": 0.5, "p1": 2.0}
-    order = trec_order(scores)
-    assert order == ["p1", "é", "p9", "p10", "z"]
-    for rank, pid in enumerate(order, start=1):
-        evaluator = pytrec_eval.RelevanceEvaluator({"q": {pid: 1}}, {"recip_rank"})
-        assert evaluator.evaluate({"q": scores})["q"]["recip_rank"] == pytest.approx(1 / rank)
+def trec_eval_order(scores: dict[str, float]) -> list[str]:
+    """The order that trec_eval gives: the one document that it is told to be relevant has reciprocal rank 1 / rank."""
+    qrels = {pid: {pid: 1} for pid in scores}
+    found = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank"}).evaluate(dict.fromkeys(scores, scores))
+    return sorted(scores, key=lambda pid: -found[pid]["recip_rank"])
 
 
-def test_memory_follows_the_block_not_the_corpus(monkeypatch):
-    monkeypatch.setattr(search, "DEPTH", 10)
-    exact = ExactSearch([f"p{i}" for i in range(10_000)], 3)
-    for first in range(0, 10_000, 100):
-        pids = [f"p{i}" for i in range(first, first + 100)]
-        exact.add_scores(pids, np.arange(first, first + 100, dtype=np.float32).repeat(3).reshape(-1, 3).T)
-        assert exact.keys.shape == (3, 10)
-    assert list(exact.run(list("abc"))["b"]) == [f"p{i}" for i in range(9_999, 9_989, -1)]
+def test_the_order_is_that_of_trec_eval_on_2000_random_runs():
+    """Scores tie often, some only in 32 bits; ids beyond ASCII order by their bytes."""
+    generator = np.random.default_rng(0)
+    names = ["p10", "p9", "p1", "é", "z", "Z", "日", "😀", "", "p", "a b", "-1"]
+    values = np.array([0.0, -0.0, 1.0, 1 + 1e-9, 1 + 1e-6, -2.5, 0.1, 1e-45, 3e38])
+    for _ in range(2_000):
+        pids = list(generator.permutation(names)[: generator.integers(1, len(names) + 1)])
+        scores = {str(pid): float(score) for pid, score in zip(pids, generator.choice(values, len(pids)), strict=True)}
+        order = trec_eval_order(scores)
+        assert trec_order(scores) == order
+        exact = ExactSearch(list(scores), 1)
+        for part in np.array_split(np.arange(len(scores)), 2):
+            block = [list(scores)[i] for i in part]
+            exact.add_scores(block, np.array([[scores[pid] for pid in block]], dtype=np.float32))
+        assert list(exact.run(["q"])["q"]) == order
 
 
-def test_vectors_that_are_not_finite_name_their_text():
-    documents = [{"pid": "p0", "passage": "a"}, {"pid": "p1", "passage": "b"}]
-    task = make_task("t", "test", [{"qid": "q0", "query": "x", "answer_pids": ["p0"]}], documents)
-    good, bad = np.eye(2, dtype=np.float32), np.array([[1, 0], [np.inf, 0]], dtype=np.float32)
-    assert rank_vectors(task, good[:1], good) == {"q0": {"p0": 1.0, "p1": 0.0}}
-    with pytest.raises(ValueError, match=r"vector of 'p1' is not finite \(1 of 2\)"):
-        rank_vectors(task, good[:1], bad)
-    with pytest.raises(ValueError, match="vector of 'q0' is not finite"):
-        rank_vectors(task, bad[1:], good)
-    with pytest.raises(ValueError, match="'b' is not finite"):
-        check_finite(["a", "b"], np.array([[0.0], [np.nan]]))
+def test_reciprocal_ranks_add_up():
+    first, second = {"q": {"a": 9.0, "b": 8.0, "c": 7.0}}, {"q": {"c": 0.2, "a": 0.1}}
+    fused = reciprocal_rank_fusion([first, second])["q"]
+    assert fused == pytest.approx({"a": 1 / 61 + 1 / 62, "c": 1 / 63 + 1 / 61, "b": 1 / 62})
+    assert list(fused) == ["a", "c", "b"]
+    assert reciprocal_rank_fusion([first, {}], k=1)["q"] == pytest.approx({"a": 1 / 2, "b": 1 / 3, "c": 1 / 4})
+    assert list(reciprocal_rank_fusion([{"q": {"a": 1.0, "c": 1.0, "b": 1.0}}])["q"]) == ["c", "b", "a"]
+
+
+def test_scores_are_scaled_per_query_before_they_are_weighed():
+    ours = {"q": {"a": 0.9, "b": 0.7, "c": 0.5}, "only ours": {"a": 2.0, "b": 1.0}}
+    theirs = {"q": {"c": 30.0, "d": 10.0}, "no words known": {"a": 0.0, "b": 0.0}}
+    fused = weighted_fusion(ours, theirs, 0.75)
+    assert fused["q"] == pytest.approx({"a": 0.75, "b": 0.375, "c": 0.25, "d": 0.0})
+    assert fused["only ours"] == pytest.approx({"a": 0.75, "b": 0.0})
+    assert fused["no words known"] == {"b": 0.0, "a": 0.0}
+
+
+def test_the_weight_is_the_best_on_the_grid():
+    """One query needs weight >= 0.35, the other <= 0.65; between them all weights are perfect, and 0.5 is chosen."""
+    ours = {"q": {"a": 1.0, "b": 0.5, "c": 0.0}, "r": {"a": 1.0, "b": 0.0, "c": 0.55}}
+    theirs = {"q": {"a": 0.8, "b": 1.0, "c": 0.0}, "r": {"a": 0.0, "b": 0.0, "c": 1.0}}
+    assert choose_weight(ours, theirs, {"q": {"a": 1}, "r": {"c": 1}}) == (0.5, 1.0)
+    assert choose_weight(ours, theirs, {"q": {"a": 1}, "r": {"a": 1}})[0] == 0.7
+    weight, ndcg = choose_weight({"q": {"a": 1.0, "b": 0.0}}, {"q": {"a": 0.0, "b": 1.0}}, {"q": {"a": 1}})
+    assert (weight, ndcg) == (0.55, 1.0)
+
+
+def test_reranked_candidates_come_first_and_the_others_keep_their_order():
+    candidates = {"q": {"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.0}, "r": {"a": 1.0}}
+    run = rerank_order(candidates, {"q": {"a": -0.5, "b": 0.5}})
+    assert trec_order(run["q"]) == ["b", "a", "c", "d"]
+    assert run["q"]["a"] == -0.5
+    assert trec_order(run["r"]) == ["a"]
+
+
+def test_a_fusion_holds_no_more_documents_than_a_run_may(monkeypatch):
+    monkeypatch.setattr(search, "DEPTH", 2)
+    ours, theirs = {"q": {"a": 1.0, "b": 0.5}}, {"q": {"c": 1.0, "d": 0.2}}
+    assert list(reciprocal_rank_fusion([ours, theirs])["q"]) == ["c", "a"]
+    assert list(weighted_fusion(ours, theirs, 0.4)["q"]) == ["c", "a"]

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 from test_scores import record
 
-from m2bert.eval.encoders.model_files import model_files
+from m2bert.eval.encoders.fingerprint import model_files
 from m2bert.files import parse_yaml
 from m2bert.hub.card import About, Card, Data, read_about, without_private
 from m2bert.hub.export import export_checkpoint

@@ -129,7 +129,7 @@ def test_mistakes_are_told_before_anything_slow_is_imported(tmp_path):
         ([*run, "bm52"], "did you mean 'bm25'"),
         ([*run, "./nowhere"], "is no folder"),
         ([*run, "bm25", "--policy", "trunc"], "did you mean 'truncate'"),
-        ([*run, "bm25", "--hybrid", "rff"], "did you mean 'rrf'"),
+        ([*run, "bm25", "--hybrid", "rff"], "'rerank', 'rrf' or 'weighted'"),
         ([*run, "bm25", "--data", "./nowhere"], "'./nowhere' is no folder"),
         ([*run, "bm25", "--output", "file"], "file exists"),
         ([*run, "bm25", "--output", "file/x.json"], "cannot be written"),
@@ -179,7 +179,7 @@ def test_an_interruption_is_one_line_and_130(monkeypatch, capsys, tmp_path):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("m2bert.eval.plan.make_plan", interrupt)
+    monkeypatch.setattr("m2bert.eval.run.make_plan", interrupt)
     arguments = ["eval", "--encoder", "bm25", "--data", tmp_path, "--output", tmp_path / "x.json"]
     code, out, err = run(monkeypatch, capsys, *arguments)
     assert (code, out, err.strip()) == (130, "", "m2bert: interrupted")

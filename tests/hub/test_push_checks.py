@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_cli import run
 
-from m2bert.eval.encoders.model_loading import load_model
+from m2bert.eval.encoders.sentence_transformer import load_model
 from m2bert.hub import clean_load
 from m2bert.hub.folder import write_folder
 from m2bert.hub.push_checks import check_files, check_loading, collect

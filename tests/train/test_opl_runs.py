@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
-from m2bert.eval.metric import score_ranking
+from m2bert.eval.search import score_ranking
 from m2bert.eval.tasks.schema import load_task
 from m2bert.train import retrieval_run as opl
 from m2bert.train.grad_cache import encode

@@ -66,9 +66,7 @@ Examples:
     0.32
 """
 
-
-HIGHEST_RELEVANCE = 1_000_000  # trec_eval keeps a table with an entry for every grade up to the highest
-DEEPEST = 2**31 - 1  # deeper than any ranking; trec_eval reads larger cut-offs as something else
+HIGHEST_RELEVANCE = 1_000_000  # trec_eval keeps a table of all grades, and reads grades of 2**32 as 0
 
 
 def ndcg_at_k(run: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]], k: int = 10) -> dict[str, float]:
@@ -79,80 +77,51 @@ def ndcg_at_k(run: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]]
         qrels: {query id: {document id: relevance >= 0}}.
 
     Raises:
-        ValueError: k is no whole number from 1 on, a score is no number or NaN, a relevance is no whole number from 0
-            to HIGHEST_RELEVANCE, an id holds a null character, or `run` ranks a query that has no qrel.
+        ValueError: k < 1, a score is missing or NaN, a relevance is not a whole number from 0 to HIGHEST_RELEVANCE, or
+            `run` ranks a query that has no qrel.
     """
-    k = _cut_off(k)
-    strangers = sorted(run.keys() - qrels.keys())
-    if strangers:
-        raise ValueError(f"predictions rank query {strangers[0]!r}, which has no reference; drop or judge it")
-    _check_scores(run)
-    depth = min(k, DEEPEST)
-    evaluator = pytrec_eval.RelevanceEvaluator(_as_grades(qrels), {f"ndcg_cut.{depth}"})
-    ranked = evaluator.evaluate({query_id: scores for query_id, scores in run.items() if scores})
-    return {query_id: ranked.get(query_id, {}).get(f"ndcg_cut_{depth}", 0.0) for query_id in qrels}
-
-
-def _cut_off(k) -> int:
-    """Return k as an int, whichever type of whole number it is."""
-    try:
-        number = 0 if isinstance(k, bool) else operator.index(k)
-    except TypeError:
-        number = 0
-    if number < 1:
-        raise ValueError(f"k={k!r} is no cut-off; k must be a whole number from 1 on")
-    return number
-
-
-def _check_scores(run: dict[str, dict[str, float]]) -> None:
+    k = operator.index(k)
+    if k < 1:
+        raise ValueError(f"k={k} is no cut-off; k must be a whole number from 1 on")
     for query_id, scores in run.items():
+        if query_id not in qrels:
+            raise ValueError(f"predictions rank query {query_id!r}, which has no reference; drop or judge it")
         for document_id, score in scores.items():
             if score is None or math.isnan(score):
                 what = "missing" if score is None else "NaN"
-                raise ValueError(
-                    f"the score of document {document_id!r} for query {query_id!r} is {what}; drop or fix it"
-                )
-            _check_id(document_id)
+                raise ValueError(f"the score of document {document_id!r} for query {query_id!r} is {what}; fix it")
+    grades = {
+        query_id: {document_id: _grade(relevance, document_id, query_id) for document_id, relevance in judged.items()}
+        for query_id, judged in qrels.items()
+    }
+    evaluator = pytrec_eval.RelevanceEvaluator(grades, {f"ndcg_cut.{k}"})
+    ranked = evaluator.evaluate({query_id: scores for query_id, scores in run.items() if scores})
+    return {query_id: ranked.get(query_id, {}).get(f"ndcg_cut_{k}", 0.0) for query_id in qrels}
 
 
-def _as_grades(qrels: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
-    """Return the judgements as plain integers, which is all that pytrec_eval takes."""
-    grades = {}
-    for query_id, judged in qrels.items():
-        _check_id(query_id)
-        for document_id, relevance in judged.items():
-            _check_id(document_id)
-            if relevance is None or not 0 <= relevance <= HIGHEST_RELEVANCE or relevance != int(relevance):
-                raise ValueError(
-                    f"the relevance of document {document_id!r} for query {query_id!r} is {relevance}; it must be a "
-                    f"whole number, 0 or more, up to {HIGHEST_RELEVANCE:,}"
-                )
-        grades[query_id] = {document_id: int(relevance) for document_id, relevance in judged.items()}
-    return grades
-
-
-def _check_id(name: str) -> None:
-    """Refuse what trec_eval's code would cut short, and so take for another id."""
-    if "\0" in name:
-        raise ValueError(f"the id {name!r} holds a null character; remove it")
+def _grade(relevance: float | None, document_id: str, query_id: str) -> int:
+    """Return a relevance as an integer, which is all that pytrec_eval takes."""
+    if relevance is None or not 0 <= relevance <= HIGHEST_RELEVANCE or relevance != int(relevance):
+        raise ValueError(
+            f"the relevance of document {document_id!r} for query {query_id!r} is {relevance}; it must be a whole "
+            f"number from 0 to {HIGHEST_RELEVANCE:,}"
+        )
+    return int(relevance)
 
 
 def _by_query(rows: list[dict], values: str, name: str) -> dict[str, dict]:
     """Return {query id: {document id: value}}, with the checks that a plain zip would skip."""
     table = {}
     for row in rows:
-        query_id, document_ids = row["query_id"], row["doc_ids"]
-        if query_id in table:
-            raise ValueError(f"query {query_id!r} occurs twice in {name}; give each query one row")
-        if document_ids is None or row[values] is None:
-            raise ValueError(f"{name} of query {query_id!r} lack doc_ids or {values}; give empty lists for none")
-        if len(document_ids) != len(row[values]):
+        query_id, document_ids, its_values = row["query_id"], row["doc_ids"] or [], row[values] or []
+        table[query_id] = dict(zip(document_ids, its_values, strict=False))
+        if not len(document_ids) == len(its_values) == len(table[query_id]):
             raise ValueError(
-                f"{name} of query {query_id!r}: {len(document_ids)} doc_ids but {len(row[values])} {values}"
+                f"{name} of query {query_id!r}: {len(document_ids)} doc_ids, {len(set(document_ids))} of them "
+                f"different, but {len(its_values)} {values}; give each document once, with its value"
             )
-        table[query_id] = dict(zip(document_ids, row[values], strict=True))
-        if len(table[query_id]) != len(document_ids):
-            raise ValueError(f"{name} of query {query_id!r} name a document twice; give each document once")
+    if len(table) < len(rows):
+        raise ValueError(f"a query occurs twice in {name}; give each query one row")
     return table
 
 
@@ -188,7 +157,6 @@ class NDCG(evaluate.Metric):
         qrels = _by_query(references, "relevance", "references")
         if not qrels:
             raise ValueError("references are empty; a mean needs at least one query")
-        k = _cut_off(k)
         values = ndcg_at_k(run, qrels, k)
         result = {f"ndcg_at_{k}": sum(values.values()) / len(values)}
         if per_query:

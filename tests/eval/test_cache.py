@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m2bert.eval.encoders import cache as vector_store
+from m2bert.eval.encoders import cache as cache
 from m2bert.eval.encoders.cache import VectorStore, default_cache_folder
 from m2bert.eval.encoders.policies import parse_policy
 
@@ -29,7 +29,7 @@ class Counting:
             raise RuntimeError("out of memory")
         self.encoded += texts
         rows = [[len(text), 1 + sum(map(ord, text)) % 97, task == "query"] for text in texts]
-        rows = np.array(rows, dtype=np.float32)
+        rows = np.array(rows, dtype=np.float32).reshape(-1, 3)
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
     def count_tokens(self, texts, task):
@@ -44,13 +44,6 @@ class Counting:
         ]
 
 
-class Wide(Counting):
-    """Gives rows of its width for no texts too, as an encoder must."""
-
-    def encode(self, texts, task, max_tokens=None):
-        return super().encode(texts, task) if texts else np.zeros((0, self.dimensions), dtype=np.float32)
-
-
 @pytest.fixture
 def policy():
     return parse_policy("best-chunk:tokens=1")
@@ -58,7 +51,7 @@ def policy():
 
 @pytest.fixture(autouse=True)
 def small_portions(monkeypatch):
-    monkeypatch.setattr(vector_store, "PORTION_CHARS", 12)
+    monkeypatch.setattr(cache, "PORTION_CHARS", 12)
 
 
 def assert_same(first, second):
@@ -81,7 +74,7 @@ def test_vectors_come_in_the_order_of_the_texts_whether_kept_or_not(tmp_path, po
 def test_no_texts_give_no_rows_of_the_right_width(tmp_path, policy):
     for folder in (None, tmp_path):
         for each in (policy, parse_policy("chunk-average:tokens=1"), parse_policy("truncate"), None):
-            timed = VectorStore(folder).embed(Wide(), each, [])
+            timed = VectorStore(folder).embed(Counting(), each, [])
             assert [part.shape for part in (*timed.vectors, timed.seconds)] == [(0, 3), (0,), (0,), (0,)]
 
 
@@ -192,9 +185,10 @@ def test_vectors_that_are_not_finite_are_named_and_not_kept(tmp_path):
 def test_what_a_killed_writer_left_is_removed(tmp_path, policy):
     VectorStore(tmp_path).embed(Counting(), policy, TEXTS)
     (shelf,) = tmp_path.iterdir()
-    old, new = (shelf / f".{name}.safetensors.123" for name in ("old", "new"))
+    old, new = (shelf / f".{name}.safetensors.partial" for name in ("old", "new"))  # as `write_atomically` leaves them
     for scratch in (old, new):
-        scratch.write_bytes(b"half")
+        scratch.mkdir()
+        (scratch / "half").write_bytes(b"half")
     os.utime(old, (0, 0))
     VectorStore(tmp_path).embed(Counting(), policy, TEXTS)
     assert [path for path in shelf.iterdir() if path.name.startswith(".")] == [new]  # somebody may be writing it
@@ -202,7 +196,7 @@ def test_what_a_killed_writer_left_is_removed(tmp_path, policy):
 
 def test_two_runs_at_once_write_the_same_folder(tmp_path, policy):
     code = (
-        "import sys; from test_vector_store import *; vector_store.PORTION_CHARS = 12\n"
+        "import sys; from test_cache import *; cache.PORTION_CHARS = 12\n"
         f"for text in range(40): VectorStore({str(tmp_path)!r}).embed(Counting(), parse_policy('truncate'), "
         "[*TEXTS, f'text {text}'])"
     )
@@ -216,14 +210,12 @@ def test_two_runs_at_once_write_the_same_folder(tmp_path, policy):
 
 
 def test_only_what_is_asked_for_is_read(tmp_path, policy, monkeypatch):
-    from m2bert.eval.encoders import vector_shelf
-
     VectorStore(tmp_path).embed(Counting(), policy, TEXTS)
     opened = []
-    original = vector_shelf.safe_open
+    original = cache.safe_open
     store = VectorStore(tmp_path)
     store.embed(Counting(), policy, ["boat"])  # reads the index
-    monkeypatch.setattr(vector_shelf, "safe_open", lambda path, kind: opened.append(path) or original(path, kind))
+    monkeypatch.setattr(cache, "safe_open", lambda path, kind: opened.append(path) or original(path, kind))
     store.embed(Counting(), policy, ["boat"])
     assert len(opened) == 1 < len(list(tmp_path.glob("*/*.safetensors")))
 
@@ -246,7 +238,7 @@ def test_the_default_folder(monkeypatch, tmp_path):
 
 def test_one_process_starts_no_group(tmp_path, policy):
     code = (
-        "import sys; from m2bert.eval.encoders.cache import VectorStore; from test_vector_store import *;"
+        "import sys; from m2bert.eval.encoders.cache import VectorStore; from test_cache import *;"
         f"VectorStore({str(tmp_path)!r}).embed(Counting(), parse_policy('truncate'), TEXTS);"
         "assert not {'accelerate', 'torch.distributed'} & set(sys.modules)"
     )
@@ -256,11 +248,11 @@ def test_one_process_starts_no_group(tmp_path, policy):
 SEVERAL_PROCESSES = """
 import sys
 import numpy as np
-from m2bert.eval.encoders import cache as vector_store
-from m2bert.eval.encoders.processes import Processes
-from test_vector_store import Counting, TEXTS, VectorStore, parse_policy
+from m2bert.eval.encoders import cache as cache
+from m2bert.eval.progress import Processes
+from test_cache import Counting, TEXTS, VectorStore, parse_policy
 
-vector_store.PORTION_CHARS = 12
+cache.PORTION_CHARS = 12
 folder, output = sys.argv[1:]
 processes = Processes()
 assert processes.world == 2
