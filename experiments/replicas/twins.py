@@ -88,8 +88,8 @@ def attend(row: Tensor, length: int) -> Tensor:
 
 @torch.no_grad()
 def identity_layer_(layer) -> None:
-    """Make a layer the identity, as m2bert.train.starts does, whichever mixer it has. Queries, keys and values start
-    with a standard deviation of H^(-1/2): at the 0.02 of wide models attention is uniform for longer."""
+    """Make a layer the identity, as m2bert.train.starts does, whichever mixer it has. Queries, keys and values
+    start with a standard deviation of H^(-1/2): at the 0.02 of wide models attention is uniform for longer."""
     if isinstance(layer.mixer, M2BertMixer):
         return convolution_identity_(layer)
     nn.init.normal_(layer.mixer.in_proj.weight, std=layer.mixer.in_proj.in_features**-0.5)
