@@ -10,9 +10,8 @@ from typing import Annotated
 
 import typer
 
-from m2bert.command import CommandGroup
 from m2bert.schema import checked
-from m2bert.terminal import one_line, shown
+from m2bert.terminal import CommandGroup, one_line, shown
 
 from .config import EvalConfig
 

@@ -218,11 +218,11 @@ def test_a_foreign_file_may_hold_more():
 
 
 def test_foreign_text_cannot_steer_the_terminal():
-    assert shown("a\x1b[2Jb\nc\u202e\u2028d é") == "a\\x1b[2Jb\\x0ac\\u202e\\u2028d é"
+    assert shown("a\x1b[2Jb\nc\u202e\u2028d é") == "a\\x1b[2Jb\\nc\\u202e\\u2028d é"
     assert one_line(ValueError("one\n  two\x07")) == "one two\\x07"
     assert len(one_line("x" * 100_000)) < 2100
     record = logging.LogRecord("n", logging.INFO, "f", 1, "task %s", ("one\nERROR fake",), None)
-    assert LineFormatter("%(levelname)s %(message)s").format(record) == "INFO task one\\x0aERROR fake"
+    assert LineFormatter("%(levelname)s %(message)s").format(record) == "INFO task one\\nERROR fake"
 
 
 HF = "hf_" + "aB3" * 11

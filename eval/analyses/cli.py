@@ -11,8 +11,7 @@ from typing import Annotated
 
 import typer
 
-from m2bert.command import CommandGroup
-from m2bert.terminal import shown
+from m2bert.terminal import CommandGroup, shown
 
 from ..results import free_output, write_results
 
