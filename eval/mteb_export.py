@@ -1,4 +1,4 @@
-"""mteb's evaluation of our encoders, and LoCoV1's tasks as classes of mteb.
+"""Our encoders and tasks as mteb's, its evaluation of encoders, and LoCoV1's tasks as its classes.
 
     import m2bert.eval.mteb_export
     mteb.evaluate(model, [mteb.get_task("LoCoV1QMSum")])
@@ -22,8 +22,9 @@ from mteb.similarity_functions import cos_sim, pairwise_cos_sim
 from .analyses.shared import provenance
 from .encoders.policies import Policy, Truncate
 from .encoders.protocol import Encoder
+from .from_mteb import SUBSET, metadata_of, reason, split_data
 from .tasks.from_hub import LOCOV1, load_hub_tasks
-from .tasks.from_mteb import SUBSET, reason, split_data
+from .tasks.schema import RetrievalTask
 
 logger = logging.getLogger(__name__)
 
@@ -39,20 +40,17 @@ class EncoderForMteb:
     queries: that is what models with prompts ask for where both sides are alike.
 
     Args:
-        policy: one that gives a document one vector; truncation by default.
-
-    Raises:
-        ValueError: the policy gives several, or does not work with the encoder.
+        policy: one that works with the encoder and gives a document one vector; truncation by default.
     """
+
+    similarity = staticmethod(cos_sim)
+    similarity_pairwise = staticmethod(pairwise_cos_sim)
 
     def __init__(self, encoder: Encoder, policy: Policy | None = None):
         self.encoder = encoder
         self.policy = policy or Truncate()
         if self.policy.several:
-            raise ValueError(
-                f"policy {self.policy.spec!r} gives a document several vectors, and mteb's encoders give one; "
-                "use truncate or chunk-average"
-            )
+            raise ValueError(f"policy {self.policy.spec!r} gives several vectors, mteb's encoders one; use truncate")
         self.policy.check(encoder)
         name = f"{encoder.name} ({self.policy.spec})".replace("/", "_")
         about = {"name": f"{ORGANISATION}/{name}", "revision": encoder.fingerprint, "languages": None}
@@ -65,14 +63,6 @@ class EncoderForMteb:
             return self.policy.embed(self.encoder, texts).rows
         return self.encoder.encode(texts, "query")
 
-    def similarity(self, embeddings1, embeddings2):
-        """Return cosines of all pairs, a tensor (n, m)."""
-        return cos_sim(embeddings1, embeddings2)
-
-    def similarity_pairwise(self, embeddings1, embeddings2):
-        """Return cosines of corresponding rows, a tensor (n,)."""
-        return pairwise_cos_sim(embeddings1, embeddings2)
-
 
 def run_tasks(encoder: Encoder, policy: Policy, tasks: list, system: str) -> list[dict]:
     """Score an encoder on tasks that mteb scores by itself (classification, clustering, pairs, reranking, ...).
@@ -81,15 +71,12 @@ def run_tasks(encoder: Encoder, policy: Policy, tasks: list, system: str) -> lis
     classifiers and clusters notice: there the scores differ a little.
 
     Args:
-        policy: for the documents of retrieval and reranking tasks; one that gives one vector.
+        policy: for the documents of retrieval and reranking tasks; see `EncoderForMteb`.
         tasks: mteb's task objects.
         system: what tables call it.
 
     Returns:
         A record of kind "mteb" for each task and split: mteb's main score there (0 to 1), the mean over subsets.
-
-    Raises:
-        ValueError: the policy gives several vectors, or a task fails.
     """
     model = EncoderForMteb(encoder, policy)
     records = []
@@ -102,6 +89,9 @@ def run_tasks(encoder: Encoder, policy: Policy, tasks: list, system: str) -> lis
             raise ValueError(f"mteb task {about.name!r} failed: {reason(error)}") from error
         for split, scores in result.scores.items():
             others = [name for name in ALSO if name != about.main_score and name in scores[0]]
+            means = {
+                name: float(sum(subset[name] for subset in scores) / len(scores)) for name in ("main_score", *others)
+            }
             records.append(
                 {
                     "kind": "mteb",
@@ -109,8 +99,8 @@ def run_tasks(encoder: Encoder, policy: Policy, tasks: list, system: str) -> lis
                     "task": about.name,
                     "split": split,
                     "metric": about.main_score,
-                    "value": _mean(scores, "main_score"),
-                    "other_scores": {name: _mean(scores, name) for name in others},
+                    "value": means.pop("main_score"),
+                    "other_scores": means,
                     "group": about.type.lower(),
                     "revision": about.dataset.get("revision"),
                 }
@@ -118,8 +108,21 @@ def run_tasks(encoder: Encoder, policy: Policy, tasks: list, system: str) -> lis
     return records
 
 
-def _mean(scores: list[dict], name: str) -> float:
-    return float(sum(subset[name] for subset in scores) / len(scores))
+def to_mteb(task: RetrievalTask, language: str = "eng-Latn") -> AbsTaskRetrieval:
+    """Return an instance of mteb's task class with this task's data, for `mteb.evaluate(model, [to_mteb(task)])`.
+
+    Args:
+        language: of all texts; mteb's BM25 chooses stop words by it.
+    """
+
+    class Task(AbsTaskRetrieval):
+        metadata = metadata_of(task, language)
+
+        def load_data(self, num_proc: int | None = None, **kwargs) -> None:
+            self.dataset = {SUBSET: {task.split: split_data(task)}}
+            self.data_loaded = True
+
+    return Task()
 
 
 QUERIES = {"path": f"{LOCOV1}-Queries", "revision": "main"}

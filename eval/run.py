@@ -139,7 +139,7 @@ def mteb_scored(config: EvalConfig) -> list:
 
 
 def _mteb_tasks(names: list[str], ranked: bool) -> list:
-    from .tasks.from_mteb import mteb_tasks, ranked_here
+    from .from_mteb import mteb_tasks, ranked_here
 
     return [task for task in mteb_tasks(names) if ranked_here(task) == ranked]
 
@@ -301,7 +301,7 @@ class Evaluation:
         """Return a model of mteb that ranks by itself, or None."""
         if not model.startswith(MTEB_PREFIX):
             return None
-        from .encoders.mteb_model import MtebRanker, load_mteb_model
+        from .from_mteb import MtebRanker, load_mteb_model
 
         loaded = load_mteb_model(model.removeprefix(MTEB_PREFIX))
         return loaded if isinstance(loaded, MtebRanker) else None

@@ -66,7 +66,7 @@ def load_encoder(system: str) -> Encoder:
         from .encoders.sentence_transformer import SentenceTransformerEncoder
 
         return SentenceTransformerEncoder(expanded(system))
-    from .encoders.mteb_model import MtebEncoder, load_mteb_model
+    from .from_mteb import MtebEncoder, load_mteb_model
 
     model = load_mteb_model(system.removeprefix(MTEB_PREFIX))
     if not isinstance(model, MtebEncoder):

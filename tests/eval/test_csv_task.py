@@ -6,7 +6,7 @@ import pytest
 
 from m2bert.eval.rankers import Bm25Ranker
 from m2bert.eval.search import score_ranking
-from m2bert.eval.tasks.from_csv import load_csv_folder, load_csv_task
+from m2bert.eval.tasks.load import load_csv_folder, load_csv_task
 
 
 @pytest.fixture

@@ -12,17 +12,26 @@ from mteb.abstasks import AbsTaskPairClassification, AbsTaskRetrieval, AbsTaskST
 from mteb.abstasks.task_metadata import TaskMetadata  # noqa: E402
 from mteb.types import PromptType  # noqa: E402
 
+from m2bert.eval import from_mteb as tasks_of_mteb  # noqa: E402
 from m2bert.eval import mteb_export  # noqa: E402
-from m2bert.eval.encoders.mteb_model import MtebEncoder, MtebRanker, load_mteb_model, loader_of  # noqa: E402
 from m2bert.eval.encoders.policies import parse_policy  # noqa: E402
 from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder  # noqa: E402
-from m2bert.eval.mteb_export import EncoderForMteb, run_tasks  # noqa: E402
+from m2bert.eval.from_mteb import (  # noqa: E402
+    PAPER_GROUPS,
+    MtebEncoder,
+    MtebRanker,
+    from_mteb,
+    load_mteb_model,
+    loader_of,
+    metadata_of,
+    mteb_tasks,
+    split_data,
+)
+from m2bert.eval.mteb_export import EncoderForMteb, run_tasks, to_mteb  # noqa: E402
 from m2bert.eval.rankers import DenseRanker  # noqa: E402
 from m2bert.eval.report import paper  # noqa: E402
 from m2bert.eval.search import score_metrics, score_ranking  # noqa: E402
-from m2bert.eval.tasks import from_mteb as tasks_of_mteb  # noqa: E402
 from m2bert.eval.tasks.from_hub import LOCOV1_TASKS  # noqa: E402
-from m2bert.eval.tasks.from_mteb import PAPER_GROUPS, from_mteb, metadata_of, mteb_tasks, split_data, to_mteb  # noqa: E402
 from m2bert.eval.tasks.schema import RetrievalTask, load_task  # noqa: E402
 
 ROUNDED = 5.001e-6  # mteb prints five decimals
