@@ -138,9 +138,9 @@ def _load(task, split: str) -> list[RetrievalTask]:
         raise ValueError(f"the data of mteb task {name!r} cannot be loaded: {reason(error, silent)}") from error
     task.convert_v1_dataset_format_to_v2(num_proc=None)
     loaded = []
+    splits = [split] if split in task.eval_splits else task.eval_splits
     for subset, data in task.dataset.items():
         full_name = name if len(task.dataset) == 1 else f"{name} ({subset})"
-        splits = [split] if split in task.eval_splits else task.eval_splits
         loaded += [_retrieval_task(full_name, split, data[split], dataset) for split in splits]
     task.unload_data()
     return loaded
