@@ -235,9 +235,8 @@ def load_mteb_model(name: str) -> "MtebEncoder | MtebRanker":
             model = mteb.get_model(name)
     except Exception as error:  # a loader of mteb, of which there are hundreds, or the Hub: anything may be raised
         by_last_part = {known.split("/")[-1].lower(): known for known in MODEL_REGISTRY}
-        near = get_close_matches(name, MODEL_REGISTRY) + get_close_matches(name.split("/")[-1].lower(), by_last_part)
-        names = dict.fromkeys(by_last_part.get(known, known) for known in near if name not in MODEL_REGISTRY)
-        hint = f"; nearest: {', '.join(names)}" if names else ""
+        near = [] if name in MODEL_REGISTRY else get_close_matches(name.split("/")[-1].lower(), by_last_part)
+        hint = f"; nearest: {', '.join(by_last_part[known] for known in near)}" if near else ""
         raise ValueError(f"mteb model {name!r} cannot be loaded ({reason(error, silent)}){hint}") from error
     if isinstance(model, SearchProtocol):
         return MtebRanker(name, model)
@@ -291,16 +290,15 @@ class MtebRanker:
         about = model.mteb_model_meta
         max_tokens, dimensions = sizes_of(about)
         self.is_lexical = about.n_parameters == 0  # BM25: nothing is trained and there are no vectors
-        self.report = {
-            "vectors_per_document": None,
-            "seen_share": None,
-            "truncated_documents": None,
-            "seconds_per_document": None,  # indexing and searching may share the work
-            "seconds_per_query": None,
-            "dimensions": dimensions,
-            "max_tokens": max_tokens,
-            "model_fingerprint": model_fingerprint(about),
-        }
+        unknown = (
+            "vectors_per_document",
+            "seen_share",
+            "truncated_documents",
+            "seconds_per_document",
+            "seconds_per_query",
+        )
+        known = {"dimensions": dimensions, "max_tokens": max_tokens, "model_fingerprint": model_fingerprint(about)}
+        self.report = dict.fromkeys(unknown) | known
 
     def rank(self, task: RetrievalTask) -> Run:
         """Index the documents and search them for every query."""
@@ -313,13 +311,8 @@ class MtebRanker:
 
     def _search(self, task: RetrievalTask, candidates: dict[str, list[str]] | None) -> Run:
         data = split_data(task)
-        settings = {
-            "task_metadata": metadata_of(task),
-            "hf_split": task.split,
-            "hf_subset": SUBSET,
-            "encode_kwargs": {"batch_size": BATCH_SIZE},
-            "num_proc": None,
-        }
+        settings = {"task_metadata": metadata_of(task), "hf_split": task.split, "hf_subset": SUBSET}
+        settings |= {"encode_kwargs": {"batch_size": BATCH_SIZE}, "num_proc": None}
         self.model.index(data["corpus"], **settings)
         run = self.model.search(data["queries"], top_k=DEPTH, top_ranked=candidates, **settings)
         return {qid: {pid: float(score) for pid, score in run.get(qid, {}).items()} for qid in task.queries}

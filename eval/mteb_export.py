@@ -3,9 +3,9 @@
     import m2bert.eval.mteb_export
     mteb.evaluate(model, [mteb.get_task("LoCoV1QMSum")])
 
-Importing this file imports mteb, and makes the twelve names known to it. A LoCoV1 task is read from two data sets:
-documents from `dataset`, queries from QUERIES. Their revision is the branch `main`, of which no commit is known here;
-these classes were not yet run on it. mteb keeps descriptive statistics of its own tasks alone.
+Importing this file imports mteb, and makes the twelve names known to it. A LoCoV1 task is read from the branch `main`
+of two data sets, of which no commit is known here; these classes were not yet run on it. mteb keeps descriptive
+statistics of its own tasks alone.
 """
 
 import logging
@@ -14,7 +14,6 @@ from collections.abc import Iterable
 import mteb
 import numpy as np
 from mteb.abstasks import AbsTaskRetrieval
-from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.get_tasks import _TASKS_REGISTRY  # what mteb.get_task reads; there is no function that adds to it
 from mteb.models import ModelMeta
 from mteb.similarity_functions import cos_sim, pairwise_cos_sim
@@ -125,8 +124,7 @@ def to_mteb(task: RetrievalTask, language: str = "eng-Latn") -> AbsTaskRetrieval
     return Task()
 
 
-QUERIES = {"path": f"{LOCOV1}-Queries", "revision": "main"}
-DOCUMENTS = {"path": f"{LOCOV1}-Documents", "revision": "main"}
+BRANCH = "main"  # of the queries, and of the documents unless mteb is told another
 CITATION = r"""
 @inproceedings{saad-falcon-2024-locov1,
   author = {Saad-Falcon, Jon and Fu, Daniel Y. and Arora, Simran and Guha, Neel and R{\'e}, Christopher},
@@ -178,7 +176,7 @@ class LoCoV1Retrieval(AbsTaskRetrieval):
         """Download the pair of data sets on first use, and take this task's rows."""
         if self.data_loaded:
             return
-        revisions = f"{QUERIES['revision']},{self.metadata.dataset['revision']}"
+        revisions = f"{BRANCH},{self.metadata.dataset['revision']}"
         self.dataset = {SUBSET: {}}
         for split in self.eval_splits:
             (loaded,) = load_hub_tasks(LOCOV1, [self.task], split, revisions)
@@ -187,26 +185,21 @@ class LoCoV1Retrieval(AbsTaskRetrieval):
 
 
 def _locov1_class(task: str, name: str, source: str, domains: str, query: str, document: str) -> type:
-    metadata = TaskMetadata(
-        name=f"LoCoV1{name}",
-        description=f"From {query} to {document}. From {source}. Of LoCoV1, a benchmark of long documents (2024).",
-        reference="https://arxiv.org/abs/2402.07440",
-        dataset=DOCUMENTS,
-        prompt={"query": AbsTaskRetrieval.abstask_prompt},  # models that are given instructions look for one
-        type="Retrieval",
-        category="t2t",
-        eval_splits=["test"],
-        eval_langs=["eng-Latn"],
-        main_score="ndcg_at_10",
-        date=(f"{YEARS[source][0]}-01-01", f"{YEARS[source][1]}-12-31"),
-        domains=domains.split(),
-        task_subtypes=["Question answering" if query.startswith("a question") else "Article retrieval"],
-        dialect=[],
-        license="apache-2.0",
-        annotations_creators="derived",
-        sample_creation="found",
-        bibtex_citation=CITATION,
-    )
+    subtype = "Question answering" if query.startswith("a question") else "Article retrieval"
+    details = {
+        "description": f"From {query} to {document}. From {source}. Of LoCoV1, a benchmark of long documents (2024).",
+        "reference": "https://arxiv.org/abs/2402.07440",
+        "date": (f"{YEARS[source][0]}-01-01", f"{YEARS[source][1]}-12-31"),
+        "domains": domains.split(),
+        "task_subtypes": [subtype],
+        "dialect": [],
+        "license": "apache-2.0",
+        "annotations_creators": "derived",
+        "sample_creation": "found",
+        "bibtex_citation": CITATION,
+    }
+    empty = RetrievalTask(f"LoCoV1{name}", "test", {}, {}, {}, fingerprint=BRANCH, source=f"{LOCOV1}-Documents")
+    metadata = metadata_of(empty).model_copy(update=details)
     return type(metadata.name, (LoCoV1Retrieval,), {"task": task, "metadata": metadata, "__module__": __name__})
 
 

@@ -23,7 +23,7 @@ import yaml
 
 try:
     import fcntl
-except ImportError:  # Windows: writers are not kept apart
+except ImportError:  # Windows, where folders cannot be opened: writers are not kept apart
     fcntl = None
 
 HALF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # in JSON: perhaps half of a surrogate pair
@@ -176,6 +176,9 @@ def claimed(folder: Path, wait: bool = False) -> Iterator[Path]:
     """
     while True:
         folder.mkdir(parents=True, exist_ok=True)
+        if fcntl is None:
+            yield folder
+            return
         try:
             descriptor = os.open(folder, os.O_RDONLY)
         except FileNotFoundError:  # its last holder removed it just now
@@ -206,11 +209,10 @@ def check_unclaimed(folder: Path) -> None:
 
 def _lock(descriptor: int, folder: Path, kind: str, wait: bool = False) -> None:
     """Lock an open folder until it is closed; raise ValueError if another process holds it, without `wait`."""
-    if fcntl is not None:
-        try:
-            fcntl.flock(descriptor, getattr(fcntl, kind) | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise ValueError(f"another process writes to {folder}; wait for it, or name another output") from error
+    try:
+        fcntl.flock(descriptor, getattr(fcntl, kind) | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError as error:
+        raise ValueError(f"another process writes to {folder}; wait for it, or name another output") from error
 
 
 def empty(folder: Path) -> None:

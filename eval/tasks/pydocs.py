@@ -34,6 +34,7 @@ from .schema import make_task
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
+RECIPE = Path(__file__).with_name("pydocs.yaml")
 RECORD = "fingerprint.json"
 SENTENCE = re.compile(r".+?(?<!e\.g)(?<!i\.e)(?<!\bcf)(?<!\bvs)[.!?](?=\s|$)", re.DOTALL)
 
@@ -220,11 +221,6 @@ def make_tables(split: str, documents: list[list[Entry]]) -> dict[str, list[dict
     return rows
 
 
-def read_recipe() -> dict:
-    """Return the committed `pydocs.yaml`."""
-    return read_yaml(Path(__file__).with_name("pydocs.yaml"))
-
-
 def package_versions(recipe: dict) -> dict[str, tuple[str, str | None]]:
     """Return {package: (recorded, installed version)} of all splits; None if it is missing.
 
@@ -273,7 +269,7 @@ def build_pydocs(output_dir: str | Path) -> str:
         ValueError: a split has no documents because none of its packages is installed.
     """
     record_path = Path(output_dir) / RECORD
-    recipe = read_recipe()
+    recipe = read_yaml(RECIPE)
     recorded = recipe["corpus_fingerprint"]
     if record_path.is_file() and read_json(record_path).get("corpus_fingerprint") == recorded:
         return recorded

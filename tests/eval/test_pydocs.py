@@ -142,7 +142,7 @@ def small_recipe(**packages) -> dict:
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pydocs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pydocs, "read_recipe", small_recipe)
+        patch.setattr(pydocs, "read_yaml", lambda path: small_recipe())
         pydocs.build_pydocs(folder)
     return folder
 
@@ -169,16 +169,16 @@ def test_a_small_corpus(corpus):
 
 def test_a_finished_corpus_is_not_built_again(corpus, monkeypatch):
     fingerprint = json.loads((corpus / "fingerprint.json").read_text())["corpus_fingerprint"]
-    monkeypatch.setattr(pydocs, "read_recipe", lambda: {**small_recipe(), "corpus_fingerprint": fingerprint})
+    monkeypatch.setattr(pydocs, "read_yaml", lambda path: {**small_recipe(), "corpus_fingerprint": fingerprint})
     monkeypatch.setattr(pydocs, "collect_documents", lambda recipe: pytest.fail("was built again"))
     assert pydocs.build_pydocs(corpus) == fingerprint
 
 
 def test_other_versions_warn_and_missing_packages_are_an_error(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(pydocs, "read_recipe", lambda: small_recipe(test={"no-such-package": "1"}))
+    monkeypatch.setattr(pydocs, "read_yaml", lambda path: small_recipe(test={"no-such-package": "1"}))
     with pytest.raises(ValueError, match="split='test': install at least one of no-such-package"):
         pydocs.build_pydocs(tmp_path)
-    monkeypatch.setattr(pydocs, "read_recipe", lambda: small_recipe(test={"no-such-package": "1", "click": "0.0"}))
+    monkeypatch.setattr(pydocs, "read_yaml", lambda path: small_recipe(test={"no-such-package": "1", "click": "0.0"}))
     fingerprint = pydocs.build_pydocs(tmp_path)
     for part in (fingerprint, "not the recorded recorded", "no-such-package: recorded 1, installed None", "click: rec"):
         assert part in caplog.text
@@ -205,7 +205,7 @@ def test_the_recorded_corpus(tmp_path):
         assert set(quarters) == {0, 1, 2, 3}
         assert min(quarters.values()) > 0.8 * max(quarters.values())
         assert 0.4 < sum(positions) / len(positions) < 0.6
-    recipe = pydocs.read_recipe()
+    recipe = pydocs.read_yaml(pydocs.RECIPE)
     if others := [name for name, (old, new) in pydocs.package_versions(recipe).items() if old != new]:
         pytest.skip(f"package versions are not the recorded ones: {', '.join(others)}")
     record = json.loads((tmp_path / "fingerprint.json").read_text())
