@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -70,9 +70,18 @@ def format_yaml(value: Any) -> str:
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """Read a UTF-8 file that holds one JSON object. Raises ValueError naming the file."""
-    value = parse_json(read_text(path), str(path))
+    return _mapping(parse_json(read_text(path), str(path)), path, "JSON object")
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a UTF-8 YAML file that holds one mapping or nothing, which is {}. Raises ValueError naming the file."""
+    value = parse_yaml(read_text(path), str(path))
+    return {} if value is None else _mapping(value, path, "mapping of keys to values")
+
+
+def _mapping(value: Any, path: str | Path, kind: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object; name the right file")
+        raise ValueError(f"{path} holds no {kind}; name the right file")
     return value
 
 
@@ -86,14 +95,6 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
                     yield number, parse_json(line, f"{path}, line {number},")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}, after line {number}, is not UTF-8 ({error}); save the file as UTF-8") from error
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a UTF-8 YAML file that holds one mapping or nothing, which is {}. Raises ValueError naming the file."""
-    value = parse_yaml(read_text(path), str(path))
-    if not isinstance(value, dict | None):
-        raise ValueError(f"{path} holds no mapping of keys to values; name the right file")
-    return value or {}
 
 
 def read_text(path: str | Path) -> str:
@@ -227,9 +228,13 @@ def empty(folder: Path) -> None:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        [(double, _)] = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"key {double!r} stands twice in one object; remove one")
+        _refuse_double(key for key, _ in pairs)
     return found
+
+
+def _refuse_double(keys: Iterable) -> None:
+    [(key, _)] = Counter(keys).most_common(1)
+    raise ValueError(f"key {key!r} stands twice in one object; remove one")
 
 
 def _finite(text: str) -> float:
@@ -253,9 +258,7 @@ class _CoreLoader(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         mapping = super().construct_mapping(node, deep=deep)
         if len(mapping) < len(node.value):
-            [(double, _)] = Counter(self.construct_object(key, deep=True) for key, _ in node.value).most_common(1)
-            problem = f"key {double!r} stands twice; remove one"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+            _refuse_double(self.construct_object(key, deep=True) for key, _ in node.value)
         return mapping
 
     def construct_whole_number(self, node):

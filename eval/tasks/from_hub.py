@@ -113,10 +113,7 @@ def full_commit(path: str, revision: str | None) -> str | None:
         history = HfApi().list_repo_commits(path, repo_type="dataset")
     except OfflineModeIsEnabled:
         return revision  # the cache may hold it
-    fitting = [commit.commit_id for commit in history if commit.commit_id.startswith(revision)]
-    if len(fitting) != 1:
-        raise ValueError(f"revision={revision} fits {len(fitting)} commits of {path}; write a commit in full")
-    return fitting[0]
+    return next((commit.commit_id for commit in history if commit.commit_id.startswith(revision)), revision)
 
 
 @contextmanager

@@ -94,15 +94,13 @@ def check_names(names: list[str] | None, known: Iterable[str], where: str) -> No
 
 def read_table(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> pa.Table:
     """Return columns of a parquet file, those of `optional` where it has them; see `with_texts`."""
-    if not path.is_file():
-        splits = ", ".join(other.stem for other in visible(path.parent, "*.parquet")) or "none"
-        raise ValueError(f"{path} does not exist; splits in {path.parent}, one file each: {splits}")
     try:
         present = pq.read_schema(path).names
         table = pq.read_table(path, columns=[column for column in (*columns, *optional) if column in present])
         table.validate(full=True)  # texts are UTF-8
     except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path} cannot be read ({error}); write it again as parquet") from error
+        splits = ", ".join(other.stem for other in visible(path.parent, "*.parquet")) or "none"
+        raise ValueError(f"{path} cannot be read ({error}); splits there, one file each: {splits}") from error
     return with_texts(table, columns, str(path))
 
 
@@ -173,15 +171,14 @@ def make_task(
             logger.warning("%s: %d of %d %s are empty", where, empty, len(texts), kind)
     qrels, positions = {}, {}
     for row, left in kept:
-        qid = row["qid"]
-        qrels[qid] = dict.fromkeys(left, 1)
-        unknown = [pid for pid in left if pid not in documents]
-        if unknown or not left:
-            problem = f"name {unknown[0]!r}, which no document has as pid" if unknown else "are empty; name some"
-            raise ValueError(f"{where}: answer_pids of query {qid!r} {problem}")
+        unknown = next((pid for pid in left if pid not in documents), None)
+        if unknown is not None or not left:
+            problem = f"name {unknown!r}, which no document has as pid" if left else "are empty; name some"
+            raise ValueError(f"{where}: answer_pids of query {row['qid']!r} {problem}")
+        qrels[row["qid"]] = dict.fromkeys(left, 1)
         position = _answer_position(row, documents[left[0]])
         if position is not None:
-            positions[qid] = position
+            positions[row["qid"]] = position
     fingerprint = fingerprint_of(queries, documents, qrels)
     return RetrievalTask(task, split, queries, documents, qrels, fingerprint, source, revision, positions or None)
 

@@ -100,9 +100,7 @@ def test_an_abbreviated_commit_is_completed(monkeypatch):
     api = Mock(**{"return_value.list_repo_commits.return_value": commits})
     monkeypatch.setattr("huggingface_hub.HfApi", api)
     assert full_commit("org/name", "abcdef1") == "abcdef1" + "2" * 33
-    assert full_commit("org/name", "main") == "main"
-    with pytest.raises(ValueError, match="revision=abcdef2 fits 0 commits of org/name"):
-        full_commit("org/name", "abcdef2")
+    assert [full_commit("org/name", other) for other in ("main", "abcdef2")] == ["main", "abcdef2"]
     api.return_value.list_repo_commits.assert_called_with("org/name", repo_type="dataset")
 
 

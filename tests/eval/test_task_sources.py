@@ -43,7 +43,7 @@ def test_a_variant_of_the_documents(tiny_data):
     pq.write_table(pq.read_table(tiny_data / "documents" / "test.parquet"), path)
     (task,) = load_tasks(str(tiny_data), None, "test", documents="documents_short")
     assert task.name == "tiny (documents_short)"
-    with pytest.raises(ValueError, match="documents_long/test.parquet does not exist"):
+    with pytest.raises(ValueError, match="documents_long/test.parquet cannot be read"):
         load_tasks(str(tiny_data), None, "test", documents="documents_long")
 
 
