@@ -33,7 +33,6 @@ check: setup  ## lint and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: setup  ## speed and memory, an hour on a CPU, ten minutes on a GPU: benchmarks/results/, docs/performance.md
-	if nvidia-smi >/dev/null 2>&1; then PYTHON=$(CURDIR)/$(BIN)/python benchmarks/gpu.sh benchmarks/results/gpu; \
-	else PYTHON=$(CURDIR)/$(BIN)/python benchmarks/cpu.sh benchmarks/results/cpu; fi
-	$(BIN)/python benchmarks/report.py benchmarks/results/*/*.json --output docs/performance.md --plot docs/performance.png
+bench: setup  ## speed and memory, an hour on a CPU, ten minutes on a GPU: experiments/speed/results/, docs/performance.md
+	PYTHON=$(CURDIR)/$(BIN)/python experiments/speed/run.sh experiments/speed/results/$$(nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+	$(BIN)/python experiments/pages.py performance

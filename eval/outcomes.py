@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .search import Run, rank_vectors
-from .tasks.locov1 import RetrievalTask
+from .tasks.schema import RetrievalTask
 
 TFIDF_SEEDS = 20
 

@@ -7,10 +7,9 @@ from .config import EncoderSettings, EvalConfig, TaskSettings, TrainingTask
 from .encoders.policies import Policy, parse_policy
 from .search import Run
 from .systems import check_system, labels
-from .tasks.distractors import add_distractors
-from .tasks.load import load_tasks
-from .tasks.locov1 import RetrievalTask
+from .tasks.load import add_distractors, load_tasks
 from .tasks.overlap import find_overlap
+from .tasks.schema import RetrievalTask
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ def mteb_scored(config: EvalConfig) -> list:
     names = [name for settings in config.tasks if settings.data == "mteb" for name in settings.names]
     if not names:
         return []
-    from .tasks.mteb_names import mteb_tasks, ranked_here
+    from .tasks.from_mteb import mteb_tasks, ranked_here
 
     return [task for task in mteb_tasks(names) if not ranked_here(task)]
 
@@ -150,7 +149,7 @@ def ranked_names(settings: TaskSettings) -> list[str] | None:
     """Names of the tasks that are ranked here; None takes all that the data have."""
     if settings.data != "mteb" or not settings.names:
         return list(settings.names) or None
-    from .tasks.mteb_names import mteb_tasks, ranked_here
+    from .tasks.from_mteb import mteb_tasks, ranked_here
 
     return [task.metadata.name for task in mteb_tasks(list(settings.names)) if ranked_here(task)]
 

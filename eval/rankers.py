@@ -14,7 +14,7 @@ from .encoders.vector_shelf import TimedVectors
 from .fusion import rerank_order
 from .progress import Count, counted
 from .search import DEPTH, SCORES_AT_ONCE, ExactSearch, Run, check_finite, trec_order
-from .tasks.locov1 import RetrievalTask
+from .tasks.schema import RetrievalTask
 
 __all__ = ["DEPTH", "Bm25Index", "Bm25Ranker", "DenseRanker", "Run"]
 

@@ -6,14 +6,14 @@ from datetime import date
 import numpy as np
 
 from .analyses.lengths import by_length
-from .analyses.provenance import installed_versions
+from .analyses.shared import installed_versions
 from .analyses.spans import ndcg_by_quarter
 from .config import EncoderSettings, TaskSettings, TrainingTask
 from .intervals import mean_interval
 from .outcomes import Outcome
 from .search import Run, trec_order
 from .systems import is_dense
-from .tasks.locov1 import RetrievalTask
+from .tasks.schema import RetrievalTask
 
 SHOWN_CHARS = 300  # of a text among the successes and failures
 SHOWN = 3  # successes and failures

@@ -17,7 +17,7 @@ from .plan import LoadedTask, Plan
 from .rankers import DenseRanker, Run
 from .records import add_lengths, retrieval_record
 from .systems import MTEB_PREFIX, expanded, is_dense, load_encoder
-from .tasks.locov1 import RetrievalTask
+from .tasks.schema import RetrievalTask
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ class Evaluation:
 
     def scored_by_mteb(self, settings: EncoderSettings, encoder: Encoder, policies: list[Policy]) -> Iterator[dict]:
         """Records of the tasks that are no retrieval, under the policies that give a text one vector."""
-        from .mteb_adapter.run import run_tasks
+        from .mteb_export import run_tasks
 
         for policy in policies:
             if policy.several:

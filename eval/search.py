@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .tasks.locov1 import RetrievalTask
+from .tasks.schema import RetrievalTask
 
 Run = dict[str, dict[str, float]]  # {qid: {pid: score}}, higher is better, at most DEPTH documents a query
 

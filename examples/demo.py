@@ -1,7 +1,7 @@
 """Search real long documents with the model that comes with this repository: `make demo`.
 
 The documents are 108 stretches of about 8,000 tokens from the documentation of installed packages, none of which the
-model has seen in training. Search needs sentence-transformers alone; then `m2bert eval` scores the model beside BM25.
+model has seen in training. Search needs sentence-transformers alone; then `m2bert eval` scores the model and BM25.
 Another model folder is searched with `python examples/demo.py FOLDER`. Results: demo-output/search/.
 """
 
@@ -12,8 +12,6 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-
-from demo_plot import plot
 
 ROOT = Path(__file__).parents[1]
 MODEL = Path("models/m2bert-small")  # this and the next from ROOT
@@ -37,7 +35,7 @@ def say(text: str):
 
 
 def run(*command: str | Path):
-    """A command that a user would type: shown, then run by this Python."""
+    """Show a command that a user would type, and run it by this Python."""
     words = [str(word) for word in command]
     say(f"{'m2bert' if words[0] == 'm2bert.hub.cli' else f'python -m {words[0]}'} {' '.join(words[1:])}")
     code = subprocess.run([sys.executable, "-m", *words]).returncode
@@ -45,16 +43,8 @@ def run(*command: str | Path):
         raise SystemExit(code)  # the command has said why
 
 
-def check_model(folder: Path):
-    if not (folder / "modules.json").is_file():
-        raise ValueError(
-            f"model={folder} is no folder of a sentence-transformers model; take the whole repository, models/ too, "
-            "or name another model: python examples/demo.py FOLDER"
-        )
-
-
 def encode(model, documents: list[str]):
-    """(D, d) vectors of long documents one after the other; the progress bar ends with tokens per second."""
+    """Return (D, d) vectors of long documents, encoded in turn; the progress bar ends with tokens per second."""
     import numpy as np
     from tqdm import tqdm
 
@@ -68,7 +58,7 @@ def encode(model, documents: list[str]):
 
 
 def best_section(model, query, document: str) -> tuple[float, str, str]:
-    """Where in the document (0 to 1) the section lies whose vector fits the query best, its name and its text."""
+    """Return the place in the document (0 to 1), name and text of the section whose vector fits the query best."""
     sections = list(SECTION.finditer(document))
     vectors = model.encode_document([section[0].strip() for section in sections], show_progress_bar=False)
     best = sections[int(model.similarity(query, vectors).argmax())]
@@ -89,7 +79,10 @@ def search(model, documents: list[str], questions: list[str]):
 
 
 def main(folder: Path):
-    check_model(folder)
+    if not (folder / "modules.json").is_file():
+        print(f"demo: model={folder} is no folder of a sentence-transformers model; take the whole repository, models/ "
+              "too, or name another model: python examples/demo.py FOLDER", file=sys.stderr)  # fmt: skip
+        sys.exit(2)
     os.environ["HF_HUB_OFFLINE"] = "1"  # everything is here
     data, results = OUT / "pydocs", OUT / "results.json"
     run("m2bert.eval.tasks.pydocs", "--output", data)
@@ -105,15 +98,11 @@ def main(folder: Path):
     encoders = ["--encoder", "bm25", "--encoder", folder]
     run("m2bert.hub.cli", "eval", *encoders, *task, "--output", results, "--overwrite")
     run("m2bert.hub.cli", "compare", results, "--against", "bm25")
-    plot(results, OUT / "scores.png")
+    subprocess.run([sys.executable, "experiments/pages.py", "demo", results, OUT / "scores.png"], check=True)
     say(f"done: {OUT}/scores.png, {results}")
 
 
 if __name__ == "__main__":
     model_folder = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else MODEL
     os.chdir(ROOT)
-    try:
-        main(model_folder)
-    except ValueError as error:
-        print(f"demo: {error}", file=sys.stderr)
-        sys.exit(2)
+    main(model_folder)

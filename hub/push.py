@@ -179,8 +179,8 @@ def describe(plan: Plan) -> str:
         missing = "not found (or not visible with this token), so it will be made"
         repository = {True: "exists", False: missing, None: "unknown"}[plan.exists]
         visible = "unknown whether private" if plan.unknown else "private" if plan.private else "public"
-        will_be_made = not (plan.branch_exists or plan.branch == "main" or plan.unknown)
-        branch = plan.branch + " (will be made)" * will_be_made
+        known = plan.branch_exists or plan.branch == "main" or plan.unknown
+        branch = plan.branch if known else f"{plan.branch} (will be made)"
         lines = [f"{target}, branch {branch}, repository {repository}, {visible}"]
     lines += [f"not compared with what is there: {plan.unknown}"] if plan.unknown else []
     sizes = {name: path.stat().st_size for name, path in upload.files.items()}

@@ -2,7 +2,6 @@
 
 import fnmatch
 import importlib.util
-import json
 import mmap
 import os
 import re
@@ -36,7 +35,8 @@ PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill"
 SECRET = re.compile(
     rb"(?<![A-Za-z0-9])(hf|api_org)_((oauth|jwt)_)?[A-Za-z0-9]{30}|-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----"
 )
-HOME = re.compile(r"(?<![\w.:/~-])(?:file://)?/(?:home|Users|root)/[^\s/'\"]+|\b[A-Za-z]:\\Users\\")  # in any text
+# In any text, a file in somebody's home; /home/user is everybody's, in containers of the Hub and in examples.
+HOME = re.compile(r"(?<![\w.:/~-])(?:file://)?/(?:home|Users|root)/(?!user\b)[^\s/'\"]+|\b[A-Za-z]:\\Users\\")
 ABSOLUTE = re.compile(r"(?:file://)?(?:~|/[^\s/<>]+)/[^\s/].*|[A-Za-z]:\\.+", re.DOTALL)  # a whole value of JSON
 TEXTS = {".md", ".txt", ".yaml", ".yml", ".jinja"}
 VOCABULARIES = {"tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"}  # words, some of which look like paths
@@ -51,7 +51,6 @@ class CardData(Schema):
     model_config = FOREIGN
 
     sdk: str | None = None
-    app_file: str | None = None
     base_model: str | list[str] | None = None
     tags: list[str] | None = None
 
@@ -101,7 +100,7 @@ def collect(folder: str | Path) -> Upload:
             path = Path(here, name)
             inside = path.relative_to(root).as_posix()
             if stays_here(path):
-                left_out.append(inside + "/" * (name in folders))
+                left_out.append(f"{inside}/" if name in folders else inside)
             elif path.is_symlink() and not (path.is_file() and (is_inside(path, root) or is_own_code(inside, path))):
                 raise ValueError(f"{path} is a link out of the folder, or to no file; put a copy in its place")
             elif name in names:
@@ -152,7 +151,7 @@ def check_files(upload: Upload, repo_id: str):
     Raises:
         ValueError: a file is missing, damaged or must not be public, or names code that is not in the folder.
     """
-    files, folder, metadata = upload.files, upload.folder, upload.metadata
+    files, folder = upload.files, upload.folder
     if "README.md" not in files:
         raise ValueError(f"{folder} lacks README.md, the card; {EXPORT}")
     for name, path in files.items():
@@ -169,13 +168,11 @@ def check_files(upload: Upload, repo_id: str):
     if upload.kind == "model":
         if read_config(folder).get("model_type") == "m2bert":  # names the tensors, and allocates none
             check_fit(auto_class_of(folder), folder)
-        for module in sorted(code_modules(folder)):
+        for module in sorted(code_modules(upload)):
             if f"{module}.py" not in files:  # `org/other--module` is code of another repository, and not pinned
                 raise ValueError(f"{folder} names the code {module!r}, which is not in it; {EXPORT}")
     elif upload.kind == "adapter":
         check_base(upload)
-    elif metadata.sdk in ("gradio", "streamlit") and (metadata.app_file or "app.py") not in files:
-        raise ValueError(f"{folder} lacks {metadata.app_file or 'app.py'}, the Space's program")
 
 
 def check_file(name: str, path: Path):
@@ -219,8 +216,8 @@ def check_weights(path: Path):
 def private_path(name: str, path: Path) -> str | None:
     """Return a path of this machine that a file of text or JSON names, or None. Of a record, every path is one."""
     if path.suffix != ".json":
-        found = None if PurePosixPath(name).name in VOCABULARIES else HOME.search(read_text(path))
-        return found and found[0]
+        found = HOME.search(path.read_text(encoding="utf-8", errors="replace"))
+        return found[0] if found and PurePosixPath(name).name not in VOCABULARIES else None
     content = parse_json(read_text(path), str(path))
     if name in RECORDS and without_private(content) != content:
         return "it is a record"
@@ -241,15 +238,14 @@ def strings(content) -> Iterator[str]:
             yield value
 
 
-def code_modules(folder: Path) -> set[str]:
-    """Return the modules of own code that a model's settings name, as written there."""
-    settings = [folder / name for name in ("config.json", "tokenizer_config.json") if (folder / name).is_file()]
-    named = json.dumps([read_json(path).get("auto_map") for path in settings])
-    found = set(re.findall(r'"([^"]+)\.\w+"', named))
-    modules = read_modules(folder / "modules.json") if (folder / "modules.json").is_file() else []
-    return found | {
-        each.type.rpartition(".")[0] for each in modules if each.type.split(".")[0] != "sentence_transformers"
-    }
+def code_modules(upload: Upload) -> set[str]:
+    """Return the modules of own code that a model's settings name, such as `modeling_m2bert`."""
+    root = [path for name, path in upload.files.items() if name.endswith(".json") and "/" not in name]
+    settings = [content for path in root if isinstance(content := parse_json(read_text(path), str(path)), dict)]
+    classes = [text for content in settings for text in strings(content.get("auto_map")) if "." in text]
+    if "modules.json" in upload.files:
+        classes += [module.type for module in read_modules(upload.files["modules.json"])]
+    return {name.split(".")[0] for name in classes} - {"sentence_transformers"}
 
 
 def check_base(upload: Upload):

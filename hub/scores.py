@@ -115,7 +115,8 @@ def _check_origin(record: dict):
             "evaluate with `trained_on` in a configuration (m2bert eval --config)"
         )
     check_record(record, name)
-    missing = [key for key in ORIGIN + ORIGIN_OF_A_MODEL * is_model if record.get(key) in (None, "", {})]
+    needed = ORIGIN + ORIGIN_OF_A_MODEL if is_model else ORIGIN
+    missing = [key for key in needed if record.get(key) in (None, "", {})]
     if missing:
         raise ValueError(f"{name} has no {missing[0]}; a card shows no number without its origin, so evaluate again")
     scored = {f"{task} ({record['split']})" for task in (record["task"], record["task"].split(" ")[0])}

@@ -1,4 +1,7 @@
-"""Result files of `m2bert eval` and `m2bert analyse`, {"format": 1, "results": [records]}: what a record must hold."""
+"""Result files of `m2bert eval` and `m2bert analyse`, {"format": 1, "results": [records]}: what a record must hold.
+
+The schemas name what is read of a record, by the report, comparisons and model cards; a record may hold more.
+"""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,8 +24,6 @@ Quarters = Annotated[list[Count], Field(min_length=4, max_length=4)]
 
 
 class Part(Schema):
-    """A part of a record, which may hold more than is read of it."""
-
     model_config = FOREIGN
 
 
@@ -32,16 +33,12 @@ class Task(Part):
 
 
 class Origin(Task):
-    """A task, and the data that it was read from."""
-
     source: str | None = None
     revision: str | None = None
     data_fingerprint: str | None = None
 
 
 class Measurement(Part):
-    """With what something was measured."""
-
     system: str
     encoder: str | None = None
     policy: str | None = None
@@ -57,19 +54,14 @@ class Mean(Part):
     mean: Share
 
 
-class Metrics(Part):
-    ndcg_at_1: Mean | None = None
-    recall_at_100: Mean | None = None
-
-
 class Counts(Part):
     queries: Count
     documents: Count
-    truncated_documents: Count | None = None
-    truncated_queries: Count | None = None
 
 
 class MeanOfSome(Part):
+    """The score of a group of queries."""
+
     queries: Count
     ndcg_at_10: Share | None = None
     interval_95: Interval | None = None
@@ -130,7 +122,7 @@ class Retrieval(Origin, Measurement):
     ndcg_at_10: Share
     interval_95: Interval
     query_scores: dict[str, Share] = Field(min_length=1)
-    metrics: Metrics | None = None
+    metrics: dict[str, Mean] | None = None
     counts: Counts
     vectors_per_document: float | None = None
     seen_share: Share | None = None
@@ -174,7 +166,6 @@ class Needle(Origin, Measurement):
 class QueryLengths(Part):
     count: Count
     mean_chars: float
-    mean_tokens: float
 
 
 class Histogram(Part):
@@ -189,6 +180,7 @@ class Histogram(Part):
 
 
 class DocumentLengths(QueryLengths):
+    mean_tokens: float
     median_tokens: float
     max_tokens: float
     histogram: Histogram
@@ -228,7 +220,6 @@ class Clusters(Measurement):
     sources: dict[str, Count]
     knn: Neighbors
     points: list[Triple]
-    truncated_texts: Count | None = None
 
 
 class Times(Part):

@@ -190,8 +190,8 @@ def _channel_groups(x: Tensor, elements_per_channel: int) -> Iterator[slice]:
 
 
 def _group_elements(elements_per_channel: int, device_type: str) -> int:
-    """Return how many values a group of channels has. On a CPU that is 0.5 to 2 MB of float32, but at least 16 channels:
-    every call of the FFT library plans again, and plans of long transforms are expensive (docs/log.md)."""
+    """Return how many values a group of channels has. On a CPU that is 0.5 to 2 MB of float32, but at least 16
+    channels: every call of the FFT library plans again, and plans of long transforms are expensive (docs/log.md)."""
     if device_type != "cpu":
         return 2**27
     return max(2**17, min(64 * elements_per_channel, 2**19), 16 * elements_per_channel)

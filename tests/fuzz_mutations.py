@@ -10,65 +10,16 @@ import pyarrow.parquet as pq
 
 RAW = "\ue000"  # stands before JSON that json.dumps would not write
 RAW_VALUES = [
-    "NaN",
-    "-Infinity",
-    "1e999",
-    r'"\ud800"',
-    r'"a\ud83d"',
-    r'"\u001b[31mred\u0007"',
-    r'"one\nERROR line"',
-    "[" * 60 + "]" * 60,
-    "[" * 20_000 + "]" * 20_000,
+    "NaN", "-Infinity", "1e999", "1e400", "-0", "1" * 5_000, "", "x", '{"a": 1, "a": 2}', r'"\ud800"', r'"a\ud83d"',
+    r'"\u001b[31mred\u0007"', r'"one\nERROR line"', '"\u202e"', "[" * 60 + "]" * 60, "[" * 20_000 + "]" * 20_000,
     '{"a":' * 3_000 + "1" + "}" * 3_000,
-    "1" * 5_000,
-    "-0",
-    "1e400",
-    '"\u202e"',
-    "",
-    "x",
-    '{"a": 1, "a": 2}',
-]
+]  # fmt: skip
 VALUES = [
-    None,
-    True,
-    False,
-    0,
-    -1,
-    -5,
-    1,
-    3,
-    2**31,
-    2**63,
-    10**30,
-    10**12,
-    1e308,
-    -1e308,
-    0.5,
-    1e-320,
-    "",
-    "x",
-    "5",
-    "null",
-    "../../etc/passwd",
-    "/etc/passwd",
-    ".",
-    "..",
-    "a/b",
-    "\x00",
-    "\x1b[31m",
-    "é",
-    "a" * 10_000,
-    [],
-    {},
-    [1],
-    [[1]],
-    [None],
-    ["x"],
-    {"x": 1},
-    {"": None},
-    [[[]]],
-    [{}],
-]
+    None, True, False, 0, -1, -5, 1, 3, 2**31, 2**63, 10**30, 10**12, 1e308, -1e308, 0.5, 1e-320, "", "x", "5", "null",
+    "../../etc/passwd", "/etc/passwd", ".", "..", "a/b", "\x00", "\x1b[31m", "é", "a" * 10_000, [], {}, [1], [[1]],
+    [None], ["x"], {"x": 1}, {"": None}, [[[]]], [{}],
+]  # fmt: skip
+DAMAGES = ["bit", "bits", "cut", "empty", "delete", "twice", "insert", "zeros", "swap", "bom", "folder"]
 KEYS = ["", "x", "type", "model_type", "auto_map", "__class__", "\x1b[31m", "a" * 300, "é"]
 
 
@@ -88,14 +39,8 @@ class Mutation:
 
 def mutate(path: Path, generator: random.Random) -> Mutation:
     """Damage a file in place; its form decides how."""
-    by_form = {
-        ".json": mutate_json,
-        ".yaml": mutate_yaml,
-        ".jsonl": mutate_json_lines,
-        ".parquet": mutate_parquet,
-        ".safetensors": mutate_header,
-        ".md": mutate_card,
-    }
+    by_form = {".json": mutate_json, ".yaml": mutate_yaml, ".jsonl": mutate_json_lines, ".parquet": mutate_parquet,
+               ".safetensors": mutate_header, ".md": mutate_card}  # fmt: skip
     kind = by_form.get(path.suffix, mutate_bytes)
     if generator.random() < 0.25:
         kind = mutate_bytes
@@ -109,9 +54,7 @@ def mutate_bytes(path: Path, generator: random.Random) -> Mutation:
     content = bytearray(path.read_bytes())
     keys = keys_of(json.loads(content)) if path.suffix == ".yaml" else ()  # of settings from several places
     place = generator.randrange(len(content) or 1)
-    how = generator.choice(
-        ["bit", "bits", "cut", "empty", "delete", "twice", "insert", "zeros", "swap", "bom", "folder"]
-    )
+    how = generator.choice(DAMAGES)
     if how == "bit" and content:
         content[place] ^= 1 << generator.randrange(8)
     elif how == "bits" and content:
@@ -246,22 +189,8 @@ def mutate_parquet(path: Path, generator: random.Random) -> Mutation:
     table = pq.read_table(path)
     name = generator.choice(table.column_names)
     column, number = table.column(name), table.column_names.index(name)
-    how = generator.choice(
-        [
-            "drop",
-            "rename",
-            "null",
-            "nulls",
-            "integers",
-            "nested",
-            "double",
-            "empty",
-            "view",
-            "binary",
-            "struct",
-            "dictionary",
-        ]
-    )
+    kinds = "drop rename null nulls integers nested double empty view binary struct dictionary"
+    how = generator.choice(kinds.split())
     new = {
         "null": [None, *column.to_pylist()[1:]],
         "nulls": pa.nulls(len(table)),

@@ -10,13 +10,11 @@ import io
 import logging
 import random
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import fuzz_mutations as mutations
 import numpy as np
 
-ROOT = Path(__file__).parent
 WORDS = ["apple", "pear", "boat", "sail", "stone", "wall", "cloud", "rain", "river", "bridge", "horse", "saddle"]
 TEXTS = ["apple pear", "the boat sails", "stone", ""]
 PAIRS = list(zip(WORDS[::2], WORDS[1::2], strict=True))
@@ -60,18 +58,18 @@ def m2bert(*arguments) -> str:
     return command(app, *arguments)
 
 
-@dataclass
 class Target:
-    """
-    Attributes:
+    """What a command reads.
+
+    Args:
+        files: those that may be damaged, by their names in the folder.
         weight: how often it is drawn.
+        given: what else `run` and `reference` read.
     """
 
-    name: str
-    folder: Path
-    files: list[str]
-    weight: int = 10
-    expected: object = field(default=None)
+    def __init__(self, name: str, folder: Path, files: list[str], weight: int = 10, **given):
+        self.name, self.folder, self.files, self.weight, self.expected = name, folder, files, weight, None
+        vars(self).update(given)
 
     def run(self, folder: Path, scratch: Path):
         raise NotImplementedError

@@ -51,7 +51,7 @@ class EvalData(Target):
 
 class Tables(EvalData):
     def read(self, folder):
-        from m2bert.eval.tasks.locov1 import load_task, task_names
+        from m2bert.eval.tasks.schema import load_task, task_names
 
         [name] = task_names(folder, "test")
         task = load_task(folder, name, "test")

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAZY = ROOT / "m2bert" / "__init__.py"  # hands the model's classes on when they are asked for
 ROOMS = {"train", "eval", "hub"}
-MAY_KNOW = {"m2bert": set(), "modeling_m2bert": set(), "eval": {"shared"}, "hub": {"shared", "model"},
+MAY_KNOW = {"m2bert": set(), "modeling_m2bert": set(), "eval": {"shared"}, "hub": {"shared", "model", "eval"},
             "train": {"shared", "model", "eval", "hub"}}  # fmt: skip
 KERNELS_MAY_IMPORT = {"torch", "triton", "collections", "functools", "itertools", "logging", "math", "os", "typing"}
 KERNELS_MAY_IMPORT |= {"threading", "weakref"}

@@ -1,12 +1,11 @@
-"""Complete states of an unfinished run, each whole or not at all, in a folder beside the run's output.
+"""Checkpoints of an unfinished run, each whole or not at all, in a folder beside the run's output.
 
     OUTPUT.run/step-00000100/   parameters, optimizer, random generators (accelerate's files), progress.json
     OUTPUT.run/best-00000080.safetensors   the best weights so far, where a run selects
 
-A checkpoint is written under another name and renamed when it is complete and on the disk, so whatever kills the run,
-every `step-*` folder is whole. Its progress.json holds the digests of all files that a resumed run reads (accelerate
-itself goes on without a random state that it cannot read). A run goes on only as what it was: same configuration, data
-and number of processes.
+A checkpoint is written under a name with a dot and renamed when it is complete and on the disk, so every `step-*`
+folder is whole, whatever kills the run. Its progress.json holds the digests of all files that a resumed run reads.
+A run resumes only with the same settings, data and number of processes.
 """
 
 import hashlib
@@ -36,23 +35,23 @@ from .record import Progress
 
 logger = logging.getLogger(__name__)
 
-# Settings that a resumed run may change: none of them changes what is computed (precision counts as what it became).
-FREE = ("output_dir", "overwrite", "resume", "log_every", "tracker", "checkpoint_every", "checkpoint_keep", "precision")
-CACHES = ("token_cache", "teacher_cache")
+FREE = {  # settings that a resumed run may change, as they change no result; of precision, what it became is compared
+    "output_dir", "overwrite", "resume", "log_every", "tracker", "checkpoint_every", "checkpoint_keep", "precision",
+    "token_cache", "teacher_cache",
+}  # fmt: skip
 PROGRESS = "progress.json"
-STEP = re.compile(r"step-\d{8,}")
-OURS = re.compile(r"\.?(step-\d{8,}|best-\d{8,}\.safetensors)")  # with a dot: not complete, or to be deleted
+OURS = re.compile(r"\.?(step-\d{8,}|best-\d{8,}\.safetensors)")  # with a dot: not complete, or half deleted
 
 
 class Saved(Schema):
-    """What progress.json of a checkpoint holds, beside its own sha256.
+    """Content of progress.json, besides its own sha256.
 
     Attributes:
-        identity: what the run is.
-        batches: where in the data each process is.
+        identity: `run_identity` and what identifies the data.
+        batches: position of each process in the data.
         generators: `generators_digest` of each process.
-        progress: how far the run has come.
-        files: digests of the checkpoint's other files. best: of the best weights, where there are some.
+        files: digests of the checkpoint's other files.
+        best: digest of the best weights, where there are some.
     """
 
     identity: dict[str, Any]
@@ -68,18 +67,16 @@ class Checkpoints:
 
     Args:
         folder: where they are.
-        config: the run's configuration, plain dictionaries.
-        data: what identifies the run's data; goes through JSON.
-        every: steps between checkpoints; 0 writes none but on demand.
+        config: the run's settings, plain dictionaries.
+        data: identifies the run's data; goes through JSON.
+        every: steps between checkpoints; 0 writes them on demand alone.
         keep: how many of the newest stay.
-        resume: go on from the newest, if there is one.
+        resume: go on from the newest, if there is one; else those that are there are removed.
     """
 
     def __init__(
         self, accelerator: Accelerator, folder: Path, *, config: dict, data: dict, every: int, keep: int, resume: bool
     ):
-        if every < 0 or keep < 1:
-            raise ValueError(f"checkpoint_every={every} must be 0 or more, checkpoint_keep={keep} at least 1")
         self.accelerator, self.folder, self.every, self.keep, self.resume = accelerator, folder, every, keep, resume
         self.identity = run_identity(config, accelerator) | {"data": json.loads(json.dumps(data))}
         self.best: Manifest = {}
@@ -88,32 +85,27 @@ class Checkpoints:
         return bool(self.every) and step % self.every == 0
 
     def complete(self) -> list[Path]:
-        """Folders of complete checkpoints, oldest first."""
-        return sorted(path for path in self.folder.glob("step-*") if STEP.fullmatch(path.name))
+        """Return the folders of complete checkpoints, oldest first."""
+        return sorted(self.folder.glob("step-[0-9]*"))
 
     def load(self, batches) -> Progress | None:
         """Restore the newest checkpoint into everything prepared by the accelerator and into `batches`.
 
         Raises:
-            ValueError: the checkpoint is damaged, or is of another configuration, of other data or of another number of
-                processes. Raised on all processes.
+            ValueError: the checkpoint is damaged, of another run, or not visible to all processes. Raised on all.
         """
         found = from_main(self.newest)
         if found is None:
             return None
         newest, saved = found
-        blind = [rank for rank, sees in enumerate(gather_lists([newest.is_dir()])) if not sees]
-        if blind:
-            raise ValueError(
-                f"process {blind[0]} does not see {newest}, which the main process has; output_dir must lie where all "
-                "machines see it"
-            )
+        if not all(gather_lists([newest.is_dir()])):
+            raise ValueError(f"not every process sees {newest}; output_dir must lie where all machines see it")
         self.accelerator.load_state(str(newest))
         rank = self.accelerator.process_index
-        if not all(gather_lists([generators_digest() == saved.generators[rank]])):
+        if not all(gather_lists([generators_digest() == saved.generators[rank]])):  # accelerate skips a bad state
             raise ValueError(
-                f"the random generators of {newest} could not be restored here; go on where the run was begun, with "
-                "the same devices and packages, or start anew with overwrite=true resume=false"
+                f"the random generators of {newest} could not be restored here; resume with the devices and packages "
+                "that the run began with, or start anew with overwrite=true resume=false"
             )
         batches.restore(saved.batches[rank])
         self.best = saved.best
@@ -121,11 +113,14 @@ class Checkpoints:
         return saved.progress
 
     def newest(self) -> tuple[Path, Saved] | None:
-        """The newest checkpoint, which is whole and of this run; None without one. Removes what a killed run left."""
-        for leftover in ours(self.folder):
-            if leftover.name.startswith("."):
-                delete(leftover)
-        if not self.resume or not self.complete():
+        """Return the newest checkpoint, checked to be whole and of this run; None without one or without `resume`.
+
+        Removes what a killed run left half-written, and without `resume` everything.
+        """
+        for path in ours(self.folder):
+            if not self.resume or path.name.startswith("."):
+                delete(path)
+        if not self.complete():
             return None
         *older, newest = self.complete()
         try:
@@ -140,43 +135,37 @@ class Checkpoints:
             )
         return newest, saved
 
-    def save(self, progress: Progress, batch_state: dict):
+    def save(self, progress: Progress, batch_state: dict) -> None:
         """Write a checkpoint; called on all processes.
 
         Raises:
             OSError: it cannot be written. Earlier checkpoints are as they were.
         """
-        name = f"step-{progress.step:08d}"
-        temporary = self.folder / f".{name}"
+        final = self.folder / f"step-{progress.step:08d}"
         states = gather_lists([(batch_state, generators_digest())])
-        with self.writing(temporary):
+
+        def complete():
+            for path in temporary.rglob("*"):
+                sync(path)
+            batches, generators = map(list, zip(*states, strict=True))
+            saved = Saved(identity=self.identity, batches=batches, generators=generators, progress=progress,
+                          files=manifest(temporary), best=self.best)  # fmt: skip
+            write_sealed(temporary / PROGRESS, saved.model_dump())
+            temporary.rename(final)
+            sync(self.folder)
+            self.prune()
+
+        with self.writing(final) as temporary:
             self.accelerator.save_state(str(temporary))
             self.accelerator.wait_for_everyone()
-            from_main(lambda: self.complete_it(temporary, progress, states))
+            from_main(complete)
 
-    def complete_it(self, temporary: Path, progress: Progress, states: list[tuple[dict, str]]):
-        """Write progress.json into a checkpoint whose other files are there, and give it its name."""
-        for path in temporary.rglob("*"):
-            sync(path)
-        saved = Saved(
-            identity=self.identity,
-            batches=[batches for batches, _ in states],
-            generators=[generators for _, generators in states],
-            progress=progress,
-            files=manifest(temporary),
-            best=self.best,
-        )
-        write_sealed(temporary / PROGRESS, saved.model_dump())
-        temporary.rename(self.folder / temporary.name[1:])
-        sync(self.folder)
-        self.prune()
-
-    def prune(self):
-        """Remove checkpoints beyond the newest `keep`, and best weights that none of these knows."""
+    def prune(self) -> None:
+        """Remove checkpoints beyond the newest `keep`, and best weights that none of these refers to."""
         for path in self.complete()[: -self.keep]:
             delete(path)
         try:
-            known = {name for path in self.complete() for name in read_saved(path).best} | self.best.keys()
+            known = {name for path in self.complete() for name in read_saved(path).best}
         except ValueError as error:
             logger.warning("%s; best weights that only this checkpoint knows are kept", error)
             return
@@ -184,135 +173,74 @@ class Checkpoints:
             if path.name.startswith("best-") and path.name not in known:
                 delete(path)
 
-    def best_path(self, progress: Progress) -> Path:
-        return self.folder / f"best-{progress.best['step']:08d}.safetensors"
-
-    def keep_best(self, model, progress: Progress, score: float):
+    def keep_best(self, model, progress: Progress, score: float) -> None:
         """Keep the weights if the score is the best so far; called on all processes."""
         if progress.best and not score > progress.best["score"]:
             return
         weights = whole_weights(self.accelerator, model)
         progress.best = {"step": progress.step, "score": score}
-        self.best = from_main(lambda: self.write_best(weights, self.best_path(progress)))
+        final = self.folder / f"best-{progress.step:08d}.safetensors"
 
-    def write_best(self, weights: dict[str, Tensor], path: Path) -> Manifest:
-        """Write weights, whole or not at all; their digest."""
-        temporary = path.with_name(f".{path.name}")
-        with self.writing(temporary):
+        def write() -> Manifest:
             save_file({name: tensor.contiguous().clone() for name, tensor in weights.items()}, temporary)
             sync(temporary)
-            temporary.rename(path)
+            temporary.rename(final)
             sync(self.folder)
-            return manifest(self.folder, [path])
+            return manifest(self.folder, [final])
 
-    def load_best(self, model, progress: Progress):
-        """Put the best weights into the model.
+        with self.writing(final) as temporary:
+            self.best = from_main(write)
 
-        Raises:
-            ValueError: they are not as they were written.
-        """
+    def load_best(self, model, progress: Progress) -> None:
+        """Put the best weights into the model. Raises ValueError if they are not as they were written."""
         from_main(lambda: check_manifest(self.folder, self.best))
-        weights = load_file(self.best_path(progress))
-        set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
+        (name,) = self.best
+        set_model_state_dict(model, load_file(self.folder / name), options=StateDictOptions(full_state_dict=True))
         logger.info("best weights: step %d, %.4f", progress.best["step"], progress.best["score"])
 
     @contextmanager
-    def writing(self, temporary: Path):
-        """Remove what was half written, and say what is left."""
+    def writing(self, final: Path):
+        """Give the temporary name of `final`; if the block fails, remove what was half-written and report what is left.
+
+        Raises:
+            OSError: in place of the errors of a disk, however the libraries report them.
+        """
+        temporary = final.with_name(f".{final.name}")
         try:
-            yield
+            yield temporary
         except (OSError, RuntimeError, SafetensorError) as error:
             delete(temporary)
             kept = self.complete()
             last = f"the last complete one is {kept[-1]}" if kept else "there is no earlier one"
             raise OSError(
-                f"checkpoint {temporary.with_name(temporary.name[1:])} could not be written ({error}); {last}. "
-                "Make room if that was missing, then go on with resume=true"
+                f"checkpoint {final} could not be written ({error}); {last}. Make room if that was missing, then "
+                "resume with resume=true"
             ) from error
 
 
 def whole_weights(accelerator: Accelerator, model) -> dict[str, Tensor]:
-    """All weights of a model, gathered if it is sharded and by their own names if it is compiled; called on all
+    """Return all weights of a model, gathered if it is sharded and by their own names if it is compiled; called on all
     processes."""
     return {name.replace("_orig_mod.", ""): tensor for name, tensor in accelerator.get_state_dict(model).items()}
 
 
 def run_identity(config: dict, accelerator: Accelerator) -> dict:
-    """What a run is, but for its data: settings that change what is computed, and how it is computed."""
-    settings = {key: value for key, value in config.items() if key not in FREE}
-    for section in ("data", "loss"):
-        if section in settings:
-            settings[section] = {key: value for key, value in settings[section].items() if key not in CACHES}
+    """Return what a resumed run must match, but for its data: settings that change results, processes, precision."""
+
+    def without_free(settings: dict) -> dict:
+        return {
+            key: without_free(value) if isinstance(value, dict) else value
+            for key, value in settings.items()
+            if key not in FREE
+        }
+
     how = {"processes": accelerator.num_processes, "precision": accelerator.mixed_precision,
            "distributed": accelerator.distributed_type.value}  # fmt: skip
-    return json.loads(json.dumps({"config": settings, **how}))
-
-
-def ours(folder: Path) -> list[Path]:
-    """What checkpoints wrote into a folder; what else is in it (a tracker's files) is not theirs."""
-    return [path for path in folder.glob("*") if OURS.fullmatch(path.name)]
-
-
-def remove_all(folder: Path):
-    """Remove the checkpoints and best weights in a folder."""
-    for path in ours(folder):
-        delete(path)
-
-
-def read_saved(checkpoint: Path) -> Saved:
-    """progress.json of a checkpoint. Raises ValueError naming the file if it is not as it was written."""
-    path = checkpoint / PROGRESS
-    return checked(Saved, read_sealed(path), str(path))
-
-
-def read_whole(checkpoint: Path) -> Saved:
-    """progress.json of a checkpoint of which every file is as it was written, and the best weights too.
-
-    Raises:
-        ValueError: names the file that is not.
-    """
-    saved = read_saved(checkpoint)
-    check_manifest(checkpoint, saved.files)
-    check_manifest(checkpoint.parent, saved.best)
-    return saved
-
-
-def way_out(damaged: Path, older: list[Path]) -> str:
-    """How to go on without a damaged checkpoint: from the newest of the older ones that is whole."""
-    for path in reversed(older):
-        try:
-            read_whole(path)
-        except ValueError:
-            continue
-        later = [str(each) for each in (*older[older.index(path) + 1 :], damaged)]
-        return f"{path} is whole: to go on from there, remove {' and '.join(later)}"
-    return "no older checkpoint is whole: start anew with overwrite=true resume=false"
-
-
-def generators_digest() -> str:
-    """sha256 of the states of the random generators of this process, on its CPU and its GPU."""
-    kind, keys, *place = np.random.get_state()
-    states = [random.getstate(), kind, keys.tolist(), place, torch.get_rng_state().tolist()]
-    if torch.cuda.is_available():
-        states.append(torch.cuda.get_rng_state().tolist())
-    return hashlib.sha256(repr(states).encode()).hexdigest()
-
-
-def delete(path: Path):
-    """Remove a file or a folder. A folder gets a name with a dot first, so that what is left of it when the process is
-    killed is known as such."""
-    if not path.is_dir():
-        path.unlink(missing_ok=True)
-        return
-    if not path.name.startswith("."):
-        hidden = path.with_name(f".{path.name}")
-        shutil.rmtree(hidden, ignore_errors=True)
-        path = path.rename(hidden)
-    shutil.rmtree(path, ignore_errors=True)
+    return json.loads(json.dumps({"config": without_free(config), **how}))
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Which values differ, by dotted name."""
+    """Return the values that differ, by dotted name."""
     found = []
     for key in sorted(old.keys() | new.keys()):
         a, b = old.get(key), new.get(key)
@@ -321,3 +249,63 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
         elif a != b:
             found.append(f"{prefix}{key}: {a!r} there, {b!r} here")
     return found
+
+
+def ours(folder: Path) -> list[Path]:
+    """Return the checkpoints and best weights in a folder; a tracker's files there are left out."""
+    return [path for path in folder.glob("*") if OURS.fullmatch(path.name)]
+
+
+def remove_all(folder: Path) -> None:
+    """Remove the checkpoints and best weights in a folder."""
+    for path in ours(folder):
+        delete(path)
+
+
+def read_saved(checkpoint: Path) -> Saved:
+    """Return progress.json of a checkpoint. Raises ValueError naming the file if it is not as it was written."""
+    path = checkpoint / PROGRESS
+    return checked(Saved, read_sealed(path), str(path))
+
+
+def read_whole(checkpoint: Path) -> Saved:
+    """Return `read_saved`, after all files of the checkpoint and the best weights were checked by their digests."""
+    saved = read_saved(checkpoint)
+    check_manifest(checkpoint, saved.files)
+    check_manifest(checkpoint.parent, saved.best)
+    return saved
+
+
+def way_out(damaged: Path, older: list[Path]) -> str:
+    """Return how to resume without a damaged checkpoint: from the newest of the older ones that is whole."""
+    later = [damaged]
+    for path in reversed(older):
+        try:
+            read_whole(path)
+        except ValueError:
+            later.insert(0, path)
+            continue
+        return f"{path} is whole: to go on from there, remove {' and '.join(map(str, later))}"
+    return "no older checkpoint is whole: start anew with overwrite=true resume=false"
+
+
+def generators_digest() -> str:
+    """Return the sha256 of the states of the random generators of this process, on its CPU and its GPU."""
+    kind, keys, *place = np.random.get_state()
+    states = [random.getstate(), kind, keys.tolist(), place, torch.get_rng_state().tolist()]
+    if torch.cuda.is_available():
+        states.append(torch.cuda.get_rng_state().tolist())
+    return hashlib.sha256(repr(states).encode()).hexdigest()
+
+
+def delete(path: Path) -> None:
+    """Remove a file or a folder. A folder gets a name with a dot first, so that one that is half deleted when the
+    process is killed is not taken for a checkpoint."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    if not path.name.startswith("."):
+        hidden = path.with_name(f".{path.name}")
+        shutil.rmtree(hidden, ignore_errors=True)
+        path = path.rename(hidden)
+    shutil.rmtree(path, ignore_errors=True)

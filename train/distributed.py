@@ -1,4 +1,4 @@
-"""What the processes of one run tell each other. With one process nothing is sent."""
+"""Exchange between the processes of one run. With one process nothing is sent."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -12,13 +12,13 @@ T = TypeVar("T")
 
 
 def gather_rows(local: Tensor) -> tuple[Tensor, int]:
-    """Rows of all processes, in the order of ranks.
+    """Return the rows of all processes, in the order of ranks.
 
     Args:
         local: (n, W), on the device of the process; n may differ between processes.
 
     Returns:
-        (N, W), in which the own rows keep their graph and the others have none; and the index of the first own row.
+        (N, W), in which only this process's rows keep their graph; and the index of the first of these.
     """
     state = PartialState()
     if state.num_processes == 1:
@@ -32,12 +32,12 @@ def gather_rows(local: Tensor) -> tuple[Tensor, int]:
 
 
 def gather_lists(items: list) -> list:
-    """The lists of all processes joined in the order of ranks; items must be picklable."""
+    """Return the lists of all processes joined in the order of ranks; items must be picklable."""
     return gather_object(items) if PartialState().num_processes > 1 else items
 
 
 def sum_over_processes(values: list[float]) -> list[float]:
-    """Sums over processes, in float64."""
+    """Return sums over processes, in float64."""
     state = PartialState()
     if state.num_processes == 1:
         return values
@@ -45,13 +45,13 @@ def sum_over_processes(values: list[float]) -> list[float]:
 
 
 def split_indices(count: int) -> range:
-    """The share of `range(count)` that belongs to this process: every world-th index from its rank."""
+    """Return the part of `range(count)` that belongs to this process: every world-th index from its rank."""
     state = PartialState()
     return range(state.process_index, count, state.num_processes)
 
 
 def from_main(compute: Callable[[], T]) -> T:
-    """Call `compute` on the main process alone, and return its result, or raise its error, on all of them."""
+    """Call `compute` on the main process alone; return its result, or raise its error, on all of them."""
     result, error = None, None
     if PartialState().is_main_process:
         try:

@@ -1,8 +1,8 @@
-"""A run in miniature: the same configuration, with a tiny model, stand-in data and two steps.
+"""Dry runs: the same settings with a tiny model, stand-in data and two steps.
 
-Everything that is large or elsewhere is replaced: sizes, lengths, and each path (text, tasks, checkpoint, tokenizer,
-teacher, mined negatives) by something of its kind made on the spot, in a temporary folder that goes with the process.
-What the configuration chose stays: mixture, loss, form of the batches, caching, precision, optimizer.
+Sizes and lengths are made small, and each path (text, tasks, checkpoint, tokenizer, teacher, mined negatives) is
+replaced by something of its kind, in a temporary folder that is removed when the process ends. Other settings stay:
+mixture, loss, form of the batches, caching, precision, optimizer.
 """
 
 import atexit
@@ -25,13 +25,13 @@ LENGTHS = {"max_tokens": TOKENS, "document_tokens": TOKENS, "batch_tokens": 4 * 
            "query_tokens": TOKENS, "passage_tokens": [4, 8], "examples": 4, "negatives": 3,
            "batch_size": 4}  # fmt: skip
 MODEL = {"hidden_size": 32, "intermediate_size": 64, "filter_order": 8, "max_position_embeddings": TOKENS}
-TASKS = ("one", "two")  # where the configuration takes all there are
+TASKS = ("one", "two")  # where the settings take all there are
 DOCUMENTS = 24  # of a split
 FOLDER = "m2bert-dry-run-"
 
 
 def scale_down(config: dict) -> dict:
-    """The configuration (see config.load_config) of the run in miniature."""
+    """Return the settings of `settings.load_settings`, as dictionaries, made small."""
     folder = Path(tempfile.mkdtemp(prefix=FOLDER))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     config |= {"steps": 2, "log_every": 1, "checkpoint_every": 1, "output_dir": str(folder / "output"),
@@ -43,8 +43,7 @@ def scale_down(config: dict) -> dict:
     for section in ("data", "evaluation"):
         for key, value in LENGTHS.items():
             if config[section].get(key):
-                smaller = min(value, config[section][key]) if isinstance(value, int) else value
-                config[section][key] = smaller
+                config[section][key] = min(value, config[section][key])
     model = config["model"]
     layers = min(2, model["new_model"].get("num_hidden_layers", 12))
     model["new_model"] |= MODEL | {"num_hidden_layers": layers}
@@ -62,7 +61,7 @@ def scale_down(config: dict) -> dict:
 
 
 def is_dry_run(config) -> bool:
-    """Whether a configuration, as a namespace, is one of `scale_down`."""
+    """Return whether settings are those of `scale_down`."""
     return Path(config.output_dir).parent.name.startswith(FOLDER)
 
 
@@ -73,10 +72,9 @@ def stand_in_data(config: dict, texts: list[str], folder: Path):
         data["token_cache"] = str(folder / "tokens")
         for i, source in enumerate(data["sources"]):
             check_entry(source)
-            source["name"] = source.get("name") or str(source["path"] or "pydocs").rsplit("/", 1)[-1]
-            source |= {"path": str(folder / f"source{i}"), "split": "train", "validation_split": "validation"}
-            for key in ("config", "revision", "column", "rows_per_document"):
-                source.pop(key, None)
+            name = source.get("name") or str(source["path"] or "pydocs").rsplit("/", 1)[-1]
+            shares = {key: source[key] for key in ("variable", "maximum") if key in source}
+            data["sources"][i] = {"path": str(folder / f"source{i}"), "name": name, **shares}
             for split in ("train", "validation"):
                 write_table(folder / f"source{i}" / f"{split}.parquet", {"text": texts})
     if "tasks" in data and (data["path"] or not data["triples"]):
@@ -92,13 +90,13 @@ def stand_in_data(config: dict, texts: list[str], folder: Path):
 
 
 def make_texts(rng: np.random.Generator, count: int) -> list[str]:
-    """Texts of 20 to 200 made-up words."""
+    """Return texts of 20 to 200 made-up words."""
     words = ["".join(rng.choice(list("abcdefghijklmnop"), 5)) for _ in range(80)]
     return [" ".join(rng.choice(words, rng.integers(20, 200))) for _ in range(count)]
 
 
 def make_tasks(folder: Path, tasks: tuple[str, ...], splits: tuple[str, str], texts: list[str]) -> Path:
-    """A folder in the LoCoV1 schema: a document's first words are its query, and the next document a mined negative."""
+    """Write tasks in the LoCoV1 schema: a document's first words are its query, the next document a mined negative."""
     half = len(texts) // 2
     for split, passages in zip(splits, (texts[:half], texts[half:]), strict=True):
         rows = [(task, f"{task}_{split}_{i}", text) for task in tasks for i, text in enumerate(passages)]
@@ -115,7 +113,7 @@ def make_tasks(folder: Path, tasks: tuple[str, ...], splits: tuple[str, str], te
 
 
 def make_checkpoint(auto_class, fields: dict, tokenizer, folder: Path) -> str:
-    """A new model's folder."""
+    """Write a new model's folder."""
     model = auto_class.from_config(AutoConfig.for_model("m2bert", **fields | {"vocab_size": 208}))
     return str(write_folder(model, tokenizer, folder))
 

@@ -1,111 +1,115 @@
-"""Check what a run reads and writes before anything heavy is imported: folders, files, names."""
+"""Check what a run reads and writes before any data is read: paths and packages first, which costs no time.
+
+The model comes last, as M2BertConfig takes seconds to import.
+"""
 
 import importlib.util
 import re
+from itertools import product
 from pathlib import Path
 
 from m2bert.files import check_writable, read_json
 from m2bert.hub.outputs import check_output
+from m2bert.terminal import nearest
 
-from .config import load_config, namespace
-from .model_settings import check_model
+from .settings import MlmSettings, OplSettings, RunSettings, load_settings
 from .text.text_sources import HUB_ID, parse_sources
 
-DEFAULTS = {"mlm": "mlm-small.yaml", "opl": "opl-small.yaml"}
-LENGTHS = {  # keys that the model's context bounds
+PYDOCS = Path("runs") / "pydocs"  # the folder of a source without a path
+MODEL_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # on the Hub; sentence-transformers' own have no organization
+CONTEXT_LENGTHS = {  # keys that the model's context bounds
     "mlm": ("data.max_tokens",),
     "opl": ("data.document_tokens", "data.query_tokens", "evaluation.document_tokens"),
 }
-PYDOCS = Path("runs") / "pydocs"  # what a source without a path means
-NEEDED = ("accelerate", "pyarrow", "tokenizers")
-MODEL_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # on the Hub; sentence-transformers' own have no organization
 
 
-def ready(name: str, argv: list[str]) -> dict:
-    """Return the configuration of a run, with everything checked that needs no data.
-
-    Args:
-        name: `mlm` or `opl`.
-        argv: see `load_config`.
+def ready(name: str, argv: list[str]) -> RunSettings:
+    """Return the settings of a run, with everything checked that needs no data: packages, paths, fields of the model.
 
     Raises:
-        ValueError: names the argument, key or path.
+        ValueError: names the argument, key or path; or as `load_settings`.
     """
-    config = load_config(DEFAULTS[name], argv)
-    settings = namespace(config)
-    for package in NEEDED:
-        if importlib.util.find_spec(package) is None:
-            raise ValueError(f"training needs {package}; pip install 'm2bert[train]'")
-    check_output_place(settings)
-    if settings.model.path is not None:
-        check_checkpoint(settings.model.path)
+    settings = load_settings(name, argv)
+    check_writable(settings.output_dir, "output_dir")
+    if not settings.resume:  # else what is there may be the finished run: `setup.check_place` compares
+        check_output(settings.output_dir, settings.overwrite)
     path = settings.tokenizer.path
     if path is not None and not Path(path).is_dir() and not HUB_ID.fullmatch(path):
         raise ValueError(f"tokenizer.path={path}: there is no folder {path!r}, and it is no name on the Hub; name one")
-    (check_texts if name == "mlm" else check_tasks)(settings)
-    lengths = {key: config[key.split(".")[0]][key.split(".")[1]] for key in LENGTHS[name]}
-    check_model(config["model"], lengths)
-    return config
+    packages = ["accelerate", "pyarrow", "tokenizers"]
+    packages += check_texts(settings) if name == "mlm" else check_tasks(settings)
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(f"this run needs the package {package}, which is not installed: pip install {package}")
+    check_model(settings, CONTEXT_LENGTHS[name])
+    return settings
 
 
-def check_output_place(settings):
-    """Raise ValueError if the output cannot be written there, or something is there that is not to be replaced."""
-    check_writable(settings.output_dir, "output_dir")
-    if settings.resume:
-        return  # what is there may be the finished run: `check_place` compares
-    try:
-        check_output(settings.output_dir, settings.overwrite)
-    except ValueError as error:
-        raise ValueError(f"output_dir={settings.output_dir}: {error}") from error
-
-
-def check_checkpoint(path: str):
-    """Raise ValueError unless `model.path` is the folder of an M2-BERT."""
-    if not (Path(path) / "config.json").is_file():
-        raise ValueError(f"model.path={path} has no config.json; name the folder of a checkpoint")
-    kind = read_json(Path(path) / "config.json").get("model_type")
-    if kind != "m2bert":
-        raise ValueError(f"model.path={path} has model_type={kind!r}; name the folder of an m2bert")
-
-
-def check_texts(settings):
-    """Raise ValueError for a source of pretraining that is not there, or lacks a split."""
+def check_texts(settings: MlmSettings) -> list[str]:
+    """Return the packages that the sources need. Raise ValueError for a source that is not there or lacks a split."""
+    packages = []
     for source in parse_sources(settings.data.sources, lambda _: PYDOCS):
-        if source.path is not PYDOCS:  # which is built where it is missing
+        if source.path is not PYDOCS:  # built where it is missing
             source.check_splits()
-        if not source.on_hub:
-            continue
-        if settings.tokenizer.path is None and settings.model.path is None:
-            raise ValueError(f"source {source.path} is streamed: name a tokenizer.path to read it with")
-        if importlib.util.find_spec("datasets") is None:
-            raise ValueError(f"source {source.path} is streamed, which needs datasets; pip install datasets")
+        if source.on_hub:
+            packages.append("datasets")
+            if settings.tokenizer.path is None and settings.model.path is None:
+                raise ValueError(f"source {source.path} is streamed: name a tokenizer.path to read it with")
+    return packages
 
 
-def check_tasks(settings):
-    """Raise ValueError for retrieval data, triples, negatives or a teacher that are not there."""
-    data = settings.data
+def check_tasks(settings: OplSettings) -> list[str]:
+    """Return the packages that a retrieval run needs. Raise ValueError for data or a teacher that are not there."""
+    data, loss = settings.data, settings.loss
     if is_local(data.path):
-        folder = Path(data.path)
-        if not folder.is_dir():
-            raise ValueError(
-                f"data.path={folder} is no folder; name one with queries/train.parquet and documents/train.parquet"
-            )
-        for split in filter(None, ("train", data.development_split)):
-            for kind in ("queries", "documents"):
-                if not (folder / kind / f"{split}.parquet").is_file():
-                    raise ValueError(
-                        f"data.path={folder} has no {kind}/{split}.parquet; make it, or name another folder"
-                    )
+        for split, kind in product(filter(None, ("train", data.development_split)), ("queries", "documents")):
+            if not Path(data.path, kind, f"{split}.parquet").is_file():
+                raise ValueError(f"data.path={data.path} has no {kind}/{split}.parquet; make it, or name another")
     for key in ("triples", "negatives_path"):
         path = getattr(data, key)
         on_hub = key == "triples" and path is not None and not Path(path).suffix and not Path(path).exists()
         if path is not None and not on_hub and not Path(path).is_file():
             raise ValueError(f"data.{key}={path} is no file; name one")
-    teacher = settings.loss.teacher
-    if settings.loss.name == "prototype" and not Path(teacher).is_dir() and not MODEL_NAME.fullmatch(teacher):
-        raise ValueError(f"loss.teacher={teacher} is no folder and no name on the Hub; name a model")
+    if loss.name == "prototype" and not Path(loss.teacher).is_dir() and not MODEL_NAME.fullmatch(loss.teacher):
+        raise ValueError(f"loss.teacher={loss.teacher} is no folder and no name on the Hub; name a model")
+    return ["peft"] if settings.lora.rank else []
 
 
 def is_local(path: str | None) -> bool:
     """Return whether data.path is meant as a folder, and not as the Hub's ORGANIZATION/NAME."""
     return path is not None and (path.count("/") != 1 or Path(path).exists() or Path(path).parent.is_dir())
+
+
+def check_model(settings: RunSettings, length_keys: tuple[str, ...] = ()) -> None:
+    """Raise ValueError for a model that cannot be made, or whose context is shorter than a length of `length_keys`.
+
+    The path is looked at first, then M2BertConfig is imported, which takes seconds.
+    """
+    model = settings.model
+    fields = model.new_model
+    if model.path is not None:
+        file = Path(model.path) / "config.json"
+        fields = read_json(file) if file.is_file() else {}
+        if fields.get("model_type") != "m2bert":
+            kind = f"model_type={fields.get('model_type')!r}" if fields else "no config.json"
+            raise ValueError(f"model.path={model.path} is no folder of an m2bert: it has {kind}; name another")
+    from huggingface_hub.errors import StrictDataclassError
+
+    from m2bert import M2BertConfig
+
+    known = M2BertConfig.__dataclass_fields__
+    for section in ("architecture", "new_model"):
+        for name in getattr(model, section):
+            if name not in known:  # M2BertConfig would keep it unread
+                raise ValueError(f"model.{section}.{name} is no field of M2BertConfig{nearest(name, known)}")
+    try:
+        longest = M2BertConfig(**fields | model.architecture).max_position_embeddings
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        where = f"model.path={model.path}" if model.path else "model.new_model"
+        changed = f", model.architecture={model.architecture}" if model.architecture else ""
+        raise ValueError(f"{where}{changed}: {' '.join(str(error).split())}") from error
+    for key in length_keys:
+        section, name = key.split(".")
+        tokens = getattr(getattr(settings, section), name)
+        if tokens is not None and tokens > longest:
+            raise ValueError(f"{key}={tokens} exceeds the model's max_position_embeddings={longest}; lower {key}")

@@ -1,6 +1,6 @@
-"""What runs keep on disk and read again: with digests, so that damage is found before it is used, and built aside.
+"""Files that runs write and read again, with digests: damage is found before it is used.
 
-A sealed file is JSON that holds the sha256 of the rest of it. A manifest says the size and the sha256 of files.
+A sealed file is JSON that holds the sha256 of the rest of it. A manifest holds the size and the sha256 of files.
 """
 
 import hashlib
@@ -8,7 +8,7 @@ import json
 import platform
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -37,14 +37,10 @@ def write_sealed(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """Return what `write_sealed` wrote.
-
-    Raises:
-        ValueError: the file is missing, no JSON, or not as it was written. Names the file.
-    """
+    """Return what `write_sealed` wrote. Raises ValueError naming the file if it is missing or not as it was written."""
     content = read_json(path)
     if content.pop(SEAL, None) != content_digest(content):
-        raise ValueError(f"{path} is damaged: its content does not have the sha256 that stands in it")
+        raise ValueError(f"{path} is damaged: its content does not match the sha256 in it")
     return content
 
 
@@ -55,24 +51,20 @@ def content_digest(content: dict[str, Any]) -> str:
 
 def manifest(folder: Path, paths: Iterable[Path] | None = None) -> Manifest:
     """Return the sizes and digests of files by their names in a folder: of all in it, or of `paths`."""
-    paths = [path for path in folder.rglob("*") if path.is_file()] if paths is None else paths
+    paths = folder.rglob("*") if paths is None else paths
     return {
         path.relative_to(folder).as_posix(): FileDigest(size=path.stat().st_size, sha256=digest(path))
         for path in sorted(paths)
+        if path.is_file()
     }
 
 
 def check_manifest(folder: Path, files: Manifest) -> None:
-    """Raise ValueError naming the first file that is missing or not as it was written; sizes are compared first."""
+    """Raise ValueError naming the first file that is missing or not as it was written."""
     for name, expected in files.items():
         path = folder / name
-        if not path.is_file():
-            raise ValueError(f"{path} is missing")
-        if path.stat().st_size != expected.size:
-            raise ValueError(f"{path} is damaged: it has {path.stat().st_size} bytes of {expected.size}")
-    for name, expected in files.items():
-        if digest(folder / name) != expected.sha256:
-            raise ValueError(f"{folder / name} is damaged: its sha256 is not the one it was written with")
+        if not path.is_file() or path.stat().st_size != expected.size or digest(path) != expected.sha256:
+            raise ValueError(f"{path} is missing or damaged: its size or sha256 is not the one it was written with")
 
 
 @contextmanager
@@ -80,15 +72,12 @@ def building(path: Path) -> Iterator[Path]:
     """Claim an empty folder beside `path`, to make in it what is then moved to `path`; remove it in the end.
 
     Waits while another process of this machine makes the same; look for `path` again in the block. Removes what killed
-    processes of this machine left beside `path`. (Machines that share a disk do not see each other's claims.)
+    processes of this machine left beside `path`. Machines that share a disk do not see each other's claims.
     """
     ending = f".{platform.node()}.unfinished"
     for left in path.parent.glob(f".*{escape(ending)}"):
-        try:
-            with claimed(left):
-                shutil.rmtree(left)
-        except ValueError:  # another process works there
-            continue
+        with suppress(ValueError), claimed(left):  # ValueError: another process works there
+            shutil.rmtree(left)
     with claimed(path.with_name(f".{path.name}{ending}"), wait=True) as scratch:
         try:
             empty(scratch)

@@ -1,14 +1,13 @@
-"""The one training loop: fetch, step, clip, log, evaluate, keep the best, save. No policy: data, loss and schedule come
-from the entry points.
-"""
+"""The training loop: fetch, step, clip, log, evaluate, keep the best, save. Data, loss and schedule are passed in."""
 
 import logging
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -33,16 +32,13 @@ class Batches(Protocol):
     """One process's batches, endless."""
 
     def next_batch(self) -> Any:
-        """What one step of this process trains on, on the CPU. Called from a thread of its own."""
-        ...
+        """Return the batch of one step, on the CPU. Called from a thread."""
 
     def state(self) -> dict:
-        """The position after the batches handed out so far; goes through JSON."""
-        ...
+        """Return the position after the batches returned so far; goes through JSON."""
 
-    def restore(self, state: dict):
-        """Go on from a position."""
-        ...
+    def restore(self, state: dict) -> None:
+        """Resume from a position."""
 
 
 class Stopped(Ended):
@@ -51,25 +47,27 @@ class Stopped(Ended):
     exit_code = 128 + signal.SIGTERM
 
 
-class StopSignal:
-    """Notes SIGTERM instead of dying of it: schedulers send it before they take the machine away."""
-
-    def __init__(self):
-        self.asked = False
-        is_main = threading.current_thread() is threading.main_thread()
-        self.previous = signal.signal(signal.SIGTERM, self.note) if is_main else None
-
-    def note(self, *_):
-        self.asked = True
-
-    def restore(self):
-        if self.previous is not None:
-            signal.signal(signal.SIGTERM, self.previous)
+@contextmanager
+def sigterm_noted() -> Iterator[threading.Event]:
+    """Yield an event that is set by SIGTERM, which schedulers send before they take a machine away."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 class Prefetch:
-    """Makes the next batch while the last one trains. `state` is the position after the batches that were used, and
-    `waited_seconds` how long the training waited for them."""
+    """Make the next batch while the last one trains.
+
+    Attributes:
+        state: position after the batches that were used.
+        waited_seconds: time that training waited for batches.
+    """
 
     def __init__(self, batches: Batches):
         self.batches, self.state, self.waited_seconds = batches, batches.state(), 0.0
@@ -110,42 +108,42 @@ def run_loop(
     """Train for `steps` steps, from the last checkpoint where `checkpoints` finds one.
 
     Args:
-        train_step: (model, batch) -> (loss, counts). Runs forward and backward. The loss is the step's global mean, the
-            same on all processes; counts of this process are summed over steps and processes and hold "tokens".
-        evaluate: metrics of the model, every `evaluate_every` steps (0: only after the last) and after the last. Called
-            on all processes, and gives the same on all.
-        select: the metric (larger is better) whose best weights are in the model at the end; the weights before the
-            first step compete. Needs `checkpoints`.
+        train_step: (model, batch) -> (loss, counts), after forward and backward. The loss is the step's global mean,
+            equal on all processes; counts of this process are summed over steps and processes and hold "tokens".
+        evaluate: returns metrics of the model, every `evaluate_every` steps (0: never) and after the last step. Called
+            on all processes, and equal on all.
+        select: metric (larger is better) whose best weights are in the model at the end, those before the first step
+            included. Needs `checkpoints`.
 
     Returns:
-        The progress: `history` with one record per `log_every` steps and per evaluation (step; loss and gradient_norm,
-        means since the last record; learning_rate; tokens_per_second; waiting_share, of the time, for data; seconds;
-        peak_memory_bytes; and the metrics where they were computed), `totals` of the counts, and `best`.
+        The progress; its `history` has one record per `log_every` steps and per evaluation.
 
     Raises:
-        ValueError: log_every is less than 1.
-        FloatingPointError: the loss, the gradient or a metric is not finite. The step is not taken and nothing is
-            saved.
+        FloatingPointError: the loss, the gradient or a metric is not finite. The step is not taken and nothing saved.
         Stopped: after SIGTERM, with a checkpoint saved.
     """
-    if log_every < 1:
-        raise ValueError(f"log_every={log_every} must be at least 1")
     progress = (checkpoints.load(batches) if checkpoints else None) or Progress()
     if progress.schedule:
         schedule.load_state_dict(dict(progress.schedule))
-    log, prefetch, stop = Log(accelerator, progress, schedule), Prefetch(batches), StopSignal()
-    bar = tqdm(desc=description, unit="step", initial=progress.step, total=steps,
-               disable=not accelerator.is_main_process)  # fmt: skip
+    log = Log(accelerator, progress, schedule)
+    with (
+        sigterm_noted() as stop,
+        closing(Prefetch(batches)) as prefetch,
+        tqdm(desc=description, unit="step", initial=progress.step, total=steps,
+             disable=not accelerator.is_main_process) as bar,
+    ):  # fmt: skip
 
-    def record(evaluating: bool):
-        metrics = evaluated(model, evaluate) if evaluating and evaluate else {}
-        written = log.write(prefetch.waited_seconds, metrics)
-        tell(metrics, f"step {progress.step} of {steps}")
-        bar.set_postfix({name: f"{written[name]:.5g}" for name in ("loss", "tokens_per_second") if name in written})
-        if select and metrics:
-            checkpoints.keep_best(model, progress, metrics[select])
+        def record(evaluating: bool):
+            metrics = evaluated(model, evaluate) if evaluating and evaluate else {}
+            written = log.write(prefetch.waited_seconds, metrics)
+            if metrics:
+                with logging_redirect_tqdm():
+                    scores = ", ".join(f"{name} {value:.5g}" for name, value in metrics.items())
+                    logger.info("step %d of %d: %s", progress.step, steps, scores)
+            bar.set_postfix({name: f"{written[name]:.5g}" for name in ("loss", "tokens_per_second") if name in written})
+            if select and metrics:
+                checkpoints.keep_best(model, progress, metrics[select])
 
-    try:
         if select and progress.step == 0:
             record(evaluating=True)
         model.train()
@@ -158,37 +156,24 @@ def run_loop(
             due = last or (evaluate_every > 0 and progress.step % evaluate_every == 0)
             if due or progress.step % log_every == 0:
                 record(evaluating=due)
-            if not last:
-                save_or_stop(stop, checkpoints, log, prefetch.state, f"step {progress.step} of {steps}")
-    finally:
-        bar.close()
-        stop.restore()
-        prefetch.close()
+            stopping = not last and sum_over_processes([float(stop.is_set())])[0] > 0  # of any process
+            if checkpoints and not last and (stopping or checkpoints.due(progress.step)):
+                log.settle()
+                checkpoints.save(progress, prefetch.state)
+            if stopping:
+                saved = "saved; go on with resume=true" if checkpoints else "nothing is saved"
+                raise Stopped(f"stopped by SIGTERM after step {progress.step} of {steps}, {saved}")
     if select:
         checkpoints.load_best(model, progress)
     return progress
 
 
-def tell(metrics: dict[str, float], place: str):
-    """Log scores where there are any, above the progress bar."""
-    if metrics:
-        with logging_redirect_tqdm():
-            logger.info("%s: %s", place, ", ".join(f"{name} {value:.5g}" for name, value in metrics.items()))
-
-
-def save_or_stop(stop: StopSignal, checkpoints: Checkpoints | None, log: Log, batch_state: dict, place: str):
-    """Save where a checkpoint is due or any process was asked to stop; in that case raise Stopped."""
-    stopping = sum_over_processes([float(stop.asked)])[0] > 0
-    if checkpoints and (stopping or checkpoints.due(log.progress.step)):
-        log.settle()
-        checkpoints.save(log.progress, batch_state)
-    if stopping:
-        saved = "saved; go on with resume=true" if checkpoints else "nothing is saved"
-        raise Stopped(f"stopped by SIGTERM after {place}, {saved}")
-
-
 def update(accelerator, model, optimizer, schedule, clip_norm: float, step: int, loss: Tensor) -> tuple[float, float]:
-    """Clip, check and take the step; (loss, norm of the gradient before clipping)."""
+    """Clip, check and take the step; return the loss and the norm of the gradient before clipping.
+
+    Raises:
+        FloatingPointError: one of the two is not finite.
+    """
     norm = float(accelerator.clip_grad_norm_(model.parameters(), clip_norm))
     loss = loss.item()
     scaled = accelerator.scaler is not None  # float16: an infinite gradient only lowers the scale
@@ -205,7 +190,7 @@ def update(accelerator, model, optimizer, schedule, clip_norm: float, step: int,
 
 
 def evaluated(model: torch.nn.Module, evaluate: Evaluate) -> dict[str, float]:
-    """Metrics of the model in evaluation mode, and how long they took.
+    """Return metrics of the model in evaluation mode, and the seconds they took.
 
     Raises:
         FloatingPointError: one is not finite.

@@ -6,7 +6,7 @@
 Without arguments it trains a small model on pydocs, offline, in about a minute.
 """
 
-from m2bert.train.start import command_line
+from m2bert.train.cli import command_line
 
 if __name__ == "__main__":
     command_line("mlm", __doc__)

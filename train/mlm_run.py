@@ -10,14 +10,12 @@ import numpy as np
 from accelerate.utils import send_to_device
 from transformers import AutoModelForMaskedLM
 
-from .config import namespace
 from .distributed import sum_over_processes
-from .init import unigram_start_
-from .inputs import ready
 from .loop import run_loop
 from .optim import build_optimizer
 from .record import run_record
-from .runs import data_folder, finish, make_checkpoints, make_model, prepare
+from .setup import data_folder, finish, make_checkpoints, run
+from .starts import make_model, unigram_start_
 from .text.data_mlm import MixtureBatches, observed_shares
 from .text.held_out import HeldOut, held_out_examples
 from .text.masking import IGNORE, Masking
@@ -86,25 +84,13 @@ def train_step(accelerator, model, batch: list[dict]):
     return accelerator.reduce(loss, "sum"), counts
 
 
-def main(argv: list[str]):
-    """Check the arguments, then train."""
-    run(ready("mlm", argv), argv)
+def main(argv: list[str], settings=None):
+    """Train with these arguments; `settings` are those of `inputs.ready`, where they were read before."""
+    run("mlm", train, argv, settings)
 
 
-def run(config_dict: dict, argv: list[str]):
-    """Train.
-
-    Args:
-        config_dict: of `inputs.ready`.
-        argv: what the user wrote, for the log.
-    """
-    config = namespace(config_dict)
-    with prepare(config, argv, "mlm") as accelerator:
-        train(accelerator, config, config_dict)
-
-
-def train(accelerator, config, config_dict: dict):
-    """Train and write the model, where no other run writes; `config` is the namespace of `config_dict`."""
+def train(accelerator, config):
+    """Train with the settings `config` and write the model, where no other run writes."""
     rank, world = accelerator.process_index, accelerator.num_processes
     with accelerator.local_main_process_first():
         sources = parse_sources(config.data.sources, data_folder)
@@ -123,7 +109,7 @@ def train(accelerator, config, config_dict: dict):
     optimizer, schedule = build_optimizer(model, config.optim, config.steps)
     model, optimizer = accelerator.prepare(model, optimizer)
     description = {one.source.name: one.description for one in data}
-    checkpoints = make_checkpoints(accelerator, config_dict, description)
+    checkpoints = make_checkpoints(accelerator, config, description)
     progress = run_loop(
         accelerator,
         model,
@@ -144,5 +130,5 @@ def train(accelerator, config, config_dict: dict):
     for name, share in shares.items():
         logger.info("%s: %s", name, ", ".join(f"{what} {value:.4f}" for what, value in share.items()))
     fingerprint = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
-    record = run_record(config_dict, fingerprint, world, progress) | {"data": description, "mixture": shares}
+    record = run_record(config.model_dump(), fingerprint, world, progress) | {"data": description, "mixture": shares}
     finish(accelerator, model, tokenizer, config, record, checkpoints)

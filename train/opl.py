@@ -7,7 +7,7 @@ Without arguments it fine-tunes a small new model on pydocs, offline, in about t
 checkpoint of train/mlm.py to start from.
 """
 
-from m2bert.train.start import command_line
+from m2bert.train.cli import command_line
 
 if __name__ == "__main__":
     command_line("opl", __doc__)

@@ -4,13 +4,13 @@ import torch
 from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
-# What the research code marks its filters with: (learning rate, weight decay).
+# The research code's marks of its filters: (learning rate, weight decay).
 RESEARCH_FEATURES = (1e-5, 0.0)
 RESEARCH_FILTER_NETWORK = (1e-3, 0.1)
 
 
 def parameter_groups(model: nn.Module, optim) -> list[dict]:
-    """Trained parameters by learning rate and weight decay; parts with the same two share a group.
+    """Group trained parameters by learning rate and weight decay; parts with the same two share a group.
 
     The parts are filters (what generates the taps: `optim.filter_lr`), layers (the rest of them: mixers with the
     filters' skips, feed-forward networks, norms: `layer_lr`), pooler (`pooler_lr`) and everything else (embeddings,
@@ -31,22 +31,17 @@ def parameter_groups(model: nn.Module, optim) -> list[dict]:
 
 
 def _settings(name: str, optim) -> tuple[float, float]:
-    """(learning rate, weight decay) of a parameter."""
+    """Return (learning rate, weight decay) of a parameter."""
     in_filter = "filter." in name and not name.endswith(".skip")
     if in_filter and optim.research_groups:
         return RESEARCH_FEATURES if name.endswith("positional_features") else RESEARCH_FILTER_NETWORK
-    rate = None
-    if in_filter:
-        rate = optim.filter_lr
-    elif "layers." in name:
-        rate = optim.layer_lr
-    elif "pooler." in name:
-        rate = optim.pooler_lr
+    parts = {"filter_lr": in_filter, "layer_lr": "layers." in name, "pooler_lr": "pooler." in name}
+    rate = next((getattr(optim, key) for key, is_part in parts.items() if is_part), None)
     return (optim.lr if rate is None else rate), optim.weight_decay
 
 
 def build_optimizer(model: nn.Module, optim, steps: int):
-    """(AdamW, linear schedule with `warmup_share` of the steps)."""
+    """Return (AdamW, linear schedule with `warmup_share` of the steps)."""
     optimizer = torch.optim.AdamW(parameter_groups(model, optim), betas=tuple(optim.betas), eps=optim.eps)
     schedule = get_linear_schedule_with_warmup(optimizer, round(optim.warmup_share * steps), steps)
     return optimizer, schedule

@@ -1,11 +1,11 @@
-"""What a run writes about itself: the learning curve, totals, configuration, data and versions."""
+"""The record of a run: learning curve, totals, configuration, data and versions."""
 
 import math
 import platform
 import resource
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ Number = int | float
 
 
 class Progress(Schema):
-    """How far a run has come. Goes through JSON, into every checkpoint.
+    """Progress of a run. Goes through JSON, into every checkpoint.
 
     Attributes:
-        history: one record for each time something was logged.
+        history: one record for each time something was logged, as `Log.write` returns it.
         totals: sums of the counts of all steps and processes.
-        losses, norms: since the last record, but for the infinite norms that lower the scale of float16.
+        losses, norms: since the last record, without the infinite norms that lower the scale of float16.
         seconds: of training so far, over all starts of the run.
         best: {"step": .., "score": ..} of the best weights so far.
         schedule: state of the learning rate's schedule; among accelerate's files it would be a pickle.
@@ -46,7 +46,7 @@ class Progress(Schema):
 
 
 class Log:
-    """Makes the records of a run, and sends them to the tracker."""
+    """Make the records of a run, and send them to the tracker."""
 
     def __init__(self, accelerator: Accelerator, progress: Progress, schedule):
         self.accelerator, self.progress, self.schedule = accelerator, progress, schedule
@@ -56,7 +56,7 @@ class Log:
         self.tick = time.perf_counter()
 
     def count(self, loss: float, norm: float, counts: dict[str, float]):
-        """Take in one step."""
+        """Add one step."""
         self.progress.losses.append(loss)
         if math.isfinite(norm):
             self.progress.norms.append(norm)
@@ -75,11 +75,15 @@ class Log:
         self.progress.schedule = self.schedule.state_dict()
 
     def write(self, waited_seconds: float, metrics: dict[str, float]) -> dict[str, float]:
-        """Add a record of everything since the last one; returns it.
+        """Add a record of everything since the last one to the history, and return it.
 
         Args:
             waited_seconds: how long training has waited for data since the start.
-            metrics: of the evaluation, if there was one. Its time is not counted into the speed.
+            metrics: of the evaluation, if there was one. Its time does not count for the speed.
+
+        Returns:
+            step; loss and gradient_norm, means since the last record; learning_rate; tokens_per_second; waiting_share,
+            the fraction of the time spent waiting for data; seconds; peak_memory_bytes; and the metrics.
         """
         self.settle()
         elapsed = time.perf_counter() - self.tick - metrics.get("evaluation_seconds", 0.0)
@@ -102,10 +106,10 @@ class Log:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory this process has held: on its GPU, or of the whole process where it has none."""
+    """Return the most memory this process has held: on its GPU, or of the whole process without one."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")  # of Linux, where the peak that getrusage tells begins with the parent's
+    status = Path("/proc/self/status")  # of Linux, where getrusage's peak includes the parent's
     for line in status.read_text().splitlines() if status.is_file() else ():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024
@@ -114,18 +118,12 @@ def peak_memory_bytes() -> int:
 
 
 def run_record(config: dict, data_fingerprint: str, world: int, progress: Progress) -> dict:
-    """The record of a whole run: configuration, data, number of processes, versions, learning curve, totals."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "absent"
+    """Return the record of a whole run: configuration, data, number of processes, versions, learning curve, totals."""
     return {
         "config": config,
         "data_fingerprint": data_fingerprint,
         "processes": world,
-        "versions": versions,
+        "versions": {"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
         "history": progress.history,
         "totals": progress.totals,
         "best": progress.best,

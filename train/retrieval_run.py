@@ -5,10 +5,8 @@ from functools import cache, partial
 
 from transformers import AutoModel
 
-from .config import namespace
 from .grad_cache import cached_step, full_step
-from .init import frame_start_, idf_start_, inverse_document_frequency, token_energy
-from .inputs import is_local, ready
+from .inputs import is_local
 from .loop import run_loop
 from .lora import add_lora
 from .losses import make_objective
@@ -17,7 +15,15 @@ from .pairs.batches import PairBatches, query_limit, report_tasks, tokenise, voc
 from .pairs.data import RetrievalData, load_data
 from .pairs.development import METRIC, Development
 from .record import run_record
-from .runs import data_folder, finish, make_checkpoints, make_model, make_tokenizer, prepare
+from .setup import data_folder, finish, make_checkpoints, run
+from .starts import (
+    frame_start_,
+    idf_start_,
+    inverse_document_frequency,
+    make_model,
+    make_tokenizer,
+    token_energy,
+)
 from .teacher import MappedEncoder, teacher_hash, teacher_vectors
 
 logger = logging.getLogger(__name__)
@@ -107,25 +113,13 @@ def identity(config, data: RetrievalData, tokenizer) -> dict[str, str]:
     return data.describe() | {"vocabulary": vocabulary_hash(tokenizer)} | teacher
 
 
-def main(argv: list[str]):
-    """Check the arguments, then train."""
-    run(ready("opl", argv), argv)
+def main(argv: list[str], settings=None):
+    """Train with these arguments; `settings` are those of `inputs.ready`, where they were read before."""
+    run("opl", train, argv, settings)
 
 
-def run(config_dict: dict, argv: list[str]):
-    """Train.
-
-    Args:
-        config_dict: of `inputs.ready`.
-        argv: what the user wrote, for the log.
-    """
-    config = namespace(config_dict)
-    with prepare(config, argv, "opl") as accelerator:
-        train(accelerator, config, config_dict)
-
-
-def train(accelerator, config, config_dict: dict):
-    """Train and write the model, where no other run writes; `config` is the namespace of `config_dict`."""
+def train(accelerator, config):
+    """Train with the settings `config` and write the model, where no other run writes."""
     tokenizer = model = None
     if config.tokenizer.path or config.model.path:  # a bad one before the data is read
         tokenizer = make_tokenizer(config.tokenizer, config.model.path, ())
@@ -153,7 +147,7 @@ def train(accelerator, config, config_dict: dict):
     optimizer, schedule = build_optimizer(model, config.optim, steps)
     model, optimizer = accelerator.prepare(model, optimizer)
     scores = make_development(config, development, special, pad_id)
-    checkpoints = make_checkpoints(accelerator, config_dict, identity(config, data, tokenizer))
+    checkpoints = make_checkpoints(accelerator, config, identity(config, data, tokenizer))
     progress = run_loop(
         accelerator,
         model,
@@ -171,5 +165,5 @@ def train(accelerator, config, config_dict: dict):
         description="opl",
     )
     report_forwards(progress.totals)
-    record = run_record(config_dict, data.fingerprint(), accelerator.num_processes, progress)
+    record = run_record(config.model_dump(), data.fingerprint(), accelerator.num_processes, progress)
     finish(accelerator, encoder if mapped else model, tokenizer, config, record, checkpoints)

@@ -1,13 +1,18 @@
-"""What the keys of a run take: one schema for each entry point, and what its keys ask of one another.
+"""Settings of a run: every key with the values it takes, read from YAML files and `key=value` arguments.
 
-Everything here is known without torch, so a mistake costs no time. Meanings of the keys are in configs/*-small.yaml.
+configs/mlm-small.yaml and configs/opl-small.yaml hold every key with a comment on its meaning. Another file names only
+what differs from them, or from the file it `extends`.
 """
 
+from importlib.resources import files
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from m2bert.schema import Schema
+from m2bert import files as readers
+from m2bert.schema import Schema, checked
+from m2bert.terminal import nearest
 
 from .text.splits import names_split, refuse_test
 
@@ -22,11 +27,9 @@ Names = Annotated[list[str], Field(min_length=1)]
 
 
 class ModelSettings(Schema):
-    """The section `model`; its free-form sections hold fields of M2BertConfig (`model_settings`)."""
-
     path: str | None
     start: Literal["standard", "identity"]
-    architecture: dict[str, Any]
+    architecture: dict[str, Any]  # fields of M2BertConfig, as in new_model; `check_model`
     new_model: dict[str, Any]
 
 
@@ -47,9 +50,18 @@ class OptimSettings(Schema):
     warmup_share: Share
     clip_norm: Annotated[float, Field(gt=0)]
 
+    @model_validator(mode="after")
+    def _one_rate_of_the_filters(self):
+        if self.research_groups and self.filter_lr is not None:
+            raise ValueError(
+                f"filter_lr={self.filter_lr} and research_groups=true both set the filters' learning rate; set "
+                "filter_lr to null, or research_groups to false"
+            )
+        return self
+
 
 class RunSettings(Schema):
-    """What both entry points have."""
+    """Keys that both entry points have."""
 
     output_dir: Annotated[str, Field(min_length=1)]
     overwrite: bool
@@ -74,6 +86,15 @@ class MlmData(Schema):
     accumulate: AtLeast1
     mask_probability: Annotated[float, Field(gt=0, lt=1)]
     token_cache: str
+
+    @model_validator(mode="after")
+    def _a_batch_holds_an_example(self):
+        if self.batch_tokens < self.max_tokens:
+            raise ValueError(
+                f"batch_tokens={self.batch_tokens} holds no example of max_tokens={self.max_tokens}; raise it (it is "
+                "the budget of one forward, padding included)"
+            )
+        return self
 
 
 class MlmEvaluation(Schema):
@@ -121,6 +142,12 @@ class OplData(Schema):
     passage_tokens: Annotated[list[AtLeast1], Field(min_length=2, max_length=2)]
     chunk_tokens: AtLeast3 | None
 
+    @model_validator(mode="after")
+    def _passages_from_short_to_long(self):
+        if self.passage_tokens[0] > self.passage_tokens[1]:
+            raise ValueError(f"passage_tokens={self.passage_tokens} must be [shortest, longest]")
+        return self
+
 
 class Loss(Schema):
     name: Literal["opl", "mnrl", "prototype"]
@@ -147,39 +174,31 @@ class OplSettings(RunSettings):
     loss: Loss
     evaluation: OplEvaluation
 
-
-def check_together(settings: RunSettings):
-    """Raise ValueError for settings that exclude one another."""
-    optim = settings.optim
-    if optim.research_groups and optim.filter_lr is not None:
-        raise ValueError(
-            f"optim.filter_lr={optim.filter_lr} and optim.research_groups=true both set the filters' learning rate; "
-            "set filter_lr to null, or research_groups to false"
-        )
-    if isinstance(settings, MlmSettings):
-        if settings.data.batch_tokens < settings.data.max_tokens:
+    @model_validator(mode="after")
+    def _sections_fit(self):
+        data, loss = self.data, self.loss
+        check_splits(data)
+        if self.epochs is not None and data.passage_share >= 1:
             raise ValueError(
-                f"data.batch_tokens={settings.data.batch_tokens} holds no example of data.max_tokens="
-                f"{settings.data.max_tokens}; raise it (it is the budget of one forward, padding included)"
+                f"epochs={self.epochs} counts labelled queries, and data.passage_share=1 leaves none; set steps"
             )
-        return
-    shortest, longest = settings.data.passage_tokens
-    if shortest > longest:
-        raise ValueError(f"data.passage_tokens=[{shortest}, {longest}] must be [shortest, longest]")
-    if settings.epochs is not None and settings.data.passage_share >= 1:
-        raise ValueError(
-            f"epochs={settings.epochs} counts labelled queries, and data.passage_share=1 leaves none; set steps"
-        )
-    check_splits(settings.data)
-    check_loss(settings.loss, settings.data)
+        if self.lora.rank and self.model.path is None:
+            raise ValueError(f"lora.rank={self.lora.rank} changes a checkpoint; name one as model.path")
+        if loss.name == "mnrl" and data.form == "pairs":
+            raise ValueError("loss.name=mnrl compares documents of one query; set data.form=all or grouped")
+        if loss.name == "prototype" and loss.teacher is None:
+            raise ValueError("loss.name=prototype needs loss.teacher, a sentence-transformers model")
+        if loss.name == "prototype" and (data.document_window != "first" or data.passage_share or data.query_dropout):
+            raise ValueError(
+                "loss.name=prototype imitates vectors of whole texts; set data.document_window=first, "
+                "data.passage_share=0 and data.query_dropout=false"
+            )
+        return self
 
 
-def check_splits(data):
-    """Raise ValueError if the section `data` would train or select on the test split, or select on what is trained on.
-
-    Args:
-        data: the section of a retrieval run.
-    """
+def check_splits(data) -> None:
+    """Raise ValueError if the section `data` of a retrieval run would train or select on the test split, or select on
+    the training split."""
     for key in ("development_split", "triples", "negatives_path"):
         refuse_test(f"data.{key}", getattr(data, key))
     split = data.development_split
@@ -194,16 +213,82 @@ def check_splits(data):
         )
 
 
-def check_loss(loss: Loss, data: OplData):
-    """Raise ValueError for a loss that does not go with the form of the batches."""
-    if loss.name == "mnrl" and data.form == "pairs":
-        raise ValueError("loss.name=mnrl compares documents of one query; set data.form=all or grouped")
-    if loss.name != "prototype":
-        return
-    if loss.teacher is None:
-        raise ValueError("loss.name=prototype needs loss.teacher, a sentence-transformers model")
-    if data.document_window != "first" or data.passage_share or data.query_dropout:
+SCHEMAS = {"mlm": MlmSettings, "opl": OplSettings}
+
+
+def load_settings(name: str, argv: list[str]) -> RunSettings:
+    """Return the settings of a run. Needs no torch, but for a dry run.
+
+    Args:
+        name: `mlm` or `opl`.
+        argv: `[--config FILE] [--dry-run] [section.key=value ...]`, the last one counts; FILE is a path, or a name in
+            `configs/`. With `--dry-run` the run is scaled down to two steps on stand-in data (`dry_run.scale_down`).
+
+    Raises:
+        ValueError: an argument or file that cannot be read, an unknown key (with the nearest known one), a value that
+            its key does not take, or settings that exclude one another.
+    """
+    values, where = read_yaml(f"{name}-small"), "configuration"
+    arguments = iter([argument for argument in argv if argument != "--dry-run"])
+    for argument in arguments:
+        if argument == "--config":
+            file = next(arguments, "")
+            layers, where = read_chain(file), f"{where} {file}"
+        elif "=" in argument and not argument.startswith("-"):
+            key, value = argument.split("=", 1)
+            layer = readers.parse_yaml(value, f"argument {argument!r}")
+            for part in reversed(key.split(".")):
+                layer = {part: layer}
+            layers = [layer]
+        else:
+            raise ValueError(f"argument {argument!r} is not understood; use --config FILE and section.key=value")
+        for layer in layers:
+            if "steps" in layer and "epochs" in values:
+                layer = {"epochs": None} | layer  # epochs would replace the steps
+            values = merged(values, layer)
+    settings = checked(SCHEMAS[name], values, where)
+    if "--dry-run" in argv:
+        from .dry_run import scale_down
+
+        settings = checked(SCHEMAS[name], scale_down(settings.model_dump()), "dry run")
+    return settings
+
+
+def merged(base: dict, update: dict) -> dict:
+    """Return `base` with `update` laid over it, section by section."""
+    sections = {
+        key: merged(base[key], value)
+        for key, value in update.items()
+        if isinstance(value, dict) and isinstance(base.get(key), dict)
+    }
+    return base | update | sections
+
+
+def read_chain(name: str, above: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """Return a YAML file and, before it, the files it extends: found beside it, by path, or among the shipped.
+
+    Raises:
+        ValueError: a file extends itself, directly or not; or as `read_yaml`.
+    """
+    if name in above:
+        raise ValueError(f"configuration {name} extends itself ({' -> '.join([*above, name])}); remove one `extends`")
+    content = read_yaml(name)
+    if "extends" not in content:
+        return [content]
+    base = str(content.pop("extends"))
+    beside = Path(name).parent / base
+    return [*read_chain(str(beside) if beside.is_file() else base, (*above, name)), content]
+
+
+def read_yaml(name: str) -> dict[str, Any]:
+    """Read a YAML file by path, or by name among the shipped configurations."""
+    if Path(name).is_file():
+        return readers.read_yaml(name)
+    shipped = files("m2bert.train").joinpath("configs")
+    file = shipped.joinpath(name if name.endswith(".yaml") else f"{name}.yaml")
+    if not file.is_file():
+        known = [path.name.removesuffix(".yaml") for path in shipped.iterdir()]
         raise ValueError(
-            "loss.name=prototype imitates vectors of whole texts; set data.document_window=first, data.passage_share=0 "
-            "and data.query_dropout=false"
+            f"configuration {name!r} is neither a file nor one of the shipped configurations{nearest(name, known)}"
         )
+    return readers.read_yaml(file)

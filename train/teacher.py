@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
-from m2bert.eval.tasks.locov1 import RetrievalTask
+from m2bert.eval.tasks.schema import RetrievalTask
 from m2bert.files import digest, sync
 
 from .kept import building

@@ -4,8 +4,7 @@ python -m m2bert.eval.analyses.cli needle --encoder MODEL --data data/pydocs --t
 """
 
 import logging
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +13,8 @@ import typer
 
 from m2bert.command import CommandGroup
 from m2bert.terminal import shown
+
+from ..results import free_output, write_results
 
 app = typer.Typer(
     cls=CommandGroup, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -30,7 +31,7 @@ Encoders = Annotated[list[str], typer.Option("--encoder", help="A model folder, 
 Policies = Annotated[
     list[str] | None, typer.Option("--policy", help="As in `m2bert eval`, by default truncate; repeat.")
 ]
-Seed = Annotated[int, typer.Option(help="Seed of everything drawn by chance.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything drawn at random.")]
 Cache = Annotated[Path | None, typer.Option(help="Folder for vectors; by default under HF_HOME.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no vectors.")]
 
@@ -45,22 +46,21 @@ def lengths(
     overwrite: Overwrite = False,
 ) -> None:
     """Lengths of queries and documents in characters and tokens (Table 11, Figures 5 and 6)."""
-    from .lengths import describe_lengths
-    from .token_counter import load_token_counter
+    from .lengths import describe_lengths, format_lengths, load_token_counter
 
-    target = check_output(output, overwrite)
+    free_output(output, overwrite)
     count_tokens = load_token_counter(tokenizer)
     records = [describe_lengths(found, count_tokens, tokenizer) for found in load(data, task, split)]
-    finish(target, records)
+    finish(output, records, format_lengths)
 
 
 @app.command()
 def spans(data: Data, output: Output, task: Tasks = None, split: Split = "test", overwrite: Overwrite = False) -> None:
     """Where in their documents answers begin (Table 12)."""
-    from .spans import describe_spans
+    from .spans import describe_spans, format_spans
 
-    target = check_output(output, overwrite)
-    finish(target, [describe_spans(found) for found in load(data, task, split)])
+    free_output(output, overwrite)
+    finish(output, [describe_spans(found) for found in load(data, task, split)], format_spans)
 
 
 @app.command()
@@ -77,10 +77,10 @@ def overlap(
     """What a task shares with data that a model was trained on, word for word and nearly."""
     from ..tasks.overlap import find_overlap
 
-    target = check_output(output, overwrite)
+    free_output(output, overwrite)
     tested = load_one(data, task, split)
     trained = load_one(train_data or data, train_task or task, train_split)
-    finish(target, [find_overlap(tested, trained)])
+    finish(output, [find_overlap(tested, trained)], format_overlap)
 
 
 @app.command()
@@ -93,7 +93,7 @@ def needle(
     policy: Policies = None,
     passages: Annotated[int, typer.Option(help="Passages of each document, one of which answers.")] = 40,
     positions: Annotated[int | None, typer.Option(help="Places to try, evenly spaced; all by default.")] = None,
-    queries: Annotated[int, typer.Option(help="At most so many queries, drawn by chance.")] = 100,
+    queries: Annotated[int, typer.Option(help="At most so many queries, drawn at random.")] = 100,
     passage_chars: Annotated[int, typer.Option(help="Length of a passage cut from a long document.")] = 1_000,
     seed: Seed = 0,
     cache: Cache = None,
@@ -101,18 +101,22 @@ def needle(
     overwrite: Overwrite = False,
 ) -> None:
     """nDCG@10 with the answering passage at each place among others that do not answer (Table 17, Figure 2)."""
-    from .haystacks import build_haystacks, needle_positions
-    from .systems import check_systems
+    from .needle import build_haystacks, format_needle, needle_positions, run_needle
+    from .shared import load_systems, provenance
 
-    target = check_output(output, overwrite)
+    free_output(output, overwrite)
     places = needle_positions(passages, positions)
-    policies = policy or ["truncate"]
-    check_systems([name for name in encoder if name != "bm25"], policies)
+    models = load_systems([name for name in encoder if name != "bm25"], policy or ["truncate"])
     haystacks = build_haystacks(load_one(data, task, split), passages, queries, passage_chars, seed)
-    from .needle import run_needle, systems_to_rank  # slow to import
+    from ..rankers import Bm25Ranker, DenseRanker  # slow to import
 
-    systems = systems_to_rank(encoder, policies, open_store(cache, no_cache))
-    finish(target, [run_needle(haystacks, places, ranker, about) for ranker, about in systems])
+    store = open_store(cache, no_cache)
+    records = []
+    if "bm25" in encoder:
+        records.append(run_needle(haystacks, places, Bm25Ranker(), provenance("bm25", "bm25", "whole")))
+    for model in models:
+        records.append(run_needle(haystacks, places, DenseRanker(model.encoder, model.policy, store), model.about))
+    finish(output, records, format_needle)
 
 
 @app.command()
@@ -123,7 +127,7 @@ def clusters(
         typer.Option(help="NAME=PATH of a parquet file with a column text, or of a task's folder; repeat for more."),
     ],
     output: Output,
-    texts: Annotated[int, typer.Option(help="At most so many of each source, drawn by chance.")] = 200,
+    texts: Annotated[int, typer.Option(help="At most so many of each source, drawn at random.")] = 200,
     split: Split = "test",
     policy: Policies = None,
     seed: Seed = 0,
@@ -132,25 +136,22 @@ def clusters(
     overwrite: Overwrite = False,
 ) -> None:
     """Whether texts of one source lie together: t-SNE and the accuracy of nearest neighbours (Figure 3)."""
-    from .clusters import cluster_sources
-    from .systems import load_systems
-    from .text_sources import parse_sources, read_source
+    from .clusters import cluster_sources, format_clusters, parse_sources, read_source
+    from .shared import load_systems
 
-    target = check_output(output, overwrite)
+    free_output(output, overwrite)
     paths = parse_sources(source)
     systems = load_systems(encoder, policy or ["truncate"], several=False)
     store = open_store(cache, no_cache)
-    drawn = {name: read_source(path, texts, split, seed) for name, path in paths.items()}
+    drawn = [(name, text) for name, path in paths.items() for text in read_source(path, texts, split, seed)]
     from ..rankers import read_of  # slow to import
 
-    labels = [name for name, its_texts in drawn.items() for _ in its_texts]
-    everything = [text for its_texts in drawn.values() for text in its_texts]
     records = []
     for system in systems:
-        vectors = store.embed(system.encoder, system.policy, everything).vectors
-        record = cluster_sources(vectors.rows, labels, system.about, seed)
+        vectors = store.embed(system.encoder, system.policy, [text for _, text in drawn]).vectors
+        record = cluster_sources(vectors.rows, [name for name, _ in drawn], system.about, seed)
         records.append(record | {"truncated_texts": read_of(vectors.seen)[1]})
-    finish(target, records)
+    finish(output, records, format_clusters)
 
 
 @app.command()
@@ -168,10 +169,10 @@ def efficiency(
     overwrite: Overwrite = False,
 ) -> None:
     """Seconds to embed one document of each length, its words taken from the data (Table 5)."""
-    from .efficiency import LENGTHS_TOKENS, measure_efficiency
-    from .systems import load_systems
+    from .efficiency import LENGTHS_TOKENS, format_efficiency, measure_efficiency
+    from .shared import load_systems
 
-    target = check_output(output, overwrite)
+    free_output(output, overwrite)
     systems = load_systems(encoder, policy or ["truncate"])
     words = [word for found in load(data, task, split) for text in found.documents.values() for word in text.split()]
     sizes = tokens or list(LENGTHS_TOKENS)
@@ -179,12 +180,12 @@ def efficiency(
         records = [
             measure_efficiency(system.encoder, system.policy, words, sizes, system.about, repeats) for system in systems
         ]
-    finish(target, records)
+    finish(output, records, format_efficiency)
 
 
 @contextmanager
 def truncation_unsaid() -> Iterator[None]:
-    """Each of many repeats would warn of the same cut, which the record tells once."""
+    """Hide the warning of a cut, which each of many repeats would give again."""
     logger = logging.getLogger("m2bert.eval.encoders.sentence_transformer")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -194,29 +195,22 @@ def truncation_unsaid() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def check_output(output: Path, overwrite: bool) -> Path:
-    """The output, if it may be written; asked before anything slow begins."""
-    from ..results import free_output
-
-    return free_output(output, overwrite)
-
-
 def open_store(cache: Path | None, no_cache: bool):
-    """Where vectors are kept: the folder, the default one, or nowhere."""
+    """Return where vectors are kept: the folder, the default one, or nowhere."""
     from ..encoders.cache import VectorStore, default_cache_folder
 
     return VectorStore(None if no_cache else cache or default_cache_folder())
 
 
 def load(data: str, names: list[str] | None, split: str) -> list:
-    """Tasks of the data; all of them if none is named."""
+    """Return tasks of the data; all of them if none is named."""
     from ..tasks.load import load_tasks
 
     return load_tasks(data, names or None, split)
 
 
 def load_one(data: str, name: str | None, split: str):
-    """The task of that name, or the only one that the data have."""
+    """Return the task of that name, or the only one that the data have."""
     tasks = load(data, [name] if name else None, split)
     if len(tasks) > 1:
         names = ", ".join(task.name for task in tasks)
@@ -224,16 +218,27 @@ def load_one(data: str, name: str | None, split: str):
     return tasks[0]
 
 
-def finish(target: Path, records: list[dict]) -> None:
-    """Write the records, then show them: one process does, where several run."""
-    from ..results import write_results
-    from .tables import format_analysis
+def format_overlap(records: list[dict]) -> str:
+    """Return the records as a table for the terminal."""
+    from ..tables import align
 
-    if int(os.environ.get("RANK", 0)):
-        return
-    write_results(target, records)
-    typer.echo(format_analysis(records))
-    typer.echo(f"written to {shown(target)}")
+    rows = []
+    for record in records:
+        names = [f"{record[side]['task']} ({record[side]['split']})" for side in ("test", "train")]
+        documents, queries = record["documents"], record["queries"]
+        counts = [documents["count"], documents["same"], documents["near"], queries["count"], queries["same"]]
+        rows.append([*names, *map(str, counts)])
+    return align(["test", "train", "documents", "the same", "nearly", "queries", "the same"], rows)
+
+
+def finish(output: Path, records: list[dict], format_records: Callable[[list[dict]], str]) -> None:
+    """Write the records, then print them; of several processes the first does."""
+    from ..encoders.processes import is_first
+
+    if is_first():
+        write_results(output, records)
+        typer.echo(format_records(records))
+        typer.echo(f"written to {shown(output)}")
 
 
 if __name__ == "__main__":

@@ -13,15 +13,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
-from ..encoders.policies import Policy
+from ..encoders.policies import DocumentVectors, Policy
 from ..encoders.protocol import TokenEncoder
+from ..tables import align, points
 
 LENGTHS_TOKENS = (128, 2_048, 8_192, 32_768)
 FILLER = " a"  # one token for every common tokenizer
-
-Result = TypeVar("Result")
 
 
 def measure_efficiency(
@@ -51,30 +49,47 @@ def measure_efficiency(
     rows = []
     for tokens in lengths_tokens:
         text = text_of_length(encoder, words, tokens)
-        modules, vectors = outermost_modules(lambda text=text: policy.embed(encoder, [text]))  # also the warm-up
-        parameters = [parameter for module in modules for parameter in module.parameters()]
-        if not parameters:
+        modules, vectors = _outermost_modules(lambda text=text: policy.embed(encoder, [text]))  # also the warm-up
+        parameter = next((parameter for module in modules for parameter in module.parameters()), None)
+        if parameter is None:
             raise ValueError(f"encoder {encoder.name!r} runs no torch module in this process; its time says nothing")
-        encoder.count_tokens([text], "document")
-        seconds = time_document(encoder, policy, text, modules, repeats)
+        seconds = _time_document(encoder, policy, text, modules, repeats)
         rows.append({"tokens": tokens, **seconds, "repeats": repeats, "seen_share": float(vectors.seen[0])})
+    device = parameter.device
     return {
         "kind": "efficiency",
         **about,
-        "device": device_name(parameters[0].device),
-        "dtype": str(parameters[0].dtype).removeprefix("torch."),
+        "device": f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type,
+        "dtype": str(parameter.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "rows": rows,
     }
 
 
-def time_document(encoder: TokenEncoder, policy: Policy, text: str, modules: list, repeats: int) -> dict[str, float]:
-    """Medians over `repeats` runs, in seconds."""
+def format_efficiency(records: list[dict]) -> str:
+    """Return the records as a table for the terminal."""
+    rows = [
+        [
+            record["system"],
+            str(row["tokens"]),
+            *(f"{row[f'{part}_seconds']:.4f}" for part in ("tokenize", "encode", "total")),
+            points(row["seen_share"]),
+        ]
+        for record in records
+        for row in record["rows"]
+    ]
+    first = records[0]
+    note = f"(seconds, medians; {first['device']}, {first['dtype']}, {first['threads']} CPU threads)"
+    return align(["system", "tokens", "tokenizer", "model", "whole call", "% seen"], rows) + "\n" + note
+
+
+def _time_document(encoder: TokenEncoder, policy: Policy, text: str, modules: list, repeats: int) -> dict[str, float]:
+    """Return medians over `repeats` runs."""
     tokenize, encode, total = [], [], []
     for _ in range(repeats):
-        tokenize.append(seconds_of(lambda: encoder.count_tokens([text], "document")))
-        with module_seconds(modules) as spent:
-            total.append(seconds_of(lambda: policy.embed(encoder, [text])))
+        tokenize.append(_seconds_of(lambda: encoder.count_tokens([text], "document")))
+        with _module_seconds(modules) as spent:
+            total.append(_seconds_of(lambda: policy.embed(encoder, [text])))
         encode.append(sum(spent))
     return {
         "tokenize_seconds": statistics.median(tokenize),
@@ -84,7 +99,7 @@ def time_document(encoder: TokenEncoder, policy: Policy, text: str, modules: lis
 
 
 def text_of_length(encoder: TokenEncoder, words: list[str], tokens: int) -> str:
-    """A text of exactly so many tokens, special tokens and prompt included.
+    """Return a text of exactly so many tokens, special tokens and prompt included.
 
     Raises:
         ValueError: there are no words, or this tokenizer cannot make that length.
@@ -109,8 +124,8 @@ def text_of_length(encoder: TokenEncoder, words: list[str], tokens: int) -> str:
     return text
 
 
-def outermost_modules(run: Callable[[], Result]) -> tuple[list, Result]:
-    """The torch modules that `run` calls and that no other module calls, each once; and what it returned."""
+def _outermost_modules(run: Callable[[], DocumentVectors]) -> tuple[list, DocumentVectors]:
+    """Return the torch modules that `run` calls and that no other module calls, each once; and what it returned."""
     from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
     found: dict[int, object] = {}
@@ -126,27 +141,23 @@ def outermost_modules(run: Callable[[], Result]) -> tuple[list, Result]:
         nonlocal depth
         depth -= 1
 
-    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
-    try:
+    with register_module_forward_pre_hook(enter), register_module_forward_hook(leave):
         result = run()
-    finally:
-        for handle in handles:
-            handle.remove()
     return list(found.values()), result
 
 
 @contextmanager
-def module_seconds(modules: list) -> Iterator[list[float]]:
-    """A list that collects the seconds of each forward call of these modules while the block runs."""
+def _module_seconds(modules: list) -> Iterator[list[float]]:
+    """Yield a list that collects the seconds of each forward call of these modules while the block runs."""
     spent: list[float] = []
     starts: list[float] = []
 
     def enter(module, arguments):
-        synchronize()
+        _synchronize()
         starts.append(time.perf_counter())
 
     def leave(module, arguments, output):
-        synchronize()
+        _synchronize()
         start = starts.pop()
         if not starts:  # not within another of them, whose time holds this
             spent.append(time.perf_counter() - start)
@@ -160,25 +171,17 @@ def module_seconds(modules: list) -> Iterator[list[float]]:
             handle.remove()
 
 
-def seconds_of(run: Callable[[], object]) -> float:
-    """Wall time of a call, the accelerator idle before and after."""
-    synchronize()
+def _seconds_of(run: Callable[[], object]) -> float:
+    """Return the wall time of a call, the accelerator idle before and after."""
+    _synchronize()
     start = time.perf_counter()
     run()
-    synchronize()
+    _synchronize()
     return time.perf_counter() - start
 
 
-def synchronize() -> None:
-    """Wait until the accelerator, if there is one, has done all that it was given."""
+def _synchronize() -> None:
     import torch
 
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def device_name(device) -> str:
-    """ "cpu", or the kind of accelerator with its name."""
-    import torch
-
-    return f"{device.type} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type

@@ -1,40 +1,78 @@
-"""Scores by the needle's place in the haystack (Table 17, Figure 2)."""
+"""Scores by the place of a needle in a haystack (Table 17, Figure 2; paper, section 5.1).
 
+Every query gets a document of its own: the passage that answers it among passages that do not. Moving the passage from
+place to place changes nothing else, so the scores say how far into a document an encoder reads.
+"""
+
+import logging
+import random
 import time
+from collections import Counter, defaultdict
 from collections.abc import Iterator
-from itertools import chain
-from typing import Protocol
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from ..encoders.cache import VectorStore
-from ..progress import counted
-from ..rankers import Bm25Ranker, DenseRanker, Run
-from ..tasks.locov1 import RetrievalTask
-from .haystacks import Haystacks
-from .provenance import provenance
-from .score_groups import summarise
-from .systems import load_systems
+from ..tables import align, points
+from ..tasks.schema import RetrievalTask, fingerprint_of
+from .shared import origin, summarise
+
+logger = logging.getLogger(__name__)
+
+SEPARATOR = "\n\n"
+WHOLE_PASSAGES = 2  # a document up to so many passages long is itself the passage
 
 
 class Ranker(Protocol):
     """What searches the haystacks. One without a `report` such as DenseRanker's is taken to read all of them."""
 
-    def rank(self, task: RetrievalTask) -> Run:
-        """Scores of the task's documents for each of its queries."""
+    def rank(self, task: RetrievalTask) -> dict[str, dict[str, float]]:
+        """Return scores of the task's documents for each of its queries."""
         ...
 
 
-def systems_to_rank(encoders: list[str], policies: list[str], store: VectorStore) -> Iterator[tuple[Ranker, dict]]:
-    """What ranks for each system, and which it is (see `provenance`): `bm25` once, each model under every policy.
+class Passage(NamedTuple):
+    """Characters `start` to `end` of a document."""
 
-    Raises:
-        ValueError: see `load_systems`.
+    pid: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Haystacks:
+    """For each query its needle, and the distractors in the order in which they surround it at every place.
+
+    Attributes:
+        task: where queries and passages come from.
+        needles: {qid: passage that answers}; no two overlap.
+        distractors: {qid: passages}, from documents that do not answer the query, and without anyone's needle.
     """
-    models = load_systems([name for name in encoders if name != "bm25"], policies)
-    lexical = [(Bm25Ranker(), provenance("bm25", "bm25", "whole"))] if "bm25" in encoders else []
-    dense = ((DenseRanker(model.encoder, model.policy, store), model.about) for model in models)
-    return chain(lexical, dense)
+
+    task: RetrievalTask
+    needles: dict[str, Passage]
+    distractors: dict[str, list[Passage]]
+    passage_chars: int
+    seed: int
+
+    @property
+    def passages(self) -> int:
+        """Return the number of passages of every document, the needle included."""
+        return len(next(iter(self.distractors.values()))) + 1
+
+    def at(self, position: int) -> RetrievalTask:
+        """Return the task whose needles stand at this place, 0 being the first of `passages`."""
+        documents, qrels = {}, {}
+        for number, (qid, needle) in enumerate(self.needles.items()):
+            pid = f"haystack_{number:05d}"
+            order = [*self.distractors[qid][:position], needle, *self.distractors[qid][position:]]
+            documents[pid] = SEPARATOR.join(text_of(self.task, passage) for passage in order)
+            qrels[qid] = {pid: 1}
+        queries = {qid: self.task.queries[qid] for qid in self.needles}
+        name = f"{self.task.name} needle {position}"
+        fingerprint = fingerprint_of(queries, documents, qrels)
+        return RetrievalTask(name, self.task.split, queries, documents, qrels, fingerprint, self.task.source)
 
 
 def run_needle(haystacks: Haystacks, positions: list[int], ranker: Ranker, about: dict) -> dict:
@@ -48,6 +86,7 @@ def run_needle(haystacks: Haystacks, positions: list[int], ranker: Ranker, about
         A record of kind "needle" with a row for each place.
     """
     from ..metric import score_ranking  # slow to import
+    from ..progress import counted
 
     start = time.perf_counter()
     rows = []
@@ -60,11 +99,7 @@ def run_needle(haystacks: Haystacks, positions: list[int], ranker: Ranker, about
     return {
         "kind": "needle",
         **about,
-        "task": haystacks.task.name,
-        "split": haystacks.task.split,
-        "source": haystacks.task.source,
-        "revision": haystacks.task.revision,
-        "data_fingerprint": haystacks.task.fingerprint,
+        **origin(haystacks.task),
         "passages": haystacks.passages,
         "positions": len(positions),
         "queries": len(haystacks.needles),
@@ -75,3 +110,150 @@ def run_needle(haystacks: Haystacks, positions: list[int], ranker: Ranker, about
         "seen_share": getattr(ranker, "report", {"seen_share": 1.0})["seen_share"],
         "seconds": round(time.perf_counter() - start, 3),
     }
+
+
+def format_needle(records: list[dict]) -> str:
+    """Return records of the same haystacks as a table for the terminal."""
+    first = records[0]
+    rows = [
+        [str(row["position"]), *(points(record["rows"][number]["ndcg_at_10"]) for record in records)]
+        for number, row in enumerate(first["rows"])
+    ]
+    rows.append(["% seen", *(points(record["seen_share"]) for record in records)])
+    note = (
+        f"(nDCG@10 in points by place of the needle; {first['queries']} queries, {first['passages']} passages and "
+        f"{first['mean_document_chars']:,.0f} characters a document)"
+    )
+    return align(["place", *(record["system"] for record in records)], rows) + "\n" + note
+
+
+def needle_positions(passages: int, count: int | None) -> list[int]:
+    """Return `count` places from the first to the last of `passages`, evenly spaced; all of them if None.
+
+    Raises:
+        ValueError: count is not from 1 to passages.
+    """
+    if count is None:
+        return list(range(passages))
+    if not 1 <= count <= passages:
+        raise ValueError(f"positions={count} must be from 1 to passages={passages}")
+    return [round(place * (passages - 1) / max(count - 1, 1)) for place in range(count)]
+
+
+def build_haystacks(
+    task: RetrievalTask, passages: int = 40, queries: int = 200, passage_chars: int = 1_000, seed: int = 0
+) -> Haystacks:
+    """Choose needles and their distractors.
+
+    Args:
+        passages: of each document; the paper has 40.
+        queries: at most so many, and fewer where needles would overlap or cannot be found.
+        passage_chars: length of the passages cut from documents that are longer than WHOLE_PASSAGES of them.
+
+    Raises:
+        ValueError: a number is too small, no query has a needle, or there are too few distractors.
+    """
+    for name, value, least in (("passages", passages, 2), ("queries", queries, 1), ("passage_chars", passage_chars, 1)):
+        if value < least:
+            raise ValueError(f"{name}={value} is too few; it must be at least {least}")
+    needles = _choose_needles(task, passages_of(task, passage_chars), queries, seed)
+    pool = distractor_pool(task, needles, passage_chars)
+    pieces = Counter(passage.pid for passage in pool)
+    distractors = {}
+    for qid in needles:
+        answers = {pid for pid, grade in task.qrels[qid].items() if grade > 0}
+        own = sum(pieces[pid] for pid in answers)
+        if len(pool) - own < passages - 1:
+            raise ValueError(
+                f"passages={passages} needs {passages - 1} distractors a query, but task {task.name!r} has "
+                f"{len(pool) - own} passages of {passage_chars} characters beside {len(needles)} needles; "
+                "ask for fewer passages, fewer queries or shorter passages"
+            )
+        drawn = random.Random(f"{seed} {qid}").sample(pool, passages - 1 + own)
+        distractors[qid] = [passage for passage in drawn if passage.pid not in answers][: passages - 1]
+    return Haystacks(task, needles, distractors, passage_chars, seed)
+
+
+def passages_of(task: RetrievalTask, passage_chars: int) -> dict[str, Passage]:
+    """Return {qid: the passage that answers it}: a short document, or a long one's part from the answer's beginning.
+
+    Raises:
+        ValueError: no document is short and the task does not say where its answers begin.
+    """
+    found = {}
+    for qid, judged in task.qrels.items():
+        pid = next(pid for pid, grade in judged.items() if grade > 0)
+        text = task.documents[pid]
+        if 0 < len(text.strip()) <= WHOLE_PASSAGES * passage_chars:
+            found[qid] = Passage(pid, 0, len(text))
+        elif text and task.positions and qid in task.positions:
+            place = int(task.positions[qid] * len(text))
+            start = max(text.rfind(" ", 0, place), text.rfind("\n", 0, place)) + 1  # of the word that lies there
+            found[qid] = Passage(pid, start, _word_end(text, start, start + passage_chars))
+    if not found:
+        raise ValueError(
+            f"task {task.name!r} has documents of more than {WHOLE_PASSAGES * passage_chars} characters and does not "
+            "say where in them the answers begin; give its queries a column `position` or `answer`, or take a task of "
+            "short passages"
+        )
+    missing = len(task.queries) - len(found)
+    if missing:
+        logger.warning("%d of %d queries have no passage that is known to answer", missing, len(task.queries))
+    return found
+
+
+def _choose_needles(task: RetrievalTask, found: dict[str, Passage], count: int, seed: int) -> dict[str, Passage]:
+    """Draw at most `count` queries, none of whose passages overlaps another's or has its text."""
+    qids = sorted(found)
+    random.Random(f"{seed} needles").shuffle(qids)
+    needles: dict[str, Passage] = {}
+    taken: dict[str, list[Passage]] = defaultdict(list)
+    texts: set[str] = set()
+    for qid in qids:
+        passage, text = found[qid], text_of(task, found[qid])
+        overlaps = any(passage.start < other.end and other.start < passage.end for other in taken[passage.pid])
+        if len(needles) < count and text not in texts and not overlaps:
+            needles[qid] = passage
+            taken[passage.pid].append(passage)
+            texts.add(text)
+    return needles
+
+
+def distractor_pool(task: RetrievalTask, needles: dict[str, Passage], passage_chars: int) -> list[Passage]:
+    """Return every passage that has no needle's text: short documents whole, long ones cut around needles."""
+    taken: dict[str, list[Passage]] = defaultdict(list)
+    for needle in needles.values():
+        taken[needle.pid].append(needle)
+    unfit = {"", *(text_of(task, needle) for needle in needles.values())}
+    pool: list[Passage] = []
+    for pid, text in task.documents.items():
+        if len(text) > WHOLE_PASSAGES * passage_chars:
+            passages = _around(pid, text, sorted(taken.get(pid, [])), passage_chars)
+        else:
+            passages = [] if pid in taken else [Passage(pid, 0, len(text))]
+        pool += [passage for passage in passages if text_of(task, passage) not in unfit]
+    return pool
+
+
+def text_of(task: RetrievalTask, passage: Passage) -> str:
+    """Return the passage's text, without white space at its ends."""
+    return task.documents[passage.pid][passage.start : passage.end].strip()
+
+
+def _around(pid: str, text: str, needles: list[Passage], passage_chars: int) -> Iterator[Passage]:
+    """Yield passages from what lies between the needles; what is shorter than half a passage is left out."""
+    ends = [0, *(needle.end for needle in needles)]
+    starts = [*(needle.start for needle in needles), len(text)]
+    for start, limit in zip(ends, starts, strict=True):
+        while limit - start > passage_chars // 2:
+            end = _word_end(text, start, min(start + passage_chars, limit))
+            yield Passage(pid, start, end)
+            start = end
+
+
+def _word_end(text: str, start: int, stop: int) -> int:
+    """Return the last end of a word up to `stop`; `stop` itself where no word ends after `start`."""
+    if stop >= len(text) or text[stop].isspace():
+        return min(stop, len(text))
+    cut = max(text.rfind(" ", start, stop), text.rfind("\n", start, stop))
+    return cut if cut > start else stop

@@ -2,14 +2,15 @@
 
 import numpy as np
 
-from ..tasks.locov1 import RetrievalTask
-from .score_groups import summarise
+from ..tables import align
+from ..tasks.schema import RetrievalTask
+from .shared import origin, summarise
 
 QUARTERS = (1, 2, 3, 4)
 
 
 def describe_spans(task: RetrievalTask) -> dict:
-    """Quartiles of the answers' beginnings in characters, and how many lie in each quarter of their document.
+    """Find the quartiles of the answers' beginnings in characters, and how many lie in each quarter of their document.
 
     Returns:
         A record of kind "spans". `mean_document_chars` is over the documents that hold these answers, each once.
@@ -17,47 +18,45 @@ def describe_spans(task: RetrievalTask) -> dict:
     Raises:
         ValueError: the task does not say where its answers begin.
     """
-    positions = known_positions(task)
-    answers = {qid: next(iter(task.qrels[qid])) for qid in positions}
-    begins = [share * len(task.documents[answers[qid]]) for qid, share in positions.items()]  # in characters
-    document_chars = [len(task.documents[pid]) for pid in dict.fromkeys(answers.values())]
-    return {
-        "kind": "spans",
-        "task": task.name,
-        "split": task.split,
-        "source": task.source,
-        "revision": task.revision,
-        "data_fingerprint": task.fingerprint,
-        "positions": {
-            "count": len(begins),
-            "quartiles": np.percentile(begins, [25, 50, 75]).round().tolist(),
-            "mean_document_chars": float(np.mean(document_chars)),
-        },
-        "quarters": [sum(quarter(share) == number for share in positions.values()) for number in QUARTERS],
-    }
-
-
-def known_positions(task: RetrievalTask) -> dict[str, float]:
-    """{qid: where its answer begins, as a share of the document}.
-
-    Raises:
-        ValueError: the task does not say it.
-    """
     if not task.positions:
         raise ValueError(
             f"task {task.name!r} does not say where answers begin; give its queries a column `position` "
             "(0 to 1, the share of the document before it) or `answer` (text that the passage holds)"
         )
-    return task.positions
+    answers = {qid: next(iter(task.qrels[qid])) for qid in task.positions}
+    begins = [share * len(task.documents[answers[qid]]) for qid, share in task.positions.items()]  # in characters
+    document_chars = [len(task.documents[pid]) for pid in dict.fromkeys(answers.values())]
+    return {
+        "kind": "spans",
+        **origin(task),
+        "positions": {
+            "count": len(begins),
+            "quartiles": np.percentile(begins, [25, 50, 75]).round().tolist(),
+            "mean_document_chars": float(np.mean(document_chars)),
+        },
+        "quarters": [sum(quarter(share) == number for share in task.positions.values()) for number in QUARTERS],
+    }
+
+
+def format_spans(records: list[dict]) -> str:
+    """Return the records as a table for the terminal."""
+    header = ["task", "answers", "1st quartile", "2nd", "3rd", "mean document", "answers by quarter"]
+    rows = []
+    for record in records:
+        positions = record["positions"]
+        numbers = [positions["count"], *positions["quartiles"], positions["mean_document_chars"]]
+        quarters = " ".join(map(str, record["quarters"]))
+        rows.append([record["task"], *(f"{number:,.0f}" for number in numbers), quarters])
+    return align(header, rows) + "\n(beginnings in characters)"
 
 
 def quarter(position: float) -> int:
-    """1 to 4: the quarter of the document in which a share (0 to 1) of it lies; a boundary belongs to the later one."""
+    """Return the quarter, 1 to 4, of a share (0 to 1) of a document; a boundary belongs to the later one."""
     return min(int(position * 4), 3) + 1
 
 
 def ndcg_by_quarter(query_scores: dict[str, float], positions: dict[str, float]) -> list[dict]:
-    """nDCG@10 by the quarter of the document in which the answer begins, one row for every quarter.
+    """Return nDCG@10 by the quarter of the document in which the answer begins, one row for every quarter.
 
     Args:
         query_scores: {qid: 0 to 1}.

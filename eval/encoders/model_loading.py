@@ -6,8 +6,9 @@ from pathlib import Path
 from safetensors import safe_open
 
 from m2bert.model_files import check_code_files, check_model_files
+from m2bert.terminal import one_line
 
-from ..tasks.hub_reach import hub_or_cache, plain
+from ..tasks.from_hub import hub_or_cache
 
 SETTINGS = ("modules.json", "config.json", "adapter_config.json")  # a model folder has one of them
 
@@ -60,7 +61,7 @@ def _load(name: str, path: str, device: str | None, revision: str | None, truste
                 f"({silent}); go online, or give a model folder"
             ) from error
         raise ValueError(
-            f"encoder {name!r} cannot be loaded ({type(error).__name__}: {plain(error)}); mend the model, or name "
+            f"encoder {name!r} cannot be loaded ({type(error).__name__}: {one_line(error)}); mend the model, or name "
             "another"
         ) from error
     if getattr(model, "tokenizer", None) is None:

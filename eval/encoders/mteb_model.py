@@ -1,10 +1,10 @@
 """mteb's models as ours: those that embed become encoders, those that search (BM25, ColBERT) become rankers."""
 
-import difflib
 import hashlib
 import json
 import logging
 import math
+from difflib import get_close_matches
 from functools import lru_cache
 from importlib import metadata
 
@@ -12,9 +12,9 @@ import numpy as np
 
 from ..fusion import rerank_order
 from ..search import DEPTH, Run, trec_order
+from ..tasks.from_hub import hub_or_cache
 from ..tasks.from_mteb import SUBSET, metadata_of, reason, split_data
-from ..tasks.hub_reach import hub_or_cache
-from ..tasks.locov1 import RetrievalTask
+from ..tasks.schema import RetrievalTask
 from .policies import unit_rows
 from .protocol import Task
 
@@ -25,7 +25,7 @@ UNNAMED = RetrievalTask("m2bert-eval", "test", {}, {}, {}, fingerprint="")  # ve
 PACKAGES = ("mteb", "torch", "transformers", "sentence-transformers")  # versions that decide a model's numbers
 
 
-@lru_cache(maxsize=1)  # who needs to know which kind it is asks twice
+@lru_cache(maxsize=1)  # called twice per model
 def load_mteb_model(name: str) -> "MtebEncoder | MtebRanker":
     """Load a model by its name in mteb, or by its id on the Hub.
 
@@ -40,14 +40,12 @@ def load_mteb_model(name: str) -> "MtebEncoder | MtebRanker":
     try:
         with hub_or_cache(name, None) as silent:
             model = mteb.get_model(name)
-    except ImportError as error:
-        raise ValueError(f"mteb model {name!r} needs a package that is not installed: {reason(error)}") from error
     except Exception as error:  # a loader of mteb, of which there are hundreds, or the Hub: anything may be raised
         by_last_part = {known.split("/")[-1].lower(): known for known in MODEL_REGISTRY}
-        near = difflib.get_close_matches(name, MODEL_REGISTRY, n=3)
-        near += [by_last_part[key] for key in difflib.get_close_matches(name.split("/")[-1].lower(), by_last_part, n=2)]
-        nearest = f"; nearest: {', '.join(dict.fromkeys(near))}" if near and name not in MODEL_REGISTRY else ""
-        raise ValueError(f"mteb model {name!r} cannot be loaded ({reason(error, silent)}){nearest}") from error
+        near = get_close_matches(name, MODEL_REGISTRY) + get_close_matches(name.split("/")[-1].lower(), by_last_part)
+        names = dict.fromkeys(by_last_part.get(known, known) for known in near if name not in MODEL_REGISTRY)
+        hint = f"; nearest: {', '.join(names)}" if names else ""
+        raise ValueError(f"mteb model {name!r} cannot be loaded ({reason(error, silent)}){hint}") from error
     if isinstance(model, SearchProtocol):
         return MtebRanker(name, model)
     if isinstance(model, EncoderProtocol):
@@ -56,7 +54,7 @@ def load_mteb_model(name: str) -> "MtebEncoder | MtebRanker":
 
 
 class MtebEncoder:
-    """A model of mteb that embeds texts. It does not show its tokens: of the policies only truncate works.
+    """A model of mteb that embeds texts. It does not show its tokens: the only policy that works is truncate.
 
     Args:
         name: what the user calls it.
@@ -90,11 +88,13 @@ class MtebEncoder:
             task_metadata=metadata_of(UNNAMED),
             hf_split=UNNAMED.split,
             hf_subset=SUBSET,
-            prompt_type=PromptType.query if task == "query" else PromptType.document,
+            prompt_type=PromptType(task),
             batch_size=BATCH_SIZE,
             show_progress_bar=False,
         )
-        return unit_rows(_as_array(vectors))
+        if hasattr(vectors, "cpu"):  # a tensor on any device, perhaps in bfloat16
+            vectors = vectors.float().cpu().numpy()
+        return unit_rows(np.asarray(vectors, dtype=np.float32))
 
 
 class MtebRanker:
@@ -153,7 +153,7 @@ def sizes_of(about) -> tuple[int | None, int | None]:
 
 
 def fingerprint_of(about) -> str:
-    """Return digest of a model's metadata in mteb: its name, revision and settings, and the packages that run it."""
+    """Return the sha256 of a model's metadata in mteb: name, revision and settings, and the packages that run it."""
     settings = [about.name, about.revision, about.loader_kwargs, about.experiment_kwargs]
     versions = {package: metadata.version(package) for package in PACKAGES}
     return hashlib.sha256(json.dumps([settings, versions], sort_keys=True, default=str).encode()).hexdigest()
@@ -168,8 +168,3 @@ def loader_of(texts: list[str], task: Task):
     if task == "query":
         columns = {"id": columns["id"], "text": texts, "query": texts}
     return DataLoader(Dataset.from_dict(columns), batch_size=BATCH_SIZE)
-
-
-def _as_array(vectors) -> np.ndarray:
-    """Return float32 on the CPU: models give arrays, tensors on any device, bfloat16 among them."""
-    return vectors.float().cpu().numpy() if hasattr(vectors, "cpu") else np.asarray(vectors, dtype=np.float32)

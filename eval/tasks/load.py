@@ -1,15 +1,23 @@
-"""From what a user writes after --data and --task to retrieval tasks."""
+"""Retrieval tasks as a user names them with --data, --task and --distractors."""
 
+import logging
+import random
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 from m2bert.terminal import nearest
 
+from ..analyses.clusters import read_source
 from .from_csv import QUERIES, SPLIT, load_csv_folder
-from .from_hub import LOCOV0_REVISION, LOCOV0_TASKS, LOCOV1, LOCOV1_TASKS, check_names, load_hub_tasks
-from .locov1 import RetrievalTask, load_task, task_names
+from .from_hub import LOCOV0_REVISION, LOCOV0_TASKS, LOCOV1, LOCOV1_TASKS, load_hub_tasks
+from .schema import RetrievalTask, check_names, fingerprint_of, load_task, task_names
+
+logger = logging.getLogger(__name__)
 
 DOCUMENTS = "documents"
 NAMED = ("locov1", "locov0", "mteb")
+DISTRACTOR = "distractor_"
 
 
 def load_tasks(
@@ -21,66 +29,83 @@ def load_tasks(
         data: a folder with queries/SPLIT.parquet and documents/SPLIT.parquet; a folder with queries.csv; "locov1" or
             "locov0"; PATH of a pair PATH-Queries and PATH-Documents on the Hub, as in org/name; or "mteb".
         names: of tasks there; for mteb also of benchmarks and of the paper's tables. None takes all, except for mteb.
-        revision: of data on the Hub, see `hub_tasks.load_hub_tasks`.
+        revision: of data on the Hub, see `from_hub.load_hub_tasks`.
         documents: folder of the documents, for a local task that has them in several variants.
 
     Raises:
-        ValueError: the source, a name, the split or the variant is unknown, or the source cannot be read.
+        ValueError: the source, a name, the split or the variant is unknown, a setting does not apply to the source, or
+            it cannot be read.
     """
     folder = Path(data).expanduser()
-    if folder.is_dir():
-        if revision is not None:
-            raise ValueError(f"revision={revision} is for data on the Hub, and {data} is a folder; leave it out")
-        return _from_folder(folder, names, split, documents)
-    if documents != DOCUMENTS:
-        raise ValueError(f"documents={documents!r} is for local folders, and {data!r} is none; leave it out")
-    if data == "mteb":
-        return _from_mteb(names, split, revision)
-    if data in ("locov1", "locov0"):
-        known = LOCOV1_TASKS if data == "locov1" else LOCOV0_TASKS
-        check_names(names, known, data)
-        default = None if data == "locov1" else LOCOV0_REVISION
-        return load_hub_tasks(LOCOV1, names or list(known), split, revision or default)
-    if data.count("/") != 1 or data.startswith((".", "/", "~")):
-        meant = nearest(data.lower(), NAMED)
-        raise ValueError(
-            f"data={data!r} is no folder; give a folder, {', '.join(NAMED)} or a Hub id, as org/name{meant}"
-        )
-    return load_hub_tasks(data, names, split, revision)
-
-
-def _from_folder(folder: Path, names: list[str] | None, split: str, documents: str) -> list[RetrievalTask]:
+    variant = None if documents == DOCUMENTS else documents
     if (folder / "queries").is_dir():
-        if not (folder / documents).is_dir():
-            variants = sorted(path.name for path in folder.glob("documents*") if path.is_dir())
-            raise ValueError(
-                f"documents={documents!r} is no folder in {folder}; there are {', '.join(variants) or 'none'}"
-            )
-        known = task_names(folder, split)
-        check_names(names, known, str(folder))
-        return [load_task(folder, name, split, documents) for name in names or known]
-    if not (folder / QUERIES).is_file():
+        _check_unused(data, revision=revision)
+        return [load_task(folder, name, split, documents) for name in names or task_names(folder, split)]
+    if (folder / QUERIES).is_file():
+        _check_unused(data, revision=revision, documents=variant, split=None if split == SPLIT else split)
+        task = load_csv_folder(folder)
+        check_names(names, [task.name], data)
+        return [task]
+    is_hub_id = data.count("/") == 1 and not data.startswith((".", "/", "~"))
+    if folder.is_dir() or not (is_hub_id or data in NAMED):
         raise ValueError(
-            f"data={folder} has neither queries/{split}.parquet nor {QUERIES}; it needs one of them, and documents"
+            f"data={data!r} is no folder with queries/{split}.parquet or {QUERIES}; name one, or {', '.join(NAMED)} or "
+            f"a Hub id, as org/name{nearest(data.lower(), NAMED)}"
         )
-    if documents != DOCUMENTS:
-        raise ValueError(
-            f"documents={documents!r} is for tables; beside {QUERIES} documents are in documents/ or a CSV"
-        )
-    if split != SPLIT:
-        raise ValueError(f"{folder / QUERIES} is the split {SPLIT!r} and has no {split!r}; leave the split out")
-    task = load_csv_folder(folder)
-    check_names(names, [task.name], str(folder))
-    return [task]
+    _check_unused(data, documents=variant)
+    if data == "mteb":
+        _check_unused(data, revision=revision)
+        if not names:
+            raise ValueError("data='mteb' has hundreds of tasks; name some, as in --task LongEmbed")
+        from .from_mteb import from_mteb  # slow to import
+
+        return from_mteb(names, split)
+    if is_hub_id:
+        return load_hub_tasks(data, names, split, revision)
+    known, default = (LOCOV1_TASKS, None) if data == "locov1" else (LOCOV0_TASKS, LOCOV0_REVISION)
+    check_names(names, known, data)
+    return load_hub_tasks(LOCOV1, names or list(known), split, revision or default)
 
 
-def _from_mteb(names: list[str] | None, split: str, revision: str | None) -> list[RetrievalTask]:
-    if not names:
-        raise ValueError(
-            "data='mteb' has hundreds of tasks; name some, as in --task LEMBQMSumRetrieval or --task LongEmbed"
-        )
-    if revision is not None:
-        raise ValueError(f"revision={revision} cannot be chosen for data='mteb', which fixes its own; leave it out")
-    from .from_mteb import from_mteb
+def _check_unused(data: str, **settings: str | None) -> None:
+    for name, value in settings.items():
+        if value is not None:
+            raise ValueError(f"{name}={value!r} does not apply to data={data!r}; leave it out")
 
-    return from_mteb(names, split)
+
+def add_distractors(task: RetrievalTask, texts_from: str | Path, count: int, seed: int = 0) -> RetrievalTask:
+    """Return the task with `count` more documents that answer nothing; its name gains " +count".
+
+    Each is cut at the length of one of the task's own documents, drawn at random, so that none stands out by being
+    longer. Shorter texts stay as they are. A text that the task already has is not taken.
+
+    Args:
+        texts_from: a parquet file with a column `text` or `passage`, a folder of such files, or the folder of a task.
+            Of a folder with splits, `train` is read.
+        seed: the same seed draws the same texts and lengths.
+
+    Raises:
+        ValueError: the texts cannot be read, or there are fewer than `count`.
+    """
+    generator = random.Random(f"{seed} {task.fingerprint}")
+    lengths_chars = sorted(len(text) for text in task.documents.values() if text)
+    taken = set(task.documents.values())
+    first = sum(pid.startswith(DISTRACTOR) for pid in task.documents)
+    added: dict[str, str] = {}
+    cut = 0
+    for whole in read_source(Path(texts_from).expanduser(), sys.maxsize, "train", seed):  # all, shuffled
+        if len(added) == count:
+            break
+        text = whole[: generator.choice(lengths_chars)]
+        if whole not in taken and text not in taken:
+            taken |= {whole, text}
+            added[f"{DISTRACTOR}{first + len(added):06d}"] = text
+            cut += len(text) < len(whole)
+    if len(added) < count:
+        raise ValueError(
+            f"{texts_from} has {len(added)} texts that task {task.name!r} lacks, not {count}; ask for fewer"
+        )
+    logger.info("task %s: %d of %d distractors are cut to the length of a document", task.name, cut, count)
+    documents = task.documents | added
+    fingerprint = fingerprint_of(task.queries, documents, task.qrels)
+    return replace(task, name=f"{task.name} +{count}", documents=documents, fingerprint=fingerprint)

@@ -2,56 +2,49 @@
 
 Texts are the same if they are equal in lower case with single spaces. A document is nearly the same if at least half of
 its runs of 13 words occur in the training documents; GPT-3 was checked with runs of that length (Brown et al., 2020,
-appendix C). Of the runs one in sixteen is looked at, chosen by its hash: the same ones on both sides, in a sixteenth
-of the memory. A text of few words may have none of these, and is compared as a whole only.
+appendix C). One run in sixteen is looked at, chosen by its hash: the same runs on both sides, in a sixteenth of the
+memory. A text of few words may have none of these, and is compared as a whole only.
 """
 
 from collections.abc import Iterable
 from hashlib import blake2b
-from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from .locov1 import RetrievalTask
+from .schema import RetrievalTask
 
 RUN_WORDS = 13
-SHORTEST_QUERY_WORDS = 5  # fewer words occur together by chance
+SHORTEST_QUERY_WORDS = 5  # fewer words occur together at random
 SAMPLED_BITS = 4  # one run in 2 ** 4
-NEAR_SHARE = 0.5
+NEAR_FRACTION = 0.5
 EXAMPLES = 3
 EXAMPLE_CHARS = 200
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplication loses nothing; 2^64 over the golden ratio
-
-
-class Example(NamedTuple):
-    """A text of the test data that occurs in the training data."""
-
-    what: str
-    test_id: str
-    train_id: str | None
-    text: str
 
 
 def find_overlap(test: RetrievalTask, train: RetrievalTask) -> dict:
     """Return what `test` has in common with `train`, as a record of kind "overlap".
 
     Returns:
-        Of `documents` the count, how many are the same and how many others nearly so; of `queries` the count, how many
-        are the same as a training query, and how many with at least SHORTEST_QUERY_WORDS words occur in a training
-        document.
+        For `documents` the count, how many are the same and how many others nearly so; for `queries` the count, how
+        many are the same as a training query, and how many of at least SHORTEST_QUERY_WORDS words occur in a training
+        document; a few examples.
     """
     documents, queries = normalised(test.documents), normalised(test.queries)
     same_documents = same_texts(documents, normalised(train.documents))
     same_queries = same_texts(queries, normalised(train.queries))
-    hasher = RunHasher()
-    near_documents, quoted_queries = search_documents(documents, queries, train, hasher)
-    near_documents -= same_documents.keys()
+    near_documents, quoted_queries = search_documents(documents, queries, train)
+    near_documents = dict.fromkeys(sorted(near_documents - same_documents.keys()))
     examples = [
-        *(Example("same document", pid, other, test.documents[pid]) for pid, other in same_documents.items()),
-        *(Example("near document", pid, None, test.documents[pid]) for pid in sorted(near_documents)),
-        *(Example("same query", qid, other, test.queries[qid]) for qid, other in same_queries.items()),
-        *(Example("query in document", qid, other, test.queries[qid]) for qid, other in quoted_queries.items()),
+        {"what": what, "test_id": key, "train_id": other, "text": texts[key][:EXAMPLE_CHARS]}
+        for what, found, texts in (
+            ("same document", same_documents, test.documents),
+            ("near document", near_documents, test.documents),
+            ("same query", same_queries, test.queries),
+            ("query in document", quoted_queries, test.queries),
+        )
+        for key, other in found.items()
     ]
     return {
         "kind": "overlap",
@@ -59,41 +52,36 @@ def find_overlap(test: RetrievalTask, train: RetrievalTask) -> dict:
         "train": {"task": train.name, "split": train.split, "source": train.source},
         "documents": {"count": len(documents), "same": len(same_documents), "near": len(near_documents)},
         "queries": {"count": len(queries), "same": len(same_queries), "in_documents": len(quoted_queries)},
-        "examples": [example._replace(text=example.text[:EXAMPLE_CHARS])._asdict() for example in examples[:EXAMPLES]],
+        "examples": examples[:EXAMPLES],
     }
 
 
-def normalise(text: str) -> str:
-    """Return text in lower case with single spaces."""
-    return " ".join(text.lower().split())
-
-
 def normalised(texts: dict[str, str]) -> dict[str, str]:
-    """Return {id: normal form}; empty texts, which say nothing, are left out."""
-    return {key: normal for key, text in texts.items() if (normal := normalise(text))}
+    """Return {id: text in lower case with single spaces}, without empty texts."""
+    return {key: normal for key, text in texts.items() if (normal := " ".join(text.lower().split()))}
 
 
 def same_texts(test: dict[str, str], train: dict[str, str]) -> dict[str, str]:
-    """Return {test id: id of an equal training text}."""
+    """Return {test id: id of the first equal training text}."""
     ids = {text: key for key, text in reversed(train.items())}
     return {key: ids[text] for key, text in test.items() if text in ids}
 
 
 def search_documents(
-    documents: dict[str, str], queries: dict[str, str], train: RetrievalTask, hasher: "RunHasher"
+    documents: dict[str, str], queries: dict[str, str], train: RetrievalTask
 ) -> tuple[set[str], dict[str, str]]:
     """Return ids of the documents that are nearly in `train`, and {qid: training document with the query's text}.
 
     Each training document is read once, whatever the number of queries: their first words find the candidates.
     """
+    hasher = RunHasher()
     beginnings = [{} for _ in range(RUN_WORDS + 1)]  # by number of words: {hash: qids}
     for qid, text in queries.items():
-        words = text.split()
-        length = min(len(words), RUN_WORDS)
-        if length >= SHORTEST_QUERY_WORDS:
-            (value,) = hasher.runs(words[:length])[length]
-            beginnings[length].setdefault(int(value), []).append(qid)
-    sampled, quoted = [], {}
+        words = text.split()[:RUN_WORDS]
+        if len(words) >= SHORTEST_QUERY_WORDS:
+            (value,) = hasher.runs(words)[len(words)]
+            beginnings[len(words)].setdefault(int(value), []).append(qid)
+    sampled, quoted = [np.zeros(0, np.uint64)], {}
     for pid, text in tqdm(normalised(train.documents).items(), desc="training documents", unit="text", leave=False):
         runs = hasher.runs(text.split())
         sampled.append(sample(runs[RUN_WORDS]))
@@ -102,22 +90,19 @@ def search_documents(
             for qid in (qid for value in found for qid in wanted[int(value)]):
                 if f" {queries[qid]} " in f" {text} ":
                     quoted.setdefault(qid, pid)
-    seen = np.unique(np.concatenate([np.zeros(0, np.uint64), *sampled]))
-    near = {pid for pid, text in documents.items() if mostly_in(sample(hasher.runs(text.split())[RUN_WORDS]), seen)}
+    seen = np.unique(np.concatenate(sampled))
+    near = set()
+    for pid, text in documents.items():
+        hashes = sample(hasher.runs(text.split())[RUN_WORDS])
+        within = np.searchsorted(seen, hashes, "right") > np.searchsorted(seen, hashes, "left")
+        if hashes.size and within.mean() >= NEAR_FRACTION:
+            near.add(pid)
     return near, quoted
 
 
 def sample(hashes: np.ndarray) -> np.ndarray:
     """Return those of the hashes (n,) that begin with SAMPLED_BITS zeros, each once."""
     return np.unique(hashes[hashes >> np.uint64(64 - SAMPLED_BITS) == 0])
-
-
-def mostly_in(hashes: np.ndarray, seen: np.ndarray) -> bool:
-    """Return whether at least NEAR_SHARE of the hashes (n,), and one at least, are among the sorted `seen`."""
-    if not (hashes.size and seen.size):
-        return False
-    places = np.minimum(np.searchsorted(seen, hashes), seen.size - 1)
-    return bool((seen[places] == hashes).mean() >= NEAR_SHARE)
 
 
 class RunHasher:

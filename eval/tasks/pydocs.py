@@ -1,21 +1,23 @@
 """pydocs: a long-document retrieval corpus made from the documentation of installed Python packages.
 
 It needs no download: the text is read from source files with `ast`, and no package is imported. Consecutive
-docstrings of a package make one long document; a query is the first sentence of one of its docstrings, taken
-out of the document. The queries of a document come from equal parts of its length, so an encoder that reads
-only the beginning loses the rest. `pydocs.yaml` fixes packages, versions and splits; the tables have the
-schema of LoCoV1 (hazyresearch/LoCoV1-Queries and -Documents) plus a column `position` in the queries.
+docstrings of a package make one long document; a query is the first sentence of one of its docstrings, taken out of the
+document. The queries of a document come from equal parts of its length, so an encoder that reads only the beginning
+loses the rest. `pydocs.yaml` fixes packages, versions and splits; the tables have the schema of LoCoV1 plus a column
+`position` in the queries.
 
     python -m m2bert.eval.tasks.pydocs --output data/pydocs
 """
 
+import ast
+import gc
 import hashlib
 import json
 import logging
 import re
+import warnings
 from functools import partial
 from importlib import metadata
-from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -25,11 +27,10 @@ import pyarrow.parquet as pq
 import typer
 from tqdm import tqdm
 
-from m2bert.files import parse_yaml, read_json, write_atomically
+from m2bert.files import read_json, read_yaml, write_atomically
 from m2bert.terminal import log_to_terminal, run_command
 
-from .docstrings import Entry, read_package
-from .locov1 import make_task
+from .schema import make_task
 
 logger = logging.getLogger(__name__)
 
@@ -37,30 +38,101 @@ SPLITS = ("train", "validation", "test")
 RECORD = "fingerprint.json"
 SENTENCE = re.compile(r".+?(?<!e\.g)(?<!i\.e)(?<!\bcf)(?<!\bvs)[.!?](?=\s|$)", re.DOTALL)
 
+MIN_DOCSTRING_CHARS = 80
+SKIPPED_PATHS = re.compile(r"(^|/)(_?tests?|testing|_?vendor(ed)?|_?externals?|extern)/|(^|/)(test_|conftest)")
+LAYOUT_LINE = re.compile(r"\W{3,}")  # heading underlines, table rules: one WordPiece token per character
+PROMPT = re.compile(r"^( *)(?:>>>|\.\.\.) ?", re.MULTILINE)
+DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
 MIN_DOCUMENT_CHARS = 8_000
 MIN_QUERY_CHARS, MAX_QUERY_CHARS = 40, 300
 MIN_QUERY_WORDS = 6
 MIN_REST_CHARS = 200  # of the docstring once its query is gone: what the document still says about it
 QUERIES_PER_DOCUMENT = 4
 
+QUERY_SCHEMA = {"qid": pa.string(), "query": pa.string(), "answer_pids": pa.list_(pa.string()), "dataset": pa.string()}
 SCHEMAS = {
-    "queries": pa.schema(
-        [
-            ("qid", pa.string()),
-            ("query", pa.string()),
-            ("answer_pids", pa.list_(pa.string())),
-            ("dataset", pa.string()),
-            ("position", pa.float64()),
-        ]
-    ),
-    "documents": pa.schema([("pid", pa.string()), ("passage", pa.string()), ("dataset", pa.string())]),
+    "queries": pa.schema({**QUERY_SCHEMA, "position": pa.float64()}),
+    "documents": pa.schema(dict.fromkeys(("pid", "passage", "dataset"), pa.string())),
 }
+
+
+class Entry(NamedTuple):
+    """One docstring: the dotted name of what it documents, and its text."""
+
+    name: str
+    text: str
+
+
+def clean_docstring(raw: str) -> str:
+    """Dedent and drop layout lines and doctest prompts.
+
+    Not `inspect.cleandoc`: that changed between Python versions, and the text must not.
+    """
+    first, *others = raw.expandtabs().splitlines() or [""]
+    margin = min((len(line) - len(line.lstrip()) for line in others if line.strip()), default=0)
+    lines = [first.strip(), *(line[margin:].rstrip() for line in others)]
+    text = "\n".join(line for line in lines if not LAYOUT_LINE.fullmatch(line.strip()))
+    return re.sub(r"\n{3,}", "\n\n", PROMPT.sub(r"\1", text)).strip()
+
+
+def read_docstrings(source: bytes, module: str) -> list[Entry]:
+    """Return docstrings of a module, its public classes, functions and methods, in source order."""
+    entries = []
+
+    def visit(node: ast.AST, name: str) -> None:
+        if isinstance(node, (ast.Module, *DEFINITIONS)):
+            text = clean_docstring(ast.get_docstring(node, clean=False) or "")
+            if len(text) >= MIN_DOCSTRING_CHARS:
+                entries.append(Entry(name, text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            return
+        for child in getattr(node, "body", []):
+            if isinstance(child, DEFINITIONS) and not child.name.startswith("_"):
+                visit(child, f"{name}.{child.name}")
+            elif isinstance(child, ast.If | ast.Try):
+                visit(child, name)
+
+    with warnings.catch_warnings(action="ignore"):  # about other people's escape sequences
+        visit(ast.parse(source), module)
+    return entries
+
+
+def read_package(package: str, prefixes: list[str] | None, seen: set[str]) -> list[Entry]:
+    """Return entries of an installed distribution in path order, without test and vendored code.
+
+    Args:
+        package: name of the distribution, as in `pip install NAME`.
+        prefixes: keep only files whose path begins with one of them; None keeps all.
+        seen: texts to leave out; those returned are added to it.
+    """
+    entries = []
+    for path in sorted(metadata.files(package) or [], key=str):
+        name = path.as_posix()
+        if not name.endswith(".py") or name.startswith("..") or SKIPPED_PATHS.search(name):
+            continue
+        if prefixes and not name.startswith(tuple(prefixes)):
+            continue
+        source = path.locate().read_bytes()
+        if b'"""' not in source and b"'''" not in source:
+            continue
+        module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        try:
+            docstrings = read_docstrings(source, module)
+        except SyntaxError as error:  # a file for another Python than this one
+            logger.warning("skipped %s of %s: %s", name, package, error)
+            continue
+        for entry in docstrings:
+            if entry.text not in seen:
+                seen.add(entry.text)
+                entries.append(entry)
+    return entries
 
 
 class Query(NamedTuple):
     """A sentence of entry `entry_index`, and the rest of that entry's text.
 
-    `position` is where the entry begins, as a share (0 to 1) of the document's length.
+    `position` is where the entry begins, as a fraction of the document's length.
     """
 
     entry_index: int
@@ -120,7 +192,7 @@ def plain(text: str) -> str:
 def choose_queries(documents: list[list[Entry]]) -> list[list[Query]]:
     """Choose for each document at most one query from each of its equal parts; none occurs twice in the split.
 
-    A hash orders the candidates of a part: as good as chance, and the same on every machine.
+    A hash orders the candidates of a part: as good as at random, and the same on every machine.
     """
     split_text = "\n".join(plain(render(document)) for document in documents)
     chosen = []
@@ -159,13 +231,18 @@ def make_tables(split: str, documents: list[list[Entry]]) -> dict[str, list[dict
 
 def read_recipe() -> dict:
     """Return the committed `pydocs.yaml`."""
-    return parse_yaml(files(__package__).joinpath("pydocs.yaml").read_text(encoding="utf-8"), "pydocs.yaml")
+    return read_yaml(Path(__file__).with_name("pydocs.yaml"))
+
+
+def recorded_versions(recipe: dict) -> dict[str, str]:
+    """Return {package: version} of all splits."""
+    return {name: version for packages in recipe["packages"].values() for name, version in packages.items()}
 
 
 def installed_versions(recipe: dict) -> dict[str, str | None]:
     """Return {package: version, None if missing}; without the local part of the version, as in `2.13.0+cpu`."""
     versions: dict[str, str | None] = {}
-    for package in (package for packages in recipe["packages"].values() for package in packages):
+    for package in recorded_versions(recipe):
         try:
             versions[package] = metadata.version(package).split("+")[0]
         except metadata.PackageNotFoundError:
@@ -175,11 +252,10 @@ def installed_versions(recipe: dict) -> dict[str, str | None]:
 
 def version_differences(recipe: dict) -> list[str]:
     """Return "package: recorded, installed" for each package whose installed version is not the recorded one."""
-    installed = installed_versions(recipe)
+    recorded, installed = recorded_versions(recipe), installed_versions(recipe)
     return [
         f"{package}: recorded {version}, installed {installed[package]}"
-        for packages in recipe["packages"].values()
-        for package, version in packages.items()
+        for package, version in recorded.items()
         if installed[package] != version
     ]
 
@@ -190,26 +266,19 @@ def collect_documents(recipe: dict) -> dict[str, list[list[Entry]]]:
     documents: dict[str, list[list[Entry]]] = {}
     versions = installed_versions(recipe)
     names = [(split, package) for split in reversed(SPLITS) for package in recipe["packages"][split]]
+    gc.freeze()  # syntax trees set off full collections again and again, slow in a process that has torch loaded
     for split, package in tqdm(names, desc="pydocs", unit="package"):
         split_documents = documents.setdefault(split, [])
         if versions[package]:
             entries = read_package(package, recipe["paths"].get(package), seen)
             packed = pack_documents(entries, recipe["document_chars"])
             split_documents += evenly_spaced(packed, recipe["max_documents_per_package"][split])
+    gc.unfreeze()
     for split, split_documents in documents.items():
         if not split_documents:
             wanted = ", ".join(recipe["packages"][split])
             raise ValueError(f"pydocs has no documents for split={split!r}: install at least one of {wanted}")
     return documents
-
-
-def holds_corpus(output: Path, corpus_fingerprint: str) -> bool:
-    """Return whether `output` has all tables and the record of this corpus."""
-    paths = [output / kind / f"{split}.parquet" for kind in SCHEMAS for split in SPLITS]
-    record_path = output / RECORD
-    if not all(path.is_file() for path in [*paths, record_path]):
-        return False
-    return read_json(record_path).get("corpus_fingerprint") == corpus_fingerprint
 
 
 def write_corpus(output: Path, rows: dict[str, dict[str, list[dict]]], record: dict) -> None:
@@ -228,11 +297,9 @@ def write_corpus(output: Path, rows: dict[str, dict[str, list[dict]]], record: d
 def build_pydocs(output_dir: str | Path) -> str:
     """Write queries/SPLIT.parquet, documents/SPLIT.parquet and fingerprint.json; return the corpus's fingerprint.
 
-    That is the digest of the rows of all splits. fingerprint.json has, beside it, the fingerprint of each split as a
-    task, which results name.
-
-    Returns at once when `output_dir` holds the recorded corpus. With other package versions than the recorded
-    ones the corpus differs: it is built all the same, and a warning names the packages.
+    That is the digest of the rows of all splits. fingerprint.json also has the fingerprint of each split as a task,
+    which results name. Returns at once if `output_dir` holds the recorded corpus. With other package versions than the
+    recorded ones the corpus differs; a warning names the packages.
 
     Raises:
         ValueError: a split has no documents because none of its packages is installed.
@@ -240,9 +307,9 @@ def build_pydocs(output_dir: str | Path) -> str:
     output = Path(output_dir)
     recipe = read_recipe()
     recorded = recipe["corpus_fingerprint"]
-    if holds_corpus(output, recorded):
+    if (output / RECORD).is_file() and read_json(output / RECORD).get("corpus_fingerprint") == recorded:
         return recorded
-    output.mkdir(parents=True, exist_ok=True)  # an error here takes no minute
+    output.mkdir(parents=True, exist_ok=True)  # an error here comes before the minute of work
     documents = collect_documents(recipe)
     rows = {split: make_tables(split, documents[split]) for split in SPLITS}
     fingerprint = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
@@ -254,10 +321,7 @@ def build_pydocs(output_dir: str | Path) -> str:
             recorded,
             "; ".join(version_differences(recipe)) or "all as recorded",
         )
-    splits = {
-        split: make_task("pydocs", split, kinds["queries"], kinds["documents"]).fingerprint
-        for split, kinds in rows.items()
-    }
+    splits = {split: make_task("pydocs", split, *tables.values()).fingerprint for split, tables in rows.items()}
     fingerprints = {"corpus_fingerprint": fingerprint, "split_fingerprints": splits}
     write_corpus(output, rows, {**fingerprints, "packages": installed_versions(recipe)})
     return fingerprint

@@ -46,6 +46,7 @@ def bm25(score=0.91, **fields):
 
 def by_length(*scores):
     """nDCG@10 by bucket, ten queries each; None for a bucket without queries."""
+    names = ("<2k", "2k-8k", "8k-32k", ">32k")
     rows = [
         {
             "bucket": name,
@@ -53,7 +54,7 @@ def by_length(*scores):
             "ndcg_at_10": score,
             "interval_95": score and [0.1, 0.9],
         }
-        for name, score in zip(("<2k", "2k-8k", "8k-32k", ">32k"), scores, strict=True)
+        for name, score in zip(names, scores, strict=True)
     ]
     return {"tokenizer": "bert", "rows": rows}
 

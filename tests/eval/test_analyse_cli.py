@@ -91,31 +91,34 @@ def test_overlap(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("command", "arguments", "message"),
+    ("command", "arguments", "named"),
     [
         ("lengths", ["--tokenizer", "./nowhere"], "tokenizer './nowhere' is no file"),
+        ("lengths", ["--tokenizer", "no/such/tokenizer"], "tokenizer 'no/such/tokenizer' is no file"),
+        ("lengths", ["--tokenizer", "{folder}"], "is a folder without tokenizer.json"),
+        ("lengths", ["--tokenizer", "{folder}/data/documents/test.parquet"], "test.parquet cannot be read"),
         ("spans", ["--split", "dev"], "dev.parquet does not exist"),
+        ("spans", ["--task", "tin"], "'tin'"),
         ("needle", ["--encoder", "bm25"], "passages=40 needs 39 distractors a query, but task 'tiny' has 6"),
         ("needle", ["--encoder", "bm25", "--positions", "0"], "positions=0 must be from 1 to passages=40"),
+        ("needle", ["--encoder", "bm25", "--positions", "41"], "positions=41"),
+        ("needle", ["--encoder", "bm25", "--passages", "1"], "passages=1"),
+        ("needle", ["--encoder", "bm25", "--queries", "0"], "queries=0"),
         ("needle", ["--encoder", "./nowhere"], "encoder './nowhere' is no folder"),
         ("efficiency", ["--encoder", "bm25"], "encoder 'bm25' gives no vectors"),
         ("efficiency", ["--encoder", "./model", "--policy", "truncat"], "did you mean 'truncate'"),
+        ("clusters", ["--encoder", "./model", "--source", "a=b", "--policy", "best-chunk"], "several vectors"),
+        ("clusters", ["--encoder", "./model", "--source", "a"], "NAME=PATH"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(data, tmp_path, command, arguments, message):
+def test_bad_input_is_one_line_and_exit_code_2(data, tmp_path, command, arguments, named):
     output = tmp_path / "out.json"
-    result = run(command, "--data", data, *arguments, output=output)
+    arguments = [argument.format(folder=tmp_path) for argument in arguments]
+    result = run(command, *([] if command == "clusters" else ["--data", data]), *arguments, output=output)
     assert result.exit_code == 2
-    assert message in result.stderr
+    assert named in result.stderr
     assert result.stderr.count("\n") == 1
     assert not output.exists()
-
-
-def test_clusters_take_one_vector_a_text(data, tmp_path):
-    arguments = ["--encoder", "./model", "--source", f"a={data}", "--policy", "best-chunk"]
-    result = run("clusters", *arguments, output=tmp_path / "out.json")
-    assert result.exit_code == 2
-    assert "several vectors; use truncate or chunk-average" in result.stderr
 
 
 def test_an_existing_file_needs_overwrite(data, tmp_path):
@@ -127,10 +130,8 @@ def test_an_existing_file_needs_overwrite(data, tmp_path):
 
 
 def test_a_task_must_be_named_where_there_are_several(tmp_path, write_task, tiny_rows):
-    queries, documents = tiny_rows
-    also_queries = [{**row, "dataset": "other"} for row in queries]
-    also_documents = [{**row, "dataset": "other"} for row in documents]
-    data = write_task(tmp_path, queries + also_queries, documents + also_documents)
+    rows = [table + [{**row, "dataset": "other"} for row in table] for table in tiny_rows]
+    data = write_task(tmp_path, *rows)
     result = run("needle", "--encoder", "bm25", "--data", data, output=tmp_path / "out.json")
     assert result.exit_code == 2
     assert "has 2 tasks; name one with --task: other, tiny" in result.stderr

@@ -4,7 +4,8 @@ import pytest
 
 from m2bert.eval.config import EvalConfig, TaskSettings, TrainingTask
 
-CONFIGS = Path(__file__).parents[2] / "evaluations" / "configs"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+CONFIGS = [*EXPERIMENTS.glob("baselines/configs/*.yaml"), *EXPERIMENTS.glob("m2bert_small/configs/*.yaml")]
 
 
 def read(tmp_path, text):
@@ -89,6 +90,6 @@ def test_a_missing_file_is_named(tmp_path):
         EvalConfig.from_yaml(tmp_path / "nowhere.yaml")
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(CONFIGS), ids=lambda path: path.stem)
 def test_the_configurations_of_the_repository_are_read(path):
     assert EvalConfig.from_yaml(path).encoders

@@ -71,7 +71,7 @@ class TestAccents:
             assert load_csv_folder(tmp_path).qrels == {"q1": {self.composed: 1}}
 
     @pytest.mark.parametrize("table", [False, True])
-    def test_two_documents_of_one_name_are_refused_with_both(self, tmp_path, table):
+    def test_two_documents_of_one_name_are_refused(self, tmp_path, table):
         (tmp_path / "queries.csv").write_text("query,answer\nsoup,x\n")
         if table:
             rows = f"id,text\n{self.composed},a\n{self.decomposed},b\n"
@@ -82,7 +82,7 @@ class TestAccents:
                 (tmp_path / "documents" / name).write_text("soup")
             if len(list((tmp_path / "documents").iterdir())) == 1:
                 pytest.skip("this file system takes both forms for one name")
-        with pytest.raises(ValueError, match=r"caf\\xe9\.txt.*cafe\\u0301\.txt|cafe\\u0301\.txt.*caf\\xe9\.txt"):
+        with pytest.raises(ValueError, match=f"id '{self.composed}' occurs 2 times"):
             load_csv_folder(tmp_path)
 
 
@@ -113,21 +113,38 @@ def test_documents_from_a_second_csv(folder, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("query\nwhat\n", "lacks the column 'answer'"),
-        ("query,answer\n", "no queries below its header"),
-        ("", "lacks the column 'query'"),
+        ("query\nwhat\n", r"queries.csv needs the columns query, answer, .* has \['query'\]"),
+        ("query,answer,answer\nx,boats.txt,more/walls.md\n", "each once"),
+        ("", "queries.csv needs the columns query, answer"),
+        ("query,answer\n", "has no queries"),
         ('query,answer\n"a\nb",boats.txt\n ,boats.txt\n', "line 4: column 'query' is empty"),
         ("query,answer\na,boats.txt\n\nb\n", "line 4: column 'answer' is empty"),
-        ("answer,query\nboats.txt,Who pays, and when?\n", "line 2 has 3 cells for 2 columns; put quotes around"),
-        ('query,answer\na,boats.txt\n"b,boats.txt\n"c,boats.txt\n', "begins on line 3 has quotes that do not pair"),
-        ('query,answer\n"a,boats.txt\n', "begins on line 2 has quotes that do not pair"),
+        ("query,answer\na,;\n", "answer_pids of query 'q1' are empty"),
+        ("answer,query\nboats.txt,Who pays, and when?\n", "line 2 has more cells than the header; put quotes"),
+        ('query,answer\na,boats.txt\n"b,boats.txt\n"c,boats.txt\n', "after line 2: quotes do not pair"),
+        ('query,answer\n"a,boats.txt\n', "after line 1: quotes do not pair"),
         ("query,answer\na,boats.txt;boat.txt\n", "line 2: answer 'boat.txt' is no document .*did you mean 'boats.txt'"),
     ],
 )
-def test_mistakes_are_named_with_their_line(folder, content, message):
+def test_mistakes_in_queries_are_named_with_their_line(folder, content, message):
     (folder / "queries.csv").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         load_csv_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("id,text\na,x\na,y\n", "documents.csv, documents: id 'a' occurs 2 times"),
+        ("id,text\n,x\n", "documents.csv, line 2: column 'id' is empty"),
+        ("id,text\n", "documents.csv has no documents"),
+        ("id,text\na,one, two\n", "documents.csv, line 2 has more cells"),
+    ],
+)
+def test_mistakes_in_documents_are_named(folder, content, message):
+    (folder / "documents.csv").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        load_csv_task(folder / "queries.csv", folder / "documents.csv", "name")
 
 
 def test_other_encodings_and_missing_documents_are_named(folder):
@@ -136,23 +153,8 @@ def test_other_encodings_and_missing_documents_are_named(folder):
     with pytest.raises(ValueError, match="queries.csv, line 5 is not UTF-8; save the file as"):
         load_csv_folder(folder)
     (folder / "documents").rename(folder / "papers")
-    with pytest.raises(ValueError, match="add a folder documents/ or a file documents.csv"):
+    with pytest.raises(ValueError, match="documents.csv cannot be read"):
         load_csv_folder(folder)
     (folder / "documents").mkdir()
-    with pytest.raises(ValueError, match="has no .txt or .md files"):
+    with pytest.raises(ValueError, match="documents has no documents"):
         load_csv_folder(folder)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("id,text\na,x\na,y\n", "line 3: id 'a' occurs twice"),
-        ("id,text\n,x\n", "line 2: column 'id' is empty"),
-        ("id,text\n", "has no documents"),
-        ("id,text\na,one, two\n", "line 2 has 3 cells for 2 columns"),
-    ],
-)
-def test_documents_csv_is_checked(folder, content, message):
-    (folder / "documents.csv").write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match=message):
-        load_csv_task(folder / "queries.csv", folder / "documents.csv", "name")

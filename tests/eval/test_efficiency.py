@@ -70,16 +70,6 @@ def test_a_text_has_exactly_the_tokens_asked_for(tokens):
     assert encoder.count_tokens([text], "document") == [tokens]
 
 
-def test_a_length_that_cannot_be_made_is_refused():
-    with pytest.raises(ValueError, match="tokens=2 leaves no text beside the 2 tokens"):
-        text_of_length(WordEncoder(), ["word"], 2)
-    with pytest.raises(ValueError, match="words is empty"):
-        text_of_length(WordEncoder(), [], 10)
-    pairs = SimpleNamespace(name="pairs", count_tokens=lambda texts, task: np.array([2 * len(texts[0].split())]))
-    with pytest.raises(ValueError, match="the tokenizer of 'pairs' makes no text of 5 tokens"):
-        text_of_length(pairs, ["word"], 5)
-
-
 def test_the_model_and_the_tokenizer_are_timed_apart():
     encoder = WordEncoder(max_tokens=34, module=Slow())
     record = measure_efficiency(encoder, parse_policy("truncate"), ["word"], [18, 66], ABOUT, repeats=3)
@@ -92,11 +82,6 @@ def test_the_model_and_the_tokenizer_are_timed_apart():
     assert (record["kind"], record["device"], record["dtype"]) == ("efficiency", "cpu", "float32")
     assert record["threads"] == torch.get_num_threads()
     json.dumps(record)
-
-
-def test_nothing_stays_hooked():
-    encoder = WordEncoder(max_tokens=34, module=Slow())
-    measure_efficiency(encoder, parse_policy("truncate"), ["word"], [18], ABOUT, repeats=1)
     assert not encoder.module._forward_hooks
     assert not encoder.module._forward_pre_hooks
     assert not torch.nn.modules.module._global_forward_hooks
@@ -104,10 +89,15 @@ def test_nothing_stays_hooked():
 
 
 def test_what_cannot_be_timed_is_refused():
-    policy = parse_policy("truncate")
-    with pytest.raises(ValueError, match="runs no torch module"):
-        measure_efficiency(WordEncoder(), policy, ["word"], [18], ABOUT)
-    with pytest.raises(ValueError, match="repeats=0"):
-        measure_efficiency(WordEncoder(), policy, ["word"], [18], ABOUT, repeats=0)
-    with pytest.raises(ValueError, match="'api' shows no tokenizer"):
-        measure_efficiency(SimpleNamespace(name="api"), policy, ["word"], [18], ABOUT)
+    policy, pairs = parse_policy("truncate"), WordEncoder()
+    pairs.count_tokens = lambda texts, task: np.array([2 * len(texts[0].split())])
+    for encoder, words, tokens, repeats, named in (
+        (WordEncoder(), ["word"], 18, 5, "runs no torch module"),
+        (WordEncoder(), ["word"], 18, 0, "repeats=0"),
+        (SimpleNamespace(name="api"), ["word"], 18, 5, "'api' shows no tokenizer"),
+        (WordEncoder(), ["word"], 2, 5, "tokens=2 leaves no text"),
+        (WordEncoder(), [], 10, 5, "words is empty"),
+        (pairs, ["word"], 5, 5, "makes no text of 5 tokens"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            measure_efficiency(encoder, policy, words, [tokens], ABOUT, repeats)

@@ -12,7 +12,7 @@ from m2bert.eval.config import EncoderSettings, EvalConfig, TaskSettings, Traini
 from m2bert.eval.encoders.cache import VectorStore
 from m2bert.eval.rankers import Bm25Ranker
 from m2bert.eval.records import best_ranks, dump
-from m2bert.eval.tasks.locov1 import load_task
+from m2bert.eval.tasks.schema import load_task
 
 
 class WordEncoder:

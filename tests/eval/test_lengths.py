@@ -3,9 +3,15 @@ import json
 import numpy as np
 import pytest
 
-from m2bert.eval.analyses.lengths import BUCKETS, bucket, by_length, describe_lengths, token_histogram
-from m2bert.eval.analyses.token_counter import load_token_counter
-from m2bert.eval.tasks.locov1 import make_task
+from m2bert.eval.analyses.lengths import (
+    BUCKETS,
+    bucket,
+    by_length,
+    describe_lengths,
+    load_token_counter,
+    token_histogram,
+)
+from m2bert.eval.tasks.schema import make_task
 
 
 def count_words(texts):
@@ -24,9 +30,7 @@ def test_scores_fall_into_the_buckets_of_their_answers():
     assert [row["bucket"] for row in rows] == list(BUCKETS)
     assert [row["queries"] for row in rows] == [2, 0, 1, 1]
     assert [row["ndcg_at_10"] for row in rows] == [0.5, None, 0.5, 0.25]
-    low, high = rows[0]["interval_95"]
-    assert (low, high) == (0, 1)
-    assert [row["interval_95"] for row in rows[1:]] == [None, None, None]
+    assert [row["interval_95"] for row in rows] == [[0, 1], None, None, None]
 
 
 @pytest.mark.parametrize("longest", [1, 16, 22, 23, 45, 2_048, 32_131, 1_000_000])
@@ -57,17 +61,11 @@ def test_describes_a_task_by_hand():
     assert record["kind"] == "lengths"
     assert (record["task"], record["split"], record["source"], record["tokenizer"]) == ("tiny", "test", "here", "words")
     assert record["queries"] == {"count": 2, "mean_chars": 6.0, "mean_tokens": 1.5}
-    spread = {key: value for key, value in record["documents"].items() if key != "histogram"}
-    assert spread == {
-        "count": 2,
-        "mean_chars": 255.0,
-        "median_chars": 255.0,
-        "max_chars": 505,
-        "mean_tokens": 52.0,
-        "median_tokens": 52.0,
-        "max_tokens": 101,
-    }
-    assert sum(record["documents"]["histogram"]["counts"]) == 2
+    assert sum(record["documents"].pop("histogram")["counts"]) == 2
+    assert record["documents"] == {
+        "count": 2, "mean_chars": 255.0, "median_chars": 255.0, "max_chars": 505,
+        "mean_tokens": 52.0, "median_tokens": 52.0, "max_tokens": 101,
+    }  # fmt: skip
     assert record["answers_per_query"] == 1.5
     assert record["example"] == {"query": "one two", "passage": ("word " * 101)[:400]}
     json.dumps(record)
@@ -85,18 +83,8 @@ def test_a_tokenizer_counts_whole_texts_without_special_tokens(tiny_model, tmp_p
         assert load_token_counter(str(name))(texts).tolist() == [2, 0, 40] * 50
 
 
-def test_a_tokenizer_that_is_none_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"is a folder without tokenizer\.json"):
-        load_token_counter(str(tmp_path))
-    (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"tokenizer\.json cannot be read"):
-        load_token_counter(str(tmp_path))
-    with pytest.raises(ValueError, match=r"tokenizer 'no/such/tokenizer' is no file"):
-        load_token_counter("no/such/tokenizer")
-
-
 def test_qmsum_has_the_lengths_of_table_11(qmsum_data):
-    from m2bert.eval.tasks.locov1 import load_task
+    from m2bert.eval.tasks.schema import load_task
 
     record = describe_lengths(load_task(qmsum_data, "qmsum", "test"), count_words, "words")
     assert (record["queries"]["count"], record["documents"]["count"]) == (272, 35)

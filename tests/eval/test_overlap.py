@@ -5,8 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from m2bert.eval.tasks.locov1 import load_task, make_task
 from m2bert.eval.tasks.overlap import RUN_WORDS, RunHasher, find_overlap, sample
+from m2bert.eval.tasks.schema import load_task, make_task
 
 RANDOM = random.Random(0)
 WORDS = [f"w{i}" for i in range(3000)]

@@ -9,7 +9,7 @@ from m2bert.eval.encoders.cache import VectorStore
 from m2bert.eval.encoders.policies import parse_policy
 from m2bert.eval.progress import counted
 from m2bert.eval.rankers import DenseRanker
-from m2bert.eval.tasks.locov1 import load_task
+from m2bert.eval.tasks.schema import load_task
 
 
 class Batches:

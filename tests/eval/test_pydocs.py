@@ -1,5 +1,6 @@
+"""The corpus of installed documentation: which texts and queries it takes, and that it is the recorded one."""
+
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -9,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from m2bert.eval.tasks import pydocs
-from m2bert.eval.tasks.docstrings import Entry
-from m2bert.eval.tasks.locov1 import load_task
+from m2bert.eval.tasks.pydocs import MIN_DOCSTRING_CHARS, Entry, clean_docstring, read_docstrings, read_package
+from m2bert.eval.tasks.schema import load_task
 
+LONG = "Something about this object that is long enough to be kept, word after word after word. "
 TAIL = " The rest of the text says more about it." * 8
 
 
@@ -21,21 +23,15 @@ def as_document(sentences: list[str]) -> list[Entry]:
 
 def test_queries_come_from_every_part_of_a_document():
     sentences = [f"Number {i} of these sentences is not like any other." for i in range(40)]
-    document = as_document(sentences)
-    (queries,) = pydocs.choose_queries([document])
+    (queries,) = pydocs.choose_queries([as_document(sentences)])
     assert [int(query.position * 4) for query in queries] == [0, 1, 2, 3]
-    assert all(
-        query.sentence == f"Number {query.entry_index} of these sentences is not like any other." for query in queries
-    )
+    assert all(query.sentence == sentences[query.entry_index] for query in queries)
 
 
 def test_a_sentence_that_stands_elsewhere_too_is_no_query():
     sentence = "Return the shortest path between two nodes of a graph."
-    twice = (
-        as_document([sentence]),
-        [Entry("pkg.other", f"See also: return the SHORTEST path\nbetween two nodes of a graph.{TAIL}")],
-    )
-    assert pydocs.choose_queries(list(twice))[0] == []
+    other = [Entry("pkg.other", f"See also: return the SHORTEST path\nbetween two nodes of a graph.{TAIL}")]
+    assert pydocs.choose_queries([as_document([sentence]), other])[0] == []
     assert [query.sentence for query in pydocs.choose_queries([as_document([sentence])])[0]] == [sentence]
 
 
@@ -71,102 +67,146 @@ def test_a_cap_keeps_items_from_the_whole_list():
     assert pydocs.evenly_spaced([1, 2], 4) == [1, 2]
 
 
+def test_layout_and_prompts_go_and_words_stay():
+    raw = "Sum.\n\n    Examples\n    --------\n    >>> add(1, 2)\n    3\n    ==== ====\n\n\n\n"
+    raw += "    ... done\n      deeper\n    "
+    assert clean_docstring(raw) == "Sum.\n\nExamples\nadd(1, 2)\n3\n\ndone\n  deeper"
+
+
+def test_public_docstrings_in_source_order():
+    source = f'''"""{LONG}module"""
+def first():
+    """{LONG}first"""
+    def inner():
+        """{LONG}inner"""
+class Thing:
+    """{LONG}Thing"""
+    def method(self):
+        """{LONG}method"""
+    def _hidden(self):
+        """{LONG}hidden"""
+    def short(self):
+        """Too short."""
+if True:
+    async def last():
+        """{LONG}last"""
+raise RuntimeError("this module was run")
+'''
+    assert len(LONG) >= MIN_DOCSTRING_CHARS
+    entries = read_docstrings(source.encode(), "pkg.mod")
+    names = ["pkg.mod", "pkg.mod.first", "pkg.mod.Thing", "pkg.mod.Thing.method", "pkg.mod.last"]
+    assert [entry.name for entry in entries] == names
+    assert entries[1].text == f"{LONG}first"
+
+
+@pytest.fixture
+def fake_package(tmp_path, monkeypatch) -> str:
+    """An installed distribution whose every module fails when it is run."""
+    sources = {
+        "fakepkg/__init__.py": f'"""{LONG}package"""\nraise RuntimeError',
+        "fakepkg/b.py": f'"""{LONG}b"""\nraise RuntimeError',
+        "fakepkg/a.py": f'"""{LONG}a"""\nraise RuntimeError',
+        "fakepkg/copy.py": f'"""{LONG}a"""\nraise RuntimeError',
+        "fakepkg/later.py": f'"""{LONG}later"""\ndef =',
+        "fakepkg/tests/test_a.py": f'"""{LONG}test"""',
+        "fakepkg/_vendor/other.py": f'"""{LONG}vendored"""',
+        "fakepkg-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: fakepkg\nVersion: 1.0\n",
+    }
+    for name, text in sources.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    record = "".join(f"{name},,\n" for name in sources)
+    (tmp_path / "fakepkg-1.0.dist-info" / "RECORD").write_text(record, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    return "fakepkg"
+
+
+def test_a_package_is_read_but_never_imported(fake_package, caplog):
+    entries = read_package(fake_package, None, set())
+    assert [entry.name for entry in entries] == ["fakepkg", "fakepkg.a", "fakepkg.b"]
+    assert "fakepkg/later.py" in caplog.text
+    assert fake_package not in sys.modules
+
+
+def test_known_texts_and_other_paths_are_left_out(fake_package):
+    seen = {f"{LONG}b"}
+    assert [entry.name for entry in read_package(fake_package, None, seen)] == ["fakepkg", "fakepkg.a"]
+    assert f"{LONG}a" in seen
+    assert [entry.name for entry in read_package(fake_package, ["fakepkg/b"], set())] == ["fakepkg.b"]
+
+
+def small_recipe(**packages) -> dict:
+    """A corpus of few packages; none is recorded."""
+    packages = {
+        "train": {"joblib": "0", "typer": "0"},
+        "validation": {"fsspec": "0"},
+        "test": {"click": "0"},
+    } | packages
+    sizes = dict.fromkeys(packages, 6)
+    return {"corpus_fingerprint": "recorded", "document_chars": 32_000, "max_documents_per_package": sizes,
+            "packages": packages, "paths": {}}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pydocs")
-    pydocs.build_pydocs(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pydocs, "read_recipe", small_recipe)
+        pydocs.build_pydocs(folder)
     return folder
 
 
-@pytest.fixture(scope="module")
-def tables(corpus):
+def tables_of(corpus):
+    """{split: (rows of queries, rows of documents)}."""
     return {
         split: [pq.read_table(corpus / kind / f"{split}.parquet").to_pylist() for kind in ("queries", "documents")]
         for split in pydocs.SPLITS
     }
 
 
-def test_the_corpus_is_the_recorded_one(corpus):
-    recipe = pydocs.read_recipe()
-    differences = pydocs.version_differences(recipe)
-    if differences:
-        pytest.skip(f"package versions are not the recorded ones: {'; '.join(differences)}")
-    record = json.loads((corpus / "fingerprint.json").read_text())
-    assert record["corpus_fingerprint"] == recipe["corpus_fingerprint"]
-    assert record["split_fingerprints"] == recipe["split_fingerprints"]
-    for split, fingerprint in recipe["split_fingerprints"].items():
-        assert load_task(corpus, "pydocs", split).fingerprint == fingerprint
-
-
-def test_every_split_is_a_task(corpus, tables):
-    for split, (queries, documents) in tables.items():
+def check_corpus(corpus):
+    """Each split is a task whose queries are unique and gone from all documents; no package is in two splits."""
+    packages = {}
+    for split, (queries, documents) in tables_of(corpus).items():
         task = load_task(corpus, "pydocs", split)
         assert (len(task.queries), len(task.documents)) == (len(queries), len(documents))
-        assert len(set(task.queries.values())) == len(queries)
-    sizes = {split: len(documents) for split, (_, documents) in tables.items()}
-    assert sizes["train"] > 2 * sizes["test"] > 2 * sizes["validation"] > 50
-
-
-def test_queries_are_gone_from_every_document_of_their_split(tables):
-    for queries, documents in tables.values():
+        assert len(set(task.queries.values())) == len(queries) > 0
+        assert task.positions == {row["qid"]: row["position"] for row in queries}
         text = "\n".join(pydocs.plain(row["passage"]) for row in documents)
         assert [row["query"] for row in queries if pydocs.plain(row["query"]) in text] == []
+        packages[split] = Counter(row["passage"].split("\n", 1)[0].split(".")[0] for row in documents)
+    assert sum(len(counts) for counts in packages.values()) == len(set().union(*packages.values()))
+    return packages
 
 
-def test_answers_lie_all_along_the_documents(tables):
-    for queries, _ in tables.values():
-        quarters = Counter(int(row["position"] * 4) for row in queries)
-        assert set(quarters) == {0, 1, 2, 3}
-        assert min(quarters.values()) > 0.8 * max(quarters.values())
-        assert 0.4 < sum(row["position"] for row in queries) / len(queries) < 0.6
-
-
-def test_no_package_dominates_and_none_is_in_two_splits(tables):
-    packages = {
-        split: Counter(row["passage"].split("\n", 1)[0].split(".")[0] for row in documents)
-        for split, (_, documents) in tables.items()
-    }
-    for split, counts in packages.items():
-        assert max(counts.values()) < 0.35 * counts.total(), split
-    assert not packages["train"].keys() & packages["test"].keys()
-    assert not packages["train"].keys() & packages["validation"].keys()
-    assert not packages["validation"].keys() & packages["test"].keys()
+def test_a_small_corpus(corpus):
+    packages = check_corpus(corpus)
+    assert (set(packages["train"]), set(packages["test"])) == ({"joblib", "typer"}, {"click"})
+    record = json.loads((corpus / "fingerprint.json").read_text())
+    for split, fingerprint in record["split_fingerprints"].items():
+        assert load_task(corpus, "pydocs", split).fingerprint == fingerprint
 
 
 def test_a_finished_corpus_is_not_built_again(corpus, monkeypatch):
     fingerprint = json.loads((corpus / "fingerprint.json").read_text())["corpus_fingerprint"]
-    recipe = {**pydocs.read_recipe(), "corpus_fingerprint": fingerprint}
-    monkeypatch.setattr(pydocs, "read_recipe", lambda: recipe)
+    monkeypatch.setattr(pydocs, "read_recipe", lambda: {**small_recipe(), "corpus_fingerprint": fingerprint})
     monkeypatch.setattr(pydocs, "collect_documents", lambda recipe: pytest.fail("was built again"))
     assert pydocs.build_pydocs(corpus) == fingerprint
 
 
 def test_other_versions_warn_and_missing_packages_are_an_error(tmp_path, monkeypatch, caplog):
-    recipe = {
-        "corpus_fingerprint": "recorded",
-        "document_chars": 32_000,
-        "max_documents_per_package": {"train": 1, "validation": 1, "test": 1},
-        "packages": {
-            "train": {"typer": "0.0"},
-            "validation": {"rich": "0.0"},
-            "test": {"no-such-package": "1"},
-        },
-        "paths": {},
-    }
-    monkeypatch.setattr(pydocs, "read_recipe", lambda: recipe)
+    monkeypatch.setattr(pydocs, "read_recipe", lambda: small_recipe(test={"no-such-package": "1"}))
     with pytest.raises(ValueError, match="split='test': install at least one of no-such-package"):
         pydocs.build_pydocs(tmp_path)
-    recipe["packages"]["test"]["click"] = "0.0"
-    with caplog.at_level(logging.WARNING):
-        fingerprint = pydocs.build_pydocs(tmp_path)
-    assert fingerprint in caplog.text
-    assert "not the recorded recorded" in caplog.text
-    assert "no-such-package: recorded 1, installed None" in caplog.text
-    assert "typer: recorded 0.0" in caplog.text
+    monkeypatch.setattr(pydocs, "read_recipe", lambda: small_recipe(test={"no-such-package": "1", "click": "0.0"}))
+    fingerprint = pydocs.build_pydocs(tmp_path)
+    for part in (fingerprint, "not the recorded recorded", "no-such-package: recorded 1, installed None", "click: rec"):
+        assert part in caplog.text
 
 
 @pytest.mark.slow
-def test_a_second_build_is_equal_and_imports_no_package_it_reads(corpus, tmp_path):
+def test_the_recorded_corpus(tmp_path):
+    """Built in a process with other hashes of strings, which imports no package that it reads."""
     code = (
         "import sys; from m2bert.eval.tasks.pydocs import build_pydocs; build_pydocs(sys.argv[1]);"
         "print(sorted({'sympy', 'torch', 'scipy', 'networkx', 'matplotlib'} & sys.modules.keys()))"
@@ -175,5 +215,21 @@ def test_a_second_build_is_equal_and_imports_no_package_it_reads(corpus, tmp_pat
     command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == "[]"
-    for first in sorted(path for path in corpus.rglob("*") if path.is_file()):
-        assert (tmp_path / first.relative_to(corpus)).read_bytes() == first.read_bytes()
+    packages = check_corpus(tmp_path)
+    sizes = {split: counts.total() for split, counts in packages.items()}
+    assert sizes["train"] > 2 * sizes["test"] > 2 * sizes["validation"] > 50
+    for split, (queries, _) in tables_of(tmp_path).items():
+        assert max(packages[split].values()) < 0.35 * sizes[split], "one package dominates"
+        quarters = Counter(int(row["position"] * 4) for row in queries)
+        assert set(quarters) == {0, 1, 2, 3}
+        assert min(quarters.values()) > 0.8 * max(quarters.values())
+        assert 0.4 < sum(row["position"] for row in queries) / len(queries) < 0.6
+    recipe = pydocs.read_recipe()
+    differences = pydocs.version_differences(recipe)
+    if differences:
+        pytest.skip(f"package versions are not the recorded ones: {'; '.join(differences)}")
+    record = json.loads((tmp_path / "fingerprint.json").read_text())
+    for name in ("corpus_fingerprint", "split_fingerprints"):
+        assert record[name] == recipe[name]
+    for split, fingerprint in recipe["split_fingerprints"].items():
+        assert load_task(tmp_path, "pydocs", split).fingerprint == fingerprint

@@ -12,7 +12,7 @@ from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
 from m2bert.eval.metric import score_ranking
 from m2bert.eval.rankers import Bm25Ranker, DenseRanker
 from m2bert.eval.search import trec_order
-from m2bert.eval.tasks.locov1 import load_task, make_task
+from m2bert.eval.tasks.schema import load_task, make_task
 
 
 class FixedEncoder:

@@ -6,7 +6,7 @@ import pytrec_eval
 
 from m2bert.eval import search
 from m2bert.eval.search import ExactSearch, check_finite, rank_vectors, trec_order
-from m2bert.eval.tasks.locov1 import make_task
+from m2bert.eval.tasks.schema import make_task
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from m2bert.eval.analyses.spans import describe_spans, ndcg_by_quarter, quarter
-from m2bert.eval.tasks.locov1 import make_task
+from m2bert.eval.tasks.schema import make_task
 
 
 def task_with(positions):
@@ -20,15 +20,9 @@ def test_quartiles_are_in_characters_of_the_answers_document():
     assert record["positions"] == {"count": 5, "quartiles": [50, 200, 400], "mean_document_chars": 550}
     assert record["quarters"] == [2, 1, 1, 1]
     json.dumps(record)
-
-
-def test_queries_without_a_place_are_left_out():
-    record = describe_spans(task_with([("long", 0.3), ("long", None), ("long", 0.3)]))
-    assert record["positions"] == {"count": 2, "quartiles": [300, 300, 300], "mean_document_chars": 1000}
-
-
-def test_a_task_without_places_says_what_is_missing():
-    with pytest.raises(ValueError, match=r"'tiny' does not say where answers begin.*`position`.*`answer`"):
+    some = describe_spans(task_with([("long", 0.3), ("long", None), ("long", 0.3)]))
+    assert some["positions"] == {"count": 2, "quartiles": [300, 300, 300], "mean_document_chars": 1000}
+    with pytest.raises(ValueError, match="'tiny' does not say where answers begin.*`position`.*`answer`"):
         describe_spans(task_with([("long", None)]))
 
 
@@ -39,11 +33,6 @@ def test_quarters_begin_at_their_boundary_and_the_end_belongs_to_the_last():
 def test_scores_by_quarter():
     positions = {"a": 0.1, "b": 0.2, "c": 0.9, "unscored": 0.5}
     rows = ndcg_by_quarter({"a": 1.0, "b": 0.5, "c": 0.25, "somewhere": 1.0}, positions)
-    assert [(row["quarter"], row["queries"], row["ndcg_at_10"]) for row in rows] == [
-        (1, 2, 0.75),
-        (2, 0, None),
-        (3, 0, None),
-        (4, 1, 0.25),
-    ]
-    assert rows[0]["interval_95"] == [0.5, 1.0]
-    assert rows[3]["interval_95"] is None
+    assert [list(row.values()) for row in rows] == [
+        [1, 2, 0.75, [0.5, 1.0]], [2, 0, None, None], [3, 0, None, None], [4, 1, 0.25, None],
+    ]  # fmt: skip

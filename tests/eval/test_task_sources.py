@@ -1,12 +1,13 @@
-"""What --data and --task mean, and what is offered when they mean nothing."""
+"""What --data, --task and --distractors mean, and what is offered when they mean nothing."""
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from m2bert.eval.tasks import load as task_sources
 from m2bert.eval.tasks.from_hub import LOCOV0_REVISION, LOCOV1_TASKS
-from m2bert.eval.tasks.load import load_tasks
-from m2bert.eval.tasks.locov1 import load_task
+from m2bert.eval.tasks.load import add_distractors, load_tasks
+from m2bert.eval.tasks.schema import load_task, make_task
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_a_variant_of_the_documents(tiny_data):
     pq.write_table(pq.read_table(tiny_data / "documents" / "test.parquet"), path)
     (task,) = load_tasks(str(tiny_data), None, "test", documents="documents_short")
     assert task.name == "tiny (documents_short)"
-    with pytest.raises(ValueError, match="'documents_long' is no folder in .*; there are documents, documents_short"):
+    with pytest.raises(ValueError, match="documents_long/test.parquet does not exist"):
         load_tasks(str(tiny_data), None, "test", documents="documents_long")
 
 
@@ -66,31 +67,100 @@ def test_names_for_the_hub(hub):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("settings", "message"),
     [
-        (("locov0", ["stackoverflow"], "test"), "task 'stackoverflow' is not in locov0; tasks there: summ_screen_fd"),
-        (("locov1", ["qmsumm"], "test"), "did you mean 'qmsum'"),
-        (("LoCo_v1", None, "test"), "org/name; did you mean 'locov1'"),
-        (("./gone/folder", None, "test"), "data='./gone/folder' is no folder"),
-        (("mteb", None, "test"), "name some"),
-        (("mteb", ["X"], "test", "main"), "revision=main cannot be chosen"),
-        (("locov1", None, "test", None, "documents_noquery"), "'documents_noquery' is for local folders"),
+        ({"data": "locov0", "names": ["stackoverflow"]}, "'stackoverflow' is not in locov0; tasks there: summ_screen"),
+        ({"data": "locov1", "names": ["qmsumm"]}, "did you mean 'qmsum'"),
+        ({"data": "LoCo_v1"}, "org/name; did you mean 'locov1'"),
+        ({"data": "./gone/folder"}, "data='./gone/folder' is no folder"),
+        ({"data": "mteb"}, "name some"),
+        ({"data": "mteb", "names": ["X"], "revision": "main"}, "revision='main' does not apply to data='mteb'"),
+        ({"data": "locov1", "documents": "other"}, "documents='other' does not apply to data='locov1'"),
+        ({"revision": "main"}, "revision='main' does not apply"),
+        ({"split": "validation"}, "split='validation' does not apply"),
+        ({"documents": "other"}, "documents='other' does not apply"),
+        ({"names": ["yours"]}, "'yours' is not in .*tasks there: mine"),
     ],
 )
-def test_what_means_nothing_is_explained(arguments, message, hub):
+def test_what_means_nothing_is_explained(csv_folder, hub, settings, message):
     with pytest.raises(ValueError, match=message):
-        load_tasks(*arguments)
+        load_tasks(**{"data": str(csv_folder), "names": None, "split": "test"} | settings)
     assert not hub
 
 
-def test_what_does_not_fit_a_folder_is_explained(csv_folder, tmp_path):
-    for settings, message in (
-        ({"revision": "main"}, "revision=main is for data on the Hub"),
-        ({"split": "validation"}, "is the split 'test' and has no 'validation'"),
-        ({"documents": "other"}, "beside queries.csv documents are in"),
-        ({"names": ["yours"]}, "tasks there: mine"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            load_tasks(**{"data": str(csv_folder), "names": None, "split": "test"} | settings)
-    with pytest.raises(ValueError, match="neither queries/test.parquet nor queries.csv"):
-        load_tasks(str(tmp_path), None, "test")
+def test_an_empty_folder_is_no_hub_id(tmp_path, monkeypatch, hub):
+    monkeypatch.chdir(tmp_path)
+    for name in ("org/name", "locov1"):
+        (tmp_path / name).mkdir(parents=True)
+        with pytest.raises(ValueError, match="no folder with queries/test.parquet or queries.csv"):
+            load_tasks(name, None, "test")
+    assert not hub
+
+
+@pytest.fixture
+def task(tiny_data):
+    return load_task(tiny_data, "tiny", "test")
+
+
+@pytest.fixture
+def texts(tmp_path, task):
+    """A folder whose texts repeat documents of the task and one another, are empty, and are far longer."""
+    rows = [*task.documents.values(), "", None, *(f"text {i} " * 200 for i in range(30)), "text 3 " * 200]
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    pq.write_table(pa.table({"text": rows}), folder / "train.parquet")
+    return folder
+
+
+def test_distractors_are_new_texts_no_longer_than_documents(task, texts):
+    harder = add_distractors(task, texts, 30)
+    added = {pid: text for pid, text in harder.documents.items() if pid not in task.documents}
+    assert harder.name == "tiny +30"
+    assert list(added)[:2] == ["distractor_000000", "distractor_000001"]
+    assert len(set(added.values())) == len(added) == 30
+    assert {text.split(" ")[0] for text in added.values()} == {"text"}
+    assert {len(text) for text in added.values()} <= {len(text) for text in task.documents.values()}
+    assert (harder.queries, harder.qrels, harder.split) == (task.queries, task.qrels, task.split)
+    assert task.documents.items() <= harder.documents.items()
+
+
+def test_the_seed_decides_and_distractors_add_up(task, texts):
+    drawn = [add_distractors(task, str(texts), 10, seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1]
+    assert len({drawn[0].fingerprint, drawn[2].fingerprint, task.fingerprint}) == 3
+    more = add_distractors(drawn[0], texts, 5, seed=2)
+    assert (len(more.documents), more.base_name) == (len(task.documents) + 15, "tiny")
+
+
+def test_another_task_can_lend_its_documents(task, tmp_path, write_task):
+    documents = [{"pid": f"x{i}", "passage": f"word {i}", "dataset": "other"} for i in range(4)]
+    folder = write_task(tmp_path / "other", [{"qid": "q"}], documents, split="train")
+    assert {row["passage"] for row in documents} <= set(add_distractors(task, folder, 4).documents.values())
+
+
+def test_lengths_of_empty_documents_are_not_drawn(texts):
+    queries = [{"qid": "q", "query": "what", "answer_pids": ["a"]}]
+    task = make_task("half", "test", queries, [{"pid": "a", "passage": "some text"}, {"pid": "b", "passage": ""}])
+    assert sorted(map(len, add_distractors(task, texts, 5).documents.values())) == [0, *[9] * 6]
+
+
+def test_texts_that_cannot_be_added_are_refused(task, texts, tmp_path):
+    path = tmp_path / "texts.parquet"
+    with pytest.raises(ValueError, match="has 30 texts that task 'tiny' lacks, not 31; ask for fewer"):
+        add_distractors(task, texts, 31)
+    with pytest.raises(ValueError, match="nowhere"):
+        add_distractors(task, tmp_path / "nowhere", 2)
+    for column in ([1, 2], [["a"], ["b"]]):
+        pq.write_table(pa.table({"text": column}), path)
+        with pytest.raises(ValueError, match="texts.parquet.*'text'"):
+            add_distractors(task, path, 1)
+    path.write_bytes(b"no parquet")
+    with pytest.raises(ValueError, match="texts.parquet cannot be read"):
+        add_distractors(task, path, 1)
+
+
+def test_hidden_files_are_no_source_and_empty_texts_are_counted(task, texts, caplog):
+    (texts / "train.parquet").rename(texts / "web.parquet")
+    (texts / "._web.parquet").write_bytes(b"what a Mac leaves in archives")
+    assert len(add_distractors(task, texts, 30).documents) == len(task.documents) + 30
+    assert "2 of 39 texts are empty" in caplog.text

@@ -196,9 +196,9 @@ class FakeHub:
         if action == "commit":
             lines = [json.loads(line) for line in request.body.splitlines()]
             return denied or self.commit(repo_id, kind, revision, lines, pull_request)
-        about = {"id": repo_id, "sha": commit.sha, "private": repository.private, "tags": []}
         siblings = [{"rfilename": name} for name in commit.files]
-        return reply(about | {"siblings": siblings, "gated": "auto" if repository.gated else False})
+        about = {"id": repo_id, "sha": commit.sha, "private": repository.private, "gated": repository.gated}
+        return reply(about | {"siblings": siblings, "tags": []})
 
     def denied(self, token: str, repo_id: str) -> Answer | None:
         """The refusal for a token that may not write to a repository."""
@@ -219,13 +219,11 @@ class FakeHub:
         return reply({"url": url, "name": repo_id})
 
     def large_file_addresses(self, asked: dict) -> Answer:
-        def upload(oid):
-            url = f"{self.url}/large-files/{oid}"
-            return {"upload": {"href": url}, "verify": {"href": f"{url}/verify"}}
-
-        objects = [each | ({} if each["oid"] in self.large_files else {"actions": upload(each["oid"])})
-                   for each in asked["objects"]]  # fmt: skip
-        return reply({"transfer": "basic", "objects": objects})
+        for each in asked["objects"]:
+            if each["oid"] not in self.large_files:
+                url = f"{self.url}/large-files/{each['oid']}"
+                each["actions"] = {"upload": {"href": url}, "verify": {"href": f"{url}/verify"}}
+        return reply({"transfer": "basic", "objects": asked["objects"]})
 
     def upload_modes(self, commit: Commit, asked: list[dict]) -> Answer:
         files = []

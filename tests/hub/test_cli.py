@@ -43,17 +43,6 @@ def test_export_writes_a_folder_and_refuses_to_replace_it(monkeypatch, capsys, t
     assert run(monkeypatch, capsys, *arguments, "--overwrite")[0] == 0
 
 
-@pytest.mark.parametrize("content", [b"", b"not tensors", b"\xff" * 100])
-def test_a_corrupt_checkpoint_is_one_line(monkeypatch, capsys, tmp_path, tiny_config, content):
-    M2BertModel(tiny_config()).save_pretrained(tmp_path / "checkpoint")
-    (tmp_path / "checkpoint" / "model.safetensors").write_bytes(content)
-    code, _, err = run(monkeypatch, capsys, "export", "--model", tmp_path / "checkpoint", "--output", tmp_path / "out")
-    assert code == 2
-    assert [line for line in err.splitlines() if line.startswith("m2bert: ")]
-    assert "Traceback" not in err
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize(
     ("kind", "container"), [("encoder", "plain"), ("masked_lm", "plain"), ("masked_lm", "composer")]
 )
@@ -92,20 +81,23 @@ def test_convert_writes_a_loadable_folder(monkeypatch, capsys, tmp_path, kind, c
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("name", "content", "named"),
     [
-        ({"hidden_size": "x"}, "hidden_size"),
-        ({"model_type": None}, "model_type"),
-        ({"architectures": ["Other"]}, "Other"),
+        ("model.safetensors", b"", "model.safetensors"),
+        ("model.safetensors", b"\xff" * 100, "model.safetensors"),
+        ("config.json", b'{"model_type": "m2bert", "num_hidden_layers": "x"}', "num_hidden_layers"),
+        ("config.json", b'{"architectures": ["Other"]}', "Other"),
+        ("config.json", b"[]", "config.json"),
     ],
 )
-def test_a_broken_config_is_one_line(monkeypatch, capsys, tmp_path, tiny_config, changes, message):
+def test_a_broken_checkpoint_is_one_line(monkeypatch, capsys, tmp_path, tiny_config, name, content, named):
     M2BertModel(tiny_config()).save_pretrained(tmp_path / "checkpoint")
-    config = json.loads((tmp_path / "checkpoint" / "config.json").read_text()) | changes
-    (tmp_path / "checkpoint" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "checkpoint" / name).write_bytes(content)
     code, _, err = run(monkeypatch, capsys, "export", "--model", tmp_path / "checkpoint", "--output", tmp_path / "out")
     assert code == 2
-    assert message in err
+    assert [named in line for line in err.splitlines() if line.startswith("m2bert: ")] == [True]
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"\x80\x02cos\nsystem\n."])
@@ -115,7 +107,7 @@ def test_weights_that_are_no_state_dict_are_one_line_and_run_nothing(monkeypatch
     paths = ["--config", tmp_path / "config.json", "--output", tmp_path / "out"]
     code, _, err = run(monkeypatch, capsys, "convert", tmp_path / "weights.bin", *paths)
     assert code == 2
-    assert "cannot be read as a state dict" in err
+    assert "weights.bin" in err
     assert not (tmp_path / "out").exists()
 
 
@@ -198,25 +190,4 @@ def test_every_command_is_listed(monkeypatch, capsys):
     assert code == 0
     listed = {line.split()[1] for line in out.splitlines() if line.startswith("│ ")}
     assert {"analyse", "compare", "convert", "eval", "export", "push", "report"} <= listed
-
-
-def test_eval_is_mounted(monkeypatch, capsys):
-    code, out, _ = run(monkeypatch, capsys, "eval", "--help")
-    assert code == 0
-    assert "--encoder" in out
-
-
-@pytest.mark.parametrize("content", ["{", "[]"])
-def test_a_configuration_that_is_no_json_object_is_named(monkeypatch, capsys, tmp_path, content):
-    (tmp_path / "config.json").write_text(content)
-    arguments = [
-        "convert",
-        tmp_path / "weights.bin",
-        "--config",
-        tmp_path / "config.json",
-        "--output",
-        tmp_path / "out",
-    ]
-    code, _, err = run(monkeypatch, capsys, *arguments)
-    assert code == 2
-    assert str(tmp_path / "config.json") in err
+    assert "--encoder" in run(monkeypatch, capsys, "eval", "--help")[1]

@@ -11,7 +11,7 @@ import pytest
 from m2bert.hub.folder import write_folder
 from modeling_m2bert import M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "load_matrix.py"
+SCRIPT = Path(__file__).parents[2] / "experiments" / "speed" / "load_matrix.py"
 pytestmark = pytest.mark.slow  # each way starts a process
 ROUNDING = 2e-5  # of float32 in another order of operations; hidden states are of the size of 1
 
@@ -69,7 +69,7 @@ def test_a_way_that_there_is_not_is_named(tmp_path):
 )
 def test_every_way_gives_the_vectors_of_auto_model(folder, cls, options):
     found = {way: outcome for (_, way), outcome in matrix(folder(cls, **options)).items()}
-    assert len(found) == 14 + (cls is not M2BertModel)
+    assert len(found) == 16 + (cls is not M2BertModel)
     adapted, rounded = found.pop("peft: LoRA"), found.pop("bfloat16")
     if not adapted.startswith("absent"):
         added, moved, loaded, merged = numbers(adapted)

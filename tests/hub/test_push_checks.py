@@ -84,6 +84,10 @@ DAMAGE = {
         lambda d: change_json(d / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Tok", None]}),
         "code 'evil'",
     ),
+    "a foreign processor": (
+        write("processor_config.json", '{"auto_map": {"AutoProcessor": "evil/it--x.Y-1"}}'),
+        "code 'evil/it--x'",
+    ),
     "a foreign module": (lambda d: change_modules(d, lambda m: [*m[:-1], m[-1] | {"type": "evil.M"}]), "code 'evil'"),
     "a pickle": (write("pytorch_model.bin", ""), "is a pickle"),
     "a pickle in a folder": (write("1_Pooling/x.PT", ""), "is a pickle"),
@@ -128,11 +132,12 @@ def test_a_folder_that_nobody_could_or_should_load_is_refused(folder, what):
 
 def test_harmless_text_is_no_path_and_no_secret(folder):
     change_json(folder / "config_sentence_transformers.json", a="</s>", b="a / b, and/or https://x.org/home/me/a")
-    (folder / "notes.txt").write_text(f"hx_{'a' * 34}, org/name, ~/.cache and https://x.org/home/me")
+    (folder / "notes.txt").write_text(f"hx_{'a' * 34}, org/name, ~/.cache, /home/user/app and https://x.org/home/me")
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    tokenizer["model"]["vocab"]["/home/user"] = len(tokenizer["model"]["vocab"])
+    tokenizer["model"]["vocab"]["/home/me"] = len(tokenizer["model"]["vocab"])
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    (folder / "vocab.txt").write_text("/home/user\n")
+    (folder / "vocab.txt").write_text("/home/me\n")
+    (folder / "list.json").write_text("[1]")
     (folder / "training.json").write_text('{"config": {"data": "secret"}}')
     check(folder)
 
@@ -269,10 +274,8 @@ def test_an_adapter_names_its_base_as_the_hub_knows_it(adapter, monkeypatch, tmp
     refused(adapter, "has no weights")
 
 
-def test_a_space_needs_its_program_and_no_other_kind(tmp_path):
-    (tmp_path / "README.md").write_text("---\nsdk: gradio\napp_file: main.py\n---\n")
-    refused(tmp_path, "lacks main.py")
-    (tmp_path / "main.py").write_text("")
+def test_a_space_is_of_no_other_kind(tmp_path):
+    (tmp_path / "README.md").write_text("---\nsdk: gradio\n---\n")
     upload = check(tmp_path)
     assert (upload.kind, upload.metadata.sdk, upload.repo_type) == ("space", "gradio", "space")
     (tmp_path / "config.json").write_text("{}")

@@ -6,7 +6,7 @@ import pytest
 
 from m2bert.train import mlm_run as mlm
 from m2bert.train import retrieval_run as opl
-from m2bert.train.config import load_config
+from m2bert.train.settings import load_settings
 
 CONFIGS = sorted(path.name for path in files("m2bert.train").joinpath("configs").iterdir())
 
@@ -21,15 +21,12 @@ def test_a_configuration_starts(name, caplog):
 
 
 def test_what_was_chosen_stays_and_what_is_large_or_elsewhere_goes():
-    config = load_config("opl-small.yaml", ["--config", "loco-32k-opl", "--dry-run"])
-    assert config["steps"] == 2
-    assert config["data"]["form"] == "pairs"
-    assert config["optim"]["lr"] == 5e-6
-    assert config["model"]["path"] not in (
-        None,
-        load_config("opl-small.yaml", ["--config", "loco-32k-opl"])["model"]["path"],
-    )
-    assert config["data"]["document_tokens"] == 64
+    wanted = load_settings("opl", ["--config", "loco-32k-opl"])
+    settings = load_settings("opl", ["--config", "loco-32k-opl", "--dry-run"])
+    assert settings.steps == 2
+    assert (settings.data.form, settings.optim) == (wanted.data.form, wanted.optim)
+    assert settings.model.path not in (None, wanted.model.path)
+    assert settings.data.document_tokens == 64
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from transformers import AutoModelForMaskedLM
 
 from m2bert.train.checkpoints import Checkpoints
 from m2bert.train.record import Progress
-from m2bert.train.runs import finish
+from m2bert.train.setup import finish
 
 folder, by = sys.argv[1:]
 accelerator = Accelerator(cpu=True)

@@ -46,27 +46,47 @@ def place(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("entry", "arguments", "message"),
+    ("entry", "arguments", "named"),
     [
-        ("mlm", ["bad=1"], "'bad'"),
-        ("mlm", ["data.sources=[{path: text}]"], "source text holds neither .*; it holds validation.csv"),
-        ("mlm", ["data.sources=[{path: nowhere}]"], "'nowhere' is neither a file"),
-        ("mlm", ["data.sources=[{path: a/b}]"], "name a tokenizer.path"),
-        ("mlm", ["tokenizer.path=nowhere"], "tokenizer.path=nowhere"),
-        ("mlm", ["model.path=nowhere"], "model.path=nowhere has no config.json"),
-        ("mlm", ["model.path=bert"], "model.path=bert has model_type='bert'"),
-        ("mlm", ["output_dir=file/out"], "output_dir=file/out cannot be written .*Not a directory"),
-        ("mlm", ["output_dir=foreign"], "output_dir=foreign: .*is not empty and holds 'thesis.tex'"),
-        ("opl", ["data.path=./nowhere"], "data.path=nowhere is no folder"),
-        ("opl", ["data.path=tasks"], "data.path=tasks has no documents/train.parquet"),
-        ("opl", ["data.triples=nowhere.jsonl"], "data.triples=nowhere.jsonl is no file"),
-        ("opl", ["data.negatives_path=nowhere.parquet", "data.negatives=2"], "data.negatives_path=nowhere.parquet"),
+        ("mlm", ["bad=1"], ["bad"]),
+        ("mlm", ["data.sources=[{path: text}]"], ["text", "validation.csv"]),
+        ("mlm", ["data.sources=[{path: nowhere}]"], ["nowhere"]),
+        ("mlm", ["data.sources=[{path: a/b}]"], ["a/b", "tokenizer.path"]),
+        ("mlm", ["tokenizer.path=nowhere"], ["tokenizer.path", "nowhere"]),
+        ("mlm", ["model.path=nowhere"], ["model.path=nowhere"]),
+        ("mlm", ["model.path=bert"], ["model.path=bert", "'bert'"]),
+        ("mlm", ["model.new_model={num_layers: 3}"], ["model.new_model.num_layers", "'num_hidden_layers'"]),
+        ("mlm", ["model.architecture={num_layers: 3}"], ["model.architecture.num_layers", "'num_hidden_layers'"]),
+        ("mlm", ["model.new_model={hidden_dropout_prob: x}"], ["model.new_model", "hidden_dropout_prob", "'x'"]),
+        ("mlm", ["model.new_model={max_position_embeddings: 500}"], ["data.max_tokens=512", "500"]),
+        ("mlm", ["output_dir=file/out"], ["output_dir=file/out", "Not a directory"]),
+        ("mlm", ["output_dir=foreign"], ["foreign", "thesis.tex"]),
+        ("opl", ["data.path=./nowhere"], ["data.path", "nowhere"]),
+        ("opl", ["data.path=tasks"], ["data.path=tasks", "documents/train.parquet"]),
+        ("opl", ["data.document_tokens=20000"], ["data.document_tokens=20000", "16384"]),
+        ("opl", ["data.triples=nowhere.jsonl"], ["data.triples", "nowhere.jsonl"]),
+        ("opl", ["data.negatives_path=nowhere.parquet", "data.negatives=2"], ["data.negatives_path"]),
         ("opl", ["loss.name=prototype", "loss.teacher=/no/teacher", "data.document_window=first",
-                 "data.passage_share=0", "data.query_dropout=false"], "loss.teacher=/no/teacher is no folder"),
+                 "data.passage_share=0", "data.query_dropout=false"], ["loss.teacher=/no/teacher"]),
     ],
 )  # fmt: skip
-def test_what_is_not_there_is_named(place, entry, arguments, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_is_not_there_or_does_not_fit_is_named(place, entry, arguments, named):
+    with pytest.raises(ValueError, match=".") as error:
+        ready(entry, arguments)
+    assert all(name in str(error.value) for name in named), error.value
+
+
+@pytest.mark.parametrize(
+    ("package", "entry", "arguments"),
+    [
+        ("accelerate", "mlm", []),
+        ("datasets", "mlm", ["data.sources=[{path: a/b}]", "tokenizer.path=a/b"]),
+        ("peft", "opl", ["lora.rank=2", "model.path=bert"]),
+    ],
+)
+def test_a_package_that_is_not_installed_is_named(place, monkeypatch, package, entry, arguments):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError, match=f"pip install {package}"):
         ready(entry, arguments)
 
 
@@ -88,20 +108,7 @@ def test_mistakes_are_found_before_anything_heavy_is_imported(place, entry, argu
 )
 def test_a_mistake_is_one_line_and_exit_code_2(place, command):
     done = subprocess.run([*command, "step=3"], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, "mlm: unknown configuration key 'step'; did you mean 'steps'?\n")
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"num_layers": 3}, "model.new_model.num_layers is no field of M2BertConfig; did you mean 'num_hidden_layers'"),
-        ({"hidden_dropout_prob": "x"}, "model.new_model.hidden_dropout_prob: "),
-        ({"max_position_embeddings": 500}, "data.max_tokens=512 exceeds the model's max_position_embeddings=500"),
-    ],
-)
-def test_a_model_that_cannot_be_made_is_refused_before_the_data_is_read(place, fields, message):
-    with pytest.raises(ValueError, match=message):
-        ready("mlm", [f"model.new_model={json.dumps(fields)}"])
+    assert (done.returncode, done.stderr) == (2, "mlm: configuration: unknown key 'step'; did you mean 'steps'?\n")
 
 
 @pytest.mark.parametrize("name", ["mlm", "opl"])

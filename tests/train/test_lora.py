@@ -151,21 +151,12 @@ def test_an_adapter_folder_is_whole_or_not_there(base, tokenizer, tmp_path, monk
     assert {path.name for path in tmp_path.iterdir()} == {"base", "adapter"}
 
 
-def test_what_an_adapter_cannot_do_is_refused(base, tiny_config, monkeypatch):
-    model, new = load(base)
-    with pytest.raises(ValueError, match="rank=0 must be at least 1"):
-        add_lora(model, 0, 8, new)
-    fresh = AutoModel.from_config(tiny_config())
-    with pytest.raises(ValueError, match="this model is new"):
-        add_lora(fresh, 4, 8, set(fresh.state_dict()))
+def test_what_an_adapter_cannot_carry_is_refused(base):
     changed, new = load_strictly(AutoModel, base, padding="visible", hidden_dropout_prob=0.2)
-    with pytest.raises(ValueError, match=r"padding='visible' \(base: 'masked'\)\. Write the changed model"):
+    with pytest.raises(ValueError, match=r"padding='visible' \(base: 'masked'\)"):
         add_lora(changed, 4, 8, new)
     dropping, new = load_strictly(AutoModel, base, hidden_dropout_prob=0.2)
     add_lora(dropping, 4, 8, new)  # dropout is no part of the function that is kept
-    monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ValueError, match="package peft, which is not installed: pip install peft"):
-        add_lora(load(base)[0], 4, 8, set())
 
 
 def test_damaged_or_homeless_adapters_are_refused(base, tokenizer, tmp_path, monkeypatch):

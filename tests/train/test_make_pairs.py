@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from m2bert.eval.tasks.locov1 import load_task, task_names
+from m2bert.eval.tasks.schema import load_task, task_names
 from m2bert.train.pairs import make_pairs
 
 SENTENCES = [f"Sentence number {i} tells of river {i * i} and of bridge {i + 7}." for i in range(400)]

@@ -5,7 +5,7 @@ import pytest
 
 from m2bert.eval import rankers
 from m2bert.eval.rankers import Bm25Index, Bm25Ranker
-from m2bert.eval.tasks.locov1 import load_task, make_task
+from m2bert.eval.tasks.schema import load_task, make_task
 from m2bert.train.pairs import mine_negatives
 from m2bert.train.pairs.data import read_negatives
 

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from transformers import AutoModelForMaskedLM
 
 from m2bert.train import mlm_run as mlm
-from m2bert.train.config import load_config
+from m2bert.train.settings import load_settings
 from m2bert.train.text.masking import Masking
 from m2bert.train.text.source_data import open_source
 from m2bert.train.text.text_sources import parse_sources
@@ -79,7 +79,7 @@ def test_streaming_without_the_package_for_it_is_named(sources, tmp_path, monkey
     monkeypatch.setitem(sys.modules, "datasets", None)
     monkeypatch.delitem(sys.modules, "m2bert.train.text.hub_data", raising=False)
     monkeypatch.delattr("m2bert.train.text.hub_data", raising=False)
-    with pytest.raises(ValueError, match="source org/name is streamed, which needs datasets"):
+    with pytest.raises(ValueError, match="pip install datasets"):
         run("data.sources=[{path: org/name}]", tmp_path / "out", f"tokenizer.path={tmp_path / 'start'}")
 
 
@@ -184,7 +184,7 @@ def test_gradients_are_exchanged_once_a_step(step_data, monkeypatch):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_configurations_are_those_of_the_paper(name):
-    config = load_config("mlm-small.yaml", ["--config", name])
+    config = load_settings("mlm", ["--config", name]).model_dump()
     parse = [{**entry, "path": "org/" + str(entry["path"]).split("/")[-1]} for entry in config["data"]["sources"]]
     parsed = parse_sources(parse, None)
     assert config["data"]["batch_tokens"] >= config["data"]["max_tokens"]

@@ -1,164 +1,286 @@
-"""Both entry points, end to end on a tiny toy_corpus: repeatable, loadable, and careful with what exists."""
+"""Both entry points, end to end on a tiny corpus: repeatable, loadable, careful with what exists, and their options."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-from m2bert.train import mlm_run as mlm
-from m2bert.train import retrieval_run as opl
+from m2bert.train import mlm_run, retrieval_run
+from m2bert.train.setup import Finished
 
-TINY = ["model.architecture.hidden_size=16", "model.architecture.num_hidden_layers=1", "steps=3", "log_every=1",
+ROOT = Path(__file__).parents[2]
+ENTRIES = {"mlm": mlm_run, "opl": retrieval_run}
+TINY = ["model.architecture.hidden_size=16", "model.architecture.num_hidden_layers=1", "log_every=1", "steps=3",
         "model.architecture.intermediate_size=32", "model.architecture.max_position_embeddings=64",
-        "model.architecture.filter_order=8", "tokenizer.vocab_size=200"]  # fmt: skip
-MLM = [*TINY, "data.max_tokens=32", "data.batch_tokens=128", "evaluation.examples=4"]
+        "model.architecture.filter_order=8", "tokenizer.vocab_size=200", "evaluation.every=2"]  # fmt: skip
+MLM = [*TINY, "data.max_tokens=32", "data.batch_tokens=64", "evaluation.examples=2"]
 OPL = [*TINY, "data.tasks=[toy]", "data.batch_size=4", "data.document_tokens=40", "data.passage_tokens=[2, 4]"]
 
 
-def data(entry, folder):
-    """Arguments that name a folder as the data."""
-    if entry is opl:
-        return [f"data.path={folder}"]
-    return [f"data.sources=[{{path: {folder}}}]", f"data.token_cache={folder}/tokens"]
+def arguments(entry, corpus, output, *more):
+    if entry == "opl":
+        return [*OPL, f"data.path={corpus}", f"output_dir={output}", *more]
+    data = [f"data.sources=[{{path: {corpus}}}]", f"data.token_cache={corpus}/tokens"]
+    return [*MLM, *data, f"output_dir={output}", *more]
 
 
-def test_pretraining_then_fine_tuning(toy_corpus, tmp_path):
-    mlm.main([*MLM, *data(mlm, toy_corpus), f"output_dir={tmp_path / 'mlm'}"])
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "mlm")
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def record(folder):
+    return json.loads((folder / "training.json").read_text())
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def train(toy_corpus, tmp_path):
+    """Run an entry point in this process with more arguments; return the output of that name."""
+
+    def run(entry, name, *more):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        ENTRIES[entry].main(arguments(entry, toy_corpus, tmp_path / name, *more))
+        return tmp_path / name
+
+    return run
+
+
+def launch(entry, given, processes=1):
+    command = [sys.executable, str(ROOT / "train" / f"{entry}.py"), *given]
+    if processes > 1:
+        command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def test_pretraining_then_fine_tuning(train):
+    pretrained = train("mlm", "mlm")
+    tokenizer = AutoTokenizer.from_pretrained(pretrained)
     assert tokenizer.mask_token_id is not None
-    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "mlm")
-    assert model.config.sparse_prediction is False
-    record = json.loads((tmp_path / "mlm" / "training.json").read_text())
-    assert [row["step"] for row in record["history"]] == [1, 2, 3]
-    assert record["history"][-1]["held_out_loss"] > 0
-    assert record["config"]["steps"] == 3
-    assert "torch" in record["versions"]
+    assert AutoModelForMaskedLM.from_pretrained(pretrained).config.sparse_prediction is False
+    found = record(pretrained)
+    assert [row["step"] for row in found["history"]] == [1, 2, 3]
+    assert found["history"][-1]["held_out_loss"] > 0
+    assert found["config"]["steps"] == 3
+    assert found["versions"]["torch"]
 
-    opl.main([*OPL, f"data.path={toy_corpus}", f"model.path={tmp_path / 'mlm'}", f"output_dir={tmp_path / 'opl'}"])
-    encoder = AutoModel.from_pretrained(tmp_path / "opl")
+    tuned = train("opl", "opl", f"model.path={pretrained}")
+    encoder = AutoModel.from_pretrained(tuned)
     assert encoder.config.pooling == "weighted_mean"
     vectors = encoder(**tokenizer(["budget", "river report"], padding=True, return_tensors="pt")).pooler_output
     assert vectors.shape == (2, 6 * 16)
     assert vectors.isfinite().all()
-    assert AutoTokenizer.from_pretrained(tmp_path / "opl").get_vocab() == tokenizer.get_vocab()
+    assert AutoTokenizer.from_pretrained(tuned).get_vocab() == tokenizer.get_vocab()
 
 
-@pytest.mark.parametrize(("entry", "arguments"), [(mlm, MLM), (opl, OPL)])
-def test_a_run_repeats_bit_for_bit(toy_corpus, tmp_path, entry, arguments):
-    for name in ("a", "b"):
-        entry.main([*arguments, *data(entry, toy_corpus), f"output_dir={tmp_path / name}"])
-    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("a", "b"))
-    assert all(torch.equal(a[key], b[key]) for key in a)
-    entry.main([*arguments, "seed=1", *data(entry, toy_corpus), f"output_dir={tmp_path / 'c'}"])
-    assert not all(torch.equal(a[key], value) for key, value in load_file(tmp_path / "c" / "model.safetensors").items())
-
-
-def test_a_finished_run_is_not_overwritten(toy_corpus, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "model.safetensors").write_text("precious")
-    with pytest.raises(ValueError, match="not empty"):
-        mlm.main([*MLM, *data(mlm, toy_corpus), f"output_dir={tmp_path / 'out'}"])
-    assert (tmp_path / "out" / "model.safetensors").read_text() == "precious"
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_a_run_repeats_bit_for_bit(train, entry):
+    a, b, c = (train(entry, name, f"seed={seed}") for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    assert same(weights(a), weights(b))
+    assert not same(weights(a), weights(c))
+    assert record(a)["data_fingerprint"] == record(b)["data_fingerprint"]
+    assert len(record(a)["data_fingerprint"]) == 64
 
 
 @pytest.mark.parametrize(
-    ("argument", "message"),
+    ("argument", "named"),
     [
-        ("model.architecture.num_layers=5", "num_layers is no field of M2BertConfig; did you mean"),
-        ("model.new_model.num_layers=5", "model.new_model.num_layers is no field"),
-        ("data.document_tokens=65", "data.document_tokens=65 exceeds the model's max_position_embeddings=64"),
-        ("model.new_model.hidden_dropout_prob=x", "model.new_model.hidden_dropout_prob: .*'x'"),
-        ("tokenizer.path=nowhere", "no folder 'nowhere'"),
+        ("model.architecture.num_layers=5", "num_layers"),
+        ("data.document_tokens=65", "data.document_tokens=65"),
+        ("tokenizer.path=nowhere", "nowhere"),
         ("data.tasks=[other]", "other"),
         ("data.path=nowhere", "nowhere"),
         ("tracker=abacus", "abacus"),
+        ("tracker=comet_ml", "tracker=comet_ml"),
     ],
 )
-def test_bad_settings_are_named(toy_corpus, tmp_path, argument, message):
-    with pytest.raises(ValueError, match=message):
-        opl.main([*OPL, f"data.path={toy_corpus}", f"output_dir={tmp_path / 'out'}", argument])
+def test_bad_settings_are_named(train, tmp_path, argument, named):
+    with pytest.raises(ValueError, match=named):
+        train("opl", "out", argument)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_column_is_named(toy_corpus, tmp_path):
+def test_a_missing_column_is_named(train, tmp_path):
     for split in ("train", "validation"):
         pq.write_table(pa.table({"body": ["words"]}), tmp_path / f"{split}.parquet")
     with pytest.raises(ValueError, match="no column 'text'.*body"):
-        mlm.main([*MLM, *data(mlm, tmp_path), f"output_dir={tmp_path / 'out'}"])
+        train("mlm", "out", f"data.sources=[{{path: {tmp_path}}}]")
 
 
 def test_command_line_without_arguments_says_so(monkeypatch, caplog, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["mlm.py"])
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(mlm, "data_folder", lambda path: (_ for _ in ()).throw(InterruptedError))
+    monkeypatch.setattr(mlm_run, "data_folder", lambda path: (_ for _ in ()).throw(InterruptedError))
     with caplog.at_level("INFO"), pytest.raises(InterruptedError):
-        mlm.main([])
+        mlm_run.main([])
     assert "without arguments: the small offline default" in caplog.text
 
 
-def test_a_checkpoint_keeps_its_architecture_and_its_token_weights(toy_corpus, tmp_path):
-    deep = ["model.architecture.num_hidden_layers=3", "model.architecture.num_pooling_heads=2"]
-    opl.main([*OPL, *deep, f"data.path={toy_corpus}", f"output_dir={tmp_path / 'first'}"])
-    small = [argument for argument in OPL if "architecture" not in argument and "steps" not in argument]
-    opl.main(
-        [
-            *small,
-            "steps=0",
-            f"model.path={tmp_path / 'first'}",
-            f"data.path={toy_corpus}",
-            f"output_dir={tmp_path / 'again'}",
-        ]
-    )
-    first, again = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "again"))
-    assert first.keys() == again.keys()
-    assert all(torch.equal(first[key], again[key]) for key in first)
+def test_a_checkpoint_keeps_its_architecture_and_its_token_weights(toy_corpus, train, tmp_path):
+    first = train("opl", "first", "model.architecture.num_hidden_layers=3", "model.architecture.num_pooling_heads=2")
+    given = arguments("opl", toy_corpus, tmp_path / "again", "steps=0", f"model.path={first}")
+    retrieval_run.main([argument for argument in given if "architecture" not in argument])
+    assert same(weights(first), weights(tmp_path / "again"))
 
 
-def test_incomplete_checkpoints_are_refused(toy_corpus, tmp_path):
-    mlm.main([*MLM, *data(mlm, toy_corpus), f"output_dir={tmp_path / 'mlm'}"])
-    weights = tmp_path / "mlm" / "model.safetensors"
-    tensors = load_file(weights)
+def test_checkpoints_and_tokenizers_that_do_not_fit_are_refused_before_training(train, tmp_path, capsys):
+    small, large = (train("opl", f"of-{size}", "steps=0", f"tokenizer.vocab_size={size}") for size in (60, 200))
+    pretrained = train("mlm", "mlm", "steps=0")
+    tensors = weights(pretrained)
     del tensors["model.layers.0.mixer.in_proj.weight"]
-    save_file(tensors, weights, metadata={"format": "pt"})
+    save_file(tensors, pretrained / "model.safetensors", metadata={"format": "pt"})
+    capsys.readouterr()
+    with pytest.raises(ValueError, match="tokenizer gives ids up to"):
+        train("opl", "out", f"model.path={small}", f"tokenizer.path={large}")
     with pytest.raises(ValueError, match="missing: .*layers.0.mixer.in_proj.weight"):
-        opl.main([*OPL, f"data.path={toy_corpus}", f"model.path={tmp_path / 'mlm'}", f"output_dir={tmp_path / 'out'}"])
-    with pytest.raises(ValueError, match="nowhere has no config.json"):
-        mlm.main([*MLM, *data(mlm, toy_corpus), "tokenizer.path=" + str(tmp_path / "mlm"), "model.path=nowhere",
-                  f"output_dir={tmp_path / 'out'}"])  # fmt: skip
+        train("opl", "out", f"model.path={pretrained}")
+    assert "step" not in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_runs_record_what_they_read(toy_corpus, tmp_path):
-    prints = []
-    for name in ("a", "b"):
-        opl.main([*OPL, "steps=1", f"data.path={toy_corpus}", f"output_dir={tmp_path / name}"])
-        prints.append(json.loads((tmp_path / name / "training.json").read_text())["data_fingerprint"])
-    assert prints[0] == prints[1]
-    assert len(prints[0]) == 64
-
-
-def test_a_tokenizer_that_does_not_fit_the_checkpoint_is_refused_before_training(toy_corpus, tmp_path, capsys):
-    for name, size in (("small", 60), ("large", 200)):
-        given = [f"tokenizer.vocab_size={size}", f"data.path={toy_corpus}", f"output_dir={tmp_path / name}"]
-        opl.main([*OPL, "steps=0", *given])
-    arguments = [
-        f"model.path={tmp_path / 'small'}",
-        f"tokenizer.path={tmp_path / 'large'}",
-        f"output_dir={tmp_path / 'out'}",
-    ]
-    capsys.readouterr()
-    with pytest.raises(ValueError, match="tokenizer gives ids up to"):
-        opl.main([*OPL, f"data.path={toy_corpus}", *arguments])
-    assert "step" not in capsys.readouterr().err
-
-
-def test_long_queries_are_cut_and_counted(toy_corpus, tmp_path, caplog):
-    short = ["data.document_tokens=4", "data.passage_share=0", "data.query_dropout=false"]
+def test_long_queries_are_cut_and_counted(train, caplog):
     with caplog.at_level("WARNING"):
-        opl.main([*OPL, *short, f"data.path={toy_corpus}", f"output_dir={tmp_path / 'out'}"])
+        train("opl", "out", "data.document_tokens=4", "data.passage_share=0", "data.query_dropout=false")
     assert "13 queries are cut to data.document_tokens=4" in caplog.text
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_bf16_computes_otherwise_and_keeps_float32_weights(train, entry):
+    full, half = train(entry, "full"), train(entry, "half", "precision=bf16")
+    losses = [record(folder)["history"][0 if entry == "mlm" else -1]["loss"] for folder in (full, half)]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert {tensor.dtype for tensor in weights(half).values()} == {torch.float32}
+
+
+def test_gradient_checkpointing_changes_nothing(train):
+    dropout = "model.architecture.hidden_dropout_prob=0.1"
+    plain, checkpointed = (
+        train("mlm", value, dropout, f"gradient_checkpointing={value}") for value in ("false", "true")
+    )
+    assert same(weights(plain), weights(checkpointed))
+
+
+def test_tensorboard_gets_every_record_and_its_files_stay(train, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    history = record(train("mlm", "out", "tracker=tensorboard", "checkpoint_every=1"))["history"]
+    (events,) = (tmp_path / "out.run").rglob("events.out.tfevents.*")
+    logged = EventAccumulator(str(events.parent)).Reload()
+    assert [event.step for event in logged.Scalars("loss")] == [1, 2, 3]
+    assert [event.value for event in logged.Scalars("loss")] == pytest.approx([row["loss"] for row in history])
+    assert logged.Scalars("held_out_loss")
+    assert not list((tmp_path / "out.run").glob("step-*"))
+
+
+def test_runs_that_are_there_are_left_alone_unless_the_arguments_say_what_to_do(train, tmp_path):
+    (tmp_path / "out.run" / "step-00000001").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"unfinished run .*step-00000001.*resume=true.*overwrite=true"):
+        train("mlm", "out", "checkpoint_every=1")
+    before = (train("mlm", "out", "checkpoint_every=1", "overwrite=true") / "model.safetensors").stat().st_mtime_ns
+    assert not (tmp_path / "out.run").exists()
+    with pytest.raises(ValueError, match="not empty"):
+        train("mlm", "out")
+    for left in ("step-00000001", ".step-00000002", "best-00000001.safetensors"):  # by a kill at the last clean-up
+        (tmp_path / "out.run" / left).mkdir(parents=True)
+    with pytest.raises(Finished, match="is finished; nothing to do"):
+        train("mlm", "out", "resume=true", "log_every=2")
+    assert not (tmp_path / "out.run").exists()
+    with pytest.raises(ValueError, match=r"is finished, and of another run \(config.steps: 3 there, 4 here\)"):
+        train("mlm", "out", "resume=true", "steps=4")
+    assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == before
+    for content, named in (('{"identity": 7}', "identity is 7"), ("{}", "identity is missing"), ("", "")):
+        (tmp_path / "out" / "training.json").write_text(content)
+        with pytest.raises(ValueError, match=f"out/training.json.*{named}"):
+            train("mlm", "out", "resume=true")
+
+
+def test_a_second_run_into_the_same_output_is_refused_at_once(toy_corpus, train, tmp_path, monkeypatch):
+    refused = []
+
+    def second(*_, **__):
+        process = launch("mlm", arguments("mlm", toy_corpus, tmp_path / "out", "overwrite=true"))
+        refused.append((process.communicate(timeout=200)[1].splitlines()[-1], process.returncode))
+        raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlm_run, "run_loop", second)
+        with pytest.raises(InterruptedError):
+            train("mlm", "out")
+    ((line, status),) = refused
+    assert line.startswith(f"mlm: another process writes to {tmp_path / 'out.run'}")
+    assert status == 2
+    assert (train("mlm", "out/") / "model.safetensors").is_file()
+    assert not (tmp_path / "out.run").exists()
+
+
+def test_a_run_that_replaces_a_finished_one_goes_on_too(train, tmp_path, monkeypatch):
+    train("mlm", "out", "steps=2")
+    with monkeypatch.context() as patch:
+        patch.setattr(mlm_run, "finish", lambda *_: (_ for _ in ()).throw(InterruptedError))
+        with pytest.raises(InterruptedError):
+            train("mlm", "out", "steps=4", "overwrite=true", "checkpoint_every=1")
+    assert (tmp_path / "out.run" / "step-00000003").is_dir()
+    found = record(train("mlm", "out", "steps=4", "overwrite=true", "checkpoint_every=1", "resume=true"))
+    assert found["config"]["steps"] == 4
+    assert [row["step"] for row in found["history"]] == [1, 2, 3, 4]
+
+
+def test_processes_that_would_train_alone_are_refused(train, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes were started and 1 would train together.*ACCELERATE_USE_CPU"):
+        train("mlm", "out")
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_run_stopped_by_sigterm_goes_on(toy_corpus, tmp_path, processes):
+    more = ["steps=300", "checkpoint_every=30", "resume=true", "log_every=100", "evaluation.every=0",
+            "model.architecture.hidden_dropout_prob=0.1", "gradient_checkpointing=true"]  # fmt: skip
+    whole = launch("mlm", arguments("mlm", toy_corpus, tmp_path / "whole", *more), processes)
+    given = arguments("mlm", toy_corpus, tmp_path / "out", *more)
+    process = launch("mlm", given, processes)
+    while not list((tmp_path / "out.run").glob("step-*")) and process.poll() is None:
+        time.sleep(0.02)
+    assert process.poll() is None, process.stderr.read()
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=100)
+    assert "stopped by SIGTERM after step" in errors, errors
+    assert "saved; go on with resume=true" in errors
+    assert "Traceback" not in errors or processes > 1  # torchrun reports its workers' exit codes in its own words
+    if processes == 1:
+        assert process.returncode == 128 + signal.SIGTERM
+    else:
+        with pytest.raises(ValueError, match="processes: 2 there, 1 here"):
+            mlm_run.main(given)
+    for run in (launch("mlm", given, processes), whole):
+        _, errors = run.communicate(timeout=200)
+        assert run.returncode == 0, errors
+    assert same(weights(tmp_path / "out"), weights(tmp_path / "whole"))
+    assert record(tmp_path / "out")["processes"] == processes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_a_compiled_run_trains_the_same_model(toy_corpus, tmp_path, entry):
+    more = ["checkpoint_every=2", *(["evaluation.select=true"] if entry == "opl" else [])]
+    for name, value in (("plain", "false"), ("compiled", "true")):
+        process = launch(entry, arguments(entry, toy_corpus, tmp_path / name, *more, f"compile={value}"))
+        _, errors = process.communicate(timeout=560)
+        assert process.returncode == 0, errors
+    a, b = weights(tmp_path / "plain"), weights(tmp_path / "compiled")
+    assert a.keys() == b.keys()
+    assert all(torch.allclose(a[name], b[name], rtol=1e-3, atol=1e-4) for name in a)

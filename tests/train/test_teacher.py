@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from transformers import AutoModel
 
 from m2bert.eval.encoders import sentence_transformer as sentence_encoder
-from m2bert.eval.tasks.locov1 import load_task
+from m2bert.eval.tasks.schema import load_task
 from m2bert.train.losses import make_objective
 from m2bert.train.teacher import MappedEncoder, teacher_vectors
 

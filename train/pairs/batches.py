@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from m2bert.eval.tasks.locov1 import RetrievalTask
+from m2bert.eval.tasks.schema import RetrievalTask
 
 from ..tokenizer import encode_all
 from .data import Negatives

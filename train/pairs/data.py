@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from m2bert.eval.tasks.locov1 import RetrievalTask, load_task, make_task, task_names
+from m2bert.eval.tasks.schema import RetrievalTask, load_task, make_task, task_names
 from m2bert.files import read_json_lines
 from m2bert.schema import FOREIGN, Schema, checked
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from m2bert.eval.tasks.locov1 import load_task, task_names
+from m2bert.eval.tasks.schema import load_task, task_names
 from m2bert.files import check_writable, write_atomically
 from m2bert.terminal import run_command
 

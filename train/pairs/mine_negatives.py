@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from m2bert.eval.tasks.locov1 import RetrievalTask, load_task
+from m2bert.eval.tasks.schema import RetrievalTask, load_task
 from m2bert.files import check_writable, write_atomically
 from m2bert.terminal import run_command
 

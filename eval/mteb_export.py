@@ -1,0 +1,210 @@
+"""mteb's evaluation of our encoders, and LoCoV1's tasks as classes of mteb.
+
+    import m2bert.eval.mteb_export
+    mteb.evaluate(model, [mteb.get_task("LoCoV1QMSum")])
+
+Importing this file imports mteb, and makes the twelve names known to it. A LoCoV1 task is read from two data sets:
+documents from `dataset`, queries from QUERIES. Their revision is the branch `main`, of which no commit is known here;
+these classes were not yet run on it. mteb keeps descriptive statistics of its own tasks alone.
+"""
+
+import logging
+from collections.abc import Iterable
+
+import mteb
+import numpy as np
+from mteb.abstasks import AbsTaskRetrieval
+from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.get_tasks import _TASKS_REGISTRY  # what mteb.get_task reads; there is no function that adds to it
+from mteb.models import ModelMeta
+from mteb.similarity_functions import cos_sim, pairwise_cos_sim
+
+from .analyses.shared import provenance
+from .encoders.policies import Policy, Truncate
+from .encoders.protocol import Encoder
+from .tasks.from_hub import LOCOV1, load_hub_tasks
+from .tasks.from_mteb import SUBSET, reason, split_data
+
+logger = logging.getLogger(__name__)
+
+ORGANISATION = "m2bert-eval"  # mteb's models are called organisation/name
+# What the paper prints in Tables 20 and 22, and the cosine's average precision; mteb's main scores there are others.
+ALSO = ("cosine_pearson", "cosine_accuracy", "cosine_ap", "ndcg_at_10")
+
+
+class EncoderForMteb:
+    """An encoder with its policy as mteb's EncoderProtocol.
+
+    Texts that are neither queries nor documents (of classification, clustering and similarity tasks) are embedded as
+    queries: that is what models with prompts ask for where both sides are alike.
+
+    Args:
+        policy: one that gives a document one vector; truncation by default.
+
+    Raises:
+        ValueError: the policy gives several, or does not work with the encoder.
+    """
+
+    def __init__(self, encoder: Encoder, policy: Policy | None = None):
+        self.encoder = encoder
+        self.policy = policy or Truncate()
+        if self.policy.several:
+            raise ValueError(
+                f"policy {self.policy.spec!r} gives a document several vectors, and mteb's encoders give one; "
+                "use truncate or chunk-average"
+            )
+        self.policy.check(encoder)
+        name = f"{encoder.name} ({self.policy.spec})".replace("/", "_")
+        about = {"name": f"{ORGANISATION}/{name}", "revision": encoder.fingerprint, "languages": None}
+        self.mteb_model_meta = ModelMeta.create_empty(overwrites=about)
+
+    def encode(self, inputs: Iterable[dict], *, prompt_type=None, **_) -> np.ndarray:
+        """Return unit rows (n, d) float32 of the texts in batches of `inputs`, whatever the task."""
+        texts = [text for batch in inputs for text in batch["text"]]
+        if getattr(prompt_type, "value", prompt_type) == "document":
+            return self.policy.embed(self.encoder, texts).rows
+        return self.encoder.encode(texts, "query")
+
+    def similarity(self, embeddings1, embeddings2):
+        """Return cosines of all pairs, a tensor (n, m)."""
+        return cos_sim(embeddings1, embeddings2)
+
+    def similarity_pairwise(self, embeddings1, embeddings2):
+        """Return cosines of corresponding rows, a tensor (n,)."""
+        return pairwise_cos_sim(embeddings1, embeddings2)
+
+
+def run_tasks(encoder: Encoder, policy: Policy, tasks: list, system: str) -> list[dict]:
+    """Score an encoder on tasks that mteb scores by itself (classification, clustering, pairs, reranking, ...).
+
+    Encoders give vectors of length 1. For a model that does not, mteb's own wrapper keeps the lengths, which
+    classifiers and clusters notice: there the scores differ a little.
+
+    Args:
+        policy: for the documents of retrieval and reranking tasks; one that gives one vector.
+        tasks: mteb's task objects.
+        system: what tables call it.
+
+    Returns:
+        A record of kind "mteb" for each task and split: mteb's main score there (0 to 1), the mean over subsets.
+
+    Raises:
+        ValueError: the policy gives several vectors, or a task fails.
+    """
+    model = EncoderForMteb(encoder, policy)
+    records = []
+    for task in tasks:
+        about = task.metadata
+        logger.info("%s on mteb's %s", encoder.name, about.name)
+        try:
+            (result,) = mteb.evaluate(model, [task], cache=None, co2_tracker=False).task_results
+        except Exception as error:  # of the task's own loader or scoring
+            raise ValueError(f"mteb task {about.name!r} failed: {reason(error)}") from error
+        for split, scores in result.scores.items():
+            others = [name for name in ALSO if name != about.main_score and name in scores[0]]
+            records.append(
+                {
+                    "kind": "mteb",
+                    **provenance(system, encoder.name, policy.spec, encoder.fingerprint),
+                    "task": about.name,
+                    "split": split,
+                    "metric": about.main_score,
+                    "value": _mean(scores, "main_score"),
+                    "other_scores": {name: _mean(scores, name) for name in others},
+                    "group": about.type.lower(),
+                    "revision": about.dataset.get("revision"),
+                }
+            )
+    return records
+
+
+def _mean(scores: list[dict], name: str) -> float:
+    return float(sum(subset[name] for subset in scores) / len(scores))
+
+
+QUERIES = {"path": f"{LOCOV1}-Queries", "revision": "main"}
+DOCUMENTS = {"path": f"{LOCOV1}-Documents", "revision": "main"}
+CITATION = r"""
+@inproceedings{saad-falcon-2024-locov1,
+  author = {Saad-Falcon, Jon and Fu, Daniel Y. and Arora, Simran and Guha, Neel and R{\'e}, Christopher},
+  booktitle = {International Conference on Machine Learning},
+  title = {Benchmarking and Building Long-Context Retrieval Models with LoCo and M2-BERT},
+  year = {2024},
+}
+"""
+
+# Years in which the texts of a source (the paper's Table 11) were written: the first is a lower bound; the last is that
+# in which the source, or the benchmark, was published.
+YEARS = {
+    "SCROLLS": (1950, 2022),
+    "QASPER": (1990, 2021),
+    "LongBench": (1950, 2023),
+    "CourtListener": (1600, 2024),
+    "Legal Case Reports": (2006, 2012),
+    "Stack Overflow": (2008, 2024),
+}
+# Of each task: value of the column `dataset`, name, source, mteb's domains, what is searched with and what for.
+# fmt: off
+TASKS = (
+    ("summ_screen_fd", "SummScreenFD", "SCROLLS", "Entertainment Spoken", "a recap", "the transcript of its episode"),
+    ("gov_report", "GovReport", "SCROLLS", "Government Written", "a summary", "the government report"),
+    ("qmsum", "QMSum", "SCROLLS", "Spoken", "a summary", "the transcript of its meeting"),
+    ("qasper_title", "QasperTitle", "QASPER", "Academic Written", "a paper's title", "its full text"),
+    ("qasper_abstract", "QasperAbstract", "QASPER", "Academic Written", "a paper's abstract", "its full text"),
+    ("multifieldqa", "MultiFieldQA", "LongBench", "Written", "a question", "the text that answers it"),
+    ("2wikimqa", "TwoWikiMQA", "LongBench", "Encyclopaedic Written", "a question of two steps", "the articles"),
+    ("passage_retrieval", "PassageRetrieval", "LongBench", "Encyclopaedic Written",
+     "a summary of a paragraph", "the document that holds it"),
+    ("courtlistener_HTML", "CourtListenerHTML", "CourtListener", "Legal Written",
+     "the words that cite a case", "the case, as HTML"),
+    ("courtlistener_Plain_Text", "CourtListenerPlainText", "CourtListener", "Legal Written",
+     "the words that cite a case", "the case"),
+    ("legal_case_reports", "LegalCaseReports", "Legal Case Reports", "Legal Written",
+     "a summary", "the Australian case report"),
+    ("stackoverflow", "StackOverflow", "Stack Overflow", "Programming Written", "a question", "its answers"),
+)
+# fmt: on
+
+
+class LoCoV1Retrieval(AbsTaskRetrieval):
+    """Base of the twelve tasks; `task` is their value of the column `dataset`."""
+
+    task: str
+
+    def load_data(self, num_proc: int | None = None, **kwargs) -> None:
+        """Download the pair of data sets on first use, and take this task's rows."""
+        if self.data_loaded:
+            return
+        revisions = f"{QUERIES['revision']},{self.metadata.dataset['revision']}"
+        self.dataset = {SUBSET: {}}
+        for split in self.eval_splits:
+            (loaded,) = load_hub_tasks(LOCOV1, [self.task], split, revisions)
+            self.dataset[SUBSET][split] = split_data(loaded)
+        self.data_loaded = True
+
+
+def _locov1_class(task: str, name: str, source: str, domains: str, query: str, document: str) -> type:
+    metadata = TaskMetadata(
+        name=f"LoCoV1{name}",
+        description=f"From {query} to {document}. From {source}. Of LoCoV1, a benchmark of long documents (2024).",
+        reference="https://arxiv.org/abs/2402.07440",
+        dataset=DOCUMENTS,
+        prompt={"query": AbsTaskRetrieval.abstask_prompt},  # models that are given instructions look for one
+        type="Retrieval",
+        category="t2t",
+        eval_splits=["test"],
+        eval_langs=["eng-Latn"],
+        main_score="ndcg_at_10",
+        date=(f"{YEARS[source][0]}-01-01", f"{YEARS[source][1]}-12-31"),
+        domains=domains.split(),
+        task_subtypes=["Question answering" if query.startswith("a question") else "Article retrieval"],
+        dialect=[],
+        license="apache-2.0",
+        annotations_creators="derived",
+        sample_creation="found",
+        bibtex_citation=CITATION,
+    )
+    return type(metadata.name, (LoCoV1Retrieval,), {"task": task, "metadata": metadata, "__module__": __name__})
+
+
+_TASKS_REGISTRY.update({cls.metadata.name: cls for cls in (_locov1_class(*row) for row in TASKS)})

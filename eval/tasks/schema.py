@@ -1,0 +1,250 @@
+"""A retrieval task, and reading one from tables in the schema of LoCoV1 (hazyresearch/LoCoV1-Queries, -Documents)."""
+
+import hashlib
+import itertools
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from m2bert.files import visible
+from m2bert.terminal import nearest
+
+logger = logging.getLogger(__name__)
+
+QUERY_COLUMNS = ("qid", "query", "answer_pids", "dataset")
+DOCUMENT_COLUMNS = ("pid", "passage", "dataset")
+ANSWER_COLUMNS = ("position", "answer")  # optional: where in the document the answer begins
+TEXT = pa.large_string()
+KINDS_OF_TEXT = (pa.string(), TEXT, pa.string_view(), pa.null())
+
+
+@dataclass(frozen=True)
+class RetrievalTask:
+    """Queries, the documents to search, and which documents answer which query.
+
+    Attributes:
+        queries: {qid: text}.
+        documents: {pid: passage}; a passage may be the empty text.
+        qrels: {qid: {pid: grade}} over all queries, at least one answer each; LoCoV1 has grade 1 only.
+        fingerprint: sha256 of the content.
+        source: folder, file or Hub id that it was read from.
+        revision: commit of the data, if they come from the Hub.
+        positions: {qid: where the answer begins in its document, as a fraction of the characters}; None if the data
+            do not say.
+    """
+
+    name: str
+    split: str
+    queries: dict[str, str]
+    documents: dict[str, str]
+    qrels: dict[str, dict[str, int]]
+    fingerprint: str
+    source: str = ""
+    revision: str | None = None
+    positions: dict[str, float] | None = None
+
+    @property
+    def base_name(self) -> str:
+        """The name without what a variant of the documents, a subset or added distractors append to it."""
+        return re.sub(r"( \([^()]*\))?( \+\d+)*$", "", self.name)
+
+
+def load_task(data_dir: str | Path, task: str, split: str, documents: str = "documents") -> RetrievalTask:
+    """Read the rows with `dataset == task` of queries/SPLIT.parquet and documents/SPLIT.parquet.
+
+    Two optional columns of the queries say where the answer begins: `position`, a fraction of the document's
+    characters, or `answer`, a text to find in the passage.
+
+    Args:
+        documents: folder of the documents, for a task that has them in several variants.
+
+    Raises:
+        ValueError: a file cannot be read, lacks a column or the task; or as `make_task`.
+    """
+    data_dir = Path(data_dir)
+    document_path = data_dir / documents / f"{split}.parquet"
+    query_table = read_table(data_dir / "queries" / f"{split}.parquet", QUERY_COLUMNS, ANSWER_COLUMNS)
+    document_table = read_table(document_path, DOCUMENT_COLUMNS)
+    check_names([task], names_in(document_table), str(document_path))
+    name = task if documents == "documents" else f"{task} ({documents})"
+    rows = rows_of(query_table, task), rows_of(document_table, task)
+    return make_task(name, split, *rows, source=str(data_dir))
+
+
+def task_names(data_dir: str | Path, split: str) -> list[str]:
+    """Return the sorted names of the tasks in documents/SPLIT.parquet.
+
+    Raises:
+        ValueError: the file cannot be read, lacks the column `dataset`, or names no task in it.
+    """
+    path = Path(data_dir) / "documents" / f"{split}.parquet"
+    names = names_in(read_table(path, ("dataset",)))
+    if not names:
+        raise ValueError(f"{path} names no task in the column 'dataset'; write one in every row")
+    return names
+
+
+def check_names(names: list[str] | None, known: Iterable[str], where: str) -> None:
+    """Raise ValueError, with the nearest known name, if a task is not known."""
+    for name in names or []:
+        if name not in known:
+            raise ValueError(f"task {name!r} is not in {where}; tasks there: {', '.join(known)}{nearest(name, known)}")
+
+
+def read_table(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> pa.Table:
+    """Return columns of a parquet file, those of `optional` where it has them.
+
+    Raises:
+        ValueError: the file is missing or cannot be read; or as `with_texts`.
+    """
+    if not path.is_file():
+        splits = [other.stem for other in visible(path.parent, "*.parquet")]
+        pieces = [name for name in splits if name.startswith(f"{path.stem}-")]
+        fix = f"; make {' and '.join(pieces)} one file, {path.name}" if pieces else ""
+        raise ValueError(f"{path} does not exist; splits in {path.parent}: {', '.join(splits) or 'none'}{fix}")
+    try:
+        present = pq.read_schema(path)
+        wanted = [column for column in (*columns, *optional) if column in present.names]
+        table = pq.read_table(path, columns=wanted)
+        table.validate(full=True)  # texts are UTF-8
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path} cannot be read ({error}); write it again as parquet") from error
+    return with_texts(table, columns, str(path))
+
+
+def with_texts(table: pa.Table, columns: tuple[str, ...], where: str) -> pa.Table:
+    """Return the table with `columns` as large strings, and `answer_pids` as lists of them.
+
+    Args:
+        where: names the table in errors.
+
+    Raises:
+        ValueError: a column is missing or does not hold text.
+    """
+    kinds = dict(zip(table.schema.names, table.schema.types, strict=True))
+    for name in columns:
+        kind, wanted, needed = kinds.get(name), TEXT, "texts"
+        if name == "answer_pids":
+            kind, wanted, needed = getattr(kind, "value_type", None), pa.large_list(TEXT), "lists of texts"
+        if isinstance(kind, pa.DictionaryType):
+            kind = kind.value_type
+        if kind not in KINDS_OF_TEXT:
+            held = ", ".join(f"{column} ({kind})" for column, kind in kinds.items())
+            raise ValueError(f"{where} needs a column {name!r} of {needed}; it has {held}")
+        table = table.set_column(table.column_names.index(name), name, table[name].cast(wanted))
+    return table
+
+
+def names_in(table: pa.Table) -> list[str]:
+    """Return the sorted names of the tasks in a table's column `dataset`."""
+    return sorted(filter(None, table["dataset"].unique().to_pylist()))
+
+
+def rows_of(table: pa.Table, task: str) -> list[dict]:
+    """Return the rows with `dataset == task`. Arrow cannot filter tables that have a column of string_view."""
+    rows, start = [], 0
+    for name, run in itertools.groupby(table["dataset"].to_pylist()):
+        length = len(list(run))
+        rows += table.slice(start, length).to_pylist() if name == task else []
+        start += length
+    return rows
+
+
+def make_task(
+    task: str,
+    split: str,
+    query_rows: list[dict],
+    document_rows: list[dict],
+    source: str = "",
+    revision: str | None = None,
+) -> RetrievalTask:
+    """Return a task from its rows; see `load_task` for the columns.
+
+    Documents with a null passage are left out, with the queries that they alone answer, as in the research code. Empty
+    texts are kept; a null query becomes one. Warnings count both.
+
+    Raises:
+        ValueError: there are no queries or documents, an id is null or occurs twice, a query has no answer, an answer
+            is not a document, or a position is not from 0 to 1.
+    """
+    where = f"task {task!r}, split {split!r}"
+    query_rows, document_rows = _without_null_passages(query_rows, document_rows, where)
+    documents = texts_by_id("documents", ((row["pid"], row["passage"]) for row in document_rows), where)
+    queries = texts_by_id("queries", ((row["qid"], row["query"] or "") for row in query_rows), where)
+    for kind, texts in (("documents", documents), ("queries", queries)):
+        empty = sum(not text.strip() for text in texts.values())
+        if empty:
+            logger.warning("%s: %d of %d %s are empty", where, empty, len(texts), kind)
+    qrels = {row["qid"]: dict.fromkeys(row["answer_pids"] or [], 1) for row in query_rows}
+    for qid, answers in qrels.items():
+        unknown = [pid for pid in answers if pid not in documents]
+        if unknown or not answers:
+            problem = f"name {unknown[0]!r}, which no document has as pid" if unknown else "are empty; name some"
+            raise ValueError(f"{where}: answer_pids of query {qid!r} {problem}")
+    positions = _answer_positions(query_rows, documents)
+    fingerprint = fingerprint_of(queries, documents, qrels)
+    return RetrievalTask(task, split, queries, documents, qrels, fingerprint, source, revision, positions)
+
+
+def texts_by_id(kind: str, pairs: Iterable[tuple[str, str]], where: str) -> dict[str, str]:
+    """Return {id: text} of (id, text) of queries or documents.
+
+    Args:
+        where: names their source in errors.
+
+    Raises:
+        ValueError: there are none, an id occurs twice, or an id or a text is another type.
+    """
+    pairs = list(pairs)
+    if not pairs:
+        raise ValueError(f"{where} has no {kind}; add some (null texts do not count)")
+    for identifier, text in pairs:
+        if not (isinstance(identifier, str) and isinstance(text, str)):
+            raise ValueError(f"{where}, {kind}: id {identifier!r} has {text!r:.80}; both must be texts")
+    identifier, times = Counter(identifier for identifier, _ in pairs).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"{where}, {kind}: id {identifier!r} occurs {times} times; ids must be unique within a task")
+    return dict(pairs)
+
+
+def fingerprint_of(queries: dict[str, str], documents: dict[str, str], qrels: dict[str, dict[str, int]]) -> str:
+    """Return the sha256 of a task's content, whatever the order of its rows."""
+    return hashlib.sha256(json.dumps([queries, documents, qrels], sort_keys=True).encode()).hexdigest()
+
+
+def _without_null_passages(queries: list[dict], documents: list[dict], where: str) -> tuple[list[dict], list[dict]]:
+    null = {row["pid"] for row in documents if row["passage"] is None}
+    if not null:
+        return queries, documents
+    kept = []
+    for row in queries:
+        answers = [pid for pid in row["answer_pids"] or [] if pid not in null]
+        if answers or not row["answer_pids"]:
+            kept.append({**row, "answer_pids": answers})
+    message = "%s: %d of %d documents have a null passage; left out with %d queries that they alone answer"
+    logger.warning(message, where, len(null), len(documents), len(queries) - len(kept))
+    return kept, [row for row in documents if row["pid"] not in null]
+
+
+def _answer_positions(query_rows: list[dict], documents: dict[str, str]) -> dict[str, float] | None:
+    positions = {}
+    for row in query_rows:
+        passage = documents[row["answer_pids"][0]]
+        position, answer = row.get("position"), row.get("answer")
+        if position is not None and position == position:  # not NaN, which some tools write for a missing number
+            if not isinstance(position, int | float) or not 0 <= position <= 1:
+                raise ValueError(
+                    f"position={position!r} of query {row['qid']!r} must be from 0 to 1, the fraction of the "
+                    "document's characters before the answer"
+                )
+            positions[row["qid"]] = float(position)
+        elif answer and isinstance(answer, str) and answer in passage:
+            positions[row["qid"]] = passage.index(answer) / len(passage)
+    return positions or None

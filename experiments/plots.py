@@ -1,0 +1,213 @@
+"""The plots of pages.py."""
+
+import json
+from pathlib import Path
+from statistics import mean
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+
+POINTS = "nDCG@10, points"
+
+# --- shared ---
+
+
+def errors(records: list[dict]) -> tuple[list[float], list[list[float]]]:
+    """Return scores in points, and how far their intervals reach below and above them: (n,), (2, n)."""
+    scores = [100 * record["ndcg_at_10"] for record in records]
+    bounds = [[100 * abs(end - record["ndcg_at_10"]) for end in record["interval_95"]] for record in records]
+    return scores, [list(side) for side in zip(*bounds, strict=True)]
+
+
+def score_bars(axis, labels: list[str], records: list[dict], colors: list[str], title: str):
+    """Draw nDCG@10 of systems with 95 % intervals, the first at the top."""
+    scores, intervals = errors(records)
+    bars = axis.barh(labels, scores, xerr=intervals, color=colors, capsize=3)
+    axis.bar_label(bars, [f"{score:.1f}" for score in scores], padding=4)
+    axis.invert_yaxis()
+    axis.set(title=title, xlim=(0, 108), xlabel=f"{POINTS}; 95 % intervals")
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def save(figure, path: Path, dpi: int = 120):
+    figure.savefig(path, dpi=dpi)
+    plt.close(figure)
+
+
+# --- docs/results.png ---
+
+
+def results(found: dict, costs: dict, tasks: dict, systems: dict, path: Path):
+    """Draw quality against cost, without what was trained without QMSUM: it would hide what was not."""
+    figure, axes = plt.subplots(1, len(tasks), figsize=(14, 5.2), layout="constrained")
+    for axis, (task, title) in zip(axes, tasks.items(), strict=True):
+        for system, label in systems.items():
+            seconds = cost_of(system, costs)
+            if seconds is None or "without QMSUM" in system:
+                continue
+            name = label.replace("**", "").replace(" on the same pairs", "")
+            color = "tab:red" if "m2bert" in system else "tab:orange" if "layer-free" in system else "tab:gray"
+            place = seconds, 100 * found[task][system]["ndcg_at_10"]
+            left, above = "layer-free" not in system, "late" in system or "fine-tuned" in system
+            axis.plot(*place, "o", color=color)
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # over the line of BM25
+            axis.annotate(name, place, (7 if left else -7, 5 if above else -9), textcoords="offset points",
+                          ha="left" if left else "right", fontsize=8, color=color, bbox=box)  # fmt: skip
+        axis.axhline(100 * found[task]["bm25"]["ndcg_at_10"], color="tab:blue", linestyle="--", label="BM25")
+        axis.set(title=title, xscale="log", ylabel="nDCG@10", ylim=(35, 100),
+                 xlabel="seconds of one CPU thread to embed a document of 8,192 tokens")  # fmt: skip
+        axis.set_xlim(axis.get_xlim()[0] / 30, axis.get_xlim()[1] * 40)
+        axis.legend(frameon=False, loc="lower right")
+        axis.grid(alpha=0.3)
+    save(figure, path, dpi=110)
+
+
+def cost_of(system: str, costs: dict[str, list[dict]]) -> float | None:
+    """Return seconds for a document of 8,192 tokens. Best chunk costs what chunk-average does; a tuned model costs what
+    it did before."""
+    name, _, policy = system.partition(" / ")
+    policy = "chunk-average:tokens=256" if policy in ("chunk-average", "best-chunk") else policy
+    rows = costs.get(f"{name.removesuffix(' fine-tuned').removesuffix(' without QMSUM')} / {policy}")
+    return rows and next(row["total_seconds"] for row in rows if row["tokens"] == 8192)
+
+
+# --- docs/replicas.png ---
+
+
+def replicas(bars: dict[str, dict[str, list[float]]], curves: dict[str, list[dict]], path: Path):
+    """Draw Tables 6 and 8 as bars (title: arm: points by seed), Table 7 as curves (arm: training records)."""
+    figure, axes = plt.subplots(1, 3, figsize=(17, 4.8), width_ratios=[1, 1.1, 1.3], layout="constrained")
+    for axis, (title, arms) in zip(axes[::2], bars.items(), strict=True):
+        arms = dict(reversed(arms.items()))
+        axis.barh([*arms], [mean(points) for points in arms.values()], color="lightsteelblue")
+        for place, points in enumerate(arms.values()):
+            axis.plot(points, [place] * len(points), "o", color="tab:blue", markersize=4)
+        axis.set(title=title, xlabel="nDCG@10 on test, mean of two tasks; dots: seeds")
+        axis.spines[["top", "right"]].set_visible(False)
+    for number, (label, records) in enumerate(curves.items()):
+        rows = [[row for row in record["history"] if "held_out_loss" in row] for record in records]
+        values = [mean(100 * row["held_out_accuracy"] for row in seeds) for seeds in zip(*rows, strict=True)]
+        style = "--" if label.startswith("cold") else "-"
+        axes[1].plot([row["step"] for row in rows[0]], values, color=f"C{number}", label=label, linestyle=style,
+                     marker="o", markersize=3)  # fmt: skip
+    axes[1].set(title="warm and cold start (Table 7, Figure 4)", xlabel="step at 8,192 tokens",
+                ylabel="held-out masked accuracy, %")  # fmt: skip
+    axes[1].legend(frameon=False, fontsize=8)
+    axes[1].grid(alpha=0.3)
+    save(figure, path)
+
+
+# --- docs/performance.png ---
+
+OTHERS = ["#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f7f"]
+STYLES = {"bfloat16": "-", "float16": ":", "float32": (0, (5, 2))}
+
+
+def performance(panels: dict[tuple[str, str], dict], path: Path):
+    """Draw time against length, one panel per device and mode; the legend has the order of the lines' ends.
+
+    Args:
+        panels: (device, mode) to series of (arm, dtype) to records by length.
+    """
+    panels = {key: lines for key, lines in panels.items() if any(len(records) > 1 for records in lines.values())}
+    figure, axes = plt.subplots(1, len(panels), figsize=(8.5 * len(panels), 6), squeeze=False, layout="constrained")
+    names = sorted({arm for lines in panels.values() for arm, _ in lines})
+    others = [name for name in names if not name.startswith("ours") and name != "original"]
+    colors = {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)} | {"original": "#1a1a1a"}
+    for axis, ((device, mode), lines) in zip(axes[0], panels.items(), strict=True):
+        slowest = {key: [*records.values()][-1] for key, records in lines.items()}
+        order = sorted(lines, key=lambda key: -slowest[key]["seconds"] / slowest[key]["length"])
+        for arm, dtype in order:
+            ours, records = arm.startswith("ours"), lines[arm, dtype]
+            axis.plot([*records], [record["seconds"] for record in records.values()], linestyle=STYLES[dtype],
+                      color="#c1272d" if ours else colors[arm], linewidth=2.4 if ours else 1.4, marker="o",
+                      markersize=3, label=f"{arm} {dtype}")  # fmt: skip
+        lengths = sorted({length for records in lines.values() for length in records})
+        where, threads = slowest[order[0]]["processor"], slowest[order[0]]["threads"]
+        where += f", {threads} thread{'s' if threads > 1 else ''}" if device == "cpu" else ""
+        axis.set(xscale="log", yscale="log", xlabel="tokens")
+        axis.set_title(f"{'CPU' if device == 'cpu' else 'GPU'}, {mode}, one text\n{where}", fontsize=10, loc="left")
+        axis.set_xticks(lengths, [str(length) for length in lengths])
+        axis.set_xticks([], minor=True)
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g} s" if value >= 1 else f"{value * 1e3:g} ms")
+        axis.grid(True, color="#dddddd", linewidth=0.6)
+        axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+        axis.spines[["top", "right"]].set_visible(False)
+    save(figure, path, dpi=150)
+
+
+# --- the demos ---
+
+SEARCH_LABELS = {
+    "whole": "BM25, words and no vectors",
+    "truncate": "{name}, one vector a document",
+    "late-chunk": "{name}, 16 vectors a document",
+}
+SEARCH_COLORS = {"whole": "dimgray", "truncate": "tab:blue", "late-chunk": "tab:green"}
+TRAINED_LABELS = {
+    "bm25": "BM25 (words, no vectors)",
+    "tfidf-rp": "tfidf-rp (TF-IDF, random projection)",
+    "m2bert-demo": "M2-BERT, trained",
+    "layer-free": "layer-free control, trained",
+    "standard": "standard start, mean pooling, trained",
+    "start": "identity and IDF start, untrained",
+    "untrained": "standard start, mean pooling, untrained",
+}
+CURVES = [  # label, line, folders of its pretraining and fine-tuning
+    ("M2-BERT", {"color": "tab:blue"}, "mlm", "trained"),
+    ("standard start", {"color": "tab:orange"}, "mlm-standard", "standard"),
+    ("layer-free", {"color": "tab:green", "linestyle": "--"}, None, "layer-free"),
+]
+
+
+def search_label(record: dict) -> str:
+    return SEARCH_LABELS[record["policy"]].format(name=record["name"]) + (", with BM25" if record["hybrid"] else "")
+
+
+def demo(records: list[dict], path: Path):
+    """Draw nDCG@10 of every system of the search demo; and of those without BM25's help by where in its document the
+    answer begins."""
+    figure, (bars, lines) = plt.subplots(1, 2, figsize=(13, 4.4), width_ratios=[1.1, 1], layout="constrained")
+    counts, colors = records[0]["counts"], [SEARCH_COLORS[record["policy"]] for record in records]
+    title = f"{counts['queries']} queries, {counts['documents']} documents"
+    score_bars(bars, [search_label(record) for record in records], records, colors, title)
+    alone = [record for record in records if not record["hybrid"]]
+    for place, record in enumerate(alone):
+        shift = 0.06 * (place - (len(alone) - 1) / 2)  # no interval hides another
+        scores, intervals = errors(record["by_quarter"])
+        lines.errorbar([quarter + shift for quarter in range(4)], scores, intervals, marker="o", capsize=2,
+                       color=SEARCH_COLORS[record["policy"]], label=search_label(record))  # fmt: skip
+    lines.set(title="by where in the document the answer begins", xticks=range(4), ylim=(0, 100), ylabel=POINTS,
+              xticklabels=["first", "second", "third", "last"], xlabel="quarter of the document")  # fmt: skip
+    lines.grid(axis="y", alpha=0.3)
+    lines.legend(frameon=False, loc="lower left")
+    lines.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
+def demo_train(folder: Path, records: dict[str, dict], path: Path):
+    """Draw learning curves of both stages of the training demo, and the scores with their intervals."""
+    figure, axes = plt.subplots(1, 3, figsize=(16, 4.6), width_ratios=[1, 1, 1.1], layout="constrained")
+    for label, line, *stages in CURVES:
+        metrics = ("held_out_loss", 1), ("development_ndcg_at_10", 100)
+        for axis, stage, (metric, scale) in zip(axes, stages, metrics, strict=False):
+            if stage is not None:
+                rows = json.loads((folder / stage / "training.json").read_text())["history"]
+                measured = [(row["step"], scale * row[metric]) for row in rows if metric in row]
+                axis.plot(*zip(*measured, strict=True), marker="o", **line, label=label, markersize=4)
+                if metric == "held_out_loss":
+                    axis.plot([row["step"] for row in rows], [row["loss"] for row in rows], **line, alpha=0.35)
+    axes[0].set(title="masked-language-model pretraining", xlabel="step", ylabel="loss per masked token")
+    axes[1].set(title="retrieval fine-tuning", xlabel="step", ylabel=f"development {POINTS}")
+    axes[0].legend(title="dots: held out; pale: training", frameon=False)
+    axes[1].legend(frameon=False)
+    for axis in axes[:2]:
+        axis.grid(alpha=0.3)
+    colors = ["tab:gray" if name in ("bm25", "tfidf-rp") else "lightsteelblue" for name in TRAINED_LABELS]
+    colors[2] = "tab:blue"
+    score_bars(axes[2], [*TRAINED_LABELS.values()], [records[name] for name in TRAINED_LABELS], colors,
+               "nDCG@10 on packages never seen in training")  # fmt: skip
+    save(figure, path)

@@ -1,0 +1,261 @@
+"""The arms of the comparison: our model in its forms, the original algorithm, and attention encoders.
+
+An arm is written `name` or `name:dtype`. All of our arms of one dtype share one model, so that they share its filter
+spectra; all of them, and the original, have the same weights.
+
+Attention encoders have the shapes of published models and random weights; nothing is downloaded. Time and memory depend
+on the shape alone. `granite-97m` is built from what is published about granite-embedding-97m-multilingual-r2
+(ModernBERT, 12 layers, width 384, 180k tokens, SiLU, 32768 positions); its feed-forward width of 1536 and 12 heads are
+inferred: with them the shape has 97M parameters.
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from harness import DTYPES
+from original import Filter, Original
+from torch import Tensor, nn
+from transformers import AutoModel, BertConfig, MistralConfig, ModernBertConfig, PreTrainedConfig, Qwen3Config
+
+from modeling_m2bert import M2BertConfig, M2BertModel
+
+KERNELS = {"ours": "auto", "ours-torch": "torch", "ours-graph": "auto", "ours-compile": "torch"}
+GPU_ONLY = {"ours-torch", "ours-graph", "ours-compile", "modernbert-base-flash", "mistral-7b"}
+VOCABULARY = 30_000  # ids that every arm knows
+SEED = 0
+LONG = {"max_position_embeddings": 32768}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536} | NO_DROPOUT
+MODERNBERT = {"max_position_embeddings": 8192}
+GRANITE = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 1536} | LONG
+GRANITE |= {"vocab_size": 180_000, "hidden_activation": "silu"}
+QWEN = {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 3072} | LONG
+QWEN |= {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151_936, "use_cache": False}
+MISTRAL = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 14336} | LONG
+MISTRAL |= {"num_key_value_heads": 8, "sliding_window": None, "use_cache": False}
+SHAPES: dict[str, tuple[type[PreTrainedConfig], dict]] = {
+    "bert-base": (BertConfig, NO_DROPOUT),
+    "minilm-l6": (BertConfig, MINILM),
+    "minilm-l6-512": (BertConfig, MINILM),
+    "modernbert-base": (ModernBertConfig, MODERNBERT),
+    "modernbert-base-flash": (ModernBertConfig, MODERNBERT),
+    "granite-97m": (ModernBertConfig, GRANITE),
+    "qwen3-0.6b": (Qwen3Config, QWEN),
+    "mistral-7b": (MistralConfig, MISTRAL),
+}
+CHUNKS = {"bert-base": 512, "minilm-l6": 256, "minilm-l6-512": 512}  # tokens that a shape takes at once; others: all
+NAMES = [*KERNELS, "original", *SHAPES]
+
+
+class Arm(NamedTuple):
+    """One column of the comparison."""
+
+    name: str
+    dtype: str
+
+    def __str__(self):
+        return f"{self.name}:{self.dtype}"
+
+    @property
+    def is_ours(self) -> bool:
+        return self.name in KERNELS
+
+    @property
+    def is_compared(self) -> bool:
+        """True if its hidden states must equal the reference's."""
+        return self.is_ours or self.name == "original"
+
+    @property
+    def is_quadratic(self) -> bool:
+        """True if it attends over whole inputs."""
+        return self.name in SHAPES and self.name not in CHUNKS
+
+
+def parse_arms(text: str, default_dtype: str, device: str, lengths: list[int], mode: str = "forward") -> list[Arm]:
+    """Return arms from comma-separated `name[:dtype]`; raise ValueError for one that is unknown, given twice, or cannot
+    run on `device`, on inputs of `lengths` tokens or in `mode`."""
+    arms = []
+    for part in text.split(","):
+        name, _, dtype = part.strip().partition(":")
+        arm = Arm(name, dtype or default_dtype)
+        if name not in NAMES or arm.dtype not in DTYPES or arm in arms:
+            raise ValueError(f"--arms: {arm} is given twice, or no name of {', '.join(NAMES)} with one of "
+                             f"{', '.join(DTYPES)}")  # fmt: skip
+        if problem := why_not(arm, device, lengths, mode):
+            raise ValueError(f"--arms: {arm} {problem}")
+        arms.append(arm)
+    return arms
+
+
+def why_not(arm: Arm, device: str, lengths: list[int], mode: str) -> str | None:
+    """Return why an arm cannot run, as the end of an error message; None if it can."""
+    chunk = CHUNKS.get(arm.name)
+    if device == "cpu" and arm.name in GPU_ONLY:
+        return "is for GPUs; drop it, or use ours or modernbert-base"
+    if arm.name == "ours-graph" and mode == "training":
+        return "captures forwards only; use ours"
+    if arm.name == "modernbert-base-flash" and importlib.util.find_spec("flash_attn") is None:
+        return "needs the flash-attn package; install it, or use modernbert-base"
+    if arm == ("modernbert-base-flash", "float32"):
+        return "runs in half precision only; use :bfloat16"
+    for length in lengths:
+        if chunk and length > chunk and length % chunk:
+            return f"takes chunks of {chunk} tokens, which --lengths={length} is no multiple of; drop one of the two"
+    return None
+
+
+def build_shape(name: str, dtype: torch.dtype, device: str, layers: int | None, longest: int) -> nn.Module:
+    """Return an attention encoder with random weights, in evaluation mode, for inputs of up to `longest` tokens."""
+    config_class, settings = SHAPES[name]
+    if layers is not None:
+        settings = settings | {"num_hidden_layers": layers}
+    if name not in CHUNKS:
+        settings = settings | {"max_position_embeddings": max(longest, settings["max_position_embeddings"])}
+    attention = "flash_attention_2" if name == "modernbert-base-flash" else "sdpa"
+    with torch.device(device):
+        return AutoModel.from_config(config_class(**settings), dtype=dtype, attn_implementation=attention).eval()
+
+
+def base_model(longest: int, layers: int | None) -> M2BertModel:
+    """Return the paper's 80M model in float32 for inputs of up to `longest` tokens, without pooling or dropout. Its
+    weights are random, large enough for every gate and convolution to matter, and small enough not to amplify
+    rounding."""
+    torch.manual_seed(SEED)
+    depth = {} if layers is None else {"num_hidden_layers": layers}
+    config = M2BertConfig(max_position_embeddings=max(longest, 2048), hidden_dropout_prob=0.0, **depth)
+    model = M2BertModel(config, add_pooling_layer=False).eval()
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.mixer.in_proj.weight.mul_(1.5)
+            for part in (layer.mixer.filter, layer.mixer.residual_filter):
+                part.input_weight.mul_(30)  # filters that oscillate, as trained ones do
+                part.output_weight.mul_(0.6 / gain(part)[:, :, None])
+    return model
+
+
+def gain(part: nn.Module) -> Tensor:
+    """Return the largest magnitude of the spectra (2, H) of both directions: by how much a filter can amplify a signal,
+    and its rounding, whatever the length. Estimated from at most 2048 taps."""
+    filters = Filter(part)
+    step = -(-len(filters.time) // 2048)
+    filters.features, filters.time = nn.Parameter(filters.features[::step]), filters.time[::step]
+    return torch.stack([torch.fft.rfft(taps).abs().amax(1) for taps in filters(len(filters.time))]) * step
+
+
+class Runner:
+    """An arm with its model, ready to run.
+
+    Args:
+        arm: which one.
+        model: maps (B, L) ids to hidden states, or to a transformers output that holds them.
+        prepare: called with the ids before anything of their length is timed; returns what replaces the model.
+    """
+
+    def __init__(self, arm: Arm, model: nn.Module, prepare: Callable[[nn.Module, Tensor], Callable] | None = None):
+        self.arm, self.model, self.call = arm, model, model
+        self.kernels = KERNELS.get(arm.name)
+        self.chunk = CHUNKS.get(arm.name)
+        self.rebuilds_cache = False  # True if other arms may have evicted this one's spectra from the filter cache
+        self.takes_any_shape = prepare is None
+        self._prepare = prepare
+        self.layers = len(model.layers) if isinstance(model, Original) else model.config.num_hidden_layers
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        tensors = [*model.parameters(), *model.buffers()]
+        self.weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def prepare(self, ids: Tensor) -> None:
+        """Compile or capture for inputs of this shape, where the arm does so."""
+        if self._prepare is not None:
+            self._choose_kernels()
+            self.call = self._prepare(self.model, ids)
+
+    def forward(self, ids: Tensor, **inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Map ids (B, L) to hidden states (B, L, H) and their mean over tokens (B, H); chunked arms return
+        (B * chunks, chunk, H) and (B * chunks, H)."""
+        self._choose_kernels()
+        if self.chunk is not None and ids.shape[1] > self.chunk:
+            ids = ids.reshape(-1, self.chunk)
+        output = self.call(ids, **inputs)
+        hidden = output if isinstance(output, Tensor) else output.last_hidden_state
+        return hidden, hidden.mean(dim=1)
+
+    def step(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Run forward and backward of a scalar made of the mean over tokens; gradients stay in the parameters."""
+        hidden, pooled = self.forward(ids)
+        direction = torch.ones(pooled.shape[-1], device=pooled.device)
+        direction[::2] = -1  # a plain sum would vanish: LayerNorm makes it constant
+        (pooled.float() @ direction).sum().mul(ids.shape[1]).backward()  # per token, far from underflow
+        return hidden.detach(), pooled.detach()
+
+    def clear_gradients(self) -> None:
+        self.model.zero_grad(set_to_none=True)
+
+    def gradients(self) -> list[Tensor]:
+        """Return gradients that every operation contributes to: token embedding, and output layers of the first
+        filter."""
+        if isinstance(self.model, Original):
+            networks = self.model.layers[0].mixer.filter.networks
+            filters = torch.stack([network[-1].weight.grad for network in networks])
+            return [self.model.word_embeddings.weight.grad, filters]
+        return [self.model.embeddings.word_embeddings.weight.grad, self.model.layers[0].mixer.filter.output_weight.grad]
+
+    def _choose_kernels(self) -> None:
+        if self.kernels is not None:
+            os.environ["M2BERT_KERNELS"] = self.kernels
+
+
+def build(arms: list[Arm], device: str, longest: int, layers: int | None) -> tuple[list[Runner], M2BertModel | None]:
+    """Return runners of the arms in their order, and the float32 model on the CPU whose weights ours and the original
+    share (None if there is none of them)."""
+    base = base_model(longest, layers) if any(arm.is_compared for arm in arms) else None
+    ours: dict[str, nn.Module] = {}
+    runners = []
+    for arm in arms:
+        dtype = DTYPES[arm.dtype]
+        if arm.is_ours:
+            if arm.dtype not in ours:
+                model = M2BertModel(base.config, add_pooling_layer=False).eval()
+                model.load_state_dict(base.state_dict())
+                ours[arm.dtype] = model.to(device=device, dtype=dtype)
+            prepare = {"ours-graph": capture, "ours-compile": compile_model}.get(arm.name)
+            runners.append(Runner(arm, ours[arm.dtype], prepare))
+        elif arm.name == "original":
+            runners.append(Runner(arm, Original(base).cast(dtype).to(device)))
+        else:
+            runners.append(Runner(arm, build_shape(arm.name, dtype, device, layers, longest)))
+    return runners, base
+
+
+def token_ids(batch: int, length: int, device: str) -> Tensor:
+    """Return (batch, length) random ids, the same in every run."""
+    generator = torch.Generator().manual_seed(SEED)
+    return torch.randint(1, VOCABULARY, (batch, length), generator=generator).to(device)
+
+
+def compile_model(model: nn.Module, ids: Tensor) -> Callable:
+    torch._dynamo.reset()  # every length gets a graph of its own
+    return torch.compile(model, dynamic=False)
+
+
+def capture(model: nn.Module, ids: Tensor) -> Callable:
+    """Capture the forward as a CUDA graph for inputs of the shape of `ids`; the next call overwrites its output."""
+    held = ids.clone()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream), torch.no_grad():
+        for _ in range(3):  # kernels compiled and filter spectra cached before the capture
+            model(held)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph), torch.no_grad():
+        output = model(held).last_hidden_state
+
+    def replay(new_ids: Tensor) -> Tensor:
+        held.copy_(new_ids)
+        graph.replay()
+        return output
+
+    return replay

@@ -1,0 +1,243 @@
+"""Shared parts of the speed benchmarks: arguments, clocks, memory, records. Times are seconds, memory is bytes."""
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from m2bert.files import write_atomically
+from m2bert.terminal import Ended
+
+ROOT = Path(__file__).parents[2]
+ROUNDS = {"cpu": 5, "cuda": 50}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+SUMMARY = ["op", "arm", "dtype", "mode", "length", "batch", "seconds", "runs", "first_seconds", "error", "peak_bytes"]
+
+
+class RedGate(Ended):
+    """Raised when an arm is wrong: nothing may be timed."""
+
+    exit_code = 1
+
+
+# --- arguments ---
+
+
+def make_parser(description: str, **options) -> argparse.ArgumentParser:
+    """Return a parser with the arguments that all benchmarks have."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False, **options)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--threads", type=at_least(1), default=1, help="CPU threads; with one, CPU time is measured")
+    parser.add_argument("--output", type=output_file, required=True, help="JSON file of records")
+    return parser
+
+
+def add_turns(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of benchmarks whose arms take turns, with or without backward."""
+    parser.add_argument("--mode", choices=("forward", "training"), default="forward", help="training: with backward")
+    parser.add_argument("--rounds", type=at_least(1), help="turns per length (default: 5 on a CPU, 50 on a GPU)")
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """Return an argument type: integers from `minimum` on."""
+
+    def integer(text: str) -> int:
+        if int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"{text} must be at least {minimum}")
+        return int(text)
+
+    return integer
+
+
+def token_lengths(text: str) -> list[int]:
+    """Parse comma-separated lengths in tokens; return them in increasing order."""
+    return sorted({at_least(1)(part) for part in text.split(",")})
+
+
+def output_file(text: str) -> Path:
+    """Parse the path of a file to write, before anything is measured."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} must be a file in an existing folder")
+    return path
+
+
+def choose_device(options) -> str:
+    """Return `cpu` or `cuda`, and set the number of CPU threads."""
+    torch.set_num_threads(options.threads)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device=cuda, but torch sees no NVIDIA GPU; use --device cpu")
+    if options.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return options.device
+
+
+# --- clocks ---
+
+
+def clock_name(device: str) -> str:
+    """Return CPU time of this process with one thread (a busy machine does not disturb it), wall time with several."""
+    if device == "cuda":
+        return "cuda_events"
+    return "process_time" if torch.get_num_threads() == 1 else "perf_counter"
+
+
+def timed(run: Callable[[], object], device: str) -> tuple[float, object]:
+    """Return seconds of one call and its result; on a GPU the call starts and ends with an idle device."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        result = run()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1e3, result
+    clock = getattr(time, clock_name(device))
+    start = clock()
+    result = run()
+    return clock() - start, result
+
+
+def wall_timed(run: Callable[[], object], device: str) -> tuple[float, object]:
+    """Return wall seconds of one call and its result: for first calls, which may compile in other processes."""
+    start = time.perf_counter()
+    result = run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, result
+
+
+def warm_up(run: Callable[[], object], device: str) -> None:
+    """Call once on a CPU, ten times on a GPU; there three are enough for slow calls."""
+    start = time.perf_counter()
+    for done in range(10 if device == "cuda" else 1):
+        if done >= 3 and time.perf_counter() - start > 3:
+            break
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+
+def interleave(runs: dict, rounds: int, budget_seconds: float, title: str) -> dict:
+    """Call every run in turn, A B C A B C .., so that a drift of the machine affects all of them alike.
+
+    Args:
+        runs: {arm: function that returns the seconds it took}.
+        rounds: turns to take; fewer, but at least three, once `budget_seconds` of wall time have passed.
+        title: of the progress bar.
+
+    Returns:
+        {arm: seconds, one per round}.
+    """
+    seconds = {arm: [] for arm in runs}
+    start = time.perf_counter()
+    with tqdm(total=rounds * len(runs), unit="call", desc=title, leave=False) as bar:
+        for done in range(rounds):
+            if done >= 3 and time.perf_counter() - start > budget_seconds:
+                break
+            for arm, run in runs.items():
+                seconds[arm].append(run())
+                bar.update()
+    return seconds
+
+
+# --- memory ---
+
+
+def cuda_peak_bytes(run: Callable[[], object]) -> int:
+    """Return the most memory that a call held at once on the GPU beyond what was allocated before it."""
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def resident_peak_bytes(run: Callable[[], object]) -> int:
+    """Return the growth of this process's resident set during a call. Linux only; call it in a process made for it:
+    memory that earlier calls left with the allocator counts as neither free nor used."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # free pages would otherwise serve the call unseen
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from the present size
+    before = proc_bytes("self/status", "VmRSS")
+    run()
+    return proc_bytes("self/status", "VmHWM") - before
+
+
+def proc_bytes(file: str, field: str) -> int:
+    """Return a field of a file in /proc, such as MemAvailable of meminfo. Linux only."""
+    lines = dict(line.split(":", 1) for line in Path("/proc", file).read_text().splitlines())
+    return int(lines[field].split()[0]) * 1024
+
+
+# --- records ---
+
+
+def make_record(device: str, seconds: list[float], **fields) -> dict:
+    """Return a record: `fields`, median and quantiles of the seconds, and where they were measured."""
+    low, middle, high = np.quantile(seconds, [0.1, 0.5, 0.9]).tolist()
+    times = {"clock": clock_name(device), "seconds": middle, "quantiles": [low, high], "runs": len(seconds)}
+    return fields | times | circumstances(device)
+
+
+@cache
+def circumstances(device: str) -> dict:
+    """Return what every record says about where it was measured."""
+    return {
+        "device": device,
+        "processor": torch.cuda.get_device_name() if device == "cuda" else processor_name(),
+        "threads": torch.get_num_threads(),
+        "commit": commit(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def processor_name() -> str:
+    """Return the processor's model, with its family where the name alone says little."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = dict([part.strip() for part in line.split(":", 1)] for line in lines if ":" in line)
+    family = f" (family {fields['cpu family']}, model {fields.get('model', '?')})" if "cpu family" in fields else ""
+    return fields.get("model name", platform.machine()) + family
+
+
+def commit() -> str:
+    """Return the short hash of the source, `-dirty` with changes; M2BERT_COMMIT where there is no git."""
+    command = ["git", "-C", ROOT, "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("M2BERT_COMMIT", "unknown")
+
+
+def run_jobs(jobs: Iterable[Callable[[], list[dict]]], output: Path) -> None:
+    """Run jobs that return records; write all records so far after each, and print them at the end, however it ends."""
+    records: list[dict] = []
+    try:
+        for job in jobs:
+            records += job()
+            text = json.dumps(records, indent=1) + "\n"
+            write_atomically(output, lambda path, text=text: path.write_text(text))
+    finally:
+        table = pd.DataFrame(records, columns=SUMMARY).dropna(axis="columns", how="all")
+        print(table.to_string(index=False, na_rep="-", float_format="{:.3g}".format))

@@ -1,0 +1,373 @@
+"""Load an exported folder in every way that a user may, each in a process of its own, and print a Markdown row per way.
+
+It knows nothing of this package, and so runs wherever a folder and Python are. The outcome is the largest absolute
+difference of hidden states and unit vectors from those of `AutoModel` in float32 on the CPU; "absent" names a package
+that is not installed, "failed" an error. The exit code is 1 if a way failed.
+
+    python experiments/speed/load_matrix.py FOLDER [FOLDER ..] [--ways AutoModel,peft] [--hub-id ORG/NAME@COMMIT]
+"""
+
+import argparse
+import importlib.abc
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+TEXTS = [
+    "the budget of the committee",
+    "a report",
+    "",
+    5 * "minutes of a meeting about a budget, a report and the river ",
+]
+OURS = ("m2bert", "modeling_m2bert", "configuration_m2bert")
+COMMIT = "0123456789abcdef0123456789abcdef01234567"  # of the repository that stands in a cache
+LORA = {"r": 4, "target_modules": ["in_proj", "out_proj"], "target_parameters": ["up.weight", "down.weight"]}
+FROM_HUB = "from the Hub"
+
+
+class Subject(NamedTuple):
+    """What is loaded: a folder, or a Hub id and its commit; where its expected outputs are; a folder to write to."""
+
+    name: str
+    revision: str
+    expected: Path
+    scratch: Path
+
+    @property
+    def where(self) -> dict:
+        """Keyword arguments of every loader."""
+        return {"trust_remote_code": True} | ({"revision": self.revision} if self.revision else {})
+
+    def load(self, auto_class: str = "AutoModel", **options):
+        """Return the model, ready for inference."""
+        import transformers
+
+        return getattr(transformers, auto_class).from_pretrained(self.name, **self.where, **options).eval()
+
+    def pipeline(self, task: str):
+        from transformers import pipeline
+
+        return pipeline(task, model=self.name, **self.where, device="cpu")
+
+    def tokenise(self, config, texts: list[str] = TEXTS):
+        """Return a batch as the model's vectors are defined."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.name, **self.where)
+        return tokenizer(texts, padding=padding_of(config), truncation=True, return_tensors="pt")
+
+    def outputs(self, model, config) -> dict:
+        """Return hidden (B, L, H) and vector (B, P) of unit length, float32. A masked-LM folder has no pooler: its
+        vector is plain pooling."""
+        import torch
+
+        batch = self.tokenise(config)
+        with torch.no_grad():
+            found = model(**batch)
+        hidden, mask, vector = found.last_hidden_state.float(), batch["attention_mask"][..., None], found.pooler_output
+        if config.architectures[0].endswith("ForMaskedLM"):
+            vector = hidden[:, 0] if config.pooling.startswith("cls") else (hidden * mask).sum(1) / mask.sum(1)
+        return {"hidden": hidden.contiguous(), "vector": torch.nn.functional.normalize(vector.float(), dim=1)}
+
+    def right(self) -> dict:
+        """Return the outputs of AutoModel."""
+        from safetensors.torch import load_file
+
+        return load_file(self.expected)
+
+    def compare(self, model) -> str:
+        """Return the largest absolute difference of a model's outputs from those of AutoModel."""
+        return number(distance(self.outputs(model, model.config), self.right()))
+
+
+def padding_of(config) -> str | bool:
+    """Return padding to the longest input where padding is seen, else to the longest text of the batch."""
+    return "max_length" if config.padding == "visible" else True
+
+
+def distance(found: dict, expected: dict) -> float:
+    return max((tensor - expected[name]).abs().max().item() for name, tensor in found.items())
+
+
+def number(value: float) -> str:
+    return f"{value:.1e}" if value else "0"
+
+
+# --- the ways; each returns its outcome ---
+
+
+def expect(subject: Subject):
+    """Write what the ways are compared with."""
+    from safetensors.torch import save_file
+
+    model = subject.load()
+    save_file(subject.outputs(model, model.config), subject.expected)
+
+
+def auto_model(subject: Subject, **options) -> str:
+    return subject.compare(subject.load(**options))
+
+
+def on_disk(subject: Subject) -> str:
+    """Leave the weights on the disk, from where a module's are read when it is called. A pooler may be new: then there
+    is none to read."""
+    where = {"embeddings": "disk", "layers": "disk", "pooler": "cpu"}
+    model = subject.load(device_map=where, offload_folder=str(subject.scratch / "disk"))
+    if not all(parameter.is_meta for parameter in (*model.embeddings.parameters(), *model.layers.parameters())):
+        raise RuntimeError("weights were loaded that should lie on the disk")
+    return subject.compare(model)
+
+
+def offloaded(subject: Subject) -> str:
+    """Offload all modules of a loaded model by accelerate: into memory, and onto the disk."""
+    from accelerate import cpu_offload, disk_offload
+
+    model, other = subject.load(), subject.load()
+    cpu_offload(model, execution_device="cpu")
+    disk_offload(other, execution_device="cpu", offload_dir=subject.scratch / "offload")
+    return f"cpu {subject.compare(model)}, disk {subject.compare(other)}"
+
+
+def own_class(subject: Subject) -> str:
+    """Load the class that was saved: every tensor is there and used, and the encoder is the same."""
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(subject.name, **subject.where)
+    kind = "AutoModel" + config.architectures[0].removeprefix("M2Bert").removesuffix("Model")
+    load = getattr(transformers, kind).from_pretrained
+    model, report = load(subject.name, **subject.where, output_loading_info=True)
+    if any(report.values()):
+        raise RuntimeError(f"tensors do not fit: {report}")
+    with torch.no_grad():
+        hidden = model.eval()(**subject.tokenise(config), output_hidden_states=True).hidden_states[-1]
+    return number(distance({"hidden": hidden}, subject.right()))
+
+
+def sentence_transformer(subject: Subject) -> str:
+    from sentence_transformers import SentenceTransformer
+
+    encoder = SentenceTransformer(subject.name, **subject.where, device="cpu")
+    return number(distance({"vector": encoder.encode(TEXTS, convert_to_tensor=True)}, subject.right()))
+
+
+def feature_extraction(subject: Subject) -> str:
+    """Pass one text at a time, and compare where tokens are."""
+    import torch
+
+    run = subject.pipeline("feature-extraction")
+    settings = {"padding": padding_of(run.model.config), "truncation": True}
+    found = [torch.tensor(run(text, tokenize_kwargs=settings)[0]) for text in TEXTS]
+    rows = zip(found, subject.right()["hidden"], strict=True)
+    return number(max((tokens - row[: len(tokens)]).abs().max().item() for tokens, row in rows))
+
+
+def fill_mask(subject: Subject) -> str:
+    """Compare probabilities with those of the logits."""
+    run = subject.pipeline("fill-mask")
+    text, config = f"the {run.tokenizer.mask_token} of the committee", run.model.config
+    batch = subject.tokenise(config, [text])
+    place = (batch["input_ids"][0] == run.tokenizer.mask_token_id).nonzero().item()
+    exact = subject.load("AutoModelForMaskedLM")(**batch).logits[0, place].softmax(-1)
+    found = run(text, tokenizer_kwargs={"padding": padding_of(config)})
+    return number(max(abs(each["score"] - exact[each["token"]].item()) for each in found))
+
+
+def text_classification(subject: Subject) -> str:
+    """Compare probabilities with those of the logits."""
+    run = subject.pipeline("text-classification")
+    config = run.model.config
+    exact = subject.load("AutoModelForSequenceClassification")(**subject.tokenise(config)).logits.softmax(-1)
+    found = run(TEXTS, top_k=None, padding=padding_of(config), truncation=True)
+    pairs = [(row, each) for row, scores in zip(exact, found, strict=True) for each in scores]
+    return number(max(abs(each["score"] - row[config.label2id[each["label"]]].item()) for row, each in pairs))
+
+
+def bfloat16(subject: Subject) -> str:
+    """Return the smallest cosine with the vectors in float32."""
+    import torch
+
+    model = subject.load(dtype=torch.bfloat16)
+    vector = subject.outputs(model, model.config)["vector"]
+    return f"cosine {(vector * subject.right()['vector']).sum(1).min().item():.6f}"
+
+
+def compiled(subject: Subject) -> str:
+    """Compile by inductor where there is a C++ compiler, else by the backend that only traces."""
+    import torch
+
+    backend = "inductor" if shutil.which("g++") or shutil.which("clang++") else "eager"
+    return f"{subject.compare(torch.compile(subject.load(), backend=backend))} (backend {backend})"
+
+
+def lora(subject: Subject) -> str:
+    """Add an empty adapter, which changes nothing; fill it: it is the same once saved and loaded, and once merged."""
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    adapted = get_peft_model(subject.load(), LoraConfig(**LORA)).eval()
+    config = adapted.get_base_model().config
+    added = distance(subject.outputs(adapted, config), subject.right())
+    torch.manual_seed(0)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    filled = subject.outputs(adapted, config)
+    adapted.save_pretrained(subject.scratch / "adapter")
+    again = PeftModel.from_pretrained(subject.load(), subject.scratch / "adapter").eval()
+    loaded = distance(subject.outputs(again, config), filled)
+    merged = distance(subject.outputs(again.merge_and_unload(), config), filled)
+    moved = number(distance(filled, subject.right()))
+    return f"added {number(added)}, moves it by {moved}, loaded {number(loaded)}, merged {number(merged)}"
+
+
+def next_to_the_package(subject: Subject) -> str:
+    """Import the package first: it registers its own classes, which then win over the folder's code."""
+    import modeling_m2bert
+
+    model = subject.load()
+    if type(model) is not modeling_m2bert.M2BertModel:
+        raise RuntimeError(f"the folder's {type(model)} was loaded")
+    return subject.compare(model)
+
+
+class Way(NamedTuple):
+    """What runs, the packages it needs besides torch and transformers and those it must do without, and where."""
+
+    run: Callable[[Subject], str | None]
+    needs: tuple[str, ...] = ()
+    without: tuple[str, ...] = OURS
+    environment: dict = {}
+    only: str = ""  # end of the class that was saved
+
+
+OFFLINE = {"HF_HUB_OFFLINE": "1"}  # and by its id, from a cache
+SENTENCES = ("sentence-transformers",)
+WAYS = {
+    "AutoModel, without this package": Way(auto_model),
+    "the saved class": Way(own_class),
+    "SentenceTransformer": Way(sentence_transformer, SENTENCES),
+    'pipeline("feature-extraction")': Way(feature_extraction),
+    'pipeline("fill-mask")': Way(fill_mask, only="ForMaskedLM"),
+    'pipeline("text-classification")': Way(text_classification, only="ForSequenceClassification"),
+    'dtype="auto"': Way(partial(auto_model, dtype="auto")),
+    'device_map="cpu"': Way(partial(auto_model, device_map="cpu"), ("accelerate",)),
+    'device_map="disk"': Way(on_disk, ("accelerate",)),
+    "offload": Way(offloaded, ("accelerate",)),
+    "bfloat16": Way(bfloat16),
+    "torch.compile": Way(compiled),
+    "peft: LoRA": Way(lora, ("peft",)),
+    "without triton": Way(auto_model, without=(*OURS, "triton")),
+    "without a GPU": Way(auto_model, environment={"CUDA_VISIBLE_DEVICES": ""}),
+    "beside this package, imported first": Way(next_to_the_package, ("m2bert",), without=()),
+    "offline, AutoModel by Hub id": Way(auto_model, environment=OFFLINE),
+    "offline, SentenceTransformer by Hub id": Way(sentence_transformer, SENTENCES, environment=OFFLINE),
+    FROM_HUB: Way(auto_model),
+}
+
+
+class Blocker(importlib.abc.MetaPathFinder):
+    """Makes packages look as if they were not installed."""
+
+    def __init__(self, names: list[str]):
+        self.names = names
+
+    def find_spec(self, name, path=None, target=None):
+        """As importlib asks for it."""
+        if name.split(".")[0] in self.names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def child(what: str, without: str, name: str, revision: str, expected: str, scratch: str):
+    """Run one way in this process; the last line of stdout is its outcome."""
+    sys.meta_path.insert(0, Blocker(without.split(",")))
+    run = WAYS[what].run if what in WAYS else expect
+    print(run(Subject(name, revision, Path(expected), Path(scratch))))
+
+
+def start(what: str, way: Way, subject: Subject) -> str:
+    """Return the outcome of a way, tried in a process of its own."""
+    missing = [name for name in way.needs if version(name) is None]
+    if missing:
+        return f"absent: {', '.join(missing)}"
+    command = [sys.executable, "-P", __file__, "--child", what, ",".join(way.without), *map(str, subject)]
+    own = {"HF_HOME": str(subject.scratch / "hf"), "TORCHINDUCTOR_CACHE_DIR": str(subject.scratch / "inductor")}
+    environment = os.environ | ({} if what == FROM_HUB else own) | way.environment
+    done = subprocess.run(command, capture_output=True, text=True, cwd=subject.scratch, env=environment)
+    lines = (done.stderr if done.returncode else done.stdout).strip().splitlines() or ["no output"]
+    return f"failed: {lines[-1][:200]}" if done.returncode else lines[-1]
+
+
+def version(name: str) -> str | None:
+    """Return the version of an installed package; None if it is not installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def store_in_cache(folder: Path, cache: Path) -> str:
+    """Store the folder as a Hub repository that was downloaded before; return its id."""
+    repository = cache / "hub" / "models--organisation--name"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    shutil.copytree(folder, repository / "snapshots" / COMMIT)
+    return "organisation/name"
+
+
+def rows(folder: Path, chosen: list[str], hub_id: str) -> Iterator[tuple[str, str, str, str]]:
+    """Yield (class, way, versions, outcome) of every way that fits the folder."""
+    config = json.loads((folder / "config.json").read_text())
+    saved = config["architectures"][0]
+    title = f"{saved}, {config['padding']}"
+    with tempfile.TemporaryDirectory() as scratch:
+        here = Subject(str(folder.resolve()), "", Path(scratch, "expected.safetensors"), Path(scratch))
+        cached = here._replace(name=store_in_cache(folder, Path(scratch, "hf")), revision=COMMIT)
+        on_hub = here._replace(**dict(zip(("name", "revision"), hub_id.split("@"), strict=True)))
+        outcome = start("expect", Way(expect), here)
+        if not here.expected.is_file():
+            yield title, "AutoModel", "", outcome
+            return
+        for what in chosen:
+            way = WAYS[what]
+            subject = on_hub if what == FROM_HUB else cached if way.environment == OFFLINE else here
+            if saved.endswith(way.only) and subject.name:
+                found = {name: version(name) for name in ("torch", "transformers", *way.needs)}
+                versions = ", ".join(f"{name} {which}" for name, which in found.items() if which)
+                yield title, what, versions, start(what, way, subject)
+
+
+def main() -> int:
+    """Print the table; return 1 if a way failed."""
+    if sys.argv[1:2] == ["--child"]:
+        child(*sys.argv[2:])
+        return 0
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    parser.add_argument("--ways", default="", help="some of them: beginnings of their names, with commas between")
+    parser.add_argument("--hub-id", metavar="ID@COMMIT", default="@", help="of the same model on the Hub, to load too")
+    asked = parser.parse_args()
+    beginnings = asked.ways.split(",")
+    for beginning in beginnings:
+        if not any(what.startswith(beginning) for what in WAYS):
+            parser.error(f"--ways {beginning!r} begins none of: {'; '.join(WAYS)}")
+    chosen = [what for what in WAYS if what.startswith(tuple(beginnings))]
+    failed = False
+    print("| class, padding | way | versions | outcome |\n|---|---|---|---|")
+    for folder in asked.folders:
+        for row in rows(folder, chosen, asked.hub_id):
+            print("|", " | ".join(cell.replace("|", "/") for cell in row), "|", flush=True)
+            failed |= row[-1].startswith("failed")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""Setup and teardown shared by both entry points: processes, output folder, tracker, and the written model."""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, TorchDynamoPlugin, set_seed
+
+from m2bert.files import claimed, read_json
+from m2bert.hub.folder import check_output, write_folder
+from m2bert.schema import FOREIGN, Schema, checked
+from m2bert.terminal import Ended, log_to_terminal
+
+from .checkpoints import Checkpoints, differences, remove_all, run_identity, whole_weights
+from .distributed import from_main
+from .dry_run import is_dry_run
+from .inputs import PYDOCS, ready
+from .lora import write_adapter
+from .settings import RunSettings
+
+logger = logging.getLogger(__name__)
+
+LONGEST_WAIT = timedelta(hours=12)  # of processes, while one of them tokenises or encodes with a teacher
+RECORD = "training.json"  # of a finished run, beside its weights
+
+
+class Finished(Ended):
+    """There is nothing left to do."""
+
+
+def run(name: str, train: Callable[[Accelerator, RunSettings], None], argv: list[str], settings: RunSettings | None):
+    """Train, in an output folder that no other run writes to meanwhile.
+
+    Args:
+        name: `mlm` or `opl`.
+        train: the body of the entry point.
+        argv: the arguments as they were written; see `load_settings`.
+        settings: of `ready`; None checks `argv` first.
+
+    Raises:
+        ValueError: as `ready` and `check_place`; or another run writes there, or a tracker is not installed.
+        Finished: as `check_place`.
+    """
+    settings = settings or ready(name, argv)
+    accelerator = make_accelerator(settings)
+    log_to_terminal(logging.INFO if accelerator.is_main_process else logging.WARNING, "%(message)s")
+    logging.getLogger("accelerate").setLevel(logging.ERROR)  # it reports every file of a checkpoint
+    transformers.utils.logging.disable_progress_bar()
+    default = f"without arguments: the small offline default (pydocs, configs/{name}-small.yaml)"
+    logger.info("%s: %s", name, " ".join(argv) or default)
+    with claimed_output(settings, accelerator):
+        if settings.tracker is not None:
+            if not accelerator.log_with:
+                raise ValueError(f"tracker={settings.tracker} is not installed; install it, or choose another")
+            accelerator.init_trackers("m2bert")
+        set_seed(settings.seed)
+        train(accelerator, settings)
+
+
+def make_accelerator(settings: RunSettings) -> Accelerator:
+    """Return the accelerator of a run.
+
+    Raises:
+        ValueError: a tracker that accelerate does not know, or several processes of which each would train alone.
+    """
+    accelerator = Accelerator(
+        mixed_precision=settings.precision,
+        dynamo_plugin=TorchDynamoPlugin(backend="inductor", dynamic=True) if settings.compile else None,
+        log_with=settings.tracker,
+        project_dir=run_folder(settings),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
+    )
+    if accelerator.is_fsdp2:
+        # Autocast computes in half precision; FSDP would round the parameters of the filters as well.
+        accelerator.state.fsdp_plugin.mixed_precision_policy = None
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started != accelerator.num_processes:
+        raise ValueError(
+            f"{started} processes were started and {accelerator.num_processes} would train together; on a CPU set "
+            "ACCELERATE_USE_CPU=true"
+        )
+    return accelerator
+
+
+def run_folder(settings: RunSettings) -> Path:
+    """Return the folder of checkpoints, and of what trackers write, beside the output."""
+    return Path(f"{Path(settings.output_dir)}.run")
+
+
+@contextmanager
+def claimed_output(settings: RunSettings, accelerator: Accelerator) -> Iterator[None]:
+    """Check where the output is to be, and keep other runs out of there until the block ends.
+
+    Raises:
+        Finished, ValueError: as `check_place`; or another run writes there. Raised on all processes.
+    """
+    folder = run_folder(settings)
+    with ExitStack() as stack:
+
+        def claim():
+            stack.enter_context(claimed(folder))
+            stack.callback(lambda: any(folder.iterdir()) or folder.rmdir())
+            check_place(settings, accelerator)
+
+        from_main(claim)
+        yield
+
+
+class Record(Schema):
+    """The part of a finished run's training.json that is read again: its `run_identity`."""
+
+    model_config = FOREIGN
+    identity: dict[str, Any]
+
+
+def check_place(settings: RunSettings, accelerator: Accelerator) -> None:
+    """Check that the run may begin, or resume, where its output is to be.
+
+    Raises:
+        Finished: with `resume`, if the output is of these very settings. Its checkpoints are removed.
+        ValueError: a finished or unfinished run is there, and neither `resume` nor `overwrite` says what to do.
+    """
+    output, folder = Path(settings.output_dir), run_folder(settings)
+    unfinished = sorted(folder.glob("step-*"))
+    if settings.resume and (output / RECORD).is_file():
+        there = checked(Record, read_json(output / RECORD), str(output / RECORD)).identity
+        changes = differences(there, run_identity(settings.model_dump(), accelerator))
+        if not changes:
+            remove_all(folder)
+            raise Finished(f"{output} is finished; nothing to do")
+        if not (unfinished and settings.overwrite):
+            raise ValueError(
+                f"{output} is finished, and of another run ({'; '.join(changes)}); change that back, or name another "
+                "output_dir"
+            )
+    check_output(output, settings.overwrite)
+    if unfinished and not (settings.resume or settings.overwrite):
+        raise ValueError(
+            f"output_dir={output} has an unfinished run ({unfinished[-1]}); resume it with resume=true, or start anew "
+            "with overwrite=true"
+        )
+
+
+def make_checkpoints(accelerator: Accelerator, settings: RunSettings, data: dict) -> Checkpoints:
+    """Return the checkpoints of a run; `data` identifies its data."""
+    return Checkpoints(
+        accelerator,
+        run_folder(settings),
+        config=settings.model_dump(),
+        data=data,
+        every=settings.checkpoint_every,
+        keep=settings.checkpoint_keep,
+        resume=settings.resume,
+    )
+
+
+def data_folder(path: str | None) -> Path:
+    """Return the folder of the data; without a path pydocs, built from the installed packages' documentation."""
+    if path is not None:
+        return Path(path)
+    from m2bert.eval.tasks.pydocs import build_pydocs
+
+    build_pydocs(PYDOCS)
+    return PYDOCS
+
+
+def finish(
+    accelerator: Accelerator, model, tokenizer, settings: RunSettings, record: dict, checkpoints: Checkpoints
+) -> None:
+    """Write the trained model as a complete Hub folder with `training.json`, then remove the checkpoints. Of a model
+    with adapters (peft) the folder holds these alone."""
+    weights = whole_weights(accelerator, model)
+    if accelerator.is_main_process:
+        record = {"identity": run_identity(record["config"], accelerator), **record}
+        extra = {RECORD: json.dumps(record, indent=2, allow_nan=False) + "\n"}
+        model = accelerator.unwrap_model(model, keep_torch_compile=False)
+        write = write_adapter if hasattr(model, "peft_config") else write_folder
+        output = write(
+            model, tokenizer, settings.output_dir, overwrite=settings.overwrite, extra_files=extra, state_dict=weights
+        )
+        remove_all(checkpoints.folder)
+        if is_dry_run(settings):
+            logger.info("dry run: every part ran once on stand-in data; nothing is kept, your paths were not read")
+        else:
+            logger.info("wrote %s", output)
+    accelerator.end_training()
