@@ -525,10 +525,12 @@ def test_a_hub_that_fails_is_no_reason_to_take_what_the_cache_has(tmp_path, orig
 
 def test_a_hub_that_cannot_be_reached_leaves_the_cache(tmp_path, original, hub, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    fill_cache(tmp_path / "cache", "org/name", {"model.safetensors": save(embedding_tensors(original))})
+    commit = hub.add("org/name", repository(original))
+    assert not find_source("org/name").cached  # downloads some of the files
     hub.server.shutdown()
     hub.server.server_close()
-    assert find_source("org/name").cached
+    found = find_source("org/name")
+    assert (found.cached, found.revision) == (True, commit)
 
 
 @pytest.mark.slow
