@@ -525,10 +525,16 @@ def test_a_hub_that_fails_is_no_reason_to_take_what_the_cache_has(tmp_path, orig
 
 def test_a_hub_that_cannot_be_reached_leaves_the_cache(tmp_path, original, hub, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    commit = hub.add("org/name", repository(original))
-    assert not find_source("org/name").cached  # downloads some of the files
+    fill_cache(tmp_path / "cache", "org/name", {"model.safetensors": save(embedding_tensors(original))})
     hub.server.shutdown()
     hub.server.server_close()
+    assert find_source("org/name").cached
+
+
+def test_offline_an_earlier_partial_download_is_enough(original, hub, monkeypatch):
+    commit = hub.add("org/name", repository(original))
+    assert not find_source("org/name").cached
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     found = find_source("org/name")
     assert (found.cached, found.revision) == (True, commit)
 
