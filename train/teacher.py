@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,16 +12,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
-from m2bert.eval.tasks.schema import RetrievalTask
 from m2bert.files import digest, sync
 
 from .kept import building
+
+if TYPE_CHECKING:  # it needs pyarrow
+    from m2bert.eval.tasks.schema import RetrievalTask
 
 logger = logging.getLogger(__name__)
 
 
 def teacher_vectors(
-    accelerator: Accelerator, teacher: str, tasks: list[RetrievalTask], cache: str
+    accelerator: Accelerator, teacher: str, tasks: list["RetrievalTask"], cache: str
 ) -> tuple[Tensor, Tensor]:
     """The teacher's vectors of all queries and of all documents, numbered through the tasks; computed by the main
     process and kept on disk under a hash of the teacher and the texts.
