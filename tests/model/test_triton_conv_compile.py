@@ -11,13 +11,11 @@ from modeling_m2bert import m2bert_ops_triton_conv as conv  # noqa: E402
 from modeling_m2bert import m2bert_ops_triton_conv_backward as backward  # noqa: E402
 from modeling_m2bert import m2bert_ops_triton_fused as fused  # noqa: E402
 from modeling_m2bert import m2bert_ops_triton_stages as stages  # noqa: E402
-from modeling_m2bert import m2bert_ops_triton_toeplitz as toeplitz  # noqa: E402
 
 KERNELS = {
-    toeplitz: ["multiply_toeplitz"],
     fused: ["convolve_rows"],
     stages: ["transform_rows", "multiply_spectra"],
-    conv: ["gate_rows"],
+    conv: ["multiply_toeplitz", "gate_rows"],
     backward: ["scale_rows", "sum_spectrum_gradient", "gradient_rows"],
 }
 SPECIALISED = {"M1"}, {"M1", "stride0", "stride1", "gate_stride", "longest"}  # integers; the latter of transform_rows
