@@ -1,6 +1,5 @@
-"""Compile kernels for sm_90 without a GPU: specifications come as JSON on standard input, resources go out as JSON.
-
-The `compile_sm90` fixture documents both. A process of its own, because in an interpreting process kernels cannot be
+"""Compile kernels for sm_90 without a GPU: a line of input holds specifications, a line of output resources, as JSON;
+the `compile_sm90` fixture documents both. A process of its own, because in an interpreting process kernels cannot be
 compiled.
 """
 
@@ -54,11 +53,12 @@ def main():
     package = types.ModuleType("modeling_m2bert")  # kernel files without the model: they know torch and triton only
     package.__path__ = [str(ROOT / "modeling_m2bert")]
     sys.modules["modeling_m2bert"] = package
-    results = []
-    for spec in json.load(sys.stdin):
-        target = GPUTarget("cuda", spec.get("capability", 90), 32)
-        results.append(resources(triton.compile(source_of(spec), target=target, options=spec.get("options", {}))))
-    print(json.dumps(results))
+    for line in sys.stdin:
+        results = []
+        for spec in json.loads(line):
+            target = GPUTarget("cuda", spec.get("capability", 90), 32)
+            results.append(resources(triton.compile(source_of(spec), target=target, options=spec.get("options", {}))))
+        print(json.dumps(results), flush=True)
 
 
 if __name__ == "__main__":

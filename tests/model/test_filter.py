@@ -76,21 +76,3 @@ def test_a_float64_model_has_float64_filters(tiny_config):
     model = M2BertModel(tiny_config()).double()
     assert taps_of(model).dtype == torch.float64
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_loading_in_half_precision_equals_casting_to_it(tiny_config, randomised, tmp_path, dtype):
-    model = randomised(M2BertModel(tiny_config(pooling="cls_tanh")))
-    model.save_pretrained(tmp_path)
-    loaded = M2BertModel.from_pretrained(tmp_path, dtype=dtype).eval()
-    cast = model.to(dtype)
-    ids = torch.arange(1, 41).view(2, 20)
-    with torch.no_grad():
-        assert torch.equal(loaded(ids).pooler_output, cast(ids).pooler_output)
-    cast.save_pretrained(tmp_path / "again")
-    again = M2BertModel.from_pretrained(tmp_path / "again").eval()  # dtype of the checkpoint
-    assert again.dtype == dtype
-    assert torch.equal(taps_of(again), taps_of(loaded))
-    for (name, ours), theirs in zip(loaded.state_dict().items(), again.state_dict().values(), strict=True):
-        assert ours.dtype == theirs.dtype, name
-        assert torch.equal(ours, theirs), name

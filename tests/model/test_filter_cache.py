@@ -145,8 +145,9 @@ def test_in_training_mode_there_is_no_cache(model, generated):
     assert not filter_cache_bytes()
 
 
-def test_each_precision_and_each_choice_of_kernels_has_its_own(model, monkeypatch):
+def test_each_precision_and_each_choice_of_kernels_has_its_own(tiny_config, randomised, monkeypatch):
     pytest.importorskip("triton")
+    model = randomised(M2BertModel(tiny_config(hidden_size=8, intermediate_size=8, num_hidden_layers=1)))
     for kernels in ("torch", "triton", "torch"):
         monkeypatch.setenv("M2BERT_KERNELS", kernels)
         with torch.no_grad():

@@ -4,17 +4,12 @@ import math
 import sys
 
 import pytest
+import references
 import torch
 from torch.nn import functional as F
 
 from modeling_m2bert import M2BertModel, m2bert_ops_dispatch, m2bert_ops_torch_conv
-from modeling_m2bert.m2bert_ops import (
-    add_layer_norm,
-    block_diagonal_glu,
-    cached_long_conv,
-    long_conv,
-    short_conv_gate,
-)
+from modeling_m2bert.m2bert_ops import add_layer_norm, block_diagonal_glu, cached_long_conv, long_conv, short_conv_gate
 from modeling_m2bert.m2bert_ops_dispatch import choose_kernels
 from modeling_m2bert.m2bert_ops_torch_conv import prepare_filter, transform_length
 
@@ -29,35 +24,9 @@ def rows(*slots_and_lengths):
 ROWS = [rows((1, 1)), rows((2, 2), (1, 1)), rows((31, 31), (7, 7), (16, 16)), rows((20, 13), (5, 0), (20, 20))]
 
 
-def direct_convolution(x, taps, skip):
-    """The two-sided sum, term by term, as a Toeplitz matrix per channel. x (H, L)."""
-    lag = torch.arange(x.shape[1])[:, None] - torch.arange(x.shape[1])
-    matrix = torch.where(lag >= 0, taps[0][:, lag.clamp(min=0)], taps[1][:, (-lag - 1).clamp(min=0)])
-    return (matrix @ x[..., None])[..., 0] + skip[:, None] * x
-
-
 def direct_long_conv(gated, gate, residual, taps, residual_taps, skip, residual_skip, offsets, lengths, longest):
-    y = torch.zeros_like(gated)
-    for start, n in zip(offsets.tolist(), lengths.tolist(), strict=False):
-        at = slice(start, start + n)
-        y[:, at] = direct_convolution(gated[:, at], taps, skip) * gate[:, at]
-        if residual is not None:
-            y[:, at] += direct_convolution(residual[:, at], residual_taps, residual_skip)
-    return y
-
-
-def direct_short_conv_gate(projected, projection_bias, weight, bias, offsets, lengths, longest):
-    gated, gate = (torch.zeros_like(projected[: len(projected) // 3]) for _ in range(2))
-    for start, n in ((start, n) for start, n in zip(offsets.tolist(), lengths.tolist(), strict=False) if n):
-        a = F.pad(projected[:, start : start + n] + projection_bias[:, None], (2, 0))
-        x1, x2, v = F.conv1d(a[None], weight[:, None], bias, groups=len(weight))[0].chunk(3)
-        gated[:, start : start + n], gate[:, start : start + n] = v * x1, x2
-    return gated, gate
-
-
-def direct_glu(x, up, down, bias):
-    gate, value = (x @ torch.block_diag(*up).T).chunk(2, dim=-1)
-    return (F.gelu(gate) * value) @ torch.block_diag(*down).T + bias
+    signals = gated, gate, residual, taps, residual_taps, skip, residual_skip
+    return references.long_conv(references.toeplitz_convolution, offsets, lengths, *signals)
 
 
 def assert_same(ours, theirs, arguments, tolerance=1e-11):
@@ -103,13 +72,13 @@ def test_long_conv_is_the_two_sided_sum(at, residual, monkeypatch):
 def test_short_conv_gate_is_causal_and_starts_every_row_anew(at):
     projected, *parameters = randoms((9, int(at[0][-1])), (9,), (9, 3), (9,))
     poison(*at[:2], projected)
-    assert_same(short_conv_gate, direct_short_conv_gate, [projected, *parameters, *at])
+    assert_same(short_conv_gate, references.short_conv_gate, [projected, *parameters, *at])
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 513])
 @pytest.mark.parametrize("blocks", [1, 2, 3, 4])
 def test_block_diagonal_glu_equals_its_dense_matrices(blocks, tokens):
-    assert_same(block_diagonal_glu, direct_glu, randoms((tokens, 12), (blocks, 48 // blocks, 12 // blocks),
+    assert_same(block_diagonal_glu, references.glu, randoms((tokens, 12), (blocks, 48 // blocks, 12 // blocks),
                                                         (blocks, 12 // blocks, 24 // blocks), (12,)), 1e-9)  # fmt: skip
 
 

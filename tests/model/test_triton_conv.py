@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 pytest.importorskip("triton")
 
-from triton_conv_reference import Case, fft_convolution, half_convolution, relative_error, toeplitz_convolution  # noqa: E402
+from references import Case, fft_convolution, half_convolution, relative_error, toeplitz_convolution  # noqa: E402
 
 from modeling_m2bert import m2bert_ops_triton_conv as conv  # noqa: E402
 from modeling_m2bert import m2bert_ops_triton_dft as dft  # noqa: E402
@@ -17,21 +18,8 @@ FORMS = {
     "fused": (conv.long_conv_fused, lambda longest: max(dft.transform_length(longest), 512)),
     "three_kernels": (conv.long_conv_three_kernels, lambda longest: max(dft.transform_length(longest), 512)),
 }
-SHORT = [
-    ([1], [1]),
-    ([2, 0, 1], [2, 3, 1]),
-    ([16, 15], [16, 16]),
-    ([17, 13], [17, 13]),
-    ([64, 1, 65], [64, 2, 66]),
-    ([255, 256], [255, 256]),
-]
-LONG = [
-    ([257], [257]),
-    ([511, 512, 1], [511, 512, 3]),
-    ([300, 509], [310, 512]),
-    ([513], [513]),
-    ([1024, 31], [1024, 1024]),
-]
+SHORT = [([1], [1]), ([2, 0, 17], [2, 3, 17]), ([64, 1, 65], [64, 2, 66]), ([255, 256], [256, 256])]
+LONG = [([257], [257]), ([511, 512, 1], [511, 512, 3]), ([1024, 31], [1024, 1024])]
 
 
 def run(form, case, arguments=None):
@@ -102,14 +90,6 @@ def test_without_residual(form, length, device, poisoned):
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "length"), [("toeplitz", "three_kernels", 129), ("fused", "three_kernels", 700)]
-)
-def test_forms_agree(one, other, length, device):
-    case = Case([length, 64], [length, 70], torch.float16, device)
-    assert relative_error(run(one, case), run(other, case).double()) < HALF_BOUND
-
-
-@pytest.mark.parametrize(
     ("longest", "form"), [(256, "toeplitz"), (257, "fused"), (8192, "fused"), (8193, "three_kernels")]
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -132,34 +112,24 @@ def test_batch_mates_do_not_change_a_row(form, length, device):
     row = slice(9, 9 + length)
     signals = [signal[:, row] for signal in case.arguments[:3]]
     expected = run(form, alone, [*signals, *case.arguments[3:]])
-    assert torch.allclose(run(form, case)[:, row], expected, rtol=0, atol=2e-3 * expected.abs().max().item())
     assert expected.isfinite().all()
+    assert torch.allclose(run(form, case)[:, row], expected, rtol=0, atol=2e-3 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize(("form", "length"), [("toeplitz", 100), ("fused", 300), ("three_kernels", 300)])
 def test_only_taps_within_reach_matter(form, length, device):
-    case = Case([length], [length], torch.float16, device, num_taps=length + 700)
-    longer = run(form, case)
-    case.arguments[3], case.arguments[4] = case.arguments[3][..., :length], case.arguments[4][..., :length]
-    assert relative_error(longer, run(form, case).double()) < HALF_BOUND
-    few = Case([length], [length], torch.float16, device, num_taps=9)
-    padded = [torch.nn.functional.pad(a, (0, length)) if a.dim() == 3 else a for a in few.arguments]
-    exact = few.expected(
-        lambda x, taps: toeplitz_convolution(x, torch.nn.functional.pad(taps, (0, length))), torch.float64
-    )
-    assert relative_error(run(form, few), exact["y"]) < HALF_BOUND
-    assert torch.equal(run(form, few), run(form, few, padded))
+    for num_taps in (length + 700, 9):
+        case = Case([length], [length], torch.float16, device, num_taps=num_taps, with_residual=False)
+        exact = case.expected(lambda x, taps: toeplitz_convolution(x, F.pad(taps, (0, length))), torch.float64)
+        assert relative_error(run(form, case), exact["y"]) < HALF_BOUND
 
 
 def test_groups_of_channels_and_their_strides(device, poisoned, monkeypatch):
-    case = Case([270, 3], [270, 3], torch.float16, device, channels=5)
+    case = Case([270, 3], [270, 3], torch.float16, device, channels=3)
     exact, together = case.expected(toeplitz_convolution, torch.float64)["y"], run("three_kernels", case)
     monkeypatch.setattr(stages, "SCRATCH_BYTES", 1)
     monkeypatch.setattr(stages.Stages, "channels_at_once", lambda self, *rest: 2)
-    wide = [
-        torch.nn.functional.pad(signal, (3, 4 + i))[:, 3 : 3 + case.columns]
-        for i, signal in enumerate(case.arguments[:3])
-    ]
+    wide = [F.pad(signal, (3, 4 + i))[:, 3 : 3 + case.columns] for i, signal in enumerate(case.arguments[:3])]
     assert not wide[0].is_contiguous()
     in_groups = run("three_kernels", case, [*wide, *case.arguments[3:]])
     assert relative_error(in_groups, exact) <= 2 * relative_error(together, exact)  # products round by shape

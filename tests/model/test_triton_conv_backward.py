@@ -5,13 +5,13 @@ import torch
 
 pytest.importorskip("triton")
 
-from triton_conv_reference import NAMES, Case, fft_convolution, relative_error, toeplitz_convolution  # noqa: E402
+from references import NAMES, Case, fft_convolution, relative_error, toeplitz_convolution  # noqa: E402
 
 from modeling_m2bert import m2bert_ops_triton_conv as conv  # noqa: E402
 from modeling_m2bert import m2bert_ops_triton_stages as stages  # noqa: E402
 
 HALF_BOUND = 6e-4  # relative to float64
-CASES = [([1], [1]), ([2, 0, 17], [2, 1, 18]), ([512, 257], [512, 512]), ([601, 2], [700, 700])]
+CASES = [([1], [1]), ([2, 0, 17], [2, 1, 18]), ([512, 257], [512, 512])]
 
 
 def run(case, dy=None, arguments=None):
@@ -24,13 +24,13 @@ def run(case, dy=None, arguments=None):
 
 @pytest.mark.parametrize(("lengths", "slots"), CASES)
 def test_gradients_float32(lengths, slots, device, poisoned, hold_to_composite):
-    case = Case(lengths, slots, torch.float32, device)
+    case = Case(lengths, slots, torch.float32, device, channels=1)
     exact = case.expected_gradients(toeplitz_convolution, torch.float64)
     hold_to_composite(run(case), case.expected_gradients(fft_convolution, torch.float32), exact)
 
 
 @pytest.mark.parametrize(
-    ("lengths", "slots", "with_residual"), [*((*case, True) for case in CASES), ([33], [33], False)]
+    ("lengths", "slots", "with_residual"), [*((*case, True) for case in CASES[1:]), ([601, 2], [700, 700], False)]
 )
 def test_gradients_float16(lengths, slots, with_residual, device, poisoned):
     case = Case(lengths, slots, torch.float16, device, with_residual=with_residual)
@@ -54,24 +54,19 @@ def test_gradients_of_longer_rows(length, device, poisoned):
 
 
 def test_size_of_gradients_changes_nothing(device):
-    case = Case([300], [300], torch.bfloat16, device, channels=1)
-    expected = run(case)
+    case = Case([300], [300], torch.bfloat16, device, channels=1, with_residual=False)
+    case.dy = case.dy * 1e-6
+    exact, expected = case.expected_gradients(toeplitz_convolution, torch.float64), run(case)
+    for name, gradient in expected.items():
+        bound = HALF_BOUND if gradient.dtype == torch.float32 else HALF_BOUND + 2**-8
+        assert relative_error(gradient, exact[name]) < bound, name
     for factor in (2.0**-40, 2.0**60):
         for name, gradient in run(case, case.dy * factor).items():
             assert torch.equal(gradient, expected[name] * factor), name
 
 
-def test_gradients_of_a_millionth(device):
-    case = Case([300], [300], torch.bfloat16, device, channels=1)
-    case.dy = case.dy * 1e-6
-    exact = case.expected_gradients(toeplitz_convolution, torch.float64)
-    for name, gradient in run(case).items():
-        bound = HALF_BOUND if gradient.dtype == torch.float32 else HALF_BOUND + 2**-8
-        assert relative_error(gradient, exact[name]) < bound, name
-
-
 def test_large_gradients_at_one_token(device):
-    case = Case([500], [500], torch.float16, device, channels=1)
+    case = Case([500], [500], torch.float16, device, channels=1, with_residual=False)
     case.dy = torch.zeros_like(case.dy)
     case.dy[:, 123] = 3e3
     exact = case.expected_gradients(toeplitz_convolution, torch.float64)
@@ -92,10 +87,8 @@ def test_groups_of_channels_and_their_strides(device, poisoned, monkeypatch):
     case = Case([70], [70], torch.float16, device, channels=3)
     exact, together = case.expected_gradients(toeplitz_convolution, torch.float64), run(case)
     monkeypatch.setattr(stages.Stages, "channels_at_once", lambda self, *rest: 2)
-    wide = [
-        torch.nn.functional.pad(signal, (3, 4 + i))[:, 3:-4] for i, signal in enumerate([case.dy, *case.arguments[:3]])
-    ]
-    wide = [signal[:, : case.columns] for signal in wide]
+    signals = enumerate([case.dy, *case.arguments[:3]])
+    wide = [torch.nn.functional.pad(signal, (3, 4 + i))[:, 3 : 3 + case.columns] for i, signal in signals]
     monkeypatch.setattr(case, "poison", lambda signal: signal)
     for name, gradient in run(case, wide[0], [*wide[1:], *case.arguments[3:]]).items():
         bound = 2 * relative_error(together[name], exact[name])  # products round by shape
