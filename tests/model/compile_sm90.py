@@ -13,7 +13,6 @@ import types
 from pathlib import Path
 
 import triton
-import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -23,19 +22,12 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 
 def source_of(spec: dict) -> ASTSource:
     kernel = getattr(importlib.import_module(f"modeling_m2bert.{spec['module']}"), spec["kernel"])
-    constexprs = {name: constant(value) for name, value in spec["constexprs"].items()}
+    constexprs = spec["constexprs"]
     given = {**spec["signature"], **dict.fromkeys(constexprs, "constexpr")}
-    unknown, missing = given.keys() - set(kernel.arg_names), set(kernel.arg_names) - given.keys()
-    if unknown or missing:
-        raise ValueError(f"{spec['kernel']}: unknown parameters {sorted(unknown)}, missing {sorted(missing)}")
     signature = {name: given[name].removesuffix(":16") for name in kernel.arg_names}
     aligned = [index for index, name in enumerate(kernel.arg_names) if given[name].endswith(":16")]
     attributes = {(index,): [["tt.divisibility", 16]] for index in aligned}
     return ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
-
-
-def constant(value):
-    return getattr(tl, value[3:]) if isinstance(value, str) and value.startswith("tl.") else value
 
 
 def resources(compiled) -> dict:

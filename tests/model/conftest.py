@@ -110,22 +110,10 @@ def launches(monkeypatch):
 def compile_sm90():
     """Compile kernels for Hopper in a process of its own, on any machine, and say what the machine code needs.
 
-    The fixture is a function. It takes a list of dictionaries:
-
-        module: file name in modeling_m2bert without its ending, such as "m2bert_ops_triton_norm".
-        kernel: name of the jit function.
-        signature: {parameter: type} of all parameters that are no constants, types as Triton writes them: "*fp16",
-            "i32". An appended ":16" says what a launch finds out by itself: pointer or number is divisible by 16.
-        constexprs: {parameter: value} of the constants, also of strides that equal 1. Types are written "tl.float16".
-        options: {"num_warps": .., "num_stages": ..}; may be left out.
-        capability: of another GPU, such as 89; may be left out.
-
-    It returns one dictionary for each, in order:
-
-        registers: of a thread (255 at most).
-        stack: bytes of a thread in local memory; more than 0 means that registers were spilled.
-        shared: bytes of shared memory of a block (227 KB = 232448 at most on Hopper).
-        wgmma: whether the kernel uses Hopper's matrix instruction for groups of four warps.
+    The fixture is a function of specifications as a Recorder writes them ("capability": of another GPU, such as 89). It
+    returns a dictionary for each: registers of a thread (255 at most); stack, the bytes of a thread in local memory
+    (more than 0: registers were spilled); shared bytes of a block (232448 at most); wgmma, whether the kernel uses
+    Hopper's matrix instruction for groups of four warps.
     """
     pytest.importorskip("triton")
 

@@ -1,7 +1,6 @@
 """Weights are read in the call of the module that owns them, so whatever manages modules' weights works: offloading,
 sharding, pruning, parametrizations, adapters, hooks."""
 
-import contextlib
 import copy
 import logging
 import warnings
@@ -15,7 +14,6 @@ from torch.nn.utils import parametrize, prune
 from transformers import AutoModel
 
 from modeling_m2bert import M2BertConfig, M2BertForMaskedLM, M2BertModel
-from modeling_m2bert.m2bert_ops import add_layer_norm, block_diagonal_glu, long_conv, short_conv_gate
 
 IDS = torch.randint(1, 120, (3, 20), generator=torch.Generator().manual_seed(0))
 MASK = (torch.arange(20) < torch.tensor([[20], [7], [13]])).long()
@@ -45,8 +43,8 @@ def model(randomised):
 
 
 @torch.no_grad()
-def vectors(model, mask=MASK):
-    return model(IDS, mask).pooler_output
+def vectors(model):
+    return model(IDS, MASK).pooler_output
 
 
 def assert_close(found, expected):
@@ -85,20 +83,21 @@ def test_one_module_is_offloaded(model, name):
 @pytest.mark.parametrize("offload", [cpu_offload, disk_offload])
 def test_all_modules_are_offloaded(model, tmp_path, offload):
     expected = vectors(model)
-    place = {"offload_dir": tmp_path} if offload is disk_offload else {}
-    offload(model, execution_device="cpu", **place)
+    offload(model, execution_device="cpu", **({"offload_dir": tmp_path} if offload is disk_offload else {}))
     assert all(parameter.is_meta for parameter in model.parameters())
     for _ in range(2):
         assert torch.equal(vectors(model), expected)
 
 
-@pytest.mark.parametrize("where", [{"": "disk"}, {"embeddings": "cpu", "layers": "disk", "pooler": "cpu"}, "auto"])
-@pytest.mark.parametrize("share", [0.3, 0.7])
+SPREAD = {"embeddings": "cpu", "layers": "disk", "pooler": "cpu"}
+
+
+@pytest.mark.parametrize(("where", "share"), [({"": "disk"}, None), (SPREAD, None), ("auto", 0.3), ("auto", 0.7)])
 def test_from_pretrained_with_weights_on_disk(model, tmp_path, where, share):
     expected = vectors(model)
     model.save_pretrained(tmp_path)
     size = sum(parameter.nbytes for parameter in model.parameters())
-    memory = {"max_memory": {"cpu": int(share * size)}} if where == "auto" else {}
+    memory = {"max_memory": {"cpu": int(share * size)}} if share else {}
     loaded = AutoModel.from_pretrained(tmp_path, device_map=where, offload_folder=tmp_path / "offload", **memory)
     assert any(parameter.is_meta for parameter in loaded.parameters())
     for _ in range(2):
@@ -306,30 +305,6 @@ def test_forward_mode_derivatives_are_refused(model):
         torch.func.jvp(lambda x: model(inputs_embeds=x).last_hidden_state, (x,), (x,))
 
 
-# kernels without values
-
-
-def arguments_of_operations():
-    x = torch.randn(6, 4)
-    rows = torch.tensor([0, 4], dtype=torch.int32), torch.tensor([4], dtype=torch.int32), 4
-    norm = [torch.randn(4, 6), torch.randn(4, 6), torch.randn(6), torch.randn(6), 1e-5]
-    glu = [torch.randn(4, 6), torch.randn(1, 10, 6), torch.randn(1, 6, 5), torch.randn(6)]
-    conv = [x, x, x, torch.randn(2, 6, 4), torch.randn(2, 6, 4), torch.randn(6), torch.randn(6), *rows]
-    short = [torch.randn(18, 4), torch.randn(18), torch.randn(18, 3), torch.randn(18), *rows]
-    for operation, arguments in ((add_layer_norm, norm), (block_diagonal_glu, glu), (long_conv, conv),
-                                 (short_conv_gate, short)):  # fmt: skip
-        for position, argument in enumerate(arguments):
-            if isinstance(argument, torch.Tensor) and argument.is_floating_point():
-                yield pytest.param(operation, arguments, position, id=f"{operation.__name__}-{position}")
-
-
-@pytest.mark.parametrize(("operation", "arguments", "position"), arguments_of_operations())
-def test_one_argument_without_values_is_an_error(operation, arguments, position):
-    arguments = [*arguments[:position], arguments[position].to("meta"), *arguments[position + 1 :]]
-    with pytest.raises((RuntimeError, ValueError), match="meta"):
-        operation(*arguments)
-
-
 # what is returned
 
 
@@ -348,16 +323,6 @@ def test_gradients_reach_returned_hidden_states(model, mask, checkpointing):
     for state in outputs.hidden_states:
         assert (state.grad[real].abs().sum(-1) > 0).all()
         assert not state.grad[~real].any()
-    with torch.no_grad():
-        shift = 1e-3 * torch.randn_like(outputs.hidden_states[0]) * real[..., None]
-    found, expected = (shift * outputs.hidden_states[0].grad).sum(), 0.0
-    handle = model.embeddings.register_forward_hook(
-        lambda module, args, x: x + sign * (shift[real] if mask is not None else shift.flatten(0, 1))
-    )
-    for sign in (1, -1):
-        expected = expected + sign * vectors(model, mask).square().sum() / 2
-    handle.remove()
-    assert abs(found - expected) < 1e-2 * abs(expected) + 1e-6
 
 
 def test_dropout_is_switched_by_module(tiny_config):
@@ -391,26 +356,18 @@ def test_no_texts_give_no_rows(tiny_config, pooling, length, grad):
 
 
 def test_a_full_length_is_reported_once(tiny_config, caplog):
-    @contextlib.contextmanager
-    def heard(times):
-        caplog.clear()
-        yield
-        assert caplog.text.count("at least one text reached 48 tokens; what is longer was cut") == times
-
     library = logging.getLogger("transformers")
     library.addHandler(caplog.handler)
+    model = M2BertModel(tiny_config()).eval()
+    full, padded = torch.ones(1, 48, dtype=torch.long), (torch.arange(48) < 47).long()[None]
     try:
-        model = M2BertModel(tiny_config()).eval()
-        full, short = torch.ones(1, 48, dtype=torch.long), torch.ones(1, 47, dtype=torch.long)
-        padded = (torch.arange(48) < 47).long()[None]
-        with heard(0):
-            model(short)
-            model(full, padded)
-        with heard(1):
-            model(full)
-            model(full)
-        with heard(0):
-            M2BertModel(tiny_config()).train()(full)
-            M2BertForMaskedLM(tiny_config()).eval()(full)
+        model(full[:, :47])
+        model(full, padded)
+        M2BertModel(tiny_config()).train()(full)
+        M2BertForMaskedLM(tiny_config()).eval()(full)
+        assert not caplog.text
+        model(full)
+        model(full)
+        assert caplog.text.count("at least one text reached 48 tokens; what is longer was cut") == 1
     finally:
         library.removeHandler(caplog.handler)

@@ -1,4 +1,7 @@
-"""The long convolution's forward kernels against float64, in Triton's interpreter where there is no GPU."""
+"""The long convolution's kernels against float64, gradients too, in Triton's interpreter where there is no GPU; and
+all of them as they are launched, compiled for Hopper."""
+
+import itertools
 
 import pytest
 import torch
@@ -6,10 +9,19 @@ from torch.nn import functional as F
 
 pytest.importorskip("triton")
 
-from references import Case, fft_convolution, half_convolution, relative_error, toeplitz_convolution  # noqa: E402
+from references import (  # noqa: E402
+    NAMES,
+    Case,
+    fft_convolution,
+    half_convolution,
+    relative_error,
+    toeplitz_convolution,
+)  # fmt: skip
 
 from modeling_m2bert import m2bert_ops_triton_conv as conv  # noqa: E402
+from modeling_m2bert import m2bert_ops_triton_conv_backward as backward  # noqa: E402
 from modeling_m2bert import m2bert_ops_triton_dft as dft  # noqa: E402
+from modeling_m2bert import m2bert_ops_triton_fused as fused  # noqa: E402
 from modeling_m2bert import m2bert_ops_triton_stages as stages  # noqa: E402
 
 HALF_BOUND = 6e-4  # relative to float64
@@ -145,14 +157,6 @@ def test_size_of_samples_and_taps(form, size, device):
     assert relative_error(run(form, case), case.expected(toeplitz_convolution, torch.float64)["y"]) < 1.5e-3
 
 
-@pytest.mark.parametrize(("channels", "lengths", "slots"), [(2, [], []), (2, [0, 0], [0, 0]), (0, [3], [3])])
-def test_nothing_to_do(channels, lengths, slots, device):
-    case = Case(lengths, slots, torch.float16, device, channels=channels, num_taps=4)
-    gated, gate, residual, _, _, skip, residual_skip = case.arguments
-    y = conv.long_conv(gated, gate, residual, None, skip, residual_skip, *case.rows)
-    assert y.shape == gated.shape
-
-
 def test_transform_lengths_are_few_and_can_be_factored():
     lengths = {dft.transform_length(longest) for longest in range(1, 40000)}
     assert len(lengths) == 17
@@ -164,3 +168,159 @@ def test_transform_lengths_are_few_and_can_be_factored():
             assert m1 * m2 == m
             assert m1 % 32 == 0
             assert m2 in (16, 32, 64, 128)
+
+
+# gradients
+
+CASES = [([1], [1]), ([2, 0, 17], [2, 1, 18]), ([512, 257], [512, 512])]
+
+
+def gradients_of(case, dy=None, arguments=None):
+    """Gradients by name, from signals with NaN in padding."""
+    gated, gate, residual, *parameters = arguments or case.arguments
+    signals = [case.poison(signal) for signal in (case.dy if dy is None else dy, gated, gate, residual)]
+    gradients = conv.long_conv_backward(*signals, *parameters, *case.rows)
+    return {name: gradient for name, gradient in zip(NAMES, gradients, strict=True) if gradient is not None}
+
+
+@pytest.mark.parametrize(("lengths", "slots"), CASES)
+def test_gradients_float32(lengths, slots, device, poisoned, hold_to_composite):
+    case = Case(lengths, slots, torch.float32, device, channels=1)
+    exact = case.expected_gradients(toeplitz_convolution, torch.float64)
+    hold_to_composite(gradients_of(case), case.expected_gradients(fft_convolution, torch.float32), exact)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "slots", "with_residual"), [*((*case, True) for case in CASES[1:]), ([601, 2], [700, 700], False)]
+)
+def test_gradients_float16(lengths, slots, with_residual, device, poisoned):
+    case = Case(lengths, slots, torch.float16, device, with_residual=with_residual)
+    exact, actual = case.expected_gradients(toeplitz_convolution, torch.float64), gradients_of(case)
+    assert exact.keys() == actual.keys()
+    for name, gradient in actual.items():
+        assert gradient.dtype == (torch.float16 if name in NAMES[:3] else torch.float32)
+        error = relative_error(gradient, exact[name])
+        assert error < HALF_BOUND, f"{name}: {error:.2e}"
+        if name in NAMES[:3]:
+            assert (gradient[:, ~case.real] == 0).all(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [2039, 4096, 8209])
+def test_gradients_of_longer_rows(length, device, poisoned):
+    case = Case([length], [length], torch.float16, device, channels=1)
+    exact = case.expected_gradients(fft_convolution, torch.float64)
+    for name, gradient in gradients_of(case).items():
+        assert relative_error(gradient, exact[name]) < HALF_BOUND, name
+
+
+def test_size_of_gradients_changes_nothing(device):
+    case = Case([300], [300], torch.bfloat16, device, channels=1, with_residual=False)
+    case.dy = case.dy * 1e-6
+    exact, expected = case.expected_gradients(toeplitz_convolution, torch.float64), gradients_of(case)
+    for name, gradient in expected.items():
+        bound = HALF_BOUND if gradient.dtype == torch.float32 else HALF_BOUND + 2**-8
+        assert relative_error(gradient, exact[name]) < bound, name
+    for factor in (2.0**-40, 2.0**60):
+        for name, gradient in gradients_of(case, case.dy * factor).items():
+            assert torch.equal(gradient, expected[name] * factor), name
+
+
+def test_large_gradients_at_one_token(device):
+    case = Case([500], [500], torch.float16, device, channels=1, with_residual=False)
+    case.dy = torch.zeros_like(case.dy)
+    case.dy[:, 123] = 3e3
+    exact = case.expected_gradients(toeplitz_convolution, torch.float64)
+    for name, gradient in gradients_of(case).items():
+        assert relative_error(gradient, exact[name]) < HALF_BOUND, name
+
+
+def test_taps_beyond_reach_have_no_gradient(device, poisoned):
+    case = Case([512], [512], torch.float16, device, channels=1, num_taps=600)
+    exact, actual = case.expected_gradients(toeplitz_convolution, torch.float64), gradients_of(case)
+    for name in ("taps", "residual_taps"):
+        assert (actual[name][0, :, 512:] == 0).all()
+        assert (actual[name][1, :, 511:] == 0).all()
+        assert relative_error(actual[name], exact[name]) < HALF_BOUND
+
+
+def test_gradients_in_groups_of_channels_and_their_strides(device, poisoned, monkeypatch):
+    case = Case([70], [70], torch.float16, device, channels=3)
+    exact, together = case.expected_gradients(toeplitz_convolution, torch.float64), gradients_of(case)
+    monkeypatch.setattr(stages.Stages, "channels_at_once", lambda self, *rest: 2)
+    signals = enumerate([case.dy, *case.arguments[:3]])
+    wide = [F.pad(signal, (3, 4 + i))[:, 3 : 3 + case.columns] for i, signal in signals]
+    monkeypatch.setattr(case, "poison", lambda signal: signal)
+    for name, gradient in gradients_of(case, wide[0], [*wide[1:], *case.arguments[3:]]).items():
+        bound = 2 * relative_error(together[name], exact[name])  # products round by shape
+        assert relative_error(gradient, exact[name]) <= bound, name
+
+
+@pytest.mark.slow
+def test_batch_mates_do_not_change_gradients_of_a_row(device):
+    case, alone = (Case(rows, rows, torch.float16, device, channels=1) for rows in ([9, 70], [70]))
+    case.dy[:, :9] *= 1e4
+    row = slice(9, None)
+    expected = gradients_of(
+        alone, case.dy[:, row], [*(signal[:, row] for signal in case.arguments[:3]), *case.arguments[3:]]
+    )
+    actual = gradients_of(case)
+    for name in NAMES[:3]:
+        assert relative_error(actual[name][:, row], expected[name].double()) < 1e-6, name
+
+
+@pytest.mark.parametrize(("channels", "lengths", "slots"), [(2, [], []), (2, [0, 0], [0, 0]), (0, [3], [3])])
+def test_nothing_to_do(channels, lengths, slots, device):
+    case = Case(lengths, slots, torch.float16, device, channels=channels, num_taps=4)
+    gated, gate, residual, _, _, skip, residual_skip = case.arguments
+    y = conv.long_conv(gated, gate, residual, None, skip, residual_skip, *case.rows)
+    assert y.shape == gated.shape
+    for name, gradient in gradients_of(case).items():
+        assert gradient.shape == case.arguments[NAMES.index(name)].shape
+        assert (gradient == 0).all()
+
+
+# machine code
+
+KERNELS = {
+    fused: ["convolve_rows"],
+    stages: ["transform_rows", "multiply_spectra"],
+    conv: ["multiply_toeplitz", "gate_rows"],
+    backward: ["scale_rows", "sum_spectrum_gradient", "gradient_rows"],
+}
+WITHOUT_WGMMA = {"multiply_toeplitz", "scale_rows"}
+SHARED_BYTES = 227 * 1024
+SPILLED_BYTES = {("convolve_rows", 8192): 96}  # addresses for both of its convolutions, read once in each
+
+
+def launch_all(dtype, m, with_residual, slots):
+    x, skip, taps = torch.zeros(1, sum(slots), dtype=dtype), torch.zeros(1), torch.zeros(2, 1, 4)
+    residual = (x, taps, skip) if with_residual else (None, None, None)
+    lengths = torch.tensor(slots, dtype=torch.int32)
+    rows = torch.tensor([0, *slots]).cumsum(0).int(), lengths, max(slots)
+    prepared = conv.prepare_filter(taps, m, dtype)
+    filters = prepared, prepared if with_residual else None
+    conv.long_conv(x, x, residual[0], lambda _: filters, skip, residual[2], *rows)
+    if m >= 512:
+        conv.long_conv_backward(x, x, x, residual[0], taps, residual[1], skip, residual[2], *rows)
+
+
+def launched():
+    """(dtype, M) of all launches; some of them are enough for every day."""
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        for m in (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 10240, 16384):
+            often = (dtype, m) in ((torch.bfloat16, 64), (torch.bfloat16, 2048), (torch.float32, 512))
+            yield pytest.param(dtype, m, marks=() if often else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("dtype", "m"), list(launched()))
+def test_compiles_without_spills(dtype, m, launches, compile_sm90):
+    specs = launches(KERNELS)
+    for with_residual, slots in itertools.product((True, False), ([m] * 3, [m, m - 1] + [1] * 18)):
+        launch_all(dtype, m, with_residual, slots)
+    for spec, used in zip(specs, compile_sm90(specs), strict=True):
+        report = f"{spec['kernel']} {spec['constexprs']} {spec['options']}: {used}"
+        assert used["stack"] <= SPILLED_BYTES.get((spec["kernel"], m), 0), report
+        assert used["shared"] <= SHARED_BYTES, report
+        if m >= 2048 and dtype != torch.float32 and spec["kernel"] not in WITHOUT_WGMMA:
+            assert used["wgmma"], report

@@ -84,13 +84,6 @@ def test_forward_and_gradients(name, dtype, device, poisoned, hold_to_composite)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_tokens_are_taken_in_parts(dtype, device, monkeypatch, poisoned, hold_to_composite):
-    monkeypatch.setattr(mlp, "TOKENS_AT_ONCE", 16)
-    monkeypatch.setattr(mlp, "PROGRAMS", 2)
-    check(arguments(37, 2, 24, 300, dtype, device), hold_to_composite)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
 def test_weights_in_the_activations_dtype_get_gradients_in_it(dtype, device):
     x, up, down, bias, dy = arguments(9, 2, 8, 12, dtype, device)
     expected = run(x, up.to(dtype).float(), down.to(dtype).float(), bias.to(dtype).float(), dy)
@@ -129,6 +122,7 @@ def test_backward_drops_what_the_forward_dropped(blocks, dtype, device, monkeypa
     mask = dropout_mask(tokens, channels, 0.25, seed, device).double()
     mask = torch.where(mask > 0.5, 1 / 0.75, 0.0)
     monkeypatch.setattr(mlp, "TOKENS_AT_ONCE", 32)  # which tokens are taken together makes no difference
+    monkeypatch.setattr(mlp, "PROGRAMS", 1)  # of several tiles
     values = arguments(tokens, blocks, 24, channels, dtype, device)
     check(values, hold_to_composite, mask, dropout=0.25, seed=seed)
 
