@@ -27,27 +27,19 @@ KINDS_OF_TEXT = (pa.string(), TEXT, pa.string_view(), pa.null())
 
 @dataclass(frozen=True)
 class RetrievalTask:
-    """Queries, the documents to search, and which documents answer which query.
-
-    Attributes:
-        queries: {qid: text}.
-        documents: {pid: passage}; a passage may be the empty text.
-        qrels: {qid: {pid: grade}} over all queries, at least one answer each; LoCoV1 has grade 1 only.
-        fingerprint: sha256 of the content.
-        source: folder, file or Hub id that it was read from.
-        revision: commit of the data, if they come from the Hub.
-        positions: {qid: where the answer begins in its document, as a fraction of the characters}; None if unknown.
-    """
+    """Queries, the documents to search, and which documents answer which query."""
 
     name: str
     split: str
-    queries: dict[str, str]
-    documents: dict[str, str]
-    qrels: dict[str, dict[str, int]]
-    fingerprint: str
-    source: str = ""
-    revision: str | None = None
-    positions: dict[str, float] | None = None
+    queries: dict[str, str]  # {qid: text}
+    documents: dict[str, str]  # {pid: passage}; a passage may be the empty text
+    qrels: dict[str, dict[str, int]]  # {qid: {pid: grade}} of all queries, at least one answer each; LoCoV1 has grade 1
+    fingerprint: str  # sha256 of the content
+    source: str = ""  # folder, file or Hub id that it was read from
+    revision: str | None = None  # commit of the data, if they come from the Hub
+    positions: dict[str, float] | None = (
+        None  # {qid: where its answer begins, as a fraction of the characters}, if known
+    )
 
     @property
     def base_name(self) -> str:

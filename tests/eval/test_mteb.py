@@ -229,7 +229,7 @@ class TestTasksHere:
 
 
 class TestNames:
-    def test_the_papers_groups_name_adapter(self):
+    def test_the_papers_groups_name_tasks_of_mteb(self):
         assert [len(adapter.PAPER_GROUPS[f"table-{i}"]) for i in (9, 10, 14, *range(18, 23))] == [
             37,
             1,
