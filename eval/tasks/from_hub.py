@@ -49,9 +49,6 @@ def load_hub_tasks(
         names: values of the column `dataset`; None takes all.
         revision: branch, tag or commit of both; or two, "QUERIES,DOCUMENTS". The default is `main`.
         setting: what errors call `path`.
-
-    Raises:
-        ValueError: a data set, revision, split or task is not there; or as `make_task`.
     """
     revisions = revision.split(",") if revision else [None]
     if len(revisions) > 2 or "" in revisions:

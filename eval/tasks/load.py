@@ -89,11 +89,7 @@ def _check_unused(data: str, **settings: str | None) -> None:
 
 
 def load_csv_folder(folder: Path) -> RetrievalTask:
-    """Return the task of a folder with queries.csv, called by the folder's name; its split is "test".
-
-    Raises:
-        ValueError: a file is missing or not UTF-8, a row does not fit, an answer is not a document, or as `make_task`.
-    """
+    """Return the task of a folder with queries.csv, called by the folder's name; its split is "test"."""
     documents = folder / "documents"
     if documents.is_dir():
         texts = read_folder(documents)
@@ -139,9 +135,6 @@ def read_rows(path: Path, columns: tuple[str, ...], filled: tuple[str, ...]) -> 
 
     Args:
         columns: needed, each once; those of `filled` may not be empty.
-
-    Raises:
-        ValueError: a column is missing, a row has more cells than the header or lacks one, or quotes do not pair.
     """
     text = read_text(path)
     delimiter = max(",;\t", key=text.partition("\n")[0].count)

@@ -264,9 +264,6 @@ def build_pydocs(output_dir: str | Path) -> str:
     That is the digest of the rows of all splits. fingerprint.json also has the fingerprint of each split as a task,
     which results name. Returns at once if `output_dir` holds the recorded corpus. With other package versions than the
     recorded ones the corpus differs; a warning names the packages.
-
-    Raises:
-        ValueError: a split has no documents because none of its packages is installed.
     """
     record_path = Path(output_dir) / RECORD
     recipe = read_yaml(RECIPE)

@@ -55,9 +55,6 @@ def load_task(data_dir: str | Path, task: str, split: str, documents: str = "doc
 
     Args:
         documents: folder of the documents, for a task that has them in several variants.
-
-    Raises:
-        ValueError: a file cannot be read, lacks a column or the task; or as `make_task`.
     """
     data_dir = Path(data_dir)
     document_path = data_dir / documents / f"{split}.parquet"
