@@ -51,7 +51,21 @@ def _settings(model) -> Iterator[bytes]:
     modules = [(name, type(module).__name__, _config(module)) for name, module in model.named_children()]
     settings = [package_versions(), model.prompts, model.default_prompt_name, model.truncate_dim, modules]
     yield json.dumps(settings, sort_keys=True, default=str).encode()
-    yield _tokenizer(model.tokenizer)
+    tokenizer = model.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if hasattr(backend, "to_str"):  # truncation and padding are states of the last call
+        rules = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
+    else:  # a tokenizer without a fast backend
+        settings = getattr(tokenizer, "init_kwargs", {}).items()
+        settings = {
+            key: value
+            for key, value in settings
+            if key not in IRRELEVANT and not (isinstance(value, str) and Path(value).is_absolute())
+        }
+        rules = {"type": type(tokenizer).__name__, "vocabulary": getattr(tokenizer, "get_vocab", dict)(), **settings}
+    shell = ("padding_side", "truncation_side", "model_input_names", "special_tokens_map")
+    shell = [getattr(tokenizer, name, None) for name in shell]
+    yield json.dumps([rules, shell], sort_keys=True, default=str).encode()
 
 
 def _config(module) -> dict:
@@ -59,27 +73,8 @@ def _config(module) -> dict:
     config = module.get_config_dict() if hasattr(module, "get_config_dict") else {"repr": repr(module)}
     inner = getattr(getattr(module, "model", None), "config", None)
     inner = inner.to_dict() if inner is not None else {}
-    relevant = {key: value for key, value in {**config, "model": inner}.items() if key != "max_seq_length"}
-    relevant["model"] = {key: value for key, value in inner.items() if key not in IRRELEVANT}
-    return relevant
-
-
-def _tokenizer(tokenizer) -> bytes:
-    """Return a tokenizer's settings without truncation and padding, which are states of the last call."""
-    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    if hasattr(backend, "to_str"):
-        rules = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
-    else:  # a tokenizer without a fast backend
-        settings = getattr(tokenizer, "init_kwargs", {}).items()
-        settings = {key: value for key, value in settings if key not in IRRELEVANT and not _is_path(value)}
-        rules = {"type": type(tokenizer).__name__, "vocabulary": getattr(tokenizer, "get_vocab", dict)(), **settings}
-    shell = ("padding_side", "truncation_side", "model_input_names", "special_tokens_map")
-    settings = [getattr(tokenizer, name, None) for name in shell]
-    return json.dumps([rules, settings], sort_keys=True, default=str).encode()
-
-
-def _is_path(value) -> bool:
-    return isinstance(value, str) and Path(value).is_absolute()
+    inner = {key: value for key, value in inner.items() if key not in IRRELEVANT}
+    return {key: value for key, value in config.items() if key != "max_seq_length"} | {"model": inner}
 
 
 def _code(model) -> Iterator[bytes]:

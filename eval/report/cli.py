@@ -12,10 +12,9 @@ import typer
 
 from m2bert.command import CommandGroup
 from m2bert.files import write_atomically
-from m2bert.records import check_record, read_results
+from m2bert.records import check_record, free_output, read_results
 from m2bert.terminal import nearest, one_line, shown
 
-from ..results import free_output
 from . import paper
 from .tables import shorten
 
