@@ -90,17 +90,15 @@ def named_systems(config: EvalConfig) -> dict[EncoderSettings, tuple[str, tuple[
         check_system(model, models)
     short = labels(models)
     systems = {}
-    called: dict[tuple[str, Policy], str] = {}
+    called: dict[tuple[str, Policy], EncoderSettings] = {}
     for encoder in dict.fromkeys(config.encoders):
         name = encoder.name or short[encoder.model]
         policies = tuple(dict.fromkeys(map(parse_policy, encoder.policies or config.policies)))
         for policy in policies:
-            if (name, policy) in called:
-                raise ValueError(
-                    f"encoders {called[name, policy]!r} and {encoder.model!r} would both be called '{name} / "
-                    f"{policy.spec}'; give one of them another name"
-                )
-            called[name, policy] = encoder.model
+            other = called.setdefault((name, policy), encoder)
+            if other is not encoder:
+                both = f"encoders {other.model!r} and {encoder.model!r}"
+                raise ValueError(f"{both} would both be called '{name} / {policy.spec}'; give one another name")
         systems[encoder] = name, policies
     return systems
 

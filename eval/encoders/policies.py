@@ -14,18 +14,11 @@ SHARE_DROPPED = 16  # a chunk that turns out too long gives up at least this par
 
 
 class DocumentVectors(NamedTuple):
-    """The vectors of D documents.
+    """The vectors of D documents. A document's score is that of its best row."""
 
-    Attributes:
-        rows: (N, d) float32 of length 1, a document's rows consecutive; its score is that of its best row.
-        counts: (D,) int64, rows of each document, at least 1.
-        seen: (D,) float32, fraction of the document's tokens that some vector saw; NaN where the encoder does not
-            show its tokens.
-    """
-
-    rows: np.ndarray
-    counts: np.ndarray
-    seen: np.ndarray
+    rows: np.ndarray  # (N, d) float32 of length 1, a document's rows consecutive
+    counts: np.ndarray  # (D,) int64, rows of each document, at least 1
+    seen: np.ndarray  # (D,) float32, share of a document's tokens that some vector saw; NaN where tokens are not shown
 
 
 @dataclass(frozen=True)

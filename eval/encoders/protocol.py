@@ -40,7 +40,8 @@ class Encoder(Protocol):
 class TokenEncoder(Encoder, Protocol):
     """Show tokens as well: needed to cut documents into chunks and to report how much was read.
 
-    An encoder may also have `tokenize(texts, task)`, which returns each text as a `TokenizedText`.
+    An encoder may also have `tokenize(texts, task)`, which returns each text as a `TokenizedText`; and `encode_parts`,
+    for late chunking.
     """
 
     def count_tokens(self, texts: list[str], task: Task) -> np.ndarray:
@@ -54,12 +55,8 @@ class TokenEncoder(Encoder, Protocol):
         """
         ...
 
-
-class PartEncoder(TokenEncoder, Protocol):
-    """Pool parts of one pass over a whole document as well; see `policies.LateChunk`."""
-
     def encode_parts(self, texts: list[str], parts: int) -> tuple[np.ndarray, np.ndarray]:
-        """Embed documents as up to `parts` vectors each, of equal consecutive stretches of tokens.
+        """Embed documents as up to `parts` vectors each, of equal consecutive stretches of tokens read in one pass.
 
         Returns:
             rows (N, dimensions) float32 of length 1, a document's rows consecutive; and their number for each

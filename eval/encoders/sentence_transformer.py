@@ -38,9 +38,6 @@ class SentenceTransformerEncoder:
         model_name_or_path: folder or Hub id; see `load_model` for whose code may run.
         max_tokens: the longest input; by default the model's own maximum.
         device: as torch names it; by default a GPU, where there is one.
-
-    Raises:
-        ValueError: the model cannot be loaded, or max_tokens < 1 or more than its positions.
     """
 
     def __init__(self, model_name_or_path: str | Path, max_tokens: int | None = None, device: str | None = None):
@@ -60,9 +57,7 @@ class SentenceTransformerEncoder:
         self.max_tokens = int(longest) if longest and longest < UNLIMITED else None
         self.dimensions = self.model.get_embedding_dimension()
         if not isinstance(self.dimensions, int):
-            raise ValueError(
-                f"encoder {self.name!r}: dimension {self.dimensions!r} in config.json of a module is no int"
-            )
+            raise ValueError(f"encoder {self.name!r}: dimension {self.dimensions!r} in a config.json is no number")
         self._warned: set[tuple[Task, int]] = set()
 
     @property
@@ -94,10 +89,8 @@ class SentenceTransformerEncoder:
     def token_spans(self, texts: list[str]) -> list[np.ndarray]:
         """See `TokenEncoder.token_spans`."""
         if self._backend is None:
-            raise ValueError(
-                f"the tokenizer of encoder {self.name!r} does not tell where in the text its tokens are, so no policy "
-                "can cut there; use truncate, or save the model with a fast tokenizer"
-            )
+            fix = "use truncate, or save the model with a fast tokenizer"
+            raise ValueError(f"the tokenizer of encoder {self.name!r} does not tell where its tokens are; {fix}")
         offsets = (text.encoding.offsets for text in self._tokenized(texts, ""))
         return [np.array(rows, dtype=np.int64).reshape(-1, 2) for rows in offsets]
 
@@ -243,13 +236,11 @@ class SentenceTransformerEncoder:
 
     def _numbers(self, outputs: dict) -> np.ndarray:
         """Return the vectors (n, dimensions) among what the model's modules made."""
-        rows = outputs.get("sentence_embedding")
-        rows = None if rows is None else rows[:, : self.model.truncate_dim]
+        rows = outputs["sentence_embedding"][:, : self.model.truncate_dim] if "sentence_embedding" in outputs else None
         if rows is None or rows.shape[1] != self.dimensions:
-            raise ValueError(
-                f"encoder {self.name!r} gives vectors of {'no' if rows is None else rows.shape[1]} numbers, and its "
-                f"settings say {self.dimensions}; mend modules.json, or the config.json of its Pooling or Dense"
-            )
+            given = "no vectors" if rows is None else f"vectors of {rows.shape[1]} numbers"
+            fix = "mend modules.json, or the config.json of its Pooling or Dense"
+            raise ValueError(f"encoder {self.name!r} gives {given}, and its settings say {self.dimensions}; {fix}")
         return rows.float().cpu().numpy()
 
 
@@ -274,8 +265,7 @@ def load_model(name: str, device: str | None = None):
     not answer within seconds, only the cache is read.
 
     Raises:
-        ValueError: there is no such model; it needs code of its own that may not run; a settings file is invalid; a
-            folder lacks weights; or loading fails otherwise, and the error gives the cause.
+        ValueError: it cannot be loaded; the error gives the cause and the remedy.
     """
     folder = Path(name)
     is_model = any((folder / settings).is_file() for settings in SETTINGS)
@@ -296,21 +286,14 @@ def load_model(name: str, device: str | None = None):
         try:
             model = SentenceTransformer(path, device=device, revision=revision, trust_remote_code=trusted)
         except Exception as error:  # other people's files, read by other people's code
+            reason = f"cannot be loaded ({type(error).__name__}: {one_line(error)}); mend it, or name another"
             if "trust_remote_code" in str(error) and not trusted:
                 reason = f"brings code of its own; read it, then name the commit (40 digits), as in {name}@COMMIT"
             elif silent:
-                reason = (
-                    f"is no folder and cannot be loaded from the cache, and the Hub does not answer ({silent}); go "
-                    "online, or give a model folder"
-                )
-            else:
-                reason = (
-                    f"cannot be loaded ({type(error).__name__}: {one_line(error)}); mend the model, or name another"
-                )
+                reason = f"is no folder and not in the cache, and the Hub does not answer ({silent}); go online"
             raise ValueError(f"encoder {name!r} {reason}") from error
     if getattr(model, "tokenizer", None) is None:
-        reads = f"its first module, {type(model[0]).__name__}, reads no text"
-        raise ValueError(f"encoder {name!r}: {reads}; mend modules.json")
+        raise ValueError(f"encoder {name!r}: its first module, {type(model[0]).__name__}, reads no text (modules.json)")
     if len(model) == 1 and hasattr(model[0], "modality_config") and not pools_itself(model[0]):
         raise ValueError(f"encoder {name!r} has no module that makes one vector of its tokens'; mend modules.json")
     if is_model:
@@ -351,19 +334,18 @@ def pools_itself(transformer) -> bool:
 def check_late_chunking(model, name: str) -> None:
     """Refuse a `SentenceTransformer` whose vector is not some mean over its tokens."""
     transformer, *others = model
-    if not hasattr(transformer, "model") or not hasattr(transformer, "modality_config"):
-        reason = f"its first module is {type(transformer).__name__}, not a Transformer"
-    else:
+    inner, modes = getattr(transformer, "model", None), []
+    if pools_itself(transformer):
+        pooler = getattr(inner, "pooler", None)
+        if pooler is not None and len(inspect.signature(pooler.forward).parameters) == 3:  # takes a mask of tokens
+            modes = [getattr(pooler, "pooling", "")]
+    elif inner is not None and hasattr(transformer, "modality_config"):
         modes = [mode for module in others for mode in np.atleast_1d(getattr(module, "pooling_mode", []))]
-        if pools_itself(transformer):
-            pooler = getattr(transformer.model, "pooler", None)
-            takes_mask = pooler is not None and len(inspect.signature(pooler.forward).parameters) == 3
-            modes = [str(getattr(pooler, "pooling", ""))] if takes_mask else []
-        single = [str(mode) for mode in modes if str(mode).startswith(POOLS_ONE_TOKEN)]
-        if modes and not single:
-            return
-        reason = f"its pooling {', '.join(single) or 'takes no mask of tokens or is unknown'} is no mean over tokens"
-    raise ValueError(f"encoder {name!r} cannot divide a document after one pass: {reason}; use best-chunk")
+    single = [str(mode) for mode in modes if str(mode).startswith(POOLS_ONE_TOKEN)]
+    if single or not modes:
+        kind = ", ".join(single) or f"of {type(transformer).__name__} is unknown or takes no mask of tokens, so it"
+        whole = f"encoder {name!r} cannot divide a document after one pass"
+        raise ValueError(f"{whole}: its pooling {kind} is no mean over tokens; use best-chunk")
 
 
 def pool_parts(model, features: dict, counts) -> Iterator[dict]:

@@ -30,12 +30,13 @@ def records_in(path):
     return json.loads(path.read_text())["results"]
 
 
-def test_writes_a_record_for_each_encoder(tiny_data, tiny_model, tmp_path):
+def test_writes_a_record_for_each_encoder(tiny_data, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_model)
     output = tmp_path / "new" / "results.json"
-    result = run("--encoder", "bm25", "--encoder", "tfidf-rp", "--encoder", tiny_model, data=tiny_data, output=output)
+    result = run("--encoder", "bm25", "--encoder", "tfidf-rp", "--encoder", ".", data=tiny_data, output=output)
     assert result.exit_code == 0, result.output
     records = records_in(output)
-    assert [record["encoder"] for record in records] == ["bm25", str(tiny_model), "tfidf-rp:16"]
+    assert [record["system"] for record in records] == ["bm25", "tiny / truncate", "tfidf-rp:16"]
     assert [record["policy"] for record in records] == ["whole", "truncate", "whole"]
     for record in records:
         low, high = record["interval_95"]
@@ -64,31 +65,19 @@ def test_a_configuration_file_says_the_same(tiny_data, tmp_path):
     for flag in (["--encoder", "bm25"], ["--policy", "truncate"], ["--split", "test"], ["--hybrid", "rrf"]):
         both = call("eval", "--config", config, *flag, "--overwrite")
         assert both.exit_code == 2
-        assert f"here {flag[0]}" in both.stderr
-
-
-def test_the_folder_one_is_in_has_a_name(tiny_data, tiny_model, tmp_path, monkeypatch):
-    monkeypatch.chdir(tiny_model)
-    assert run("--encoder", ".", data=tiny_data, output=tmp_path / "results.json").exit_code == 0
-    assert [record["system"] for record in records_in(tmp_path / "results.json")] == ["tiny / truncate"]
+        assert f"leave out {flag[0]}" in both.stderr
 
 
 def test_an_output_that_cannot_be_written_is_told_before_the_work(tiny_data, tmp_path, monkeypatch):
     monkeypatch.setattr("m2bert.eval.run.evaluate", lambda *_: pytest.fail("worked"))
-    (tmp_path / "file").write_text("")
-    for output, message in ((tmp_path, "is a folder"), (tmp_path / "file" / "results.json", "cannot be written")):
-        result = run("--encoder", "bm25", "--overwrite", data=tiny_data, output=output)
-        assert result.exit_code == 2
-        assert message in result.stderr
-
-
-def test_an_existing_file_needs_overwrite(tiny_data, tmp_path):
-    output = tmp_path / "results.json"
-    output.write_text("precious")
-    assert run("--encoder", "bm25", data=tiny_data, output=output).exit_code == 2
-    assert output.read_text() == "precious"
-    assert run("--encoder", "bm25", "--overwrite", data=tiny_data, output=output).exit_code == 0
-    assert records_in(output)
+    file = tmp_path / "file"
+    file.write_text("precious")
+    cases = ((tmp_path, "is a folder"), (file / "results.json", "cannot be written"), (file, "exists"))
+    for output, message in cases:
+        overwrite = [] if output == file else ["--overwrite"]
+        result = run("--encoder", "bm25", *overwrite, data=tiny_data, output=output)
+        assert (result.exit_code, message in result.stderr) == (2, True)
+    assert file.read_text() == "precious"
 
 
 def test_a_table_does_not_claim_what_nobody_counted():
@@ -149,11 +138,11 @@ def test_bad_input_is_one_line_and_exit_code_2(tiny_data, tmp_path, arguments, m
     assert not output.exists()
 
 
-def test_results_without_the_failed_encoder_are_written_and_the_failure_told(tiny_data, tmp_path):
-    output = tmp_path / "results.json"
-    empty = tmp_path / "empty"
+def test_results_without_the_failed_encoder_replace_a_file_and_the_failure_is_told(tiny_data, tmp_path):
+    output, empty = tmp_path / "results.json", tmp_path / "empty"
+    output.write_text("old")
     empty.mkdir()
-    result = run("--encoder", "bm25", "--encoder", empty, data=tiny_data, output=output)
+    result = run("--encoder", "bm25", "--encoder", empty, "--overwrite", data=tiny_data, output=output)
     assert result.exit_code == 1
     assert "empty" in result.stderr
     assert [record["system"] for record in records_in(output)] == ["bm25"]
@@ -194,13 +183,6 @@ def read(tmp_path, text):
     path = tmp_path / "run.yaml"
     path.write_text(text, encoding="utf-8")
     return EvalConfig.from_yaml(path)
-
-
-def test_a_short_file_is_enough(tmp_path):
-    config = read(tmp_path, "tasks: {data: folder}\nencoders: bm25\n")
-    assert config.tasks == (TaskSettings(data="folder"),)
-    assert [encoder.model for encoder in config.encoders] == ["bm25"]
-    assert config.policies == ("truncate",)
 
 
 def test_every_key_arrives(tmp_path):
