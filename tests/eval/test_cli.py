@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from m2bert.eval.cli import app, format_records
-from m2bert.eval.config import EvalConfig, TaskSettings, TrainingTask
+from m2bert.eval.config import EvalConfig, TrainingTask
 from m2bert.eval.encoders.fingerprint import model_files
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"

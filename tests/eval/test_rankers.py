@@ -145,10 +145,6 @@ def test_reranking_everything_is_the_dense_ranking(tiny_model, tiny_task):
         assert scores == pytest.approx(dense[qid], abs=1e-5)
 
 
-def test_bm25_finds_the_document_with_the_word(tiny_task):
-    assert set(score_ranking(Bm25Ranker().rank(tiny_task), tiny_task.qrels, k=1).values()) == {1.0}
-
-
 @pytest.mark.parametrize("at_once", [1, 15, 10**6])
 def test_bm25_ranks_nothing_for_unknown_words_and_no_empty_text(tmp_path, write_task, tiny_rows, monkeypatch, at_once):
     monkeypatch.setattr(rankers, "SCORES_AT_ONCE", at_once)
@@ -156,10 +152,11 @@ def test_bm25_ranks_nothing_for_unknown_words_and_no_empty_text(tmp_path, write_
     queries[0]["query"] = "zzz"
     queries[1]["query"] = ""
     documents[2]["passage"] = ""
+    documents += [{"pid": f"x{i}", "passage": "zebra", "dataset": "tiny"} for i in range(3)]
     run = Bm25Ranker().rank(load_task(write_task(tmp_path, queries, documents), "tiny", "test"))
     assert run["q0"] == run["q1"] == {}
     assert "p2" not in run["q3"]
-    assert run["q3"]["p3"] > 0
+    assert list(run["q3"]) == ["p3"]  # others would stand in the order of their ids, and a fusion counts places
 
 
 def test_documents_without_words_are_refused():
@@ -211,15 +208,3 @@ def test_minilm_on_qmsum(qmsum_data, store, spec, points):
     task = load_task(qmsum_data, "qmsum", "test")
     scores = score_ranking(DenseRanker(encoder, parse_policy(spec), store).rank(task), task.qrels)
     assert 100 * sum(scores.values()) / len(scores) == pytest.approx(points, abs=0.5)
-
-
-def test_bm25_does_not_rank_what_shares_no_word_with_the_query():
-    """Such documents would stand in the order of their ids, and a fusion of ranks would count the places."""
-    documents = [{"pid": f"d{i}", "passage": "apple pear" if i == 3 else "boat", "dataset": "t"} for i in range(9)]
-    queries = [
-        {"qid": "q", "query": "pear", "answer_pids": ["d3"]},
-        {"qid": "none", "query": "sail", "answer_pids": ["d8"]},
-    ]
-    run = Bm25Ranker().rank(make_task("t", "test", queries, documents))
-    assert list(run["q"]) == ["d3"]
-    assert run["none"] == {}
