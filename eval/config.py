@@ -72,7 +72,7 @@ class EncoderSettings(Schema):
         model: bm25, tfidf-rp[:WIDTH], mteb:NAME, a model folder or a Hub id.
         name: what tables call it; the last part of `model` if not given.
         policies: for this encoder only, instead of the run's.
-        trained_on: tasks (searched for overlap) or names of data; empty: not stated.
+        trained_on: tasks (searched for overlap) or names of data.
         paper_row: the row of the paper's tables that it repeats.
     """
 

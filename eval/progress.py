@@ -92,8 +92,7 @@ def counted(total: float, what: str, unit: str, shown_total: int | None = None, 
     """Count the work of the block: on its own bar, or inside a `part` of other work on the bar of that.
 
     Args:
-        total: of the work, in whatever decides its time.
-        shown_total: what the bar shows of it, in `unit`, where that is not what decides the time.
+        total: of the work, in whatever decides its time; the bar shows `shown_total` in `unit`, if that is another.
         show: False hides a bar that is not inside another.
     """
     if _outer is not None:

@@ -24,10 +24,8 @@ class DenseRanker:
         store: where vectors are kept; by default nowhere.
 
     Attributes:
-        report: what the last `rank` or `rerank` cost and read: vectors_per_document, seen_share of the documents,
-            truncated_documents and truncated_queries (None where the encoder does not show its tokens),
-            seconds_per_document, seconds_per_query, dimensions, max_tokens (the longest input under the policy).
-            Seconds are those of when the vectors were computed, tokenization included.
+        report: what the last `rank` or `rerank` read and cost, None where the encoder does not show its tokens. Seconds
+            are those of when the vectors were computed, tokenization included.
     """
 
     def __init__(self, encoder: Encoder, policy: Policy | None = None, store: VectorStore | None = None):

@@ -10,26 +10,16 @@ WEIGHT_STEPS = 20  # weights of a hybrid are tried at 0, 0.05, ..., 1
 
 
 class ExactSearch:
-    """Keep the best documents of every query, over blocks of documents that need not fit in memory together.
+    """Keep the best documents of every query, over blocks of documents that need not fit in memory together."""
 
-    Args:
-        pids: ids of all documents; each is to be added once.
-        queries: number of queries.
-    """
-
-    def __init__(self, pids: list[str], queries: int):
+    def __init__(self, pids: list[str], queries: int):  # ids of all documents, each to be added once
         self.pids = sorted(pids, reverse=True)
         self.places = {pid: place for place, pid in enumerate(self.pids)}  # by descending id
         nothing = np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64)
         self.best = [nothing] * queries  # of each query the scores and places of the best documents, best first
 
     def add_vectors(self, queries: np.ndarray, pids: list[str], rows: np.ndarray, counts: np.ndarray) -> None:
-        """Score documents by the best of their vectors.
-
-        Args:
-            queries: (Q, d) float32.
-            rows: (N, d) float32, a document's rows consecutive. counts: (D,), rows of each of `pids`.
-        """
+        """Score documents against queries (Q, d) by the best of their `counts` (D,) consecutive `rows` (N, d)."""
         firsts = np.cumsum(counts) - counts
         step = max(1, SCORES_AT_ONCE // len(rows))
         for first in range(0, len(queries), step):

@@ -51,11 +51,7 @@ def by_task(records: Iterable[dict]) -> dict[tuple[str, str, str], list[dict]]:
 
 
 def differences(records: list[dict], against: str | None = None) -> list[dict]:
-    """Return nDCG@10 of every system minus another's, on the same queries.
-
-    Args:
-        records: of one task, as `by_task` groups them.
-        against: the system to compare with; every pair if None.
+    """Return nDCG@10 of every system minus that of `against`, or of every other, on the same queries of one task.
 
     Returns:
         Rows {"system", "other", "difference", "interval_95", "beyond_chance"}, scores from 0 to 1. The last is true if

@@ -82,8 +82,7 @@ class VectorStore:
             policy: for documents; None for queries, of which a model reads as much as it takes.
 
         Raises:
-            ValueError: the policy cannot work with the encoder; or a vector is not finite, and the error names its
-                text. Such vectors are not kept.
+            ValueError: a vector is not finite; the error names its text, and no vector of its portion is kept.
         """
         if policy is not None:
             policy.check(encoder)

@@ -36,24 +36,14 @@ class SentenceTransformerEncoder:
 
     Args:
         model_name_or_path: folder or Hub id; see `load_model` for whose code may run.
-        max_tokens: the longest input; by default the model's own maximum.
         device: as torch names it; by default a GPU, where there is one.
     """
 
-    def __init__(self, model_name_or_path: str | Path, max_tokens: int | None = None, device: str | None = None):
+    def __init__(self, model_name_or_path: str | Path, device: str | None = None):
         self.name = str(model_name_or_path)
         self.model = load_model(self.name, device)
-        if max_tokens is not None:
-            positions = getattr(getattr(self.model[0], "config", None), "max_position_embeddings", None) or UNLIMITED
-            if not 1 <= max_tokens <= positions:
-                raise ValueError(f"max_tokens={max_tokens} is not from 1 to {positions}, what {self.name!r} can read")
-            if self._bare:
-                self.model.tokenizer.enable_truncation(max_tokens)
-            else:
-                self.model.max_seq_length = max_tokens
-        longest = self.model.max_seq_length
-        if self._bare:
-            longest = (self.model.tokenizer.truncation or {}).get("max_length")
+        tokenizer = self.model.tokenizer
+        longest = (tokenizer.truncation or {}).get("max_length") if self._bare else self.model.max_seq_length
         self.max_tokens = int(longest) if longest and longest < UNLIMITED else None
         self.dimensions = self.model.get_embedding_dimension()
         if not isinstance(self.dimensions, int):

@@ -170,8 +170,9 @@ def test_vectors_that_are_not_finite_are_named_and_not_kept(tmp_path):
 
     policy = parse_policy("truncate")
     for folder in (None, tmp_path):
-        with pytest.raises(ValueError, match="'boat' is not finite"):
-            VectorStore(folder).embed(Broken(), policy, TEXTS)
+        for each in (None, policy, parse_policy("chunk-average:tokens=1")):
+            with pytest.raises(ValueError, match="'boat' is not finite"):
+                VectorStore(folder).embed(Broken(), each, TEXTS)
     timed = VectorStore(tmp_path).embed(Counting(), policy, TEXTS)  # as if the graphics card had been replaced
     np.testing.assert_array_equal(timed.vectors.rows, policy.embed(Counting(), TEXTS).rows)
 

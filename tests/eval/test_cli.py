@@ -165,8 +165,6 @@ def test_compare_sets_systems_against_each_other(tiny_data, tmp_path):
     [
         ("{}", "no result file"),
         ('{"format": 1, "results": [1]}', "record 0 of"),
-        ('{"format": 1, "results": null}', "results is None"),
-        ('{"format": 1, "results": ' + "[" * 100_000 + "}", "nested too deeply"),
         ('{"format": 1, "results": [{"kind": "retrieval"}]}', "system is missing"),
     ],
 )
@@ -190,31 +188,18 @@ def test_every_key_arrives(tmp_path):
         tmp_path,
         """
 tasks:
-  - {data: folder, names: [a, b], split: dev, development_split: train, documents: other, revision: abc}
-  - data: locov1
-    distractors: {path: text, count: 5, seed: 3}
-encoders:
-  - bm25
-  - model: org/name
-    name: Name
-    policies: best-chunk
-    paper_row: M2-BERT-32k
-    trained_on: [MS MARCO, {data: folder, name: a}]
-policies: [truncate, late-chunk]
+  - {data: folder, names: a, split: dev, development_split: train, documents: other, revision: abc}
+  - {data: locov1, distractors: {path: text, count: 5, seed: 3}}
+encoders: [bm25, {model: org/name, policies: best-chunk, trained_on: [MS MARCO, {data: folder, name: a}]}]
 hybrids: rrf
-rerank_depth: 50
-output: scores.json
 """,
     )
     first, second = config.tasks
-    assert (first.names, first.split, first.development_split) == (("a", "b"), "dev", "train")
-    assert (first.documents, first.revision) == ("other", "abc")
+    assert (first.names, first.split, first.development_split, first.documents) == (("a",), "dev", "train", "other")
     assert (second.distractors.path, second.distractors.count, second.distractors.seed) == ("text", 5, 3)
-    encoder = config.encoders[1]
-    assert (encoder.name, encoder.policies, encoder.paper_row) == ("Name", ("best-chunk",), "M2-BERT-32k")
-    assert encoder.trained_on == ("MS MARCO", TrainingTask(data="folder", name="a"))
-    assert (config.policies, config.hybrids, config.rerank_depth) == (("truncate", "late-chunk"), ("rrf",), 50)
-    assert config.output == "scores.json"
+    plain, full = config.encoders
+    assert (plain.model, plain.policies, config.policies, config.hybrids) == ("bm25", (), ("truncate",), ("rrf",))
+    assert (full.policies, full.trained_on) == (("best-chunk",), ("MS MARCO", TrainingTask(data="folder", name="a")))
 
 
 @pytest.mark.parametrize(
@@ -224,15 +209,11 @@ output: scores.json
         ("tasks: {data: x, slit: y}\nencoders: bm25", r"unknown key 'tasks\[0\].slit'; did you mean 'split'"),
         ("tasks: {data: x}\nencoders: [bm25, {modle: y}]", r"unknown key 'encoders\[1\].modle'; did you mean 'model'"),
         ("encoders: bm25", "tasks is missing"),
-        ("tasks: {names: x}\nencoders: bm25", r"tasks\[0\].data is missing"),
         ("tasks: {data: x}\nencoders: []", "encoders is"),
         ("tasks: {data: x, development_split: test}\nencoders: bm25\nhybrids: weighted", "development_split='test'"),
         ("tasks: {data: x, distractors: {path: y, count: 0}}\nencoders: bm25", "distractors.count is 0"),
         ("tasks: {data: x}\nencoders: {model: y, trained_on: {data: z}}", "name is missing"),
-        ("tasks: {data: x}\nencoders: bm25\nrerank_depth: many", "rerank_depth is 'many'"),
         ("tasks: {data: x, documents: }\nencoders: bm25", r"tasks\[0\].documents is None"),
-        ("tasks: {data: x}\nencoders: {model: y, name: [z]}", r"encoders\[0\].name is \['z'\]"),
-        ("- a list", "run.yaml holds no mapping"),
         ("tasks: {data: x}\nencoders: bm25\nencoders: bm25", "'encoders' stands twice"),
     ],
 )

@@ -95,17 +95,6 @@ def test_policies_and_hybrids_are_systems_of_their_own(settings, words):
     assert [record["vectors"] for record in records if record["system"] in alone] == ["none", "one", "several"]
 
 
-def test_a_repeated_run_embeds_nothing(settings, words, tmp_path):
-    config = settings("words", policies=("truncate", "chunk-average:tokens=3", "best-chunk:tokens=3"))
-    first, _ = evaluate(config, VectorStore(tmp_path / "cache"))
-    words.calls = 0
-    second, _ = evaluate(config, VectorStore(tmp_path / "cache"))
-    assert words.calls == 0
-    for record, repeated in zip(first, second, strict=True):
-        assert record["query_scores"] == repeated["query_scores"]
-        assert record["seconds_per_document"] == pytest.approx(repeated["seconds_per_document"])
-
-
 def test_plain_tfidf_takes_its_width_from_the_models(settings, words):
     records, _ = evaluate(settings("tfidf-rp", "words"), VectorStore(None))
     assert [record["system"] for record in records] == ["words / truncate", "tfidf-rp:12"]
