@@ -16,7 +16,6 @@ from .lora import add_lora
 from .losses import make_objective
 from .optim import build_optimizer
 from .pairs.batches import PairBatches, query_limit, report_tasks, tokenise, vocabulary_hash
-from .pairs.data import load_data
 from .pairs.development import METRIC, METRIC_PACKAGES, Development
 from .pairs.prepared import RetrievalTokens, read_tokens, write_tokens
 from .record import run_record
@@ -42,6 +41,8 @@ def read_data(accelerator, config, tokenizer) -> RetrievalTokens:
     """
     if config.data.prepared is not None:
         return read_tokens(config)
+    from .pairs.data import load_data  # needs pyarrow
+
     settings = config.data
     with accelerator.main_process_first():
         is_pydocs = settings.path is None and settings.triples is None
