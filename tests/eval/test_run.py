@@ -181,13 +181,6 @@ def test_what_is_not_there_is_named_before_any_model_runs(settings, words, chang
     assert not words.calls
 
 
-def test_a_name_with_a_space_is_one_name(settings, words, tmp_path, write_task, tiny_rows):
-    rows = [[{**row, "dataset": "my data"} for row in kind] for kind in tiny_rows]
-    seen = EncoderSettings(model="words", trained_on=("my data",))
-    config = EvalConfig(tasks={"data": str(write_task(tmp_path / "spaced", *rows))}, encoders=seen)
-    assert evaluate(config, VectorStore(None))[0][0]["claim"] == "fine-tuned"
-
-
 def test_the_weight_is_never_chosen_on_the_split_that_is_scored(settings, words, monkeypatch):
     """A source may call its only split otherwise than it was asked for."""
     load = module.load_tasks
