@@ -1,13 +1,15 @@
 """Records of retrieval scores as plain JSON: everything that tables, plots and a careful reader need."""
 
+from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 
 import numpy as np
 
 from .analyses.shared import installed_versions, origin
 from .analyses.spans import ndcg_by_quarter
 from .config import EncoderSettings, TaskSettings, TrainingTask, is_dense
-from .rankers import rank_tfidf
+from .rankers import Bm25Ranker, rank_tfidf
 from .search import Run, score_metrics, trec_order
 from .statistics import mean_interval
 from .tasks.schema import RetrievalTask
@@ -17,6 +19,25 @@ SHOWN = 3  # successes and failures
 TFIDF_SEEDS = 20
 
 Scores = dict[str, dict[str, float]]  # {metric: {qid: 0 to 1}}
+
+
+@dataclass(frozen=True)
+class LoadedTask:
+    """A task, the one on which a hybrid's weight is chosen (None if no hybrid needs it), and where they come from."""
+
+    settings: TaskSettings
+    task: RetrievalTask
+    development: RetrievalTask | None
+
+    @cached_property
+    def bm25(self) -> Run:
+        """BM25's ranking of the task, made once for all systems."""
+        return Bm25Ranker().rank(self.task)
+
+    @cached_property
+    def development_bm25(self) -> Run:
+        """BM25's ranking of the development task."""
+        return Bm25Ranker().rank(self.development)
 
 
 def score_tfidf(width: int, task: RetrievalTask) -> tuple[Scores, dict]:
@@ -35,8 +56,7 @@ def score_tfidf(width: int, task: RetrievalTask) -> tuple[Scores, dict]:
 def retrieval_record(
     system: str,
     settings: EncoderSettings,
-    task_settings: TaskSettings,
-    task: RetrievalTask,
+    loaded: LoadedTask,
     scores: Scores,
     run: Run | None,
     details: dict,
@@ -48,6 +68,7 @@ def retrieval_record(
         run: the ranking behind the scores; None where they are means over several.
         details: further fields of the record: vectors_per_document, seen_share, seconds_per_document, ...
     """
+    task, distractors = loaded.task, loaded.settings.distractors
     metrics = {
         name: {"mean": float(np.mean(list(values.values()))), "interval_95": list(mean_interval(list(values.values())))}
         for name, values in scores.items()
@@ -57,7 +78,6 @@ def retrieval_record(
     cut = details.pop("truncated_documents", 0)
     cut_queries = details.pop("truncated_queries", None if cut is None else 0)
     query_scores = scores["ndcg_at_10"]
-    distractors = task_settings.distractors
     ranks = best_ranks(task, run) if run else None
     return {
         "kind": "retrieval",

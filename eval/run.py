@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 from .analyses.lengths import by_length
 from .config import (
@@ -23,33 +22,14 @@ from .encoders.fingerprint import model_files
 from .encoders.policies import Policy, parse_policy
 from .encoders.protocol import Encoder
 from .progress import has_others
-from .rankers import Bm25Ranker, DenseRanker
-from .records import retrieval_record, score_tfidf
+from .rankers import DenseRanker
+from .records import LoadedTask, retrieval_record, score_tfidf
 from .search import Run, choose_weight, reciprocal_rank_fusion, score_metrics, weighted_fusion
 from .tasks.load import add_distractors, load_tasks
 from .tasks.overlap import find_overlap
 from .tasks.schema import RetrievalTask
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class LoadedTask:
-    """A task, the one on which a hybrid's weight is chosen (None if no hybrid needs it), and where they come from."""
-
-    settings: TaskSettings
-    task: RetrievalTask
-    development: RetrievalTask | None
-
-    @cached_property
-    def bm25(self) -> Run:
-        """BM25's ranking of the task, made once for all systems."""
-        return Bm25Ranker().rank(self.task)
-
-    @cached_property
-    def development_bm25(self) -> Run:
-        """BM25's ranking of the development task."""
-        return Bm25Ranker().rank(self.development)
 
 
 @dataclass(frozen=True)
@@ -222,7 +202,7 @@ class Evaluation:
             scores, about = score_tfidf(int(name.removeprefix("tfidf-rp:")), loaded.task)
             details |= {"vectors": "one", **about}
         seconds = time.perf_counter() - start
-        return retrieval_record(name, settings, loaded.settings, loaded.task, scores, run, details, seconds)
+        return retrieval_record(name, settings, loaded, scores, run, details, seconds)
 
     def dense(self, settings: EncoderSettings) -> Iterator[dict]:
         """Yield the records of every policy and hybrid of a model on every task."""
@@ -284,7 +264,7 @@ class Evaluation:
 
         def record(system: str, run: Run, seconds: float) -> dict:
             scores = score_metrics(run, loaded.task.qrels)
-            made = retrieval_record(system, settings, loaded.settings, loaded.task, scores, run, details, seconds)
+            made = retrieval_record(system, settings, loaded, scores, run, details, seconds)
             keys = [(loaded.task.fingerprint, training) for training in settings.trained_on]
             return made | {"overlap": [each for key in keys for each in self.plan.overlaps.get(key, [])] or None}
 

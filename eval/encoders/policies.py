@@ -163,10 +163,9 @@ def parse_policy(text: str) -> Policy:
     values: dict[str, int] = {}
     for setting in settings.split(",") if settings else []:
         key, _, value = (part.strip() for part in setting.partition("="))
-        if key not in known or key in values:
-            raise ValueError(f"policy {text!r} cannot set {key!r}; {name} takes, once each: {', '.join(known)}")
-        if not re.fullmatch("0*[1-9][0-9]*", value):
-            raise ValueError(f"policy {text!r}: {key}={value} must be a whole number of at least 1")
+        if key not in known or key in values or not re.fullmatch("0*[1-9][0-9]*", value):
+            takes = f"{name} takes, once each, a whole number of at least 1: {', '.join(known)}"
+            raise ValueError(f"policy {text!r} cannot set {key!r} to {value!r}; {takes}")
         values[key] = int(value)
     return POLICIES[name](**values)
 

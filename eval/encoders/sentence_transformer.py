@@ -99,7 +99,7 @@ class SentenceTransformerEncoder:
         return unit_rows(np.concatenate(vectors)[np.argsort(order)])  # here: the model may compute in bfloat16
 
     def encode_parts(self, texts: list[str], parts: int) -> tuple[np.ndarray, np.ndarray]:
-        """See `PartEncoder.encode_parts`."""
+        """See `TokenEncoder.encode_parts`."""
         import torch
 
         check_late_chunking(self.model, self.name)
