@@ -99,7 +99,7 @@ class EvalModel(Target):
     """Any sentence-transformers model."""
 
     def run(self, folder, scratch):
-        from m2bert.eval.systems import load_encoder
+        from m2bert.eval.config import load_encoder
 
         arguments = ["--encoder", folder / "model", "--data", folder / "data"]
         m2bert("eval", *arguments, "--output", scratch / "r.json", "--no-cache")

@@ -11,10 +11,9 @@ from typing import Annotated, NamedTuple
 import typer
 
 from m2bert.files import write_atomically
-from m2bert.records import check_record, read_results
+from m2bert.records import check_record, free_output, read_results
 from m2bert.terminal import CommandGroup, nearest, one_line, shown
 
-from ..results import free_output
 from . import paper
 from .tables import shorten
 
