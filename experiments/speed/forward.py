@@ -8,27 +8,25 @@ the run with status 1. Every length is written to the output as soon as it is fi
 
 import gc
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 
 import torch
-from arms import NAMES, Arm, Runner, build, parse_arms, token_ids
-from gate import Gate
+from arms import NAMES, Arm, Gate, Runner, build, parse_arms, token_ids
 from harness import (
-    DTYPES,
     ROUNDS,
     RedGate,
     add_turns,
-    at_least,
-    choose_device,
     cuda_peak_bytes,
     interleave,
     make_parser,
     make_record,
+    parse,
+    positive,
     proc_bytes,
     resident_peak_bytes,
     run_jobs,
     timed,
-    token_lengths,
     wall_timed,
     warm_up,
 )
@@ -41,30 +39,24 @@ NOT_COMPARED = dict.fromkeys(("error", "worst_error", "gradient_error"))
 WHOLE_INPUT_EXPONENT = 2  # attention over whole inputs: time grows at most so with length
 
 
-def parse():
+def arguments():
     parser = make_parser(__doc__.split("\n")[0], epilog=f"arms: {', '.join(NAMES)}; each with :dtype if wanted")
     parser.add_argument("--arms", default="ours,original", help="comma-separated name or name:dtype")
-    parser.add_argument("--lengths", type=token_lengths, default="512,2048", help="tokens per row, comma-separated")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of arms that name none")
-    add_turns(parser)
-    parser.add_argument("--batch", type=at_least(1), default=1, help="rows per batch")
-    parser.add_argument("--batch-tokens", type=at_least(1), help="tokens per batch instead: as many rows as fit")
-    parser.add_argument("--layers", type=at_least(1), help="depth of every arm (quick looks); default: as published")
+    add_turns(parser, lengths="512,2048", batch_tokens=None, dtype="float32")
+    parser.add_argument("--batch", type=positive, default=1, help="rows per batch, without --batch-tokens")
+    parser.add_argument("--layers", type=positive, help="depth of every arm (quick looks); default: as published")
     parser.add_argument("--budget-seconds", type=float, default=300, help="per length; after it three turns are enough")
     parser.add_argument("--max-seconds", type=float, default=600, help="leave an arm out where a call takes longer")
     parser.add_argument("--memory", action="store_true", help="on a CPU: peak memory too, each in a fresh process")
-    options = parser.parse_args()
-    if options.batch_tokens and options.batch_tokens < options.lengths[-1]:
-        parser.error(f"--batch-tokens={options.batch_tokens} is below the longest of --lengths; raise it")
-    return options
+    return parse(parser)
 
 
 class Bench:
     """All arms of one run."""
 
     def __init__(self, options):
-        self.options, self.lengths, self.training = options, options.lengths, options.mode == "training"
-        self.device = choose_device(options)
+        self.options, self.device, self.lengths = options, options.device, options.lengths
+        self.training = options.mode == "training"
         arms = parse_arms(options.arms, options.dtype, self.device, self.lengths, options.mode)
         self.runners, self.base = build(arms, self.device, max(self.lengths), options.layers)
         for runner in self.runners:
@@ -112,21 +104,11 @@ class Bench:
         records = []
         for runner, seconds in turns.items():
             record = make_record(
-                self.device,
-                seconds,
-                arm=runner.arm.name,
-                dtype=runner.arm.dtype,
-                length=length,
-                batch=ids.shape[0],
-                tokens=ids.numel(),
-                mode=self.options.mode,
-                layers=runner.layers,
-                shallow=self.options.layers is not None,
-                parameters=runner.parameters,
-                weight_bytes=runner.weight_bytes,
-                peak_bytes=peaks[runner],
-                cache_bytes=cache_bytes[runner],
-            )
+                self.device, seconds, arm=runner.arm.name, dtype=runner.arm.dtype, length=length, batch=ids.shape[0],
+                tokens=ids.numel(), mode=self.options.mode, layers=runner.layers,
+                shallow=self.options.layers is not None, parameters=runner.parameters,
+                weight_bytes=runner.weight_bytes, peak_bytes=peaks[runner], cache_bytes=cache_bytes[runner],
+            )  # fmt: skip
             records.append(record | verdicts.get(runner.arm, NOT_COMPARED) | {"first_seconds": first[runner]})
             self._last[runner] = length, record["seconds"], peaks[runner]
         self._free()
@@ -136,8 +118,7 @@ class Bench:
         """Return seconds of one call, after a check of its pooled output."""
         if runner.rebuilds_cache:
             call(runner, ids, self.training)
-        with torch.set_grad_enabled(self.training):
-            seconds, (_, pooled) = timed(lambda: (runner.step if self.training else runner.forward)(ids), self.device)
+        seconds, (_, pooled) = timed(lambda: runner.call(ids, self.training), self.device)
         runner.clear_gradients()
         if not torch.isfinite(pooled).all():
             raise RedGate(f"{runner.arm} at {ids.shape[1]} tokens returned values that are not finite")
@@ -208,8 +189,7 @@ class Bench:
 
 def call(runner: Runner, ids, training: bool) -> None:
     """Call an arm once; free the gradients of a training step."""
-    with torch.set_grad_enabled(training):
-        (runner.step if training else runner.forward)(ids)
+    runner.call(ids, training)
     runner.clear_gradients()
 
 
@@ -226,9 +206,9 @@ def peak_in_this_process(arm: Arm, batch: int, length: int, training: bool, long
 
 
 def main():
-    bench = Bench(parse())
-    run_jobs([bench.check, *(lambda length=length: bench.measure(length) for length in bench.lengths)],
-             bench.options.output)  # fmt: skip
+    bench = Bench(arguments())
+    jobs = [bench.check, *(partial(bench.measure, length) for length in bench.lengths)]
+    run_jobs(jobs, bench.options.output)
     for line in bench.skipped:
         print(f"left out: {line}")
 
