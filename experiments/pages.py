@@ -169,7 +169,10 @@ def replicas():
     fill(DOCS / "replicas.md", blocks)
     curves = {label: read_all(REPLICAS, f"table7-{arm}-seed*.json") for arm, label in ARMS["table7"].items()}
     bars = {
-        title: {ARMS[name][arm]: means(tasks) for arm, tasks in test_scores(name).items()}
+        title: {
+            ARMS[name][arm]: [mean(pair) for pair in zip(*tasks, strict=True)]
+            for arm, tasks in test_scores(name).items()
+        }
         for name, title in (("table6", "pretraining examples (Table 6)"), ("table8", "losses (Table 8)"))
     }
     plots.replicas(bars, curves, DOCS / "replicas.png")
@@ -185,11 +188,6 @@ def test_scores(name: str) -> dict[str, list[list[float]]]:
     return {arm: found[arm] for arm in ARMS[name] if arm in found}
 
 
-def means(tasks: list[list[float]]) -> list[float]:
-    """Return the mean over tasks, by seed."""
-    return [mean(pair) for pair in zip(*tasks, strict=True)]
-
-
 def training_tokens(name: str, arm: str) -> str:
     records = read_all(REPLICAS, f"{name}-{arm}-seed*.json")
     return f"{mean(record['totals']['tokens'] for record in records) / 1e6:.1f} M"
@@ -198,7 +196,11 @@ def training_tokens(name: str, arm: str) -> str:
 def ranking_table(name: str, tokens: str) -> str:
     """Return scores of the arms on both tasks."""
     rows = [
-        [ARMS[name][arm], *map(spread, [*tasks, means(tasks)]), training_tokens(name, arm)]
+        [
+            ARMS[name][arm],
+            *map(spread, [*tasks, [mean(pair) for pair in zip(*tasks, strict=True)]]),
+            training_tokens(name, arm),
+        ]
         for arm, tasks in test_scores(name).items()
     ]
     return table(["", *TASKS, "mean", tokens], rows)
@@ -213,9 +215,8 @@ def warm_table() -> str:
         early, last = ([one[i] for one in evaluations] for i in (0, -1))
         cells = [spread([100 * row["held_out_accuracy"] for row in which]) for which in (early, last)]
         cells[0] += f" (step {early[0]['step']})"
-        rows.append(
-            [label, training_tokens("table7", arm), *cells, f"{mean(row['held_out_loss'] for row in last):.3f}"]
-        )
+        loss = mean(row["held_out_loss"] for row in last)
+        rows.append([label, training_tokens("table7", arm), *cells, f"{loss:.3f}"])
     return table(["start", "tokens at the long length", "accuracy, early", "at the end", "loss at the end"], rows)
 
 
@@ -284,17 +285,13 @@ CIRCUMSTANCES = ["processor", "device", "threads", "torch", "commit", "date"]
 
 def performance():
     paths = sorted((EXPERIMENTS / "speed" / "results").glob("*/*.json"))
-    records = [record | {"run": str(path)} for path in paths for record in read(path)]
-    whole = [record for record in records if not record.get("shallow")]
-    trial = "**The models of these records are not of full depth: a trial of the benchmark, not a result.**\n\n"
-    if any("op" not in record for record in whole):
-        records, trial = whole, ""
+    records = [record | {"run": str(path)} for path in paths for record in read(path) if not record.get("shallow")]
     where = dict.fromkeys(tuple(str(record[field]) for field in CIRCUMSTANCES) for record in records)
     series = {key: whole_models(records, *key) for key in MODES}
     asked = yaml.safe_load((EXPERIMENTS / "speed" / "page.yaml").read_text(encoding="utf-8"))["questions"]
     rows = [question_row(question, records) for question in asked]
     blocks = {
-        "circumstances": trial + table(CIRCUMSTANCES, [[*row] for row in where]),
+        "circumstances": table(CIRCUMSTANCES, [[*row] for row in where]),
         "questions": table(["", "must", "aim", "measured", "reached"], rows),
         "queries": query_table(records),
         "operations": operation_table(records),
@@ -315,12 +312,11 @@ def whole_models(records: list[dict], device: str, mode: str) -> dict[tuple[str,
 
 
 def answer(question: dict, records: list[dict]) -> float | None:
-    """Return the measured value that a question asks for; None if the records do not hold it."""
+    """Return the measured value that a question of page.yaml asks for; None if the records do not hold it."""
     unit = question["goals"]["unit"]
     field, scale = ("peak_bytes", 1e-9) if unit == "GB" else ("seconds", 1e3 if unit == "ms" else 1)
 
     def smallest(arm, **wanted) -> float | None:
-        """Return the smallest value among the newest records of the arms."""
         wanted, found = {"op": None} | wanted, {}
         for record in records:
             fits = record["arm"] in arm if isinstance(arm, list) else record["arm"] == arm
@@ -412,8 +408,8 @@ def crossover(ours: dict[int, dict], other: dict[int, dict]) -> str:
 
 
 def largest_lengths(lengths: dict[int, dict]) -> list[str]:
-    """Return a cell for each of CAPACITIES_GB, the largest length in tokens, or why there is none: from a line through
-    (length, weights + peak), errors relative to the values, with room for all that the filter cache may hold."""
+    """Return a cell for each of CAPACITIES_GB: the largest length in tokens, by a line through (length, weights + peak)
+    with relative errors and room for the filter cache; or why there is none."""
     measured = {length: record for length, record in lengths.items() if record["peak_bytes"] is not None}
     empty = [""] * (len(CAPACITIES_GB) - 1)
     if len(measured) < 3:

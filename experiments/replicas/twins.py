@@ -12,7 +12,6 @@ import json
 import sys
 from collections import Counter
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from math import log2
 from pathlib import Path
 from unittest.mock import patch
@@ -75,15 +74,12 @@ class AttentionMixer(nn.Module):
         positions = torch.cat([torch.arange(span, device=hidden_states.device) for span in spans])
         query, key, value = self.in_proj(hidden_states).unflatten(1, (3, -1, HEAD)).unbind(1)  # (T, A / d, d)
         stacked = torch.stack([rotate(query, positions), rotate(key, positions), value])
-        pairs = zip(stacked.split(spans, dim=1), rows.lengths.tolist(), strict=True)
-        return hidden_states + self.out_proj(torch.cat([attend(row, length) for row, length in pairs]))
-
-
-def attend(row: Tensor, length: int) -> Tensor:
-    """Attend within a row whose first `length` tokens are real: query, key and value (3, S, A / d, d) -> (S, A)."""
-    query, key, value = row[:, None, :length].transpose(2, 3)  # (1, A / d, length, d)
-    mixed = nn.functional.scaled_dot_product_attention(query, key, value)[0].transpose(0, 1).flatten(1)
-    return nn.functional.pad(mixed, (0, 0, 0, row.shape[1] - length))
+        mixed = []
+        for row, length in zip(stacked.split(spans, dim=1), rows.lengths.tolist(), strict=True):
+            real = row[:, None, :length].transpose(2, 3)  # (3, 1, A / d, length, d)
+            attended = nn.functional.scaled_dot_product_attention(*real)[0].transpose(0, 1).flatten(1)
+            mixed.append(nn.functional.pad(attended, (0, 0, 0, row.shape[1] - length)))
+        return hidden_states + self.out_proj(torch.cat(mixed))
 
 
 @torch.no_grad()
@@ -141,21 +137,21 @@ def training_flops(config, mixer: str, seen: dict[str, Counter], masked_tokens: 
 # --- a run ---
 
 
-def count_rows(pack, seen: dict[str, Counter], *arguments):
-    """Pack rows as m2bert_packing does, and count what is trained on."""
-    packing = pack(*arguments)
-    if torch.is_grad_enabled():
-        seen["lengths"].update(packing.rows.lengths.tolist())
-        seen["longest"].update([packing.rows.longest])
-    return packing
-
-
 @contextmanager
 def twin(mixer: str, seen: dict[str, Counter]):
-    """Give this mixer to models made meanwhile. Packages look these names up when they call them."""
+    """Give this mixer to models made meanwhile, and count the rows that are trained on. Packages look these names up
+    when they call them."""
+    pack_rows = modeling_m2bert.pack_rows
+
+    def count_rows(*arguments):
+        packing = pack_rows(*arguments)
+        if torch.is_grad_enabled():
+            seen["lengths"].update(packing.rows.lengths.tolist())
+            seen["longest"].update([packing.rows.longest])
+        return packing
+
     with ExitStack() as stack:
-        count = partial(count_rows, modeling_m2bert.pack_rows, seen)
-        stack.enter_context(patch.object(modeling_m2bert, "pack_rows", count))
+        stack.enter_context(patch.object(modeling_m2bert, "pack_rows", count_rows))
         stack.enter_context(patch.object(starts, "identity_layer_", identity_layer_))
         if mixer == "attention":
             stack.enter_context(patch.object(modeling_m2bert, "M2BertMixer", AttentionMixer))

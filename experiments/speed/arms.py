@@ -143,13 +143,8 @@ def gain(part: nn.Module) -> Tensor:
 
 
 class Runner:
-    """An arm with its model, ready to run.
-
-    Args:
-        arm: which one.
-        model: maps (B, L) ids to hidden states, or to a transformers output that holds them.
-        prepare: called with the ids before anything of their length is timed; returns what replaces the model.
-    """
+    """An arm with its model, which maps (B, L) ids to hidden states or to a transformers output that holds them.
+    `prepare` is called with the ids before anything of their length is timed, and returns what replaces the model."""
 
     def __init__(self, arm: Arm, model: nn.Module, prepare: Callable[[nn.Module, Tensor], Callable] | None = None):
         self.arm, self.model, self.function = arm, model, model
@@ -262,11 +257,7 @@ BOUNDS = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 
 
 class Gate:
-    """Compares arms with the reference.
-
-    Args:
-        base: the float32 model whose weights all compared arms share.
-    """
+    """Compares arms with the reference, which has the weights of `base`, as all compared arms have."""
 
     def __init__(self, base, device: str, training: bool):
         model = Original(base).double().to(device)

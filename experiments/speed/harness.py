@@ -149,6 +149,12 @@ def interleave(runs: dict, rounds: int, budget_seconds: float, title: str) -> di
 # --- memory ---
 
 
+def free_memory(device: str) -> None:
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
 def cuda_peak_bytes(run: Callable[[], object]) -> int:
     """Return the most memory that a call held at once on the GPU beyond what was allocated before it."""
     gc.collect()

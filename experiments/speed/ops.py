@@ -12,23 +12,9 @@ from copy import deepcopy
 from functools import partial
 from typing import NamedTuple
 
+import harness
 import torch
 from arms import base_model, relative_error
-from harness import (
-    DTYPES,
-    ROUNDS,
-    RedGate,
-    add_turns,
-    cuda_peak_bytes,
-    interleave,
-    make_parser,
-    make_record,
-    parse,
-    run_jobs,
-    timed,
-    wall_timed,
-    warm_up,
-)
 from original import block_diagonal, spectrum, taps
 from original import long_conv as convolve
 from torch import Tensor, nn
@@ -207,23 +193,23 @@ CASES = {case.__name__: case for case in (long_conv, short_conv_gate, block_diag
 def measure(options, layer: nn.Module, op: str, length: int) -> list[dict]:
     """Return records of all arms of one operation at one length; raise RedGate if an error is too large."""
     device, batch, training = options.device, options.batch_tokens // length, options.mode == "training"
-    case = CASES[op](Sizes(layer, batch, length, DTYPES[options.dtype], training))
+    case = CASES[op](Sizes(layer, batch, length, harness.DTYPES[options.dtype], training))
     with torch.no_grad():
         exact = case.exact()
     runs = {arm: partial(call, case, arm, device, training) for arm in (*KERNELS[device], "plain")}
     firsts, errors = {}, {}
     for arm, run in runs.items():
-        firsts[arm], outputs = wall_timed(run, device)
+        firsts[arm], outputs = harness.wall_timed(run, device)
         errors[arm] = max(relative_error(found.detach(), right) for found, right in zip(outputs, exact, strict=True))
         if not errors[arm] <= BOUNDS[options.dtype]:
-            raise RedGate(f"{op} at {length} tokens: error {errors[arm]:.2e} of {arm} is above {BOUNDS[options.dtype]}")
+            raise harness.RedGate(f"{op} at {length} tokens: error {errors[arm]:.2e} of {arm} is above the bound")
     for run in runs.values():
-        warm_up(run, device)
-    peaks = {arm: cuda_peak_bytes(run) if device == "cuda" else None for arm, run in runs.items()}
-    turns = {arm: lambda run=run: timed(run, device)[0] for arm, run in runs.items()}
-    seconds = interleave(turns, options.rounds or ROUNDS[device], BUDGET_SECONDS, f"{op} {length}")
+        harness.warm_up(run, device)
+    peaks = {arm: harness.cuda_peak_bytes(run) if device == "cuda" else None for arm, run in runs.items()}
+    turns = {arm: lambda run=run: harness.timed(run, device)[0] for arm, run in runs.items()}
+    seconds = harness.interleave(turns, options.rounds or harness.ROUNDS[device], BUDGET_SECONDS, f"{op} {length}")
     return [
-        make_record(device, values, op=op, arm=arm, dtype=options.dtype, length=length, batch=batch,
+        harness.make_record(device, values, op=op, arm=arm, dtype=options.dtype, length=length, batch=batch,
                     tokens=batch * length, mode=options.mode, first_seconds=firsts[arm], error=errors[arm],
                     peak_bytes=peaks[arm], cache_bytes=None)
         for arm, values in seconds.items()
@@ -242,14 +228,14 @@ def call(case: Case, arm: str, device: str, training: bool) -> Outputs:
 
 
 def main():
-    parser = make_parser(__doc__.split("\n")[0])
+    parser = harness.make_parser(__doc__.split("\n")[0])
     parser.add_argument("--ops", nargs="+", choices=CASES, default=[*CASES])
-    add_turns(parser, lengths="2048,8192,32768", batch_tokens=32768, dtype=None)
-    options = parse(parser)
+    harness.add_turns(parser, lengths="2048,8192,32768", batch_tokens=32768, dtype=None)
+    options = harness.parse(parser)
     options.dtype = options.dtype or ("bfloat16" if options.device == "cuda" else "float32")
     layer = base_model(options.lengths[-1], 1).layers[0].to(options.device)
     jobs = [partial(measure, options, layer, op, length) for op in options.ops for length in options.lengths]
-    run_jobs(jobs, options.output)
+    harness.run_jobs(jobs, options.output)
 
 
 if __name__ == "__main__":

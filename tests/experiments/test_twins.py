@@ -24,11 +24,16 @@ def rows_of(*lengths):
     return Rows(offsets, torch.tensor(lengths, dtype=torch.int32), max(lengths))
 
 
-def made(twins, mixer, config):
-    """(model, what its rows are counted in)."""
-    seen = {"lengths": Counter(), "longest": Counter()}
-    with twins.twin(mixer, seen):
-        return AutoModel.from_config(config), seen
+@pytest.fixture
+def made(twins):
+    """Return a model with a mixer, and the counters of its rows."""
+
+    def make(mixer, config):
+        seen = {"lengths": Counter(), "longest": Counter()}
+        with twins.twin(mixer, seen):
+            return AutoModel.from_config(config), seen
+
+    return make
 
 
 @pytest.fixture
@@ -38,8 +43,8 @@ def attention(twins, tiny_config, randomised):
 
 
 @pytest.mark.parametrize("mixer", ["long-conv", "attention"])
-def test_both_mixers_start_as_the_exact_identity(twins, tiny_config, mixer):
-    model, _ = made(twins, mixer, tiny_config())
+def test_both_mixers_start_as_the_exact_identity(twins, made, tiny_config, mixer):
+    model, _ = made(mixer, tiny_config())
     for layer in model.layers:
         twins.identity_layer_(layer)
     x, rows = torch.randn(20, 32), rows_of(7, 13)
@@ -47,8 +52,10 @@ def test_both_mixers_start_as_the_exact_identity(twins, tiny_config, mixer):
     assert torch.equal(model.layers[0].mlp(x), torch.zeros_like(x))
 
 
-def test_after_one_step_every_weight_of_attention_has_a_gradient(twins, tiny_config):
-    model, _ = made(twins, "attention", tiny_config())
+def test_after_one_step_every_weight_of_attention_has_a_gradient(twins, made, tiny_config):
+    model, _ = made("attention", tiny_config())
+    assert type(AutoModel.from_config(tiny_config()).layers[0].mixer) is twins.M2BertMixer  # nothing stays replaced
+    assert twins.starts.identity_layer_ is identity_layer_
     layer, rows, x, target = model.layers[0], rows_of(7, 13), torch.randn(20, 32), torch.randn(20, 32)
     twins.identity_layer_(layer)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
@@ -88,9 +95,9 @@ def test_attention_is_that_of_rotary_positions(twins, attention):
 
 
 @pytest.mark.parametrize("context", [512, 2048])
-def test_both_mixers_have_as_many_parameters(twins, context):
+def test_both_mixers_have_as_many_parameters(twins, made, context):
     config = M2BertConfig(**SIZES, max_position_embeddings=context)
-    sizes = [twins.parameters(made(twins, mixer, config)[0].layers[0].mixer) for mixer in ("long-conv", "attention")]
+    sizes = [twins.parameters(made(mixer, config)[0].layers[0].mixer) for mixer in ("long-conv", "attention")]
     assert sizes[1] == pytest.approx(sizes[0], rel=0.03)
 
 
@@ -111,25 +118,18 @@ def test_the_entry_points_train_the_mixer_that_was_asked_for(twins, entry, mixer
         assert all(layer.mixer.out_proj.weight.abs().max() > 0 for layer in models[0].base_model.layers)
 
 
-def test_nothing_stays_replaced(twins, tiny_config):
-    made(twins, "attention", tiny_config())
-    model = AutoModel.from_config(tiny_config())
-    assert type(model.layers[0].mixer) is twins.M2BertMixer
-    assert twins.starts.identity_layer_ is identity_layer_
-
-
-def test_a_run_with_another_mixer_than_asked_for_is_refused(twins, tiny_config):
-    model, seen = made(twins, "long-conv", tiny_config())
+def test_a_run_with_another_mixer_than_asked_for_is_refused(twins, made, tiny_config):
+    model, seen = made("long-conv", tiny_config())
     with pytest.raises(RuntimeError, match="not attention"):
         twins.compact_record(model, "attention", None, {}, seen)
 
 
-def test_operations_are_counted_of_what_is_trained_on(twins, tiny_config):
+def test_operations_are_counted_of_what_is_trained_on(twins, made, tiny_config):
     """Attention by hand: projections, scores and sums of a row of 3 and of a row of 5, the feed-forward, the pooler."""
     config = tiny_config(pooling="weighted_mean", num_pooling_heads=2, num_hidden_layers=1)
+    mask = torch.arange(5) < torch.tensor([[3], [5]])
     with twins.twin("attention", seen := {"lengths": Counter(), "longest": Counter()}):
         model = AutoModel.from_config(config)
-        mask = torch.arange(5) < torch.tensor([[3], [5]])
         model(torch.ones(2, 5, dtype=torch.long), mask)
         with torch.no_grad():
             model(torch.ones(2, 5, dtype=torch.long))
