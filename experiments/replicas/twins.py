@@ -97,8 +97,8 @@ def identity_layer_(layer) -> None:
 
 
 def mixer_flops(config, mixer: str, length: int) -> float:
-    """Count those of one mixer, forward, on a row: matrix products, convolutions, attention. A multiplication and an
-    addition are two; a real Fourier transform of length N counts as 5 N log2(N), twice what it needs."""
+    """Count those of one mixer, forward, on a row. A multiplication and an addition are two; a real Fourier transform
+    of length N counts as 5 N log2(N), twice what it needs."""
     hidden = config.hidden_size
     if mixer == "attention":
         width = attention_width(config)
@@ -109,20 +109,16 @@ def mixer_flops(config, mixer: str, length: int) -> float:
 
 
 def filter_flops(config, taps: int) -> float:
-    """Count those of the long filters of one mixer, per forward, whatever its rows: the sine networks of both
-    directions, and a transform."""
+    """Count those of the long filters of one mixer, per forward, whatever its rows: sine networks and transforms."""
     order, hidden, n = config.filter_order, config.hidden_size, 2 * transform_length(taps)
     network = 2 * taps * 2 * order * (config.filter_embedding_size + 2 * order + hidden)
     return (2 if config.residual_long_conv else 1) * (network + hidden * 5 * n * log2(n))
 
 
 def training_flops(config, mixer: str, seen: dict[str, Counter], masked_tokens: float) -> float:
-    """Count those of a whole run, the backward pass as two forward passes; losses, norms and lookups are left out.
-
-    Args:
-        seen: how often rows of a length, and forwards of a longest row, were trained on.
-        masked_tokens: that the masked-LM head predicted; 0 without one.
-    """
+    """Count those of a run on the rows `seen` (how often a length, how often a longest row of a forward), the backward
+    pass as two forward passes. Losses, norms and lookups are left out; without `masked_tokens` there is a pooler in
+    place of the masked-LM head."""
     hidden, tokens = config.hidden_size, sum(length * times for length, times in seen["lengths"].items())
     layer = tokens * 2 * 3 * hidden * config.intermediate_size / config.num_blocks
     layer += sum(times * mixer_flops(config, mixer, length) for length, times in seen["lengths"].items())

@@ -13,9 +13,9 @@ The gate's reference is the original algorithm in float64. Errors are relative: 
 the worst token, which shows a single wrong tile that the whole would hide; in training also of gradients.
 """
 
-import importlib.util
 import os
 from collections.abc import Callable
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
@@ -72,36 +72,21 @@ class Arm(NamedTuple):
         """True if its hidden states must equal the reference's."""
         return self.is_ours or self.name == "original"
 
-    @property
-    def is_quadratic(self) -> bool:
-        """True if it attends over whole inputs."""
-        return self.name in SHAPES and self.name not in CHUNKS
 
-
-def parse_arms(text: str, default_dtype: str, device: str, lengths: list[int], mode: str = "forward") -> list[Arm]:
+def parse_arms(text: str, default_dtype: str, device: str, lengths: list[int]) -> list[Arm]:
     """Return arms from comma-separated `name[:dtype]`; raise ValueError for one that is unknown, given twice, or cannot
-    run on `device`, on inputs of `lengths` tokens or in `mode`."""
+    run on `device` or on inputs of `lengths` tokens."""
     arms = []
     for part in text.split(","):
         name, _, dtype = part.strip().partition(":")
         arm = Arm(name, dtype or default_dtype)
-        chunk = CHUNKS.get(name)
-        odd = [length for length in lengths if chunk and length > chunk and length % chunk]
-        obstacles = {
-            f"is given twice, or no name of {', '.join(NAMES)} with one of {', '.join(DTYPES)}": (
-                name not in NAMES or arm.dtype not in DTYPES or arm in arms
-            ),
-            "is for GPUs; drop it, or use ours or modernbert-base": device == "cpu" and name in GPU_ONLY,
-            "captures forwards only; use ours": name == "ours-graph" and mode == "training",
-            "needs the flash-attn package and half precision; use modernbert-base": (
-                name == "modernbert-base-flash"
-                and (importlib.util.find_spec("flash_attn") is None or arm.dtype == "float32")
-            ),
-            f"takes chunks of {chunk} tokens, which --lengths={odd} are no multiples of; drop one of the two": odd,
-        }
-        for obstacle, found in obstacles.items():
-            if found:
-                raise ValueError(f"--arms: {arm} {obstacle}")
+        if name not in NAMES or arm.dtype not in DTYPES or arm in arms:
+            raise ValueError(f"--arms: {arm} is given twice, or no name of {NAMES} with one of {[*DTYPES]}")
+        if device == "cpu" and name in GPU_ONLY:
+            raise ValueError(f"--arms: {arm} is for GPUs; drop it, or use ours or modernbert-base")
+        chunk = CHUNKS.get(name, 1)
+        if odd := [length for length in lengths if length > chunk and length % chunk]:
+            raise ValueError(f"--arms: {arm} takes chunks of {chunk} tokens; --lengths={odd} are no multiples of it")
         arms.append(arm)
     return arms
 
@@ -148,7 +133,7 @@ class Runner:
 
     def __init__(self, arm: Arm, model: nn.Module, prepare: Callable[[nn.Module, Tensor], Callable] | None = None):
         self.arm, self.model, self.function = arm, model, model
-        self.kernels = KERNELS.get(arm.name)
+        self.kernels = KERNELS.get(arm.name, "auto")
         self.chunk = CHUNKS.get(arm.name)
         self.rebuilds_cache = False  # True if other arms may have evicted this one's spectra from the filter cache
         self.takes_any_shape = prepare is None
@@ -161,13 +146,13 @@ class Runner:
     def prepare(self, ids: Tensor) -> None:
         """Compile or capture for inputs of this shape, where the arm does so."""
         if self._prepare is not None:
-            self._choose_kernels()
+            os.environ["M2BERT_KERNELS"] = self.kernels
             self.function = self._prepare(self.model, ids)
 
     def forward(self, ids: Tensor, **inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Map ids (B, L) to hidden states (B, L, H) and their mean over tokens (B, H); chunked arms return
         (B * chunks, chunk, H) and (B * chunks, H)."""
-        self._choose_kernels()
+        os.environ["M2BERT_KERNELS"] = self.kernels
         if self.chunk is not None and ids.shape[1] > self.chunk:
             ids = ids.reshape(-1, self.chunk)
         output = self.function(ids, **inputs)
@@ -185,16 +170,9 @@ class Runner:
                 (pooled.float() @ direction).sum().mul(ids.shape[1]).backward()  # per token, far from underflow
         return hidden.detach(), pooled.detach()
 
-    def clear_gradients(self) -> None:
-        self.model.zero_grad(set_to_none=True)
-
     def gradients(self) -> list[Tensor]:
         """Return gradients that every operation contributes to: token embedding, and output layers of a filter."""
         return [self.model.embeddings.word_embeddings.weight.grad, self.model.layers[0].mixer.filter.output_weight.grad]
-
-    def _choose_kernels(self) -> None:
-        if self.kernels is not None:
-            os.environ["M2BERT_KERNELS"] = self.kernels
 
 
 def build(arms: list[Arm], device: str, longest: int, layers: int | None) -> tuple[list[Runner], M2BertModel | None]:
@@ -207,9 +185,7 @@ def build(arms: list[Arm], device: str, longest: int, layers: int | None) -> tup
         dtype = DTYPES[arm.dtype]
         if arm.is_ours:
             if arm.dtype not in ours:
-                model = M2BertModel(base.config, add_pooling_layer=False).eval()
-                model.load_state_dict(base.state_dict())
-                ours[arm.dtype] = model.to(device=device, dtype=dtype)
+                ours[arm.dtype] = deepcopy(base).to(device=device, dtype=dtype)
             runners.append(
                 Runner(arm, ours[arm.dtype], {"ours-graph": capture, "ours-compile": compiled}.get(arm.name))
             )
@@ -275,7 +251,7 @@ class Gate:
             try:
                 seconds, values, found = self._call(runner, ids)
             except torch.OutOfMemoryError:
-                runner.clear_gradients()
+                runner.model.zero_grad()
                 continue
             finally:
                 runner.function = runner.model  # without what was captured for these ids
@@ -295,7 +271,7 @@ class Gate:
         """Return wall seconds of one call, hidden states, and gradients in training."""
         seconds, (hidden, _) = wall_timed(lambda: runner.prepare(ids) or runner.call(ids, self.training), self.device)
         gradients = runner.gradients() if self.training else []
-        runner.clear_gradients()
+        runner.model.zero_grad()
         return seconds, hidden, gradients
 
 

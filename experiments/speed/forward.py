@@ -12,7 +12,7 @@ from multiprocessing import get_context
 
 import harness
 import torch
-from arms import NAMES, Arm, Gate, Runner, build, parse_arms, token_ids
+from arms import NAMES, SHAPES, Arm, Gate, Runner, build, parse_arms, token_ids
 from tqdm import tqdm
 
 from m2bert.terminal import run_command
@@ -39,7 +39,7 @@ class Bench:
     def __init__(self, options):
         self.options, self.device, self.lengths = options, options.device, options.lengths
         self.training = options.mode == "training"
-        arms = parse_arms(options.arms, options.dtype, self.device, self.lengths, options.mode)
+        arms = parse_arms(options.arms, options.dtype, self.device, self.lengths)
         self.runners, self.base = build(arms, self.device, max(self.lengths), options.layers)
         for runner in self.runners:
             runner.model.train(self.training)
@@ -73,7 +73,7 @@ class Bench:
                     first[runner], cache_bytes[runner] = self._warm_up(runner, ids, verdicts.get(runner.arm))
                     continue
                 except torch.OutOfMemoryError:
-                    runner.clear_gradients()
+                    runner.model.zero_grad()
                     obstacle = "out of memory"
             self.skipped.append(f"{runner.arm} at {length} tokens: {obstacle}")
             harness.free_memory(self.device)
@@ -101,7 +101,7 @@ class Bench:
         if runner.rebuilds_cache:
             call(runner, ids, self.training)
         seconds, (_, pooled) = harness.timed(lambda: runner.call(ids, self.training), self.device)
-        runner.clear_gradients()
+        runner.model.zero_grad()
         if not torch.isfinite(pooled).all():
             raise harness.RedGate(f"{runner.arm} at {ids.shape[1]} tokens returned values that are not finite")
         return seconds
@@ -149,13 +149,14 @@ class Bench:
         return None
 
     def _obstacle(self, runner: Runner, length: int, verdicts: dict[Arm, dict]) -> str | None:
-        """Return why an arm is left out at a length, judged by its last one; None if it is measured."""
+        """Return why an arm is left out at a length, judged by its last one; None if it is measured. The time of
+        attention over whole inputs grows at most with the square of the length."""
         if runner.arm.is_compared and runner.arm not in verdicts:
             return "out of memory"
         if runner not in self._last:
             return None
         last_length, seconds, peak_bytes = self._last[runner]
-        growth = (length / last_length) ** (2 if runner.arm.is_quadratic else 1)
+        growth = (length / last_length) ** (2 if runner.arm.name in SHAPES and not runner.chunk else 1)
         growth *= self.batch_of(length) / self.batch_of(last_length)
         if seconds * growth > self.options.max_seconds:
             return f"expected {seconds * growth:.3g} s a call, above --max-seconds={self.options.max_seconds:g}"
@@ -167,7 +168,7 @@ class Bench:
 def call(runner: Runner, ids, training: bool) -> None:
     """Call an arm once; free the gradients of a training step."""
     runner.call(ids, training)
-    runner.clear_gradients()
+    runner.model.zero_grad()
 
 
 def peak_in_this_process(arm: Arm, batch: int, length: int, training: bool, longest: int, layers: int | None,

@@ -127,15 +127,9 @@ def warm_up(run: Callable[[], object], device: str) -> None:
 
 
 def interleave(runs: dict, rounds: int, budget_seconds: float, title: str) -> dict:
-    """Call every run in turn, A B C A B C .., so that a drift of the machine affects all of them alike.
-
-    Args:
-        runs: {arm: function that returns the seconds it took}.
-        rounds: turns to take; fewer, but at least three, once `budget_seconds` of wall time have passed.
-
-    Returns:
-        {arm: seconds, one per round}.
-    """
+    """Call {arm: function that returns the seconds it took} in turns, A B C A B C .., so that a drift of the machine
+    affects all arms alike. Return {arm: seconds of every turn}: at least three turns, at most `rounds`, and none more
+    once `budget_seconds` of wall time have passed."""
     seconds = {arm: [] for arm in runs}
     start = time.perf_counter()
     for done in tqdm(range(rounds), desc=title, leave=False):
@@ -167,8 +161,8 @@ def cuda_peak_bytes(run: Callable[[], object]) -> int:
 
 
 def resident_peak_bytes(run: Callable[[], object]) -> int:
-    """Return the growth of this process's resident set during a call. Linux only; call it in a process made for it:
-    memory that earlier calls left with the allocator counts as neither free nor used."""
+    """Return the growth of this process's resident set during a call. Linux only; call it in a process made for it,
+    without memory that earlier calls left with the allocator."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # free pages would otherwise serve the call unseen
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from the present size

@@ -32,13 +32,8 @@ Outputs = tuple[Tensor, ...]
 
 
 class Case(NamedTuple):
-    """One operation at one size.
-
-    Attributes:
-        ours, plain: the operation on ready inputs; outputs of both have the same shapes.
-        exact: the plain one in float64.
-        ours_leaves, plain_leaves: what backward differentiates, for each.
-    """
+    """One operation at one size: ours, the plain one, and the plain one in float64, all on ready inputs and with
+    outputs of the same shapes; what backward differentiates, for ours and for the plain one."""
 
     ours: Callable[[], Outputs]
     plain: Callable[[], Outputs]
@@ -48,11 +43,7 @@ class Case(NamedTuple):
 
 
 class Sizes:
-    """Batch, length and dtype of a case, and what its inputs are made of.
-
-    Args:
-        layer: one layer of the model in float32, on the device.
-    """
+    """Batch, length and dtype of a case, and what its inputs are made of: `layer` is one of the model in float32."""
 
     def __init__(self, layer: nn.Module, batch: int, length: int, dtype: torch.dtype, training: bool):
         self.layer, self.batch, self.length, self.dtype, self.training = layer, batch, length, dtype, training
@@ -93,8 +84,7 @@ def same_inputs(inputs: list[Tensor], ours, plain) -> Case:
 
 
 def long_conv(sizes: Sizes) -> Case:
-    """Both convolutions with skips and gate. Without gradients both sides keep their spectra, with gradients both make
-    them from taps."""
+    """Both convolutions with skips and gate. Both sides keep their spectra, or with gradients make them from taps."""
     modules = [sizes.layer.mixer.filter, sizes.layer.mixer.residual_filter]
     signals = [sizes.draw(sizes.batch, sizes.hidden, sizes.length) for _ in range(3)]
     ours_signals = [sizes.channels(x) for x in signals]
