@@ -21,18 +21,6 @@ from modeling_m2bert.m2bert_ops_filter import clear_filter_cache, filter_cache_b
 NOT_COMPARED = dict.fromkeys(("error", "worst_error", "gradient_error"))
 
 
-def arguments():
-    parser = harness.make_parser(__doc__.split("\n")[0], epilog=f"arms: {', '.join(NAMES)}; each with :dtype if wanted")
-    parser.add_argument("--arms", default="ours,original", help="comma-separated name or name:dtype")
-    harness.add_turns(parser, lengths="512,2048", batch_tokens=None, dtype="float32")
-    parser.add_argument("--batch", type=harness.positive, default=1, help="rows per batch, without --batch-tokens")
-    parser.add_argument("--layers", type=harness.positive, help="depth of every arm (quick looks), not the published")
-    parser.add_argument("--budget-seconds", type=float, default=300, help="per length; after it three turns are enough")
-    parser.add_argument("--max-seconds", type=float, default=600, help="leave an arm out where a call takes longer")
-    parser.add_argument("--memory", action="store_true", help="on a CPU: peak memory too, each in a fresh process")
-    return harness.parse(parser)
-
-
 class Bench:
     """All arms of one run."""
 
@@ -184,7 +172,15 @@ def peak_in_this_process(arm: Arm, batch: int, length: int, training: bool, long
 
 
 def main():
-    bench = Bench(arguments())
+    parser = harness.make_parser(__doc__.split("\n")[0], epilog=f"arms: {', '.join(NAMES)}; each with :dtype if wanted")
+    parser.add_argument("--arms", default="ours,original", help="comma-separated name or name:dtype")
+    harness.add_turns(parser, lengths="512,2048", batch_tokens=None, dtype="float32")
+    parser.add_argument("--batch", type=harness.positive, default=1, help="rows per batch, without --batch-tokens")
+    parser.add_argument("--layers", type=harness.positive, help="depth of every arm (quick looks), not the published")
+    parser.add_argument("--budget-seconds", type=float, default=300, help="per length; after it three turns are enough")
+    parser.add_argument("--max-seconds", type=float, default=600, help="leave an arm out where a call takes longer")
+    parser.add_argument("--memory", action="store_true", help="on a CPU: peak memory too, each in a fresh process")
+    bench = Bench(harness.parse(parser))
     jobs = [bench.check, *(partial(bench.measure, length) for length in bench.lengths)]
     harness.run_jobs(jobs, bench.options.output)
     for line in bench.skipped:

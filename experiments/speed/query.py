@@ -20,17 +20,6 @@ ROUNDS = {"cpu": 9, "cuda": 50}
 BUDGET_SECONDS = 120
 
 
-def arguments():
-    parser = make_parser(__doc__.split("\n")[0])
-    parser.add_argument("--arms", default="ours:float32,ours:bfloat16", help="of ours, comma-separated")
-    parser.add_argument("--tokens", type=positive, default=32, help="of the query")
-    parser.add_argument("--context", type=positive, default=32768, help="to which the original pads")
-    parser.add_argument("--original-rounds", type=int, default=1, help="calls of the padded original; 0: none")
-    parser.add_argument("--mixed-lengths", type=token_lengths, default=MIXED_LENGTHS, help="tokens of the mixed batch")
-    parser.add_argument("--layers", type=positive, help="depth (quick looks); default: the published one")
-    return parse(parser)
-
-
 class QueryBench:
     """Our arms and the original with shared weights, on one device."""
 
@@ -94,7 +83,14 @@ class QueryBench:
 
 
 def main():
-    bench = QueryBench(arguments())
+    parser = make_parser(__doc__.split("\n")[0])
+    parser.add_argument("--arms", default="ours:float32,ours:bfloat16", help="of ours, comma-separated")
+    parser.add_argument("--tokens", type=positive, default=32, help="of the query")
+    parser.add_argument("--context", type=positive, default=32768, help="to which the original pads")
+    parser.add_argument("--original-rounds", type=int, default=1, help="calls of the padded original; 0: none")
+    parser.add_argument("--mixed-lengths", type=token_lengths, default=MIXED_LENGTHS, help="tokens of the mixed batch")
+    parser.add_argument("--layers", type=positive, help="depth (quick looks); default: the published one")
+    bench = QueryBench(parse(parser))
     jobs = [bench.check, *(partial(bench.query, runner) for runner in bench.ours)]
     jobs += [partial(bench.mixed_batch, runner) for runner in bench.ours if runner.takes_any_shape]
     run_jobs([*jobs, bench.padded_query], bench.options.output)

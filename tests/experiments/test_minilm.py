@@ -26,8 +26,9 @@ def words(name, count):
     return " ".join(f"{name}_{i}" for i in range(count))
 
 
-def number(word):
-    return int(word.rpartition("_")[2])
+def places(text):
+    """Return the places of words in their document."""
+    return [int(word.rpartition("_")[2]) for word in text.split()]
 
 
 def task_of(name, answers=lambda i: [i], documents=6):
@@ -65,7 +66,7 @@ def test_labelled_queries_have_their_document_and_half_of_the_chunks_are_the_fir
     pairs = labelled(batches(task_of("a")))
     assert 160 < len(pairs) < 240  # half of 400
     assert all(pair["document"].startswith(pair["query"].removeprefix("about ") + "_") for pair in pairs)
-    starts = Counter(number(pair["document"].split()[0]) for pair in pairs)
+    starts = Counter(places(pair["document"])[0] for pair in pairs)
     assert sorted(starts) == [0, 10, 20, 30, 40]
     assert 0.5 < starts[0] / len(pairs) < 0.7  # a random one is the first in a fifth of the cases
     assert all(len(pair["document"].split()) == TOKENS for pair in pairs)
@@ -75,7 +76,7 @@ def test_a_passage_is_cut_out_of_the_document(recipe):
     text, around, rng = words("a", 50), 0, np.random.default_rng(0)
     for _ in range(200):
         passage, chunk = recipe.passage_and_chunk(text, word_spans([text])[0], TOKENS, rng)
-        own, rest = ([number(word) for word in part.split()] for part in (passage, chunk))
+        own, rest = places(passage), places(chunk)
         assert own == list(range(own[0], own[-1] + 1))
         assert 3 <= len(own) <= 6
         assert len(rest) == TOKENS or rest[-1] == 49 or own[-1] == 49  # the last chunk may be shorter
