@@ -7,6 +7,7 @@ from syntax trees, those inside functions too.
 import ast
 import subprocess
 from collections import defaultdict
+from importlib.util import resolve_name
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +36,7 @@ def imports_of(tree: ast.Module, path: Path, modules: set[str]) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
-            name = ".".join(filter(None, (base, node.module)))
+            name = resolve_name("." * node.level + (node.module or ""), package)
             for alias in node.names:  # `from a import b` is of a.b if that is a module
                 found.add(f"{name}.{alias.name}" if f"{name}.{alias.name}" in modules else name)
     return (found & modules) - {own}
