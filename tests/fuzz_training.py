@@ -141,7 +141,7 @@ class TokenCache(Target):
 
 class TrainYaml(Target):
     def run(self, folder, scratch):
-        from m2bert.train.inputs import ready
+        from m2bert.train.cli import ready
 
         for name in ("mlm", "opl"):
 
@@ -182,7 +182,7 @@ class TrainValue(Target):
 
     def run(self, folder, scratch):
         from m2bert.terminal import run_command
-        from m2bert.train.inputs import ready
+        from m2bert.train.cli import ready
 
         value = (folder / "value.yaml").read_text()
         command(

@@ -31,7 +31,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForMaskedLM
 
 from m2bert.train.checkpoints import Checkpoints
-from m2bert.train.record import Progress
+from m2bert.train.checkpoints import Progress
 from m2bert.train.setup import finish
 
 folder, by = sys.argv[1:]

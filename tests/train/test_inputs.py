@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from m2bert.train.inputs import ready
+from m2bert.train.cli import ready
 from m2bert.train.text.sources import TextFiles, find_files, split_files
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +20,7 @@ COMMAND = [sys.executable, "-m", "m2bert.hub.cli", "train"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 LIGHT = """
 import sys
-from m2bert.train.inputs import ready
+from m2bert.train.cli import ready
 try:
     ready(sys.argv[1], sys.argv[2:])
 except ValueError as error:

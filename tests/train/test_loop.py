@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 
 from m2bert.train.checkpoints import Checkpoints
 from m2bert.train.loop import Stopped, run_loop
-from m2bert.train.record import peak_memory_bytes
+from m2bert.train.loop import peak_memory_bytes
 
 
 class Counter:
@@ -185,7 +185,7 @@ def test_best_weights_survive_a_resume(tmp_path):
 @pytest.mark.slow
 def test_the_peak_of_memory_is_this_process_own():
     """Also of a process whose parent has held more."""
-    code = "from m2bert.train.record import peak_memory_bytes; print(peak_memory_bytes())"
+    code = "from m2bert.train.loop import peak_memory_bytes; print(peak_memory_bytes())"
     held = torch.ones(10**9, dtype=torch.uint8)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 10**8 < int(done.stdout) < 10**9 < peak_memory_bytes()

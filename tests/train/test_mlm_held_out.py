@@ -8,8 +8,8 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModelForMaskedLM
 
-from m2bert.train.text import held_out
-from m2bert.train.text.held_out import HeldOut
+from m2bert.train.text import mixture as held_out
+from m2bert.train.text.mixture import HeldOut
 from m2bert.train.text.mixture import Example, Masking
 from m2bert.train.tokenizer import train_wordpiece
 

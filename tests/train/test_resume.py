@@ -17,13 +17,13 @@ KILLER = """
 import io, os, signal, sys
 from pathlib import Path
 import torch
-from m2bert.train import {entry} as entry, record
+from m2bert.train import {entry} as entry, loop
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 kind, number = sys.argv[1], int(sys.argv[2])
-count, save, steps = record.Log.count, torch.save, [0]
+count, save, steps = loop.Log.count, torch.save, [0]
 
 def counting(*args):
     count(*args)
@@ -39,7 +39,7 @@ def saving(what, path, *args, **kwargs):
         die()
     save(what, path, *args, **kwargs)
 
-record.Log.count, torch.save = counting, saving
+loop.Log.count, torch.save = counting, saving
 entry.main(sys.argv[3:])
 """
 MODEL = ["model.architecture.hidden_size=16", "model.architecture.num_hidden_layers=1", "log_every=2",

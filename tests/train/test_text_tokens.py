@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from m2bert.train import prepared
+from m2bert.train import kept as prepared
 from m2bert.train.kept import building
 from m2bert.train.text import tokens
 from m2bert.train.text.sources import TextFiles

@@ -77,7 +77,7 @@ def parse_sources(entries: list[dict], local_folder: Callable[[str | None], Path
         local_folder: gives the folder of the path null.
 
     Raises:
-        ValueError: an entry that cannot be meant, or shares that do not sum to 1.
+        ValueError: an invalid entry, or shares that do not sum to 1.
     """
     sources = [parse_source(entry, f"data.sources[{i}]", local_folder) for i, entry in enumerate(entries)]
     if not any(DEFAULT_SHARES.keys() & source.model_fields_set for source in sources):
@@ -115,7 +115,7 @@ def parse_source(entry: dict, where: str, local_folder: Callable[[str | None], P
         refuse_test(f"{where}: {key}", getattr(source, key))
     if source.split == source.validation_split:
         raise ValueError(
-            f"{where}: split and validation_split are both {source.split!r}; name another one to validate on, or null, "
+            f"{where}: split and validation_split are both {source.split!r}; name another to validate on, or null, "
             "which holds out a hundredth of the documents"
         )
     return source
@@ -163,10 +163,10 @@ class TextFiles:
 
     def check_columns(self):
         """Raise ValueError if a parquet file lacks the column, or the column holds no text."""
+        from ..pairs.parquet import check_text_column
+
         for path in self.files:
             if path.suffix == ".parquet":
-                from ..pairs.parquet import check_text_column
-
                 check_text_column(path, self.column_of(path))
 
     def identity(self) -> list:
@@ -184,10 +184,10 @@ def find_files(path: Path, split: str) -> tuple[Path, ...]:
         kinds = ([*path.glob(f"{split}{suffix}"), *sorted(path.glob(f"{split}-*{suffix}"))] for suffix in SUFFIXES)
         found = (locov1,) if locov1.is_file() else next(filter(None, map(tuple, kinds)), ())
     if not found:
-        there = ", ".join(file.name for file in split_files(path, split)[:3])
+        there = ", ".join(file.name for file in split_files(path, split)[:3]) or "nothing of that name"
         raise ValueError(
             f"source {path} holds neither documents/{split}.parquet nor {split}.* or {split}-*.* of the types "
-            f"{', '.join(SUFFIXES)}, nor is it such a file{'; it holds ' + there if there else ''}"
+            f"{', '.join(SUFFIXES)}; it holds {there}"
         )
     return found
 
@@ -210,10 +210,9 @@ def read_parquet(path: Path, column: str) -> Iterator[str]:
 def read_lines(path: Path, column: str) -> Iterator[str]:
     """Yield the texts under a key of every line that is not blank."""
     for number, row in read_json_lines(path):
-        where = f"{path}, line {number}"
         if not isinstance(row, dict) or column not in row:
-            raise ValueError(f"{where} is no object with a key {column!r}")
-        yield check_text(row[column], f"{where}, key {column!r}")
+            raise ValueError(f"{path}, line {number} is no object with a key {column!r}")
+        yield check_text(row[column], f"{path}, line {number}, key {column!r}")
 
 
 def read_blocks(path: Path, column: str) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """Local text tokenised once, kept on disk and mapped into memory.
 
-A store is a folder of `prepared`: CACHE/KEY/documents.safetensors with the tokens of all documents, one after another,
-their lengths and the hashes of their texts. KEY stands for the files as they are now, how they are read, and the
-tokenizer; another of these makes another folder. Nothing of it needs `datasets`, whose own cache has no digests.
+A store is a prepared folder (`kept`): CACHE/KEY/documents.safetensors with the tokens of all documents, one after
+another, their lengths and the hashes of their texts. KEY depends on the files as they are now, how they are read, and
+the tokenizer. Nothing of it needs `datasets`, whose own cache has no digests.
 """
 
 import hashlib
@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ..kept import building
-from ..prepared import read_prepared, write_prepared
+from ..kept import building, read_prepared, write_prepared
 from ..tokenizer import encode_all, tokenizer_fingerprint
 from .sources import TextFiles
 
@@ -50,11 +49,8 @@ class TokenStore:
         return cls(starts=np.cumsum(arrays["lengths"]) - arrays["lengths"], fingerprint=fingerprint, **arrays)
 
     def carve(self, name: str) -> tuple["TokenStore", "TokenStore"]:
-        """Return the documents to train on and those held out (`is_held_out`).
-
-        Raises:
-            ValueError: nothing is left to train on. It names the source, `name`.
-        """
+        """Return the documents to train on and those held out (`is_held_out`). Raise ValueError, naming the source, if
+        nothing is left to train on."""
         held_out = is_held_out(self.hashes)
         if held_out.all():
             raise ValueError(
@@ -83,18 +79,15 @@ def text_hash(text: str) -> int:
 
 
 def is_held_out(hashes: np.ndarray) -> np.ndarray:
-    """Return which of the texts with these hashes are validation, where it is carved out of the training split.
-
-    These are the hundredth with the smallest hashes, or the one with the smallest. Equal texts are on the same side.
-    """
+    """Return which of the texts with these hashes are validation, where it is carved out of the training split: the
+    hundredth with the smallest hashes, or the one with the smallest. Equal texts are on the same side."""
     chosen = hashes < np.uint64(HELD_OUT_LIMIT)
     return chosen if chosen.any() else hashes == hashes.min()
 
 
 def open_store(texts: TextFiles, tokenizer, cache: str | Path) -> TokenStore:
-    """Return the tokens of texts, from CACHE/KEY or tokenised into it. Empty documents are left out and counted.
-
-    KEY stands for the files as they are now, how they are read, and the tokenizer. A damaged store is made again.
+    """Return the tokens of texts, from CACHE/KEY or tokenised into it. Empty documents are left out and counted. A
+    damaged store is made again.
 
     Raises:
         ValueError: the files hold no text.
