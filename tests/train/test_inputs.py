@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -112,12 +113,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(place, command):
 
 
 @pytest.mark.parametrize("name", ["mlm", "opl"])
-def test_the_text_of_an_entry_point_is_its_help(name):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train" / f"{name}.py"), "--help"], capture_output=True, text=True
-    )
-    assert done.returncode == 0
-    assert f"m2bert train {name}" in done.stdout
+def test_the_text_of_an_entry_point_is_its_help(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["x", "--help"])
+    runpy.run_path(str(ROOT / "train" / f"{name}.py"), run_name="__main__")
+    assert f"m2bert train {name}" in capsys.readouterr().out
 
 
 def run(arguments, **more):
@@ -172,12 +171,6 @@ def test_text_of_every_arrow_type_is_read(tmp_path):
         texts = TextFiles(find_files(tmp_path, "train"))
         texts.check_columns()
         assert list(texts) == ["a", ""]
-
-
-def test_a_damaged_file_is_named(tmp_path):
-    (tmp_path / "train.parquet").write_bytes(b"PAR1 no more")
-    with pytest.raises(ValueError, match="train.parquet cannot be read as parquet"):
-        TextFiles(find_files(tmp_path, "train")).check_columns()
 
 
 def test_hidden_files_are_no_text_and_other_types_are_known(tmp_path):
