@@ -36,18 +36,19 @@ Keys = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help
 @app.command(context_settings=ANYTHING)
 def mlm(keys: Keys = None, config: Config = None, dry_run: DryRun = False, processes: Processes = 1):
     """Pretrain with masked tokens; by default a small model on pydocs, in about a minute."""
-    run_command("mlm", lambda: train("mlm", as_written(keys, config, dry_run), processes))
+    start("mlm", keys, config, dry_run, processes)
 
 
 @app.command(context_settings=ANYTHING)
 def opl(keys: Keys = None, config: Config = None, dry_run: DryRun = False, processes: Processes = 1):
     """Fine-tune for retrieval; by default a small new model on pydocs, in about two minutes."""
-    run_command("opl", lambda: train("opl", as_written(keys, config, dry_run), processes))
+    start("opl", keys, config, dry_run, processes)
 
 
-def as_written(keys: list[str] | None, config: list[str] | None, dry_run: bool) -> list[str]:
-    """Return the arguments as train/mlm.py and train/opl.py take them."""
-    return [*(part for file in config or [] for part in ("--config", file)), *(keys or []), *["--dry-run"] * dry_run]
+def start(name: str, keys: list[str] | None, config: list[str] | None, dry_run: bool, processes: int) -> None:
+    """Train with the arguments as train/mlm.py and train/opl.py take them."""
+    files = [part for file in config or [] for part in ("--config", file)]
+    run_command(name, lambda: train(name, [*files, *(keys or []), *["--dry-run"] * dry_run], processes))
 
 
 def command_line(name: str, text: str) -> None:
@@ -59,12 +60,8 @@ def command_line(name: str, text: str) -> None:
 
 
 def train(name: str, argv: list[str], processes: int = 1) -> None:
-    """Check the arguments, then train in this process, or in several of accelerate's launcher.
-
-    Raises:
-        ValueError: a mistake in the arguments, before anything is started.
-        SystemExit: one of several processes failed. It has printed why; the exit code is its own.
-    """
+    """Check the arguments, then train in this process, or in several of accelerate's launcher. If one of several fails,
+    it has printed why; the exit code is its own."""
     settings = ready(name, argv)
     if processes == 1:
         importlib.import_module(f".{BODIES[name]}", __package__).main(argv, settings)
@@ -91,12 +88,7 @@ def train(name: str, argv: list[str], processes: int = 1) -> None:
 
 def ready(name: str, argv: list[str]) -> RunSettings:
     """Return the settings of a run, with everything checked that needs no data: packages, paths, fields of the model.
-
-    Paths and packages come first, which costs no time; M2BertConfig takes seconds to import.
-
-    Raises:
-        ValueError: names the argument, key or path; or as `load_settings`.
-    """
+    Paths and packages come first, which costs no time; M2BertConfig takes seconds to import."""
     settings = load_settings(name, argv)
     if settings.prepare is not None:
         check_writable(settings.prepare, "prepare")

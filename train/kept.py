@@ -43,17 +43,11 @@ Manifest = dict[str, FileDigest]
 
 
 class Prepared(Schema):
-    """Describe a prepared folder in its prepared.json.
+    """Describe a prepared folder in its prepared.json."""
 
-    Attributes:
-        kind: what reads it: the cache of tokenised text, train/mlm.py or train/opl.py.
-        content: what the reader wants to know besides the arrays; goes through JSON.
-        files: digests of the other files.
-    """
-
-    kind: Literal["text", "mlm", "opl"]
-    content: dict[str, Any]
-    files: Manifest
+    kind: Literal["text", "mlm", "opl"]  # what reads it: the cache of tokenised text, train/mlm.py or train/opl.py
+    content: dict[str, Any]  # what the reader wants to know besides the arrays; goes through JSON
+    files: Manifest  # of the other files
 
 
 def write_sealed(path: Path, content: dict[str, Any]) -> None:

@@ -64,12 +64,7 @@ def sigterm_noted() -> Iterator[threading.Event]:
 
 
 class Prefetch:
-    """Make the next batch while the last one trains.
-
-    Attributes:
-        state: position after the batches that were used.
-        waited_seconds: time that training waited for batches.
-    """
+    """Make the next batch while the last one trains; `state` is the position after the batches that were used."""
 
     def __init__(self, batches: Batches):
         self.batches, self.state, self.waited_seconds = batches, batches.state(), 0.0
@@ -122,13 +117,9 @@ class Log:
     def write(self, waited_seconds: float, metrics: dict[str, float]) -> dict[str, float]:
         """Add a record of everything since the last one to the history, and return it.
 
-        Args:
-            waited_seconds: how long training has waited for data since the start.
-            metrics: of the evaluation, if there was one. Its time does not count for the speed.
-
-        Returns:
-            step; loss and gradient_norm, means since the last record; learning_rate; tokens_per_second; waiting_share,
-            the fraction of the time spent waiting for data; seconds; peak_memory_bytes; and the metrics.
+        loss and gradient_norm are means since the last record; waiting_share is the fraction of the time spent waiting
+        for data, of which `waited_seconds` are so far. The time of an evaluation, whose metrics these are, does not
+        count for the speed.
         """
         self.settle()
         elapsed = time.perf_counter() - self.tick - metrics.get("evaluation_seconds", 0.0)

@@ -106,8 +106,8 @@ def write_data(config):
 
 
 def token_counts(data: list[SourceData], vocab_size: int) -> np.ndarray:
-    """Return how often each token occurs in the mixture: sources weighted by their shares; (vocab_size,). Of a streamed
-    source the texts read first are counted."""
+    """Return how often each token occurs in the mixture, (vocab_size,): sources are weighted by their shares, and of a
+    streamed one the texts read first are counted."""
     counts = [one.train.token_counts(vocab_size) for one in data]
     total = sum(count.sum() for count in counts)
     shares = [sum(one.source.shares.values()) for one in data]

@@ -216,16 +216,11 @@ def is_local(path: str | None) -> bool:
 
 
 def load_settings(name: str, argv: list[str]) -> RunSettings:
-    """Return the settings of a run. Needs no torch, but for a dry run.
+    """Return the settings of `mlm` or `opl`. Needs no torch, but for a dry run.
 
     Args:
-        name: `mlm` or `opl`.
         argv: `[--config FILE] [--dry-run] [section.key=value ...]`, the last one counts; FILE is a path, or a name in
             `configs/`. With `--dry-run` the run is scaled down to two steps on stand-in data (`dry_run.scale_down`).
-
-    Raises:
-        ValueError: an argument or file that cannot be read, an unknown key (with the nearest known one), a value that
-            its key does not take, or settings that exclude one another.
     """
     values, where = read_yaml(f"{name}-small"), "configuration"
     arguments = iter([argument for argument in argv if argument != "--dry-run"])

@@ -139,13 +139,15 @@ def report(before: PreTrainedModel, after: PreTrainedModel, positions: str, deca
     ratio = f"{new.max_position_embeddings / old.max_position_embeddings:g}"
     moved = "first taps kept, more by the formula" if decay == "keep" else f"stretched, {ratio} times"
     drawn = f"replicated, {ratio} times" if positions == "replicate" else "interpolated linearly"
-    tables = {"position embeddings": ("position_embeddings.weight", drawn),
-              "filter features": ("positional_features", moved), "filter time": ("filter.time", moved)}  # fmt: skip
-    state_before, state_after = before.state_dict(), after.state_dict()
-    for what, (ending, change) in tables.items():
-        names = [name for name in state_after if name.endswith(ending)]
+    states = before.state_dict(), after.state_dict()
+    for what, ending, change in (
+        ("position embeddings", "position_embeddings.weight", drawn),
+        ("filter features", "positional_features", moved),
+        ("filter time", "filter.time", moved),
+    ):
+        names = [name for name in states[0] if name.endswith(ending)]
         if names:
-            shapes = [" x ".join(map(str, state[names[0]].shape)) for state in (state_before, state_after)]
+            shapes = [" x ".join(map(str, state[names[0]].shape)) for state in states]
             rows.append((f"{what}, {len(names)} tensors", *shapes, change))
     parts = ["position embeddings"] * (positions == "interpolate")
     parts += ["filters"] * (decay == "stretch" and old.num_hidden_layers > 0)

@@ -12,11 +12,6 @@ from m2bert.train.checkpoints import PROGRESS, remove_all
 from m2bert.train.kept import read_sealed, write_sealed
 
 
-def test_only_the_newest_stay(tmp_path):
-    Run(tmp_path / "run", steps=6).go()
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["step-00000004", "step-00000005"]
-
-
 @pytest.mark.parametrize(
     ("change", "difference"),
     [

@@ -49,7 +49,6 @@ def place(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("entry", "arguments", "named"),
     [
-        ("mlm", ["bad=1"], ["bad"]),
         ("mlm", ["data.sources=[{path: text}]"], ["text", "validation.csv"]),
         ("mlm", ["data.sources=[{path: nowhere}]"], ["nowhere"]),
         ("mlm", ["data.sources=[{path: a/b}]"], ["a/b", "tokenizer.path"]),

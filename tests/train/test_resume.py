@@ -95,7 +95,9 @@ def assert_same_run(a, b):
     assert computed[0] == computed[1]
 
 
-@pytest.mark.parametrize(("entry", "kind", "number"), [("mlm", "step", 3), ("opl", "write", 4)])
+@pytest.mark.parametrize(
+    ("entry", "kind", "number"), [pytest.param("mlm", "step", 3, marks=pytest.mark.slow), ("opl", "write", 4)]
+)
 def test_a_run_killed_between_steps_or_while_writing_ends_as_if_it_had_not_been(
     toy_corpus, tmp_path, entry, kind, number
 ):

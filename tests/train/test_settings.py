@@ -29,7 +29,7 @@ def test_files_and_overrides_are_laid_over_the_default_and_what_they_extend(tmp_
 
 BAD = {
     "mlm": """
-        optim.lrr=1 step=1 bad=1 steps=many steps=null steps=-1 optim.lr=abc data.path={ data={max_tokens:1,max_tokens:2}
+        optim.lrr=1 step=1 steps=many steps=null steps=-1 optim.lr=abc data.path={ data={max_tokens:1,max_tokens:2}
         data.sources=[&a[],*a] data.sources=[] optim.betas=[0.9,x] optim.betas=[0.9] optim.warmup_share=6
         optim.warmup_share=-0.1 optim.clip_norm=0 optim.research_groups=true data.batch_tokens=511
         data.mask_probability=0 data.mask_probability=1.0 data.mask_probability=.nan evaluation.every=-5

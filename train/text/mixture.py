@@ -61,7 +61,7 @@ def open_source(source: Source, settings, tokenizer, *, seed: int, rank: int, wo
     store, *others = stores or tokenise_source(source, tokenizer, settings.token_cache)
     identity = {"tokens_sha256": store.fingerprint}
     if carve:
-        store, held_out = store.carve(source.name)
+        store, held_out = store.carve()
     else:
         (held_out,) = others
         identity["held_out_sha256"] = held_out.fingerprint
@@ -175,9 +175,10 @@ class MixtureBatches:
         start, examples, size = [one.train.state() for one in self.data], [], self.window_examples
         for one in self.data:
             for kind, share in one.source.shares.items():
-                drawn = floor((window + 1) * size * share) - floor(window * size * share)
-                if drawn:
-                    examples += [Example(ids, one.source.name, kind) for ids in one.train.take(kind, drawn)]
+                # but for the rounding errors of sums like 0.1 + 0.2
+                first, last = (math.floor(number * size * share + 1e-6) for number in (window, window + 1))
+                if last > first:
+                    examples += [Example(ids, one.source.name, kind) for ids in one.train.take(kind, last - first)]
         generator = random_generator("window", self.seed, self.rank, window)
         shuffled = [examples[i] for i in generator.permutation(len(examples))]
         batches = cut_by_length(shuffled, self.settings.batch_tokens)
@@ -195,11 +196,6 @@ class MixtureBatches:
         self.window_start, self.batches, self.ahead = state["sources"], None, None
         for one, position in zip(self.data, self.window_start, strict=True):
             one.train.restore(position)
-
-
-def floor(number: float) -> int:
-    """Return the floor without the rounding errors of sums like 0.1 + 0.2."""
-    return math.floor(number + 1e-6)
 
 
 def cut_by_length(examples: list[Example], batch_tokens: int) -> list[list[Example]]:
@@ -235,8 +231,6 @@ def held_out_examples(data: list[SourceData], count: int) -> list[Example]:
                 logger.warning("no held-out %s examples of %s; %s", kind, one.source.name, error)
                 continue
             examples += [Example(ids, one.source.name, kind) for ids in taken]
-    if not examples:
-        raise ValueError("no source has enough validation text for a single held-out example; add some")
     return examples
 
 

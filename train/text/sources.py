@@ -31,27 +31,19 @@ PARQUET_ROWS = 16  # read at once: a row can be a whole book
 class Source(Schema):
     """One entry of `data.sources`.
 
-    Attributes:
-        path: as written; in what `parse_sources` returns a Path if it is local, a str if it is on the Hub.
-        name: in logs and metrics; default the last part of the path.
-        split: trained on.
-        validation_split: held out; None carves a hundredth of the documents out of `split`, by the hash of their
-            text. Always None for a single file.
-        column: holds the text; default `text`, or `passage` in a LoCoV1 folder.
-        config, revision: of a data set on the Hub.
-        rows_per_document: successive rows joined to one document, where a row is less (a sentence).
-        variable, maximum: shares of the mixture's examples (paper Table 2).
+    `validation_split` null carves a hundredth of the documents out of `split`, by the hash of their text; it is always
+    null for a single file.
     """
 
-    path: str | None
-    name: str | None = None
-    split: str | None = None
-    validation_split: str | None = "validation"
-    column: str | None = None
-    config: str | None = None
+    path: str | None  # as written; in what `parse_sources` returns a Path if it is local, a str if it is on the Hub
+    name: str | None = None  # in logs and metrics; default the last part of the path
+    split: str | None = None  # trained on
+    validation_split: str | None = "validation"  # held out
+    column: str | None = None  # holds the text; default `text`, or `passage` in a LoCoV1 folder
+    config: str | None = None  # as revision: of a data set on the Hub
     revision: str | None = None
-    rows_per_document: Annotated[int, Field(ge=1)] = 1
-    variable: Annotated[float, Field(ge=0, le=1)] = 0.0
+    rows_per_document: Annotated[int, Field(ge=1)] = 1  # joined to one, where a row is less (a sentence)
+    variable: Annotated[float, Field(ge=0, le=1)] = 0.0  # as maximum: share of the examples (paper Table 2)
     maximum: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     @property
@@ -69,16 +61,9 @@ class Source(Schema):
 
 
 def parse_sources(entries: list[dict], local_folder: Callable[[str | None], Path]) -> list[Source]:
-    """Return the sources that have a share of the mixture.
-
-    Args:
-        entries: of `data.sources`: mappings with `path` and optionally other keys of Source. Where no entry has a
-            share, sources are equal, 0.3 of the examples variable and 0.7 maximum; otherwise a missing share is 0.
-        local_folder: gives the folder of the path null.
-
-    Raises:
-        ValueError: an invalid entry, or shares that do not sum to 1.
-    """
+    """Return the sources that have a share of the mixture, from the entries of `data.sources`. Where no entry has a
+    share, sources are equal, 0.3 of the examples variable and 0.7 maximum; otherwise a missing share is 0.
+    `local_folder` gives the folder of the path null."""
     sources = [parse_source(entry, f"data.sources[{i}]", local_folder) for i, entry in enumerate(entries)]
     if not any(DEFAULT_SHARES.keys() & source.model_fields_set for source in sources):
         equal = {kind: share / len(sources) for kind, share in DEFAULT_SHARES.items()}

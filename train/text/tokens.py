@@ -48,15 +48,9 @@ class TokenStore:
         """Make a store of the arrays tokens, lengths and hashes."""
         return cls(starts=np.cumsum(arrays["lengths"]) - arrays["lengths"], fingerprint=fingerprint, **arrays)
 
-    def carve(self, name: str) -> tuple["TokenStore", "TokenStore"]:
-        """Return the documents to train on and those held out (`is_held_out`). Raise ValueError, naming the source, if
-        nothing is left to train on."""
+    def carve(self) -> tuple["TokenStore", "TokenStore"]:
+        """Return the documents to train on and those held out (`is_held_out`)."""
         held_out = is_held_out(self.hashes)
-        if held_out.all():
-            raise ValueError(
-                f"source {name}: {len(held_out)} document(s), all of them held out for validation, so that none is "
-                "left to train on; cut the text into several documents, or make a folder of it with a validation split"
-            )
         return self.part(~held_out), self.part(held_out)
 
     def part(self, chosen: np.ndarray) -> "TokenStore":
@@ -87,33 +81,27 @@ def is_held_out(hashes: np.ndarray) -> np.ndarray:
 
 def open_store(texts: TextFiles, tokenizer, cache: str | Path) -> TokenStore:
     """Return the tokens of texts, from CACHE/KEY or tokenised into it. Empty documents are left out and counted. A
-    damaged store is made again.
-
-    Raises:
-        ValueError: the files hold no text.
-        OSError: the cache cannot be written. Nothing half-written is left in it.
-    """
+    damaged store is made again; nothing half-written is left in the cache."""
     identity = json.dumps([FORMAT, texts.identity(), tokenizer_fingerprint(tokenizer)])
     folder = Path(cache) / hashlib.sha256(identity.encode()).hexdigest()[:24]
-    store = read_store(folder)
+
+    def read() -> TokenStore | None:
+        if not folder.is_dir():
+            return None
+        try:
+            arrays, content = read_prepared(folder, "text")
+        except ValueError as error:
+            logger.warning("%s; the text is tokenised again", error)
+            return None
+        return TokenStore.of(arrays["documents"], content["fingerprint"])
+
+    store = read()
     if store is None:
         with building(folder) as scratch:
-            if read_store(folder) is None:
+            if read() is None:
                 build_store(texts, tokenizer, folder, scratch)
-            store = read_store(folder)
+            store = read()
     return store
-
-
-def read_store(folder: Path) -> TokenStore | None:
-    """Return a store; None if it is not there, or, with a warning, if it is damaged."""
-    if not folder.is_dir():
-        return None
-    try:
-        arrays, content = read_prepared(folder, "text")
-    except ValueError as error:
-        logger.warning("%s; the text is tokenised again", error)
-        return None
-    return TokenStore.of(arrays["documents"], content["fingerprint"])
 
 
 def build_store(texts: TextFiles, tokenizer, folder: Path, scratch: Path):
