@@ -193,7 +193,15 @@ def main(argv: list[str]):
     parser.add_argument("--output", required=True)
     arguments, rest = parser.parse_known_args(argv)
     rest += [f"model.start={arguments.start}"] if arguments.start else []
-    settings, auto_class = load_either([*rest, "model.path=null"])
+    classes, reasons = {"mlm": AutoModelForMaskedLM, "opl": AutoModel}, []  # opl starts from models of mlm too
+    for name in classes:
+        try:
+            settings = load_settings(name, [*rest, "model.path=null"])
+            break
+        except ValueError as error:
+            reasons.append(str(error))
+    else:
+        raise ValueError(reasons[0] if len({*reasons}) == 1 else f"neither mlm ({reasons[0]}) nor opl ({reasons[1]})")
     if settings.tokenizer.path is None:
         raise ValueError("tokenizer.path is null; name the folder of the tokenizer that the model is to be made for")
     check_output(arguments.output, overwrite=False)
@@ -201,20 +209,9 @@ def main(argv: list[str]):
     disable_progress_bar()
     set_seed(settings.seed)
     tokenizer = load_tokenizer(settings.tokenizer.path)
-    model, _ = make_model(auto_class, settings.model, tokenizer)
+    model, _ = make_model(classes[name], settings.model, tokenizer)
     output = write_folder(model, tokenizer, arguments.output)
     print(f"wrote {output}: a new {type(model).__name__} of {model.num_parameters():,} parameters")
-
-
-def load_either(argv: list[str]) -> tuple:
-    """Return the settings of mlm or else of opl, and the class of its model: opl starts from models of mlm too."""
-    reasons = []
-    for name, auto_class in (("mlm", AutoModelForMaskedLM), ("opl", AutoModel)):
-        try:
-            return load_settings(name, argv), auto_class
-        except ValueError as error:
-            reasons.append(str(error))
-    raise ValueError(reasons[0] if len({*reasons}) == 1 else "neither of mlm ({}) nor of opl ({})".format(*reasons))
 
 
 if __name__ == "__main__":

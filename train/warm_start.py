@@ -80,7 +80,9 @@ def extend(
                     longer, module.time = resample(features, max_length), resample(time[:, None], max_length)[:, 0]
                 else:
                     longer = continue_features(features, tap_speed(features, time), max_length)
-                    module.time = continue_time(time, max_length)
+                    step = (time[-1] - time[0]).double() / max(old - 1, 1)  # the mean one
+                    steps = torch.arange(1, max_length - old + 1, dtype=torch.float64, device=time.device)
+                    module.time = torch.cat([time, (time[-1].double() + step * steps).to(time)])
                 module.positional_features = torch.nn.Parameter(longer, requires_grad=features.requires_grad)
     model.config.max_position_embeddings = max_length
     if decay == "stretch":
@@ -118,14 +120,6 @@ def continue_features(features: Tensor, speed: float, length: int) -> Tensor:
     angles = frequencies * (2 * math.pi * steps / (1 + 1 / speed))
     rows = torch.cat([steps * speed, angles.cos(), -angles.sin()], dim=1)
     return torch.cat([features, rows.to(features)])
-
-
-def continue_time(time: Tensor, length: int) -> Tensor:
-    """Continue the time by its mean step: (N,) -> (length,)."""
-    old = len(time)
-    step = (time[-1] - time[0]).double() / max(old - 1, 1)
-    steps = torch.arange(1, length - old + 1, dtype=torch.float64, device=time.device)
-    return torch.cat([time, (time[-1].double() + step * steps).to(time)])
 
 
 def report(before: PreTrainedModel, after: PreTrainedModel, positions: str, decay: str) -> str:

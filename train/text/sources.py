@@ -137,10 +137,34 @@ class TextFiles:
     def __iter__(self) -> Iterator[str]:
         """Yield the documents. Raise ValueError for what is no text, with file and line."""
         for path in self.files:
-            read = {".parquet": read_parquet, ".txt": read_blocks}.get(path.suffix, read_lines)
-            rows = read(path, self.column_of(path))
+            rows = self.rows(path)
             while group := list(itertools.islice(rows, self.rows_per_document)):
                 yield "\n".join(group)
+
+    def rows(self, path: Path) -> Iterator[str]:
+        """Yield the rows of one file: of a column, of a key of every line, or between blank lines."""
+        column = self.column_of(path)
+        if path.suffix == ".parquet":
+            from ..pairs.parquet import naming, open_columns
+
+            file, where = open_columns(path, [column]), f"{path}, column {column!r}"
+            with naming(where):
+                for batch in file.iter_batches(PARQUET_ROWS, columns=[column]):
+                    yield from (check_text(text, where) for text in batch.column(0).to_pylist())
+        elif path.suffix == ".txt":
+            with path.open("rb") as file:
+                for blank, lines in itertools.groupby(file, key=lambda line: not line.strip()):
+                    try:
+                        text = b"".join(lines).decode()
+                    except UnicodeDecodeError as error:
+                        raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
+                    if not blank:
+                        yield text.lstrip("\ufeff").strip()
+        else:
+            for number, row in read_json_lines(path):
+                if not isinstance(row, dict) or column not in row:
+                    raise ValueError(f"{path}, line {number} is no object with a key {column!r}")
+                yield check_text(row[column], f"{path}, line {number}, key {column!r}")
 
     def column_of(self, path: Path) -> str:
         """Return the column that is read of a file."""
@@ -180,36 +204,6 @@ def find_files(path: Path, split: str) -> tuple[Path, ...]:
 def split_files(folder: Path, split: str) -> list[Path]:
     """Return the files of a folder that are called after a split, whatever their type, without hidden ones."""
     return [path for path in sorted(folder.glob(f"{split}[.-]*")) if path.is_file()] if folder.is_dir() else []
-
-
-def read_parquet(path: Path, column: str) -> Iterator[str]:
-    """Yield the texts of a column."""
-    from ..pairs.parquet import naming, open_columns
-
-    file, where = open_columns(path, [column]), f"{path}, column {column!r}"
-    with naming(where):
-        for batch in file.iter_batches(PARQUET_ROWS, columns=[column]):
-            yield from (check_text(text, where) for text in batch.column(0).to_pylist())
-
-
-def read_lines(path: Path, column: str) -> Iterator[str]:
-    """Yield the texts under a key of every line that is not blank."""
-    for number, row in read_json_lines(path):
-        if not isinstance(row, dict) or column not in row:
-            raise ValueError(f"{path}, line {number} is no object with a key {column!r}")
-        yield check_text(row[column], f"{path}, line {number}, key {column!r}")
-
-
-def read_blocks(path: Path, column: str) -> Iterator[str]:
-    """Yield the texts between blank lines."""
-    with path.open("rb") as file:
-        for blank, lines in itertools.groupby(file, key=lambda line: not line.strip()):
-            try:
-                text = b"".join(lines).decode()
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
-            if not blank:
-                yield text.lstrip("\ufeff").strip()
 
 
 def check_text(text, where: str) -> str:
