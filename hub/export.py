@@ -1,4 +1,4 @@
-"""From a checkpoint (of training, or saved by sentence-transformers) to a complete Hub folder."""
+"""Export a checkpoint (of training, or saved by sentence-transformers) as a complete Hub folder."""
 
 import json
 from pathlib import Path
@@ -27,8 +27,8 @@ def export_checkpoint(
     results: list[Path] | None = None,
     about: Path | None = None,
 ) -> Path:
-    """Write the Hub folder of a checkpoint; see `write_folder`. Taken over from the checkpoint: the records of its
-    making, and, where sentence-transformers saved it, prompts, maximum length and a trained Dense layer.
+    """Write the Hub folder of a checkpoint; see `write_folder`. Keep the checkpoint's records of how it was made
+    and, if sentence-transformers saved it, prompts, maximum length and a trained Dense layer.
 
     Args:
         repository: `org/name` for the card, where that is known.

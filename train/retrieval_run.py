@@ -15,7 +15,6 @@ from .loop import run_loop
 from .lora import add_lora
 from .losses import make_objective
 from .pairs.batches import PairBatches, query_limit, report_tasks, tokenise, vocabulary_hash
-from .pairs.data import load_data
 from .pairs.development import METRIC, METRIC_PACKAGES, Development
 from .pairs.prepared import RetrievalTokens, read_tokens, write_tokens
 from .settings import is_local
@@ -41,6 +40,8 @@ def read_data(accelerator, config, tokenizer) -> RetrievalTokens:
     """
     if config.data.prepared is not None:
         return read_tokens(config)
+    from .pairs.data import load_data  # needs pyarrow
+
     settings = config.data
     with accelerator.main_process_first():
         is_pydocs = settings.path is None and settings.triples is None

@@ -155,7 +155,8 @@ def download(
 
 def _cached(repo_id: str, revision: str | None) -> tuple[Path, list[str], bool]:
     try:
-        folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+        # without patterns it would ask for all files of the repository, of which only some were downloaded
+        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=[], local_files_only=True))
     except LocalEntryNotFoundError as error:
         raise HubError(
             f"{repo_id} is no file or folder here, the Hub cannot be reached and the cache has no copy: check the "

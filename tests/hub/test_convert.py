@@ -160,7 +160,7 @@ def test_prefixes_and_constant_tables_are_accepted(original):
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        (f"{LAYER}attention.novelty", torch.zeros(1), "unexpected: .*novelty"),
+        (f"{LAYER}attention.novelty", torch.zeros(1), "Unexpected .*novelty"),
         ("bert.embeddings.flashfft.secret", torch.zeros(3), "flashfft.secret"),
         (f"{LAYER}mlp.flashfft.secret", torch.zeros(3), "flashfft.secret"),
         ("novel.flashfft.x", torch.zeros(3), "flashfft.x"),

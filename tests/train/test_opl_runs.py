@@ -21,7 +21,6 @@ from m2bert.train.grad_cache import encode
 from m2bert.train.losses import make_objective
 from m2bert.train.pairs import mine_negatives
 from m2bert.train.pairs.batches import PairBatches, TokenTask, tokenise, wrap
-from m2bert.train.pairs.data import RetrievalData
 from m2bert.train.pairs.development import METRIC, Development
 from m2bert.train.settings import load_settings, read_chain
 from m2bert.train.teacher import MappedEncoder
@@ -156,19 +155,55 @@ def test_a_path_into_a_local_folder_is_not_looked_for_on_the_hub(tmp_path, monke
 
 
 def test_a_run_goes_on_with_its_vocabulary_and_teacher_alone(toy_corpus, tmp_path):
-    """Both are named by path, and what stands there may change."""
-    data, teacher = RetrievalData([load_task(toy_corpus, "toy", "train")], []), tmp_path / "teacher"
-    teacher.mkdir()
-    (teacher / "model.safetensors").write_bytes(b"one")
-    config = SimpleNamespace(loss=SimpleNamespace(name="prototype", teacher=str(teacher)))
-    texts = list(data.training[0].documents.values())
-    first = opl.identity(config, data, train_wordpiece(texts, 110))
-    assert first == opl.identity(config, data, train_wordpiece(texts, 110))
-    other = opl.identity(config, data, train_wordpiece(texts, 80))
-    assert {key for key in first if first[key] != other[key]} == {"vocabulary"}
-    (teacher / "model.safetensors").write_bytes(b"two")
-    other = opl.identity(config, data, train_wordpiece(texts, 110))
-    assert {key for key in first if first[key] != other[key]} == {"teacher"}
+    """Both are named by path, and the files there may change."""
+    teacher = tmp_path / "teacher"
+    run(toy_corpus, teacher)
+    given = [*TINY, *PLAIN, f"data.path={toy_corpus}", "loss.name=prototype", f"loss.teacher={teacher}",
+             f"loss.teacher_cache={tmp_path / 'cache'}", f"output_dir={tmp_path / 'out'}"]  # fmt: skip
+    accelerator, config = Accelerator(cpu=True), load_settings("opl", given)
+    texts = list(load_task(toy_corpus, "toy", "train").documents.values())
+
+    def identity(size):
+        return opl.read_data(accelerator, config, train_wordpiece(texts, size)).identity
+
+    first = identity(110)
+    assert first == identity(110)
+    assert {key for key, value in identity(80).items() if first[key] != value} == {"vocabulary"}
+    (teacher / "README.md").write_text("another card")
+    assert {key for key, value in identity(110).items() if first[key] != value} == {"teacher"}
+
+
+# With None in sys.modules a package cannot be imported, nor found by code that looks for it.
+BARE = """
+import sys
+missing = "datasets pyarrow sentence_transformers pandas sklearn scipy evaluate mteb bm25s pytrec_eval matplotlib peft"
+sys.modules.update(dict.fromkeys(missing.split()))
+from m2bert.train.cli import train
+train("opl", sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("loss", [[], ["loss.name=prototype", *PLAIN]], ids=["opl", "prototype"])
+def test_a_machine_without_data_libraries_trains_the_same_model_from_prepared_data(toy_corpus, tmp_path, loss):
+    given = [*TINY, *loss]
+    if loss:
+        run(toy_corpus, tmp_path / "teacher", "seed=3")
+        given += [f"loss.teacher={tmp_path / 'teacher'}", f"loss.teacher_cache={tmp_path / 'cache'}"]
+    opl.main([*given, f"data.path={toy_corpus}", f"prepare={tmp_path / 'made'}"])
+    usual, record = run(toy_corpus, tmp_path / "usual", *given[len(TINY) :])
+    if loss:
+        (tmp_path / "teacher").rename(tmp_path / "gone")
+    given += [f"data.prepared={tmp_path / 'made'}", f"output_dir={tmp_path / 'bare'}"]
+    done = subprocess.run([sys.executable, "-c", BARE, *given], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "no development scores" in done.stderr
+    bare = json.loads((tmp_path / "bare" / "training.json").read_text())
+    assert bare["data_fingerprint"] == record["data_fingerprint"]
+    found = load_file(tmp_path / "bare" / "model.safetensors")
+    assert found.keys() == usual.keys()
+    assert all(torch.equal(found[name], usual[name]) for name in usual)
+    with pytest.raises(ValueError, match=r"made with data.tasks=None, not \['toy'\]"):
+        opl.main([*given, "data.tasks=[toy]", "overwrite=true"])
 
 
 def test_mined_negatives_are_used(toy_corpus, tmp_path):

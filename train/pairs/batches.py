@@ -11,16 +11,19 @@ import hashlib
 import logging
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from m2bert.eval.tasks.schema import RetrievalTask
-
 from ..tokenizer import encode_all
-from .data import Negatives
+
+if TYPE_CHECKING:  # they need pyarrow, and prepared data do not
+    from m2bert.eval.tasks.schema import RetrievalTask
+
+    from .data import Negatives
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +51,7 @@ class TokenTask:
 
 
 def tokenise(
-    tokenizer: PreTrainedTokenizerBase, task: RetrievalTask, negatives: Negatives | None = None, show: bool = True
+    tokenizer: PreTrainedTokenizerBase, task: "RetrievalTask", negatives: "Negatives | None" = None, show: bool = True
 ) -> TokenTask:
     """Tokenise a task.
 

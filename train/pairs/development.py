@@ -7,8 +7,6 @@ import torch
 from accelerate import Accelerator
 from torch.nn import functional as F
 
-from m2bert.eval.search import ExactSearch
-
 from ..grad_cache import encode_shared
 from .batches import TokenTask, wrap
 
@@ -52,7 +50,10 @@ class Development:
     def __call__(self, accelerator: Accelerator, model: torch.nn.Module) -> dict[str, float]:
         """Return {"development_ndcg_at_10": mean over tasks}, and of several tasks each as
         "development_ndcg_at_10/TASK"."""
-        from m2bert.eval.search import score_ranking  # its packages may be missing where nothing is measured
+        from m2bert.eval.search import (  # their packages may be missing where nothing is measured
+            ExactSearch,
+            score_ranking,
+        )
 
         scores = {}
         for task, queries, documents in zip(self.tasks, self.queries, self.documents, strict=True):
