@@ -32,7 +32,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from m2bert.hub.folder import write_folder
 from m2bert.hub.handler import EndpointHandler
-from m2bert.train.record import Log
+from m2bert.train.loop import Log
 
 ABOUT = {"license": "apache-2.0", "language": ["en"], "limits": ["Short texts."], "text": "A model.",
          "data": [{"name": "pydocs", "license": "PSF-2.0", "hub": "org/data"}]}  # fmt: skip

@@ -107,7 +107,7 @@ class TokenCache(Target):
 
 class TrainYaml(Target):
     def run(self, folder, scratch):
-        from m2bert.train.inputs import ready
+        from m2bert.train.cli import ready
 
         for name in ("mlm", "opl"):
 
@@ -137,7 +137,7 @@ class TrainValue(Target):
 
     def run(self, folder, scratch):
         from m2bert.terminal import run_command
-        from m2bert.train.inputs import ready
+        from m2bert.train.cli import ready
 
         value = (folder / "value.yaml").read_text()
         given = *self.arguments, value, f"output_dir={scratch / 'out'}"
