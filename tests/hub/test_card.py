@@ -14,7 +14,7 @@ from test_scores import record
 from m2bert.eval.encoders.fingerprint import model_files
 from m2bert.files import parse_yaml
 from m2bert.hub.card import About, Card, Data, read_about, without_private
-from m2bert.hub.export import export_checkpoint
+from m2bert.hub.folder import export_checkpoint
 from m2bert.hub.folder import write_folder
 from m2bert.hub.scores import read_scores
 from m2bert.hub.sentence_files import SentenceSettings

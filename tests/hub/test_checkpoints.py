@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from m2bert.hub.checkpoint import load_checkpoint, load_strictly, load_tokenizer
-from m2bert.hub.export import export_checkpoint
+from m2bert.hub.folder import export_checkpoint
 from m2bert.hub.folder import write_folder
 from m2bert.hub.sentence_files import read_sentence_files
 from modeling_m2bert import M2BertModel

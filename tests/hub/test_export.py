@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
-from m2bert.hub.export import export_checkpoint
+from m2bert.hub.folder import export_checkpoint
 from m2bert.hub.folder import write_folder
 from m2bert.hub.sentence_files import SentenceSettings
 from modeling_m2bert import M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel

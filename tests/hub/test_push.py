@@ -13,7 +13,7 @@ from fake_hub import READ_TOKEN, WRITE_TOKEN, FakeHub
 from test_cli import run
 
 from m2bert.hub.push import Plan, describe_commit
-from m2bert.hub.push_checks import collect
+from m2bert.hub.push import collect
 from m2bert.terminal import MaskedRecord
 
 METRIC = Path(__file__).parents[2] / "eval" / "metrics" / "ndcg"

@@ -15,7 +15,7 @@ from test_cli import run
 from m2bert.eval.encoders.sentence_transformer import load_model
 from m2bert.hub import clean_load
 from m2bert.hub.folder import write_folder
-from m2bert.hub.push_checks import check_files, check_loading, collect
+from m2bert.hub.push import check_files, check_loading, collect
 from modeling_m2bert import M2BertForMaskedLM, M2BertModel
 
 SHIPPED = Path(__file__).parents[2] / "models" / "m2bert-small"

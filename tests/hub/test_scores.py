@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import parse_eval_result_entries
 
 from m2bert.eval.encoders.fingerprint import model_files
-from m2bert.hub.export import leaderboard_file
+from m2bert.hub.folder import leaderboard_file
 from m2bert.hub.scores import leaderboard_entries, model_index, read_scores
 
 
