@@ -317,15 +317,9 @@ def check_loading(folder: Path):
 
 
 def carry_out(plan: Plan) -> CommitInfo | None:
-    """Send a plan as one commit on top of the commit that it was compared with. If it is cut off, the branch stays as
-    it was (a repository or branch that had to be made stays, without the files).
-
-    Returns:
-        The commit; None if the repository holds just these files already.
-
-    Raises:
-        HubError: no token, no right to write, no network, or another commit came in between.
-    """
+    """Send a plan as one commit on top of the commit that it was compared with; None if there is nothing to send. If it
+    is cut off, the branch stays as it was (a repository or branch that had to be made stays, without the files). Raises
+    HubError, also if another commit came in between."""
     if get_token() is None or plan.unknown:
         raise HubError(plan.unknown or f"there is no token for the Hub; {LOGIN}")
     added = [name for name, change in plan.changes.items() if change != "same"]

@@ -9,9 +9,9 @@ plain `cls` or `mean`.
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BeforeValidator
+from pydantic import ConfigDict
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
@@ -25,30 +25,21 @@ STORED = ("prompts", "default_prompt_name", "similarity_fn_name")
 TANH = "torch.nn.modules.activation.Tanh"
 
 
-def _joined(modes: Any) -> Any:
-    return "+".join(map(str, modes)) if isinstance(modes, list) else modes
-
-
 class PoolingSettings(Schema):
-    """config.json of a Pooling, in sentence-transformers' older form (a flag for each mode) or its newer one."""
+    """config.json of a Pooling: a flag `pooling_mode_...` for each mode (older), or their names (newer)."""
 
-    model_config = FOREIGN
+    model_config = ConfigDict(extra="allow")
 
-    pooling_mode: Annotated[str, BeforeValidator(_joined)] | None = None
-    pooling_mode_cls_token: bool = False
-    pooling_mode_mean_tokens: bool = False
-    pooling_mode_max_tokens: bool = False
-    pooling_mode_mean_sqrt_len_tokens: bool = False
-    pooling_mode_weightedmean_tokens: bool = False
-    pooling_mode_lasttoken: bool = False
+    pooling_mode: str | list[str] | None = None
     include_prompt: bool = True
 
     @property
     def modes(self) -> str:
         """The poolings whose vectors are concatenated, joined by "+"."""
-        flags = [name for name, value in self if name.startswith("pooling_mode_") and value]
-        short = [flag.removeprefix("pooling_mode_").split("_token")[0] for flag in flags]
-        return self.pooling_mode or "+".join(short) or "mean"
+        flags = [name.removeprefix("pooling_mode_").split("_token")[0] for name, value in self.model_extra.items()
+                 if name.startswith("pooling_mode_") and value]  # fmt: skip
+        named = [self.pooling_mode] if isinstance(self.pooling_mode, str) else self.pooling_mode
+        return "+".join(named or flags or ["mean"])
 
 
 class DenseSettings(Schema):
@@ -56,9 +47,6 @@ class DenseSettings(Schema):
 
     model_config = FOREIGN
 
-    in_features: int
-    out_features: int
-    bias: bool = True
     activation_function: str = TANH
 
 

@@ -84,9 +84,6 @@ def find_source(source: str, revision: str | None = None, file: str | None = Non
         source: a file, a folder, or the id of a Hub repository; what exists here comes first.
         revision: branch, tag or commit of the repository (main).
         file: name of the weights (with their folder's, if they lie in one), where there are several.
-
-    Raises:
-        ValueError: it is none of them, cannot be reached, or has no weights or several.
     """
     path = Path(source)
     if source and path.exists():
@@ -115,7 +112,7 @@ def find_source(source: str, revision: str | None = None, file: str | None = Non
 def download(
     repo_id: str, revision: str | None, choose: Callable[[list[str]], list[str]]
 ) -> tuple[Path, list[str], bool]:
-    """Download files of one commit, or find them in the cache.
+    """Download files of one commit, or find them in the cache. Raises HubError.
 
     Args:
         choose: names the files to download, given all that the repository has; those that it does not have are ignored.
@@ -123,10 +120,6 @@ def download(
     Returns:
         The folder of the commit, named after it; the repository's files; True if the Hub was not reached, and the
         files are those that the cache has.
-
-    Raises:
-        HubError: there is no such repository or revision, the Hub refuses or fails, or it cannot be reached and the
-            cache has nothing.
     """
     nothing = f"{repo_id} is no file or folder here and no Hub repository that you may read"
     with plain_errors(repo_id):
@@ -152,12 +145,7 @@ def download(
 
 
 def choose_weights(names: list[str], wanted: str | None, place: str) -> str:
-    """Choose the weights (a file, or an index) among the files of a folder or repository.
-
-    Args:
-        wanted: the file that was asked for.
-        place: named in errors.
-    """
+    """Choose the weights (a file, or an index) among the files of a folder or repository, which errors name."""
     usual = [name for name in USUAL if name in names][:1]
     found = usual or [name for name in names if name.endswith(SUFFIXES) and "/" not in name]
     chosen = found if wanted is None else [name for name in names if name == wanted]
@@ -231,11 +219,8 @@ def find_tokenizer(
         named: a folder, a vocab.txt or a Hub id.
 
     Returns:
-        The tokenizer and where it is from, for the record; (None, None) with a warning where there is none.
-
-    Raises:
-        ValueError: the named one is not there; or it does not work, gives ids that the model has no embedding for, or
-            pads with another id than the model.
+        The tokenizer and where it is from, for the record; (None, None) with a warning where there is none. Raises
+        ValueError if it does not work, or not with the model.
     """
     own = next((folder for folder in source.folders if any((folder / name).is_file() for name in VOCABULARIES)), None)
     if named is None and own:

@@ -65,18 +65,18 @@ def test_a_file_that_changed_or_came_later_disowns_the_score(tmp_path, model_dir
     files = write(tmp_path, record(model_files(model_dir)))
     (model_dir / name).parent.mkdir(exist_ok=True)
     (model_dir / name).write_bytes(b'{"padding": "other"}')
-    with pytest.raises(ValueError, match=f"the closest differs in {name}"):
+    with pytest.raises(ValueError, match=f"differs in {name}"):
         read_scores(files, model_dir)
 
 
 def test_a_folder_that_export_would_pool_otherwise_has_no_scores(tmp_path, model_dir):
     """Without modules.json sentence-transformers pools in a way of its own, and an adapter is not what was measured."""
     (model_dir / "modules.json").unlink()
-    with pytest.raises(ValueError, match="has no modules.json.*export it, evaluate the export"):
+    with pytest.raises(ValueError, match="has no modules.json; export it, evaluate that"):
         read_scores(write(tmp_path, record(model_files(model_dir))), model_dir)
 
 
-@pytest.mark.parametrize("names", [None, {}, ["x"], "x"])
+@pytest.mark.parametrize("names", [None, ["x"]])
 def test_a_score_that_names_no_files_is_not_taken(tmp_path, model_dir, names):
     with pytest.raises(ValueError, match="hold no score of .*; run `m2bert eval --encoder"):
         read_scores(write(tmp_path, record(names)), model_dir)
@@ -87,9 +87,7 @@ def test_a_score_that_names_no_files_is_not_taken(tmp_path, model_dir, names):
     [
         ({"data_fingerprint": None}, "data_fingerprint"),
         ({"source": ""}, "source"),
-        ({"date": ""}, "date"),
         ({"versions": {}}, "versions"),
-        ({"device": None}, "device"),
         ({"interval_95": None}, "interval_95"),
         ({"claim": "not stated", "trained_on": []}, "trained_on"),
         ({"trained_on": []}, "trained_on"),

@@ -10,8 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertTokenizerFast
 
 from m2bert.hub.checkpoint import load_checkpoint, load_strictly
-from m2bert.hub.folder import export_checkpoint
-from m2bert.hub.folder import write_folder
+from m2bert.hub.folder import export_checkpoint, write_folder
 from m2bert.train.lora import add_lora, write_adapter
 
 peft = pytest.importorskip("peft")
