@@ -41,6 +41,8 @@ def convert_source(
         ValueError: anything of this cannot be read, does not fit, or is not the original's model in the end. Nothing
             is written then.
     """
+    if padding not in ("visible", "masked"):
+        raise ValueError(f"padding={padding!r} is unknown; choose visible or masked (--padding)")
     output = check_output(output_dir, overwrite)
     found = find_source(source, revision, file)
     read = [found.weights] if found.weights.name.endswith(INDEX) else []

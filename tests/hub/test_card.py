@@ -245,7 +245,11 @@ def test_a_setting_stays_in_its_code_block(tmp_path, tiny_config, value):
         ("training.json", {"config": [1]}, "config"),
         ("conversion.json", {"tensors": {}}, "total"),
         ("conversion.json", {"parity": CONVERSION["parity"] | {"float32": {}}}, "float32|last_hidden_state"),
-        ("conversion.json", {"masked": {"text": "x", "cosine": [{"tokens": 1, "texts": 1, "mean": "#"}]}}, "float"),
+        (
+            "conversion.json",
+            {"masked": {"text": "x", "cosine": [{"tokens": 1, "texts": 1, "mean": "#"}]}},
+            "real number",
+        ),
         ("conversion.json", {"source": None}, "source"),
         *(("training.json", text, "") for text in ("{", "[1]", '{"a":' * 900 + "1" + "}" * 900, '{"a": NaN}')),
     ],

@@ -239,6 +239,7 @@ def vocabulary(*words):
 @pytest.mark.parametrize(
     ("prepare", "options", "says"),
     [
+        (None, {"padding": "hidden"}, "padding='hidden'.*--padding"),
         (spoil_weights, {}, "not finite"),
         (lambda source: (source / "config.json").write_text("["), {}, "config.json is no valid JSON"),
         (vocabulary(*WORDS, *(f"w{i}" for i in range(600))), {}, "tokenizer gives ids up to 611"),
@@ -261,15 +262,6 @@ def test_what_does_not_fit_is_refused_before_the_work(tmp_path, source, monkeypa
     with pytest.raises(ValueError, match=says):
         convert_source(str(source), tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
-
-
-def test_an_output_that_exists_is_kept_and_costs_no_work(tmp_path, monkeypatch):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").write_text("mine")
-    monkeypatch.setattr(run, "find_source", None)
-    with pytest.raises(ValueError, match="not empty"):
-        convert_source(str(tmp_path), tmp_path / "out")
-    assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("output", ["clone", ".", "link"])

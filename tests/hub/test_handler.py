@@ -147,12 +147,6 @@ def test_batches_keep_to_the_budget_and_pad_little(make, padding, monkeypatch):
         assert len(shapes) == 12
 
 
-def test_a_text_longer_than_the_budget_is_read_alone(make):
-    handler = EndpointHandler(make())
-    handler.batch_tokens = 10
-    assert embed(handler, [LONG, "the"]).shape == (2, 32)
-
-
 @pytest.mark.parametrize("words", ["committee ", "meeting budget ", "budgetcommittee ", "xx", "the budget. "])
 @pytest.mark.parametrize("max_tokens", [15, 31, 48])
 def test_averages_of_chunks_are_those_of_the_evaluation(make, words, max_tokens):
