@@ -70,5 +70,8 @@ def explain(error: Exception, repo_id: str) -> str:
         return f"{advice} (status {status}: {said})"
     what = f"({type(cause).__name__}: {cause})"
     if isinstance(cause, NETWORK):
-        return f"the Hub cannot be reached {what}; check the network and run it again: no file is uploaded twice"
+        return (
+            f"the Hub cannot be reached {what}; check the network and run it again: files that were uploaded already "
+            "are not sent twice"
+        )
     return f"{repo_id} could not be read or written {what}"

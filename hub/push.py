@@ -227,8 +227,9 @@ def check_files(upload: Upload, repo_id: str):
     Runs none of its code."""
     files, folder = upload.files, upload.folder
     weights = upload.kind == "space" or any(name.endswith(".safetensors") and "/" not in name for name in files)
-    if "README.md" not in files or not weights:
-        raise ValueError(f"{folder} lacks README.md, the card, or weights as safetensors; {EXPORT}")
+    needed = {"README.md, the card": "README.md" in files, "weights as safetensors": weights}
+    if not all(needed.values()):
+        raise ValueError(f"{folder} lacks {', '.join(what for what in needed if not needed[what])}; {EXPORT}")
     for name, path in files.items():
         check_file(name, path)
     check_model_files(folder)

@@ -277,12 +277,10 @@ def check_contradictions(told: dict, rows: int, configuration: dict) -> None:
 def convert_config(options: Options, vocab_size: int) -> "modeling_m2bert.M2BertConfig":
     """Return the configuration of this model. Raises ValueError naming an option that is not supported."""
     blocks = options.monarch_mlp_nblocks if options.use_monarch_mlp else 1
-    divides = options.hidden_size % blocks == options.intermediate_size % blocks == 0
-    if options.long_conv_l_max not in (None, options.max_position_embeddings) or not divides:
-        raise ValueError(
-            f"option long_conv_l_max={options.long_conv_l_max} must equal max_position_embeddings, and option "
-            f"monarch_mlp_nblocks={blocks} must divide hidden_size and intermediate_size"
-        )
+    if options.long_conv_l_max not in (None, options.max_position_embeddings):
+        raise ValueError(f"option long_conv_l_max={options.long_conv_l_max} must equal max_position_embeddings")
+    if options.hidden_size % blocks or options.intermediate_size % blocks:
+        raise ValueError(f"option monarch_mlp_nblocks={blocks} must divide hidden_size and intermediate_size")
     fields = {ours: getattr(options, theirs) for theirs, ours in FIELDS.items()}
     pooling = "cls" if options.use_cls_token else "mean_tanh" if options.pool_all else "cls_tanh"
     return AutoConfig.for_model(

@@ -301,10 +301,9 @@ def test_a_lost_answer_is_no_second_commit(push, hub, folder):
     assert len(hub.commits(REPO)) == 2
 
 
-@pytest.mark.parametrize("answer", [b"null"])
 @pytest.mark.parametrize("place", PLACES)
-def test_an_answer_of_another_form_is_one_line(push, hub, folder, place, answer):
-    hub.intercept = lambda request: (200, {}, answer) if place in request.path else None
+def test_an_answer_of_another_form_is_one_line(push, hub, folder, place):
+    hub.intercept = lambda request: (200, {}, b"null") if place in request.path else None
     refused(push, "", folder, "--repo", REPO, "--no-dry-run")
 
 

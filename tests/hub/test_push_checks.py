@@ -61,7 +61,7 @@ def write(name, text):
 
 TOKEN = f"hf_{'a' * 34}"
 DAMAGE = {
-    "no weights": (lambda d: (d / "model.safetensors").unlink(), "lacks README.md, the card, or weights"),
+    "no weights": (lambda d: (d / "model.safetensors").unlink(), "lacks weights as safetensors"),
     "weights cut short": (lambda d: cut(d / "model.safetensors"), "damaged or cut short"),
     "other sizes": (lambda d: change_json(d / "config.json", intermediate_size=128), "of another shape"),
     "too many layers": (lambda d: change_json(d / "config.json", num_hidden_layers=10**6), "num_hidden_layers"),
@@ -250,7 +250,7 @@ def test_an_adapter_names_its_base_as_the_hub_knows_it(adapter, monkeypatch, tmp
         change_json(adapter / "adapter_config.json", base_model_name_or_path=base)
         refused(adapter, "base_model_name_or_path")
     (adapter / "adapter_model.safetensors").unlink()
-    refused(adapter, "lacks README.md, the card, or weights")
+    refused(adapter, "lacks weights as safetensors")
 
 
 def test_a_space_is_of_no_other_kind(tmp_path):
