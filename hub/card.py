@@ -10,7 +10,7 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment, StrictUndefined, TemplateError
 from pydantic import Field
 
-from m2bert.files import format_yaml, parse_json, read_yaml
+from m2bert.files import format_yaml, parse_json, parse_yaml, read_text, read_yaml
 from m2bert.schema import FOREIGN, Schema, checked
 from m2bert.terminal import shown
 
@@ -29,6 +29,7 @@ TAGS = ["m2bert", "monarch-mixer", "long-context", "retrieval", "feature-extract
 SHOWN_DIGITS = 12  # of a fingerprint
 # A path that begins at a root, a home or a parent folder, and is not part of a URL or of org/name.
 PATH = re.compile(r"(?<![\w.~:/-])(?:file://)?(?:~|\.{1,2}(?=/))?(?:/[^\s/'\"=,;:]+)+/?")
+YAML_HEAD = re.compile(r"\s*---\s*?\n(.*?)^---\s*?$", re.DOTALL | re.MULTILINE)
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 
 
@@ -41,21 +42,13 @@ class Data(Schema):
 
 
 class About(Schema):
-    """The YAML file about.yaml, in which a model's maker says what nobody else knows. Every field may be left out.
+    """The YAML file about.yaml, in which a model's maker says what nobody else knows. Every field may be left out."""
 
-    Attributes:
-        license: of the weights, as the Hub's metadata spells it ("apache-2.0"). None: not stated.
-        language: codes of the languages it reads.
-        data: what it was trained on.
-        limits: sentences.
-        text: Markdown about this model.
-    """
-
-    license: Annotated[str, Field(pattern=f"^{LICENSE}$")] | None = None
-    language: list[str] = []
-    data: list[Data] = []
-    limits: list[str] = []
-    text: str = ""
+    license: Annotated[str, Field(pattern=f"^{LICENSE}$")] | None = None  # of the weights; None: not stated
+    language: list[str] = []  # codes of the languages it reads
+    data: list[Data] = []  # what it was trained on
+    limits: list[str] = []  # sentences
+    text: str = ""  # Markdown about this model
 
 
 def read_about(file: Path) -> About:
@@ -63,52 +56,8 @@ def read_about(file: Path) -> About:
     return checked(About, read_yaml(file), str(file))
 
 
-class Similarity(Schema):
-    """Cosine of the vectors of texts of one length, with padding visible and masked."""
-
-    tokens: int
-    texts: int
-    mean: float
-    lowest: float
-
-
-class Masked(Schema):
-    """What masked padding does to a converted model's vectors."""
-
-    text: str
-    cosine: list[Similarity]
-
-
-class Parity(Schema):
-    """Largest differences to the original, by output."""
-
-    model_config = FOREIGN
-
-    reference: str
-    texts: int
-    tokens: int
-    float64: dict[str, float]
-    float32: dict[str, float]
-
-
-class Tensors(Schema):
-    """The account of a source's tensors."""
-
-    model_config = FOREIGN
-
-    total: int
-
-
-class Options(Schema):
-    """The original's options, by where they come from."""
-
-    model_config = FOREIGN
-
-    assumed: dict[str, Any]
-
-
 class Conversion(Schema):
-    """conversion.json. It may be foreign: a checkpoint brings it along."""
+    """conversion.json, of `m2bert convert` or of a checkpoint that brings it along."""
 
     model_config = FOREIGN
 
@@ -116,15 +65,15 @@ class Conversion(Schema):
     revision: str | None
     license: str | None
     files: dict[str, str]
-    tensors: Tensors
-    options: Options
-    parity: Parity
-    masked: Masked | None
+    tensors: dict[str, Any]
+    options: dict[str, Any]
+    parity: dict[str, Any]
+    masked: dict[str, Any] | None
     date: str
 
 
 class Training(Schema):
-    """training.json. It may be foreign, too."""
+    """training.json, which may be foreign, too."""
 
     model_config = FOREIGN
 
@@ -134,6 +83,24 @@ class Training(Schema):
 
 
 KINDS = {"training": Training, "conversion": Conversion}
+
+
+class CardData(Schema):
+    """The fields used here of the YAML at the head of any README.md."""
+
+    model_config = FOREIGN
+
+    sdk: str | None = None
+    base_model: str | list[str] | None = None
+    tags: list[str] | None = None
+    license: Any = None
+
+
+def read_metadata(card: Path | None) -> CardData:
+    """Read the head of a README.md, if there is any. Raises ValueError if it is malformed."""
+    head = YAML_HEAD.match(read_text(card)) if card and card.is_file() else None
+    where = f"the YAML at the head of {card}"
+    return checked(CardData, (parse_yaml(head[1], where) or {}) if head else {}, where)
 
 
 def without_private(value):
@@ -148,40 +115,27 @@ def without_private(value):
 
 
 def public_record(name: str, text: str) -> dict:
-    """Return the JSON object of a record (`name` is its file) by `without_private`.
-
-    Raises:
-        ValueError: it is not a JSON object, or nested too deeply.
-    """
-    record = parse_json(text, name)
-    if not isinstance(record, dict):
-        raise ValueError(f"{name} holds no JSON object; remove it or write it again")
+    """Return the JSON object of a record by `without_private`. Raises ValueError, with its `name`, if it is none."""
     try:
-        return without_private(record)
-    except RecursionError as error:
-        raise ValueError(f"{name} is nested too deeply for a record; remove it or write it again") from error
+        record = without_private(parse_json(text, name))
+        if isinstance(record, dict):
+            return record
+        problem = "no JSON object"
+    except RecursionError:
+        problem = "JSON that is nested too deeply"
+    raise ValueError(f"{name} holds {problem}; remove it or write it again")
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says besides what the model itself tells.
+    """What a card says besides what the model itself tells."""
 
-    Attributes:
-        repository: its name on the Hub, if it is known yet.
-        about: what its maker says.
-        scores: of `m2bert eval`.
-        training, conversion: the records training.json and conversion.json, if the folder has them.
-        document_prompt: what sentence-transformers puts before documents.
-        max_tokens: the longest input.
-        has_tokenizer, has_handler: True if the folder has these.
-    """
-
-    repository: str | None = None
+    repository: str | None = None  # its name on the Hub, if it is known yet
     about: About = field(default_factory=About)
     scores: Scores = field(default_factory=Scores)
-    training: dict = field(default_factory=dict)
-    conversion: dict = field(default_factory=dict)
-    document_prompt: str = ""
+    training: dict = field(default_factory=dict)  # the record training.json, if the folder has one
+    conversion: dict = field(default_factory=dict)  # conversion.json
+    document_prompt: str = ""  # what sentence-transformers puts before documents
     max_tokens: int = 0
     has_tokenizer: bool = True
     has_handler: bool = False
@@ -194,21 +148,33 @@ class Card:
 
 
 def render_card(model: "PreTrainedModel", card: Card) -> str:
-    """Return Markdown with the Hub's metadata block.
-
-    Raises:
-        ValueError: training.json or conversion.json is not as this package writes it.
-    """
-    task, example = TASKS[type(model).__name__][1:]
-    template = files("m2bert.hub").joinpath("templates/model_card.md").read_text(encoding="utf-8")
+    """Return Markdown with the Hub's metadata block."""
+    library, task, example = TASKS[type(model).__name__]
+    optional = {
+        "license": card.license,
+        "language": card.about.language,
+        "datasets": [data.hub for data in card.about.data if data.hub],
+        "base_model": card.conversion.get("source") if card.conversion.get("revision") else None,
+    }
+    if card.scores.own:
+        name = (card.repository or f"m2bert-{card.max_tokens}").split("/")[-1]
+        optional |= {"model_name": name, "eval_results": model_index(card.scores)}
+    optional = {name: value for name, value in optional.items() if value}
+    metadata = ModelCardData(library_name=library, pipeline_tag=task, tags=TAGS, **optional)
     environment = Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False, undefined=StrictUndefined
     )
-    environment.filters |= {"points": points, "short": lambda digest: str(digest)[:SHOWN_DIGITS], "fenced": fenced}
-    environment.filters |= {"cell": cell, "literal": repr}
+    environment.filters |= {
+        "points": lambda score: f"{100 * score:.1f}",  # a score of 0 to 1
+        "short": lambda digest: str(digest)[:SHOWN_DIGITS],
+        "fenced": fenced,
+        "cell": cell,
+        "literal": repr,
+    }
+    template = files("m2bert.hub").joinpath("templates/model_card.md").read_text(encoding="utf-8")
     try:
         return environment.from_string(template).render(
-            metadata=format_yaml(_metadata(model, card).to_dict()).strip(),
+            metadata=format_yaml(metadata.to_dict()).strip(),
             title=card.repository or f"M2-BERT, {card.max_tokens} tokens",
             config=model.config,
             card=card,
@@ -222,11 +188,6 @@ def render_card(model: "PreTrainedModel", card: Card) -> str:
         ) from error
 
 
-def points(score: float) -> str:
-    """Return a score of 0 to 1 as points."""
-    return f"{100 * score:.1f}"
-
-
 def cell(text) -> str:
     """Return foreign text on one line, with what Markdown or HTML would read as markup escaped."""
     return re.sub(r"([\\`|<>\[\]])", r"\\\1", shown(" ".join(str(text).split())))
@@ -237,19 +198,3 @@ def fenced(value) -> str:
     text = format_yaml(value).strip()
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}yaml\n{text}\n{fence}"
-
-
-def _metadata(model: "PreTrainedModel", card: Card) -> ModelCardData:
-    library, task, _ = TASKS[type(model).__name__]
-    optional = {
-        "license": card.license,
-        "language": card.about.language,
-        "datasets": [data.hub for data in card.about.data if data.hub],
-        "base_model": card.conversion.get("source") if card.conversion.get("revision") else None,
-    }
-    if card.scores.own:
-        name = (card.repository or f"m2bert-{card.max_tokens}").split("/")[-1]
-        optional |= {"model_name": name, "eval_results": model_index(card.scores)}
-    return ModelCardData(
-        library_name=library, pipeline_tag=task, tags=TAGS, **{name: value for name, value in optional.items() if value}
-    )

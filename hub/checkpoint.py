@@ -2,7 +2,8 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -58,51 +59,37 @@ def load_checkpoint(model_dir: str | Path) -> PreTrainedModel:
     if (path / ADAPTER_CONFIG).is_file():
         return load_merged(path)
     model, _ = load_strictly(auto_class_of(path), path)
-    _refuse({"unexpected": [name for name in tensor_shapes(path) if name not in model.state_dict()]}, path)
+    check_names(path, unexpected=tensor_shapes(path).keys() - model.state_dict().keys())
     return model.eval()
 
 
 def load_merged(path: Path) -> PreTrainedModel:
-    """Load the base model of an adapter folder, and merge the adapter into its weights.
-
-    Raises:
-        ValueError: peft is not installed, the base is not here or not the one that was adapted, or tensors are missing,
-            unexpected or not finite.
-    """
-    try:
-        from peft import PeftModel, get_peft_model_state_dict
-    except ImportError as error:
-        raise ValueError(f"{path} holds an adapter of peft, which is not installed: pip install peft") from error
+    """Load the base model of an adapter folder, and merge the adapter into its weights."""
     settings = checked(AdapterConfig, read_json(path / ADAPTER_CONFIG), str(path / ADAPTER_CONFIG))
     base = Path(settings.base_model_name_or_path or "")
-    if not (base / "config.json").is_file():
-        raise ValueError(
-            f"adapter {path} changes the model {str(base)!r}, which is no model folder here; write where it is as "
-            f"base_model_name_or_path into {path / ADAPTER_CONFIG}"
-        )
-    if not (path / "adapter_model.safetensors").is_file():  # peft would read a pickle
-        raise ValueError(f"adapter {path} has no adapter_model.safetensors; save it there again")
+    for file in (base / "config.json", path / "adapter_model.safetensors"):  # peft would read a pickle in its place
+        if not file.is_file():
+            raise ValueError(f"adapter {path} needs {file}; its {ADAPTER_CONFIG} names the base model's folder")
     check_links(base)
     architecture = settings.auto_mapping.base_model_class if settings.auto_mapping else "M2BertModel"
-    model, missing = load_strictly(_auto_class(architecture, path), base, may_miss=("pooler.",))
+    model, missing = load_strictly(auto_class_of(path, architecture), base, may_miss=("pooler.",))
     try:
+        from peft import PeftModel, get_peft_model_state_dict
+
         adapted = PeftModel.from_pretrained(model, str(path))
         expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
         merged = adapted.merge_and_unload(safe_merge=True).eval()
     except Exception as error:  # foreign settings and weights can fail in any way
         raise ValueError(f"adapter {path} cannot be merged with {base} ({type(error).__name__}: {error})") from error
     expected |= {f"base_model.model.{name}" for name in missing}
-    _refuse({"missing or unexpected": sorted(expected ^ set(tensor_shapes(path)))}, path)
+    check_names(path, **{"missing or unexpected": expected ^ tensor_shapes(path).keys()})
     check_finite(merged.state_dict(), f"adapter {path}")
     return merged
 
 
-def auto_class_of(path: Path):
-    """Return the Auto class of a checkpoint folder. Raises ValueError if it is of none of ours."""
-    return _auto_class((read_config(path).get("architectures") or ["M2BertModel"])[0], path)
-
-
-def _auto_class(architecture: str, path: Path):
+def auto_class_of(path: Path, architecture: str | None = None):
+    """Return the Auto class of a checkpoint folder, or of an architecture. Raises ValueError if it is none of ours."""
+    architecture = architecture or (read_config(path).get("architectures") or ["M2BertModel"])[0]
     if architecture not in AUTO_CLASSES:
         raise ValueError(f"checkpoint {path} is of class {architecture}; expected one of {', '.join(AUTO_CLASSES)}")
     return AUTO_CLASSES[architecture]
@@ -122,9 +109,6 @@ def load_strictly(
 
     Returns:
         The model, and the names of the tensors that the checkpoint did not hold.
-
-    Raises:
-        ValueError: see above; or no such folder, or another kind of model.
     """
     path = Path(model_dir)
     config = check_fit(auto_class, path, may_miss, **changes)
@@ -139,31 +123,16 @@ def load_strictly(
     finally:
         transformers_logging.set_verbosity(verbosity)
     missing = set(report["missing_keys"])
-    lost = [name for name in missing if not name.startswith(may_miss)]
-    _refuse({"missing": lost, "unexpected": report["unexpected_keys"]}, path)
+    lost = {name for name in missing if not name.startswith(may_miss)}
+    check_names(path, missing=lost, unexpected=report["unexpected_keys"])
     check_finite(model.state_dict(), f"checkpoint {path}")
     return model, missing
 
 
 def check_fit(auto_class, path: Path, may_miss: tuple[str, ...] = (), **changes) -> PreTrainedConfig:
-    """Compare a checkpoint's configuration with the headers of its weights. No tensor is allocated or read.
-
-    Args:
-        may_miss, changes: see `load_strictly`.
-
-    Returns:
-        The configuration.
-
-    Raises:
-        ValueError: it is none of an M2-BERT; the weights are no safetensors of the folder; or a tensor of that model is
-            missing or of another shape.
-    """
+    """Return the configuration of a checkpoint, compared with the headers of its weights. No tensor is allocated or
+    read. Raises ValueError as `load_strictly`, whose arguments these are."""
     stored = checked(OwnConfig, read_config(path), str(path / "config.json"))
-    if not (path / "model.safetensors").is_file() and not (path / "model.safetensors.index.json").is_file():
-        raise ValueError(
-            f"checkpoint {path} has no model.safetensors; save the model there again, or name the folder that has it "
-            "(m2bert convert reads the research code's files)"
-        )
     for index in path.glob("*.index.json"):
         for shard in checked(WeightsIndex, read_json(index), str(index)).weight_map.values():
             inside(path, shard)
@@ -171,8 +140,8 @@ def check_fit(auto_class, path: Path, may_miss: tuple[str, ...] = (), **changes)
     layers = max((int(match[1]) + 1 for name in shapes if (match := LAYER.match(name))), default=0)
     if stored.num_hidden_layers > layers:  # a model of very many layers takes long to describe
         raise ValueError(
-            f"checkpoint {path} has num_hidden_layers={stored.num_hidden_layers} in its config.json but weights of "
-            f"{layers} layers; copy or save it again"
+            f"{path} has num_hidden_layers={stored.num_hidden_layers}, but its files of safetensors hold {layers} "
+            "layers (m2bert convert reads the research code's files)"
         )
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, **changes)
@@ -180,33 +149,32 @@ def check_fit(auto_class, path: Path, may_miss: tuple[str, ...] = (), **changes)
             model = auto_class.from_config(config, trust_remote_code=False)
     except Exception as error:  # foreign settings can fail in any way, and sizes can be beyond what a tensor can have
         raise ValueError(f"{path / 'config.json'} describes no M2-BERT ({one_line(error)}); correct it") from error
-    problems = {"missing": [], "of another shape": []}
+    missing, other = set(), set()
     for name, tensor in model.state_dict().items():
         names = (name, f"model.{name}", name.removeprefix("model."))  # of a class with or without a head
-        found = next((shapes[other] for other in names if other in shapes), None)
+        found = next((shapes[each] for each in names if each in shapes), None)
         if found is None and not name.startswith(may_miss) and name not in model.all_tied_weights_keys:
-            problems["missing"].append(name)
+            missing.add(name)
         elif found not in (None, tuple(tensor.shape)):
-            problems["of another shape"].append(name)
-    _refuse(problems, path)
+            other.add(name)
+    check_names(path, missing=missing, **{"of another shape": other})
     return config
 
 
-def _refuse(problems: dict[str, list[str]], path: Path) -> None:
+def check_names(path: Path, **problems: set[str]) -> None:
+    """Raise ValueError naming the tensors, by what is wrong with them, if there are any."""
     if any(problems.values()):
         text = "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in problems.items() if names)
         raise ValueError(f"checkpoint {path} does not fit its configuration ({text})")
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], where: str):
-    """Raise ValueError naming the tensors that hold NaN or an infinite number.
-
-    Args:
-        where: names what they are of.
-    """
-    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    """Raise ValueError naming the tensors, and `where` they are, that hold NaN or an infinite number."""
+    floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    narrow = {name: tensor.float() for name, tensor in floating.items() if tensor.itemsize == 1}  # float8: no isfinite
+    bad = sorted(name for name, tensor in (floating | narrow).items() if not tensor.isfinite().all())
     if bad:
-        raise ValueError(f"{where} holds weights that are not finite ({', '.join(sorted(bad))}); go back to whole ones")
+        raise ValueError(f"{where} holds weights that are not finite ({', '.join(bad)}); go back to whole ones")
 
 
 def check_links(folder: Path):
@@ -232,31 +200,32 @@ def inside(folder: Path, name: str) -> Path:
 
 def read_config(path: Path) -> dict:
     """Read config.json of a checkpoint folder. Raises ValueError if there is none, or none of a model."""
-    if not (path / "config.json").is_file():
-        raise ValueError(f"checkpoint {path} has no config.json; name the folder of a saved model")
     config = read_json(path / "config.json")
     checked(ModelConfig, config, str(path / "config.json"))
     return config
+
+
+@contextmanager
+def open_weights(file: Path) -> Iterator[safe_open]:
+    """Open a file of safetensors, whose header is compared with its length. Raises ValueError if it is damaged."""
+    try:
+        with safe_open(file, "pt") as tensors:
+            yield tensors
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"the weights {file} are damaged or cut short ({error}); copy or save them again") from error
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Read names and shapes of all tensors in safetensors files of a folder. Raises ValueError if one is damaged."""
     shapes = {}
     for file in path.glob("*.safetensors"):
-        try:
-            with safe_open(file, "pt") as tensors:
-                shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"the weights {file} are damaged ({error}); copy or save them again") from error
+        with open_weights(file) as tensors:
+            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     return shapes
 
 
 def load_tokenizer(model_dir: str | Path) -> PreTrainedTokenizerBase | None:
-    """Load the checkpoint's tokenizer, or return None, with a warning, if it has none. None of its code is run.
-
-    Raises:
-        ValueError: it cannot be read, or needs code of its own.
-    """
+    """Load the checkpoint's tokenizer, or return None, with a warning, if it has none. None of its code is run."""
     path = Path(model_dir)
     if not any((path / name).is_file() for name in ("tokenizer.json", TOKENIZER_CONFIG, "vocab.txt")):
         logger.warning("%s has no tokenizer; the folder is written without one", path)
@@ -266,6 +235,4 @@ def load_tokenizer(model_dir: str | Path) -> PreTrainedTokenizerBase | None:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # a foreign file can fail in any way
         why = "it needs code of its own, which is not run" if "trust_remote_code" in str(error) else one_line(error)
-        raise ValueError(
-            f"the tokenizer of {path} cannot be read ({type(error).__name__}: {why}); save it there again"
-        ) from error
+        raise ValueError(f"the tokenizer of {path} cannot be read ({type(error).__name__}: {why})") from error

@@ -24,11 +24,8 @@ class Blocker(importlib.abc.MetaPathFinder):
 
 
 def main(folder: Path):
-    """Load the folder by transformers, and by sentence-transformers if it has modules.json.
-
-    Raises:
-        Exception: it does not load, tensors are missing or left over, or an output is not finite.
-    """
+    """Load the folder by transformers, and by sentence-transformers if it has modules.json. Raise an exception if it
+    does not load, tensors are missing or left over, or an output is not finite."""
     import torch
     import transformers
 
@@ -39,28 +36,23 @@ def main(folder: Path):
     # sizes that differ are reported with their names below
     settings = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
     model, report = loader.from_pretrained(folder, trust_remote_code=True, **settings)
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report[problem]:
-            raise ValueError(f"its weights have {problem}: {', '.join(sorted(map(str, report[problem])))}")
+    problems = {name: report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys") if report[name]}
+    if problems:
+        raise ValueError(f"its weights do not fit: {problems}")
     if not any((folder / name).is_file() for name in READS_TEXT):
         return
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-    if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
-        raise ValueError("its tokenizer knows no words: tokenizer.json is missing or empty")
-    if max(tokenizer.get_vocab().values()) >= model.config.vocab_size:
-        raise ValueError(f"its tokenizer gives ids beyond the model's vocab_size={model.config.vocab_size}")
+    vocabulary, size = tokenizer.get_vocab(), model.config.vocab_size
+    if vocabulary.keys() <= set(tokenizer.all_special_tokens) or max(vocabulary.values()) >= size:
+        raise ValueError(f"its tokenizer knows no words, or gives ids beyond the model's vocab_size={size}")
     with torch.no_grad():
-        check_finite(model.eval()(**tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt"))[0])
+        outputs = [model.eval()(**tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt"))[0]]
     if (folder / "modules.json").is_file() and importlib.util.find_spec("sentence_transformers"):
         from sentence_transformers import SentenceTransformer
 
         encoder = SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")
-        check_finite(encoder.encode(TEXTS, convert_to_tensor=True))
-
-
-def check_finite(output):
-    """Raise ValueError if a tensor holds NaN or infinite numbers."""
-    if not output.isfinite().all():
+        outputs.append(encoder.encode(TEXTS, convert_to_tensor=True))
+    if not all(output.isfinite().all() for output in outputs):
         raise ValueError("its output for ordinary texts holds NaN or infinite numbers")
 
 

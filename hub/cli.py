@@ -45,34 +45,21 @@ app = typer.Typer(  # plain tracebacks: typer's own may show local variables, a 
 )  # fmt: skip
 
 
-def show_version(wanted: bool):
-    """Print the version and end, if it is wanted."""
-    if wanted:
+@app.callback(invoke_without_command=True)
+def common(version: Annotated[bool, typer.Option("--version", is_eager=True, help="Show the version.")] = False):
+    """M2-BERT: long-context encoders."""
+    if version:
         typer.echo(__version__)
         raise typer.Exit()
-
-
-@app.callback()
-def common(
-    version: Annotated[
-        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version.")
-    ] = False,
-):
-    """M2-BERT: long-context encoders."""
     logging.getLogger("m2bert.hub").setLevel(logging.INFO)
 
 
-Output = Annotated[Path, typer.Option("--output", help="Folder to make.")]
+Output = Annotated[Path, typer.Option(help="Folder to make.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it is not empty.")]
 
 
 def look_at(*present: Path | None, output: Path | None = None, overwrite: bool = False):
-    """Raise ValueError for what a look at paths tells, before slow imports; the work itself checks them thoroughly.
-
-    Args:
-        present: paths that are read.
-        output: the folder to make.
-    """
+    """Raise ValueError for what a look at paths tells, before slow imports; the work itself checks them thoroughly."""
     for path in filter(None, present):
         if not path.exists():
             raise ValueError(f"{path} does not exist; name what is there")
@@ -82,15 +69,12 @@ def look_at(*present: Path | None, output: Path | None = None, overwrite: bool =
 
 @app.command()
 def export(
-    model: Annotated[Path, typer.Option("--model", help="Checkpoint folder.")],
+    model: Annotated[Path, typer.Option(help="Checkpoint folder.")],
     output: Output,
-    repo: Annotated[str | None, typer.Option("--repo", help="org/name on the Hub, for the card.")] = None,
-    results: Annotated[
-        list[Path] | None,
-        typer.Option("--results", help="File of `m2bert eval` with scores of this checkpoint; repeatable."),
-    ] = None,
+    repo: Annotated[str | None, typer.Option(help="org/name on the Hub, for the card.")] = None,
+    results: Annotated[list[Path] | None, typer.Option(help="Scores of this checkpoint by `m2bert eval`.")] = None,
     about: Annotated[
-        Path | None, typer.Option("--about", help="YAML file for the card: license, language, data, limits, text.")
+        Path | None, typer.Option(help="YAML for the card: license, language, data, limits, text.")
     ] = None,
     overwrite: Overwrite = False,
 ):
@@ -105,12 +89,10 @@ def export(
         read_about(about)
     from transformers.utils.logging import disable_progress_bar
 
-    from .export import export_checkpoint
+    from .folder import export_checkpoint
 
     disable_progress_bar()
-
-    written = export_checkpoint(model, output, overwrite=overwrite, repository=repo, results=results, about=about)
-    typer.echo(written)
+    typer.echo(export_checkpoint(model, output, overwrite=overwrite, repository=repo, results=results, about=about))
 
 
 @app.command()
@@ -118,24 +100,14 @@ def convert(
     source: Annotated[str, typer.Argument(help="A model of the research code: Hub id (org/name), folder or file.")],
     output: Output,
     config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config", help="The original's configuration as JSON; by default config.json beside the weights."
-        ),
+        Path | None, typer.Option(help="The original's options; by default config.json beside it.")
     ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            "--tokenizer", help="Folder, vocab.txt or Hub id; by default the source's own, or bert-base-uncased."
-        ),
-    ] = None,
-    revision: Annotated[
-        str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub id; main by default.")
-    ] = None,
-    file: Annotated[str | None, typer.Option("--file", help="The weights, where there are several.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Folder, vocab.txt or Hub id; by default the source's.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id; main by default.")] = None,
+    file: Annotated[str | None, typer.Option(help="The weights, where there are several.")] = None,
     padding: Annotated[
         Literal["visible", "masked"],
-        typer.Option("--padding", help="visible: the original's vectors; masked: vectors that padding cannot change."),
+        typer.Option(help="visible: the original's vectors; masked: vectors that padding cannot change."),
     ] = "visible",
     overwrite: Overwrite = False,
 ):
@@ -159,17 +131,11 @@ def convert(
 @app.command()
 def push(
     folder: Annotated[Path, typer.Argument(help="Folder of a model, of an adapter or of a Space.")],
-    repo: Annotated[str, typer.Option("--repo", help="org/name on the Hub.")],
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run/--no-dry-run", help="Show what would be sent, or send it.")
-    ] = True,
+    repo: Annotated[str, typer.Option(help="org/name on the Hub.")],
+    dry_run: Annotated[bool, typer.Option(help="Show what would be sent, or send it.")] = True,
     private: Annotated[bool, typer.Option("--private", help="Make the repository private, if it is made.")] = False,
-    create_pr: Annotated[
-        bool, typer.Option("--create-pr", help="Offer it as a pull request to a repository that exists.")
-    ] = False,
-    revision: Annotated[
-        str | None, typer.Option("--revision", help="Branch, made if it is not there; main by default.")
-    ] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Offer it as a pull request to what exists.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, made if it is missing; main by default.")] = None,
 ):
     """Push a folder to the Hub as one commit; by default only show what would be sent."""
     from .hub_errors import HubError, check_repo_id

@@ -1,25 +1,89 @@
-"""The one writer of model folders: everything that a Hub repository of M2-BERT holds."""
+"""The one writer of model folders: everything that a Hub repository of M2-BERT holds. Export of checkpoints to them."""
 
 import copy
 import dataclasses
+import json
 import shutil
 import sys
 from pathlib import Path
 
 import torch
+from huggingface_hub import eval_result_entries_to_yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from m2bert.files import read_json
+from m2bert.files import format_yaml, read_json, read_text
 from m2bert.schema import checked
 
-from .card import KINDS, Card, public_record, render_card
-from .checkpoint import AUTO_CLASSES, check_finite
-from .outputs import check_apart, check_output, whole_folder  # noqa: F401  (also imported from here)
-from .sentence_files import SentenceSettings, write_json, write_sentence_files
+from .card import KINDS, About, Card, public_record, read_about, render_card
+from .checkpoint import AUTO_CLASSES, check_finite, check_links, load_checkpoint, load_tokenizer
+from .hub_errors import check_repo_id
+from .outputs import check_apart, check_output, whole_folder
+from .scores import Scores, leaderboard_entries, read_scores
+from .sentence_files import SentenceSettings, read_sentence_files, write_json, write_sentence_files
 
 REQUIREMENTS = "transformers>=5.17,<6\ntorch>=2.11\nsentence-transformers>=6\n"
-FOREIGN_CODE = {"auto_map", "custom_pipelines"}  # of whoever made the checkpoint; this folder names its own
-HOW_IT_WAS_LOADED = {"is_local", "local_files_only"}  # of a tokenizer, which transformers writes among its settings
+RECORDS = ("training.json", "conversion.json")  # how a model was made
+LEADERBOARD = ".eval_results/m2bert.yaml"
+# In a tokenizer's settings: code of whoever made the checkpoint, and how transformers loaded it.
+NOT_KEPT = {"auto_map", "custom_pipelines", "is_local", "local_files_only"}
+
+
+def export_checkpoint(
+    model_dir: str | Path,
+    output_dir: str | Path,
+    *,
+    overwrite: bool = False,
+    repository: str | None = None,
+    results: list[Path] | None = None,
+    about: Path | None = None,
+) -> Path:
+    """Write the Hub folder of a checkpoint, of training or saved by sentence-transformers; see `write_folder`.
+
+    Keeps the checkpoint's records of how it was made and, of sentence-transformers, prompts, maximum length and a
+    trained Dense layer.
+
+    Args:
+        repository: `org/name` for the card, where that is known.
+        results: files of `m2bert eval` with scores of this very checkpoint, for the card and `.eval_results/`.
+        about: YAML file with what else the card should say, see `read_about`.
+
+    Raises:
+        ValueError: something of this cannot be read, does not fit, or lies in the output. Nothing is written then.
+    """
+    model_dir, results = Path(model_dir), results or []
+    output = check_output(output_dir, overwrite)
+    check_apart(output, [model_dir, *results, *([about] if about else [])])
+    if repository is not None:
+        check_repo_id(repository)
+    with whole_folder(output, overwrite) as new:
+        check_links(model_dir)
+        said = read_about(about) if about else About()
+        scores = read_scores(results, model_dir)
+        texts = {
+            name: json.dumps(public_record(name, text), indent=2) + "\n"
+            for name, text in read_records(model_dir).items()
+        }
+        model = load_checkpoint(model_dir)
+        fill_folder(
+            new,
+            model,
+            load_tokenizer(model_dir),
+            settings=read_sentence_files(model, model_dir),
+            card=Card(repository=repository, about=said, scores=scores),
+            extra_files=texts | leaderboard_file(scores),
+        )
+    return output
+
+
+def read_records(folder: Path, names: tuple[str, ...] = RECORDS) -> dict[str, str]:
+    """Return the text of the records that a folder has, by their names."""
+    return {name: read_text(folder / name) for name in names if (folder / name).is_file()}
+
+
+def leaderboard_file(scores: Scores) -> dict[str, str]:
+    """Return the file of scores on the Hub's own data sets, where there are any."""
+    entries = leaderboard_entries(scores)
+    return {LEADERBOARD: format_yaml(eval_result_entries_to_yaml(entries))} if entries else {}
 
 
 def write_folder(
@@ -53,7 +117,12 @@ def write_folder(
     """
     output = check_output(output_dir, overwrite)
     check_tokenizer(tokenizer, model.config.vocab_size)
-    model = model if state_dict is None else _unsharded(model, state_dict)
+    if state_dict is not None:  # sharding (FSDP2) changes the class of a model, not only its tensors
+        auto_class = AUTO_CLASSES[type(model).__name__.removeprefix("FSDP")]
+        with torch.device("meta"):
+            model = auto_class.from_config(copy.deepcopy(model.config))
+        model.load_state_dict(state_dict, assign=True)
+        model.tie_weights()
     with whole_folder(output, overwrite) as new:
         fill_folder(new, model, tokenizer, **contents)
     return output
@@ -74,10 +143,6 @@ def fill_folder(
         settings: prompts and the like for sentence-transformers.
         card: what the card says in addition to what the model and the records among the extra files tell.
         extra_files: more text files, by name.
-
-    Raises:
-        ValueError: the tokenizer has ids outside the vocabulary, a weight is not finite, or a record is of no form
-            that a card can show.
     """
     check_tokenizer(tokenizer, model.config.vocab_size)
     check_finite(model.state_dict(), "the model")
@@ -95,13 +160,11 @@ def fill_folder(
     if tokenizer is not None:
         save_tokenizer(tokenizer, max_tokens, new)
     write_sentence_files(model, settings, new)
-    records = {
-        kind: public_record(f"{kind}.json", extra_files[f"{kind}.json"])
-        for kind in KINDS
-        if f"{kind}.json" in extra_files
-    }
-    for kind, record in records.items():
-        checked(KINDS[kind], record, f"{kind}.json")
+    records = {}
+    for kind, schema in KINDS.items():
+        if (name := f"{kind}.json") in extra_files:
+            records[kind] = public_record(name, extra_files[name])
+            checked(schema, records[kind], name)
     card = dataclasses.replace(
         card,
         **records,
@@ -120,13 +183,11 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase | None, vocab_size: int) 
     """Raise ValueError if the tokenizer cannot pad, or can give an id that the model has no embedding for."""
     if tokenizer is None:
         return
-    if tokenizer.pad_token is None:
-        raise ValueError("tokenizer has no padding token; name one as pad_token in its tokenizer_config.json")
     largest = max(tokenizer.get_vocab().values())
-    if largest >= vocab_size:
+    if tokenizer.pad_token is None or largest >= vocab_size:
         raise ValueError(
-            f"tokenizer gives ids up to {largest} but the model has vocab_size={vocab_size}; "
-            "use the tokenizer it was trained with, or resize_token_embeddings"
+            f"tokenizer gives ids up to {largest} and has pad_token={tokenizer.pad_token!r}, but the model has "
+            f"vocab_size={vocab_size} and needs a padding token; use the tokenizer it was trained with"
         )
 
 
@@ -136,18 +197,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, max_tokens: int, folder: 
     tokenizer.model_max_length, tokenizer.padding_side = max_tokens, "right"
     try:
         tokenizer.save_pretrained(folder)
-        settings = read_json(folder / "tokenizer_config.json")
-        settings = {name: value for name, value in settings.items() if name not in HOW_IT_WAS_LOADED | FOREIGN_CODE}
-        write_json(folder / "tokenizer_config.json", settings)
     finally:
         tokenizer.model_max_length, tokenizer.padding_side = previous
-
-
-def _unsharded(model: PreTrainedModel, state_dict: dict) -> PreTrainedModel:
-    """Return a plain model of these weights: sharding (FSDP2) changes the class of a model, not only its tensors."""
-    name = type(model).__name__.removeprefix("FSDP")
-    with torch.device("meta"):
-        plain = AUTO_CLASSES[name].from_config(copy.deepcopy(model.config))
-    plain.load_state_dict(state_dict, assign=True)
-    plain.tie_weights()
-    return plain
+    settings = read_json(folder / "tokenizer_config.json")
+    write_json(folder / "tokenizer_config.json", {name: settings[name] for name in settings if name not in NOT_KEPT})

@@ -54,9 +54,7 @@ class EndpointHandler:
     the memory allocator would keep as much memory for every one of them as the largest request takes.) It starts with
     the first request, which may come after a fork, and ends with the handler.
 
-    Args:
-        path: the model folder.
-        kwargs: ignored; other containers may pass more.
+    Keyword arguments are ignored; other containers may pass some.
     """
 
     def __init__(self, path: str, **kwargs):
@@ -73,12 +71,7 @@ class EndpointHandler:
         weakref.finalize(self, self._jobs.put, LAST_JOB)
 
     def __call__(self, body: dict) -> dict:
-        """Answer a request; see above.
-
-        Raises:
-            ValueError: the body, a text or a parameter is not as described, or there is too much text; or the model's
-                vectors are not finite.
-        """
+        """Answer a request; see above. Raises ValueError, also if the model's vectors are not finite."""
         texts, options = read_request(body)
         answer: Future = Future()
         place = time.monotonic() + min(sum(map(len, texts)) * SECONDS_BEHIND, MOST_SECONDS_BEHIND)
@@ -187,11 +180,8 @@ LAST_JOB = (float("inf"), 0, None, None)
 
 
 def work(jobs: PriorityQueue):
-    """Run jobs until LAST_JOB, each time the next piece of the one that is first in line.
-
-    Args:
-        jobs: (place in line, a number that no other job has, an iterator over its pieces, the future of its answer).
-    """
+    """Run jobs until LAST_JOB, each time the next piece of the one that is first in line. A job: its place in line, a
+    number that no other has, an iterator over its pieces, the future of its answer."""
     while True:
         place, number, pieces, answer = jobs.get()
         if pieces is None:

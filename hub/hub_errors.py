@@ -17,7 +17,6 @@ from huggingface_hub.utils import validate_repo_id
 from m2bert.terminal import one_line
 
 NETWORK = (HfHubHTTPError.__bases__[0], OfflineModeIsEnabled)  # the client's HTTP library changes its name over time
-KNOWN = (*NETWORK, HfHubHTTPError)
 LOGIN = "run `hf auth login` with a token that may write, or set HF_TOKEN to one"
 
 
@@ -25,14 +24,15 @@ class HubError(ValueError):
     """The Hub refused, or could not be reached; the message is one line."""
 
 
-def check_repo_id(repo_id: str):
-    """Raise ValueError unless it is org/name, and not a folder here."""
+def check_repo_id(repo_id: str, name: str = "--repo"):
+    """Raise ValueError, with the setting's `name`, unless it is org/name, and not a folder here."""
     try:
         validate_repo_id(repo_id)
+        problem = "" if "/" in repo_id and not Path(repo_id).is_dir() else "a folder here, or without an organisation"
     except HFValidationError as error:
-        raise ValueError(f"--repo {repo_id!r} is no repository ({error}); name it as org/name") from error
-    if "/" not in repo_id or Path(repo_id).is_dir():
-        raise ValueError(f"--repo {repo_id!r} is a folder here, or lacks the organisation; name it as org/name")
+        problem = error
+    if problem:
+        raise ValueError(f"{name} {repo_id!r} is no repository ({problem}); name it as org/name")
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def plain_errors(repo_id: str) -> Iterator[None]:
 def explain(error: Exception, repo_id: str) -> str:
     """Return a sentence for an exception of the client, or for the one that it wraps."""
     cause = error
-    while not isinstance(cause, KNOWN) and cause.__cause__ is not None:
+    while not isinstance(cause, (*NETWORK, HfHubHTTPError)) and cause.__cause__ is not None:
         cause = cause.__cause__
     if isinstance(cause, RevisionNotFoundError):
         return f"{repo_id} has no such revision; name a branch (--revision)"
@@ -68,9 +68,10 @@ def explain(error: Exception, repo_id: str) -> str:
             429: broken,
         }.get(status, broken if status >= 500 else "the Hub refused it")
         return f"{advice} (status {status}: {said})"
+    what = f"({type(cause).__name__}: {cause})"
     if isinstance(cause, NETWORK):
         return (
-            f"the Hub cannot be reached ({type(cause).__name__}: {cause}); check the network and run it again: files "
-            "that were uploaded already are not sent twice"
+            f"the Hub cannot be reached {what}; check the network and run it again: files that were uploaded already "
+            "are not sent twice"
         )
-    return f"{repo_id} could not be read or written ({type(cause).__name__}: {cause})"
+    return f"{repo_id} could not be read or written {what}"

@@ -49,27 +49,16 @@ def check_replaceable(output: Path, overwrite: bool) -> None:
         return
     inner = (Path(here, name) for here, folders, names in os.walk(there) for name in sorted(folders + names))
     foreign = next((name for path in inner if not OURS.fullmatch(name := path.relative_to(there).as_posix())), None)
-    if foreign or not _is_ours(there):
+    ours = any((there / name).is_file() for name in ("adapter_config.json", "training.json"))
+    with suppress(ValueError):
+        ours = ours or read_json(there / "config.json").get("model_type") == "m2bert"
+    if foreign or not ours:
         what = f"{foreign!r}, which is of no model folder" if foreign else "no model of this package"
-        raise ValueError(
-            f"output {output} is not empty and holds {what}, so it is not replaced; move that away, or name another "
-            "folder"
-        )
+        raise ValueError(f"output {output} is not empty and holds {what}, so it is not replaced; name another folder")
     if not overwrite:
         raise ValueError(
-            f"output {output} is not empty; name another folder, or overwrite it (--overwrite; in training "
-            "overwrite=true)"
+            f"output {output} is not empty; name another folder, or replace it (--overwrite, overwrite=true)"
         )
-
-
-def _is_ours(folder: Path) -> bool:
-    """Return True if a folder is an adapter, has the record of a training, or its configuration is an M2-BERT's."""
-    if any((folder / name).is_file() for name in ("adapter_config.json", "training.json")):
-        return True
-    try:
-        return read_json(folder / "config.json").get("model_type") == "m2bert"
-    except ValueError:
-        return False
 
 
 def scratch_of(output: Path) -> Path:
@@ -112,7 +101,11 @@ def whole_folder(output_dir: str | Path, overwrite: bool) -> Iterator[Path]:
                     sync(path)
                 sync(new)
                 check_replaceable(output, overwrite)
-                _move(new, output, scratch / OLD, overwrite)
+                if not (overwrite and output.exists()):
+                    new.rename(output)  # fails if the folder is not empty
+                elif not _exchange(new, output):
+                    output.rename(scratch / OLD)
+                    new.rename(output)  # if it fails, `_tidy` puts the old folder back
                 sync(output.parent)
             finally:
                 _tidy(output, scratch)
@@ -121,9 +114,7 @@ def whole_folder(output_dir: str | Path, overwrite: bool) -> Iterator[Path]:
         words = ("Error while serializing", *map(os.strerror, NO_ROOM))  # all that safetensors and tokenizers say
         if getattr(error, "errno", None) not in NO_ROOM and not any(text in str(error) for text in words):
             raise
-        raise ValueError(
-            f"output {output} cannot be written ({error}); free space on its disk, or name another folder"
-        ) from error
+        raise ValueError(f"output {output} cannot be written ({error}); free space on its disk") from error
     finally:
         for folder in made:
             with suppress(OSError):  # it holds the output
@@ -138,15 +129,6 @@ def _tidy(output: Path, scratch: Path) -> None:
     if (scratch / OLD).is_dir() and not output.exists():
         (scratch / OLD).rename(output)
     empty(scratch)
-
-
-def _move(new: Path, output: Path, old: Path, overwrite: bool) -> None:
-    """Put `new` in the place of `output`. A folder that is not empty stands in the way unless `overwrite`."""
-    if not (overwrite and output.exists()):
-        new.rename(output)
-    elif not _exchange(new, output):
-        output.rename(old)
-        new.rename(output)  # if it fails, `_tidy` puts the old folder back
 
 
 def _exchange(first: Path, second: Path) -> bool:

@@ -4,51 +4,91 @@
 cut off could leave half a model on the branch.
 """
 
+import fnmatch
 import hashlib
 import importlib.metadata
+import importlib.util
+import mmap
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import get_token
 
-from m2bert.files import digest
+from m2bert.files import digest, parse_json, read_json, read_text
+from m2bert.model_files import AdapterConfig, check_code_files, check_model_files, read_modules
+from m2bert.schema import checked
 from m2bert.terminal import shown
 
-from .checkpoint import ADAPTER_CONFIG
-from .export import LEADERBOARD, RECORDS
+from .card import CardData, read_metadata, without_private
+from .checkpoint import ADAPTER_CONFIG, auto_class_of, check_finite, check_fit, open_weights, read_config
+from .folder import LEADERBOARD, RECORDS
 from .hub_errors import LOGIN, HubError, check_repo_id, plain_errors
 from .outputs import OURS
-from .push_checks import KINDS, Upload, check_files, check_loading, collect
 
+STAYS_HERE = (  # names in lower case; hidden names stay too, with the exceptions below
+    "__pycache__", "*.pyc", "*~", "*.swp", "*.tmp", "thumbs.db", "desktop.ini",  # left by tools
+    "checkpoints", "checkpoint-*", "wandb", "runs",  # of training
+    "*.pem", "*.key", "*.p12", "*.env", "*netrc", "id_rsa*", "id_ed25519*", "credentials*", "secrets*", "token",
+    "token.*", "kaggle.json",
+)  # fmt: skip
+HIDDEN_BUT_PUBLISHED = {".gitattributes", ".eval_results"}
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill", ".npy", ".npz"}  # or may hold one
+SECRET = re.compile(
+    rb"(?<![A-Za-z0-9])(hf|api_org)_((oauth|jwt)_)?[A-Za-z0-9]{30}|-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----"
+)
+# In any text, a file in somebody's home; /home/user is everybody's, in containers of the Hub and in examples.
+HOME = re.compile(r"(?<![\w.:/~-])(?:file://)?/(?:home|Users|root)/(?!user\b)[^\s/'\"]+|\b[A-Za-z]:\\Users\\")
+ABSOLUTE = re.compile(r"(?:file://)?(?:~|/[^\s/<>]+)/[^\s/].*|[A-Za-z]:\\.+", re.DOTALL)  # a whole value of JSON
+TEXTS = {".md", ".txt", ".yaml", ".yml", ".jinja"}
+VOCABULARIES = {"tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"}  # words, some of which look like paths
+KINDS = {"model": "a model", "adapter": "an adapter of peft", "space": "a Space"}
+EXPORT = "write the folder anew with `m2bert export`"
 LARGE_BYTES = 10_000_000
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A push that was checked and compared; nothing is sent yet.
+class Upload:
+    """A folder to publish."""
 
-    Attributes:
-        branch: where the commit goes, or where a pull request is to be merged.
-        exists: True if the repository exists; None if the Hub could not be asked, for the reason `unknown`.
-        branch_exists: True if the branch does; a missing one starts from main.
-        private: of the repository, as it is or will be made.
-        parent: the commit that the folder was compared with.
-        there: the files of that commit.
-    """
+    folder: Path
+    kind: str  # "model", "adapter" (of peft) or "space"
+    files: dict[str, Path]  # what is sent, by the path in the repository
+    left_out: tuple[str, ...]  # paths that are not sent; a folder ends in "/"
+    metadata: CardData
+
+    @property
+    def repo_type(self) -> str:
+        return "space" if self.kind == "space" else "model"
+
+    @property
+    def foreign_code(self) -> list[str]:
+        """Python files that are not, byte for byte, what this version writes under that name."""
+        return [name for name, path in self.files.items() if name.endswith(".py") and not is_own_code(name, path)]
+
+
+@dataclass
+class Plan:
+    """A push that was checked and compared; nothing is sent yet."""
 
     upload: Upload
     repo_id: str
-    branch: str = "main"
+    branch: str = "main"  # where the commit goes, or where a pull request is to be merged
     create_pr: bool = False
-    private: bool = False
-    exists: bool | None = False
-    branch_exists: bool = False
-    parent: str | None = None
-    there: dict[str, RepoFile] = field(default_factory=dict)
+    private: bool = False  # as the repository is or will be made
+    exists: bool | None = False  # None: the Hub could not be asked, for the reason `unknown`
+    branch_exists: bool = False  # a missing one starts from main
+    parent: str | None = None  # the commit that the folder was compared with
+    there: dict[str, RepoFile] = field(default_factory=dict)  # the files of that commit
     unknown: str = ""
 
     @cached_property
@@ -78,48 +118,48 @@ def plan_push(
         private: if the repository is made, make it private.
         create_pr: offer the folder as a pull request to a repository that exists.
         revision: the branch, main by default; made if it does not exist.
-
-    Raises:
-        ValueError: one line that names what is missing or wrong and its fix.
     """
     check_repo_id(repo_id)
     if create_pr and (private or revision):
-        raise ValueError("--create-pr offers a change of main in a repository that exists; leave --private and "
-                         "--revision out")  # fmt: skip
+        raise ValueError("--create-pr offers a change of main where it exists; leave --private and --revision out")
     upload = collect(folder)
     check_files(upload, repo_id)
     if upload.kind == "model" and not upload.foreign_code:
         check_loading(upload.folder)
-    asked = {"upload": upload, "repo_id": repo_id, "branch": revision or "main", "create_pr": create_pr}
+    plan = Plan(upload, repo_id, revision or "main", create_pr, private)
     try:
-        found = look(repo_id, upload.repo_type, asked["branch"])
+        with plain_errors(repo_id):
+            look(plan)
     except HubError as error:
-        return Plan(**asked, private=private, exists=None, unknown=str(error))
-    if create_pr and not found["exists"]:
-        raise ValueError(f"{repo_id} is not on the Hub (or the token may not see it); --create-pr needs one that is")
-    if found["exists"] and private and not found["private"]:
-        raise ValueError(f"{repo_id} exists and is public; make it private in its settings, or leave --private out")
+        plan.exists, plan.unknown = None, str(error)
+        return plan
     other = {"model": ADAPTER_CONFIG, "adapter": "config.json"}.get(upload.kind)
-    if other in found.get("there", {}):  # loading takes the adapter of such a repository, with whatever base it names
-        raise ValueError(f"{repo_id} holds {other}, but {upload.folder} is {KINDS[upload.kind]}; take another "
-                         "repository")  # fmt: skip
-    return Plan(**asked | {"private": private} | found)
+    problem = (
+        "it is not on the Hub (or the token may not see it), and --create-pr needs one that is"
+        if create_pr and not plan.exists
+        else "it exists and is public; make it private in its settings, or leave --private out"
+        if private and not plan.private
+        else f"it holds {other}, but {folder} is {KINDS[upload.kind]}; take another repository"
+        if other in plan.there  # loading takes the adapter of such a repository, with whatever base it names
+        else ""
+    )
+    if problem:
+        raise ValueError(f"{repo_id}: {problem}")
+    return plan
 
 
-def look(repo_id: str, repo_type: str, branch: str) -> dict:
-    """Return what is at a branch, as fields of Plan. Raises HubError if it cannot be read."""
-    api = HfApi()
-    with plain_errors(repo_id):
-        try:
-            info, branch_exists = api.repo_info(repo_id, repo_type=repo_type, revision=branch), True
-        except RevisionNotFoundError:
-            info, branch_exists = api.repo_info(repo_id, repo_type=repo_type), False
-        except RepositoryNotFoundError:
-            return {"exists": False}
-        tree = api.list_repo_tree(repo_id, repo_type=repo_type, revision=info.sha, recursive=True)
-        there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-    known = {"exists": True, "branch_exists": branch_exists, "private": bool(info.private)}
-    return known | {"parent": info.sha, "there": there}
+def look(plan: Plan) -> None:
+    """Fill in what is at the branch of a plan."""
+    api, repo_type = HfApi(), plan.upload.repo_type
+    try:
+        info, plan.branch_exists = api.repo_info(plan.repo_id, repo_type=repo_type, revision=plan.branch), True
+    except RevisionNotFoundError:
+        info = api.repo_info(plan.repo_id, repo_type=repo_type)
+    except RepositoryNotFoundError:
+        return
+    tree = api.list_repo_tree(plan.repo_id, repo_type=repo_type, revision=info.sha, recursive=True)
+    plan.there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    plan.exists, plan.private, plan.parent = True, bool(info.private), info.sha
 
 
 def compare(path: Path, there: RepoFile | None) -> str:
@@ -134,20 +174,155 @@ def compare(path: Path, there: RepoFile | None) -> str:
     return "same" if hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == there.blob_id else "changed"
 
 
+# --- what is sent, and what is checked before ---
+
+
+def collect(folder: str | Path) -> Upload:
+    """List the files of a folder that would be published. Links may lead to files of it or to this version's code."""
+    root = Path(folder)
+    if not root.is_dir():
+        raise ValueError(f"{str(folder)!r} is no folder; name a folder of `m2bert export`, of an adapter or of a Space")
+    check_code_files(root)
+    files, left_out = {}, []
+    for here, folders, names in os.walk(root):
+        for name in sorted(folders + names):
+            path = Path(here, name)
+            inside, real = path.relative_to(root).as_posix(), path.resolve()
+            if stays_here(path):
+                left_out.append(f"{inside}/" if name in folders else inside)
+            elif path.is_symlink() and not (
+                path.is_file() and (real.is_relative_to(root.resolve()) or is_own_code(inside, path))
+            ):
+                raise ValueError(f"{path} is a link out of the folder, or to no file; put a copy in its place")
+            elif name in names:
+                files[inside] = path
+        folders[:] = sorted(name for name in folders if not stays_here(Path(here, name)))
+    metadata = read_metadata(root / "README.md")
+    kinds = {"adapter": ADAPTER_CONFIG in files, "model": "config.json" in files, "space": metadata.sdk is not None}
+    found = [kind for kind, is_one in kinds.items() if is_one]
+    if len(found) != 1:
+        what = " and ".join(KINDS[kind] for kind in found) or "nothing that can be pushed"
+        raise ValueError(f"{root} is {what}; it needs one of config.json, {ADAPTER_CONFIG} and `sdk:` in README.md")
+    return Upload(root, found[0], files, tuple(sorted(left_out)), metadata)
+
+
+def stays_here(path: Path) -> bool:
+    """Return True if the name of a path, or of the file that it links to, is not published."""
+    return any(
+        (name.startswith(".") and name not in HIDDEN_BUT_PUBLISHED)
+        or any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in STAYS_HERE)
+        for name in (path.name, path.resolve().name)
+    )
+
+
+def is_own_code(name: str, path: Path) -> bool:
+    """Return True if a file is, byte for byte, what this version writes into folders under that name."""
+    model = Path(importlib.util.find_spec("modeling_m2bert").origin).parent
+    own = Path(__file__).with_name(name) if name == "handler.py" else model / name
+    return "/" not in name and name != "__init__.py" and own.is_file() and own.read_bytes() == path.read_bytes()
+
+
+def check_files(upload: Upload, repo_id: str):
+    """Raise ValueError if a file is missing, damaged or must not be public, or names code that is not in the folder.
+    Runs none of its code."""
+    files, folder = upload.files, upload.folder
+    weights = upload.kind == "space" or any(name.endswith(".safetensors") and "/" not in name for name in files)
+    needed = {"README.md, the card": "README.md" in files, "weights as safetensors": weights}
+    if not all(needed.values()):
+        raise ValueError(f"{folder} lacks {', '.join(what for what in needed if not needed[what])}; {EXPORT}")
+    for name, path in files.items():
+        check_file(name, path)
+    check_model_files(folder)
+    loaded = re.search(r'^path = "([^"]+)"$', read_text(files["README.md"]), flags=re.MULTILINE)
+    if loaded and loaded[1] != repo_id:  # in the code that the card shows
+        raise ValueError(f"README.md of {folder} loads {loaded[1]!r}; push to that --repo, or export it anew for this")
+    if upload.kind == "adapter":
+        path = folder / ADAPTER_CONFIG
+        base = checked(AdapterConfig, read_json(path), str(path)).base_model_name_or_path or ""
+        check_repo_id(base, f"{path}, which names the base on the Hub: base_model_name_or_path")
+        if upload.metadata.base_model != base:
+            raise ValueError(f"README.md of {folder} does not name the base; write `base_model: {base}` at its head")
+    if upload.kind == "model":
+        if read_config(folder).get("model_type") == "m2bert":  # names the tensors, and allocates none
+            check_fit(auto_class_of(folder), folder)
+        settings = [path for name, path in files.items() if name.endswith(".json") and "/" not in name]
+        contents = [parse_json(read_text(path), str(path)) for path in settings]
+        maps = [content.get("auto_map") for content in contents if isinstance(content, dict)]
+        classes = [text for text in strings(maps) if "." in text]
+        if "modules.json" in files:
+            classes += [module.type for module in read_modules(files["modules.json"])]
+        for module in sorted({name.split(".")[0] for name in classes} - {"sentence_transformers"}):
+            if f"{module}.py" not in files:  # `org/other--module` is code of another repository, and not pinned
+                raise ValueError(f"{folder} names the code {module!r}, which is not in it; {EXPORT}")
+
+
+def check_file(name: str, path: Path):
+    """Raise ValueError if a file is a pickle, holds a secret or a path of this machine, or its weights are damaged or
+    not finite."""
+    if not path.is_file() or path.suffix.lower() in PICKLES:
+        raise ValueError(f"{path} is a pickle, which runs code when it is loaded, or no plain file; take it out")
+    weights, size = path.suffix == ".safetensors", path.stat().st_size
+    if size:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            end = min(size, 8 + int.from_bytes(content[:8], "little")) if weights else size  # of weights, the header
+            if SECRET.search(content, 0, end):
+                raise ValueError(f"{path} holds what looks like a token of the Hub or a private key; remove and revoke")
+    if weights:
+        with open_weights(path) as tensors:
+            for tensor in sorted(tensors.keys()):
+                check_finite({tensor: tensors.get_tensor(tensor)}, str(path))
+    private = private_path(name, path) if path.suffix in TEXTS | {".json"} else None
+    if private:
+        raise ValueError(f"{path} names paths of this machine ({private}); remove them, or use `m2bert export`")
+
+
+def private_path(name: str, path: Path) -> str | None:
+    """Return a path of this machine that a file of text or JSON names, or None. Of a record, every path is one."""
+    is_vocabulary = PurePosixPath(name).name in VOCABULARIES
+    if path.suffix != ".json":
+        found = HOME.search(path.read_text(encoding="utf-8", errors="replace"))
+        return found[0] if found and not is_vocabulary else None
+    content = parse_json(read_text(path), str(path))
+    if name in RECORDS and without_private(content) != content:
+        return "it is a record"
+    if is_vocabulary:
+        content = {key: value for key, value in content.items() if key != "model"} if isinstance(content, dict) else {}
+    return next((text for text in strings(content) if HOME.search(text) or ABSOLUTE.fullmatch(text)), None)
+
+
+def strings(content) -> Iterator[str]:
+    """Yield the strings of a JSON value, keys too."""
+    waiting = [content]
+    for value in waiting:
+        if isinstance(value, dict):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, str):
+            yield value
+
+
+def check_loading(folder: Path):
+    """Load a model in a process that cannot import this package, or raise ValueError. Its code is this version's, so it
+    may run."""
+    command = [sys.executable, "-P", str(Path(__file__).with_name("clean_load.py")), str(folder)]
+    with tempfile.TemporaryDirectory() as modules:
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": modules}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        raise ValueError(f"{folder} does not load where this package is not installed ({reason}); {EXPORT}")
+
+
+# --- sending, and what is shown ---
+
+
 def carry_out(plan: Plan) -> CommitInfo | None:
-    """Send a plan as one commit on top of the commit that it was compared with. If it is cut off, the branch stays as
-    it was (a repository or branch that had to be made stays, without the files).
-
-    Returns:
-        The commit; None if the repository holds just these files already.
-
-    Raises:
-        HubError: no token, no right to write, no network, or another commit came in between.
-    """
-    if get_token() is None:
-        raise HubError(f"there is no token for the Hub; {LOGIN}")
-    if plan.unknown:
-        raise HubError(plan.unknown)
+    """Send a plan as one commit on top of the commit that it was compared with; None if there is nothing to send. If it
+    is cut off, the branch stays as it was (a repository or branch that had to be made stays, without the files). Raises
+    HubError, also if another commit came in between."""
+    if get_token() is None or plan.unknown:
+        raise HubError(plan.unknown or f"there is no token for the Hub; {LOGIN}")
     added = [name for name, change in plan.changes.items() if change != "same"]
     if plan.exists and plan.branch_exists and not added and not plan.stale:
         return None

@@ -19,17 +19,11 @@ ORIGIN_OF_A_MODEL = ("trained_on", "device", "dtype", "model_fingerprint", "vect
 
 @dataclass(frozen=True)
 class Scores:
-    """Records of `m2bert eval` (docs/evaluation.md lists their fields).
+    """Records of `m2bert eval` (docs/evaluation.md lists their fields)."""
 
-    Attributes:
-        own: of the model, one for each task and policy, without hybrids.
-        masked: the same of the model that differs in padding="masked" alone, if the files hold any.
-        bm25: {data_fingerprint: record} of BM25 on the same data.
-    """
-
-    own: list[dict] = field(default_factory=list)
-    masked: list[dict] = field(default_factory=list)
-    bm25: dict[str, dict] = field(default_factory=dict)
+    own: list[dict] = field(default_factory=list)  # of the model, one for each task and policy, without hybrids
+    masked: list[dict] = field(default_factory=list)  # of the model that differs in padding="masked" alone
+    bm25: dict[str, dict] = field(default_factory=dict)  # of BM25, by the fingerprint of the data
 
 
 def read_scores(files: list[Path], model_dir: Path) -> Scores:
@@ -41,17 +35,20 @@ def read_scores(files: list[Path], model_dir: Path) -> Scores:
     """
     if not files:
         return Scores()
-    if not (model_dir / "modules.json").is_file():
-        raise ValueError(
-            f"{model_dir} has no modules.json, so its scores were measured with another pooling than an export has, or "
-            "with another model than an adapter makes; export it, evaluate the export, and export that with --results"
-        )
+    if not (model_dir / "modules.json").is_file():  # measured with another pooling than an export has, or an adapter's
+        raise ValueError(f"{model_dir} has no modules.json; export it, evaluate that, and export that with --results")
     records = [record for file in files for record in read_results(Path(file)) if isinstance(record, dict)]
     ranked = [record for record in records if record.get("kind") == "retrieval" and not record.get("hybrid")]
     present, twin = model_files(model_dir), _masked_twin(model_dir)
     own = [record for record in ranked if record.get("model_files") == present]
     if not own:
-        raise ValueError(_none_fits(files, ranked, model_dir, present))
+        measured = [record["model_files"] for record in ranked if isinstance(record.get("model_files"), dict)]
+        others = [sorted(n for n in each.keys() | present.keys() if each.get(n) != present.get(n)) for each in measured]
+        closest = ", ".join(min(others, key=len, default=["all, or is not stated"]))
+        raise ValueError(
+            f"results {', '.join(map(str, files))} hold no score of {model_dir}: what was measured differs in "
+            f"{closest}; run `m2bert eval --encoder {model_dir}`"
+        )
     masked = [record for record in ranked if twin and record.get("model_files") == present | twin]
     fingerprints = [record.get("data_fingerprint") for record in own]
     bm25 = [r for r in ranked if r.get("system") == "bm25" and r.get("data_fingerprint") in fingerprints]
@@ -109,16 +106,14 @@ def _check_origin(record: dict):
     """Raise ValueError if a record is malformed, does not say what was measured on what, or measures training data."""
     name = f"the score of {record.get('system')!r} on {record.get('task')!r}"
     is_model = record.get("system") != "bm25"
-    if is_model and (record.get("claim") not in CLAIMS or not record.get("trained_on")):
+    needed = (*ORIGIN, *(ORIGIN_OF_A_MODEL if is_model else ()))
+    missing = [key for key in needed if record.get(key) in (None, "", {}, [])]
+    if missing or (is_model and record.get("claim") not in CLAIMS):
         raise ValueError(
-            f"{name} does not say what the model was trained on, so that nobody knows whether it saw the task; "
-            "evaluate with `trained_on` in a configuration (m2bert eval --config)"
+            f"{name} has no {', '.join(missing) or 'claim'}; no number stands on a card without its origin; evaluate "
+            "with `trained_on` in a configuration (m2bert eval --config)"
         )
     check_record(record, name)
-    needed = ORIGIN + ORIGIN_OF_A_MODEL if is_model else ORIGIN
-    missing = [key for key in needed if record.get(key) in (None, "", {})]
-    if missing:
-        raise ValueError(f"{name} has no {missing[0]}; a card shows no number without its origin, so evaluate again")
     scored = {f"{task} ({record['split']})" for task in (record["task"], record["task"].split(" ")[0])}
     if is_model and scored & set(record["trained_on"]):
         raise ValueError(f"{name} is of the split {record['split']!r} that the model was trained on")
@@ -133,19 +128,6 @@ def _masked_twin(model_dir: Path) -> dict[str, str]:
     settings.pop("processing_kwargs", None)
     texts = {CONFIG: config, SENTENCE_CONFIG: json.dumps(settings, indent=2) + "\n"}
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
-
-
-def _none_fits(files: list[Path], ranked: list[dict], model_dir: Path, present: dict[str, str]) -> str:
-    measured = [record["model_files"] for record in ranked if isinstance(record.get("model_files"), dict)]
-    differences = [
-        sorted(str(name) for name in each.keys() | present.keys() if each.get(name) != present.get(name))
-        for each in measured
-    ]
-    why = "no score there says on which files of a model it was measured"
-    if differences:
-        why = f"measured were others (the closest differs in {', '.join(min(differences, key=len))})"
-    names = ", ".join(map(str, files))
-    return f"results {names} hold no score of {model_dir}: {why}; run `m2bert eval --encoder {model_dir}`"
 
 
 def _without_repetition(records: list[dict]) -> list[dict]:

@@ -9,47 +9,37 @@ plain `cls` or `mean`.
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BeforeValidator
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import ConfigDict
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from m2bert.files import read_json
 from m2bert.model_files import SentenceConfig, TokenizerConfig, TransformerSettings, read_modules
 from m2bert.schema import FOREIGN, Schema, checked
 
-from .checkpoint import check_finite, check_link, inside
+from .checkpoint import check_finite, check_link, inside, open_weights
 
 STORED = ("prompts", "default_prompt_name", "similarity_fn_name")
 TANH = "torch.nn.modules.activation.Tanh"
 
 
-def _joined(modes: Any) -> Any:
-    return "+".join(map(str, modes)) if isinstance(modes, list) else modes
-
-
 class PoolingSettings(Schema):
-    """config.json of a Pooling, in sentence-transformers' older form (a flag for each mode) or its newer one."""
+    """config.json of a Pooling: a flag `pooling_mode_...` for each mode (older), or their names (newer)."""
 
-    model_config = FOREIGN
+    model_config = ConfigDict(extra="allow")
 
-    pooling_mode: Annotated[str, BeforeValidator(_joined)] | None = None
-    pooling_mode_cls_token: bool = False
-    pooling_mode_mean_tokens: bool = False
-    pooling_mode_max_tokens: bool = False
-    pooling_mode_mean_sqrt_len_tokens: bool = False
-    pooling_mode_weightedmean_tokens: bool = False
-    pooling_mode_lasttoken: bool = False
+    pooling_mode: str | list[str] | None = None
     include_prompt: bool = True
 
     @property
     def modes(self) -> str:
         """The poolings whose vectors are concatenated, joined by "+"."""
-        flags = [name for name, value in self if name.startswith("pooling_mode_") and value]
-        short = [flag.removeprefix("pooling_mode_").split("_token")[0] for flag in flags]
-        return self.pooling_mode or "+".join(short) or "mean"
+        flags = [name.removeprefix("pooling_mode_").split("_token")[0] for name, value in self.model_extra.items()
+                 if name.startswith("pooling_mode_") and value]  # fmt: skip
+        named = [self.pooling_mode] if isinstance(self.pooling_mode, str) else self.pooling_mode
+        return "+".join(named or flags or ["mean"])
 
 
 class DenseSettings(Schema):
@@ -57,9 +47,6 @@ class DenseSettings(Schema):
 
     model_config = FOREIGN
 
-    in_features: int
-    out_features: int
-    bias: bool = True
     activation_function: str = TANH
 
 
@@ -122,39 +109,31 @@ def read_sentence_files(model: PreTrainedModel, path: Path) -> SentenceSettings:
     """
     if not (path / "modules.json").is_file():
         return SentenceSettings()
-    transformer, *modules = read_modules(path / "modules.json")
-    if transformer.path or transformer.type.rsplit(".", 1)[-1] != "Transformer":
-        raise ValueError(
-            f"{path / 'modules.json'}: modules[0] is {transformer.type!r} in {transformer.path!r}; an export takes a "
-            "Transformer in the folder itself (path '')"
-        )
+    modules = read_modules(path / "modules.json")
     names = [module.type.rsplit(".", 1)[-1] for module in modules]
-    if names != layout(model):
+    if names != ["Transformer", *layout(model)] or modules[0].path:
         raise ValueError(
-            f"checkpoint {path} has the sentence-transformers modules {', '.join(names)} on top of the model, but "
-            f"pooling={model.config.pooling!r} is exported as {', '.join(layout(model))}; change `pooling` in its "
-            "config.json, or publish that checkpoint as it is"
+            f"checkpoint {path} has the sentence-transformers modules {', '.join(names)} (the first in "
+            f"{modules[0].path!r}), but pooling={model.config.pooling!r} is exported as Transformer (in ''), "
+            f"{', '.join(layout(model))}; change `pooling` in its config.json, or publish that checkpoint as it is"
         )
-    for name, module in zip(names, modules, strict=True):
+    for name, module in zip(names[1:], modules[1:], strict=True):
         place = inside(path, module.path)
         file, weights = place / "config.json", place / "model.safetensors"
         check_link(file, path)
         check_link(weights, path)
         if name == "Pooling":
-            _check_pooling(checked(PoolingSettings, read_json(file), str(file)), model.config.pooling, path)
+            settings = checked(PoolingSettings, read_json(file), str(file))
+            wanted = "cls" if model.config.pooling.startswith("cls") else "mean"
+            if settings.modes != wanted or not settings.include_prompt:
+                raise ValueError(
+                    f"{file} pools by {settings.modes!r} with include_prompt={settings.include_prompt}, but "
+                    f"pooling={model.config.pooling!r} of the model is exported as {wanted!r} with "
+                    "include_prompt=True; make the two agree, or publish that checkpoint as it is"
+                )
         elif name == "Dense":
-            _take_over_dense(checked(DenseSettings, read_json(file), str(file)), weights, model, path)
-    file = path / "config_sentence_transformers.json"
-    stored = checked(SentenceConfig, read_json(file), str(file))
-    known = {name: getattr(stored, name) for name in STORED if getattr(stored, name)}
-    if stored.prompts:
-        known["prompts"] = {name: prompt or "" for name, prompt in stored.prompts.items()}
-    return SentenceSettings(**known, max_tokens=_max_tokens(path, model.config.max_position_embeddings))
-
-
-def _max_tokens(path: Path, longest: int) -> int:
-    """Return the maximum length that sentence-transformers uses: the least of its setting, the tokenizer's and the
-    model's. Raise ValueError if it lowers the case of texts, which no file of an export says."""
+            _take_over_dense(checked(DenseSettings, read_json(file), str(file)), weights, model)
+    longest = model.config.max_position_embeddings  # sentence-transformers takes the least of three
     if (file := path / "sentence_bert_config.json").is_file():
         settings = checked(TransformerSettings, read_json(file), str(file))
         if settings.do_lower_case:
@@ -162,32 +141,25 @@ def _max_tokens(path: Path, longest: int) -> int:
         longest = min(longest, settings.max_seq_length or longest)
     if (file := path / "tokenizer_config.json").is_file():
         longest = min(longest, checked(TokenizerConfig, read_json(file), str(file)).model_max_length or longest)
-    return longest
+    file = path / "config_sentence_transformers.json"
+    stored = checked(SentenceConfig, read_json(file), str(file))
+    known = {name: getattr(stored, name) for name in STORED if getattr(stored, name)}
+    if stored.prompts:
+        known["prompts"] = {name: prompt or "" for name, prompt in stored.prompts.items()}
+    return SentenceSettings(**known, max_tokens=longest)
 
 
-def _check_pooling(settings: PoolingSettings, pooling: str, path: Path) -> None:
-    wanted = "cls" if pooling.startswith("cls") else "mean"
-    if settings.modes != wanted or not settings.include_prompt:
-        raise ValueError(
-            f"checkpoint {path} pools by {settings.modes!r} with include_prompt={settings.include_prompt} in "
-            f"sentence-transformers, but pooling={pooling!r} of its config.json is exported as {wanted!r} with "
-            "include_prompt=True; make the two agree, or publish that checkpoint as it is"
-        )
-
-
-def _take_over_dense(settings: DenseSettings, file: Path, model: PreTrainedModel, path: Path) -> None:
+def _take_over_dense(settings: DenseSettings, file: Path, model: PreTrainedModel) -> None:
     """Copy a Dense, which training with sentence-transformers changes, into the model's own pooler."""
     pooler = model.base_model.pooler.dense
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file} cannot be read ({error}); save the checkpoint again") from error
+    with open_weights(file) as weights:
+        tensors = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
     check_finite(tensors, str(file))
     shapes = {"linear.weight": pooler.weight.shape, "linear.bias": pooler.bias.shape}
     if {key: tensor.shape for key, tensor in tensors.items()} != shapes or settings.activation_function != TANH:
         raise ValueError(
-            f"checkpoint {path} has a Dense of another shape or activation than the model's pooler "
-            f"({pooler.in_features} to {pooler.out_features}, bias, tanh); publish that checkpoint as it is"
+            f"{file} is a Dense of another shape or activation than the model's pooler ({pooler.in_features} to "
+            f"{pooler.out_features}, bias, tanh); publish that checkpoint as it is"
         )
     pooler.load_state_dict({"weight": tensors["linear.weight"], "bias": tensors["linear.bias"]})
 

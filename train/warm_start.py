@@ -32,8 +32,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from m2bert.hub.card import About, Card
 from m2bert.hub.checkpoint import load_checkpoint, load_tokenizer
-from m2bert.hub.export import read_records
-from m2bert.hub.folder import check_output, write_folder
+from m2bert.hub.folder import check_output, read_records, write_folder
 from m2bert.hub.sentence_files import read_sentence_files
 from m2bert.terminal import run_command
 

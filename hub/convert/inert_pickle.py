@@ -37,11 +37,7 @@ class Placeholder:
 
 
 class InertUnpickler(pickle.Unpickler):
-    """Reads `data.pkl` of a file of torch.save.
-
-    Args:
-        read: returns the bytes of a storage by its name.
-    """
+    """Reads `data.pkl` of a file of torch.save; `read` returns the bytes of a storage by its name."""
 
     def __init__(self, file: io.BufferedIOBase, read: Callable[[str], bytes]):
         super().__init__(file)
@@ -52,7 +48,10 @@ class InertUnpickler(pickle.Unpickler):
         """Return our own stand-ins for what tensors need, and Placeholder for anything else."""
         known = {
             "collections.OrderedDict": OrderedDict,
-            "torch._utils._rebuild_tensor_v2": rebuild_tensor,
+            "torch._utils._rebuild_tensor_v2": lambda storage, offset, size, stride, *_: (
+                # torch refuses a view that reaches beyond the storage
+                storage.as_strided(size, stride, offset) if isinstance(storage, Tensor) else Placeholder()
+            ),
             "torch._utils._rebuild_parameter": lambda data, *_: data,
             "builtins.getattr": lambda *_: Placeholder,  # names classes within classes, and methods
             "__builtin__.getattr": lambda *_: Placeholder,
@@ -66,33 +65,23 @@ class InertUnpickler(pickle.Unpickler):
             return Placeholder()
         if key not in self.storages:
             content = bytearray(self.read(str(key)))
-            if len(content) != count * dtype.itemsize:
-                raise ValueError(f"storage {key} has {len(content)} bytes, not {count} numbers of {dtype}")
-            self.storages[key] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+            empty = torch.empty(0, dtype=dtype)
+            self.storages[key] = torch.frombuffer(content, dtype=dtype, count=count) if count else empty
         return self.storages[key]
-
-
-def rebuild_tensor(storage, offset, size, stride, *_):
-    """Return a view of a storage; torch refuses one that reaches beyond it."""
-    return storage.as_strided(size, stride, offset) if isinstance(storage, Tensor) else Placeholder()
 
 
 def read_inert(path: str | Path):
     """Read what `torch.save` wrote: tensors and plain containers, with Placeholders for everything else.
 
     A file of a few bytes cannot ask for much memory: the unpickler would allocate all numbers up to the one under
-    which a pickle keeps an object, and all bytes that it announces. Both are checked first.
-
-    Raises:
-        ValueError: it is no file of torch.save (of torch 1.6 or newer), is damaged or compressed, or is big-endian.
+    which a pickle keeps an object, and all bytes that it announces. Both are checked first. Raises ValueError.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             root = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("data.pkl")
-            if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
-                raise ValueError("its numbers are big-endian")
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise ValueError("it is compressed, which torch.save never does")
+            big = f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little"
+            if big or any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("its numbers are big-endian" if big else "it is compressed; torch.save never does")
             pickled = archive.read(f"{root}data.pkl")
             operations = list(pickletools.genops(pickled))  # raises ValueError if fewer bytes follow than announced
             for operation, argument, _ in operations:

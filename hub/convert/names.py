@@ -155,10 +155,15 @@ def convert_state_dict(state_dict: dict[str, Tensor], configuration: dict) -> Co
         `config.architectures` says which.
 
     Raises:
-        ValueError: an option has a wrong type, is not supported or contradicts the tensors; or tensors are missing,
-            unexpected, of no weight's type, or would be lost. Names them.
+        ValueError: names options that are not supported or contradict the tensors, or tensors that are missing,
+            unexpected, of no weight's type, or would be lost.
     """
-    source = without_prefixes(state_dict)
+    source = {}
+    for key, value in state_dict.items():
+        name = re.sub(r"^(module\.|model\.)*(?=bert\.|cls\.|classifier\.)", "", key)
+        if name in source:
+            raise ValueError(f"state_dict holds {name!r} twice, with and without the prefix of {key!r}; keep one model")
+        source[name] = value
     if (words := word_embeddings(source)) is None:
         raise ValueError(f"state_dict has no {WORDS}: not a checkpoint of the M2-BERT research code")
     told = infer_options(source)
@@ -177,14 +182,18 @@ def convert_state_dict(state_dict: dict[str, Tensor], configuration: dict) -> Co
         elif name.startswith(("classifier.", *pooler)):
             audit.take(name, "not_converted")
         elif name == POSITION_IDS:
-            _check_positions(audit.take(name, "rebuilt"), config.max_position_embeddings)
+            positions, count = audit.take(name, "rebuilt"), config.max_position_embeddings
+            whole = positions.dtype in (torch.int64, torch.int32)
+            if not whole or not torch.equal(positions.flatten().long(), torch.arange(count)):
+                raise ValueError(f"{name} does not count 0, 1, .. to {count - 1}: other positions are not supported")
         elif source[name].dtype not in WEIGHT_TYPES:
             raise ValueError(f"{name} is {source[name].dtype}; weights are float16, bfloat16, float32 or float64")
     tensors = {"embeddings.word_embeddings.weight": audit.take_shared([WORDS, DECODER])}
     for layer in range(config.num_hidden_layers):
         tensors |= _convert_layer(audit, f"bert.encoder.layer.{layer}.", f"layers.{layer}.", options)
     for name in list(audit.left):  # what has no name here is unexpected when the tensors are loaded
-        tensors[_renamed(name)] = audit.take(name)
+        pattern = next((pattern for pattern in RENAMED if re.match(pattern, name)), "(?!)")
+        tensors[re.sub(f"^{pattern}", RENAMED.get(pattern, ""), name)] = audit.take(name)
     if masked_lm:
         tensors["lm_head.decoder.weight"] = words
         tensors = {name if name.startswith("lm_head.") else f"model.{name}": value for name, value in tensors.items()}
@@ -199,17 +208,6 @@ def convert_state_dict(state_dict: dict[str, Tensor], configuration: dict) -> Co
     return Conversion(config, tensors, source, audit, options, origins)
 
 
-def without_prefixes(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove `model.` and `module.` from names. Raises ValueError if two tensors would have the same name."""
-    stripped = {}
-    for key, value in state_dict.items():
-        name = re.sub(r"^(module\.|model\.)*(?=bert\.|cls\.|classifier\.)", "", key)
-        if name in stripped:
-            raise ValueError(f"state_dict holds {name!r} twice, with and without the prefix of {key!r}; keep one model")
-        stripped[name] = value
-    return stripped
-
-
 def word_embeddings(state_dict: dict[str, Tensor]) -> Tensor | None:
     """Return the word embeddings (V, H) under whichever of their names the file keeps."""
     return next((state_dict[name] for name in (WORDS, DECODER) if name in state_dict), None)
@@ -220,9 +218,6 @@ def infer_options(state_dict: dict[str, Tensor]) -> dict:
 
     Args:
         state_dict: tensors (on any device, meta too) under the original's names, without prefixes.
-
-    Raises:
-        ValueError: one of the tensors has another number of dimensions than the original's.
     """
     for name, expected in DIMENSIONS.items():
         if name in state_dict and state_dict[name].ndim not in expected:
@@ -266,9 +261,8 @@ def options_by_origin(told: dict, configuration: dict) -> dict[str, dict]:
 
 def check_contradictions(told: dict, rows: int, configuration: dict) -> None:
     """Raise ValueError, with both values, if a configuration contradicts the tensors (`told`, rows of embeddings)."""
-    told = dict(told)
-    if not told.get("use_monarch_mlp", True):
-        del told["monarch_mlp_nblocks"]  # a dense product is one block, whatever the configuration says
+    dense = not told.get("use_monarch_mlp", True)  # a dense product is one block, whatever the configuration says
+    told = {name: value for name, value in told.items() if not (dense and name == "monarch_mlp_nblocks")}
     stated = configuration.get("vocab_size")
     if stated is not None and -(-stated // 8) * 8 != rows:  # the original rounds it up
         told["vocab_size"] = rows
@@ -281,7 +275,7 @@ def check_contradictions(told: dict, rows: int, configuration: dict) -> None:
 
 
 def convert_config(options: Options, vocab_size: int) -> "modeling_m2bert.M2BertConfig":
-    """Return the configuration of this model. Raises ValueError if an option is not supported. Names it."""
+    """Return the configuration of this model. Raises ValueError naming an option that is not supported."""
     blocks = options.monarch_mlp_nblocks if options.use_monarch_mlp else 1
     if options.long_conv_l_max not in (None, options.max_position_embeddings):
         raise ValueError(f"option long_conv_l_max={options.long_conv_l_max} must equal max_position_embeddings")
@@ -292,12 +286,6 @@ def convert_config(options: Options, vocab_size: int) -> "modeling_m2bert.M2Bert
     return AutoConfig.for_model(
         "m2bert", vocab_size=vocab_size, num_blocks=blocks, pooling=pooling, padding="visible", **fields
     )
-
-
-def _check_positions(positions: Tensor, count: int) -> None:
-    expected = torch.arange(count)
-    if positions.dtype not in (torch.int64, torch.int32) or not torch.equal(positions.flatten().long(), expected):
-        raise ValueError(f"{POSITION_IDS} does not count 0, 1, .. to {count - 1}: other positions are not supported")
 
 
 def _convert_layer(audit: TensorAudit, theirs: str, ours: str, options: Options) -> dict[str, Tensor]:
@@ -337,8 +325,3 @@ def _convert_filter(audit: TensorAudit, prefix: str, w_mod: float) -> dict[str, 
         "hidden_bias": torch.stack([both(2, "bias"), both(4, "bias")]),
         "output_weight": both(6, "weight"),
     }
-
-
-def _renamed(name: str) -> str:
-    found = next((pattern for pattern in RENAMED if re.match(pattern, name)), None)
-    return re.sub(f"^{found}", RENAMED[found], name) if found else name

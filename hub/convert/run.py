@@ -13,15 +13,13 @@ from m2bert.files import digest, format_yaml, read_json
 from m2bert.terminal import shown
 
 from ..checkpoint import check_finite
-from ..folder import check_apart, check_output, fill_folder, whole_folder
+from ..folder import fill_folder
+from ..outputs import check_apart, check_output, whole_folder
 from .check import check_parity, compare_paddings
 from .names import Conversion, convert_state_dict
-from .source import INDEX, Source, find_source, find_tokenizer, read_weights, shards
+from .source import INDEX, find_source, find_tokenizer, read_weights, shards
 
 logger = logging.getLogger(__name__)
-
-PADDINGS = ("visible", "masked")
-RECORD = "conversion.json"
 
 
 def convert_source(
@@ -43,20 +41,21 @@ def convert_source(
         ValueError: anything of this cannot be read, does not fit, or is not the original's model in the end. Nothing
             is written then.
     """
-    if padding not in PADDINGS:
-        raise ValueError(f"padding={padding!r} is unknown; choose one of {', '.join(PADDINGS)} (--padding)")
+    if padding not in ("visible", "masked"):
+        raise ValueError(f"padding={padding!r} is unknown; choose visible or masked (--padding)")
     output = check_output(output_dir, overwrite)
-    options_file = Path(config_file) if config_file is not None else None
-    configuration = read_json(options_file) if options_file else {}
     found = find_source(source, revision, file)
     read = [found.weights] if found.weights.name.endswith(INDEX) else []
     read += [found.weights.parent / name for name in shards(found.weights)]
-    if options_file is None and (options_file := found.beside("config.json")):
-        configuration = read_json(options_file)
+    options_file = Path(config_file) if config_file is not None else found.beside("config.json")
+    configuration = read_json(options_file) if options_file else {}
     read += [options_file] if options_file else []
     words = [Path(tokenizer)] if tokenizer and Path(tokenizer).exists() else []
     check_apart(output, [*read, *found.folders, *words])
-    _warn_of_cache(found, has_options=options_file is not None)
+    lacking = [] if options_file else ["config.json (its options are guessed from the tensors; see --config)"]
+    lacking += [] if found.beside("README.md") else ["README.md (which may state a licence)"]
+    if found.cached and lacking:
+        logger.warning("%s: of the Hub only the cache is known, which lacks %s", found.name, " and ".join(lacking))
 
     with whole_folder(output, overwrite) as new:
         state = read_weights(found.weights)
@@ -83,7 +82,7 @@ def convert_source(
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         }
         model.config.padding = padding
-        fill_folder(new, model, tokens, extra_files={RECORD: json.dumps(record, indent=2) + "\n"})
+        fill_folder(new, model, tokens, extra_files={"conversion.json": json.dumps(record, indent=2) + "\n"})
     return report(record, model, output)
 
 
@@ -94,16 +93,6 @@ def _naming(weights: Path) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{weights}: {error}") from error
-
-
-def _warn_of_cache(found: Source, has_options: bool):
-    lacking = [] if has_options else ["config.json (its options are guessed from the tensors; see --config)"]
-    lacking += [] if found.beside("README.md") else ["README.md (which may state a licence)"]
-    if found.cached and lacking:
-        logger.warning(
-            "%s: the Hub is not reached and only what the cache holds is known, which lacks %s",
-            found.name, " and ".join(lacking),
-        )  # fmt: skip
 
 
 def build(conversion: Conversion) -> PreTrainedModel:

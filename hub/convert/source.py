@@ -26,10 +26,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedConfig, PreTrainedTokenizerBase
 
-from m2bert.files import parse_yaml, read_json
+from m2bert.files import read_json
 from m2bert.model_files import WeightsIndex, check_model_files
 from m2bert.schema import checked
 
+from ..card import read_metadata
 from ..checkpoint import inside
 from ..folder import check_tokenizer
 from ..hub_errors import HubError, plain_errors
@@ -43,7 +44,6 @@ SUFFIXES = (".safetensors", ".bin", ".pt")
 VOCABULARIES = ("tokenizer.json", "vocab.txt")
 TOKENIZER_FILES = (*VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json")
 BESIDE = (*TOKENIZER_FILES, "config.json", "README.md")
-CARD_CHARS = 100_000  # that are read of a card; its metadata come first
 ORIGINAL_TOKENIZER = "google-bert/bert-base-uncased"
 ORIGINAL_IDS = 30522  # the research code rounds its vocabulary up to a multiple of 8
 SENTENCE = "The committee met on Tuesday to discuss the budget."
@@ -70,14 +70,9 @@ class Source:
 
     def license(self) -> str | None:
         """Return the license id in the metadata of the card, or None."""
-        if (card := self.beside("README.md")) is None:
-            return None
-        text = card.read_text(encoding="utf-8-sig", errors="replace")[:CARD_CHARS]
-        if (head := re.match(r"---\n(.*?)^---", text, re.DOTALL | re.MULTILINE)) is None:
-            return None
         try:
-            stated = parse_yaml(head[1], "README.md").get("license")
-        except (ValueError, AttributeError):  # no mapping
+            stated = read_metadata(self.beside("README.md")).license
+        except ValueError:
             return None
         return stated if isinstance(stated, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,60}", stated) else None
 
@@ -89,20 +84,17 @@ def find_source(source: str, revision: str | None = None, file: str | None = Non
         source: a file, a folder, or the id of a Hub repository; what exists here comes first.
         revision: branch, tag or commit of the repository (main).
         file: name of the weights (with their folder's, if they lie in one), where there are several.
-
-    Raises:
-        ValueError: it is none of them, cannot be reached, or has no weights or several.
     """
     path = Path(source)
     if source and path.exists():
         if revision is not None or (file is not None and path.is_file()):
             raise ValueError(f"--revision and --file choose in a repository or folder; leave them out for {source}")
-        if path.is_dir():
-            names = [entry.name for entry in path.iterdir() if entry.is_file()]
-            if file is not None and not Path(file).is_absolute() and ".." not in Path(file).parts:
-                names += [file] if (path / file).is_file() else []
-            return Source(path.resolve().name, None, path / choose_weights(names, file, source), path)
-        return Source(path.name, None, path, path.parent)
+        if path.is_file():
+            return Source(path.name, None, path, path.parent)
+        names = [entry.name for entry in path.iterdir() if entry.is_file()]
+        if file is not None and not Path(file).is_absolute() and ".." not in Path(file).parts:
+            names += [file] if (path / file).is_file() else []
+        return Source(path.resolve().name, None, path / choose_weights(names, file, source), path)
 
     def choose(names: list[str]) -> list[str]:
         chosen = choose_weights(names, file, source)
@@ -120,7 +112,7 @@ def find_source(source: str, revision: str | None = None, file: str | None = Non
 def download(
     repo_id: str, revision: str | None, choose: Callable[[list[str]], list[str]]
 ) -> tuple[Path, list[str], bool]:
-    """Download files of one commit, or find them in the cache.
+    """Download files of one commit, or find them in the cache. Raises HubError.
 
     Args:
         choose: names the files to download, given all that the repository has; those that it does not have are ignored.
@@ -128,23 +120,22 @@ def download(
     Returns:
         The folder of the commit, named after it; the repository's files; True if the Hub was not reached, and the
         files are those that the cache has.
-
-    Raises:
-        HubError: there is no such repository or revision, the Hub refuses or fails, or it cannot be reached and the
-            cache has nothing.
     """
+    nothing = f"{repo_id} is no file or folder here and no Hub repository that you may read"
     with plain_errors(repo_id):
         try:
             names = HfApi().list_repo_files(repo_id, revision=revision)
         except RepositoryNotFoundError as error:
-            raise HubError(
-                f"{repo_id} is no file or folder here and no Hub repository that you may read: check the name; if it "
-                "is private or gated, ask for access and run `hf auth login`"
-            ) from error
+            raise HubError(f"{nothing}; if it is private or gated, ask for access and run `hf auth login`") from error
         except (HTTPError, OfflineModeIsEnabled) as error:
             if isinstance(error, HfHubHTTPError):  # the Hub answers: what the cache has may be old, or not all
                 raise
-            return _cached(repo_id, revision)
+            try:
+                # without patterns it would ask for all files of the repository, of which only some were downloaded
+                folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=[], local_files_only=True))
+            except LocalEntryNotFoundError:
+                raise HubError(f"{nothing}: the Hub cannot be reached and the cache has no copy") from error
+            return folder, [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()], True
     wanted = [name for name in choose(names) if name in names]
     with plain_errors(repo_id):
         folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(map(glob.escape, wanted))))
@@ -153,28 +144,8 @@ def download(
     return folder, names, False
 
 
-def _cached(repo_id: str, revision: str | None) -> tuple[Path, list[str], bool]:
-    try:
-        # without patterns it would ask for all files of the repository, of which only some were downloaded
-        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=[], local_files_only=True))
-    except LocalEntryNotFoundError as error:
-        raise HubError(
-            f"{repo_id} is no file or folder here, the Hub cannot be reached and the cache has no copy: check the "
-            "network, or download it elsewhere and name the folder"
-        ) from error
-    return folder, [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()], True
-
-
 def choose_weights(names: list[str], wanted: str | None, place: str) -> str:
-    """Choose the weights (a file, or an index) among the files of a folder or repository.
-
-    Args:
-        wanted: the file that was asked for.
-        place: named in errors.
-
-    Raises:
-        ValueError: the wanted file is not there; or there are none, or several of which none has a usual name.
-    """
+    """Choose the weights (a file, or an index) among the files of a folder or repository, which errors name."""
     usual = [name for name in USUAL if name in names][:1]
     found = usual or [name for name in names if name.endswith(SUFFIXES) and "/" not in name]
     chosen = found if wanted is None else [name for name in names if name == wanted]
@@ -186,11 +157,7 @@ def choose_weights(names: list[str], wanted: str | None, place: str) -> str:
 
 
 def shards(weights: Path) -> dict[str, list[str] | None]:
-    """Return the files that hold the tensors, beside `weights`, each with the tensors that an index says it holds.
-
-    Raises:
-        ValueError: it is no index, or names a file elsewhere.
-    """
+    """Return the files that hold the tensors, beside `weights`, each with the tensors that an index says it holds."""
     if not weights.name.endswith(INDEX):
         return {weights.name: None}
     files = {}
@@ -203,11 +170,7 @@ def shards(weights: Path) -> dict[str, list[str] | None]:
 
 
 def read_weights(weights: Path) -> dict[str, Tensor]:
-    """Read tensors by name, of a file or of all files of an index.
-
-    Raises:
-        ValueError: see `shards` and `read_file`; or a shard holds other tensors than the index says.
-    """
+    """Read tensors by name, of a file or of all files of an index."""
     tensors = {}
     for name, expected in shards(weights).items():
         found = read_file(weights.parent / name)
@@ -221,7 +184,8 @@ def read_file(path: Path) -> dict[str, Tensor]:
     """Read the state dict of one file; composer's `state.model` is unwrapped. No code that the file names is run.
 
     Raises:
-        ValueError: it is damaged, holds no tensors, or holds anything else among them.
+        ValueError: it is damaged, or holds anything but tensors by name: dense, on the CPU, not expanded from fewer
+            numbers than their shape has.
     """
     try:
         if path.suffix == ".safetensors":
@@ -231,25 +195,19 @@ def read_file(path: Path) -> dict[str, Tensor]:
         except pickle.UnpicklingError:  # foreign objects beside the weights, or worse
             content = read_inert(path)
             logger.info("%s holds more than tensors; what else it names was neither loaded nor run", path)
-        if isinstance(content, dict) and isinstance(content.get("state"), dict):
-            content = content["state"]["model"]
-        if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
-            raise ValueError("it holds no tensors by name")
+        content = content["state"]["model"] if isinstance(content.get("state"), dict) else content
+        entries = list(content.items())
     except Exception as error:  # a foreign file can fail in any way
         raise ValueError(f"{path} cannot be read as a state dict ({error}); copy or download it again") from error
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor) or not _is_plain(value):
+    for name, value in entries:
+        plain = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+        whole = plain and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+        if not whole or not isinstance(name, str):
             raise ValueError(
                 f"{path}: {name!r} is no dense tensor by name but a {type(value).__name__}; save the tensors of the "
                 "model alone, whole and dense"
             )
     return content
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Return True if a tensor is dense, on the CPU, and not expanded from fewer numbers than its shape has."""
-    dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
-    return dense and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def find_tokenizer(
@@ -261,11 +219,8 @@ def find_tokenizer(
         named: a folder, a vocab.txt or a Hub id.
 
     Returns:
-        The tokenizer and where it is from, for the record; (None, None) with a warning where there is none.
-
-    Raises:
-        ValueError: the named one is not there; or it does not work, gives ids that the model has no embedding for, or
-            pads with another id than the model.
+        The tokenizer and where it is from, for the record; (None, None) with a warning where there is none. Raises
+        ValueError if it does not work, or not with the model.
     """
     own = next((folder for folder in source.folders if any((folder / name).is_file() for name in VOCABULARIES)), None)
     if named is None and own:
@@ -284,17 +239,25 @@ def find_tokenizer(
             logger.warning("the folder is written without a tokenizer: %s; name one with --tokenizer", error)
             return None, None
         tokenizer, origin = read_tokenizer(folder), f"{repo_id}@{folder.name}"
-    _check_use(tokenizer, origin, config.pad_token_id)
+    try:
+        works = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens) and tokenizer(SENTENCE)["input_ids"]
+        why = "no words, or no tokens"
+    except Exception as error:  # of foreign settings, which can fail in any way
+        works, why = False, f"{type(error).__name__}: {error}"
+    if not works:
+        raise ValueError(f"tokenizer ({origin}) fails on {SENTENCE!r} ({why}); name another one (--tokenizer)")
+    if tokenizer.pad_token_id is None or config.pad_token_id not in (None, tokenizer.pad_token_id):
+        raise ValueError(
+            f"tokenizer ({origin}) pads with id {tokenizer.pad_token_id} but the model has "
+            f"pad_token_id={config.pad_token_id}; name the one it was trained with (--tokenizer), or correct "
+            "pad_token_id in the configuration (--config)"
+        )
     check_tokenizer(tokenizer, config.vocab_size)
     return tokenizer, origin
 
 
 def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """Read the tokenizer of a folder or a vocab.txt. Other files are not looked at: a config.json may name code.
-
-    Raises:
-        ValueError: there is none, or it cannot be read.
-    """
+    """Read the tokenizer of a folder or a vocab.txt. Other files are not looked at: a config.json may name code."""
     files = {"vocab.txt": path} if path.is_file() else {name: path / name for name in TOKENIZER_FILES}
     files = {name: file for name, file in files.items() if file.is_file()}
     with tempfile.TemporaryDirectory() as scratch:
@@ -307,20 +270,3 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         except Exception as error:  # a foreign file can fail in any way
             message = str(error).replace(scratch, str(path))
             raise ValueError(f"tokenizer {path} cannot be read ({type(error).__name__}: {message})") from error
-
-
-def _check_use(tokenizer: PreTrainedTokenizerBase, origin: str, pad_token_id: int | None) -> None:
-    """Raise ValueError if a tokenizer has no words, fails on a sentence, or pads with another id than the model."""
-    try:
-        works = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens) and tokenizer(SENTENCE)["input_ids"]
-        why = "no words, or no tokens"
-    except Exception as error:  # of foreign settings, which can fail in any way
-        works, why = False, f"{type(error).__name__}: {error}"
-    if not works:
-        raise ValueError(f"tokenizer ({origin}) fails on {SENTENCE!r} ({why}); name another one (--tokenizer)")
-    if tokenizer.pad_token_id is None or pad_token_id not in (None, tokenizer.pad_token_id):
-        raise ValueError(
-            f"tokenizer ({origin}) pads with id {tokenizer.pad_token_id} but the model has "
-            f"pad_token_id={pad_token_id}; name the one it was trained with (--tokenizer), or correct pad_token_id in "
-            "the configuration (--config)"
-        )

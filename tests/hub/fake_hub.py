@@ -2,10 +2,6 @@
 
 It speaks the routes that pushing and loading use, with the Hub's status codes and error headers. It knows no Xet:
 clients are told HF_HUB_DISABLE_XET=1.
-
-    with FakeHub() as hub:
-        sha = hub.add("org/name", {"config.json": b"{}"})
-        subprocess.run([...], env=hub.environment(tmp_path / "home"))
 """
 
 import base64
@@ -95,13 +91,8 @@ def oids(path: str, content: bytes) -> tuple[str, str | None]:
 
 
 class FakeHub:
-    """The server, running inside `with`.
-
-    Attributes:
-        requests: every request so far.
-        intercept: called with each Request. It returns None (go on), "drop" (read half of the body, then close the
-            connection), "lose" (do it, then close without an answer), or (status, headers, body) to answer instead.
-    """
+    """The server, running inside `with`. `intercept` is called with each request. It returns None (go on), "drop" (read
+    half of the body, then close the connection), "lose" (do it, then close without an answer), or an answer."""
 
     def __init__(self):
         self.repositories: dict[tuple[str, str], Repository] = {}

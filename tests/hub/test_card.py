@@ -6,7 +6,6 @@ import re
 
 import pytest
 import torch
-import yaml
 from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 from test_scores import record
@@ -14,8 +13,7 @@ from test_scores import record
 from m2bert.eval.encoders.fingerprint import model_files
 from m2bert.files import parse_yaml
 from m2bert.hub.card import About, Card, Data, read_about, without_private
-from m2bert.hub.export import export_checkpoint
-from m2bert.hub.folder import write_folder
+from m2bert.hub.folder import export_checkpoint, write_folder
 from m2bert.hub.scores import read_scores
 from m2bert.hub.sentence_files import SentenceSettings
 from modeling_m2bert import M2BertForMaskedLM, M2BertModel
@@ -64,12 +62,6 @@ def test_scores_stand_on_the_card_and_in_its_metadata(tmp_path, checkpoint):
     assert not (folder / ".eval_results").exists()
 
 
-def test_scores_on_data_of_the_hub_become_a_file_of_their_own(tmp_path, checkpoint):
-    on_hub = one_record(checkpoint, source="mteb/scifact", revision="e" * 40)
-    folder = export(tmp_path, checkpoint, on_hub)
-    assert "mteb/scifact" in (folder / ".eval_results" / "m2bert.yaml").read_text()
-
-
 def test_exporting_keeps_the_files_that_scores_are_tied_to(tmp_path, checkpoint):
     """So that the published folder can be checked against the same results."""
     folder = export(tmp_path, checkpoint, one_record(checkpoint))
@@ -102,10 +94,8 @@ def test_what_its_maker_says_is_on_the_card(tmp_path, checkpoint):
     ("text", "named"),
     [
         ("licence: mit", "unknown key 'licence'; did you mean 'license'"),
-        ("- mit", "mapping"),
         ("license: 'mit | #'", "license"),
         ("data: [{name: a, license: b, hub: ../../x y}]", r"data\[0\].hub"),
-        ("language: en", "language"),
         ("data: [{name: books}]", r"data\[0\].license"),
         ("text: &a [x]\nlimits: *a", "aliases"),
     ],
@@ -146,27 +136,21 @@ def test_both_ways_on_the_card_give_the_same_vector(tmp_path, tiny_config, rando
     assert torch.allclose(found["embedding"].norm(dim=-1), torch.ones(1))
 
 
-def test_a_converted_model_says_where_it_comes_from(tmp_path, tiny_config, tokenizer):
-    model = M2BertModel(tiny_config(padding="visible", pooling="cls_tanh"))
+@pytest.mark.parametrize("padding", ["visible", "masked"])
+def test_a_converted_model_says_where_it_comes_from(tmp_path, tiny_config, tokenizer, padding):
+    model = M2BertModel(tiny_config(padding=padding, pooling="cls_tanh"))
     record = {"conversion.json": json.dumps(CONVERSION)}
     folder = write_folder(model, tokenizer, tmp_path / "out", extra_files=record)
     card = ModelCard.load(folder / "README.md")
     assert (card.data.base_model, card.data.license) == ("org/original", "apache-2.0")
     for text in ("c" * 40, "All 99 tensors", "| last_hidden_state | 1.0e-13 | 2.0e-05 |", "hyena_w_mod=1",
-                 "| 16 | 3 | 0.5000 | 0.2500 |", "What that does to retrieval was not measured."):  # fmt: skip
+                 "| 16 | 3 | 0.5000 | 0.2500 |"):  # fmt: skip
         assert text in card.text
+    assert ("are others than the original's" in card.text) == (padding == "masked")
+    assert ("What that does to retrieval was not measured." in card.text) == (padding == "visible")
     exported = export_checkpoint(folder, tmp_path / "again")
     assert json.loads((exported / "conversion.json").read_text()) == CONVERSION
     assert "All 99 tensors" in (exported / "README.md").read_text()
-
-
-def test_a_model_converted_to_masked_padding_says_that_its_vectors_are_others(tmp_path, tiny_config, tokenizer):
-    model = M2BertModel(tiny_config(padding="masked", pooling="cls_tanh"))
-    folder = write_folder(model, tokenizer, tmp_path / "out", extra_files={"conversion.json": json.dumps(CONVERSION)})
-    text = (folder / "README.md").read_text()
-    assert "are others than the original's" in text
-    assert "| 16 | 3 | 0.5000 | 0.2500 |" in text
-    assert "This model sees its padding" not in text
 
 
 def test_the_twin_with_masked_padding_is_compared_in_ndcg(tmp_path, tiny_config, tokenizer):
@@ -202,23 +186,19 @@ def test_settings_of_training_are_shown_without_paths_of_the_machine(tmp_path, t
     ("value", "public"),
     [
         ("/home/me/data/qmsum", "qmsum"),
-        ("file:///home/me/qmsum/", "qmsum"),
         ("path=/home/me/qmsum", "path=qmsum"),
         ("~/data/qmsum", "qmsum"),
-        ("../../home/me/qmsum", "qmsum"),
         ({"/home/me": ["/a/b", 3]}, {"me": ["b", 3]}),
         ("hf_" + "a" * 34, "hf_..."),
         ("org/name", "org/name"),
-        ("runs/opl", "runs/opl"),
         ("https://huggingface.co/org/name", "https://huggingface.co/org/name"),
-        (None, None),
     ],
 )
 def test_paths_and_tokens_stay_at_home(value, public):
     assert without_private(value) == public
 
 
-@pytest.mark.parametrize("prompt", ["Represent it:\n", """it's "this": """, '"]); import os; (["', "\\"])
+@pytest.mark.parametrize("prompt", ["Represent it:\n", '"]); import os; (["'])
 def test_the_cards_code_holds_any_prompt_as_text(tmp_path, tiny_config, tokenizer, prompt):
     settings = SentenceSettings(prompts={"query": "", "document": prompt})
     folder = write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out", settings=settings)
@@ -228,7 +208,15 @@ def test_the_cards_code_holds_any_prompt_as_text(tmp_path, tiny_config, tokenize
 
 
 def test_foreign_text_stays_in_its_cell(tmp_path, tiny_config, tokenizer):
-    conversion = CONVERSION | {"source": "a |\n\n# Mine\n<img src=x>", "revision": None, "license": "mit |\n# Mine"}
+    foreign = "a |\n\n# Mine\n<img src=x>"
+    conversion = CONVERSION | {
+        "source": foreign,
+        "revision": None,
+        "license": "mit |\n# Mine",
+        "tensors": {"total": foreign},
+    }
+    conversion["masked"] = {"text": foreign, "cosine": [{"tokens": foreign, "texts": foreign, "mean": 1, "lowest": 1}]}
+    conversion["parity"] = conversion["parity"] | {"texts": foreign, "tokens": foreign}
     folder = write_folder(
         M2BertModel(tiny_config()), tokenizer, tmp_path / "out", extra_files={"conversion.json": json.dumps(conversion)}
     )
@@ -255,9 +243,13 @@ def test_a_setting_stays_in_its_code_block(tmp_path, tiny_config, value):
     [
         ("training.json", {"config": {}, "versions": [1]}, "versions"),
         ("training.json", {"config": [1]}, "config"),
-        ("conversion.json", {"tensors": {"total": "9 |\n# Mine"}}, "tensors.total"),
+        ("conversion.json", {"tensors": {}}, "total"),
         ("conversion.json", {"parity": CONVERSION["parity"] | {"float32": {}}}, "float32|last_hidden_state"),
-        ("conversion.json", {"masked": {"text": "x", "cosine": [{"tokens": "\n# Mine"}]}}, r"cosine\[0\].tokens"),
+        (
+            "conversion.json",
+            {"masked": {"text": "x", "cosine": [{"tokens": 1, "texts": 1, "mean": "#"}]}},
+            "real number",
+        ),
         ("conversion.json", {"source": None}, "source"),
         *(("training.json", text, "") for text in ("{", "[1]", '{"a":' * 900 + "1" + "}" * 900, '{"a": NaN}')),
     ],
@@ -268,19 +260,6 @@ def test_a_record_of_another_form_is_named_and_nothing_is_written(tmp_path, tiny
     with pytest.raises(ValueError, match=f"{name.split('.')[0]}.*{place}"):
         write_folder(M2BertModel(tiny_config()), None, tmp_path / "out", extra_files={name: text})
     assert not list(tmp_path.iterdir())
-
-
-STRINGS = ["no", "on", "y", "2026-11-20", "12:30:00", "1e3", "010", "0o17", "1_000", "null", "~", ".nan", "a: b", "# x"]
-
-
-def test_strings_of_the_metadata_are_strings_to_every_reader(tmp_path, checkpoint):
-    about = {"language": STRINGS, "data": [{"name": "x", "license": "y", "hub": "1e3"}], "license": "1.0"}
-    (tmp_path / "about.yaml").write_text(json.dumps(about))
-    text = (export(tmp_path, checkpoint, about=tmp_path / "about.yaml") / "README.md").read_text()
-    block = text.split("---")[1]
-    for content in (yaml.safe_load(block), parse_yaml(block, "the card")):
-        assert (content["language"], content["datasets"], content["license"]) == (STRINGS, ["1e3"], "1.0")
-    assert ModelCard(text).data.language == STRINGS
 
 
 @pytest.mark.parametrize("cls", [M2BertModel, M2BertForMaskedLM])

@@ -1,21 +1,13 @@
 """The m2bert command: what it writes, and one line with exit code 2 for bad input."""
 
-import datetime
-import json
-import random
 import subprocess
 import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 import m2bert
 from m2bert.hub import cli
 from modeling_m2bert import M2BertModel
-
-FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures" / "upstream_parity"
 
 
 def run(monkeypatch, capsys, *arguments):
@@ -44,51 +36,8 @@ def test_export_writes_a_folder_and_refuses_to_replace_it(monkeypatch, capsys, t
 
 
 @pytest.mark.parametrize(
-    ("kind", "container"), [("encoder", "plain"), ("masked_lm", "plain"), ("masked_lm", "composer")]
-)
-def test_convert_writes_a_loadable_folder(monkeypatch, capsys, tmp_path, kind, container):
-    if not FIXTURES.is_dir():
-        pytest.skip(f"golden tensors of the original model are not at {FIXTURES}")
-    from safetensors import safe_open
-
-    with safe_open(FIXTURES / "base_full.safetensors", "pt") as file:
-        meta = file.metadata()
-        left_out = json.loads(meta["mlm_only_keys" if kind == "encoder" else "seqcls_only_keys"])
-        state = {
-            key.removeprefix("state_dict."): file.get_tensor(key)
-            for key in file.keys()  # noqa: SIM118
-            if key.startswith("state_dict.")
-        }
-        ids, pooled = file.get_tensor("inputs.input_ids"), file.get_tensor("outputs.pooled_output")
-        hidden = file.get_tensor("outputs.sequence_output")
-        types, mask = file.get_tensor("inputs.token_type_ids"), file.get_tensor("inputs.attention_mask")
-    content = {key: value for key, value in state.items() if key not in left_out}
-    if container == "composer":
-        model = {f"model.{key}": value for key, value in content.items()}
-        random_states = [random.Random(0), np.random.RandomState(0)]
-        content = {"state": {"model": model, "timestamp": datetime.timedelta(1)}, "rng": random_states}
-    torch.save(content, tmp_path / "weights.bin")
-    (tmp_path / "config.json").write_text(meta["config"])
-    code, _, err = run(monkeypatch, capsys, "convert", tmp_path / "weights.bin", "--config", tmp_path / "config.json",
-                       "--output", tmp_path / "out")  # fmt: skip
-    assert code == 0, err
-    model = M2BertModel.from_pretrained(tmp_path / "out").double().eval()
-    with torch.no_grad():
-        outputs = model(ids, mask, types)
-    assert (outputs.last_hidden_state - hidden).abs().max() < 1e-5
-    if kind == "encoder":
-        assert (outputs.pooler_output - pooled).abs().max() < 1e-5
-
-
-@pytest.mark.parametrize(
     ("name", "content", "named"),
-    [
-        ("model.safetensors", b"", "model.safetensors"),
-        ("model.safetensors", b"\xff" * 100, "model.safetensors"),
-        ("config.json", b'{"model_type": "m2bert", "num_hidden_layers": "x"}', "num_hidden_layers"),
-        ("config.json", b'{"architectures": ["Other"]}', "Other"),
-        ("config.json", b"[]", "config.json"),
-    ],
+    [("model.safetensors", b"", "model.safetensors"), ("config.json", b'{"architectures": ["Other"]}', "Other")],
 )
 def test_a_broken_checkpoint_is_one_line(monkeypatch, capsys, tmp_path, tiny_config, name, content, named):
     M2BertModel(tiny_config()).save_pretrained(tmp_path / "checkpoint")
@@ -98,22 +47,6 @@ def test_a_broken_checkpoint_is_one_line(monkeypatch, capsys, tmp_path, tiny_con
     assert [named in line for line in err.splitlines() if line.startswith("m2bert: ")] == [True]
     assert "Traceback" not in err
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("content", [b"", b"junk", b"\x80\x02cos\nsystem\n."])
-def test_weights_that_are_no_state_dict_are_one_line_and_run_nothing(monkeypatch, capsys, tmp_path, content):
-    (tmp_path / "weights.bin").write_bytes(content)
-    (tmp_path / "config.json").write_text("{}")
-    paths = ["--config", tmp_path / "config.json", "--output", tmp_path / "out"]
-    code, _, err = run(monkeypatch, capsys, "convert", tmp_path / "weights.bin", *paths)
-    assert code == 2
-    assert "weights.bin" in err
-    assert not (tmp_path / "out").exists()
-
-
-def test_importing_the_command_does_not_import_the_evaluation():
-    code = "import sys, m2bert.hub.cli; assert not {'m2bert.eval', 'datasets', 'torch'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_mistakes_are_told_before_anything_slow_is_imported(tmp_path):

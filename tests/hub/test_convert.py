@@ -7,8 +7,8 @@ import pytest
 import torch
 from original_model import FIXTURES, KEPT, Fixture, needs_fixtures
 
+from m2bert.hub.convert.check import reference_forward
 from m2bert.hub.convert.names import Options, convert_config, convert_state_dict, infer_options
-from m2bert.hub.convert.reference import reference_forward
 from modeling_m2bert import M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
 from modeling_m2bert.m2bert_ops_filter import implicit_filter
 
@@ -162,8 +162,6 @@ def test_prefixes_and_constant_tables_are_accepted(original):
     [
         (f"{LAYER}attention.novelty", torch.zeros(1), "Unexpected .*novelty"),
         ("bert.embeddings.flashfft.secret", torch.zeros(3), "flashfft.secret"),
-        (f"{LAYER}mlp.flashfft.secret", torch.zeros(3), "flashfft.secret"),
-        ("novel.flashfft.x", torch.zeros(3), "flashfft.x"),
         (f"{LAYER}attention.filter_fn.flashfft.a.b", torch.zeros(3), "flashfft.a.b"),
         (f"{LAYER}attention.in_linear.bias", None, "layers.0.mixer.short_conv.input_bias"),
         (f"{LAYER}mlp.wo.weight", None, f"lacks '{LAYER}mlp.wo.weight'"),
@@ -172,12 +170,9 @@ def test_prefixes_and_constant_tables_are_accepted(original):
         ("cls.predictions.decoder.weight", lambda t: t + 1, f"decoder.weight differs from {WORDS}"),
         (f"{LAYER}attention.filter_fn.implicit_filter_rev.3.freq", lambda t: t + 1, "rev.3.freq differs from"),
         (POSITIONS, torch.arange(5)[None], "position_ids does not count"),
-        (POSITIONS, torch.arange(129)[None], "position_ids does not count"),
         (POSITIONS, torch.arange(128.0)[None], "position_ids does not count"),
-        (POSITIONS, torch.arange(128)[None] + 1, "position_ids does not count"),
         (WORDS, lambda t: t.to(torch.complex64), f"{WORDS} is torch.complex64"),
         (f"{LAYER}mlp.wo.weight", lambda t: t.int(), "wo.weight is torch.int32"),
-        (f"{LAYER}mlp.wo.weight", lambda t: t.to(torch.float8_e4m3fn), "wo.weight is torch.float8_e4m3fn"),
     ],
 )
 def test_tensors_that_are_missing_unexpected_or_would_be_lost_are_named(original, name, value, says):

@@ -7,19 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
-from convert_cases import (
-    CARD,
-    WORDS,
-    embedding_tensors,
-    fill_cache,
-    go_offline,
-    go_online,
-    record_of,
-    repository,
-    write_source,
-)
 from fake_hub import FakeHub
 from original_model import Fixture, needs_fixtures
 from safetensors.torch import load_file, save, save_file
@@ -34,10 +24,59 @@ from modeling_m2bert import M2BertConfig, M2BertForMaskedLM, M2BertModel
 
 pytestmark = needs_fixtures
 
+CARD = b"---\nlicense: apache-2.0\n---\n# A model\n"
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "committee", "met", "budget", "library", "and", "a"]
+
+
+def embedding_tensors(fixture):
+    """Once each, as a file of safetensors wants them."""
+    return {name: tensor.clone() for name, tensor in fixture.embedding_state().items()}
+
+
+def write_source(folder: Path, fixture) -> Path:
+    """A clone of a repository."""
+    folder.mkdir(parents=True)
+    save_file(embedding_tensors(fixture), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(fixture.config | {"auto_map": {"AutoConfig": "evil.Config"}}))
+    (folder / "evil.py").write_text("raise RuntimeError")
+    return folder
+
+
+def repository(fixture) -> dict[str, bytes]:
+    vocabulary = "\n".join(WORDS).encode()
+    config = fixture.config | {"model_type": "m2_bert", "auto_map": {"AutoConfig": "evil.Config"}}
+    return {
+        "model.safetensors": save(embedding_tensors(fixture)),
+        "pytorch_model.bin": b"stale",
+        "config.json": json.dumps(config).encode(),
+        "vocab.txt": vocabulary,
+        "tokenizer_config.json": b'{"tokenizer_class": "BertTokenizer"}',
+        "README.md": CARD,
+        "evil.py": b"raise RuntimeError",
+    }
+
+
+def record_of(folder) -> dict:
+    return json.loads((folder / "conversion.json").read_text())
+
+
+def fill_cache(cache: Path, repo_id: str, files: dict[str, bytes]) -> str:
+    """As after a download."""
+    commit = "ab" * 20
+    folder = cache / f"models--{repo_id.replace('/', '--')}"
+    for name, content in {f"snapshots/{commit}/{n}": c for n, c in files.items()}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(commit)
+    return commit
+
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch, tmp_path):
-    go_offline(monkeypatch, tmp_path)
+    """No test leaves this machine; the cache is empty."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +93,9 @@ def source(tmp_path, original):
 def hub(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between the client's tries
     with FakeHub() as fake:
-        go_online(monkeypatch, tmp_path, fake)
+        fake.connect(monkeypatch, tmp_path / "home")
+        template = fake.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         yield fake
 
 
@@ -154,37 +195,6 @@ def test_a_masked_lm_file_is_compared_by_its_logits(tmp_path, original):
     assert type(M2BertForMaskedLM.from_pretrained(tmp_path / "out")) is M2BertForMaskedLM
 
 
-@pytest.mark.parametrize(("name", "w_mod"), [("dense_mlp_emb3_wmod", 3), ("short_padded_pool_all", 1),
-                                             ("training_additions", 1), ("float64_with_grads", 1)])  # fmt: skip
-def test_other_options_are_the_original_too(tmp_path, name, w_mod):
-    fixture = Fixture(name)
-    source = write_source(tmp_path / "clone", fixture)
-    (source / "config.json").write_text(json.dumps(fixture.config | {"hyena_w_mod": w_mod}))
-    convert_source(str(source), tmp_path / "out")
-    assert max(record_of(tmp_path / "out")["parity"]["float64"].values()) < 1e-9
-
-
-def test_every_container_gives_the_same_folder(tmp_path, original):
-    tensors = embedding_tensors(original)
-    (tmp_path / "config.json").write_text(json.dumps(original.config))
-    keys = sorted(tensors)
-    for suffix, write in (("safetensors", save_file), ("bin", torch.save)):
-        write({f"module.{key}": tensors[key] for key in keys}, tmp_path / f"parallel.{suffix}")
-        names = {}
-        for number, part in enumerate((keys[:20], keys[20:])):
-            write({key: tensors[key] for key in part}, tmp_path / f"part-{number}.{suffix}")
-            names |= dict.fromkeys(part, f"part-{number}.{suffix}")
-        (tmp_path / f"m.{suffix}.index.json").write_text(json.dumps({"weight_map": names}))
-    torch.save({"state": {"model": {f"model.{key}": tensors[key] for key in keys}, "run": Path}}, tmp_path / "c.pt")
-    folders = []
-    for source in ("parallel.safetensors", "parallel.bin", "m.safetensors.index.json", "m.bin.index.json", "c.pt"):
-        convert_source(str(tmp_path / source), tmp_path / f"out-{source}")
-        folders.append(load_file(tmp_path / f"out-{source}" / "model.safetensors"))
-    for other in folders[1:]:
-        assert other.keys() == folders[0].keys()
-        assert all(torch.equal(other[key], folders[0][key]) for key in other)
-
-
 # --- what is refused, with nothing written ---
 
 
@@ -231,19 +241,16 @@ def vocabulary(*words):
     [
         (None, {"padding": "hidden"}, "padding='hidden'.*--padding"),
         (spoil_weights, {}, "not finite"),
-        (lambda source: (source / "config.json").write_text("[" * 100_000), {}, "config.json is nested too deeply"),
+        (lambda source: (source / "config.json").write_text("["), {}, "config.json is no valid JSON"),
         (vocabulary(*WORDS, *(f"w{i}" for i in range(600))), {}, "tokenizer gives ids up to 611"),
         (None, {"tokenizer": "./nowhere"}, "./nowhere"),
         (None, {"tokenizer": "clone"}, "tokenizer .*clone"),
-        (vocabulary(), {}, "the source's own.*no words"),
         (vocabulary(*WORDS[:5]), {}, "the source's own.*no words"),
         (vocabulary(*WORDS[1:], "[PAD]"), {}, "id 11 but the model has pad_token_id=0; .*--tokenizer.*--config"),
         (lambda source: write_fast(source, pad_token=None), {}, "pads with id None"),
         (lambda source: write_fast(source, unknown="[NOT THERE]"), {}, "the source's own.* fails on "),
         (lambda source: write_fast(source, change={"vocab": "/etc/hostname"}), {}, "tokenizer .*model.vocab"),
         (settings_text("NaN"), {}, "tokenizer_config.json"),
-        (settings_text("null"), {}, "tokenizer_config.json"),
-        (settings_text("[" * 9000), {}, "tokenizer_config.json"),
         (settings_text('{"model_max_length": "512"}'), {}, "tokenizer_config.json"),
     ],
 )
@@ -255,15 +262,6 @@ def test_what_does_not_fit_is_refused_before_the_work(tmp_path, source, monkeypa
     with pytest.raises(ValueError, match=says):
         convert_source(str(source), tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
-
-
-def test_an_output_that_exists_is_kept_and_costs_no_work(tmp_path, monkeypatch):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").write_text("mine")
-    monkeypatch.setattr(run, "find_source", None)
-    with pytest.raises(ValueError, match="not empty"):
-        convert_source(str(tmp_path), tmp_path / "out")
-    assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("output", ["clone", ".", "link"])
@@ -295,13 +293,6 @@ def test_nothing_that_is_read_is_replaced(tmp_path, source, what):
     with pytest.raises(ValueError, match=f"output {old} .*from which it is made"):
         convert_source(str(source), old, overwrite=True, **options.get(what, {}))
     assert contents(tmp_path) == before
-
-
-def test_an_older_conversion_in_the_source_is_replaced(tmp_path, source):
-    convert_source(str(source), source / "out")
-    (source / "out" / "requirements.txt").write_text("stale")
-    convert_source(str(source), source / "out", overwrite=True)
-    assert (source / "out" / "requirements.txt").read_text() != "stale"
 
 
 # --- the tokenizer ---
@@ -411,14 +402,11 @@ def test_what_belongs_to_nested_weights_is_next_to_them_or_at_the_root(tmp_path,
     ("head", "license"),
     [
         ("license: apache-2.0", "apache-2.0"),
-        ("license: 'mit'\r", "mit"),
         ("tags: [x]\nlicense: cc-by-4.0  # as published", "cc-by-4.0"),
         ("license: [apache-2.0, mit]", None),
         ('license: "mit |\\n\\n# heading"', None),
-        ("license: null", None),
         ("license: 2", None),
         ("license: mit\nlicense: gpl", None),
-        ("other: {license: mit}", None),
         (f"license: {'x' * 62}", None),
         ("a: &a [x, x]\nb: *a\nlicense: mit", None),
         (None, None),
@@ -503,14 +491,6 @@ def test_repositories_that_cannot_be_read_are_one_line_with_the_fix(original, hu
     with pytest.raises(ValueError, match=f"{name} .*{says}") as error:
         find_source(name, **options)
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("answer", [b"null", b"3", b"not JSON", b'{"siblings": 3}'])
-def test_an_answer_of_another_form_is_one_error(hub, original, answer):
-    hub.add("org/name", repository(original))
-    hub.intercept = lambda request: (200, {}, answer) if "/api/" in request.path else None
-    with pytest.raises(HubError, match="org/name"):
-        find_source("org/name")
 
 
 @pytest.mark.parametrize("failing", ["/api/models/org/name", "/api/models/org/name/tree", "/org/name/resolve"])

@@ -131,12 +131,8 @@ def test_loads_and_serves_where_this_package_is_not(tmp_path, tiny_config, rando
 
 
 def test_the_folder_is_complete(tmp_path, tiny_config, tokenizer):
-    folder = write_folder(
-        M2BertModel(tiny_config(pooling="cls_tanh")),
-        tokenizer,
-        tmp_path / "out",
-        card=Card(about=About(text="Made of tests.")),
-    )
+    card = Card(about=About(text="Made of tests."))
+    folder = write_folder(M2BertModel(tiny_config(pooling="cls_tanh")), tokenizer, tmp_path / "out", card=card)
     code = {path.name for path in SOURCE.glob("*.py")} - {"__init__.py"}
     assert {path.name for path in folder.glob("*.py")} == code | {"handler.py"}
     for name in code:
@@ -145,15 +141,8 @@ def test_the_folder_is_complete(tmp_path, tiny_config, tokenizer):
     expected |= {"sentence_bert_config.json", "config_sentence_transformers.json", "requirements.txt", "README.md"}
     assert expected <= {path.name for path in folder.iterdir()}
     assert not list(folder.rglob("*.bin"))
-    card = ModelCard.load(folder / "README.md")
-    assert card.data.library_name == "sentence-transformers"
-    assert "Made of tests." in card.text
-    assert "More Information Needed" not in card.text
-
-
-def test_others_may_read_what_the_umask_lets_them(tmp_path, tiny_config, tokenizer):
-    folder = write_folder(M2BertModel(tiny_config(pooling="cls_tanh")), tokenizer, tmp_path / "out")
-    (tmp_path / "plain").write_text("")
+    assert "Made of tests." in (folder / "README.md").read_text()
+    (tmp_path / "plain").write_text("")  # others may read what the umask lets them
     usual = (tmp_path / "plain").stat().st_mode
     assert {path.stat().st_mode for path in folder.rglob("*") if path.is_file()} == {usual}
 
@@ -268,9 +257,10 @@ def test_links_are_followed_and_the_working_folder_is_refused(tmp_path, tiny_con
     write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "link")
     assert (tmp_path / "target" / "config.json").is_file()
     assert (tmp_path / "link").is_symlink()
-    monkeypatch.chdir(tmp_path)
-    for name in (".", ""):
-        with pytest.raises(ValueError, match="working folder"):
+    (tmp_path / "inner").mkdir()
+    for place, name in ((".", "."), (".", ""), ("inner", "..")):
+        monkeypatch.chdir(tmp_path / place)
+        with pytest.raises(ValueError, match="holds the working folder"):
             write_folder(M2BertModel(tiny_config()), tokenizer, name, overwrite=True)
 
 
@@ -278,13 +268,10 @@ def test_links_are_followed_and_the_working_folder_is_refused(tmp_path, tiny_con
     ("files", "names"),
     [
         ({"thesis.txt": "precious"}, "thesis.txt"),
-        ({"thesis.txt": "precious", "config.json": "{}"}, "thesis.txt"),
         ({".git/config": "", "config.json": '{"model_type": "m2bert"}'}, ".git"),
-        ({"notes": "mine", "adapter_config.json": "{}"}, "notes"),
         ({"1_Dense/thesis.txt": "precious", "config.json": '{"model_type": "m2bert"}'}, "1_Dense/thesis.txt"),
         ({"config.json": "{}"}, "holds no model"),
         ({"config.json": '{"model_type": "bert"}', "README.md": "mine"}, "holds no model"),
-        ({"config.json": "[", "README.md": "mine"}, "holds no model"),
     ],
 )
 def test_what_is_not_ours_is_never_replaced(tmp_path, files, names):
@@ -296,13 +283,6 @@ def test_what_is_not_ours_is_never_replaced(tmp_path, files, names):
     with pytest.raises(ValueError, match=rf"{names}.*is not replaced"), whole_folder(tmp_path / "mine", True):
         pass
     assert {name: (tmp_path / "mine" / name).read_text() for name in files} == files
-
-
-def test_the_working_folder_is_never_replaced(folder, monkeypatch):
-    (folder / "inner").mkdir()
-    monkeypatch.chdir(folder / "inner")
-    with pytest.raises(ValueError, match="holds the working folder"):
-        check_output("..", overwrite=True)
 
 
 @pytest.mark.parametrize("name", ["file/out", "x" * 300, "x" * 252])
@@ -357,8 +337,7 @@ with outputs.whole_folder(output, True) as new:
 
 
 @pytest.mark.parametrize(
-    ("place", "found"),
-    [("while it is filled", "old"), ("between the renames", "old"), ("after the exchange", "new")],
+    ("place", "found"), [("while it is filled", "old"), ("between the renames", "old"), ("after the exchange", "new")]
 )
 def test_a_kill_loses_nothing_and_what_it_leaves_goes(tmp_path, place, found):
     output = tmp_path / "out"

@@ -17,7 +17,6 @@ from m2bert.hub.folder import write_folder
 from m2bert.hub.push import carry_out, plan_push
 from modeling_m2bert import M2BertModel
 
-METRIC = Path(__file__).parents[2] / "eval" / "metrics" / "ndcg"
 TEXTS = ["the budget of the committee", "a report", "", "minutes of a meeting about a budget report"]
 LOAD = f"""
 import json, sys
@@ -106,10 +105,3 @@ def test_a_stranger_puts_an_adapter_on_its_base(hub, tmp_path, tiny_config, rand
     arguments = ["org/base", base, tmp_path / "expected.pt", json.dumps(TEXTS), "org/adapter", adapter]
     result = stranger(hub, tmp_path / "stranger", LOAD, *arguments)
     assert result.returncode == 0, result.stderr[-3000:]
-
-
-def test_the_space_of_the_metric_arrives_whole(hub):
-    sha = push(METRIC, "org/ndcg")
-    assert hub.commits("org/ndcg", kind="space")[0].sha == sha
-    sent = {path.name: path.read_bytes() for path in METRIC.iterdir() if path.is_file()}
-    assert hub.files("org/ndcg", kind="space").items() >= sent.items()

@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import parse_eval_result_entries
 
 from m2bert.eval.encoders.fingerprint import model_files
-from m2bert.hub.export import leaderboard_file
+from m2bert.hub.folder import leaderboard_file
 from m2bert.hub.scores import leaderboard_entries, model_index, read_scores
 
 
@@ -65,18 +65,18 @@ def test_a_file_that_changed_or_came_later_disowns_the_score(tmp_path, model_dir
     files = write(tmp_path, record(model_files(model_dir)))
     (model_dir / name).parent.mkdir(exist_ok=True)
     (model_dir / name).write_bytes(b'{"padding": "other"}')
-    with pytest.raises(ValueError, match=f"the closest differs in {name}"):
+    with pytest.raises(ValueError, match=f"differs in {name}"):
         read_scores(files, model_dir)
 
 
 def test_a_folder_that_export_would_pool_otherwise_has_no_scores(tmp_path, model_dir):
     """Without modules.json sentence-transformers pools in a way of its own, and an adapter is not what was measured."""
     (model_dir / "modules.json").unlink()
-    with pytest.raises(ValueError, match="has no modules.json.*export it, evaluate the export"):
+    with pytest.raises(ValueError, match="has no modules.json; export it, evaluate that"):
         read_scores(write(tmp_path, record(model_files(model_dir))), model_dir)
 
 
-@pytest.mark.parametrize("names", [None, {}, ["x"], "x"])
+@pytest.mark.parametrize("names", [None, ["x"]])
 def test_a_score_that_names_no_files_is_not_taken(tmp_path, model_dir, names):
     with pytest.raises(ValueError, match="hold no score of .*; run `m2bert eval --encoder"):
         read_scores(write(tmp_path, record(names)), model_dir)
@@ -87,9 +87,7 @@ def test_a_score_that_names_no_files_is_not_taken(tmp_path, model_dir, names):
     [
         ({"data_fingerprint": None}, "data_fingerprint"),
         ({"source": ""}, "source"),
-        ({"date": ""}, "date"),
         ({"versions": {}}, "versions"),
-        ({"device": None}, "device"),
         ({"interval_95": None}, "interval_95"),
         ({"claim": "not stated", "trained_on": []}, "trained_on"),
         ({"trained_on": []}, "trained_on"),
@@ -150,12 +148,6 @@ def test_leaderboards_get_scores_on_data_of_the_hub_only(tmp_path, model_dir):
         ("mteb/scifact", "e" * 40, "scifact", 81.26),
     ]
     assert "95 % interval 78.0 to 84.0, zero-shot" in entries[0].notes
-
-
-def test_a_file_that_is_no_result_file_is_named(tmp_path, model_dir):
-    (tmp_path / "bad.json").write_text('{"format": 2, "results": []}')
-    with pytest.raises(ValueError, match="no result file: .*bad.json"):
-        read_scores([tmp_path / "bad.json"], model_dir)
 
 
 def test_the_entries_are_in_the_hubs_form(tmp_path, model_dir):

@@ -9,8 +9,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, CosineSimilarityLoss
 from transformers import AutoModel, BertTokenizerFast
 
-from m2bert.hub.export import export_checkpoint
-from m2bert.hub.folder import write_folder
+from m2bert.hub.folder import export_checkpoint, write_folder
 from m2bert.train.losses import cosine_matrix, multiple_negatives_ranking_loss, orthogonal_projection_loss
 
 PAGE = Path(__file__).parents[2] / "docs" / "sentence-transformers.md"
