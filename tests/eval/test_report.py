@@ -126,7 +126,7 @@ def test_bad_outputs_and_inputs_end_the_command_before_anything_is_written(tmp_p
     for path, output, named in (
         (results, "r.pdf", "must end in .md or .html"),
         (results, "mine.md", "mine.md exists"),
-        (write(tmp_path / "y.json", format=7), "r.md", "format 7"),
+        (write(tmp_path / "y.json", format=7), "r.md", "format is 7"),
     ):
         outcome = report(path, "--output", tmp_path / output)
         assert outcome.exit_code == 2
