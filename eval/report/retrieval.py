@@ -4,7 +4,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 
 from ..statistics import paired_difference_interval
-from . import paper
 from .plots import CostPoint, cost_plot
 from .tables import (
     DASH,
@@ -17,11 +16,17 @@ from .tables import (
     errata,
     interval,
     number,
+    paper_columns,
+    paper_mean,
+    paper_ranked,
     paper_row,
+    paper_value,
     percent,
     points,
     printed,
     printed_table,
+    read_paper,
+    row_of,
     score,
     seconds,
     shorten,
@@ -65,7 +70,7 @@ def grouped(records: Iterable[dict]) -> dict[str, list[dict]]:
 
 
 def grouped_rows(
-    records: Iterable[dict], row: Callable[[dict], list[str]], theirs: dict[str, list[str]] | None = None
+    records: Iterable[dict], row: Callable[[dict], list[str]], theirs: dict[str, list[str]]
 ) -> list[list[str]]:
     """Return rows of a table, group by group below the group's title: our systems, the best first, then the paper's.
 
@@ -74,8 +79,8 @@ def grouped_rows(
         theirs: {model of the paper: its numbers}, the best first.
     """
     ours, printed_rows = grouped(records), defaultdict(list)
-    for name, numbers in (theirs or {}).items():
-        printed_rows[group_of(paper.printed()["models"][name])].append(paper_row(name, *numbers))
+    for name, numbers in theirs.items():
+        printed_rows[group_of(read_paper()["models"][name])].append(paper_row(name, *numbers))
     rows = []
     for title in GROUPS.values():
         if title in ours or title in printed_rows:
@@ -85,18 +90,13 @@ def grouped_rows(
 
 def paper_table_of(record: dict) -> str | None:
     """Return the table of the paper that scores this very task: "15" (LoCoV1), "23" (LoCoV0), or None."""
-    if record["split"] != "test" or record.get("distractors"):
-        return None
-    found = "23" if is_locov0(record) else "15"
-    return found if column_of(record) in paper.columns(found) else None
-
-
-def is_locov0(record: dict) -> bool:
-    """Return whether a task was read from the commits of the Hub that held LoCoV0."""
     from ..tasks.from_hub import LOCOV0_REVISION  # slow to import
 
-    wanted, read = LOCOV0_REVISION.split(","), (record.get("revision") or "").split(",")
-    return len(wanted) == len(read) and all(map(str.startswith, read, wanted))
+    if record["split"] != "test" or record.get("distractors"):
+        return None
+    commits, read = LOCOV0_REVISION.split(","), (record.get("revision") or "").split(",")
+    found = "23" if len(commits) == len(read) and all(map(str.startswith, read, commits)) else "15"
+    return found if column_of(record) in paper_columns(found) else None
 
 
 def column_of(record: dict) -> str:
@@ -114,8 +114,13 @@ def task_sections(tasks: Tasks, sources: Sources) -> list[Section]:
     for found in (*BENCHMARKS, None):
         keys = by_table[found]
         if found and keys:
-            keys.sort(key=lambda key: paper.columns(found).index(column_of(tasks[key][0])))
-            sections.append(overview_section(found, {key: tasks[key] for key in keys}))
+            keys.sort(key=lambda key: paper_columns(found).index(column_of(tasks[key][0])))
+            (name, tables), total = BENCHMARKS[found], len(paper_columns(found))
+            overview = f"1 of {total} tasks was measured here, so there is no average."
+            if len(keys) > 1:
+                overview = overview_table(found, {key: tasks[key] for key in keys})
+            title = f"{name} (Table{'s' * (len(tables) > 1)} {' and '.join(tables)})"
+            sections.append(Section(title, [overview, *errata(*tables)], tables))
         elif keys:
             sections.append(Section("Other retrieval tasks", ["Tasks that the paper's main tables do not have."]))
         for task, split, fingerprint in keys:
@@ -126,17 +131,6 @@ def task_sections(tasks: Tasks, sources: Sources) -> list[Section]:
             blocks = [scores_table(records, sources), *pairs_table(records), *cost_plots(records)]
             sections.append(Section(title, blocks, level=3))
     return sections
-
-
-def overview_section(paper_table: str, tasks: Tasks) -> Section:
-    """Return a benchmark: from two tasks on the table of systems by tasks, and the paper's errors."""
-    name, tables = BENCHMARKS[paper_table]
-    if len(tasks) > 1:
-        overview = overview_table(paper_table, tasks)
-    else:
-        overview = f"1 of {len(paper.columns(paper_table))} tasks was measured here, so there is no average."
-    title = f"{name} (Table{'s' * (len(tables) > 1)} {' and '.join(tables)})"
-    return Section(title, [overview, *errata(*tables)], tables)
 
 
 def overview_table(paper_table: str, tasks: Tasks) -> Markdown:
@@ -151,7 +145,7 @@ def overview_table(paper_table: str, tasks: Tasks) -> Markdown:
         for record in records:
             systems.setdefault(record["system"], {})[key] = record
     shared = [key for key in tasks if names[key] not in doubled and all(key in found for found in systems.values())]
-    total = len(paper.columns(paper_table))
+    total = len(paper_columns(paper_table))
 
     def row(summary: dict) -> list[str]:
         found = systems[summary["system"]]
@@ -173,10 +167,9 @@ def overview_table(paper_table: str, tasks: Tasks) -> Markdown:
         caption += " They are not the averages that the paper prints."
     summaries = [_summary(name, found, shared) for name, found in systems.items()]
     theirs = {}
-    for model in paper.ranked(paper_table, list(dict.fromkeys(names.values()))):
-        theirs[model] = [number(paper.value(paper_table, model, name)) for name in names.values()]
-        if len(shared) > 1:
-            theirs[model].append(number(paper.mean(paper_table, model, [names[key] for key in shared])))
+    for model in paper_ranked(paper_table, list(dict.fromkeys(names.values()))):
+        theirs[model] = [number(paper_value(paper_table, model, name)) for name in names.values()]
+        theirs[model] += [number(paper_mean(paper_table, model, [names[k] for k in shared]))] * (len(shared) > 1)
     return table(caption, header, grouped_rows(summaries, row, theirs))
 
 
@@ -212,44 +205,32 @@ def scores_table(records: list[dict], sources: Sources) -> Markdown:
     header = ["system", "nDCG@10", "95 % interval", *["paper", "difference"] * bool(found), *details]
 
     def row(record: dict) -> list[str]:
-        metrics = record.get("metrics") or {}
+        metrics, against, shared = record.get("metrics") or {}, [], []
+        if found:
+            theirs, (low, high) = paper_value(found, row_of(record), column), (100 * x for x in record["interval_95"])
+            against = [DASH, DASH]
+            if theirs is not None:
+                gap = difference(100 * record["ndcg_at_10"] - theirs)
+                against = [printed(number(theirs)), gap if low <= theirs <= high else bold(gap)]
+        for overlap in record.get("overlap") or []:
+            documents, queries = overlap["documents"], overlap["queries"]
+            both = documents["same"] + documents["near"]
+            shared.append(f"{both:,}/{documents['count']:,}, {queries['same']:,}/{queries['count']:,}")
         return [
             sources.system(record),
             points(record["ndcg_at_10"]),
             interval(record["interval_95"]),
-            *(_against_paper(record, found) if found else []),
+            *against,
             *(points((metrics.get(name) or {}).get("mean")) for name in ("ndcg_at_1", "recall_at_100")),
             percent(record.get("seen_share")),
             number(record.get("vectors_per_document")),
             seconds(record.get("seconds_per_document")),
-            _overlap_text(record),
+            DASH if record["claim"] == "untrained" else "; ".join(shared) or "not checked",
         ]
 
-    models = paper.ranked(found, [column]) if found else []
-    theirs = {model: [number(paper.value(found, model, column))] for model in models}
+    models = paper_ranked(found, [column]) if found else []
+    theirs = {model: [number(paper_value(found, model, column))] for model in models}
     return table(caption, header, grouped_rows(records, row, theirs))
-
-
-def _against_paper(record: dict, paper_table: str) -> list[str]:
-    """Return the paper's value of the same system, and ours minus it."""
-    theirs = paper.value(paper_table, paper.row_of(record), column_of(record))
-    if theirs is None:
-        return [DASH, DASH]
-    low, high = (100 * bound for bound in record["interval_95"])
-    gap = difference(100 * record["ndcg_at_10"] - theirs)
-    return [printed(number(theirs)), gap if low <= theirs <= high else bold(gap)]
-
-
-def _overlap_text(record: dict) -> str:
-    """Return how many documents and queries of the test are also in the training data, or that nobody looked."""
-    if record["claim"] == "untrained":
-        return DASH
-    texts = []
-    for overlap in record.get("overlap") or []:
-        documents, queries = overlap["documents"], overlap["queries"]
-        shared = documents["same"] + documents["near"]
-        texts.append(f"{shared:,}/{documents['count']:,}, {queries['same']:,}/{queries['count']:,}")
-    return "; ".join(texts) or "not checked"
 
 
 def pairs_table(records: list[dict]) -> list[Markdown]:
@@ -260,8 +241,15 @@ def pairs_table(records: list[dict]) -> list[Markdown]:
         return []
 
     def row(record: dict) -> list[str]:
-        others = [*([baseline] if baseline else []), groups[group_of(record)][0]]
-        return [record["system"], *(cell for other in others for cell in _paired(record, other))]
+        cells = [record["system"]]
+        for other in [*([baseline] if baseline else []), groups[group_of(record)][0]]:
+            if record is other or record["query_scores"].keys() != other["query_scores"].keys():
+                cells += [DASH, DASH]
+                continue
+            mean, low, high = paired_difference_interval(record["query_scores"], other["query_scores"])
+            gap = difference(100 * mean)
+            cells += [bold(gap) if low > 0 or high < 0 else gap, interval((low, high))]
+        return cells
 
     header = ["system", *([f"minus {baseline['system']}", "95 % interval"] if baseline else [])]
     header += ["minus the best of its group", "95 % interval"]
@@ -270,16 +258,7 @@ def pairs_table(records: list[dict]) -> list[Markdown]:
         "zero. The best were chosen on these very queries and the intervals are not corrected for their number, so a "
         "narrow win is no more than a hint."
     )
-    return [table(caption, header, grouped_rows(records, row))]
-
-
-def _paired(record: dict, other: dict) -> list[str]:
-    """Return the difference of two systems and its interval; dashes where they are one or the queries differ."""
-    if record is other or record["query_scores"].keys() != other["query_scores"].keys():
-        return [DASH, DASH]
-    mean, low, high = paired_difference_interval(record["query_scores"], other["query_scores"])
-    gap = difference(100 * mean)
-    return [bold(gap) if low > 0 or high < 0 else gap, interval((low, high))]
+    return [table(caption, header, grouped_rows(records, row, {}))]
 
 
 def cost_plots(records: list[dict]) -> list[Plot]:
@@ -344,7 +323,7 @@ def _table_by(caption: str, found: list[tuple[dict, dict[str, dict]]], sources: 
         return [sources.system(record), *(score(scores[id(record)].get(name)) for name in names)]
 
     caption = f"{caption}. nDCG@10 in points with 95 % intervals."
-    return table(caption, header, grouped_rows([record for record, _ in found], row))
+    return table(caption, header, grouped_rows([record for record, _ in found], row, {}))
 
 
 def examples_section(tasks: Tasks) -> Section | None:
@@ -355,17 +334,16 @@ def examples_section(tasks: Tasks) -> Section | None:
         for best, *_ in grouped(records).values():
             rows = []
             for title, key in (("Found", "successes"), ("Missed or found late", "failures")):
-                rows += [[bold(title)]] * bool(best.get(key)) + [_example_row(found) for found in best.get(key) or []]
+                rows += [[bold(title)]] * bool(best.get(key))
+                for example in best.get(key) or []:
+                    rank = example.get("rank")
+                    instead = DASH if rank == 1 else example.get("found_start") or DASH
+                    rows.append([example["query"], example["answer_start"], str(rank or "not found"), instead])
             if rows:
                 caption = f"{task}, {split}: {best['system']}"
                 blocks.append(table(caption, header, rows, words=len(header), folded=True))
     said = "Of each group's best system; those of the others are in the result files."
     return Section("Successes and failures (Table 25)", [said, *blocks], ("25",)) if blocks else None
-
-
-def _example_row(example: dict) -> list[str]:
-    instead = DASH if example.get("rank") == 1 else example.get("found_start") or DASH
-    return [example["query"], example["answer_start"], str(example.get("rank") or "not found"), instead]
 
 
 def overlap_section(overlaps: list[dict], records: list[dict]) -> Section | None:
