@@ -6,9 +6,8 @@ from datetime import date
 
 import numpy as np
 
-from .analyses.lengths import by_length
 from .analyses.shared import installed_versions
-from .analyses.spans import ndcg_by_quarter
+from .analyses.texts import by_length, ndcg_by_quarter
 from .config import EncoderSettings, TaskSettings, TrainingTask
 from .rankers import rank_tfidf
 from .search import Run, score_metrics, trec_order

@@ -4,36 +4,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 
 from ..statistics import paired_difference_interval
+from . import tables as md
 from .plots import CostPoint, cost_plot
-from .tables import (
-    DASH,
-    Markdown,
-    Plot,
-    Section,
-    Sources,
-    bold,
-    difference,
-    errata,
-    interval,
-    number,
-    paper_columns,
-    paper_mean,
-    paper_ranked,
-    paper_row,
-    paper_value,
-    percent,
-    points,
-    printed,
-    printed_table,
-    read_paper,
-    row_of,
-    score,
-    seconds,
-    shorten,
-    table,
-)
+from .tables import DASH, Markdown, Plot, Section, Sources
 
-Tasks = dict[tuple[str, str, str], list[dict]]  # {(task, split, fingerprint): records}, see `comparison.by_task`
+Tasks = dict[tuple[str, str, str], list[dict]]  # {(task, split, fingerprint): records}, see `statistics.by_task`
 
 # How a system represents a document, what it was trained on, and the title of its group, in the order of a report.
 GROUPS = {
@@ -80,11 +55,11 @@ def grouped_rows(
     """
     ours, printed_rows = grouped(records), defaultdict(list)
     for name, numbers in theirs.items():
-        printed_rows[group_of(read_paper()["models"][name])].append(paper_row(name, *numbers))
+        printed_rows[group_of(md.read_paper()["models"][name])].append(md.paper_row(name, *numbers))
     rows = []
     for title in GROUPS.values():
         if title in ours or title in printed_rows:
-            rows += [[bold(title)], *map(row, ours.get(title, [])), *printed_rows[title]]
+            rows += [[md.bold(title)], *map(row, ours.get(title, [])), *printed_rows[title]]
     return rows
 
 
@@ -96,7 +71,7 @@ def paper_table_of(record: dict) -> str | None:
         return None
     commits, read = LOCOV0_REVISION.split(","), (record.get("revision") or "").split(",")
     found = "23" if len(commits) == len(read) and all(map(str.startswith, read, commits)) else "15"
-    return found if column_of(record) in paper_columns(found) else None
+    return found if column_of(record) in md.paper_columns(found) else None
 
 
 def column_of(record: dict) -> str:
@@ -114,19 +89,19 @@ def task_sections(tasks: Tasks, sources: Sources) -> list[Section]:
     for found in (*BENCHMARKS, None):
         keys = by_table[found]
         if found and keys:
-            keys.sort(key=lambda key: paper_columns(found).index(column_of(tasks[key][0])))
-            (name, tables), total = BENCHMARKS[found], len(paper_columns(found))
+            keys.sort(key=lambda key: md.paper_columns(found).index(column_of(tasks[key][0])))
+            (name, tables), total = BENCHMARKS[found], len(md.paper_columns(found))
             overview = f"1 of {total} tasks was measured here, so there is no average."
             if len(keys) > 1:
                 overview = overview_table(found, {key: tasks[key] for key in keys})
             title = f"{name} (Table{'s' * (len(tables) > 1)} {' and '.join(tables)})"
-            sections.append(Section(title, [overview, *errata(*tables)], tables))
+            sections.append(Section(title, [overview, *md.errata(*tables)], tables))
         elif keys:
             sections.append(Section("Other retrieval tasks", ["Tasks that the paper's main tables do not have."]))
         for task, split, fingerprint in keys:
             title = f"{task}, {split}"
             if names[task, split] > 1:
-                title += f", data {shorten(fingerprint)}"
+                title += f", data {md.shorten(fingerprint)}"
             records = tasks[task, split, fingerprint]
             blocks = [scores_table(records, sources), *pairs_table(records), *cost_plots(records)]
             sections.append(Section(title, blocks, level=3))
@@ -145,14 +120,14 @@ def overview_table(paper_table: str, tasks: Tasks) -> Markdown:
         for record in records:
             systems.setdefault(record["system"], {})[key] = record
     shared = [key for key in tasks if names[key] not in doubled and all(key in found for found in systems.values())]
-    total = len(paper_columns(paper_table))
+    total = len(md.paper_columns(paper_table))
 
     def row(summary: dict) -> list[str]:
         found = systems[summary["system"]]
-        cells = [points(found[key]["ndcg_at_10"] if key in found else None) for key in tasks]
-        return [summary["system"], *cells, *[points(summary["ndcg_at_10"])] * (len(shared) > 1)]
+        cells = [md.points(found[key]["ndcg_at_10"] if key in found else None) for key in tasks]
+        return [summary["system"], *cells, *[md.points(summary["ndcg_at_10"])] * (len(shared) > 1)]
 
-    header = ["system", *(f"{name} ({shorten(key[2])})" if name in doubled else name for key, name in names.items())]
+    header = ["system", *(f"{name} ({md.shorten(key[2])})" if name in doubled else name for key, name in names.items())]
     caption = (
         f"nDCG@10 in points; intervals and differences are with each task below. Rows in italics are printed in the "
         f"paper (Table {paper_table}). Fine-tuned are systems that were so on any of these tasks."
@@ -165,21 +140,17 @@ def overview_table(paper_table: str, tasks: Tasks) -> Markdown:
         )
     if 1 < len(shared) < total:
         caption += " They are not the averages that the paper prints."
-    summaries = [_summary(name, found, shared) for name, found in systems.items()]
-    theirs = {}
-    for model in paper_ranked(paper_table, list(dict.fromkeys(names.values()))):
-        theirs[model] = [number(paper_value(paper_table, model, name)) for name in names.values()]
-        theirs[model] += [number(paper_mean(paper_table, model, [names[k] for k in shared]))] * (len(shared) > 1)
-    return table(caption, header, grouped_rows(summaries, row, theirs))
-
-
-def _summary(name: str, records: dict[tuple, dict], shared: list[tuple]) -> dict:
-    """Return a record of a system's average, fine-tuned if any of its scores is of a model fine-tuned on the task."""
-    counted = [records[key] for key in shared] or list(records.values())
-    claims = {record["claim"] for record in records.values()}
-    claim = next((claim for claim in ("fine-tuned", "not stated") if claim in claims), min(claims))
-    mean = sum(record["ndcg_at_10"] for record in counted) / len(counted)
-    return {**next(iter(records.values())), "system": name, "ndcg_at_10": mean, "claim": claim}
+    summaries, theirs = [], {}
+    for system, found in systems.items():  # fine-tuned if any of its scores is of a model fine-tuned on the task
+        counted = [found[key] for key in shared] or list(found.values())
+        claims = {record["claim"] for record in found.values()}
+        claim = next((claim for claim in ("fine-tuned", "not stated") if claim in claims), min(claims))
+        mean = sum(record["ndcg_at_10"] for record in counted) / len(counted)
+        summaries.append({**next(iter(found.values())), "system": system, "ndcg_at_10": mean, "claim": claim})
+    for model in md.paper_ranked(paper_table, list(dict.fromkeys(names.values()))):
+        theirs[model] = [md.number(md.paper_value(paper_table, model, name)) for name in names.values()]
+        theirs[model] += [md.number(md.paper_mean(paper_table, model, [names[k] for k in shared]))] * (len(shared) > 1)
+    return md.table(caption, header, grouped_rows(summaries, row, theirs))
 
 
 def scores_table(records: list[dict], sources: Sources) -> Markdown:
@@ -207,30 +178,29 @@ def scores_table(records: list[dict], sources: Sources) -> Markdown:
     def row(record: dict) -> list[str]:
         metrics, against, shared = record.get("metrics") or {}, [], []
         if found:
-            theirs, (low, high) = paper_value(found, row_of(record), column), (100 * x for x in record["interval_95"])
-            against = [DASH, DASH]
-            if theirs is not None:
-                gap = difference(100 * record["ndcg_at_10"] - theirs)
-                against = [printed(number(theirs)), gap if low <= theirs <= high else bold(gap)]
+            theirs, (low, high) = md.paper_value(found, md.row_of(record), column), record["interval_95"]
+            gap = md.difference(100 * record["ndcg_at_10"], theirs)
+            within = theirs is None or 100 * low <= theirs <= 100 * high
+            against = [DASH if theirs is None else md.printed(md.number(theirs)), gap if within else md.bold(gap)]
         for overlap in record.get("overlap") or []:
             documents, queries = overlap["documents"], overlap["queries"]
             both = documents["same"] + documents["near"]
             shared.append(f"{both:,}/{documents['count']:,}, {queries['same']:,}/{queries['count']:,}")
         return [
             sources.system(record),
-            points(record["ndcg_at_10"]),
-            interval(record["interval_95"]),
+            md.points(record["ndcg_at_10"]),
+            md.interval(record["interval_95"]),
             *against,
-            *(points((metrics.get(name) or {}).get("mean")) for name in ("ndcg_at_1", "recall_at_100")),
-            percent(record.get("seen_share")),
-            number(record.get("vectors_per_document")),
-            seconds(record.get("seconds_per_document")),
+            *(md.points((metrics.get(name) or {}).get("mean")) for name in ("ndcg_at_1", "recall_at_100")),
+            md.percent(record.get("seen_share")),
+            md.number(record.get("vectors_per_document")),
+            md.seconds(record.get("seconds_per_document")),
             DASH if record["claim"] == "untrained" else "; ".join(shared) or "not checked",
         ]
 
-    models = paper_ranked(found, [column]) if found else []
-    theirs = {model: [number(paper_value(found, model, column))] for model in models}
-    return table(caption, header, grouped_rows(records, row, theirs))
+    models = md.paper_ranked(found, [column]) if found else []
+    theirs = {model: [md.number(md.paper_value(found, model, column))] for model in models}
+    return md.table(caption, header, grouped_rows(records, row, theirs))
 
 
 def pairs_table(records: list[dict]) -> list[Markdown]:
@@ -247,8 +217,8 @@ def pairs_table(records: list[dict]) -> list[Markdown]:
                 cells += [DASH, DASH]
                 continue
             mean, low, high = paired_difference_interval(record["query_scores"], other["query_scores"])
-            gap = difference(100 * mean)
-            cells += [bold(gap) if low > 0 or high < 0 else gap, interval((low, high))]
+            gap = md.difference(100 * mean, 0)
+            cells += [md.bold(gap) if low > 0 or high < 0 else gap, md.interval((low, high))]
         return cells
 
     header = ["system", *([f"minus {baseline['system']}", "95 % interval"] if baseline else [])]
@@ -258,7 +228,7 @@ def pairs_table(records: list[dict]) -> list[Markdown]:
         "zero. The best were chosen on these very queries and the intervals are not corrected for their number, so a "
         "narrow win is no more than a hint."
     )
-    return [table(caption, header, grouped_rows(records, row, {}))]
+    return [md.table(caption, header, grouped_rows(records, row, {}))]
 
 
 def cost_plots(records: list[dict]) -> list[Plot]:
@@ -272,7 +242,7 @@ def cost_plots(records: list[dict]) -> list[Plot]:
                 timed[record.get("device") or "device not stated"].append(point)
             elif title == LEXICAL:
                 untimed.append((record["system"], 100 * record["ndcg_at_10"]))
-    name = "-".join(["cost", *(shorten(records[0][field]) for field in ("task", "split", "data_fingerprint"))])
+    name = "-".join(["cost", *(md.shorten(records[0][field]) for field in ("task", "split", "data_fingerprint"))])
     level = untimed[0] if untimed else None
     return [cost_plot(f"{name}-{device}", found, device, level) for device, found in timed.items() if len(found) > 1]
 
@@ -286,7 +256,8 @@ def length_section(tasks: Tasks, sources: Sources) -> Section | None:
             if record.get("by_length"):
                 by_tokenizer[record["by_length"]["tokenizer"]].append(record)
         for tokenizer, members in by_tokenizer.items():
-            caption = f"{task}, {split}, data {shorten(fingerprint)}: answer documents counted in tokens of {tokenizer}"
+            data = f"{task}, {split}, data {md.shorten(fingerprint)}"
+            caption = f"{data}: answer documents counted in tokens of {tokenizer}"
             found = [(record, {row["bucket"]: row for row in record["by_length"]["rows"]}) for record in members]
             blocks.append(_table_by(caption, found, sources))
     if not blocks:
@@ -295,7 +266,7 @@ def length_section(tasks: Tasks, sources: Sources) -> Section | None:
         "Printed in the paper, over all twelve tasks of LoCoV1 together, without the number of queries. Not to be "
         "subtracted from the tables above, which are of single tasks."
     )
-    blocks.append(printed_table(caption, "24", number))
+    blocks.append(md.printed_table(caption, "24", md.number))
     return Section("By length of the answer's document (Table 24)", blocks, ("24",))
 
 
@@ -309,7 +280,7 @@ def place_section(tasks: Tasks, sources: Sources) -> Section | None:
             if record.get("by_quarter")
         ]
         if found:
-            blocks.append(_table_by(f"{task}, {split}, data {shorten(fingerprint)}", found, sources))
+            blocks.append(_table_by(f"{task}, {split}, data {md.shorten(fingerprint)}", found, sources))
     return Section("By place of the answer in its document", blocks) if blocks else None
 
 
@@ -320,10 +291,10 @@ def _table_by(caption: str, found: list[tuple[dict, dict[str, dict]]], sources: 
     header = ["system", *(f"{name} ({count:,} queries)" for name, count in names.items())]
 
     def row(record: dict) -> list[str]:
-        return [sources.system(record), *(score(scores[id(record)].get(name)) for name in names)]
+        return [sources.system(record), *(md.score(scores[id(record)].get(name)) for name in names)]
 
     caption = f"{caption}. nDCG@10 in points with 95 % intervals."
-    return table(caption, header, grouped_rows([record for record, _ in found], row, {}))
+    return md.table(caption, header, grouped_rows([record for record, _ in found], row, {}))
 
 
 def examples_section(tasks: Tasks) -> Section | None:
@@ -334,14 +305,14 @@ def examples_section(tasks: Tasks) -> Section | None:
         for best, *_ in grouped(records).values():
             rows = []
             for title, key in (("Found", "successes"), ("Missed or found late", "failures")):
-                rows += [[bold(title)]] * bool(best.get(key))
+                rows += [[md.bold(title)]] * bool(best.get(key))
                 for example in best.get(key) or []:
                     rank = example.get("rank")
                     instead = DASH if rank == 1 else example.get("found_start") or DASH
                     rows.append([example["query"], example["answer_start"], str(rank or "not found"), instead])
             if rows:
                 caption = f"{task}, {split}: {best['system']}"
-                blocks.append(table(caption, header, rows, words=len(header), folded=True))
+                blocks.append(md.table(caption, header, rows, words=len(header), folded=True))
     said = "Of each group's best system; those of the others are in the result files."
     return Section("Successes and failures (Table 25)", [said, *blocks], ("25",)) if blocks else None
 
@@ -354,8 +325,8 @@ def overlap_section(overlaps: list[dict], records: list[dict]) -> Section | None
     rows = [
         [
             *(f"{side['task']}, {side['split']}" for side in (overlap["test"], overlap["train"])),
-            *(number(overlap["documents"][key], 0) for key in ("count", "same", "near")),
-            *(number(overlap["queries"].get(key), 0) for key in ("count", "same", "in_documents")),
+            *(md.number(overlap["documents"][key], 0) for key in ("count", "same", "near")),
+            *(md.number(overlap["queries"].get(key), 0) for key in ("count", "same", "in_documents")),
         ]
         for overlap in found
     ]
@@ -364,4 +335,4 @@ def overlap_section(overlaps: list[dict], records: list[dict]) -> Section | None
         "in the training documents. In a document: queries that stand word for word in a training document."
     )
     header = ["test", "training data", "test documents", "same", "near", "test queries", "same", "in a document"]
-    return Section("Contamination", [table(caption, header, rows, words=2)]) if rows else None
+    return Section("Contamination", [md.table(caption, header, rows, words=2)]) if rows else None

@@ -150,9 +150,9 @@ def points(share: float | None) -> str:
     return DASH if share is None else number(100 * share)
 
 
-def difference(points: float) -> str:
-    """Return a difference in points with its sign."""
-    return f"{points:+.1f}".replace("-", MINUS)
+def difference(ours: float, theirs: float | None) -> str:
+    """Return ours minus theirs, in points, with its sign."""
+    return DASH if theirs is None else f"{ours - theirs:+.1f}".replace("-", MINUS)
 
 
 def interval(bounds: list[float] | tuple[float, float] | None) -> str:

@@ -91,13 +91,12 @@ def test_the_model_and_the_tokenizer_are_timed_apart():
 def test_what_cannot_be_timed_is_refused():
     policy, pairs = parse_policy("truncate"), WordEncoder()
     pairs.count_tokens = lambda texts, task: np.array([2 * len(texts[0].split())])
-    for encoder, words, tokens, repeats, named in (
-        (WordEncoder(), ["word"], 18, 5, "runs no torch module"),
-        (WordEncoder(), ["word"], 18, 0, "repeats=0"),
-        (SimpleNamespace(name="api"), ["word"], 18, 5, "'api' shows no tokenizer"),
-        (WordEncoder(), ["word"], 2, 5, "tokens=2 leaves no text"),
-        (WordEncoder(), [], 10, 5, "words is empty"),
-        (pairs, ["word"], 5, 5, "makes no text of 5 tokens"),
+    for encoder, words, tokens, named in (
+        (WordEncoder(), ["word"], 18, "runs no torch module"),
+        (SimpleNamespace(name="api"), ["word"], 18, "'api' shows no tokenizer"),
+        (WordEncoder(), ["word"], 2, "tokens=2 leaves no text"),
+        (WordEncoder(), [], 10, "words is empty"),
+        (pairs, ["word"], 5, "makes no text of 5 tokens"),
     ):
         with pytest.raises(ValueError, match=named):
-            measure_efficiency(encoder, policy, words, [tokens], ABOUT, repeats)
+            measure_efficiency(encoder, policy, words, [tokens], ABOUT)

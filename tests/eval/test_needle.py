@@ -79,8 +79,7 @@ def test_only_the_needle_moves_and_is_in_its_own_haystack_only(task):
 
 
 def test_the_same_seed_gives_the_same_haystacks():
-    task = short_task()
-    first, again, other = (build_haystacks(task, 5, 8, seed=seed) for seed in (3, 3, 4))
+    first, again, other = (build_haystacks(short_task(), 5, 8, seed=seed) for seed in (3, 3, 4))
     assert first.at(2).fingerprint == again.at(2).fingerprint
     assert first.needles.keys() != other.needles.keys() or first.distractors != other.distractors
     assert len(first.needles) == 8
@@ -99,8 +98,7 @@ def test_a_needle_begins_where_the_answer_does_and_is_cut_between_words():
 
 
 def test_overlapping_needles_are_not_taken_together():
-    task = long_task(positions=(0.5, 0.505))
-    haystacks = build_haystacks(task, passages=5, passage_chars=100)
+    haystacks = build_haystacks(long_task(positions=(0.5, 0.505)), passages=5, passage_chars=100)
     assert sorted(needle.pid for needle in haystacks.needles.values()) == ["p0", "p1", "p2"]
 
 
