@@ -18,7 +18,7 @@ from m2bert.eval.encoders.policies import parse_policy  # noqa: E402
 from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder  # noqa: E402
 from m2bert.eval.mteb_export import EncoderForMteb, run_tasks  # noqa: E402
 from m2bert.eval.rankers import DenseRanker  # noqa: E402
-from m2bert.eval.report import paper  # noqa: E402
+from m2bert.eval.report.tables import paper_table  # noqa: E402
 from m2bert.eval.search import score_metrics, score_ranking  # noqa: E402
 from m2bert.eval.tasks import from_mteb as tasks_of_mteb  # noqa: E402
 from m2bert.eval.tasks.from_hub import LOCOV1_TASKS  # noqa: E402
@@ -312,7 +312,7 @@ class TestScoredByMteb:
         assert similarity["value"] == pytest.approx(theirs["cosine_spearman"], abs=1e-5)
         assert similarity["other_scores"]["cosine_pearson"] == pytest.approx(theirs["cosine_pearson"], abs=1e-5)
         theirs = mteb_scores(encoder.model, Pairs())["cosine_accuracy"]
-        assert pairs["other_scores"][paper.table("20")["metric"]] == pytest.approx(theirs, abs=1e-5)
+        assert pairs["other_scores"][paper_table("20")["metric"]] == pytest.approx(theirs, abs=1e-5)
 
     def test_a_task_that_fails_is_named(self, encoder):
         class Broken(Similarity):

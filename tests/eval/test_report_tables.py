@@ -18,8 +18,7 @@ from fabricated_records import (
 )
 from report_reading import groups_of, rows_of, sections_of, table_of
 
-from m2bert.eval.report import paper
-from m2bert.eval.report.tables import MINUS, NO_BREAK_SPACE
+from m2bert.eval.report.tables import MINUS, NO_BREAK_SPACE, paper_columns, paper_mean, paper_value, paper_values
 
 OTHER_DATA = "cd" * 32
 
@@ -178,7 +177,7 @@ RECORDS = {
         mteb("STS12", 0.6, metric="cosine_spearman", other_scores={"cosine_pearson": 0.7}),
         mteb("LEMBPasskeyRetrieval", 0.3, split="test_4096", metric="ndcg_at_1"),
     ],
-    "complete": [mteb(task, 0.9) for task in paper.columns("20")],
+    "complete": [mteb(task, 0.9) for task in paper_columns("20")],
     "both": [MSMARCO_DEV, MSMARCO_TEST],
     "turned": [MSMARCO_TEST, MSMARCO_DEV],
     "dev": [MSMARCO_DEV, retrieval(score=0.25, task="NFCorpus")],
@@ -254,10 +253,10 @@ def test_tables_without_results_are_named():
 
 
 def test_the_papers_columns_average_to_what_the_errata_say():
-    means = [paper.mean(table, row, paper.columns(table)) for table, row in
+    means = [paper_mean(table, row, paper_columns(table)) for table, row in
              (("15", "M2-BERT-8k"), ("14", "M2-BERT-128"), ("23", "M2-BERT-8k"))]  # fmt: skip
     assert [round(mean, 1) for mean in means] == [88.9, 38.7, 87.9]
-    assert paper.value("15", "BM25", "qmsum") == 78.7
-    transformers = [name for name in paper.values("15") if name != "BM25" and not name.startswith("M2-BERT")]
-    best = {task: max(paper.value("15", name, task) for name in transformers) for task in paper.columns("15")}
-    assert sum(paper.value("15", "M2-BERT-32k", task) > score for task, score in best.items()) == 9
+    assert paper_value("15", "BM25", "qmsum") == 78.7
+    transformers = [name for name in paper_values("15") if name != "BM25" and not name.startswith("M2-BERT")]
+    best = {task: max(paper_value("15", name, task) for name in transformers) for task in paper_columns("15")}
+    assert sum(paper_value("15", "M2-BERT-32k", task) > score for task, score in best.items()) == 9
