@@ -35,11 +35,8 @@ def scores_of(retrieval: list[dict], mteb: list[dict]) -> list[Score]:
 
     Of a task of mteb it is the score by the paper's measure if the record holds it, else the task's main score.
     """
-    found = [
-        Score(record, column_of(record), 100 * record["ndcg_at_10"], "ndcg_at_10")
-        for record in retrieval
-        if not record.get("distractors")
-    ]
+    plain = [record for record in retrieval if not record.get("distractors")]
+    found = [Score(record, column_of(record), 100 * record["ndcg_at_10"], "ndcg_at_10") for record in plain]
     for record in mteb:
         name = _table_of(record["task"])
         metric = name and md.paper_table(name).get("metric")
@@ -101,8 +98,8 @@ def _table_section(name: str, systems: dict[str, dict[str, Score]], sources: Sou
     rows = []
     for system, found in systems.items():
         rows.append([md.bold(system)])
-        paper_rows = [md.row_of(one.record) for one in found.values()]
-        paper_rows = [row if row in md.paper_values(name) else PAPER_MODEL for row in paper_rows]
+        named = [md.row_of(one.record) for one in found.values()]
+        paper_rows = [row if row in md.paper_values(name) else PAPER_MODEL for row in named]
         for (task, one), row in zip(found.items(), paper_rows, strict=True):
             split = one.record["split"]
             link = sources.link(task if split == "test" else f"{task}, {split}", one.record)
@@ -185,24 +182,19 @@ def needle_section(records: list[dict], sources: Sources) -> Section | None:
         caption = f"{title}. nDCG@10 in points, averaged over the places measured. Seen: share of the documents."
         if theirs:
             places = list(scores[0])
-            rows += [
-                md.paper_row(name, f"{len(places)} of 40", "", md.number(md.paper_mean("17", name, places)))
-                for name in theirs
-            ]
+            for name in theirs:
+                mean = md.number(md.paper_mean("17", name, places))
+                rows.append(md.paper_row(name, f"{len(places)} of {PAPER_PASSAGES}", "", mean))
             caption += (
                 " In italics the paper's models over the same places; its passages are from Natural Questions, so its "
                 "numbers are a reference for the shape and no target."
             )
         header = ["system", "places", "seen", "average", "difference from the paper's row"]
         blocks += [needle_plot(title, members, theirs.get(NEEDLE_MODEL, {})), md.table(caption, header, rows)]
-        rows = [
-            [
-                place,
-                *(md.score(found.get(place)) for found in scores),
-                *(md.printed(md.number(curve.get(place))) for curve in theirs.values()),
-            ]
-            for place in sorted({place for found in scores for place in found}, key=int)
-        ]
+        rows = []
+        for place in sorted({place for found in scores for place in found}, key=int):
+            printed = [md.printed(md.number(curve.get(place))) for curve in theirs.values()]
+            rows.append([place, *(md.score(found.get(place)) for found in scores), *printed])
         header = ["place", *(record["system"] for record in members), *theirs]
         folded.append(md.table(f"By place (0: the answer comes first): {title}", header, rows, folded=True))
     return Section("Needle in a haystack (Table 17, Figure 2)", [*blocks, *folded], ("17",)) if blocks else None
@@ -270,8 +262,15 @@ def efficiency_section(records: list[dict], sources: Sources) -> Section | None:
         lengths = sorted({entry["tokens"] for record in members for entry in record["rows"]})
         rows = []
         for record in members:
-            found = {entry["tokens"]: entry for entry in record["rows"]}
-            rows.append([sources.system(record), *(_seconds_of(found.get(length)) for length in lengths)])
+            cells = dict.fromkeys(lengths, DASH)
+            for entry in record["rows"]:
+                text = f"{md.seconds(entry['encode_seconds'])} + {md.seconds(entry.get('tokenize_seconds'))}"
+                if entry.get("total_seconds") is not None:
+                    text += f" of {md.seconds(entry['total_seconds'])}"
+                if entry.get("seen_share") not in (None, 1):
+                    text += f" ({md.percent(entry['seen_share'])} seen)"
+                cells[entry["tokens"]] = text
+            rows.append([sources.system(record), *cells.values()])
         caption = (
             f"Seconds for one text on {machine}, medians: in the model + in the tokenizer, of the whole call, which "
             "also cuts, batches and copies. In brackets the share of the text that was read, where it is not all."
@@ -282,16 +281,6 @@ def efficiency_section(records: list[dict], sources: Sources) -> Section | None:
     caption = f"Printed in the paper: {measure}, another machine than ours, so there are no differences."
     blocks += [md.printed_table(caption, "5", md.seconds, lambda length: f"{int(length):,} tokens"), *md.errata("5")]
     return Section("Efficiency (Table 5)", blocks, ("5",)) if records else None
-
-
-def _seconds_of(entry: dict | None) -> str:
-    if entry is None:
-        return DASH
-    text = f"{md.seconds(entry['encode_seconds'])} + {md.seconds(entry.get('tokenize_seconds'))}"
-    if entry.get("total_seconds") is not None:
-        text += f" of {md.seconds(entry['total_seconds'])}"
-    seen = entry.get("seen_share")
-    return text if seen is None or seen == 1 else f"{text} ({md.percent(seen)} seen)"
 
 
 def clusters_section(records: list[dict], sources: Sources) -> Section | None:

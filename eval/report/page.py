@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from functools import partial
 from importlib.resources import files
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from string import Template
 from typing import Annotated, NamedTuple
@@ -140,14 +140,13 @@ def _named(record: dict) -> str:
 
 def _usable(path: Path, problems: list[str]) -> list[dict]:
     """Return the valid records of a file, with their texts on one line; add what is wrong to `problems`."""
-    usable = []
+    usable, records = [], []
     try:
         records = read_results(path)
+        if not records:
+            raise ValueError(f"results {path} hold no records; write them with `m2bert eval`")
     except ValueError as error:
         problems.append(one_line(error))
-        return []
-    if not records:
-        problems.append(f"results {path} hold no records; write them with `m2bert eval`")
     for index, record in enumerate(records):
         try:
             usable.append(_readable(check_record(record, f"record {index} of {path} is left out")))
@@ -195,12 +194,11 @@ def build_sections(records: dict[str, list[dict]], problems: list[str], notes: l
     text = "; ".join(missing) + "." if missing else "None."
     sections += [Section("Tables of the paper not measured here", [text]), sources.section()]
     names: set[str] = set()
-    return [
-        section._replace(
-            blocks=[b._replace(name=unique(b.name, names)) if isinstance(b, Plot) else b for b in section.blocks]
-        )
-        for section in sections
-    ]
+    for section in sections:
+        for place, block in enumerate(section.blocks):
+            if isinstance(block, Plot):
+                section.blocks[place] = block._replace(name=unique(block.name, names))
+    return sections
 
 
 def report_files(output: Path, sections: list[Section], title: str) -> dict[Path, str]:
@@ -285,8 +283,7 @@ class PageRenderer(RendererHTML):
 
 def unique(name: str, taken: set[str]) -> str:
     """Return a name, numbered if it is taken already, and take it."""
-    numbered = (f"{name}-{number}" for number in count(2))
-    found = name if name not in taken else next(other for other in numbered if other not in taken)
+    found = next(other for other in chain([name], (f"{name}-{n}" for n in count(2))) if other not in taken)
     taken.add(found)
     return found
 

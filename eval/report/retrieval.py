@@ -1,7 +1,7 @@
 """Retrieval scores: the paper's two benchmarks at a glance, each task with every system, and scores in detail."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from ..statistics import paired_difference_interval
 from . import tables as md
@@ -29,14 +29,12 @@ BENCHMARKS = {"15": ("LoCoV1", ("3", "15")), "23": ("LoCoV0", ("23",))}  # name,
 
 def group_of(system: dict) -> str:
     """Return the title of the group of a retrieval record or of a model of the paper."""
-    claim = system["claim"]
-    if claim == "untrained":
-        return LEXICAL
     kind = "hybrid" if system.get("hybrid") else "one" if system["vectors"] == "one" else "several"
-    return GROUPS.get((kind, claim), GROUPS[kind, "not stated"])
+    kind = "lexical" if system["claim"] == "untrained" else kind
+    return GROUPS.get((kind, system["claim"])) or GROUPS[kind, "not stated"]
 
 
-def grouped(records: Iterable[dict]) -> dict[str, list[dict]]:
+def grouped(records: list[dict]) -> dict[str, list[dict]]:
     """Return records by the title of their group, in the order of GROUPS, the best of each group first."""
     groups = defaultdict(list)
     for record in sorted(records, key=lambda record: (-record["ndcg_at_10"], record["system"])):
@@ -44,15 +42,9 @@ def grouped(records: Iterable[dict]) -> dict[str, list[dict]]:
     return {title: groups[title] for title in GROUPS.values() if title in groups}
 
 
-def grouped_rows(
-    records: Iterable[dict], row: Callable[[dict], list[str]], theirs: dict[str, list[str]]
-) -> list[list[str]]:
-    """Return rows of a table, group by group below the group's title: our systems, the best first, then the paper's.
-
-    Args:
-        row: makes the row of a record.
-        theirs: {model of the paper: its numbers}, the best first.
-    """
+def grouped_rows(records: list[dict], row: Callable[[dict], list[str]], theirs: dict[str, list[str]]) -> list:
+    """Return rows of a table, group by group below the group's title: of records, made by `row`, the best first, then
+    the paper's, from {model: its numbers}, the best first."""
     ours, printed_rows = grouped(records), defaultdict(list)
     for name, numbers in theirs.items():
         printed_rows[group_of(md.read_paper()["models"][name])].append(md.paper_row(name, *numbers))
@@ -253,32 +245,25 @@ def length_section(tasks: Tasks, sources: Sources) -> Section | None:
     for (task, split, fingerprint), records in tasks.items():
         by_tokenizer = defaultdict(list)
         for record in records:
-            if record.get("by_length"):
-                by_tokenizer[record["by_length"]["tokenizer"]].append(record)
-        for tokenizer, members in by_tokenizer.items():
+            if known := record.get("by_length"):
+                by_tokenizer[known["tokenizer"]].append((record, {row["bucket"]: row for row in known["rows"]}))
+        for tokenizer, found in by_tokenizer.items():
             data = f"{task}, {split}, data {md.shorten(fingerprint)}"
-            caption = f"{data}: answer documents counted in tokens of {tokenizer}"
-            found = [(record, {row["bucket"]: row for row in record["by_length"]["rows"]}) for record in members]
-            blocks.append(_table_by(caption, found, sources))
-    if not blocks:
-        return None
+            blocks.append(_table_by(f"{data}: answer documents counted in tokens of {tokenizer}", found, sources))
     caption = (
         "Printed in the paper, over all twelve tasks of LoCoV1 together, without the number of queries. Not to be "
         "subtracted from the tables above, which are of single tasks."
     )
-    blocks.append(md.printed_table(caption, "24", md.number))
-    return Section("By length of the answer's document (Table 24)", blocks, ("24",))
+    theirs = md.printed_table(caption, "24", md.number)
+    return Section("By length of the answer's document (Table 24)", [*blocks, theirs], ("24",)) if blocks else None
 
 
 def place_section(tasks: Tasks, sources: Sources) -> Section | None:
     """Return nDCG@10 by the quarter of the document in which the answer begins."""
     blocks = []
     for (task, split, fingerprint), records in tasks.items():
-        found = [
-            (record, {f"quarter {row['quarter']}": row for row in record["by_quarter"]})
-            for record in records
-            if record.get("by_quarter")
-        ]
+        known = [record for record in records if record.get("by_quarter")]
+        found = [(record, {f"quarter {row['quarter']}": row for row in record["by_quarter"]}) for record in known]
         if found:
             blocks.append(_table_by(f"{task}, {split}, data {md.shorten(fingerprint)}", found, sources))
     return Section("By place of the answer in its document", blocks) if blocks else None
@@ -322,14 +307,12 @@ def overlap_section(overlaps: list[dict], records: list[dict]) -> Section | None
     found = list(overlaps)
     for record in records:
         found += [overlap for overlap in record.get("overlap") or [] if overlap not in found]
-    rows = [
-        [
-            *(f"{side['task']}, {side['split']}" for side in (overlap["test"], overlap["train"])),
-            *(md.number(overlap["documents"][key], 0) for key in ("count", "same", "near")),
-            *(md.number(overlap["queries"].get(key), 0) for key in ("count", "same", "in_documents")),
-        ]
-        for overlap in found
-    ]
+    rows = []
+    for overlap in found:
+        documents, queries = overlap["documents"], overlap["queries"]
+        numbers = [documents["count"], documents["same"], documents["near"], queries["count"], queries["same"]]
+        names = [f"{side['task']}, {side['split']}" for side in (overlap["test"], overlap["train"])]
+        rows.append([*names, *(md.number(n, 0) for n in [*numbers, queries.get("in_documents")])])
     caption = (
         "Same: equal but for case and spaces. Near: at least half of a document's sampled sequences of 13 words occur "
         "in the training documents. In a document: queries that stand word for word in a training document."
