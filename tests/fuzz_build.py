@@ -105,7 +105,7 @@ def models(root: Path, tokenizer) -> list[Target]:
         torch.save({name: tensor.clone() for name, tensor in state.items()}, folder / "weights.pt")
         tokenizer.save_pretrained(folder / "tokenizer")
         names = ["weights.pt", "config.json"] * 2 + [f"tokenizer/{name}" for name in others(folder / "tokenizer")]
-        targets.append(Convert("convert", folder, names, 10, state=state))
+        targets.append(Convert("convert", folder, names, 10))
 
     request = {"inputs": TEXTS, "parameters": {"task": "query", "policy": "truncate", "normalize": False}}
     write(root / "handler" / "request.json", request)
