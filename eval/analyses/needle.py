@@ -40,18 +40,15 @@ class Haystacks:
         task: where queries and passages come from.
         needles: {qid: passage that answers}; no two overlap.
         distractors: {qid: passages}, from documents that do not answer the query, and without anyone's needle.
+        passages: of every document, the needle included.
     """
 
     task: RetrievalTask
     needles: dict[str, Passage]
     distractors: dict[str, list[Passage]]
+    passages: int
     passage_chars: int
     seed: int
-
-    @property
-    def passages(self) -> int:
-        """Return the number of passages of every document, the needle included."""
-        return len(next(iter(self.distractors.values()))) + 1
 
     def at(self, position: int) -> RetrievalTask:
         """Return the task whose needles stand at this place, 0 being the first of `passages`."""
@@ -150,7 +147,7 @@ def build_haystacks(
             )
         drawn = random.Random(f"{seed} {qid}").sample(pool, passages - 1 + own)
         distractors[qid] = [passage for passage in drawn if passage.pid not in answers][: passages - 1]
-    return Haystacks(task, needles, distractors, passage_chars, seed)
+    return Haystacks(task, needles, distractors, passages, passage_chars, seed)
 
 
 def passages_of(task: RetrievalTask, passage_chars: int) -> dict[str, Passage]:
