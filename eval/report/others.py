@@ -86,14 +86,8 @@ def _table_section(name: str, systems: dict[str, dict[str, Score]], sources: Sou
     """Return Table 14 or one of 18 to 22: each system's tasks and their average."""
 
     def against(row: str, tasks: list[str], ours: float, bounds: str) -> list[str]:
-        model, other, theirs = (md.paper_mean(name, which, tasks) for which in (PAPER_MODEL, OTHER_MODEL, row))
-        return [
-            md.number(ours),
-            bounds,
-            md.printed(md.number(model)),
-            md.difference(ours, theirs),
-            md.printed(md.number(other)),
-        ]
+        model, other = (md.printed(md.number(md.paper_mean(name, of, tasks))) for of in (PAPER_MODEL, OTHER_MODEL))
+        return [md.number(ours), bounds, model, md.difference(ours, md.paper_mean(name, row, tasks)), other]
 
     rows = []
     for system, found in systems.items():
@@ -114,9 +108,8 @@ def _table_section(name: str, systems: dict[str, dict[str, Score]], sources: Sou
         "the tasks measured here, the paper's too."
     )
     header = ["task", "metric", "ours", "95 % interval", PAPER_MODEL, "difference", OTHER_MODEL]
-    return Section(
-        f"{about['title']} (Table {name})", [md.table(caption, header, rows, words=2), *md.errata(name)], (name,)
-    )
+    blocks = [md.table(caption, header, rows, words=2), *md.errata(name)]
+    return Section(f"{about['title']} (Table {name})", blocks, (name,))
 
 
 def _averages_section(by_table: dict[str, dict[str, dict[str, Score]]]) -> list[Section]:

@@ -178,17 +178,11 @@ def scores_table(records: list[dict], sources: Sources) -> Markdown:
             documents, queries = overlap["documents"], overlap["queries"]
             both = documents["same"] + documents["near"]
             shared.append(f"{both:,}/{documents['count']:,}, {queries['same']:,}/{queries['count']:,}")
-        return [
-            sources.system(record),
-            md.points(record["ndcg_at_10"]),
-            md.interval(record["interval_95"]),
-            *against,
-            *(md.points((metrics.get(name) or {}).get("mean")) for name in ("ndcg_at_1", "recall_at_100")),
-            md.percent(record.get("seen_share")),
-            md.number(record.get("vectors_per_document")),
-            md.seconds(record.get("seconds_per_document")),
-            DASH if record["claim"] == "untrained" else "; ".join(shared) or "not checked",
-        ]
+        scores = [md.points(record["ndcg_at_10"]), md.interval(record["interval_95"]), *against]
+        scores += [md.points((metrics.get(name) or {}).get("mean")) for name in ("ndcg_at_1", "recall_at_100")]
+        cost = [md.number(record.get("vectors_per_document")), md.seconds(record.get("seconds_per_document"))]
+        overlaps = DASH if record["claim"] == "untrained" else "; ".join(shared) or "not checked"
+        return [sources.system(record), *scores, md.percent(record.get("seen_share")), *cost, overlaps]
 
     models = md.paper_ranked(found, [column]) if found else []
     theirs = {model: [md.number(md.paper_value(found, model, column))] for model in models}
@@ -225,17 +219,15 @@ def pairs_table(records: list[dict]) -> list[Markdown]:
 
 def cost_plots(records: list[dict]) -> list[Plot]:
     """Plot quality over the time that a document takes, once for each device."""
-    timed, untimed = defaultdict(list), []
+    timed, level = defaultdict(list), None
     for title, members in grouped(records).items():
         for record in members:
-            cost = record.get("seconds_per_document")
+            system, cost, score = record["system"], record.get("seconds_per_document"), 100 * record["ndcg_at_10"]
             if cost:
-                point = CostPoint(record["system"], cost, 100 * record["ndcg_at_10"], title)
-                timed[record.get("device") or "device not stated"].append(point)
+                timed[record.get("device") or "device not stated"].append(CostPoint(system, cost, score, title))
             elif title == LEXICAL:
-                untimed.append((record["system"], 100 * record["ndcg_at_10"]))
+                level = level or (system, score)
     name = "-".join(["cost", *(md.shorten(records[0][field]) for field in ("task", "split", "data_fingerprint"))])
-    level = untimed[0] if untimed else None
     return [cost_plot(f"{name}-{device}", found, device, level) for device, found in timed.items() if len(found) > 1]
 
 

@@ -147,7 +147,7 @@ def number(value: float | None, digits: int = 1) -> str:
 
 def points(share: float | None) -> str:
     """Return a score from 0 to 1 as points."""
-    return DASH if share is None else number(100 * share)
+    return number(None if share is None else 100 * share)
 
 
 def difference(ours: float, theirs: float | None) -> str:
