@@ -235,13 +235,13 @@ def html_page(title: str, markdown: str, plots: dict[str, str]) -> str:
     body = parser.render(markdown, env) + "</details>\n" * env["folded"]
     box = '<div class="box" tabindex="0" role="region" aria-label="Table"><table>'
     body = body.replace("<table>", box).replace("</table>", "</table></div>")
+    body = re.sub(r'<a href="#sources">(\d+)</a>', r'<a class="source" href="#source.\1">[\1]</a>', body)
     template = files("m2bert.eval.report").joinpath("templates", "page.html").read_text(encoding="utf-8")
     return Template(template).substitute(title=html.escape(title), contents="\n".join(env["contents"]), body=body)
 
 
 class PageRenderer(RendererHTML):
-    """Render a report: headings are anchors, what is below one of level 4 is folded, plots are embedded, and links,
-    which are numbers in brackets, lead to their row in the table of sources."""
+    """Render a report: headings are anchors, what is below one of level 4 is folded, and plots are embedded."""
 
     def heading_open(self, tokens, index, options, env) -> str:
         """Begin a heading, which ends what is folded."""
@@ -264,14 +264,6 @@ class PageRenderer(RendererHTML):
         if env["section"] == "sources" and tokens[index - 1].type == "tr_open":
             tokens[index].attrSet("id", f"source.{tokens[index + 1].content}")
         return self.renderToken(tokens, index, options, env)
-
-    def link_open(self, tokens, index, options, env) -> str:
-        """Begin a link."""
-        return f'<a class="source" href="#source.{tokens[index + 1].content}">['
-
-    def link_close(self, tokens, index, options, env) -> str:
-        """End a link."""
-        return "]</a>"
 
     def image(self, tokens, index, options, env) -> str:
         """Embed a plot."""
