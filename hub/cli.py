@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from m2bert import __version__
-from m2bert.command import CommandGroup
 from m2bert.files import read_json
+from m2bert.terminal import CommandGroup
 
 from .outputs import check_output
 

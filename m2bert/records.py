@@ -3,12 +3,13 @@
 The schemas name what is read of a record, by the report, comparisons and model cards; a record may hold more.
 """
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, create_model, model_validator
 
-from .files import read_json
+from .files import check_writable, read_json, write_atomically
 from .schema import FOREIGN, Schema, checked
 
 FORMAT = 1
@@ -180,6 +181,30 @@ KINDS = {kind.__name__.lower(): kind for kind in (
 class ResultFile(Schema):
     format: int = Field(ge=FORMAT, le=FORMAT)
     results: list[Any]
+
+
+def free_output(output: Path | str | None, overwrite: bool) -> Path:
+    """Return the file to write, checked before the work begins.
+
+    Raises:
+        ValueError: none is given, it exists and may not be overwritten, it is a folder, or it cannot be written.
+    """
+    if output is None:
+        raise ValueError("no output given; name a JSON file with --output")
+    path = Path(output)
+    check_writable(path)
+    if path.is_dir() or (path.exists() and not overwrite):
+        kind = "is a folder" if path.is_dir() else "exists"
+        raise ValueError(f"output {path} {kind}; choose another file or pass --overwrite")
+    return path
+
+
+def write_results(path: Path, records: list[dict]) -> None:
+    """Write records whole or not at all; null stands for NaN, which JSON lacks."""
+    finite = (json.loads(json.dumps(record), parse_constant=lambda name: None) for record in records)
+    lines = ",\n".join(map(json.dumps, finite))  # a line each, so that diffs are small
+    text = f'{{"format": {FORMAT}, "results": [\n{lines}\n]}}\n'
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_results(path: Path) -> list[Any]:

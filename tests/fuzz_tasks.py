@@ -72,7 +72,7 @@ class Tables(EvalData):
 
 class Csv(EvalData):
     def read(self, folder):
-        from m2bert.eval.tasks.from_csv import load_csv_folder
+        from m2bert.eval.tasks.load import load_csv_folder
 
         task = load_csv_folder(folder)
         return task.queries, task.documents, {qid: sorted(found) for qid, found in task.qrels.items()}
@@ -99,7 +99,7 @@ class EvalModel(Target):
     """Any sentence-transformers model."""
 
     def run(self, folder, scratch):
-        from m2bert.eval.systems import load_encoder
+        from m2bert.eval.config import load_encoder
 
         arguments = ["--encoder", folder / "model", "--data", folder / "data"]
         m2bert("eval", *arguments, "--output", scratch / "r.json", "--no-cache")

@@ -9,10 +9,8 @@ from typing import Annotated
 
 import typer
 
-from m2bert.command import CommandGroup
-from m2bert.terminal import shown
-
-from ..results import free_output, write_results
+from m2bert.records import free_output, write_results
+from m2bert.terminal import CommandGroup, shown
 
 app = typer.Typer(
     cls=CommandGroup, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,

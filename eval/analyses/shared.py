@@ -6,10 +6,10 @@ from datetime import date
 from importlib import metadata
 from typing import NamedTuple
 
+from ..config import check_system, is_dense, labels, load_encoder
 from ..encoders.policies import Policy, parse_policy
 from ..encoders.protocol import Encoder
 from ..statistics import mean_interval
-from ..systems import check_system, is_dense, labels, load_encoder
 from ..tasks.schema import RetrievalTask
 
 PACKAGES = (

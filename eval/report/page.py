@@ -21,12 +21,10 @@ import typer
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 
-from m2bert.command import CommandGroup
 from m2bert.files import write_atomically
-from m2bert.records import check_record, read_results
-from m2bert.terminal import nearest, one_line, shown
+from m2bert.records import check_record, free_output, read_results
+from m2bert.terminal import CommandGroup, nearest, one_line, shown
 
-from ..results import free_output
 from ..statistics import by_task
 from . import others, retrieval
 from .tables import Plot, Section, Sources, escape, paper_table, paper_values, read_paper, shorten

@@ -90,7 +90,7 @@ def test_efficiency(data, tiny_model, tmp_path):
         ("lengths", ["--tokenizer", "no/such/tokenizer"], "tokenizer 'no/such/tokenizer' is no file"),
         ("lengths", ["--tokenizer", "{folder}"], "is a folder without tokenizer.json"),
         ("lengths", ["--tokenizer", "{folder}/data/documents/test.parquet"], "test.parquet cannot be read"),
-        ("spans", ["--split", "dev"], "dev.parquet does not exist"),
+        ("spans", ["--split", "dev"], "dev.parquet cannot be read"),
         ("spans", ["--task", "tin"], "'tin'"),
         ("needle", ["--encoder", "bm25"], "passages=40 needs 39 distractors a query, but task 'tiny' has 6"),
         ("needle", ["--encoder", "bm25", "--positions", "0"], "positions=0 must be from 1 to passages=40"),
