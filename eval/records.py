@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from .analyses.shared import installed_versions, origin
-from .analyses.spans import ndcg_by_quarter
+from .analyses.texts import ndcg_by_quarter
 from .config import EncoderSettings, TaskSettings, TrainingTask, is_dense
 from .rankers import Bm25Ranker, rank_tfidf
 from .search import Run, score_metrics, trec_order

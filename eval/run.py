@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .analyses.lengths import by_length
+from .analyses.texts import by_length
 from .config import (
     EncoderSettings,
     EvalConfig,

@@ -23,9 +23,18 @@ from pathlib import Path
 from m2bert.files import read_text, visible
 from m2bert.terminal import nearest
 
-from ..analyses.clusters import read_source
 from .from_hub import LOCOV0_REVISION, LOCOV0_TASKS, LOCOV1, LOCOV1_TASKS, load_hub_tasks
-from .schema import RetrievalTask, check_names, fingerprint_of, load_task, make_task, task_names, texts_by_id
+from .schema import (
+    RetrievalTask,
+    check_names,
+    fingerprint_of,
+    load_task,
+    make_task,
+    read_table,
+    task_names,
+    texts_by_id,
+    with_texts,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +43,7 @@ NAMED = ("locov1", "locov0", "mteb")
 DISTRACTOR = "distractor_"
 QUERIES = "queries.csv"
 SUFFIXES = (".txt", ".md")
+TEXT_COLUMNS = ("text", "passage")  # of a parquet file with texts alone
 
 
 def load_tasks(
@@ -195,3 +205,31 @@ def add_distractors(task: RetrievalTask, texts_from: str | Path, count: int, see
     documents = task.documents | added
     fingerprint = fingerprint_of(task.queries, documents, task.qrels)
     return replace(task, name=f"{task.name} +{count}", documents=documents, fingerprint=fingerprint)
+
+
+def read_source(path: Path, count: int, split: str, seed: int = 0) -> list[str]:
+    """Draw at most `count` texts at random; empty ones are left out.
+
+    Args:
+        path: a parquet file with a column `text` or `passage`; a folder of such files; one of folders that each have
+            SPLIT.parquet; or a task's folder, of which documents/SPLIT.parquet is read.
+        split: of a folder that has splits.
+    """
+    whole = (path, path / "documents" / f"{split}.parquet", path / f"{split}.parquet")
+    files = [file for file in whole if file.is_file()][:1]
+    files = files or visible(path, f"*/{split}.parquet") or visible(path, "*.parquet")
+    if not files:
+        raise ValueError(f"source {path} is no parquet file and no folder of them; give one with a column `text`")
+    rows: list[str | None] = []
+    for file in files:
+        table = read_table(file, (), optional=TEXT_COLUMNS)
+        name = next((name for name in TEXT_COLUMNS if name in table.column_names), None)
+        if name is None:
+            raise ValueError(f"{file} has no column `text` or `passage`; add one")
+        rows += with_texts(table, (name,), str(file))[name].to_pylist()
+    texts = [text for text in rows if text and text.strip()]
+    if not texts:
+        raise ValueError(f"source {path} holds no text; choose another path")
+    if len(texts) < len(rows):
+        logger.warning("%s: %d of %d texts are empty and are left out", path, len(rows) - len(texts), len(rows))
+    return random.Random(seed).sample(texts, min(count, len(texts)))

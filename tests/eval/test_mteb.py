@@ -21,7 +21,7 @@ from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
 from m2bert.eval.from_mteb import from_mteb, load_mteb_model, metadata_of, mteb_tasks
 from m2bert.eval.mteb_export import EncoderForMteb, run_tasks, to_mteb
 from m2bert.eval.rankers import DenseRanker
-from m2bert.eval.report import paper
+from m2bert.eval.report.tables import paper_table
 from m2bert.eval.search import score_metrics, score_ranking
 from m2bert.eval.tasks.from_hub import LOCOV1_TASKS
 from m2bert.eval.tasks.schema import RetrievalTask, load_task
@@ -294,7 +294,7 @@ class TestScoredByMteb:
         for ours, task, metric in (
             (similarity["value"], Similarity(), "cosine_spearman"),
             (similarity["other_scores"]["cosine_pearson"], Similarity(), "cosine_pearson"),
-            (pairs["other_scores"][paper.table("20")["metric"]], Pairs(), "cosine_accuracy"),
+            (pairs["other_scores"][paper_table("20")["metric"]], Pairs(), "cosine_accuracy"),
         ):
             assert ours == pytest.approx(score_there(encoder.model, task, metric), abs=1e-5)
 
