@@ -4,14 +4,15 @@ import ast
 from pathlib import Path
 
 import pytest
-from count import PACKAGE, count_circles, imports_of, module_of, read_files
+from count import PACKAGE, ROOT, count_circles, imports_of, module_of
 
 MAY_KNOW = {"m2bert": set(), "modeling_m2bert": set(), "eval": {"m2bert"}, "hub": {"m2bert", "modeling_m2bert", "eval"},
             "train": {"m2bert", "modeling_m2bert", "eval", "hub"}}  # fmt: skip
 LAZY = Path("m2bert/__init__.py")  # hands on the model's classes when they are asked for
 KERNELS_MAY_IMPORT = {"torch", "triton", "collections", "functools", "itertools", "logging", "math", "os", "threading",
                       "typing", "weakref"}  # fmt: skip
-TREES = {path: ast.parse(text) for path, text in read_files().items() if path.parts[0] in PACKAGE}
+PATHS = [path for room in PACKAGE for path in (ROOT / room).rglob("*.py")]
+TREES = {path.relative_to(ROOT): ast.parse(path.read_text()) for path in PATHS}
 MODULES = {module_of(path): path for path in TREES}
 GRAPH = {module_of(path): imports_of(tree, path, set(MODULES)) for path, tree in TREES.items()}
 
