@@ -11,10 +11,10 @@ import logging
 import math
 from difflib import get_close_matches
 from functools import lru_cache
-from importlib import metadata
 
 import numpy as np
 
+from m2bert.records import installed_versions
 from m2bert.terminal import nearest, one_line
 
 from .encoders.policies import unit_rows
@@ -328,7 +328,7 @@ def sizes_of(about) -> tuple[int | None, int | None]:
 def model_fingerprint(about) -> str:
     """Return the sha256 of a model's metadata in mteb: name, revision and settings, and the packages that run it."""
     settings = [about.name, about.revision, about.loader_kwargs, about.experiment_kwargs]
-    versions = {package: metadata.version(package) for package in PACKAGES}
+    versions = installed_versions(PACKAGES)
     return hashlib.sha256(json.dumps([settings, versions], sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from .analyses.shared import installed_versions, origin
+from .analyses.shared import decisive_versions, origin
 from .analyses.texts import ndcg_by_quarter
 from .config import EncoderSettings, TaskSettings, TrainingTask, is_dense
 from .rankers import Bm25Ranker, rank_tfidf
@@ -100,7 +100,7 @@ def retrieval_record(
             "truncated_queries": cut_queries,
         },
         "seconds": round(seconds, 3),
-        "versions": installed_versions(),
+        "versions": decisive_versions(),
         "date": date.today().isoformat(),
         "query_scores": query_scores,
         "ranks": ranks,

@@ -6,7 +6,6 @@ cut off could leave half a model on the branch.
 
 import fnmatch
 import hashlib
-import importlib.metadata
 import importlib.util
 import mmap
 import os
@@ -24,6 +23,7 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import get_token
 
+from m2bert import __version__
 from m2bert.files import digest, parse_json, read_json, read_text
 from m2bert.model_files import AdapterConfig, check_code_files, check_model_files, read_modules
 from m2bert.schema import checked
@@ -337,7 +337,7 @@ def carry_out(plan: Plan) -> CommitInfo | None:
         return api.create_commit(
             **repository,
             operations=operations,
-            commit_message=f"Upload {plan.upload.kind} with m2bert {importlib.metadata.version('m2bert')}",
+            commit_message=f"Upload {plan.upload.kind} with m2bert {__version__}",
             revision=plan.branch,
             create_pr=plan.create_pr,
             parent_commit=plan.parent,
@@ -369,7 +369,7 @@ def describe(plan: Plan) -> str:
     lines += [f"stays in the repository: {', '.join(kept)}"] if kept else []
     lines += [f"left out, stays here: {', '.join(upload.left_out)}"] if upload.left_out else []
     if upload.kind != "space":  # who loads the repository runs its code
-        version, foreign = f"m2bert {importlib.metadata.version('m2bert')}", upload.foreign_code
+        version, foreign = f"m2bert {__version__}", upload.foreign_code
         own = sum(name.endswith(".py") for name in sizes) - len(foreign)
         lines += [f"code as in {version}, byte for byte: {own} files"] if own else []
         lines += [f"code that differs from {version} or is not of it: {name}" for name in foreign]

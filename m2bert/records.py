@@ -4,6 +4,9 @@ The schemas name what is read of a record, by the report, comparisons and model 
 """
 
 import json
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -222,3 +225,12 @@ def check_record(record: Any, where: str) -> dict[str, Any]:
         raise ValueError(f"{where}: kind {kind!r} is unknown; this version reads {', '.join(KINDS)}")
     checked(KINDS[kind], record, where)
     return record
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those of the packages that are installed."""
+    versions = {}
+    for package in packages:
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions

@@ -7,7 +7,6 @@ import platform
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from accelerate.utils import InitProcessGroupKwargs, TorchDynamoPlugin, set_seed
 
 from m2bert.files import claimed, read_json
 from m2bert.hub.folder import check_output, write_folder
+from m2bert.records import installed_versions
 from m2bert.schema import FOREIGN, Schema, checked
 from m2bert.terminal import Ended, log_to_terminal
 
@@ -196,7 +196,7 @@ def run_record(config: dict, data_fingerprint: str, world: int, progress: Progre
         "config": config,
         "data_fingerprint": data_fingerprint,
         "processes": world,
-        "versions": {"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
+        "versions": {"python": platform.python_version()} | installed_versions(PACKAGES),
         "history": progress.history,
         "totals": progress.totals,
         "best": progress.best,

@@ -3,8 +3,9 @@
 import platform
 from collections.abc import Iterator
 from datetime import date
-from importlib import metadata
 from typing import NamedTuple
+
+from m2bert.records import installed_versions
 
 from ..config import check_system, is_dense, labels, load_encoder
 from ..encoders.policies import Policy, parse_policy
@@ -65,20 +66,14 @@ def provenance(system: str, encoder: str, policy: str, model_fingerprint: str | 
         "encoder": encoder,
         "policy": policy,
         "model_fingerprint": model_fingerprint,
-        "versions": installed_versions(),
+        "versions": decisive_versions(),
         "date": date.today().isoformat(),
     }
 
 
-def installed_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide a score, as far as they are installed."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+def decisive_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide a score."""
+    return {"python": platform.python_version()} | installed_versions(PACKAGES)
 
 
 def origin(task: RetrievalTask) -> dict:

@@ -22,9 +22,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from m2bert.files import write_atomically
+from m2bert.records import installed_versions
 
 from ..progress import Processes, counted
-from .fingerprint import package_versions
+from .fingerprint import PACKAGES
 from .policies import DocumentVectors, Policy, embed_beginning
 from .protocol import Encoder
 
@@ -128,7 +129,7 @@ class VectorStore:
         if folder not in self._files:
             self._files[folder] = VectorFiles(folder, digest)
             if processes.rank == 0:
-                self._files[folder].describe({"name": encoder.name, **key, "versions": package_versions()})
+                self._files[folder].describe({"name": encoder.name, **key, "versions": installed_versions(PACKAGES)})
             processes.wait()
         self._files[folder].refresh()
         processes.wait()  # nobody writes before everybody knows what is missing

@@ -4,10 +4,10 @@ import hashlib
 import inspect
 import json
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 from m2bert.files import digest, visible
+from m2bert.records import installed_versions
 
 PACKAGES = ("torch", "transformers", "tokenizers", "sentence-transformers")
 # Of a configuration or a tokenizer: where it lies, and how long inputs may be (a store's key names that length).
@@ -29,11 +29,6 @@ def model_files(folder: Path | str) -> dict[str, str] | None:
     return {path.relative_to(folder).as_posix(): digest(path) for path in wanted}
 
 
-def package_versions() -> dict[str, str]:
-    """Return the versions of the packages that decide vectors."""
-    return {name: metadata.version(name) for name in PACKAGES}
-
-
 def model_fingerprint(model) -> str:
     """Return the sha256 of a loaded `SentenceTransformer`, so that stored vectors are never taken for another model's.
 
@@ -52,7 +47,7 @@ def _parts(model) -> Iterator[bytes]:
     import torch
 
     modules = [(name, type(module).__name__, _config(module)) for name, module in model.named_children()]
-    settings = [package_versions(), model.prompts, model.default_prompt_name, model.truncate_dim, modules]
+    settings = [installed_versions(PACKAGES), model.prompts, model.default_prompt_name, model.truncate_dim, modules]
     yield json.dumps(settings, sort_keys=True, default=str).encode()
     yield json.dumps(_tokenizer(model.tokenizer), sort_keys=True, default=str).encode()
     # Every Python file of the folders from which the model's classes come, but for versioned packages.

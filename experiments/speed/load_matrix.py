@@ -8,7 +8,6 @@ that is not installed, "failed" an error. The exit code is 1 if a way failed.
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
 import shutil
@@ -279,7 +278,9 @@ def child(what: str, without: str, name: str, revision: str, expected: str, scra
 
 def start(what: str, way: Way, subject: Subject) -> str:
     """Return the outcome of a way, tried in a process of its own."""
-    missing = [name for name in way.needs if version(name) is None]
+    from m2bert.records import installed_versions  # which the process of a way cannot import
+
+    missing = set(way.needs) - set(installed_versions(way.needs))
     if missing:
         return f"absent: {', '.join(missing)}"
     command = [sys.executable, "-P", __file__, "--child", what, ",".join(way.without), *map(str, subject)]
@@ -290,16 +291,10 @@ def start(what: str, way: Way, subject: Subject) -> str:
     return f"failed: {lines[-1][:200]}" if done.returncode else lines[-1]
 
 
-def version(name: str) -> str | None:
-    """Return the version of an installed package; None if it is not installed."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def rows(folder: Path, chosen: list[str], hub_id: str) -> Iterator[tuple[str, str, str, str]]:
     """Yield (class, way, versions, outcome) of every way that fits the folder."""
+    from m2bert.records import installed_versions
+
     config = json.loads((folder / "config.json").read_text())
     saved = config["architectures"][0]
     title = f"{saved}, {config['padding']}"
@@ -319,8 +314,8 @@ def rows(folder: Path, chosen: list[str], hub_id: str) -> Iterator[tuple[str, st
             way = WAYS[what]
             subject = on_hub if what == FROM_HUB else cached if way.environment == OFFLINE else here
             if saved.endswith(way.only) and subject.name:
-                found = {name: version(name) for name in ("torch", "transformers", *way.needs)}
-                versions = ", ".join(f"{name} {which}" for name, which in found.items() if which)
+                found = installed_versions(["torch", "transformers", *way.needs])
+                versions = ", ".join(f"{name} {which}" for name, which in found.items())
                 yield title, what, versions, start(what, way, subject)
 
 
