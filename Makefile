@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := 2.13.0
 
-.PHONY: setup demo demo-train test test-all check bench
+.PHONY: setup demo demo-train test test-all check bench docs
 
 setup: $(VENV)/.ready  ## virtual environment in .venv with everything, a CPU build of torch where there is no NVIDIA GPU
 
@@ -32,6 +32,9 @@ test-all: setup  ## the slow tests too
 check: setup  ## lint and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+docs: setup  ## docs/cli.md, from the commands themselves
+	$(BIN)/python -m typer m2bert.hub.cli utils docs --name m2bert --title Commands --output docs/cli.md
 
 bench: setup  ## speed and memory, an hour on a CPU, ten minutes on a GPU: experiments/speed/results/, docs/performance.md
 	PYTHON=$(CURDIR)/$(BIN)/python experiments/speed/run.sh experiments/speed/results/$$(nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)

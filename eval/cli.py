@@ -4,15 +4,14 @@ By itself: python -m m2bert.eval.cli eval --encoder bm25 --data data/pydocs --ou
 """
 
 import logging
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from m2bert.command import CommandGroup
+from m2bert.records import check_record, free_output, read_results, write_results
 from m2bert.schema import checked
-from m2bert.terminal import one_line, shown
+from m2bert.terminal import CommandGroup, one_line, shown
 
 from .config import EvalConfig
 
@@ -52,17 +51,16 @@ def eval_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
     """Score systems on retrieval tasks: nDCG@10 with 95 % intervals, nDCG@1, recall@100, written as JSON."""
-    from .results import free_output, write_results
-
     settings = settings_of(context)
     target = free_output(output or settings.output, overwrite)
     from .encoders.cache import VectorStore, default_cache_folder  # slow to import
+    from .progress import is_first
     from .run import evaluate, make_plan
 
     logging.getLogger("m2bert.eval").setLevel(logging.INFO)
     plan = make_plan(settings)
     records, failures = evaluate(plan, VectorStore(None if no_cache else cache or default_cache_folder()))
-    if int(os.environ.get("RANK", 0)) == 0:  # under `accelerate launch` every process has the same records
+    if is_first():  # under `accelerate launch` every process has the same records
         write_results(target, records)
         typer.echo(format_records(records))
         typer.echo(f"written to {shown(target)}")
@@ -72,20 +70,13 @@ def eval_command(
 
 
 def settings_of(context: typer.Context) -> EvalConfig:
-    """Return the settings of a run, from its configuration file or from the flags.
-
-    Raises:
-        ValueError: a flag or a key is missing, wrong, or without effect.
-    """
+    """Return the settings of a run, from its configuration file or from the flags."""
     flags = context.params
-    given = [name for name in flags if context.get_parameter_source(name).name == "COMMANDLINE"]
     if flags["config"] is not None:
+        given = [name for name in flags if context.get_parameter_source(name).name == "COMMANDLINE"]
         ignored = [f"--{name.replace('_', '-')}" for name in given if name not in BESIDE_CONFIG]
         if ignored:
-            raise ValueError(
-                "--config names encoders and tasks itself; leave out --encoder and --data and what goes with them, "
-                f"here {', '.join(ignored)}"
-            )
+            raise ValueError(f"--config names encoders, data and what goes with them; leave out {', '.join(ignored)}")
         return EvalConfig.from_yaml(flags["config"])
     if flags["data"] is None or not flags["encoder"]:
         raise ValueError(
@@ -93,10 +84,9 @@ def settings_of(context: typer.Context) -> EvalConfig:
             "folder or a Hub id), or --config"
         )
     task = {name: flags[name] for name in ("data", "split", "documents", "revision", "development_split")}
-    task["names"] = flags["task"]
     distractors = {"path": flags["distractors"], "count": flags["distractor_count"]}
     distractors = {name: value for name, value in distractors.items() if value is not None}
-    task["distractors"] = distractors or None
+    task |= {"names": flags["task"], "distractors": distractors or None}
     settings = {"tasks": task, "encoders": flags["encoder"], "policies": flags["policy"], "hybrids": flags["hybrid"]}
     return checked(EvalConfig, settings, "flags")
 
@@ -107,21 +97,25 @@ def compare_command(
     against: Annotated[str | None, typer.Option(help="System to compare with; every pair by default.")] = None,
 ) -> None:
     """Compare systems by nDCG@10 on the same queries: paired bootstrap, 95 % intervals."""
-    from m2bert.records import check_record, read_results
+    from .statistics import align, by_task, differences
 
-    from .statistics import by_task, differences
-
-    records = [
+    groups = by_task(
         check_record(record, f"record {number} of {path}")
         for path in results
         for number, record in enumerate(read_results(path))
-    ]
-    if not by_task(records):
+    )
+    if not groups:
         raise ValueError("no retrieval scores in these files; `m2bert eval` writes them")
-    for (task, split, fingerprint), group in by_task(records).items():
+    for (task, split, fingerprint), group in groups.items():
+        rows = []
+        for row in differences(group, against):
+            low, high = (100 * bound for bound in row["interval_95"])
+            star = "*" if row["beyond_chance"] else ""
+            difference = f"{100 * row['difference']:+.1f}"
+            rows.append([row["system"], row["other"], difference, f"{low:+.1f} to {high:+.1f}", star])
         counted = f"{len(group[0]['query_scores'])} queries (fingerprint of task and split {fingerprint[:8]})"
         typer.echo(shown(f"{task}, {split}, {counted}"))
-        typer.echo(format_differences(differences(group, against)))
+        typer.echo(align(["system", "minus", "points", "95 % interval", ""], rows))
 
 
 def format_records(records: list[dict]) -> str:
@@ -130,45 +124,19 @@ def format_records(records: list[dict]) -> str:
 
     rows = []
     for record in records:
+        system = [record["system"], record["task"]]
         if record["kind"] == "mteb":
-            score = [points(record["value"], 2), record["metric"]]
-            rows.append([record["system"], record["task"], *score, "-", "-", "-", "-"])
+            rows.append([*system, points(record["value"], 2), record["metric"], "-", "-", "-", "-"])
             continue
-        low, high = record["interval_95"]
-        rows.append(
-            [
-                record["system"],
-                record["task"],
-                points(record["ndcg_at_10"], 2),
-                f"{points(low, 2)} to {points(high, 2)}",
-                points(record["metrics"]["recall_at_100"]["mean"]),
-                cut_of(record["counts"], "queries"),
-                cut_of(record["counts"], "documents"),
-                f"{record['seconds']:.1f}",
-            ]
-        )
+        low, high = (points(bound, 2) for bound in record["interval_95"])
+        recall = points(record["metrics"]["recall_at_100"]["mean"])
+        counts = record["counts"]
+        cut = [(counts[f"truncated_{what}"], counts[what]) for what in ("queries", "documents")]
+        cut = ["-" if some is None else f"{some}/{every}" for some, every in cut]
+        score = points(record["ndcg_at_10"], 2)
+        rows.append([*system, score, f"{low} to {high}", recall, *cut, f"{record['seconds']:.1f}"])
     header = ["system", "task", "nDCG@10", "95 % interval", "recall@100", "queries cut", "documents cut", "seconds"]
     return align(header, rows)
-
-
-def cut_of(counts: dict, what: str) -> str:
-    """Return how many of a record's queries or documents were truncated."""
-    cut = counts[f"truncated_{what}"]
-    return "-" if cut is None else f"{cut}/{counts[what]}"
-
-
-def format_differences(rows: list[dict]) -> str:
-    """Return an aligned table in points; a star marks a difference beyond chance."""
-    from .statistics import align
-
-    lines = []
-    for row in rows:
-        low, high = (100 * bound for bound in row["interval_95"])
-        star = "*" if row["beyond_chance"] else ""
-        lines.append(
-            [row["system"], row["other"], f"{100 * row['difference']:+.1f}", f"{low:+.1f} to {high:+.1f}", star]
-        )
-    return align(["system", "minus", "points", "95 % interval", ""], lines)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""mteb's evaluation of our encoders, and LoCoV1's tasks as classes of mteb.
+"""Our encoders and tasks as mteb's, its evaluation of encoders, and LoCoV1's tasks as its classes.
 
     import m2bert.eval.mteb_export
     mteb.evaluate(model, [mteb.get_task("LoCoV1QMSum")])
 
-Importing this file imports mteb, and makes the twelve names known to it. A LoCoV1 task is read from two data sets:
-documents from `dataset`, queries from QUERIES. Their revision is the branch `main`, of which no commit is known here;
-these classes were not yet run on it. mteb keeps descriptive statistics of its own tasks alone.
+Importing this file imports mteb, and makes the twelve names known to it. A LoCoV1 task is read from the branch `main`
+of two data sets, of which no commit is known here; these classes were not yet run on it. mteb keeps descriptive
+statistics of its own tasks alone.
 """
 
 import logging
@@ -14,7 +14,6 @@ from collections.abc import Iterable
 import mteb
 import numpy as np
 from mteb.abstasks import AbsTaskRetrieval
-from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.get_tasks import _TASKS_REGISTRY  # what mteb.get_task reads; there is no function that adds to it
 from mteb.models import ModelMeta
 from mteb.similarity_functions import cos_sim, pairwise_cos_sim
@@ -22,8 +21,9 @@ from mteb.similarity_functions import cos_sim, pairwise_cos_sim
 from .analyses.shared import provenance
 from .encoders.policies import Policy, Truncate
 from .encoders.protocol import Encoder
+from .from_mteb import SUBSET, metadata_of, reason, split_data
 from .tasks.from_hub import LOCOV1, load_hub_tasks
-from .tasks.from_mteb import SUBSET, reason, split_data
+from .tasks.schema import RetrievalTask
 
 logger = logging.getLogger(__name__)
 
@@ -39,20 +39,17 @@ class EncoderForMteb:
     queries: that is what models with prompts ask for where both sides are alike.
 
     Args:
-        policy: one that gives a document one vector; truncation by default.
-
-    Raises:
-        ValueError: the policy gives several, or does not work with the encoder.
+        policy: one that works with the encoder and gives a document one vector; truncation by default.
     """
+
+    similarity = staticmethod(cos_sim)
+    similarity_pairwise = staticmethod(pairwise_cos_sim)
 
     def __init__(self, encoder: Encoder, policy: Policy | None = None):
         self.encoder = encoder
         self.policy = policy or Truncate()
         if self.policy.several:
-            raise ValueError(
-                f"policy {self.policy.spec!r} gives a document several vectors, and mteb's encoders give one; "
-                "use truncate or chunk-average"
-            )
+            raise ValueError(f"policy {self.policy.spec!r} gives several vectors, mteb's encoders one; use truncate")
         self.policy.check(encoder)
         name = f"{encoder.name} ({self.policy.spec})".replace("/", "_")
         about = {"name": f"{ORGANISATION}/{name}", "revision": encoder.fingerprint, "languages": None}
@@ -65,14 +62,6 @@ class EncoderForMteb:
             return self.policy.embed(self.encoder, texts).rows
         return self.encoder.encode(texts, "query")
 
-    def similarity(self, embeddings1, embeddings2):
-        """Return cosines of all pairs, a tensor (n, m)."""
-        return cos_sim(embeddings1, embeddings2)
-
-    def similarity_pairwise(self, embeddings1, embeddings2):
-        """Return cosines of corresponding rows, a tensor (n,)."""
-        return pairwise_cos_sim(embeddings1, embeddings2)
-
 
 def run_tasks(encoder: Encoder, policy: Policy, tasks: list, system: str) -> list[dict]:
     """Score an encoder on tasks that mteb scores by itself (classification, clustering, pairs, reranking, ...).
@@ -81,15 +70,12 @@ def run_tasks(encoder: Encoder, policy: Policy, tasks: list, system: str) -> lis
     classifiers and clusters notice: there the scores differ a little.
 
     Args:
-        policy: for the documents of retrieval and reranking tasks; one that gives one vector.
+        policy: for the documents of retrieval and reranking tasks; see `EncoderForMteb`.
         tasks: mteb's task objects.
         system: what tables call it.
 
     Returns:
         A record of kind "mteb" for each task and split: mteb's main score there (0 to 1), the mean over subsets.
-
-    Raises:
-        ValueError: the policy gives several vectors, or a task fails.
     """
     model = EncoderForMteb(encoder, policy)
     records = []
@@ -102,6 +88,9 @@ def run_tasks(encoder: Encoder, policy: Policy, tasks: list, system: str) -> lis
             raise ValueError(f"mteb task {about.name!r} failed: {reason(error)}") from error
         for split, scores in result.scores.items():
             others = [name for name in ALSO if name != about.main_score and name in scores[0]]
+            means = {
+                name: float(sum(subset[name] for subset in scores) / len(scores)) for name in ("main_score", *others)
+            }
             records.append(
                 {
                     "kind": "mteb",
@@ -109,8 +98,8 @@ def run_tasks(encoder: Encoder, policy: Policy, tasks: list, system: str) -> lis
                     "task": about.name,
                     "split": split,
                     "metric": about.main_score,
-                    "value": _mean(scores, "main_score"),
-                    "other_scores": {name: _mean(scores, name) for name in others},
+                    "value": means.pop("main_score"),
+                    "other_scores": means,
                     "group": about.type.lower(),
                     "revision": about.dataset.get("revision"),
                 }
@@ -118,12 +107,24 @@ def run_tasks(encoder: Encoder, policy: Policy, tasks: list, system: str) -> lis
     return records
 
 
-def _mean(scores: list[dict], name: str) -> float:
-    return float(sum(subset[name] for subset in scores) / len(scores))
+def to_mteb(task: RetrievalTask, language: str = "eng-Latn") -> AbsTaskRetrieval:
+    """Return an instance of mteb's task class with this task's data, for `mteb.evaluate(model, [to_mteb(task)])`.
+
+    Args:
+        language: of all texts; mteb's BM25 chooses stop words by it.
+    """
+
+    class Task(AbsTaskRetrieval):
+        metadata = metadata_of(task, language)
+
+        def load_data(self, num_proc: int | None = None, **kwargs) -> None:
+            self.dataset = {SUBSET: {task.split: split_data(task)}}
+            self.data_loaded = True
+
+    return Task()
 
 
-QUERIES = {"path": f"{LOCOV1}-Queries", "revision": "main"}
-DOCUMENTS = {"path": f"{LOCOV1}-Documents", "revision": "main"}
+BRANCH = "main"  # of the queries, and of the documents unless mteb is told another
 CITATION = r"""
 @inproceedings{saad-falcon-2024-locov1,
   author = {Saad-Falcon, Jon and Fu, Daniel Y. and Arora, Simran and Guha, Neel and R{\'e}, Christopher},
@@ -175,7 +176,7 @@ class LoCoV1Retrieval(AbsTaskRetrieval):
         """Download the pair of data sets on first use, and take this task's rows."""
         if self.data_loaded:
             return
-        revisions = f"{QUERIES['revision']},{self.metadata.dataset['revision']}"
+        revisions = f"{BRANCH},{self.metadata.dataset['revision']}"
         self.dataset = {SUBSET: {}}
         for split in self.eval_splits:
             (loaded,) = load_hub_tasks(LOCOV1, [self.task], split, revisions)
@@ -184,26 +185,21 @@ class LoCoV1Retrieval(AbsTaskRetrieval):
 
 
 def _locov1_class(task: str, name: str, source: str, domains: str, query: str, document: str) -> type:
-    metadata = TaskMetadata(
-        name=f"LoCoV1{name}",
-        description=f"From {query} to {document}. From {source}. Of LoCoV1, a benchmark of long documents (2024).",
-        reference="https://arxiv.org/abs/2402.07440",
-        dataset=DOCUMENTS,
-        prompt={"query": AbsTaskRetrieval.abstask_prompt},  # models that are given instructions look for one
-        type="Retrieval",
-        category="t2t",
-        eval_splits=["test"],
-        eval_langs=["eng-Latn"],
-        main_score="ndcg_at_10",
-        date=(f"{YEARS[source][0]}-01-01", f"{YEARS[source][1]}-12-31"),
-        domains=domains.split(),
-        task_subtypes=["Question answering" if query.startswith("a question") else "Article retrieval"],
-        dialect=[],
-        license="apache-2.0",
-        annotations_creators="derived",
-        sample_creation="found",
-        bibtex_citation=CITATION,
-    )
+    subtype = "Question answering" if query.startswith("a question") else "Article retrieval"
+    details = {
+        "description": f"From {query} to {document}. From {source}. Of LoCoV1, a benchmark of long documents (2024).",
+        "reference": "https://arxiv.org/abs/2402.07440",
+        "date": (f"{YEARS[source][0]}-01-01", f"{YEARS[source][1]}-12-31"),
+        "domains": domains.split(),
+        "task_subtypes": [subtype],
+        "dialect": [],
+        "license": "apache-2.0",
+        "annotations_creators": "derived",
+        "sample_creation": "found",
+        "bibtex_citation": CITATION,
+    }
+    empty = RetrievalTask(f"LoCoV1{name}", "test", {}, {}, {}, fingerprint=BRANCH, source=f"{LOCOV1}-Documents")
+    metadata = metadata_of(empty).model_copy(update=details)
     return type(metadata.name, (LoCoV1Retrieval,), {"task": task, "metadata": metadata, "__module__": __name__})
 
 

@@ -28,21 +28,14 @@ def has_others() -> bool:
 
 
 class Processes:
-    """Know this process's number (`rank`) among `world`.
-
-    Raises:
-        ValueError: there are several, and `accelerate`, through which they talk, is not installed.
-    """
+    """Know this process's number (`rank`) among `world`, and talk to the others."""
 
     def __init__(self):
         self.rank, self.world, self._state = 0, 1, None
         if has_others():
-            try:
-                from accelerate import PartialState
-                from accelerate.utils import parse_flag_from_env
-            except ImportError as error:
-                raise ValueError("several processes need the package accelerate; install it, or start one") from error
             import torch
+            from accelerate import PartialState
+            from accelerate.utils import parse_flag_from_env
 
             # On CPU accelerate needs cpu=True to form a group.
             cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
@@ -99,9 +92,7 @@ def counted(total: float, what: str, unit: str, shown_total: int | None = None, 
     """Count the work of the block: on its own bar, or inside a `part` of other work on the bar of that.
 
     Args:
-        total: of the work, in whatever decides its time.
-        unit: what the bar shows.
-        shown_total: in `unit`, where that is not what decides the time.
+        total: of the work, in whatever decides its time; the bar shows `shown_total` in `unit`, if that is another.
         show: False hides a bar that is not inside another.
     """
     if _outer is not None:

@@ -1,19 +1,16 @@
 """Rankers: a retrieval task in, the best documents of every query out."""
 
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 
 import numpy as np
 
-from .encoders.cache import TimedVectors, VectorStore, portions
-from .encoders.policies import Policy, Truncate
+from .encoders.cache import VectorStore, portions
+from .encoders.policies import DocumentVectors, Policy, Truncate
 from .encoders.protocol import Encoder
-from .progress import Count, counted
-from .search import DEPTH, SCORES_AT_ONCE, ExactSearch, Run, rank_vectors, rerank_order, trec_order
+from .progress import counted
+from .search import SCORES_AT_ONCE, ExactSearch, Run, rerank_order, trec_order
 from .tasks.schema import RetrievalTask
-
-__all__ = ["DEPTH", "Bm25Index", "Bm25Ranker", "DenseRanker", "Run", "rank_tfidf"]
 
 BLOCK_DOCUMENTS = 4_096  # whose vectors are in memory together
 BLOCK_CHARS = 16_000_000  # or fewer documents, if they are long: chunk policies give them many vectors
@@ -27,10 +24,8 @@ class DenseRanker:
         store: where vectors are kept; by default nowhere.
 
     Attributes:
-        report: what the last `rank` or `rerank` cost and read: vectors_per_document, seen_share of the documents,
-            truncated_documents and truncated_queries (None where the encoder does not show its tokens),
-            seconds_per_document, seconds_per_query, dimensions, max_tokens (the longest input under the policy).
-            Seconds are those of when the vectors were computed, tokenization included.
+        report: what the last `rank` or `rerank` read and cost, None where the encoder does not show its tokens. Seconds
+            are those of when the vectors were computed, tokenization included.
     """
 
     def __init__(self, encoder: Encoder, policy: Policy | None = None, store: VectorStore | None = None):
@@ -40,27 +35,16 @@ class DenseRanker:
         self.report: dict = {}
 
     def rank(self, task: RetrievalTask) -> Run:
-        """Embed queries and documents and score all pairs.
-
-        Raises:
-            ValueError: the policy cannot work with the encoder; or a vector is not finite, and the error names the
-                text.
-        """
+        """Embed queries and documents and score all pairs."""
         search = ExactSearch(list(task.documents), len(task.queries))
-        documents = list(task.documents)
-        with self._counted(task, documents) as count:
-            queries = self._queries(task, count)
-            for pids, vectors in self._documents(task, documents, queries, count):
-                search.add_vectors(queries.vectors.rows, pids, vectors.rows, vectors.counts)
+        for queries, pids, vectors in self._embedded(task, list(task.documents)):
+            search.add_vectors(queries, pids, vectors.rows, vectors.counts)
         return search.run(list(task.queries))
 
     def rerank(self, task: RetrievalTask, candidates: Run, depth: int) -> Run:
         """Order the first `depth` candidates of every query by cosine; after them come the others as they were.
 
         Only documents that are among the first `depth` of some query are embedded.
-
-        Raises:
-            ValueError: depth < 1; no query has a candidate; or as `rank`.
         """
         if depth < 1 or not any(candidates.values()):
             raise ValueError(f"nothing to rerank with depth={depth}; it must be at least 1, and some candidates given")
@@ -69,37 +53,33 @@ class DenseRanker:
             for pid in trec_order(candidates.get(qid, {}))[:depth]:
                 asking.setdefault(pid, []).append(qid)
         scores: Run = {qid: {} for qid in task.queries}
-        with self._counted(task, list(asking)) as count:
-            queries = self._queries(task, count)
-            rows = dict(zip(task.queries, queries.vectors.rows, strict=True))
-            for pids, vectors in self._documents(task, list(asking), queries, count):
-                documents = np.split(vectors.rows, np.cumsum(vectors.counts)[:-1])
-                for pid, its in zip(pids, documents, strict=True):
-                    best = (np.stack([rows[qid] for qid in asking[pid]]) @ its.T).max(axis=1)
-                    for qid, score in zip(asking[pid], best.tolist(), strict=True):
-                        scores[qid][pid] = score
+        for queries, pids, vectors in self._embedded(task, list(asking)):
+            rows = dict(zip(task.queries, queries, strict=True))
+            documents = np.split(vectors.rows, np.cumsum(vectors.counts)[:-1])
+            for pid, its in zip(pids, documents, strict=True):
+                best = (np.stack([rows[qid] for qid in asking[pid]]) @ its.T).max(axis=1)
+                for qid, score in zip(asking[pid], best.tolist(), strict=True):
+                    scores[qid][pid] = score
         return rerank_order(candidates, scores)
 
-    def _counted(self, task: RetrievalTask, pids: list[str]) -> AbstractContextManager[Count]:
-        """Show one bar for queries and documents: characters decide how long it takes, texts are shown."""
-        chars = _chars(task.queries.values()) + _chars(task.documents[pid] for pid in pids)
-        name = f"{self.encoder.name} / {self.policy.spec}"
-        return counted(chars, name, "text", shown_total=len(task.queries) + len(pids))
+    def _embedded(
+        self, task: RetrievalTask, pids: list[str]
+    ) -> Iterator[tuple[np.ndarray, list[str], DocumentVectors]]:
+        """Yield the queries' rows, and ids and vectors of documents, a block at a time; then make the report.
 
-    def _queries(self, task: RetrievalTask, count: Count) -> TimedVectors:
-        with count.part(_chars(task.queries.values())):
-            timed = self.store.embed(self.encoder, None, list(task.queries.values()))
-        return timed
-
-    def _documents(self, task: RetrievalTask, pids: list[str], queries: TimedVectors, count: Count) -> Iterator[tuple]:
-        """Yield ids and `DocumentVectors` of documents, a block at a time; then make the report."""
-        texts = [task.documents[pid] for pid in pids]
+        One bar is shown for queries and documents: characters decide how long it takes, texts are shown.
+        """
+        queries, texts = list(task.queries.values()), [task.documents[pid] for pid in pids]
+        name, total = f"{self.encoder.name} / {self.policy.spec}", _chars(queries) + _chars(texts)
         measured = []
-        for block in portions(texts, BLOCK_CHARS, BLOCK_DOCUMENTS):
-            with count.part(_chars(texts[block])):
-                vectors, seconds = self.store.embed(self.encoder, self.policy, texts[block])
-            yield pids[block], vectors
-            measured.append((vectors.counts, vectors.seen, seconds))
+        with counted(total, name, "text", shown_total=len(queries) + len(texts)) as count:
+            with count.part(_chars(queries)):
+                asked = self.store.embed(self.encoder, None, queries)
+            for block in portions(texts, BLOCK_CHARS, BLOCK_DOCUMENTS):
+                with count.part(_chars(texts[block])):
+                    vectors, seconds = self.store.embed(self.encoder, self.policy, texts[block])
+                yield asked.vectors.rows, pids[block], vectors
+                measured.append((vectors.counts, vectors.seen, seconds))
         counts, seen, seconds = (np.concatenate(parts) for parts in zip(*measured, strict=True))
         share, truncated = read_of(seen)
         self.report = {
@@ -107,32 +87,24 @@ class DenseRanker:
             "seen_share": share,
             "truncated_documents": truncated,
             "seconds_per_document": float(seconds.mean(dtype=np.float64)),
-            "truncated_queries": read_of(queries.vectors.seen)[1],
-            "seconds_per_query": float(queries.seconds.mean()),
-            "dimensions": int(queries.vectors.rows.shape[1]),
+            "truncated_queries": read_of(asked.vectors.seen)[1],
+            "seconds_per_query": float(asked.seconds.mean()),
+            "dimensions": int(asked.vectors.rows.shape[1]),
             "max_tokens": self.policy.input_tokens(self.encoder),
         }
 
 
 def read_of(seen: np.ndarray) -> tuple[float | None, int | None]:
-    """Return the mean fraction of texts that was read, and how many were cut; None if the tokens are not known.
-
-    Args:
-        seen: see `DocumentVectors`.
-    """
+    """Return the mean fraction of texts that was read (see `DocumentVectors.seen`), and how many were cut, or None."""
     return (float(seen.mean()), int((seen < 1).sum())) if np.isfinite(seen).all() else (None, None)
 
 
-def _chars(texts: Iterable[str]) -> int:
+def _chars(texts: list[str]) -> int:
     return sum(map(len, texts))
 
 
 class Bm25Index:
-    """Index with BM25 by bm25s' defaults (Lucene's variant, k1 1.5, b 0.75), English stop words, no stemmer.
-
-    Raises:
-        ValueError: no document of the task has a word that is no stop word.
-    """
+    """Index with BM25 by bm25s' defaults (Lucene's variant, k1 1.5, b 0.75), English stop words, no stemmer."""
 
     def __init__(self, task: RetrievalTask):
         import bm25s  # slow to import
@@ -171,13 +143,11 @@ def rank_tfidf(task: RetrievalTask, width: int, seeds: int) -> Iterator[Run]:
     """Yield rankings by TF-IDF times Gaussian random matrices, one a seed: word counts alone in `width` dimensions.
 
     A text without a known word becomes the zero vector.
-
-    Raises:
-        ValueError: no document has a word.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.preprocessing import normalize
 
+    pids = list(task.documents)
     vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english")
     try:
         documents = vectorizer.fit_transform(task.documents.values())
@@ -187,4 +157,6 @@ def rank_tfidf(task: RetrievalTask, width: int, seeds: int) -> Iterator[Run]:
     for seed in range(seeds):
         matrix = np.random.default_rng(seed).standard_normal((documents.shape[1], width), dtype=np.float32)
         queries, rows = (normalize(table @ matrix / np.float32(width**0.5)).astype(np.float32) for table in tables)
-        yield rank_vectors(task, queries, rows)
+        search = ExactSearch(pids, len(queries))
+        search.add_vectors(queries, pids, rows, np.ones(len(pids), dtype=np.int64))
+        yield search.run(list(task.queries))

@@ -1,48 +1,47 @@
 """Records of retrieval scores as plain JSON: everything that tables, plots and a careful reader need."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 
 import numpy as np
 
-from .analyses.lengths import by_length
-from .analyses.shared import installed_versions
-from .analyses.spans import ndcg_by_quarter
-from .config import EncoderSettings, TaskSettings, TrainingTask
-from .rankers import rank_tfidf
+from .analyses.shared import installed_versions, origin
+from .analyses.texts import ndcg_by_quarter
+from .config import EncoderSettings, TaskSettings, TrainingTask, is_dense
+from .rankers import Bm25Ranker, rank_tfidf
 from .search import Run, score_metrics, trec_order
 from .statistics import mean_interval
-from .systems import is_dense
 from .tasks.schema import RetrievalTask
 
 SHOWN_CHARS = 300  # of a text among the successes and failures
 SHOWN = 3  # successes and failures
 TFIDF_SEEDS = 20
 
+Scores = dict[str, dict[str, float]]  # {metric: {qid: 0 to 1}}
+
 
 @dataclass(frozen=True)
-class Outcome:
-    """What one system did on one task.
+class LoadedTask:
+    """A task, the one on which a hybrid's weight is chosen (None if no hybrid needs it), and where they come from."""
 
-    Attributes:
-        scores: {metric: {qid: 0 to 1}}.
-        run: the ranking behind them; None where they are means over several.
-        details: further fields of the record: vectors_per_document, seen_share, seconds_per_document, ...
-    """
+    settings: TaskSettings
+    task: RetrievalTask
+    development: RetrievalTask | None
 
-    scores: dict[str, dict[str, float]]
-    run: Run | None = None
-    details: dict = field(default_factory=dict)
+    @cached_property
+    def bm25(self) -> Run:
+        """BM25's ranking of the task, made once for all systems."""
+        return Bm25Ranker().rank(self.task)
+
+    @cached_property
+    def development_bm25(self) -> Run:
+        """BM25's ranking of the development task."""
+        return Bm25Ranker().rank(self.development)
 
 
-def score_run(run: Run, task: RetrievalTask, details: dict) -> Outcome:
-    """Return the outcome of a ranking."""
-    return Outcome(score_metrics(run, task.qrels), run, details)
-
-
-def run_tfidf(width: int, task: RetrievalTask, details: dict) -> Outcome:
-    """Return the outcome of random projections: each query's mean over TFIDF_SEEDS matrices, and their spread."""
+def score_tfidf(width: int, task: RetrievalTask) -> tuple[Scores, dict]:
+    """Return each query's mean over TFIDF_SEEDS random projections, and what a record says of them: their spread."""
     means: dict[str, np.ndarray] = {}
     spread = []
     for run in rank_tfidf(task, width, TFIDF_SEEDS):
@@ -50,29 +49,36 @@ def run_tfidf(width: int, task: RetrievalTask, details: dict) -> Outcome:
         spread.append(scores["ndcg_at_10"].mean())
         means = {metric: means.get(metric, 0) + values / TFIDF_SEEDS for metric, values in scores.items()}
     scores = {metric: dict(zip(task.qrels, values.tolist(), strict=True)) for metric, values in means.items()}
-    spread = {"seeds": TFIDF_SEEDS, "std_over_seeds": float(np.std(spread, ddof=1))}
-    return Outcome(scores, details={**details, "vectors_per_document": 1.0, "dimensions": width, **spread})
+    about = {"vectors_per_document": 1.0, "dimensions": width, "seeds": TFIDF_SEEDS}
+    return scores, about | {"std_over_seeds": float(np.std(spread, ddof=1))}
 
 
 def retrieval_record(
     system: str,
     settings: EncoderSettings,
-    task_settings: TaskSettings,
-    task: RetrievalTask,
-    outcome: Outcome,
+    loaded: LoadedTask,
+    scores: Scores,
+    run: Run | None,
+    details: dict,
     seconds: float,
 ) -> dict:
-    """Return the record of one system on one task; scores are from 0 to 1 (docs/evaluation.md lists the fields)."""
+    """Return the record of one system on one task; docs/evaluation.md lists the fields.
+
+    Args:
+        run: the ranking behind the scores; None where they are means over several.
+        details: further fields of the record: vectors_per_document, seen_share, seconds_per_document, ...
+    """
+    task, distractors = loaded.task, loaded.settings.distractors
     metrics = {
-        name: {"mean": float(np.mean(list(scores.values()))), "interval_95": list(mean_interval(list(scores.values())))}
-        for name, scores in outcome.scores.items()
+        name: {"mean": float(np.mean(list(values.values()))), "interval_95": list(mean_interval(list(values.values())))}
+        for name, values in scores.items()
     }
-    details = dict(outcome.details)
+    details = dict(details)
     # None where the encoder does not show its tokens; missing means that nothing was truncated.
     cut = details.pop("truncated_documents", 0)
     cut_queries = details.pop("truncated_queries", None if cut is None else 0)
-    query_scores = outcome.scores["ndcg_at_10"]
-    distractors = task_settings.distractors
+    query_scores = scores["ndcg_at_10"]
+    ranks = best_ranks(task, run) if run else None
     return {
         "kind": "retrieval",
         "system": system,
@@ -80,11 +86,7 @@ def retrieval_record(
         "paper_row": settings.paper_row,
         "claim": claim(settings, task),
         "trained_on": [str(training) for training in settings.trained_on],
-        "task": task.name,
-        "split": task.split,
-        "source": task.source,
-        "revision": task.revision,
-        "data_fingerprint": task.fingerprint,
+        **origin(task),
         "distractors": distractors
         and {"source": distractors.path, "count": distractors.count, "seed": distractors.seed},
         "ndcg_at_10": metrics["ndcg_at_10"]["mean"],
@@ -101,9 +103,9 @@ def retrieval_record(
         "versions": installed_versions(),
         "date": date.today().isoformat(),
         "query_scores": query_scores,
-        "ranks": best_ranks(task, outcome.run) if outcome.run else None,
+        "ranks": ranks,
         "by_quarter": ndcg_by_quarter(query_scores, task.positions) if task.positions else None,
-        **(dump(task, outcome.run, query_scores) if outcome.run else {}),
+        **(examples(task, run, query_scores, ranks) if run else {}),
     }
 
 
@@ -117,47 +119,37 @@ def claim(settings: EncoderSettings, task: RetrievalTask) -> str:
     return "fine-tuned" if names & {task.name, task.base_name} else "zero-shot"
 
 
-def add_lengths(record: dict, tokenizer: str, answer_tokens: Mapping[str, int]) -> None:
-    """Add to a record its scores by the length of the answer (Table 24), which a model's tokenizer counts.
-
-    Args:
-        answer_tokens: {qid: tokens of its longest answer}.
-    """
-    record["by_length"] = {"tokenizer": tokenizer, "rows": by_length(record["query_scores"], dict(answer_tokens))}
-
-
 def best_ranks(task: RetrievalTask, run: Run) -> dict[str, int | None]:
     """Return each query's rank of its best answer, from 1; None if the system did not return one."""
-    return {qid: _best_rank(run.get(qid, {}), judged) for qid, judged in task.qrels.items()}
+    ranks = {}
+    for qid, judged in task.qrels.items():
+        ranked = enumerate(trec_order(run.get(qid, {})), 1)
+        ranks[qid] = next((place for place, pid in ranked if judged.get(pid, 0) > 0), None)
+    return ranks
 
 
-def dump(task: RetrievalTask, run: Run, query_scores: dict[str, float]) -> dict[str, list[dict]]:
+def examples(
+    task: RetrievalTask, run: Run, query_scores: dict[str, float], ranks: dict[str, int | None]
+) -> dict[str, list[dict]]:
     """Return texts of a few best and worst queries (Table 25); equal scores are ordered by id."""
     worst = sorted(query_scores, key=lambda qid: (query_scores[qid], qid))
     best = sorted(query_scores, key=lambda qid: (-query_scores[qid], qid))
-    failures = [qid for qid in worst if query_scores[qid] < 1][:SHOWN]
-    successes = [qid for qid in best if query_scores[qid] > 0][:SHOWN]
-    return {
-        what: [_example(task, run, qid) for qid in qids]
-        for what, qids in (("failures", failures), ("successes", successes))
+    shown = {
+        "failures": [qid for qid in worst if query_scores[qid] < 1][:SHOWN],
+        "successes": [qid for qid in best if query_scores[qid] > 0][:SHOWN],
     }
 
+    def example(qid: str) -> dict:
+        answer = next(pid for pid, grade in task.qrels[qid].items() if grade)
+        found = next(iter(trec_order(run.get(qid, {}))), None)
+        return {
+            "qid": qid,
+            "query": task.queries[qid][:SHOWN_CHARS],
+            "answer": answer,
+            "answer_start": task.documents[answer][:SHOWN_CHARS],
+            "rank": ranks[qid],
+            "found": found,
+            "found_start": task.documents[found][:SHOWN_CHARS] if found else None,
+        }
 
-def _example(task: RetrievalTask, run: Run, qid: str) -> dict:
-    answer = next(pid for pid, grade in task.qrels[qid].items() if grade)
-    scores = run.get(qid, {})
-    found = next(iter(trec_order(scores)), None)
-    return {
-        "qid": qid,
-        "query": task.queries[qid][:SHOWN_CHARS],
-        "answer": answer,
-        "answer_start": task.documents[answer][:SHOWN_CHARS],
-        "rank": _best_rank(scores, task.qrels[qid]),
-        "found": found,
-        "found_start": task.documents[found][:SHOWN_CHARS] if found else None,
-    }
-
-
-def _best_rank(scores: Mapping[str, float], judged: Mapping[str, int]) -> int | None:
-    places = (place for place, pid in enumerate(trec_order(scores), 1) if judged.get(pid, 0) > 0)
-    return next(places, None)
+    return {kind: [example(qid) for qid in qids] for kind, qids in shown.items()}

@@ -3,19 +3,28 @@
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 
-from .config import EncoderSettings, EvalConfig, TaskSettings, TrainingTask
+from .analyses.texts import by_length
+from .config import (
+    EncoderSettings,
+    EvalConfig,
+    TaskSettings,
+    TrainingTask,
+    check_system,
+    expanded,
+    is_dense,
+    labels,
+    load_system,
+)
 from .encoders.cache import VectorStore
 from .encoders.fingerprint import model_files
 from .encoders.policies import Policy, parse_policy
 from .encoders.protocol import Encoder
 from .progress import has_others
-from .rankers import Bm25Ranker, DenseRanker
-from .records import Outcome, add_lengths, retrieval_record, run_tfidf, score_run
-from .search import Run, choose_weight, reciprocal_rank_fusion, weighted_fusion
-from .systems import MTEB_PREFIX, check_system, expanded, is_dense, labels, load_encoder
+from .rankers import DenseRanker
+from .records import LoadedTask, retrieval_record, score_tfidf
+from .search import Run, choose_weight, reciprocal_rank_fusion, score_metrics, weighted_fusion
 from .tasks.load import add_distractors, load_tasks
 from .tasks.overlap import find_overlap
 from .tasks.schema import RetrievalTask
@@ -24,84 +33,58 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class LoadedTask:
-    """A task, the one on which a hybrid's weight is chosen (None if no hybrid needs it), and where they come from."""
-
-    settings: TaskSettings
-    task: RetrievalTask
-    development: RetrievalTask | None
-
-    @cached_property
-    def bm25(self) -> Run:
-        """BM25's ranking of the task, made once for all systems."""
-        return Bm25Ranker().rank(self.task)
-
-    @cached_property
-    def development_bm25(self) -> Run:
-        """BM25's ranking of the development task."""
-        return Bm25Ranker().rank(self.development)
-
-
-@dataclass(frozen=True)
 class Plan:
     """A run, checked and loaded but for its models.
 
     Attributes:
         systems: what tables call each encoder, and its policies.
-        mteb_scored: see `mteb_scored`.
-        overlaps: see `overlaps_of`.
+        mteb_scored: mteb's task objects that mteb scores itself: classification, clustering, similarity, ...
+        overlaps: {(fingerprint of a task, training task): what they share}.
     """
 
     config: EvalConfig
     systems: dict[EncoderSettings, tuple[str, tuple[Policy, ...]]]
     tasks: list[LoadedTask]
-    mteb_scored: list = field(default_factory=list)
-    overlaps: dict[tuple[str, TrainingTask], list[dict]] = field(default_factory=dict)
+    mteb_scored: list
+    overlaps: dict[tuple[str, TrainingTask], list[dict]]
 
 
 def make_plan(config: EvalConfig) -> Plan:
-    """Check names and policies, then load every task; no model yet.
-
-    Raises:
-        ValueError: a name, policy, task or training task is wrong.
-    """
+    """Check names and policies, then load every task; no model yet."""
     systems = named_systems(config)
     tasks = load_all(config)
-    return Plan(config, systems, tasks, mteb_scored(config), overlaps_of(config, tasks))
+    names = [name for settings in config.tasks if settings.data == "mteb" for name in settings.names]
+    overlaps = {}
+    for training in dict.fromkeys(training for encoder in config.encoders for training in encoder.trained_on):
+        if isinstance(training, TrainingTask):
+            found = load_tasks(training.data, [training.name], training.split)
+            for loaded in tasks:
+                overlaps[loaded.task.fingerprint, training] = [find_overlap(loaded.task, train) for train in found]
+    return Plan(config, systems, tasks, _mteb_tasks(names, ranked=False), overlaps)
 
 
 def named_systems(config: EvalConfig) -> dict[EncoderSettings, tuple[str, tuple[Policy, ...]]]:
-    """Return each encoder's name and policies; names under a policy must be unique.
-
-    Raises:
-        ValueError: a model's name or a policy is wrong, or two would have the same name.
-    """
+    """Return each encoder's name and policies; names under a policy must be unique."""
     models = [encoder.model for encoder in config.encoders]
     for model in models:
         check_system(model, models)
     short = labels(models)
     systems = {}
-    called: dict[tuple[str, Policy], str] = {}
+    called: dict[tuple[str, Policy], EncoderSettings] = {}
     for encoder in dict.fromkeys(config.encoders):
         name = encoder.name or short[encoder.model]
         policies = tuple(dict.fromkeys(map(parse_policy, encoder.policies or config.policies)))
         for policy in policies:
-            if (name, policy) in called:
-                raise ValueError(
-                    f"encoders {called[name, policy]!r} and {encoder.model!r} would both be called '{name} / "
-                    f"{policy.spec}'; give one of them another name"
-                )
-            called[name, policy] = encoder.model
+            other = called.setdefault((name, policy), encoder)
+            if other is not encoder:
+                both = f"encoders {other.model!r} and {encoder.model!r}"
+                raise ValueError(f"{both} would both be called '{name} / {policy.spec}'; give one another name")
         systems[encoder] = name, policies
     return systems
 
 
 def load_all(config: EvalConfig) -> list[LoadedTask]:
-    """Load every task of the configuration once, with its development task where a weighted hybrid needs one.
-
-    Raises:
-        ValueError: a task cannot be loaded, or what it calls development is the split that is scored.
-    """
+    """Load every task of the configuration once, with its development task where a weighted hybrid needs one."""
     loaded: dict[tuple, LoadedTask] = {}
     weighted = "weighted" in config.hybrids
     for settings in config.tasks:
@@ -132,31 +115,13 @@ def load_split(settings: TaskSettings, split: str) -> list[RetrievalTask]:
     return [add_distractors(task, distractors.path, distractors.count, distractors.seed) for task in tasks]
 
 
-def mteb_scored(config: EvalConfig) -> list:
-    """Return mteb's task objects that mteb scores itself: classification, clustering, similarity, ..."""
-    names = [name for settings in config.tasks if settings.data == "mteb" for name in settings.names]
-    return _mteb_tasks(names, ranked=False) if names else []
-
-
 def _mteb_tasks(names: list[str], ranked: bool) -> list:
-    from .tasks.from_mteb import mteb_tasks, ranked_here
+    """Return mteb's task objects of these names that are ranked here, or those that mteb scores itself."""
+    if not names:
+        return []
+    from .from_mteb import mteb_tasks, ranked_here
 
     return [task for task in mteb_tasks(names) if ranked_here(task) == ranked]
-
-
-def overlaps_of(config: EvalConfig, loaded: list[LoadedTask]) -> dict[tuple[str, TrainingTask], list[dict]]:
-    """Return {(fingerprint of a task, training task): what they share}.
-
-    Raises:
-        ValueError: a training task cannot be loaded.
-    """
-    overlaps = {}
-    for training in dict.fromkeys(training for encoder in config.encoders for training in encoder.trained_on):
-        if isinstance(training, TrainingTask):
-            found = load_tasks(training.data, [training.name], training.split)
-            for task in (entry.task for entry in loaded):
-                overlaps[task.fingerprint, training] = [find_overlap(task, train) for train in found]
-    return overlaps
 
 
 def evaluate(plan: Plan, store: VectorStore) -> tuple[list[dict], list[str]]:
@@ -221,30 +186,34 @@ class Evaluation:
             names = [name for name in (f"tfidf-rp:{width}" for width in widths) if name not in named]
         for loaded in self.plan.tasks:
             for name in names:
-                yield self.lexical(settings.model_copy(update={"model": name}), loaded, name)
+                yield self.lexical(settings.model_copy(update={"model": name}), loaded)
 
-    def lexical(self, settings: EncoderSettings, loaded: LoadedTask, name: str) -> dict:
+    def lexical(self, settings: EncoderSettings, loaded: LoadedTask) -> dict:
         """Return the record of BM25 or of a projection of TF-IDF."""
+        name = settings.model
         logger.info("%s on %s", name, loaded.task.name)
         start = time.perf_counter()
         details = {"name": name, "policy": "whole", "hybrid": None, "vectors": "none", "seen_share": 1.0}
         if name == "bm25":
-            outcome = score_run(loaded.bm25, loaded.task, details)
+            run = loaded.bm25
+            scores = score_metrics(run, loaded.task.qrels)
         else:
-            outcome = run_tfidf(int(name.removeprefix("tfidf-rp:")), loaded.task, {**details, "vectors": "one"})
-        return retrieval_record(name, settings, loaded.settings, loaded.task, outcome, time.perf_counter() - start)
+            run = None
+            scores, about = score_tfidf(int(name.removeprefix("tfidf-rp:")), loaded.task)
+            details |= {"vectors": "one", **about}
+        seconds = time.perf_counter() - start
+        return retrieval_record(name, settings, loaded, scores, run, details, seconds)
 
     def dense(self, settings: EncoderSettings) -> Iterator[dict]:
         """Yield the records of every policy and hybrid of a model on every task."""
         name, _ = self.plan.systems[settings]
-        ranker = self.searcher(settings.model)
-        if ranker is not None:
+        encoder = load_system(settings.model)
+        if hasattr(encoder, "rank"):  # a model of mteb that searches by itself
             lexical = {"vectors": "none", "claim": "untrained"}
-            details = {"policy": "whole", **(lexical if ranker.is_lexical else {"vectors": "several"})}
+            details = {"policy": "whole", **(lexical if encoder.is_lexical else {"vectors": "several"})}
             for loaded in self.plan.tasks:
-                yield from self.measured(settings, loaded, name, ranker, details)
+                yield from self.measured(settings, loaded, name, encoder, details)
             return
-        encoder = load_encoder(settings.model)
         policies = self.usable(settings, encoder)
         about = {
             "dimensions": encoder.dimensions,
@@ -255,23 +224,26 @@ class Evaluation:
             "dtype": getattr(encoder, "dtype", None),
         }
         for loaded in self.plan.tasks:
-            lengths = self.answer_tokens(encoder, loaded.task)
+            lengths = answer_tokens(encoder, loaded.task)
             for policy in policies:
                 details = about | {"policy": policy.spec, "vectors": "several" if policy.several else "one"}
                 ranker = DenseRanker(encoder, policy, self.store)
                 for record in self.measured(settings, loaded, f"{name} / {policy.spec}", ranker, details):
-                    if lengths:
-                        add_lengths(record, name, lengths)
+                    if lengths:  # Table 24
+                        rows = by_length(record["query_scores"], lengths)
+                        record["by_length"] = {"tokenizer": name, "rows": rows}
                     yield record
-        if self.plan.mteb_scored:
-            yield from self.scored_by_mteb(name, encoder, policies)
+        for policy in policies if self.plan.mteb_scored else ():
+            if policy.several:
+                message = "policy %s gives several vectors; mteb's own tasks take one, so it is left out"
+                logger.warning(message, policy.spec)
+                continue
+            from .mteb_export import run_tasks
+
+            yield from run_tasks(encoder, policy, self.plan.mteb_scored, f"{name} / {policy.spec}")
 
     def usable(self, settings: EncoderSettings, encoder: Encoder) -> list[Policy]:
-        """Return the policies that this encoder supports; report the others now, before any work starts.
-
-        Raises:
-            ValueError: it supports none.
-        """
+        """Return the policies that this encoder supports; report the others now, before any work starts."""
         usable, refused = [], []
         for policy in self.plan.systems[settings][1]:
             try:
@@ -285,64 +257,29 @@ class Evaluation:
             self.report_failure(f"encoder {settings.model!r} is left out under one policy: {reason}")
         return usable
 
-    def scored_by_mteb(self, name: str, encoder: Encoder, policies: list[Policy]) -> Iterator[dict]:
-        """Yield records of the tasks that are not retrieval, under the policies that give a text one vector."""
-        from .mteb_export import run_tasks
-
-        for policy in policies:
-            if policy.several:
-                message = "policy %s gives several vectors; mteb's own tasks take one, so it is left out"
-                logger.warning(message, policy.spec)
-                continue
-            yield from run_tasks(encoder, policy, self.plan.mteb_scored, f"{name} / {policy.spec}")
-
-    @staticmethod
-    def searcher(model: str):
-        """Return a model of mteb that ranks by itself, or None."""
-        if not model.startswith(MTEB_PREFIX):
-            return None
-        from .encoders.mteb_model import MtebRanker, load_mteb_model
-
-        loaded = load_mteb_model(model.removeprefix(MTEB_PREFIX))
-        return loaded if isinstance(loaded, MtebRanker) else None
-
-    @staticmethod
-    def answer_tokens(encoder: Encoder, task: RetrievalTask) -> dict[str, int] | None:
-        """Return {qid: tokens of its longest answer}; None if the encoder does not show its tokens."""
-        if not hasattr(encoder, "count_tokens"):
-            return None
-        answers = sorted({pid for judged in task.qrels.values() for pid, grade in judged.items() if grade})
-        tokens = encoder.count_tokens([task.documents[pid] for pid in answers], "document").tolist()
-        counts = dict(zip(answers, tokens, strict=True))
-        return {qid: max(counts[pid] for pid, grade in judged.items() if grade) for qid, judged in task.qrels.items()}
-
     def measured(
         self, settings: EncoderSettings, loaded: LoadedTask, system: str, ranker, details: dict
     ) -> Iterator[dict]:
         """Yield the record of a ranker alone, then of its hybrids with BM25."""
+
+        def record(system: str, run: Run, seconds: float) -> dict:
+            scores = score_metrics(run, loaded.task.qrels)
+            made = retrieval_record(system, settings, loaded, scores, run, details, seconds)
+            keys = [(loaded.task.fingerprint, training) for training in settings.trained_on]
+            return made | {"overlap": [each for key in keys for each in self.plan.overlaps.get(key, [])] or None}
+
         logger.info("%s on %s", system, loaded.task.name)
         start = time.perf_counter()
         run = ranker.rank(loaded.task)
         name, _ = self.plan.systems[settings]
         details = details | {"name": name, **getattr(ranker, "report", {}), "hybrid": None}
-        seconds = time.perf_counter() - start
-        yield self.record(system, settings, loaded, score_run(run, loaded.task, details), seconds)
+        yield record(system, run, time.perf_counter() - start)
         for method in dict.fromkeys(self.plan.config.hybrids):
             start = time.perf_counter()
             combined, how = self.hybrid(method, loaded, ranker, run)
             label = f"{method}:{how['depth']}" if "depth" in how else method
-            outcome = score_run(combined, loaded.task, details | {"hybrid": {"with": "bm25", "method": method, **how}})
-            seconds = time.perf_counter() - start
-            yield self.record(f"{system} + bm25 ({label})", settings, loaded, outcome, seconds)
-
-    def record(
-        self, system: str, settings: EncoderSettings, loaded: LoadedTask, outcome: Outcome, seconds: float
-    ) -> dict:
-        """Return a record, with the overlap of the model's training data."""
-        record = retrieval_record(system, settings, loaded.settings, loaded.task, outcome, seconds)
-        keys = [(loaded.task.fingerprint, training) for training in settings.trained_on]
-        record["overlap"] = [overlap for key in keys for overlap in self.plan.overlaps.get(key, [])] or None
-        return record
+            details = details | {"hybrid": {"with": "bm25", "method": method, **how}}
+            yield record(f"{system} + bm25 ({label})", combined, time.perf_counter() - start)
 
     def hybrid(self, method: str, loaded: LoadedTask, ranker, run: Run) -> tuple[Run, dict]:
         """Return the ranking of a hybrid with BM25, and the settings that the record keeps."""
@@ -354,9 +291,15 @@ class Evaluation:
         development = ranker.rank(loaded.development)
         weight, score = choose_weight(development, loaded.development_bm25, loaded.development.qrels)
         logger.info("weight %.2f of the model beside BM25: nDCG@10 %.4f on development data", weight, score)
-        how = {
-            "weight": weight,
-            "development_split": loaded.development.split,
-            "development_ndcg_at_10": score,
-        }
+        how = {"weight": weight, "development_split": loaded.development.split, "development_ndcg_at_10": score}
         return weighted_fusion(run, loaded.bm25, weight), how
+
+
+def answer_tokens(encoder: Encoder, task: RetrievalTask) -> dict[str, int] | None:
+    """Return {qid: tokens of its longest answer}; None if the encoder does not show its tokens."""
+    if not hasattr(encoder, "count_tokens"):
+        return None
+    answers = sorted({pid for judged in task.qrels.values() for pid, grade in judged.items() if grade})
+    tokens = encoder.count_tokens([task.documents[pid] for pid in answers], "document").tolist()
+    counts = dict(zip(answers, tokens, strict=True))
+    return {qid: max(counts[pid] for pid, grade in judged.items() if grade) for qid, judged in task.qrels.items()}

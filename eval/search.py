@@ -2,8 +2,6 @@
 
 import numpy as np
 
-from .tasks.schema import RetrievalTask
-
 Run = dict[str, dict[str, float]]  # {qid: {pid: score}}, higher is better, at most DEPTH documents a query
 
 DEPTH = 1_000  # documents kept for each query
@@ -12,26 +10,16 @@ WEIGHT_STEPS = 20  # weights of a hybrid are tried at 0, 0.05, ..., 1
 
 
 class ExactSearch:
-    """Keep the best documents of every query, over blocks of documents that need not fit in memory together.
+    """Keep the best documents of every query, over blocks of documents that need not fit in memory together."""
 
-    Args:
-        pids: ids of all documents; each is to be added once.
-        queries: number of queries.
-    """
-
-    def __init__(self, pids: list[str], queries: int):
+    def __init__(self, pids: list[str], queries: int):  # ids of all documents, each to be added once
         self.pids = sorted(pids, reverse=True)
         self.places = {pid: place for place, pid in enumerate(self.pids)}  # by descending id
         nothing = np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64)
         self.best = [nothing] * queries  # of each query the scores and places of the best documents, best first
 
     def add_vectors(self, queries: np.ndarray, pids: list[str], rows: np.ndarray, counts: np.ndarray) -> None:
-        """Score documents by the best of their vectors.
-
-        Args:
-            queries: (Q, d) float32.
-            rows: (N, d) float32, a document's rows consecutive. counts: (D,), rows of each of `pids`.
-        """
+        """Score documents against queries (Q, d) by the best of their `counts` (D,) consecutive `rows` (N, d)."""
         firsts = np.cumsum(counts) - counts
         step = max(1, SCORES_AT_ONCE // len(rows))
         for first in range(0, len(queries), step):
@@ -60,14 +48,6 @@ def _first(scores: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarr
         scores, places = scores[chosen], places[chosen]
     order = np.lexsort((places, -scores))[:DEPTH]
     return scores[order], places[order]
-
-
-def rank_vectors(task: RetrievalTask, queries: np.ndarray, documents: np.ndarray) -> Run:
-    """Return the ranking by unit rows in the task's order: queries (Q, d), documents (D, d), float32."""
-    pids = list(task.documents)
-    search = ExactSearch(pids, len(queries))
-    search.add_vectors(queries, pids, documents, np.ones(len(pids), dtype=np.int64))
-    return search.run(list(task.queries))
 
 
 def trec_order(scores: dict[str, float]) -> list[str]:
@@ -108,17 +88,12 @@ def weighted_fusion(run: Run, other: Run, weight: float) -> Run:
     """Return weight * score of `run` + (1 - weight) * score of `other`, each scaled to 0 ... 1 per query.
 
     Documents that a run does not rank count 0 there. So does all of a run whose scores are equal.
-
-    Args:
-        weight: from 0 to 1.
     """
     fused: Run = {}
     for qid in [*run, *(qid for qid in other if qid not in run)]:
         ours, theirs = _scaled(run.get(qid, {})), _scaled(other.get(qid, {}))
-        pids = ours | theirs
-        fused[qid] = _truncated(
-            {pid: weight * ours.get(pid, 0.0) + (1 - weight) * theirs.get(pid, 0.0) for pid in pids}
-        )
+        scores = {pid: weight * ours.get(pid, 0.0) + (1 - weight) * theirs.get(pid, 0.0) for pid in ours | theirs}
+        fused[qid] = _truncated(scores)
     return fused
 
 
@@ -149,7 +124,7 @@ def _truncated(scores: dict[str, float]) -> dict[str, float]:
 
 
 def score_ranking(run: Run, qrels: dict[str, dict[str, int]], k: int = 10) -> dict[str, float]:
-    """Return nDCG@k (0 to 1) of each query of `qrels`; see `metrics.ndcg.ndcg.ndcg_at_k`."""
+    """Return nDCG@k (0 to 1) of each query of `qrels`; see `ndcg_at_k`."""
     from .metrics.ndcg.ndcg import ndcg_at_k  # slow to import
 
     return ndcg_at_k(run, qrels, k)

@@ -1,7 +1,7 @@
 """Bootstrap intervals over queries, differences between systems, and tables of them."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -33,11 +33,7 @@ def mean_interval(scores: Sequence[float] | np.ndarray, seed: int = 0) -> tuple[
 def paired_difference_interval(
     scores: dict[str, float], other_scores: dict[str, float], seed: int = 0
 ) -> tuple[float, float, float]:
-    """Return the mean of `scores - other_scores` per query, with its 95 % interval: (mean, low, high).
-
-    Raises:
-        ValueError: the two were not measured on the same queries.
-    """
+    """Return the mean of `scores - other_scores` per query, with its 95 % interval: (mean, low, high)."""
     if scores.keys() != other_scores.keys():
         odd = sorted(scores.keys() ^ other_scores.keys())
         raise ValueError(f"{len(odd)} queries are in one system only, as {odd[0]!r}; score both on one task")
@@ -45,7 +41,7 @@ def paired_difference_interval(
     return float(differences.mean()), *mean_interval(differences, seed)
 
 
-def by_task(records: list[dict]) -> dict[tuple[str, str, str], list[dict]]:
+def by_task(records: Iterable[dict]) -> dict[tuple[str, str, str], list[dict]]:
     """Group retrieval records by their data: {(task, split, fingerprint): records}. Only these may be compared."""
     groups = defaultdict(list)
     for record in records:
@@ -55,20 +51,20 @@ def by_task(records: list[dict]) -> dict[tuple[str, str, str], list[dict]]:
 
 
 def differences(records: list[dict], against: str | None = None) -> list[dict]:
-    """Return nDCG@10 of every system minus another's, on the same queries.
-
-    Args:
-        records: of one task, as `by_task` groups them.
-        against: the system to compare with; every pair if None.
+    """Return nDCG@10 of every system minus that of `against`, or of every other, on the same queries of one task.
 
     Returns:
         Rows {"system", "other", "difference", "interval_95", "beyond_chance"}, scores from 0 to 1. The last is true if
-        the interval excludes zero, with at least FEWEST_QUERIES queries.
-
-    Raises:
-        ValueError: the task has no such system.
+        the interval excludes zero, with at least FEWEST_QUERIES queries. A later system of the same name with other
+        scores is called "NAME #2".
     """
-    systems = scores_by_system(records)
+    systems: dict[str, dict[str, float]] = {}
+    for record in records:
+        name, number = record["system"], 1
+        while systems.get(name, record["query_scores"]) != record["query_scores"]:
+            number += 1
+            name = f"{record['system']} #{number}"
+        systems[name] = record["query_scores"]
     if against is not None and against not in systems:
         raise ValueError(f"system {against!r} has no scores here; there are: {', '.join(systems)}")
     rows = []
@@ -82,28 +78,15 @@ def differences(records: list[dict], against: str | None = None) -> list[dict]:
     return rows
 
 
-def scores_by_system(records: list[dict]) -> dict[str, dict[str, float]]:
-    """Return {system: {qid: nDCG@10}}. A later system of the same name with other scores is called "NAME #2"."""
-    systems: dict[str, dict[str, float]] = {}
-    for record in records:
-        name, number = record["system"], 1
-        while systems.get(name, record["query_scores"]) != record["query_scores"]:
-            number += 1
-            name = f"{record['system']} #{number}"
-        systems[name] = record["query_scores"]
-    return systems
-
-
 def align(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table of equally wide columns: the first to the left, the others to the right. Cells are `shown`."""
     table = [[shown(cell) for cell in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join(
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
+    lines = [
+        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         for row in table
-    )
+    ]
+    return "\n".join(map("  ".join, lines))
 
 
 def points(value: float | None, decimals: int = 1) -> str:

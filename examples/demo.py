@@ -57,24 +57,19 @@ def encode(model, documents: list[str]):
     return np.stack(vectors)
 
 
-def best_section(model, query, document: str) -> tuple[float, str, str]:
-    """Return the place in the document (0 to 1), name and text of the section whose vector fits the query best."""
-    sections = list(SECTION.finditer(document))
-    vectors = model.encode_document([section[0].strip() for section in sections], show_progress_bar=False)
-    best = sections[int(model.similarity(query, vectors).argmax())]
-    return best.start(1) / len(document), best[1], best[2]
-
-
 def search(model, documents: list[str], questions: list[str]):
     """Print for every question the documents that fit best, and of each the section that does."""
     vectors = encode(model, documents)
     queries = model.encode_query(questions, show_progress_bar=False)
     for question, query, scores in zip(questions, queries, model.similarity(queries, vectors), strict=True):
         print(f"\n{question}")
-        for score, number in zip(*(best.tolist() for best in scores.topk(BEST)), strict=True):
-            share, name, text = best_section(model, query, documents[number])
-            print(f"  {score:.2f}  document {number}, {share:.0%} into it: {name}")
-            print(f"        {textwrap.shorten(text, 100, placeholder=' ...')}")
+        for score, number in zip(*(values.tolist() for values in scores.topk(BEST)), strict=True):
+            sections = list(SECTION.finditer(documents[number]))
+            texts = [section[0].strip() for section in sections]
+            fits = model.similarity(query, model.encode_document(texts, show_progress_bar=False))
+            best = sections[int(fits.argmax())]
+            print(f"  {score:.2f}  document {number}, {best.start(1) / len(documents[number]):.0%} into it: {best[1]}")
+            print(f"        {textwrap.shorten(best[2], 100, placeholder=' ...')}")
     print(flush=True)
 
 

@@ -23,11 +23,8 @@ ALLOCATOR = {  # fresh pages are slow on virtual machines: let the allocator kee
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",
 }
-STANDARD = [
-    "model.start=standard",
-    "optim.lr=1e-3",
-    *(f"optim.{part}_lr=null" for part in ("layer", "filter", "pooler")),
-]
+STANDARD = ["model.start=standard", "optim.lr=1e-3"]
+STANDARD += ["optim.layer_lr=null", "optim.filter_lr=null", "optim.pooler_lr=null"]
 MEAN_POOLING = ["model.architecture.pooling=mean", "model.architecture.num_pooling_heads=1"]
 
 begin = time.perf_counter()

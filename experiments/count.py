@@ -7,19 +7,16 @@ from syntax trees, those inside functions too.
 import ast
 import subprocess
 from collections import defaultdict
+from importlib.util import resolve_name
 from pathlib import Path
 
+import numpy as np
 from pages import table
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ("m2bert", "modeling_m2bert", "train", "eval", "hub", "search")
-
-
-def read_files() -> dict[Path, str]:
-    """Return {path from the root: text} of all Python files in git, without models/."""
-    listed = subprocess.run(["git", "-C", ROOT, "ls-files", "*.py"], capture_output=True, text=True, check=True).stdout
-    paths = [Path(line) for line in listed.splitlines() if not line.startswith("models/")]
-    return {path: (ROOT / path).read_text(encoding="utf-8") for path in paths if (ROOT / path).is_file()}
 
 
 def module_of(path: Path) -> str:
@@ -39,8 +36,7 @@ def imports_of(tree: ast.Module, path: Path, modules: set[str]) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
-            name = ".".join(filter(None, (base, node.module)))
+            name = resolve_name("." * node.level + (node.module or ""), package)
             for alias in node.names:  # `from a import b` is of a.b if that is a module
                 found.add(f"{name}.{alias.name}" if f"{name}.{alias.name}" in modules else name)
     return (found & modules) - {own}
@@ -48,24 +44,15 @@ def imports_of(tree: ast.Module, path: Path, modules: set[str]) -> set[str]:
 
 def count_circles(graph: dict[str, set[str]]) -> int:
     """Return how many groups of modules import each other in a circle."""
-
-    def reach(start: str) -> set[str]:
-        seen, waiting = set(), [start]
-        while waiting:
-            new = graph[waiting.pop()] - seen
-            seen |= new
-            waiting += new
-        return seen
-
-    reached = {module: reach(module) for module in graph}
-    circular = [module for module in graph if module in reached[module]]
-    return len(
-        {frozenset(other for other in circular if other in reached[m] and m in reached[other]) for m in circular}
-    )
+    links = [[other in graph[module] for other in graph] for module in graph]
+    _, group = connected_components(csr_array(links), connection="strong")
+    return int((np.bincount(group) > 1).sum())
 
 
 def main():
-    files = read_files()
+    listed = subprocess.run(["git", "-C", ROOT, "ls-files", "*.py"], capture_output=True, text=True, check=True).stdout
+    paths = [Path(line) for line in listed.splitlines() if not line.startswith("models/") and (ROOT / line).is_file()]
+    files = {path: (ROOT / path).read_text(encoding="utf-8") for path in paths}
     trees = {path: ast.parse(text) for path, text in files.items()}
     lines = {path: len(text.splitlines()) for path, text in files.items()}
     rooms = defaultdict(list)

@@ -9,16 +9,19 @@ and columns are in the experiments' page.yaml.
 """
 
 import json
+import math
 import re
 import sys
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
 
+import numpy as np
 import plots
-import speed_questions as questions
 import twin_runs as twins
 import yaml
+
+from m2bert.eval.statistics import differences
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -60,7 +63,7 @@ def percent(value: float, interval: list[float], sign: str = "") -> str:
 
 
 def score(record: dict | None) -> str:
-    """Return nDCG@10 of a record of `m2bert eval` with its interval."""
+    """Return nDCG@10 of a record of `m2bert eval` with its interval, in points."""
     return percent(record["ndcg_at_10"], record["interval_95"]) if record else NOT_MEASURED
 
 
@@ -77,9 +80,7 @@ def seconds_text(seconds: float) -> str:
 
 def bytes_text(count: int | None) -> str:
     """Return an amount of memory in its unit: GB or MB."""
-    if count is None:
-        return ""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+    return "" if count is None else f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 # --- docs/results.md ---
@@ -108,11 +109,18 @@ def results():
         for system, title in SYSTEMS.items()
         if system in crowded
     ]
+    paired = []
+    for system, other in PAIRS:
+        cells = [SYSTEMS[name].replace("**", "") for name in (system, other)]
+        for task in TASKS:
+            pair = [found[task].get(name) for name in (other, system)]
+            cells.append(NOT_MEASURED if None in pair else difference_text(*pair, bold="**"))
+        paired.append(cells)
     seconds = [[system, *(f"{row['total_seconds']:.2f}" for row in rows)] for system, rows in costs.items()]
     rows = [[title, *cells] for title, cells in scores.items() if {*cells} != {NOT_MEASURED}]
     blocks = {
         "scores": table(["", *TASKS.values()], rows),
-        "paired": table(["", "minus", *TASKS.values()], [paired_row(*pair, found) for pair in PAIRS]),
+        "paired": table(["", "minus", *TASKS.values()], paired),
         "context": table(["tokens read", "512", "2,048", "8,192", "whole"], contexts),
         "distractors": table(["", "QMSUM test", "with 2,000 distractors"], distractors),
         "cost": table(["", "2,048 tokens", "8,192", "16,384"], seconds),
@@ -130,19 +138,8 @@ def eval_records(task: str) -> dict[str, dict]:
     return found
 
 
-def paired_row(system: str, other: str, found: dict[str, dict[str, dict]]) -> list[str]:
-    """Return a row of differences on the same queries; bold where the interval leaves out zero."""
-    cells = [SYSTEMS[name].replace("**", "") for name in (system, other)]
-    for task in TASKS:
-        pair = [found[task].get(name) for name in (other, system)]
-        cells.append(NOT_MEASURED if None in pair else difference_text(*pair, bold="**"))
-    return cells
-
-
 def difference_text(other: dict, record: dict, bold: str = "") -> str:
     """Return how much more a record has than another on the same queries, in `bold` if that is beyond chance."""
-    from m2bert.eval.statistics import differences
-
     (row,) = differences([other, record], other["system"])
     bold = bold if row["beyond_chance"] else ""
     return bold + percent(row["difference"], row["interval_95"], "+") + bold
@@ -172,7 +169,10 @@ def replicas():
     fill(DOCS / "replicas.md", blocks)
     curves = {label: read_all(REPLICAS, f"table7-{arm}-seed*.json") for arm, label in ARMS["table7"].items()}
     bars = {
-        title: {ARMS[name][arm]: means(tasks) for arm, tasks in test_scores(name).items()}
+        title: {
+            ARMS[name][arm]: [mean(pair) for pair in zip(*tasks, strict=True)]
+            for arm, tasks in test_scores(name).items()
+        }
         for name, title in (("table6", "pretraining examples (Table 6)"), ("table8", "losses (Table 8)"))
     }
     plots.replicas(bars, curves, DOCS / "replicas.png")
@@ -188,11 +188,6 @@ def test_scores(name: str) -> dict[str, list[list[float]]]:
     return {arm: found[arm] for arm in ARMS[name] if arm in found}
 
 
-def means(tasks: list[list[float]]) -> list[float]:
-    """Return the mean over tasks, by seed."""
-    return [mean(pair) for pair in zip(*tasks, strict=True)]
-
-
 def training_tokens(name: str, arm: str) -> str:
     records = read_all(REPLICAS, f"{name}-{arm}-seed*.json")
     return f"{mean(record['totals']['tokens'] for record in records) / 1e6:.1f} M"
@@ -201,7 +196,11 @@ def training_tokens(name: str, arm: str) -> str:
 def ranking_table(name: str, tokens: str) -> str:
     """Return scores of the arms on both tasks."""
     rows = [
-        [ARMS[name][arm], *map(spread, [*tasks, means(tasks)]), training_tokens(name, arm)]
+        [
+            ARMS[name][arm],
+            *map(spread, [*tasks, [mean(pair) for pair in zip(*tasks, strict=True)]]),
+            training_tokens(name, arm),
+        ]
         for arm, tasks in test_scores(name).items()
     ]
     return table(["", *TASKS, "mean", tokens], rows)
@@ -216,9 +215,8 @@ def warm_table() -> str:
         early, last = ([one[i] for one in evaluations] for i in (0, -1))
         cells = [spread([100 * row["held_out_accuracy"] for row in which]) for which in (early, last)]
         cells[0] += f" (step {early[0]['step']})"
-        rows.append(
-            [label, training_tokens("table7", arm), *cells, f"{mean(row['held_out_loss'] for row in last):.3f}"]
-        )
+        loss = mean(row["held_out_loss"] for row in last)
+        rows.append([label, training_tokens("table7", arm), *cells, f"{loss:.3f}"])
     return table(["start", "tokens at the long length", "accuracy, early", "at the end", "loss at the end"], rows)
 
 
@@ -279,40 +277,76 @@ def loss_table() -> str:
 
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 MODES = [(device, mode) for device in DEVICES for mode in ("forward", "training")]
+CACHE_BYTES = 3_000_000_000  # default limit of the filter cache
+CAPACITIES_GB = (8, 24, 80)
+LARGEST_DEVIATION = 0.15  # of a measured peak from its straight line, above which no length is derived from it
 CIRCUMSTANCES = ["processor", "device", "threads", "torch", "commit", "date"]
 
 
 def performance():
     paths = sorted((EXPERIMENTS / "speed" / "results").glob("*/*.json"))
-    records = [record | {"run": str(path)} for path in paths for record in read(path)]
-    shallow = [record for record in records if record.get("shallow")]
-    if any("op" not in record for record in records if not record.get("shallow")):
-        records, shallow = [record for record in records if not record.get("shallow")], []
+    records = [record | {"run": str(path)} for path in paths for record in read(path) if not record.get("shallow")]
     where = dict.fromkeys(tuple(str(record[field]) for field in CIRCUMSTANCES) for record in records)
-    trial = "**The models of these records are not of full depth: a trial of the benchmark, not a result.**\n\n"
-    series = {key: questions.series(records, *key) for key in MODES}
+    series = {key: whole_models(records, *key) for key in MODES}
+    asked = yaml.safe_load((EXPERIMENTS / "speed" / "page.yaml").read_text(encoding="utf-8"))["questions"]
+    rows = [question_row(question, records) for question in asked]
     blocks = {
-        "circumstances": (trial if shallow else "") + table(CIRCUMSTANCES, [[*row] for row in where]),
-        "questions": table(["", "must", "aim", "measured", "reached"],
-                           [question_row(question, records) for question in questions.QUESTIONS]),
+        "circumstances": table(CIRCUMSTANCES, [[*row] for row in where]),
+        "questions": table(["", "must", "aim", "measured", "reached"], rows),
         "queries": query_table(records),
         "operations": operation_table(records),
-    }  # fmt: skip
+    }
     for (device, mode), lines in series.items():
         blocks[f"{device}-{mode}"] = speed_section(records, lines, device, mode)
     fill(DOCS / "performance.md", blocks)
     plots.performance(series, DOCS / "performance.png")
 
 
-def question_row(question: questions.Question, records: list[dict]) -> list[str]:
-    value, unit = question.answer(records), question.unit
-    goals = [f"{goal:g}{'' if unit == 'x' else ' '}{unit}" for goal in (question.must, question.aim) if goal]
-    goals = [goal.replace(" x overhead", "x") for goal in goals] + [""] * (2 - len(goals))
+def whole_models(records: list[dict], device: str, mode: str) -> dict[tuple[str, str], dict[int, dict]]:
+    """Return the newest whole-model records of one row per batch, by (arm, dtype) and length."""
+    found = defaultdict(dict)
+    for record in records:
+        if (record["device"], record["mode"], record["batch"]) == (device, mode, 1) and "op" not in record:
+            found[record["arm"], record["dtype"]][record["length"]] = record
+    return {key: dict(sorted(lengths.items())) for key, lengths in found.items()}
+
+
+def answer(question: dict, records: list[dict]) -> float | None:
+    """Return the measured value that a question of page.yaml asks for; None if the records do not hold it."""
+    unit = question["goals"]["unit"]
+    field, scale = ("peak_bytes", 1e-9) if unit == "GB" else ("seconds", 1e3 if unit == "ms" else 1)
+
+    def smallest(arm, **wanted) -> float | None:
+        wanted, found = {"op": None} | wanted, {}
+        for record in records:
+            fits = record["arm"] in arm if isinstance(arm, list) else record["arm"] == arm
+            if fits and record.get(field) is not None and all(record.get(key) == wanted[key] for key in wanted):
+                found[record["arm"]] = scale * record[field]
+        return min(found.values(), default=None)
+
+    if "against" not in question:
+        return smallest(**question["of"])
+    for run in reversed(dict.fromkeys(record["run"] for record in records)):
+        ours = smallest(**question["of"], run=run)
+        theirs = smallest(**question["of"] | question["against"], run=run)
+        if None not in (ours, theirs):
+            return theirs / ours if unit == "x" else ours / theirs
+    return None
+
+
+def question_row(question: dict, records: list[dict]) -> list[str]:
+    """Return text, must, aim, measured value, and the better of the two goals that it reaches."""
+    value, goals, unit = answer(question, records), question["goals"], question["goals"]["unit"]
+    cells = [
+        f"{goals[name]:g}{'x' if unit[0] == 'x' else f' {unit}'}" if name in goals else "" for name in ("must", "aim")
+    ]
+    text = f"{DEVICES[question['of']['device']]}: {question['text']}"
     if value is None:
-        return [f"{DEVICES[question.device]}: {question.text}", *goals, NOT_MEASURED, ""]
+        return [text, *cells, NOT_MEASURED, ""]
     shown = f"{value:.3g} {unit}" if unit in ("ms", "GB") else f"{value:.{2 if value < 10 else 0}f}x"
-    verdict = next((name for name in ("aim", "must") if question.reaches(value, getattr(question, name))), "-")
-    return [f"{DEVICES[question.device]}: {question.text}", *goals, shown, verdict]
+    reached = [goal for goal in ("aim", "must") if goal in goals
+               and (value >= goals[goal] if unit == "x" else value <= goals[goal])]  # fmt: skip
+    return [text, *cells, shown, *(reached or ["-"])[:1]]
 
 
 FIRST_CALLS = """\
@@ -336,20 +370,58 @@ def speed_section(records: list[dict], lines: dict, device: str, mode: str) -> s
     times = time_table(records, device, mode)
     if not times or not lines:
         return times or "Not measured."
-    parts = [times, FIRST_CALLS, first_call_table(lines)]
+    first_calls = []
+    for key, points in lines.items():
+        length, record = max(points.items())
+        error = "" if record["error"] is None else f"{record['error']:.1e}"
+        memory = [bytes_text(record["peak_bytes"]), bytes_text(record["cache_bytes"])]
+        first_calls.append([" ".join(key), str(length), seconds_text(record["first_seconds"]), error, *memory])
+    parts = [times, FIRST_CALLS, table(["arm", "length", "first call", "error", "peak", "cache"], first_calls)]
     ours = {key: points for key, points in lines.items() if key[0] in ("ours", "ours-graph")}
     others = {key: points for key, points in lines.items() if not key[0].startswith("ours")}
     if ours and others:
         rows = []
         for (arm, dtype), points in others.items():  # only the original is compared across dtypes
             comparable = {key: arm == "original" or key[1] == dtype for key in ours}
-            cells = [questions.crossover(ours[key], points) if fits else "" for key, fits in comparable.items()]
+            cells = [crossover(ours[key], points) if fits else "" for key, fits in comparable.items()]
             rows.append([f"{arm} {dtype}", *cells])
         parts += [CROSSOVERS, table(["against", *map(" ".join, ours)], rows)]
     if any(point.get("peak_bytes") is not None for points in lines.values() for point in points.values()):
-        rows = [[" ".join(key), *largest_cells(questions.largest_lengths(points))] for key, points in lines.items()]
-        parts += [LARGEST[mode], table(["arm", *(f"{capacity} GB" for capacity in questions.CAPACITIES_GB)], rows)]
+        rows = [[" ".join(key), *largest_lengths(points)] for key, points in lines.items()]
+        parts += [LARGEST[mode], table(["arm", *(f"{capacity} GB" for capacity in CAPACITIES_GB)], rows)]
     return "\n\n".join(parts)
+
+
+def crossover(ours: dict[int, dict], other: dict[int, dict]) -> str:
+    """Return from which length on `ours` is faster, interpolated linearly in logarithms of length and time."""
+    lengths = [length for length in ours if length in other]
+    gains = [math.log(other[length]["seconds"] / ours[length]["seconds"]) for length in lengths]
+    if not lengths:
+        return "no common length"
+    slower = [i for i, gain in enumerate(gains) if gain <= 0]
+    if not slower:
+        return "ours is faster at every length measured"
+    if slower[-1] == len(lengths) - 1:
+        return "ours is not faster at the longest length measured"
+    ends = slice(slower[-1], slower[-1] + 2)
+    return f"{round(math.exp(np.interp(0, gains[ends], np.log(lengths[ends]))))} tokens"
+
+
+def largest_lengths(lengths: dict[int, dict]) -> list[str]:
+    """Return a cell for each of CAPACITIES_GB: the largest length in tokens, by a line through (length, weights + peak)
+    with relative errors and room for the filter cache; or why there is none."""
+    measured = {length: record for length, record in lengths.items() if record["peak_bytes"] is not None}
+    empty = [""] * (len(CAPACITIES_GB) - 1)
+    if len(measured) < 3:
+        return ["not measured at three lengths", *empty]
+    totals = np.array([record["weight_bytes"] + record["peak_bytes"] for record in measured.values()], dtype=float)
+    slope, intercept = np.polyfit([*measured], totals, 1, w=1 / totals)
+    deviation = np.abs((intercept + slope * np.array([*measured]) - totals) / totals).max()
+    if deviation > LARGEST_DEVIATION or slope <= 0:
+        return [f"not linear in length (up to {deviation:.0%} off)", *empty]
+    reserved = CACHE_BYTES if any(record["cache_bytes"] for record in lengths.values()) else 0
+    found = [max(0, int((capacity * 1e9 - reserved - intercept) / slope)) for capacity in CAPACITIES_GB]
+    return [f"{length:.2g}" if length < 100 else f"{round(length, 2 - len(str(length))):,}" for length in found]
 
 
 def time_table(records: list[dict], device: str, mode: str) -> str:
@@ -370,22 +442,6 @@ def time_table(records: list[dict], device: str, mode: str) -> str:
         for (arm, dtype, batch), points in sorted(found.items(), key=lambda item: item[0][2] != "1")
     ]
     return table(["arm", "batch", *map(str, lengths)], rows) if rows else ""
-
-
-def first_call_table(lines: dict) -> str:
-    rows = []
-    for key, points in lines.items():
-        length, record = max(points.items())
-        error = "" if record["error"] is None else f"{record['error']:.1e}"
-        memory = [bytes_text(record["peak_bytes"]), bytes_text(record["cache_bytes"])]
-        rows.append([" ".join(key), str(length), seconds_text(record["first_seconds"]), error, *memory])
-    return table(["arm", "length", "first call", "error", "peak", "cache"], rows)
-
-
-def largest_cells(lengths: list[int] | str) -> list[str]:
-    if isinstance(lengths, str):
-        return [lengths] + [""] * (len(questions.CAPACITIES_GB) - 1)
-    return [f"{length:.2g}" if length < 100 else f"{round(length, 2 - len(str(length))):,}" for length in lengths]
 
 
 def query_table(records: list[dict]) -> str:

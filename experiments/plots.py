@@ -45,9 +45,13 @@ def results(found: dict, costs: dict, tasks: dict, systems: dict, path: Path):
     figure, axes = plt.subplots(1, len(tasks), figsize=(14, 5.2), layout="constrained")
     for axis, (task, title) in zip(axes, tasks.items(), strict=True):
         for system, label in systems.items():
-            seconds = cost_of(system, costs)
-            if seconds is None or "without QMSUM" in system:
+            encoder, _, policy = system.replace(" fine-tuned", "").partition(" / ")
+            if policy in ("chunk-average", "best-chunk"):  # which cost the same
+                policy = "chunk-average:tokens=256"
+            if f"{encoder} / {policy}" not in costs or "without QMSUM" in system:
                 continue
+            rows = costs[f"{encoder} / {policy}"]
+            seconds = next(row["total_seconds"] for row in rows if row["tokens"] == 8192)
             name = label.replace("**", "").replace(" on the same pairs", "")
             color = "tab:red" if "m2bert" in system else "tab:orange" if "layer-free" in system else "tab:gray"
             place = seconds, 100 * found[task][system]["ndcg_at_10"]
@@ -63,15 +67,6 @@ def results(found: dict, costs: dict, tasks: dict, systems: dict, path: Path):
         axis.legend(frameon=False, loc="lower right")
         axis.grid(alpha=0.3)
     save(figure, path, dpi=110)
-
-
-def cost_of(system: str, costs: dict[str, list[dict]]) -> float | None:
-    """Return seconds for a document of 8,192 tokens. Best chunk costs what chunk-average does; a tuned model costs what
-    it did before."""
-    name, _, policy = system.partition(" / ")
-    policy = "chunk-average:tokens=256" if policy in ("chunk-average", "best-chunk") else policy
-    rows = costs.get(f"{name.removesuffix(' fine-tuned').removesuffix(' without QMSUM')} / {policy}")
-    return rows and next(row["total_seconds"] for row in rows if row["tokens"] == 8192)
 
 
 # --- docs/replicas.png ---
@@ -107,11 +102,8 @@ STYLES = {"bfloat16": "-", "float16": ":", "float32": (0, (5, 2))}
 
 
 def performance(panels: dict[tuple[str, str], dict], path: Path):
-    """Draw time against length, one panel per device and mode; the legend has the order of the lines' ends.
-
-    Args:
-        panels: (device, mode) to series of (arm, dtype) to records by length.
-    """
+    """Draw time against length, one panel per (device, mode) with its series of records by length, {(arm, dtype):
+    {length: record}}; the legend has the order of the lines' ends."""
     panels = {key: lines for key, lines in panels.items() if any(len(records) > 1 for records in lines.values())}
     figure, axes = plt.subplots(1, len(panels), figsize=(8.5 * len(panels), 6), squeeze=False, layout="constrained")
     names = sorted({arm for lines in panels.values() for arm, _ in lines})

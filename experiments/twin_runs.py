@@ -28,7 +28,8 @@ def records(entry: str, mixer: str, off_grid: bool = False) -> list[dict]:
 def swept(entry: str, mixer: str) -> list[dict]:
     """Return the runs of seed 0 that differ in learning rates alone."""
     found = [record for record in records(entry, mixer) if record["steps"] and record["seed"] == 0]
-    return [record for record in found if record["steps"] == min(record["steps"] for record in found)]
+    fewest = min(record["steps"] for record in found)
+    return [record for record in found if record["steps"] == fewest]
 
 
 def score(record: dict) -> float:

@@ -8,15 +8,15 @@ from typing import Annotated, Literal
 import typer
 
 from m2bert import __version__
-from m2bert.command import CommandGroup
 from m2bert.files import read_json
+from m2bert.terminal import CommandGroup
 
 from .outputs import check_output
 
 MOUNTED = {  # command: module, and its command there (None: the module's whole group)
     "eval": ("m2bert.eval.cli", "eval"),
     "compare": ("m2bert.eval.cli", "compare"),
-    "report": ("m2bert.eval.report.cli", "report"),
+    "report": ("m2bert.eval.report.page", "report"),
     "analyse": ("m2bert.eval.analyses.cli", None),
     "train": ("m2bert.train.cli", None),
 }

@@ -12,8 +12,10 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,62 +23,23 @@ import yaml
 
 try:
     import fcntl
-except ImportError:  # Windows: writers are not kept apart
+except ImportError:  # Windows, where folders cannot be opened: writers are not kept apart
     fcntl = None
 
 HALF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # in JSON: perhaps half of a surrogate pair
 
 
 def parse_json(text: str, where: str) -> Any:
-    """Parse JSON.
+    """Parse JSON; refuse NaN, infinite numbers, a key twice and half of a surrogate pair.
 
     Args:
         where: names the text in errors, such as the path of its file.
 
     Raises:
-        ValueError: invalid or too deep JSON, NaN or an infinite number, a key twice, half of a surrogate pair.
+        ValueError: invalid or too deep JSON.
     """
-    try:
-        value = json.loads(
-            text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite_float
-        )
-        if HALF_A_PAIR.search(text):
-            json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{where} holds half of a surrogate pair; write valid Unicode") from error
-    except RecursionError as error:
-        raise ValueError(f"{where} is nested too deeply for JSON of this kind") from error
-    except ValueError as error:
-        raise ValueError(f"{where} is no valid JSON: {error}") from error
-    return value
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    """Read a file that holds one JSON object.
-
-    Raises:
-        ValueError: no such file, not UTF-8, or as `parse_json`; or JSON that is no object. Names the file.
-    """
-    value = parse_json(read_text(path), str(path))
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object; name the right file")
-    return value
-
-
-def read_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
-    """Yield the number, counted from 1, and the value of every line of a file that is not blank.
-
-    Raises:
-        ValueError: as `read_json`, naming the file and the line.
-    """
-    number = 0
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, parse_json(line, f"{path}, line {number},")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}, after line {number}, is not UTF-8 ({error}); save the file as UTF-8") from error
+    load = partial(json.loads, object_pairs_hook=_unique_keys, parse_constant=_finite, parse_float=_finite)
+    return _parse(load, text, where, "JSON")
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -85,17 +48,18 @@ def parse_yaml(text: str, where: str) -> Any:
     Raises:
         ValueError: invalid or too deep YAML, an alias, a key twice, half of a surrogate pair.
     """
+    return _parse(partial(yaml.load, Loader=_CoreLoader), text, where, "YAML")  # a SafeLoader
+
+
+def _parse(load: Callable[[str], Any], text: str, where: str, language: str) -> Any:
     try:
-        value = yaml.load(text, Loader=_CoreLoader)  # noqa: S506  (derived from SafeLoader)
+        value = load(text)
         if HALF_A_PAIR.search(text):
-            repr_of = json.dumps(value, ensure_ascii=False, default=str)
-            repr_of.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{where} holds half of a surrogate pair; write valid Unicode") from error
+            json.dumps(value, ensure_ascii=False, default=str).encode()  # raises UnicodeEncodeError: surrogates
     except RecursionError as error:
-        raise ValueError(f"{where} is nested too deeply for YAML of this kind") from error
+        raise ValueError(f"{where} is nested too deeply for {language} of this kind") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{where} is no valid YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{where} is no valid {language}: {' '.join(str(error).split())}") from error
     return value
 
 
@@ -104,18 +68,33 @@ def format_yaml(value: Any) -> str:
     return yaml.dump(value, Dumper=_QuotingDumper, sort_keys=False, allow_unicode=True, width=120)
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file that holds one mapping; an empty file holds an empty one.
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a UTF-8 file that holds one JSON object. Raises ValueError naming the file."""
+    return _mapping(parse_json(read_text(path), str(path)), path, "JSON object")
 
-    Raises:
-        ValueError: no such file, not UTF-8, or as `parse_yaml`; or YAML that is no mapping. Names the file.
-    """
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a UTF-8 YAML file that holds one mapping or nothing, which is {}. Raises ValueError naming the file."""
     value = parse_yaml(read_text(path), str(path))
-    if value is None:
-        return {}
+    return {} if value is None else _mapping(value, path, "mapping of keys to values")
+
+
+def _mapping(value: Any, path: str | Path, kind: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no mapping of keys to values; name the right file")
+        raise ValueError(f"{path} holds no {kind}; name the right file")
     return value
+
+
+def read_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
+    """Yield the number, counted from 1, and the value of every line that is not blank. Errors name file and line."""
+    number = 0
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, parse_json(line, f"{path}, line {number},")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}, after line {number}, is not UTF-8 ({error}); save the file as UTF-8") from error
 
 
 def read_text(path: str | Path) -> str:
@@ -135,12 +114,11 @@ def visible(folder: Path, pattern: str) -> list[Path]:
     A name that begins with a dot, or `__MACOSX`, in any part of the path below the folder is another program's:
     editors and archives leave copies and stubs of documents under such names.
     """
-    paths = (path for path in folder.glob(pattern))
-    return sorted(path for path in paths if not _is_hidden(path.relative_to(folder)))
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    return sorted(
+        path
+        for path in folder.glob(pattern)
+        if not any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts)
+    )
 
 
 def digest(path: str | Path) -> str:
@@ -151,7 +129,7 @@ def digest(path: str | Path) -> str:
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write(temporary_path)` and rename the result to `path`, so that no reader sees half of it, not even after
-    a loss of power. Makes the folder of `path` if it is missing. What a killed writer left the next one removes."""
+    a loss of power. Makes the folder of `path`. The next writer removes what a killed one left."""
     with claimed(path.with_name(f".{path.name}.partial"), wait=True) as scratch:
         empty(scratch)
         try:
@@ -195,26 +173,25 @@ def claimed(folder: Path, wait: bool = False) -> Iterator[Path]:
     The claim ends with the process, however it ends. The folder stays; the block may remove or rename it.
 
     Args:
-        wait: until another process that holds the folder lets it go.
-
-    Raises:
-        ValueError: another process holds the folder, without `wait`.
+        wait: until another process that holds the folder lets it go; else that is a ValueError.
     """
     while True:
         folder.mkdir(parents=True, exist_ok=True)
+        if fcntl is None:
+            yield folder
+            return
         try:
             descriptor = os.open(folder, os.O_RDONLY)
         except FileNotFoundError:  # its last holder removed it just now
             continue
         try:
-            if fcntl is not None:
-                fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not _is_open_at(descriptor, folder):
-                continue
-            yield folder
-            return
-        except BlockingIOError as error:
-            raise _held(folder) from error
+            _lock(descriptor, folder, "LOCK_EX", wait)
+            still_there = False
+            with suppress(FileNotFoundError):  # while this waited, its last holder may have removed or renamed it
+                still_there = os.path.samestat(os.fstat(descriptor), folder.stat())
+            if still_there:
+                yield folder
+                return
         finally:
             os.close(descriptor)
 
@@ -226,12 +203,17 @@ def check_unclaimed(folder: Path) -> None:
     except OSError:  # there is none, or nobody may hold it
         return
     try:
-        if fcntl is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise _held(folder) from error
+        _lock(descriptor, folder, "LOCK_SH")
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path, kind: str, wait: bool = False) -> None:
+    """Lock an open folder until it is closed; raise ValueError if another process holds it, without `wait`."""
+    try:
+        fcntl.flock(descriptor, getattr(fcntl, kind) | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError as error:
+        raise ValueError(f"another process writes to {folder}; wait for it, or name another output") from error
 
 
 def empty(folder: Path) -> None:
@@ -243,34 +225,22 @@ def empty(folder: Path) -> None:
             path.unlink()
 
 
-def _held(folder: Path) -> ValueError:
-    return ValueError(f"another process writes to {folder}; wait for it, or name another output")
-
-
-def _is_open_at(descriptor: int, folder: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), folder.stat())
-    except FileNotFoundError:
-        return False
-
-
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        seen = set()
-        double = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"key {double!r} stands twice in one object; remove one")
+        _refuse_double(key for key, _ in pairs)
     return found
 
 
-def _refuse_constant(name: str):
-    raise ValueError(f"{name} is no JSON number")
+def _refuse_double(keys: Iterable) -> None:
+    [(key, _)] = Counter(keys).most_common(1)
+    raise ValueError(f"key {key!r} stands twice in one object; remove one")
 
 
-def _finite_float(text: str) -> float:
+def _finite(text: str) -> float:
     value = float(text)
-    if math.isinf(value):
-        raise ValueError(f"{text[:40]} is too large a number")
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is no finite number")
     return value
 
 
@@ -281,22 +251,14 @@ class _CoreLoader(yaml.SafeLoader):
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.MarkedYAMLError(
-                problem="aliases are not read; write the value out", problem_mark=event.start_mark
-            )
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem="aliases are not read; write the value out", problem_mark=mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
         mapping = super().construct_mapping(node, deep=deep)
         if len(mapping) < len(node.value):
-            seen = set()
-            for key_node, _ in node.value:
-                key = self.construct_object(key_node, deep=True)
-                if key in seen:
-                    problem = f"key {key!r} stands twice; remove one"
-                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
-                seen.add(key)
+            _refuse_double(self.construct_object(key, deep=True) for key, _ in node.value)
         return mapping
 
     def construct_whole_number(self, node):

@@ -1,6 +1,6 @@
 """Descriptions of the settings files in a model folder, which transformers, sentence-transformers and peft write.
 
-Only what this package uses of them is described; other keys are theirs.
+Only what this package uses of them is described; other keys are theirs. FILES names the file of each schema.
 """
 
 import re
@@ -20,73 +20,52 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Length = Annotated[int, BeforeValidator(_whole), Field(ge=1)]  # in tokens; tokenizers without a limit say 1e30
-
-
-class ModelConfig(Schema):
-    """config.json, of any model."""
-
-    model_config = FOREIGN
-
-    model_type: str | None = None
-    architectures: list[str] | None = None
-    auto_map: dict[str, Any] | None = None
-
-
-class TokenizerConfig(Schema):
-    """tokenizer_config.json."""
-
-    model_config = FOREIGN
-
-    tokenizer_class: str | None = None
-    model_max_length: Length | None = None
-    chat_template: str | list[dict[str, str]] | None = None
-
-
 def _no_path(value: Any) -> Any:
     if isinstance(value, str):
         raise ValueError(f"{value!r} stands for a file, which is not read; write the vocabulary itself")
     return value
 
 
-class TokenizerModel(Schema):
-    """Of a tokenizer.json. Tokenizers read a vocabulary from the file that stands in its place, wherever that lies."""
+Length = Annotated[int, BeforeValidator(_whole), Field(ge=1)]  # in tokens; tokenizers without a limit say 1e30
+Inline = Annotated[Any, BeforeValidator(_no_path)]  # tokenizers read a file that stands in its place, wherever it lies
 
+
+class Foreign(Schema):
     model_config = FOREIGN
 
-    vocab: Annotated[Any, BeforeValidator(_no_path)] = None
-    merges: Annotated[Any, BeforeValidator(_no_path)] = None
+
+class ModelConfig(Foreign):
+    model_type: str | None = None
+    architectures: list[str] | None = None
+    auto_map: dict[str, Any] | None = None
 
 
-class TokenizerFile(Schema):
-    """tokenizer.json of tokenizers."""
+class TokenizerConfig(Foreign):
+    tokenizer_class: str | None = None
+    model_max_length: Length | None = None
+    chat_template: str | list[dict[str, str]] | None = None
 
-    model_config = FOREIGN
 
+class TokenizerModel(Foreign):
+    vocab: Inline = None
+    merges: Inline = None
+
+
+class TokenizerFile(Foreign):
     model: TokenizerModel
 
 
-class Module(Schema):
-    """An entry of modules.json."""
-
-    model_config = FOREIGN
-
+class Module(Foreign):
     name: str
     path: str
     type: str
 
 
 class Modules(Schema):
-    """modules.json, a list there."""
-
     modules: list[Module] = Field(min_length=1)
 
 
-class TransformerSettings(Schema):
-    """sentence_bert_config.json."""
-
-    model_config = FOREIGN
-
+class TransformerSettings(Foreign):
     max_seq_length: Length | None = None
     do_lower_case: bool | None = None
     module_output_name: str | None = None
@@ -94,47 +73,29 @@ class TransformerSettings(Schema):
     processing_kwargs: dict[str, Any] | None = None
 
 
-class SentenceConfig(Schema):
-    """config_sentence_transformers.json."""
-
-    model_config = FOREIGN
-
+class SentenceConfig(Foreign):
     prompts: dict[str, str | None] = {}
     default_prompt_name: str | None = None
     similarity_fn_name: Literal["cosine", "dot", "euclidean", "manhattan"] | None = None
 
     @model_validator(mode="after")
     def _default_prompt_is_there(self):
-        if self.default_prompt_name is not None and self.default_prompt_name not in (
-            self.prompts.keys() | PROMPTS_OF_EVERY_MODEL
-        ):
+        if self.default_prompt_name not in {None, *self.prompts, *PROMPTS_OF_EVERY_MODEL}:
             raise ValueError(f"default_prompt_name={self.default_prompt_name!r} is none of its prompts")
         return self
 
 
-class AutoMapping(Schema):
-    """Of an adapter_config.json: the class that was adapted."""
-
-    model_config = FOREIGN
-
+class AutoMapping(Foreign):
     base_model_class: str = "M2BertModel"
 
 
-class AdapterConfig(Schema):
-    """adapter_config.json of peft."""
-
-    model_config = FOREIGN
-
+class AdapterConfig(Foreign):
     base_model_name_or_path: str | None = None
-    auto_mapping: AutoMapping | None = None
+    auto_mapping: AutoMapping | None = None  # the class that was adapted
 
 
-class WeightsIndex(Schema):
-    """model.safetensors.index.json: the file of every tensor."""
-
-    model_config = FOREIGN
-
-    weight_map: dict[str, str]
+class WeightsIndex(Foreign):
+    weight_map: dict[str, str]  # {tensor: file}
 
 
 FILES: dict[str, type[Schema]] = {
@@ -149,11 +110,7 @@ FILES: dict[str, type[Schema]] = {
 
 
 def read_modules(path: Path) -> list[Module]:
-    """Read modules.json.
-
-    Raises:
-        ValueError: it cannot be read, or a module lacks its name, path or type. Names the file.
-    """
+    """Read modules.json. Raises ValueError naming the file."""
     return checked(Modules, {"modules": parse_json(read_text(path), str(path))}, str(path)).modules
 
 

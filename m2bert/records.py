@@ -3,36 +3,40 @@
 The schemas name what is read of a record, by the report, comparisons and model cards; a record may hold more.
 """
 
+import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
-from .files import read_json
+from .files import check_writable, read_json, write_atomically
 from .schema import FOREIGN, Schema, checked
 
 FORMAT = 1
+T = TypeVar("T")
 TOLERANCE = 1e-6  # a mean of ones may be a little more than one
-LONGEST_SECONDS = 1e9  # some thirty years
 
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=-TOLERANCE, le=1 + TOLERANCE)]
-Seconds = Annotated[float, Field(ge=0, lt=LONGEST_SECONDS)]
+Seconds = Annotated[float, Field(ge=0, lt=1e9)]  # less than some thirty years
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
+Some = Annotated[list[T], Field(min_length=1)]  # one or more
 Triple = Annotated[list[float], Field(min_length=3, max_length=3)]
-Quarters = Annotated[list[Count], Field(min_length=4, max_length=4)]
 
 
 class Part(Schema):
     model_config = FOREIGN
 
 
-class Task(Part):
+def part(base: type[Part] = Part, **fields: Any) -> type[Part]:
+    """Return a schema with the fields of `base` and these: a type, or (type, default) if the field may be missing."""
+    fields = {name: kind if isinstance(kind, tuple) else (kind, ...) for name, kind in fields.items()}
+    return create_model("Part", __base__=base, **fields)
+
+
+class Origin(Part):
     task: str
     split: str
-
-
-class Origin(Task):
     source: str | None = None
     revision: str | None = None
     data_fingerprint: str | None = None
@@ -50,34 +54,12 @@ class Measurement(Part):
     paper_row: str | None = None
 
 
-class Mean(Part):
-    mean: Share
-
-
-class Counts(Part):
-    queries: Count
-    documents: Count
-
-
-class MeanOfSome(Part):
+class Group(Part):
     """The score of a group of queries."""
 
     queries: Count
     ndcg_at_10: Share | None = None
     interval_95: Interval | None = None
-
-
-class Bucket(MeanOfSome):
-    bucket: str
-
-
-class Quarter(MeanOfSome):
-    quarter: Count
-
-
-class ByLength(Part):
-    tokenizer: str
-    rows: list[Bucket] = Field(min_length=1)
 
 
 class Hybrid(Part):
@@ -95,23 +77,11 @@ class Example(Part):
     found_start: str | None = None
 
 
-class SharedDocuments(Part):
-    count: Count
-    same: Count
-    near: Count
-
-
-class SharedQueries(Part):
-    count: Count
-    same: Count
-    in_documents: Count | None = None
-
-
 class Overlap(Part):
-    test: Task
-    train: Task
-    documents: SharedDocuments
-    queries: SharedQueries
+    test: part(task=str, split=str)
+    train: part(task=str, split=str)
+    documents: part(count=Count, same=Count, near=Count)
+    queries: part(count=Count, same=Count, in_documents=(Count | None, None))
 
 
 class Retrieval(Origin, Measurement):
@@ -122,15 +92,15 @@ class Retrieval(Origin, Measurement):
     ndcg_at_10: Share
     interval_95: Interval
     query_scores: dict[str, Share] = Field(min_length=1)
-    metrics: dict[str, Mean] | None = None
-    counts: Counts
+    metrics: dict[str, part(mean=Share)] | None = None
+    counts: part(queries=Count, documents=Count)
     vectors_per_document: float | None = None
     seen_share: Share | None = None
     seconds_per_document: Seconds | None = None
     trained_on: list[str] | None = None
     overlap: list[Overlap] | None = None
-    by_length: ByLength | None = None
-    by_quarter: Annotated[list[Quarter], Field(min_length=1)] | None = None
+    by_length: part(tokenizer=str, rows=Some[part(Group, bucket=str)]) | None = None
+    by_quarter: Some[part(Group, quarter=Count)] | None = None
     hybrid: Hybrid | None = None
     failures: list[Example] | None = None
     successes: list[Example] | None = None
@@ -149,27 +119,16 @@ class Mteb(Origin, Measurement):
     other_scores: dict[str, float] | None = None
 
 
-class Place(Part):
-    position: Count
-    ndcg_at_10: Share
-    interval_95: Interval | None = None
-
-
 class Needle(Origin, Measurement):
     passages: Count
     queries: Count
     seed: Count | None = None
     seen_share: Share | None = None
-    rows: list[Place] = Field(min_length=1)
-
-
-class QueryLengths(Part):
-    count: Count
-    mean_chars: float
+    rows: Some[part(position=Count, ndcg_at_10=Share, interval_95=(Interval | None, None))]
 
 
 class Histogram(Part):
-    counts: list[Count] = Field(min_length=1)
+    counts: Some[Count]
     edges: list[float]
 
     @model_validator(mode="after")
@@ -179,46 +138,24 @@ class Histogram(Part):
         return self
 
 
-class DocumentLengths(QueryLengths):
-    mean_tokens: float
-    median_tokens: float
-    max_tokens: float
-    histogram: Histogram
-
-
-class FirstExample(Part):
-    query: str
-    passage: str
-
-
 class Lengths(Origin):
     data_fingerprint: str
     tokenizer: str
-    queries: QueryLengths
-    documents: DocumentLengths
-    example: FirstExample
-
-
-class Positions(Part):
-    count: Count
-    quartiles: Triple
-    mean_document_chars: float
+    queries: part(count=Count, mean_chars=float)
+    documents: part(
+        count=Count, mean_chars=float, mean_tokens=float, median_tokens=float, max_tokens=float, histogram=Histogram
+    )
+    example: part(query=str, passage=str)
 
 
 class Spans(Origin):
-    quarters: Quarters
-    positions: Positions
-
-
-class Neighbors(Part):
-    k: Count
-    accuracy: Share
-    chance: Share
+    quarters: list[Count] = Field(min_length=4, max_length=4)
+    positions: part(count=Count, quartiles=Triple, mean_document_chars=float)
 
 
 class Clusters(Measurement):
     sources: dict[str, Count]
-    knn: Neighbors
+    knn: part(k=Count, accuracy=Share, chance=Share)
     points: list[Triple]
 
 
@@ -233,50 +170,53 @@ class Times(Part):
 class Efficiency(Measurement):
     device: str
     threads: Count | None = None
-    rows: list[Times] = Field(min_length=1)
+    rows: Some[Times]
 
 
-KINDS: dict[str, type[Schema]] = {
-    "retrieval": Retrieval,
-    "mteb": Mteb,
-    "needle": Needle,
-    "lengths": Lengths,
-    "spans": Spans,
-    "clusters": Clusters,
-    "efficiency": Efficiency,
-    "overlap": Overlap,
-}
+KINDS = {kind.__name__.lower(): kind for kind in (
+    Retrieval, Mteb, Needle, Lengths, Spans, Clusters, Efficiency, Overlap
+)}  # fmt: skip
 
 
 class ResultFile(Schema):
-    format: int
+    format: int = Field(ge=FORMAT, le=FORMAT)
     results: list[Any]
 
 
-def read_results(path: Path) -> list[Any]:
-    """Return the entries of a result file, unchecked; see `check_record`.
+def free_output(output: Path | str | None, overwrite: bool) -> Path:
+    """Return the file to write, checked before the work begins.
 
     Raises:
-        ValueError: it is no such file.
+        ValueError: none is given, it exists and may not be overwritten, it is a folder, or it cannot be written.
     """
+    if output is None:
+        raise ValueError("no output given; name a JSON file with --output")
+    path = Path(output)
+    check_writable(path)
+    if path.is_dir() or (path.exists() and not overwrite):
+        kind = "is a folder" if path.is_dir() else "exists"
+        raise ValueError(f"output {path} {kind}; choose another file or pass --overwrite")
+    return path
+
+
+def write_results(path: Path, records: list[dict]) -> None:
+    """Write records whole or not at all; null stands for NaN, which JSON lacks."""
+    finite = (json.loads(json.dumps(record), parse_constant=lambda name: None) for record in records)
+    lines = ",\n".join(map(json.dumps, finite))  # a line each, so that diffs are small
+    text = f'{{"format": {FORMAT}, "results": [\n{lines}\n]}}\n'
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_results(path: Path) -> list[Any]:
+    """Return the entries of a result file, unchecked (see `check_record`). Raises ValueError if it is no such file."""
     try:
-        file = checked(ResultFile, read_json(path), str(path))
-        if file.format != FORMAT:
-            raise ValueError(f"{path} has format {file.format}; this version reads format {FORMAT}")
+        return checked(ResultFile, read_json(path), str(path)).results
     except ValueError as error:
         raise ValueError(f"no result file: {error}; write it with `m2bert eval`") from error
-    return file.results
 
 
 def check_record(record: Any, where: str) -> dict[str, Any]:
-    """Return a record if it holds what its kind needs.
-
-    Args:
-        where: names the record in errors.
-
-    Raises:
-        ValueError: its kind is unknown, or a field is missing or of another form.
-    """
+    """Return a record if it holds what its kind needs, else raise ValueError; `where` names the record in errors."""
     kind = record.get("kind") if isinstance(record, dict) else None
     if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"{where}: kind {kind!r} is unknown; this version reads {', '.join(KINDS)}")

@@ -28,41 +28,37 @@ def checked(schema: type[S], value: Any, where: str) -> S:
         where: names the value in errors, such as the path of its file.
 
     Raises:
-        ValueError: names the place (such as `language[0]`), what stands there and what is expected.
+        ValueError: names the place (such as `language[0]`), the value there and what is expected.
     """
     try:
         return schema.model_validate(value)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_context=False)
         first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])  # why one is missing
-        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
-        if first["type"] == "extra_forbidden":
-            hint = nearest(first["loc"][-1], _keys_at(schema, first["loc"][:-1]))
-            raise ValueError(f"{where}: unknown key {shown(place)!r}{hint}") from error
-        if first["type"] == "missing":
-            raise ValueError(f"{where}: {shown(place)} is missing") from error
-        if first["type"] == "value_error":  # a validator of ours, which says it all
-            message = first["msg"].removeprefix("Value error, ")
-            raise ValueError(f"{where}: {shown(place)}{': ' if place else ''}{message}") from error
-        found = shown(repr(first["input"]))
-        found = found if len(found) <= 80 else f"{found[:77]}..."
-        message = first["msg"][:1].lower() + first["msg"][1:]
-        raise ValueError(f"{where}: {shown(place) or 'the value'} is {found}; {message}") from error
+        kind, message, parts = first["type"], first["msg"], first["loc"]
+        place = shown("".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip("."))
+        if kind == "extra_forbidden":
+            problem = f"unknown key {place!r}{nearest(parts[-1], _keys_at(schema, parts[:-1]))}"
+        elif kind == "missing":
+            problem = f"{place} is missing"
+        elif kind == "value_error":  # a validator of ours, which says it all
+            problem = f"{place}{': ' if place else ''}{message.removeprefix('Value error, ')}"
+        else:
+            found = shown(repr(first["input"]))
+            found = found if len(found) <= 80 else f"{found[:77]}..."
+            problem = f"{place or 'the value'} is {found}; {message[:1].lower()}{message[1:]}"
+        raise ValueError(f"{where}: {problem}") from error
 
 
 def _keys_at(schema: type[Schema], place: Iterable[str | int]) -> list[str]:
-    """Return the keys that a mapping within a value may have, or none where several kinds may stand."""
+    """Return the keys that a mapping within a value may have, or none if several kinds are possible."""
     for part in place:
         if part in schema.model_fields:
-            inner = list(_schemas_in(schema.model_fields[part].annotation))
+            kinds = [schema.model_fields[part].annotation]
+            for kind in kinds:  # grows by the parts of list[X], X | None, ...
+                kinds += get_args(kind)
+            inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Schema)]
             if len(inner) != 1:
                 return []
             schema = inner[0]
     return list(schema.model_fields)
-
-
-def _schemas_in(annotation: Any) -> Iterable[type[Schema]]:
-    if isinstance(annotation, type) and issubclass(annotation, Schema):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _schemas_in(part)

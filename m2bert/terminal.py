@@ -8,6 +8,8 @@ import traceback
 import unicodedata
 from collections.abc import Callable, Iterable
 
+from typer.core import TyperGroup
+
 HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode categories that a terminal obeys, hides or cannot show
 LONGEST_MESSAGE_CHARS = 2000
 LIBRARY_ERRORS = (  # that stand for bad input; looked up only in modules that are loaded
@@ -23,7 +25,7 @@ SECRETS = {  # patterns with what is written in their place: tokens of the Hub, 
 
 
 def masked(text: object) -> str:
-    """Return text without tokens of the Hub and without the credentials of an address (`//user:secret@`, `?token=`)."""
+    """Return text without tokens of the Hub and without the credentials of an address."""
     text = str(text)
     for pattern, instead in SECRETS.items():
         text = re.sub(pattern, instead, text)
@@ -38,7 +40,10 @@ class Ended(Exception):
 
 def shown(text: object) -> str:
     """Return text that others wrote on one line: `masked`, control and format characters as escapes such as `\\x1b`."""
-    return "".join(_escaped(c) if unicodedata.category(c) in HIDDEN else c for c in masked(text))
+    return "".join(
+        character.encode("unicode_escape").decode() if unicodedata.category(character) in HIDDEN else character
+        for character in masked(text)
+    )
 
 
 def one_line(error: object) -> str:
@@ -76,23 +81,19 @@ class MaskedRecord(logging.LogRecord):
 def log_to_terminal(level: int = logging.WARNING, format: str = "%(levelname)s %(message)s") -> None:
     """Set up logging on stderr, as logging.basicConfig does, with a LineFormatter. Another call changes both."""
     root = logging.getLogger()
-    ours = [handler for handler in root.handlers if isinstance(handler.formatter, LineFormatter)]
-    if ours:
-        ours[0].setFormatter(LineFormatter(format))
-        root.setLevel(level)
-        return
-    handler = logging.StreamHandler()
+    handlers = [handler for handler in root.handlers if isinstance(handler.formatter, LineFormatter)]
+    handler = handlers[0] if handlers else logging.StreamHandler()
     handler.setFormatter(LineFormatter(format))
-    logging.basicConfig(level=level, handlers=[handler])
+    if handlers:
+        root.setLevel(level)
+    else:
+        logging.basicConfig(level=level, handlers=[handler])
 
 
 def run_command(name: str, command: Callable[[], object]) -> None:
-    """Call `command`. Bad input is one line on stderr and exit code 2, an interruption exit code 130, `Ended` one line
-    and its own exit code; any other error ends in a `masked` traceback. Every log record of the process is a
-    MaskedRecord from then on: huggingface_hub and transformers write theirs by handlers of their own.
-
-    Args:
-        name: the program, which begins the line.
+    """Call `command`. Bad input is one line on stderr, begun by `name`, and exit code 2; an interruption exit code 130;
+    `Ended` one line and its own exit code; any other error ends in a `masked` traceback. Every log record of the
+    process is a MaskedRecord from then on: huggingface_hub and transformers write theirs by handlers of their own.
     """
     logging.setLogRecordFactory(MaskedRecord)
     try:
@@ -100,28 +101,23 @@ def run_command(name: str, command: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted", file=sys.stderr)
         sys.exit(130)
-    except Ended as end:
-        print(f"{name}: {one_line(end)}", file=sys.stderr)
-        sys.exit(end.exit_code)
     except Exception as error:
-        if not isinstance(error, bad_input()):
-            sys.excepthook = _print_masked
+        if not isinstance(error, (Ended, *bad_input())):
+            sys.excepthook = lambda *parts: sys.stderr.write(masked("".join(traceback.format_exception(*parts))))
             raise
         print(f"{name}: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code if isinstance(error, Ended) else 2)
 
 
 def bad_input() -> tuple[type[Exception], ...]:
-    """Return the errors that say that an input (or what was computed from it) is bad, those of loaded libraries among
-    them."""
+    """Return the errors that say that an input is bad, or what was computed from it; of loaded libraries too."""
     found = [getattr(sys.modules[module], kind, None) for module, kind in LIBRARY_ERRORS if module in sys.modules]
     return (ValueError, OSError, FloatingPointError, *(kind for kind in found if kind is not None))
 
 
-def _print_masked(*error) -> None:
-    sys.stderr.write(masked("".join(traceback.format_exception(*error))))
+class CommandGroup(TyperGroup):
+    """A group of commands that run within `run_command`, with warnings on stderr."""
 
-
-def _escaped(character: str) -> str:
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    def invoke(self, ctx):
+        log_to_terminal()
+        run_command("m2bert", lambda: super(CommandGroup, self).invoke(ctx))

@@ -129,18 +129,14 @@ class M2BertConfig(PreTrainedConfig):
                 f"filter_embedding_size={self.filter_embedding_size} must be odd and at least 3: "
                 "normalised time and pairs of cosine and sine"
             )
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling={self.pooling!r} is unknown; choose one of {', '.join(POOLINGS)}")
-        if self.padding not in PADDINGS:
-            raise ValueError(f"padding={self.padding!r} is unknown; choose one of {', '.join(PADDINGS)}")
+        for name, choices in (("pooling", POOLINGS), ("padding", PADDINGS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(choices)}")
         if self.pooling_saturation is not None and not 0 < self.pooling_saturation < math.inf:
             raise ValueError(f"pooling_saturation={self.pooling_saturation} must be above 0, or null for none")
         if self.pooling != "weighted_mean":
-            for name, default in (
-                ("num_pooling_heads", 1),
-                ("pooling_saturation", None),
-                ("contextual_pooling", False),
-            ):
+            unused = {"num_pooling_heads": 1, "pooling_saturation": None, "contextual_pooling": False}
+            for name, default in unused.items():
                 if getattr(self, name) != default:
                     raise ValueError(
                         f"{name}={getattr(self, name)} needs pooling='weighted_mean', not {self.pooling!r}"

@@ -83,14 +83,6 @@ class M2BertFilter(nn.Module):
 
     def parameters_for(self, length: int) -> FilterParameters:
         """Return what generates the first `length` taps."""
-        return FilterParameters(
-            self.positional_features[:length],
-            self.frequency,
-            self.input_weight,
-            self.input_bias,
-            self.hidden_weight,
-            self.hidden_bias,
-            self.output_weight,
-            self.time[:length],
-            self.decay,
-        )
+        inputs = self.positional_features[:length], self.frequency, self.input_weight, self.input_bias
+        hidden = self.hidden_weight, self.hidden_bias
+        return FilterParameters(*inputs, *hidden, self.output_weight, self.time[:length], self.decay)

@@ -96,13 +96,6 @@ def functions(path: str) -> dict:
         from .m2bert_ops_triton_mlp import block_diagonal_glu, block_diagonal_glu_backward
         from .m2bert_ops_triton_norm import add_layer_norm, add_layer_norm_backward
         from .m2bert_ops_triton_short import short_conv_gate, short_conv_gate_backward
-    found = (
-        prepare_filter,
-        long_conv,
-        long_conv_backward,
-        short_conv_gate,
-        short_conv_gate_backward,
-        block_diagonal_glu,
-    )
-    found += (block_diagonal_glu_backward, add_layer_norm, add_layer_norm_backward)
+    found = prepare_filter, long_conv, long_conv_backward, short_conv_gate, short_conv_gate_backward
+    found += block_diagonal_glu, block_diagonal_glu_backward, add_layer_norm, add_layer_norm_backward
     return {function.__name__: function for function in found}

@@ -84,21 +84,12 @@ def generate_taps(parameters: FilterParameters, length: int) -> Tensor:
     return taps
 
 
-def _forget_after(optimizer: torch.optim.Optimizer, *_):
-    """Forget everything after a step of a fused optimizer, which raises no version."""
-    if any(group.get("fused") for group in optimizer.param_groups):
-        clear_filter_cache()
+class _Group(NamedTuple):
+    """Prepared filters of one model at one transform length, by the address of a weight of each layer: copies of the
+    sources, their versions, what was prepared."""
 
-
-class _Group:
-    """Prepared filters of one model at one transform length, by the address of a weight of each layer."""
-
-    def __init__(self, reserved_bytes: int):
-        self.reserved_bytes = reserved_bytes
-        self.layers: dict[int, tuple[list[Tensor], list[int], tuple]] = {}
-
-    def bytes(self) -> int:
-        return sum(tensor.nbytes for *_, prepared in list(self.layers.values()) for tensor in _tensors(prepared))
+    reserved_bytes: int
+    layers: dict[int, tuple[list[Tensor], list[int], tuple]]
 
 
 _groups: dict[tuple, _Group] = {}  # oldest first; the first element of a key is the handle of a FilterCache
@@ -131,7 +122,17 @@ def clear_filter_cache():
 
 def filter_cache_bytes() -> int:
     """Return the bytes of all prepared filters that are kept now."""
-    return sum(group.bytes() for group in list(_groups.values()))
+    kept = [layer[2] for group in list(_groups.values()) for layer in list(group.layers.values())]
+    return sum(tensor.nbytes for tensor in _tensors(kept))
+
+
+def _forget_after(optimizer: torch.optim.Optimizer, *_):
+    """Forget everything after a step of a fused optimizer, which raises no version."""
+    if any(group.get("fused") for group in optimizer.param_groups):
+        clear_filter_cache()
+
+
+register_optimizer_step_post_hook(_forget_after)
 
 
 def cached(key: tuple, num_layers: int, sources: list[Tensor], prepare: Callable[[], tuple]) -> tuple:
@@ -147,7 +148,11 @@ def cached(key: tuple, num_layers: int, sources: list[Tensor], prepare: Callable
         RuntimeError: something would have to be prepared while a CUDA graph is being captured.
         ValueError: M2BERT_FILTER_CACHE_BYTES is not a number of bytes.
     """
-    limit = _limit_bytes()
+    limit = os.environ.get("M2BERT_FILTER_CACHE_BYTES") or str(DEFAULT_LIMIT_BYTES)
+    if not limit.isdecimal():
+        raise ValueError(
+            f"M2BERT_FILTER_CACHE_BYTES={limit!r} is not a number of bytes; write digits only, 0 for no cache"
+        )
     on_cpu = sources[0].device.type == "cpu"
     if any(tensor.is_inference() for tensor in sources):  # these have no version
         return prepare()
@@ -167,7 +172,11 @@ def cached(key: tuple, num_layers: int, sources: list[Tensor], prepare: Callable
         prepared = prepare()
         aliases = [tensor.detach() for tensor in sources]  # keep the memory, so that its address stays theirs
     with _lock:
-        group = _groups.get(key) or _admit(key, num_layers * sum(part.nbytes for part in _tensors(prepared)), limit)
+        group, needed = _groups.get(key), num_layers * sum(part.nbytes for part in _tensors(prepared))
+        if group is None and needed <= int(limit):
+            while sum(each.reserved_bytes for each in list(_groups.values())) + needed > int(limit):
+                _groups.pop(next(iter(_groups)), None)
+            group = _groups[key] = _Group(needed, {})
         if group and place not in group.layers and len(group.layers) >= num_layers:
             group.layers.clear()  # filters of parameters that the model no longer has
         if group:
@@ -184,27 +193,6 @@ def _checksums(tensors: list[Tensor]) -> list[float]:
         bits = x.view(kinds[x.element_size()])
         found += [float(x.sum()), int(bits.sum(dtype=bits.dtype))]
     return found
-
-
-def _limit_bytes() -> int:
-    text = os.environ.get("M2BERT_FILTER_CACHE_BYTES") or str(DEFAULT_LIMIT_BYTES)
-    if not text.isdecimal():
-        raise ValueError(
-            f"M2BERT_FILTER_CACHE_BYTES={text!r} is not a number of bytes; write digits only, 0 for no cache"
-        )
-    return int(text)
-
-
-def _admit(key: tuple, needed: int, limit: int) -> _Group | None:
-    if needed > limit:
-        return None
-    while sum(group.reserved_bytes for group in list(_groups.values())) + needed > limit:
-        _groups.pop(next(iter(_groups)), None)
-    _groups[key] = _Group(needed)
-    return _groups[key]
-
-
-register_optimizer_step_post_hook(_forget_after)
 
 
 def _forget(handle: int):

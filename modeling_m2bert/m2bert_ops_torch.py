@@ -1,8 +1,6 @@
 """The operations of M2-BERT in plain PyTorch, but for the long convolution: the CPU path, and the oracle of the Triton
-kernels. Each works on pieces that fit the processor's cache and recomputes in backward what it can.
-
-T tokens of all rows side by side, (T, H) token-major or (C, T) channel-major; for offsets and lengths of the rows see
-m2bert_ops_torch_conv.
+kernels. Each works on pieces that fit the processor's cache and recomputes in backward what it can; m2bert_ops has the
+formulas and shapes, m2bert_ops_torch_conv says how rows lie.
 """
 
 import itertools
@@ -23,26 +21,8 @@ def row_columns(offsets: Tensor, lengths: Tensor) -> list[Row]:
     return [(start, start + n, end) for (start, end), n in zip(slots, lengths.tolist(), strict=True) if end > start]
 
 
-def short_conv_gate(
-    projected: Tensor,
-    projection_bias: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    offsets: Tensor,
-    lengths: Tensor,
-    longest: int,
-) -> tuple[Tensor, Tensor]:
-    """Compute the depthwise causal convolution with three taps, split into [x1 | x2 | v], and the first gate.
-
-        s_t = b + w_0 a_{t-2} + w_1 a_{t-1} + w_2 a_t,  a_t = projected_t + projection_bias, zero before the row's start
-
-    Args:
-        projected: (3H, T), still without the bias of the projection. projection_bias: (3H,).
-        weight: (3H, 3). bias: (3H,).
-
-    Returns:
-        gated v * x1 (H, T) and gate x2 (H, T) in projected's dtype, zero in padding. Computed in float32 at least.
-    """
+def short_conv_gate(projected, projection_bias, weight, bias, offsets, lengths, longest) -> tuple[Tensor, Tensor]:
+    """Compute the short convolution and the first gate, in float32 at least."""
     hidden = len(projected) // 3
     gated = torch.empty_like(projected[:hidden], memory_format=torch.contiguous_format)
     gate = torch.empty_like(gated)
@@ -59,15 +39,7 @@ def short_conv_gate(
 
 
 def short_conv_gate_backward(
-    d_gated: Tensor,
-    d_gate: Tensor,
-    projected: Tensor,
-    projection_bias: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    offsets: Tensor,
-    lengths: Tensor,
-    longest: int,
+    d_gated, d_gate, projected, projection_bias, weight, bias, offsets, lengths, longest
 ) -> tuple[Tensor, ...]:
     """Return the gradients of short_conv_gate with respect to projected, projection_bias, weight and bias."""
     d_projected = torch.empty_like(projected, memory_format=torch.contiguous_format)
@@ -110,19 +82,7 @@ def _short_conv(shifted: Tensor, weight: Tensor, bias: Tensor, channels: slice) 
 def block_diagonal_glu(
     x: Tensor, up: Tensor, down: Tensor, bias: Tensor, dropout: float, seed: Tensor | None
 ) -> Tensor:
-    """Compute the gated feed-forward network of block-diagonal (Monarch) matrices.
-
-        y = down(gelu(gate) * value),  [gate | value] = up(x)
-
-    Args:
-        x: (T, H).
-        up: (K, 2I / K, H / K), K blocks; output chunk j = up_j input chunk j. down: (K, H / K, I / K). bias: (H,).
-        dropout: probability with which a product gelu(gate) * value is zeroed; the others grow accordingly.
-        seed: (1,) int64 on x's device, of the dropout; None without.
-
-    Returns:
-        (T, H).
-    """
+    """Compute the feed-forward network. seed: (1,) int64 on x's device, of the dropout; None without."""
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     width, half = down.shape[1], down.shape[2]
     for tokens in _token_chunks(x):
@@ -199,14 +159,7 @@ def _dropout_mask(x: Tensor, down: Tensor, dropout: float, seed: Tensor | None, 
 
 
 def add_layer_norm(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Return LayerNorm(x + y) over the last dimension, in float32 at least.
-
-    Args:
-        x, y: (T, H). weight, bias: (H,).
-
-    Returns:
-        (T, H) in x's dtype, a transposed view of a contiguous (H, T): the next mixer reads channels, not tokens.
-    """
+    """Return LayerNorm(x + y) in x's dtype, a transposed view of a contiguous (H, T)."""
     z = x.new_empty(x.shape[1], x.shape[0])
     for tokens in _token_chunks(x):
         total, weights = _sum(x, y, tokens, weight), weight.to(_wide(x, weight))

@@ -9,7 +9,7 @@ are real and the rest is padding: never read, written as zeros. H channels; M tr
 real FFTs of length N = 2M.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -61,31 +61,9 @@ def prepare_filter(taps: Tensor, m: int, dtype: torch.dtype) -> tuple[Tensor, ..
     return (spectrum, scale) if half else (spectrum,)
 
 
-def long_conv(
-    gated: Tensor,
-    gate: Tensor,
-    residual: Tensor | None,
-    filters: Callable[[int], tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]],
-    skip: Tensor,
-    residual_skip: Tensor | None,
-    offsets: Tensor,
-    lengths: Tensor,
-    longest: int,
-) -> Tensor:
-    """Compute the bidirectional long convolution with skip term and gate, plus the residual second one (paper section
-    3).
-
-        y_t = gate_t * (sum_{j<=t} h_{t-j} x_j + sum_{j>t} r_{j-t-1} x_j + d x_t) + the same of u with its own h, r, d
-
-    Args:
-        gated, gate, residual: (H, T) x, gate and u; residual None: no second convolution.
-        filters: prepared filter and prepared residual filter for a transform length.
-        skip, residual_skip: (H,) d.
-        offsets: (B + 1,), lengths: (B,), longest: see the module.
-
-    Returns:
-        (H, T) in gated's dtype.
-    """
+def long_conv(gated, gate, residual, filters, skip, residual_skip, offsets, lengths, longest) -> Tensor:
+    """Compute m2bert_ops.long_conv. filters: function of a transform length that returns the prepared filter and the
+    prepared residual filter, or None."""
     y = torch.empty_like(gated, memory_format=torch.contiguous_format)
     dtype = torch.promote_types(torch.promote_types(gated.dtype, skip.dtype), torch.float32)
     for m, rows in _rows_by_transform_length(offsets, lengths):
@@ -104,17 +82,7 @@ def long_conv(
 
 
 def long_conv_backward(
-    dy: Tensor,
-    gated: Tensor,
-    gate: Tensor,
-    residual: Tensor | None,
-    taps: Tensor,
-    residual_taps: Tensor | None,
-    skip: Tensor,
-    residual_skip: Tensor | None,
-    offsets: Tensor,
-    lengths: Tensor,
-    longest: int,
+    dy, gated, gate, residual, taps, residual_taps, skip, residual_skip, offsets, lengths, longest
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of long_conv with respect to gated, gate, residual, taps, residual_taps, skip,
     residual_skip, all recomputed from the inputs; those of absent inputs are None. taps: (2, H, P)."""
@@ -158,9 +126,8 @@ def _convolve_backward(upstream, signal, transformed, prepared, group, skip, row
     gradient = torch.fft.rfft(upstream)
     back = torch.fft.irfft(gradient * torch.conj_physical(_spectrum(prepared, group)), n=n)
     _scatter(back.addcmul_(upstream, skip[group, None, None].to(back.dtype)), d_signal[group], rows)
-    lags = torch.fft.irfft(
-        (torch.conj_physical(transformed) * gradient).sum(1), n=n
-    )  # (G, N): correlation of upstream and signal
+    correlation = (torch.conj_physical(transformed) * gradient).sum(1)
+    lags = torch.fft.irfft(correlation, n=n)  # (G, N)
     reach = min(d_taps.shape[-1], n // 2)
     d_taps[0, group, :reach] += lags[:, :reach]
     d_taps[1, group, :reach] += lags[:, n - reach :].flip(-1)

@@ -1,28 +1,28 @@
 """The long convolution on a GPU: chooses among its three forms, which are equal up to rounding.
 
-    Toeplitz       longest <= 256               one product with the Toeplitz matrix of the taps per channel
+    Toeplitz       longest <= 256               y[t, b] = sum_j lag(t - j) x[j, b], lag(n) = h[n] or r[-n-1]
     fused          longest <= 8192, 16 bits     a whole transform inside one program
     three kernels  any length                   transforms through a scratch, groups of channels at a time
 
-The algorithm is told in m2bert_ops_triton_dft. Activations are channel-major (C, T): the rows of a batch lie side by
-side, row b in columns offsets[b] .. offsets[b + 1], its first lengths[b] columns real, the rest padding that is never
-read and is written as zeros. All functions here are plain computations; autograd is the caller's.
+The transforms are told in m2bert_ops_triton_dft. The Toeplitz matrix of the taps never exists in memory: its tiles are
+read from the 2 M lags of a channel, the batch is its columns. Rows lie as m2bert_ops says.
 """
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError as error:
-    raise ImportError("m2bert's GPU kernels need triton; pip install triton") from error
 
 import torch
 from torch import Tensor
 
+from .m2bert_ops_triton import tl, triton
 from .m2bert_ops_triton_conv_backward import long_conv_backward
-from .m2bert_ops_triton_dft import FUSED_LONGEST, TOEPLITZ_LONGEST, spectrum, transform_length
+from .m2bert_ops_triton_dft import (
+    FUSED_LONGEST,
+    TOEPLITZ_LONGEST,
+    operand_dtype,
+    power_of_two_scale,
+    spectrum,
+    transform_length,
+)
 from .m2bert_ops_triton_fused import long_conv_fused
 from .m2bert_ops_triton_stages import Stages, row_columns, sum_rows, tile_places
-from .m2bert_ops_triton_toeplitz import long_conv_toeplitz, two_sided_taps
 
 __all__ = ["long_conv", "long_conv_backward", "prepare_filter", "transform_length"]
 
@@ -91,34 +91,97 @@ def long_conv_three_kernels(
     return y
 
 
-def prepare_filter(taps: Tensor, m: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Prepare a filter for rows of up to m tokens. The result is worth keeping while the filter does not change.
+def two_sided_taps(taps: Tensor, m: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return all lags of a filter in one line.
 
     Args:
-        taps: (2, H, P) float32, forward and reverse; zero beyond P, and a longer filter's first M serve.
-        m: from transform_length.
+        taps: (2, H, P) float32, forward and reverse; zero beyond P, cut beyond M.
+        m: longest row; a power of two from 16 on.
         dtype: of the activations.
 
     Returns:
-        Two tensors: two-sided taps (H, 2 M) for m <= 256, else the spectrum (H, 2, M1, M2); and their scale (H,).
+        lags (H, 2 M) in the operands' type, lag n divided by scale at M + n; scale (H,), a power of two.
     """
+    channels, length = taps.shape[1:]
+    lags = taps.new_zeros(channels, 2 * m)
+    forward, reverse = min(length, m), min(length, m - 1)
+    lags[:, m : m + forward] = taps[0, :, :forward]
+    lags[:, m - reverse : m] = taps[1, :, :reverse].flip(-1)
+    scale = power_of_two_scale(lags.abs().amax(1))
+    return (lags / scale[:, None]).to(operand_dtype(dtype)), scale
+
+
+@triton.jit
+def _multiply(
+    x, lags, columns, lengths, t, longest, M: tl.constexpr, TT: tl.constexpr, TB: tl.constexpr, TJ: tl.constexpr
+):  # fmt: skip
+    """Return rows t of the product (TT, TB) for the batch rows that begin at `columns` (1, TB) of x."""
+    total = tl.zeros([TT, TB], tl.float32)
+    for first in range(0, longest, TJ):
+        j = first + tl.arange(0, TJ)
+        matrix = tl.load(lags + M + t - j[None, :])
+        samples = tl.load(x + columns + j[:, None], mask=j[:, None] < lengths, other=0.0)
+        total = tl.dot(matrix, samples.to(matrix.dtype), total, input_precision="ieee")
+    return total
+
+
+@triton.jit(do_not_specialize=["y_stride", "x_stride", "gate_stride", "residual_stride", "batch", "longest"])
+def multiply_toeplitz(
+    y, x, gate, residual, lags, residual_lags, scale, residual_scale, skip, residual_skip, offsets, lengths, y_stride,
+    x_stride, gate_stride, residual_stride, batch, longest, M: tl.constexpr, TT: tl.constexpr, TB: tl.constexpr,
+    TJ: tl.constexpr,
+):  # fmt: skip
+    """Compute both convolutions, skips and gate of TB rows of one channel. Grid (channels, M / TT, batch / TB)."""
+    channel = tl.program_id(0).to(tl.int64)
+    t = tl.program_id(1) * TT + tl.arange(0, TT)[:, None]
+    b = tl.program_id(2) * TB + tl.arange(0, TB)[None, :]
+    columns = tl.load(offsets + b, mask=b < batch, other=0)
+    width = tl.load(offsets + b + 1, mask=b < batch, other=0) - columns
+    length = tl.load(lengths + b, mask=b < batch, other=0)
+    real = t < length
+    x += channel * x_stride
+    total = _multiply(x, lags + channel * (2 * M), columns, length, t, longest, M, TT, TB, TJ)
+    total *= tl.load(scale + channel)
+    total += tl.load(skip + channel) * tl.load(x + columns + t, mask=real, other=0.0).to(tl.float32)
+    total *= tl.load(gate + channel * gate_stride + columns + t, mask=real, other=0.0).to(tl.float32)
+    if residual is not None:
+        residual += channel * residual_stride
+        second = _multiply(residual, residual_lags + channel * (2 * M), columns, length, t, longest, M, TT, TB, TJ)
+        total += second * tl.load(residual_scale + channel)
+        total += tl.load(residual_skip + channel) * tl.load(residual + columns + t, mask=real, other=0.0).to(tl.float32)
+    target = y + channel * y_stride + columns + t
+    tl.store(target, tl.where(real, total, 0.0).to(y.dtype.element_ty), mask=t < width)
+
+
+def long_conv_toeplitz(
+    gated, gate, residual, prepared, residual_prepared, skip, residual_skip, offsets, lengths, longest, m
+) -> Tensor:
+    """Compute long_conv of rows no longer than m <= 256 with two-sided taps (lags, scale)."""
+    batch = lengths.numel()
+    tile = min(64 if prepared[0].dtype == torch.float16 else 32, m)
+    columns = 16 if batch <= 16 else 32
+    residual_lags, residual_scale = residual_prepared or (None, None)
+    y = torch.empty(gated.shape, dtype=gated.dtype, device=gated.device)
+    multiply_toeplitz[(gated.shape[0], triton.cdiv(longest, tile), triton.cdiv(batch, columns))](
+        y, gated, gate, residual, prepared[0], residual_lags, prepared[1], residual_scale, skip, residual_skip,
+        offsets, lengths, y.stride(0), gated.stride(0), gate.stride(0), 0 if residual is None else residual.stride(0),
+        batch, longest, M=m, TT=tile, TB=columns, TJ=tile, num_warps=columns // 4, num_stages=2,
+    )  # fmt: skip
+    return y
+
+
+def prepare_filter(taps: Tensor, m: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Prepare a filter for rows of up to m tokens (a transform_length): two-sided taps (H, 2 M) for m <= 256, else the
+    spectrum (H, 2, M1, M2); and their scale (H,). taps: (2, H, P) float32, forward and reverse; zero beyond P, and a
+    longer filter's first M serve. dtype: of the activations."""
     return two_sided_taps(taps, m, dtype) if m <= TOEPLITZ_LONGEST else spectrum(taps, m, dtype)
 
 
 def long_conv(gated, gate, residual, filters, skip, residual_skip, offsets, lengths, longest) -> Tensor:
-    """Compute y = gate (f * gated + skip gated) + rf * residual + residual_skip residual.
+    """Compute m2bert_ops.long_conv of signals (not float64) with stride(1) == 1, and skips in float32.
 
-    Args:
-        gated, gate, residual: (H, T), one floating type (not float64), stride(1) == 1; residual may be None.
-        filters: function of M = transform_length(longest), called once, that returns prepare_filter of the filter f
-            and of the residual one rf (None without residual).
-        skip, residual_skip: (H,) float32; the latter may be None.
-        offsets: (B + 1,) int32 on the device, first column of every row, and T.
-        lengths: (B,) int32 on the device, number of real tokens of every row.
-        longest: at least every length and every slot.
-
-    Returns:
-        (H, T) in the type of gated; zeros in padding.
+    filters: function of M = transform_length(longest), called once, that returns prepare_filter of the filter and of
+    the residual one (None without residual).
     """
     if not gated.numel():
         return torch.empty(gated.shape, dtype=gated.dtype, device=gated.device)

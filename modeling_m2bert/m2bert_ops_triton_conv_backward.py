@@ -8,15 +8,10 @@ Rows of x and g are scaled by powers of two to a largest magnitude of 16 .. 32, 
 digits of float16 operands; the scales are undone in float32. Sums have a fixed order: results repeat exactly.
 """
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError as error:
-    raise ImportError("m2bert's GPU kernels need triton; pip install triton") from error
-
 import torch
 from torch import Tensor
 
+from .m2bert_ops_triton import tl, triton
 from .m2bert_ops_triton_dft import SHORTEST_TRANSFORM, spectrum, taps_gradient, transform_length
 from .m2bert_ops_triton_stages import Stages, row_columns, stage2, sum_rows, tile_places
 
@@ -182,23 +177,13 @@ def _taps_gradient(stages: Stages, z, scales, first, channels, batch, reach) -> 
 def long_conv_backward(
     dy, gated, gate, residual, taps, residual_taps, skip, residual_skip, offsets, lengths, longest
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None, Tensor, Tensor | None]:
-    """Gradients of long_conv; everything but the arguments is computed anew.
-
-    Args:
-        dy: (H, T), gradient of y, any stride between channels.
-        taps, residual_taps: (2, H, P) float32, forward and reverse taps.
-        The others: as in long_conv.
-
-    Returns:
-        d_gated, d_gate, d_residual (H, T) in the inputs' type, zeros in padding; d_taps, d_residual_taps (2, H, P),
-        d_skip, d_residual_skip (H,) float32, in the order d_gated, d_gate, d_residual, d_taps, d_residual_taps,
-        d_skip, d_residual_skip. None for what belongs to an absent residual.
-    """
+    """Return the gradients of gated, gate, residual (H, T) in the inputs' type, zeros in padding, and of taps,
+    residual_taps (2, H, P), skip, residual_skip (H,) in float32; None for what belongs to an absent residual. All that
+    is needed is computed again. dy: (H, T), any stride between channels."""
     row_arguments = offsets, lengths, longest
     if not gated.numel():
-        zeros = [None if tensor is None else torch.zeros_like(tensor)
-                 for tensor in (gated, gate, residual, taps, residual_taps, skip, residual_skip)]  # fmt: skip
-        return tuple(zeros)
+        inputs = gated, gate, residual, taps, residual_taps, skip, residual_skip
+        return tuple(None if tensor is None else torch.zeros_like(tensor) for tensor in inputs)
     d_gated, d_gate, d_taps, d_skip = _filter_backward(dy, gated, gate, taps, skip, *row_arguments)
     if residual is None:
         return d_gated, d_gate, None, d_taps, None, d_skip, None

@@ -154,17 +154,8 @@ def spectrum(taps: Tensor, m: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def taps_gradient(d_spectrum: Tensor, m: int, reach: int) -> Tensor:
-    """Return the gradient (7) of the taps.
-
-    Args:
-        d_spectrum: (H, 2, M1, M2) float32, planes of conj(X) G (without 1/M) at m1 + M1 m2.
-        m: transform length M.
-        reach: longest length of a signal; taps that no pair of positions reaches are left out.
-
-    Returns:
-        (2, H, reach) float32.
-    """
+    """Return the gradient (7) of the taps that some pair of positions reaches, (2, H, reach) float32. d_spectrum:
+    (H, 2, M1, M2) float32, planes of conj(X) G (without 1/M) at m1 + M1 m2."""
     d = torch.complex(d_spectrum[:, 0], d_spectrum[:, 1]).mT.flatten(1)  # (H, M) in the order of m
     g = torch.fft.ifft(d) * torch.conj_physical(_weights(m, d.device))
-    gradient = torch.stack([g.real[:, :reach], g.imag[:, m - reach :].flip(-1)])
-    return gradient
+    return torch.stack([g.real[:, :reach], g.imag[:, m - reach :].flip(-1)])

@@ -4,15 +4,10 @@ Equations in m2bert_ops_triton_dft. A row of M <= 8192 samples is a matrix (M1, 
 tables from the left (stage 1) and from the right (stage 2) need no transposition and no memory in between.
 """
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError as error:
-    raise ImportError("m2bert's GPU kernels need triton; pip install triton") from error
-
 import torch
 from torch import Tensor
 
+from .m2bert_ops_triton import tl, triton
 from .m2bert_ops_triton_dft import early_part, factors, stage1_tables, stage2_tables
 from .m2bert_ops_triton_stages import row_columns
 

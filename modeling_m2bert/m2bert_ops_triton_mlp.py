@@ -17,11 +17,7 @@ import functools
 import torch
 from torch import Tensor
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError as error:
-    raise ImportError("m2bert's GPU kernels need triton; pip install triton") from error
+from .m2bert_ops_triton import tl, triton
 
 TOKENS_AT_ONCE = 8192
 RESIDENT_PIECES = 4  # TILE_K channels each; more do not fit into shared memory
@@ -134,17 +130,9 @@ def _glu_kernel(
 def block_diagonal_glu(
     x: Tensor, up: Tensor, down: Tensor, bias: Tensor, dropout: float, seed: Tensor | None
 ) -> Tensor:
-    """Compute down(dropout(gelu(gate) * value)) + bias with [gate | value] = up(x); the exact GELU.
-
-    Args:
-        x: (T, H), any strides. float32, float16 or bfloat16; the weights are cast to it, sums are float32.
-        up: (K, 2 I / K, H / K) and down: (K, H / K, I / K), K diagonal blocks. bias: (H,).
-        dropout: probability.
-        seed: (1,) int64 on x's device, the source of dropout's random numbers; None where dropout is 0.
-
-    Returns:
-        (T, H), contiguous.
-    """
+    """Compute the feed-forward network, (T, H) contiguous; arguments as in m2bert_ops. x has any strides, and is
+    float32, float16 or bfloat16: weights are cast to it, sums are float32. seed: (1,) int64 on x's device, the source
+    of dropout's random numbers; None where dropout is 0."""
     blocks = up.shape[0]
     up, down, bias = (parameter.to(x.dtype).contiguous() for parameter in (up, down, bias))
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)

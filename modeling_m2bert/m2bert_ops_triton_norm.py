@@ -9,11 +9,7 @@ mixer, which works on (H, T), then needs no pass of its own for that. The backwa
 import torch
 from torch import Tensor
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError as error:
-    raise ImportError("m2bert's GPU kernels need triton; pip install triton") from error
+from .m2bert_ops_triton import tl, triton
 
 # Tokens x channels of a program and of one of its warps: 16 tokens of up to 1024 channels are stored in whole sectors.
 TILE, TILE_OF_WARP = 16384, 2048
@@ -88,16 +84,8 @@ def _add_layer_norm_backward_kernel(
 
 
 def add_layer_norm(x: Tensor, y: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Return the layer norm of x + y.
-
-    Args:
-        x, y: (T, H), any strides; y None: the norm of x alone. float32, float16 or bfloat16.
-        weight, bias: (H,).
-        eps: added to the variance.
-
-    Returns:
-        (T, H) in x's dtype, a transposed contiguous (H, T).
-    """
+    """Return the layer norm of x + y, or of x alone, in x's dtype, a transposed contiguous (H, T). x and y have any
+    strides, and are float32, float16 or bfloat16."""
     tokens, channels = x.shape
     z = torch.empty(channels, tokens, dtype=x.dtype, device=x.device)
     if tokens:

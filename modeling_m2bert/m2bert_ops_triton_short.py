@@ -12,11 +12,7 @@ torch: no atomics, so that repeated runs agree to the last bit.
 import torch
 from torch import Tensor
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError as error:
-    raise ImportError("m2bert's GPU kernels need triton; pip install triton") from error
+from .m2bert_ops_triton import tl, triton
 
 TILE_T = 256  # columns of a program
 TILE_C, STEPS_C = 2, 8  # channels of each third taken at once, and how often: 16 channels share one search for rows
@@ -181,28 +177,9 @@ def _short_conv_gate_backward_kernel(
         )  # fmt: skip
 
 
-def short_conv_gate(
-    projected: Tensor,
-    projection_bias: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    offsets: Tensor,
-    lengths: Tensor,
-    longest: int,
-) -> tuple[Tensor, Tensor]:
-    """Compute the short convolution of the projections, and the products the long convolution starts from.
-
-    Args:
-        projected: (3 H, T), [x1 | x2 | v] without the projection's bias; stride(1) == 1. float32, float16 or bfloat16.
-        projection_bias: (3 H,), added where a text is, so that a text's start sees zeros before it.
-        weight: (3 H, 3), the last tap on the current position. bias: (3 H,).
-        offsets: (B + 1,) int32, columns where the rows' slots start and the last one ends.
-        lengths: (B,) int32, real columns of each slot; what a slot holds beyond them is not looked at.
-        longest: not less than any length; not needed here.
-
-    Returns:
-        gated v * x1 and gate x2, both (H, T) in projected's dtype, zero where no text is.
-    """
+def short_conv_gate(projected, projection_bias, weight, bias, offsets, lengths, longest) -> tuple[Tensor, Tensor]:
+    """Compute the short convolution and the first gate; arguments as in m2bert_ops. Signals are float32, float16 or
+    bfloat16 with stride(1) == 1; `longest` is not needed here."""
     channels, columns = projected.shape[0] // 3, projected.shape[1]
     gated, gate = (torch.empty(channels, columns, dtype=projected.dtype, device=projected.device) for _ in range(2))
     if channels and columns:
@@ -216,15 +193,7 @@ def short_conv_gate(
 
 
 def short_conv_gate_backward(
-    d_gated: Tensor,
-    d_gate: Tensor,
-    projected: Tensor,
-    projection_bias: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    offsets: Tensor,
-    lengths: Tensor,
-    longest: int,
+    d_gated, d_gate, projected, projection_bias, weight, bias, offsets, lengths, longest
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of short_conv_gate; x1 and v are computed again from projected.
 

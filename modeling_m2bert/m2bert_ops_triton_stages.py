@@ -8,15 +8,10 @@ Between them lies a scratch Z (signals, rows, 2, M1, M2): real and imaginary pla
 batch row). A caller works through groups of channels, so that Z stays in the second-level cache.
 """
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError as error:
-    raise ImportError("m2bert's GPU kernels need triton; pip install triton") from error
-
 import torch
 from torch import Tensor
 
+from .m2bert_ops_triton import tl, triton
 from .m2bert_ops_triton_dft import early_part, factors, folded_tables, operand_dtype, stage1_tables
 
 SCRATCH_BYTES = 24 << 20

@@ -103,19 +103,16 @@ def check_inputs(
         raise NotImplementedError(
             "m2bert's operations have no forward-mode derivatives (jvp, dual numbers); use backward"
         )
-    if input_ids is not None and input_ids.device.type == "cpu":
-        fix = "use the model's own tokenizer, or resize_token_embeddings"
-        _check_range("input_ids", input_ids, "vocab_size", config.vocab_size, fix)
-    if token_type_ids is not None and token_type_ids.device.type == "cpu":
-        fix = "leave token_type_ids out for type 0"
-        _check_range("token_type_ids", token_type_ids, "type_vocab_size", config.type_vocab_size, fix)
-
-
-def _check_range(name: str, ids: Tensor, size_name: str, size: int, fix: str):
-    low, high = (int(value) for value in ids.aminmax()) if ids.numel() else (0, 0)
-    if low < 0 or high >= size:
-        odd = low if low < 0 else high
-        raise ValueError(f"{name} holds id {odd}, outside the vocabulary of {size_name}={size}; {fix}")
+    for name, ids, size_name, fix in (
+        ("input_ids", input_ids, "vocab_size", "use the model's own tokenizer, or resize_token_embeddings"),
+        ("token_type_ids", token_type_ids, "type_vocab_size", "leave token_type_ids out for type 0"),
+    ):
+        if ids is not None and ids.device.type == "cpu" and ids.numel():
+            size = getattr(config, size_name)
+            low, high = (int(value) for value in ids.aminmax())
+            if low < 0 or high >= size:
+                odd = low if low < 0 else high
+                raise ValueError(f"{name} holds id {odd}, outside the vocabulary of {size_name}={size}; {fix}")
 
 
 def visible_tokens(mask: Tensor) -> Tensor | None:

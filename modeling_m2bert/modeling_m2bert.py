@@ -235,7 +235,7 @@ class M2BertModel(M2BertPreTrainedModel):
         )
 
     def _warn_if_full(self, input_ids: Tensor | None, mask: Tensor | None):
-        """Warn, once a model, that a text fills the model's length: tokenizers cut there without a word."""
+        """Warn once that a text fills the model's length: tokenizers cut there without a word."""
         longest = self.config.max_position_embeddings
         if torch.compiler.is_compiling() or self._warned_full or input_ids is None or input_ids.shape[1] < longest:
             return

@@ -32,7 +32,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from m2bert.hub.folder import write_folder
 from m2bert.hub.handler import EndpointHandler
-from m2bert.train.record import Log
+from m2bert.train.loop import Log
 
 ABOUT = {"license": "apache-2.0", "language": ["en"], "limits": ["Short texts."], "text": "A model.",
          "data": [{"name": "pydocs", "license": "PSF-2.0", "hub": "org/data"}]}  # fmt: skip
@@ -105,7 +105,7 @@ def models(root: Path, tokenizer) -> list[Target]:
         torch.save({name: tensor.clone() for name, tensor in state.items()}, folder / "weights.pt")
         tokenizer.save_pretrained(folder / "tokenizer")
         names = ["weights.pt", "config.json"] * 2 + [f"tokenizer/{name}" for name in others(folder / "tokenizer")]
-        targets.append(Convert("convert", folder, names, 10, state=state))
+        targets.append(Convert("convert", folder, names, 10))
 
     request = {"inputs": TEXTS, "parameters": {"task": "query", "policy": "truncate", "normalize": False}}
     write(root / "handler" / "request.json", request)

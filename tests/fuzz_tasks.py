@@ -72,7 +72,7 @@ class Tables(EvalData):
 
 class Csv(EvalData):
     def read(self, folder):
-        from m2bert.eval.tasks.from_csv import load_csv_folder
+        from m2bert.eval.tasks.load import load_csv_folder
 
         task = load_csv_folder(folder)
         return task.queries, task.documents, {qid: sorted(found) for qid, found in task.qrels.items()}
@@ -89,21 +89,17 @@ class Csv(EvalData):
         else:
             documents = {p.name: p.read_text("utf-8-sig") for p in (folder / "documents").iterdir() if p.is_file()}
         queries = rows(folder / "queries.csv")
-        return (
-            {f"q{i}": row["query"].strip() for i, row in enumerate(queries, 1)},
-            documents,
-            {
-                f"q{i}": sorted({a.strip() for a in row["answer"].split(";") if a.strip()})
-                for i, row in enumerate(queries, 1)
-            },
-        )
+        answers = [sorted({answer.strip() for answer in row["answer"].split(";") if answer.strip()}) for row in queries]
+        qids = [f"q{i}" for i in range(1, len(queries) + 1)]
+        texts = (row["query"].strip() for row in queries)
+        return dict(zip(qids, texts, strict=True)), documents, dict(zip(qids, answers, strict=True))
 
 
 class EvalModel(Target):
     """Any sentence-transformers model."""
 
     def run(self, folder, scratch):
-        from m2bert.eval.systems import load_encoder
+        from m2bert.eval.config import load_encoder
 
         arguments = ["--encoder", folder / "model", "--data", folder / "data"]
         m2bert("eval", *arguments, "--output", scratch / "r.json", "--no-cache")
@@ -131,11 +127,8 @@ class EvalYaml(Target):
     def run(self, folder, scratch):
         m2bert("eval", "--config", folder / "config.yaml", "--output", scratch / "r.json", "--no-cache")
         records = json.loads((scratch / "r.json").read_text())["results"]
-        return {
-            (r["task"], tuple(sorted(r["query_scores"].items())))
-            for r in records
-            if r["hybrid"] is None and r["encoder"] == "bm25"
-        }
+        lexical = [r for r in records if r["hybrid"] is None and r["encoder"] == "bm25"]
+        return {(r["task"], tuple(sorted(r["query_scores"].items()))) for r in lexical}
 
     def same(self, one, other):
         return one <= other  # fewer systems are another run
@@ -157,24 +150,16 @@ class Compare(Target):
                     assert abs(mean - record["ndcg_at_10"]) < 1e-6, "a mean that is not that of its scores was compared"
                     groups.setdefault((record["task"], record["split"], record["data_fingerprint"]), []).append(mean)
         wanted = {f"{100 * (a - b):+.1f}" for means in groups.values() for a in means for b in means}
-        shown = [
-            line for line in m2bert("compare", folder / "a.json", folder / "b.json").splitlines() if " to " in line
-        ]
+        printed = m2bert("compare", folder / "a.json", folder / "b.json")
+        shown = [line for line in printed.splitlines() if " to " in line]
         assert all(any(w in line.split() for w in wanted) for line in shown), "other differences"
         raise Incomparable("the differences of other scores")
 
 
 class Report(Target):
     def run(self, folder, scratch):
-        m2bert(
-            "report",
-            folder / "all.json",
-            folder / "b.json",
-            "--output",
-            scratch / "r.md",
-            "--output",
-            scratch / "r.html",
-        )
+        output = ["--output", scratch / "r.md", "--output", scratch / "r.html"]
+        m2bert("report", folder / "all.json", folder / "b.json", *output)
         text = (scratch / "r.md").read_text() + (scratch / "r.html").read_text()
         assert "\x1b" not in text
         assert "nan" not in text.replace("NaN is no JSON number", "").lower().split()

@@ -8,23 +8,10 @@ import fuzz_mutations as mutations
 import pyarrow.parquet as pq
 from fuzz_targets import Target, command, m2bert
 
-MODEL = [
-    "model.architecture.hidden_size=8",
-    "model.architecture.num_hidden_layers=1",
-    "log_every=1",
-    "model.architecture.intermediate_size=16",
-    "model.architecture.max_position_embeddings=32",
-    "model.architecture.filter_order=4",
-    "model.architecture.num_pooling_heads=1",
-    "evaluation.every=0",
-]
-MLM = [
-    *MODEL,
-    "data.max_tokens=16",
-    "data.batch_tokens=32",
-    "evaluation.examples=1",
-    "model.architecture.hidden_dropout_prob=0.1",
-]
+SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 16, "max_position_embeddings": 32,
+         "filter_order": 4, "num_pooling_heads": 1, "hidden_dropout_prob": 0.1}  # fmt: skip
+MLM = [*(f"model.architecture.{name}={value}" for name, value in SIZES.items()), "log_every=1", "evaluation.every=0",
+       "data.max_tokens=16", "data.batch_tokens=32", "evaluation.examples=1"]  # fmt: skip
 
 
 def train(*arguments) -> str:
@@ -69,24 +56,12 @@ class MlmTexts(Target):
     """A whole run of one step on texts: it ends, or says what is wrong with them."""
 
     def run(self, folder, scratch):
-        sources = ", ".join(
-            f"{{path: {folder / name}, validation_split: null}}"
-            for name in ("lines.jsonl", "table.parquet", "blocks.txt")
-        )
-        train(
-            "mlm",
-            *MLM,
-            "steps=1",
-            f"data.sources=[{sources}]",
-            f"data.token_cache={scratch / 'cache'}",
-            f"tokenizer.path={folder / 'tokenizer'}",
-            f"output_dir={scratch / 'out'}",
-        )
-        return all(
-            math.isfinite(entry["loss"])
-            for entry in json.loads((scratch / "out" / "training.json").read_text())["history"]
-            if "loss" in entry
-        )
+        names = ("lines.jsonl", "table.parquet", "blocks.txt")
+        sources = ", ".join(f"{{path: {folder / name}, validation_split: null}}" for name in names)
+        train("mlm", *MLM, "steps=1", f"data.sources=[{sources}]", f"data.token_cache={scratch / 'cache'}",
+              f"tokenizer.path={folder / 'tokenizer'}", f"output_dir={scratch / 'out'}")  # fmt: skip
+        history = json.loads((scratch / "out" / "training.json").read_text())["history"]
+        return all(math.isfinite(entry["loss"]) for entry in history if "loss" in entry)
 
 
 class Triples(Target):
@@ -97,32 +72,23 @@ class Triples(Target):
         for name in ("triples.jsonl", "triples.parquet"):
             task, negatives = load_triples(str(folder / name), None, None)
             texts = task.documents
-            found.append(
-                [
-                    sorted((task.queries[q], sorted(texts[p] for p in answers)) for q, answers in task.qrels.items()),
-                    sorted((task.queries[q], sorted(texts[p] for p in pids)) for q, pids in negatives.items() if pids),
-                ]
-            )
+            answers = sorted((task.queries[q], sorted(texts[p] for p in found)) for q, found in task.qrels.items())
+            others = sorted((task.queries[q], sorted(texts[p] for p in pids)) for q, pids in negatives.items() if pids)
+            found.append([answers, others])
         return found
 
     def reference(self, folder, scratch):
-        lines = [
-            json.loads(line) for line in (folder / "triples.jsonl").read_text("utf-8-sig").split("\n") if line.strip()
-        ]
+        text = (folder / "triples.jsonl").read_text("utf-8-sig")
+        lines = [json.loads(line) for line in text.split("\n") if line.strip()]
         found = []
         for rows in (lines, pq.read_table(folder / "triples.parquet").to_pylist()):
             answers, negatives = {}, {}
             for row in rows:
                 answers.setdefault(row["query"], set()).add(row["positive"])
-                negatives.setdefault(row["query"], set()).update(
-                    v for k, v in row.items() if k.startswith("negative") and v
-                )
-            found.append(
-                [
-                    sorted((q, sorted(a)) for q, a in answers.items()),
-                    sorted((q, sorted(n - answers[q])) for q, n in negatives.items() if n - answers[q]),
-                ]
-            )
+                others = {value for key, value in row.items() if key.startswith("negative") and value}
+                negatives.setdefault(row["query"], set()).update(others)
+            left = {query: texts - answers[query] for query, texts in negatives.items() if texts - answers[query]}
+            found.append([sorted((query, sorted(texts)) for query, texts in each.items()) for each in (answers, left)])
         return found
 
 
@@ -141,7 +107,7 @@ class TokenCache(Target):
 
 class TrainYaml(Target):
     def run(self, folder, scratch):
-        from m2bert.train.inputs import ready
+        from m2bert.train.cli import ready
 
         for name in ("mlm", "opl"):
 
@@ -154,41 +120,26 @@ class TrainYaml(Target):
         return True
 
 
+KEYS = ["optim.lr", "steps", "model.new_model.hidden_size", "data.sources", "optim.betas", "seed", "model.start",
+        "tokenizer.vocab_size", "model.path", "precision", "tracker", "model.architecture",
+        "data.token_cache"]  # fmt: skip
+
+
 class TrainValue(Target):
     """A mutated key=value on the command line."""
 
     def damage(self, folder, generator):
         path = folder / "value.yaml"
-        key = generator.choice(
-            [
-                "optim.lr",
-                "steps",
-                "model.new_model.hidden_size",
-                "data.sources",
-                "optim.betas",
-                "seed",
-                "model.start",
-                "tokenizer.vocab_size",
-                "model.path",
-                "precision",
-                "tracker",
-                "model.architecture",
-                "data.token_cache",
-            ]
-        )
+        key = generator.choice(KEYS)
         value = generator.choice([*map(json.dumps, mutations.VALUES), *mutations.RAW_VALUES])
         path.write_text(f"{key}={value}")
         return mutations.Mutation(path, f"{key}={value[:30]}", (key, *key.split("."), value.strip('"')))
 
     def run(self, folder, scratch):
         from m2bert.terminal import run_command
-        from m2bert.train.inputs import ready
+        from m2bert.train.cli import ready
 
         value = (folder / "value.yaml").read_text()
-        command(
-            lambda arguments: run_command("m2bert", lambda: ready("mlm", arguments)),
-            *self.arguments,
-            value,
-            f"output_dir={scratch / 'out'}",
-        )
+        given = *self.arguments, value, f"output_dir={scratch / 'out'}"
+        command(lambda arguments: run_command("m2bert", lambda: ready("mlm", arguments)), *given)
         return True

@@ -1,6 +1,6 @@
 """Damaged files of every kind that the package reads: refused in one line that names file or key, or read right.
 
-    python tests/test_fuzz.py [CASES] [FIRST SEED] [TARGET]     prints what it finds
+    PYTHONPATH=tests/eval:tests/hub python tests/test_fuzz.py [CASES] [FIRST SEED] [TARGET]     prints what it finds
 
 Every case is drawn by its seed alone. A case is a finding if its command ends in a traceback, names neither file nor
 key, takes long or much memory, or accepts the file and gives another result than a reference.

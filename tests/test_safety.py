@@ -27,12 +27,11 @@ def dangers(text: str) -> list[str]:
 
 
 def test_no_code_can_run_what_it_reads():
-    """A reader of YAML derived from SafeLoader, and the readers of the research code's weights, are the exceptions."""
+    """The readers of the research code's weights are the exception."""
     arguments = ["check", "--isolated", "--ignore-noqa", "--select", RULES, "--output-format", "concise", *FOLDERS]
     done = subprocess.run([sys.executable, "-m", "ruff", *arguments], capture_output=True, text=True, cwd=ROOT)
     found = [line for line in done.stdout.splitlines() if re.search(r": S\d+ ", line)]
-    assert [line for line in found if not line.startswith("m2bert/files.py") or "_CoreLoader" not in line] == []
-    assert done.returncode in (0, 1), done.stderr
+    assert (found, done.returncode) == ([], 0), done.stderr
     for path in CODE:
         name = path.relative_to(ROOT).as_posix()
         assert set(dangers(path.read_text())) <= ({PICKLES} if name.startswith("hub/convert/") else set()), name
@@ -91,28 +90,21 @@ def test_documented_commands_run_no_code_that_can_change(path):
     ("text", "count"),
     [
         ('model = SentenceTransformer("org/name", trust_remote_code=True)', 1),
-        ('AutoModel.from_pretrained(\n    "org/name",\n    trust_remote_code = True,\n)', 1),
-        ('AutoModel.from_pretrained("org/name", trust_remote_code=True, revision="main")', 1),
+        ('AutoModel.from_pretrained(\n    "org/name",\n    trust_remote_code = True, revision="main"\n)', 1),
         ('PeftModel.from_pretrained(AutoModel.from_pretrained("org/name", trust_remote_code=True), "adapter")', 1),
         ("m2bert eval --encoder bm25 --encoder org/name --data my-task", 1),
         ("encoders:\n  - model: org/name@main", 1),
         ('ndcg = evaluate.load("org/ndcg")', 1),
         ('SentenceTransformer("org/name", revision=COMMIT, trust_remote_code=True)', 0),
         ('SentenceTransformer("runs/opl-small", trust_remote_code=True)', 0),
-        ('load_dataset("org/name")', 0),
-        ("m2bert eval --encoder sentence-transformers/all-MiniLM-L6-v2 --encoder org/name@" + 40 * "a", 0),
+        ("m2bert eval --encoder org/name@" + 40 * "a", 0),
     ],
 )
 def test_an_unpinned_command_is_found(text, count):
     assert len(unpinned(f"Load it:\n\n```\n{text}\n```\n")) == count
 
 
-# --- tokens ---
-
-
 def test_tokens_are_left_to_the_client():
     """What is never read cannot be shown; `m2bert push` only asks if there is one."""
-    reads = re.compile(
-        r"get_token\(\)(?! is None)|environ[^\n]*\b(HF|HUGGING_?FACE_HUB)_TOKEN|(print|echo|log).*os\.environ\b"
-    )
-    assert [path.name for path in CODE if reads.search(path.read_text())] == []
+    reads = r"get_token\(\)(?! is None)|environ[^\n]*\b(HF|HUGGING_?FACE_HUB)_TOKEN|(print|echo|log).*os\.environ\b"
+    assert [path.name for path in CODE if re.search(reads, path.read_text())] == []

@@ -1,4 +1,4 @@
-"""Checkpoints of an unfinished run, each whole or not at all, in a folder beside the run's output.
+"""Checkpoints of an unfinished run, each whole or not at all, in a folder next to the run's output.
 
     OUTPUT.run/step-00000100/   parameters, optimizer, random generators (accelerate's files), progress.json
     OUTPUT.run/best-00000080.safetensors   the best weights so far, where a run selects
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from pydantic import ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -31,7 +32,6 @@ from m2bert.schema import Schema, checked
 
 from .distributed import from_main, gather_lists
 from .kept import Manifest, check_manifest, manifest, read_sealed, write_sealed
-from .record import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -41,25 +41,33 @@ FREE = {  # settings that a resumed run may change, as they change no result; of
 }  # fmt: skip
 PROGRESS = "progress.json"
 OURS = re.compile(r"\.?(step-\d{8,}|best-\d{8,}\.safetensors)")  # with a dot: not complete, or half deleted
+Number = int | float
+
+
+class Progress(Schema):
+    """Progress of a run. Goes through JSON, into every checkpoint."""
+
+    model_config = ConfigDict(frozen=False)
+
+    step: int = 0
+    history: list[dict[str, Number]] = []  # the records of `Log.write`
+    totals: dict[str, Number] = {}  # sums of the counts of all steps and processes
+    losses: list[Number] = []  # since the last record
+    norms: list[Number] = []  # since the last record, without the infinite ones that lower the scale of float16
+    seconds: Number = 0.0  # of training so far, over all starts of the run
+    best: dict[str, Number] | None = None  # {"step": .., "score": ..} of the best weights so far
+    schedule: dict[str, Any] = {}  # of the learning rate; among accelerate's files it would be a pickle
 
 
 class Saved(Schema):
-    """Content of progress.json, besides its own sha256.
+    """Content of progress.json, besides its own sha256."""
 
-    Attributes:
-        identity: `run_identity` and what identifies the data.
-        batches: position of each process in the data.
-        generators: `generators_digest` of each process.
-        files: digests of the checkpoint's other files.
-        best: digest of the best weights, where there are some.
-    """
-
-    identity: dict[str, Any]
-    batches: list[dict[str, Any]]
-    generators: list[str]
+    identity: dict[str, Any]  # `run_identity` and what identifies the data
+    batches: list[dict[str, Any]]  # position of each process in the data
+    generators: list[str]  # `generators_digest` of each process
     progress: Progress
-    files: Manifest
-    best: Manifest
+    files: Manifest  # of the checkpoint's other files
+    best: Manifest  # of the best weights, where there are some
 
 
 class Checkpoints:
@@ -71,7 +79,7 @@ class Checkpoints:
         data: identifies the run's data; goes through JSON.
         every: steps between checkpoints; 0 writes them on demand alone.
         keep: how many of the newest stay.
-        resume: go on from the newest, if there is one; else those that are there are removed.
+        resume: from the newest, if there is one; else those that are there are removed.
     """
 
     def __init__(
@@ -81,19 +89,13 @@ class Checkpoints:
         self.identity = run_identity(config, accelerator) | {"data": json.loads(json.dumps(data))}
         self.best: Manifest = {}
 
-    def due(self, step: int) -> bool:
-        return bool(self.every) and step % self.every == 0
-
     def complete(self) -> list[Path]:
         """Return the folders of complete checkpoints, oldest first."""
         return sorted(self.folder.glob("step-[0-9]*"))
 
     def load(self, batches) -> Progress | None:
-        """Restore the newest checkpoint into everything prepared by the accelerator and into `batches`.
-
-        Raises:
-            ValueError: the checkpoint is damaged, of another run, or not visible to all processes. Raised on all.
-        """
+        """Restore the newest checkpoint into everything prepared by the accelerator and into `batches`. Errors are
+        raised on all processes."""
         found = from_main(self.newest)
         if found is None:
             return None
@@ -120,13 +122,26 @@ class Checkpoints:
         for path in ours(self.folder):
             if not self.resume or path.name.startswith("."):
                 delete(path)
-        if not self.complete():
+        damaged: dict[Path, ValueError] = {}
+        for newest in reversed(self.complete()):
+            try:
+                saved = read_saved(newest)
+                check_manifest(newest, saved.files)
+                check_manifest(self.folder, saved.best)
+                break
+            except ValueError as error:
+                damaged[newest] = error
+        else:
+            newest = None
+        if damaged:
+            way_out = "no older checkpoint is whole: start anew with overwrite=true resume=false"
+            if newest:
+                names = " and ".join(map(str, reversed(damaged)))
+                way_out = f"{newest} is whole: to resume from there, remove {names}"
+            error = next(iter(damaged.values()))
+            raise ValueError(f"{error}; {way_out}") from error
+        if newest is None:
             return None
-        *older, newest = self.complete()
-        try:
-            saved = read_whole(newest)
-        except ValueError as error:
-            raise ValueError(f"{error}; {way_out(newest, older)}") from error
         changes = differences(saved.identity, self.identity)
         if changes:
             raise ValueError(
@@ -136,11 +151,8 @@ class Checkpoints:
         return newest, saved
 
     def save(self, progress: Progress, batch_state: dict) -> None:
-        """Write a checkpoint; called on all processes.
-
-        Raises:
-            OSError: it cannot be written. Earlier checkpoints are as they were.
-        """
+        """Write a checkpoint, on all processes. Raises OSError if it cannot be written; earlier ones are as they
+        were."""
         final = self.folder / f"step-{progress.step:08d}"
         states = gather_lists([(batch_state, generators_digest())])
 
@@ -192,7 +204,7 @@ class Checkpoints:
             self.best = from_main(write)
 
     def load_best(self, model, progress: Progress) -> None:
-        """Put the best weights into the model. Raises ValueError if they are not as they were written."""
+        """Put the best weights into the model."""
         from_main(lambda: check_manifest(self.folder, self.best))
         (name,) = self.best
         set_model_state_dict(model, load_file(self.folder / name), options=StateDictOptions(full_state_dict=True))
@@ -200,11 +212,8 @@ class Checkpoints:
 
     @contextmanager
     def writing(self, final: Path):
-        """Give the temporary name of `final`; if the block fails, remove what was half-written and report what is left.
-
-        Raises:
-            OSError: in place of the errors of a disk, however the libraries report them.
-        """
+        """Yield the temporary name of `final`. If the block fails, remove what was half-written, and raise OSError in
+        place of the errors of a disk, however the libraries report them."""
         temporary = final.with_name(f".{final.name}")
         try:
             yield temporary
@@ -263,30 +272,9 @@ def remove_all(folder: Path) -> None:
 
 
 def read_saved(checkpoint: Path) -> Saved:
-    """Return progress.json of a checkpoint. Raises ValueError naming the file if it is not as it was written."""
+    """Return progress.json of a checkpoint."""
     path = checkpoint / PROGRESS
     return checked(Saved, read_sealed(path), str(path))
-
-
-def read_whole(checkpoint: Path) -> Saved:
-    """Return `read_saved`, after all files of the checkpoint and the best weights were checked by their digests."""
-    saved = read_saved(checkpoint)
-    check_manifest(checkpoint, saved.files)
-    check_manifest(checkpoint.parent, saved.best)
-    return saved
-
-
-def way_out(damaged: Path, older: list[Path]) -> str:
-    """Return how to resume without a damaged checkpoint: from the newest of the older ones that is whole."""
-    later = [damaged]
-    for path in reversed(older):
-        try:
-            read_whole(path)
-        except ValueError:
-            later.insert(0, path)
-            continue
-        return f"{path} is whole: to go on from there, remove {' and '.join(map(str, later))}"
-    return "no older checkpoint is whole: start anew with overwrite=true resume=false"
 
 
 def generators_digest() -> str:
@@ -299,8 +287,8 @@ def generators_digest() -> str:
 
 
 def delete(path: Path) -> None:
-    """Remove a file or a folder. A folder gets a name with a dot first, so that one that is half deleted when the
-    process is killed is not taken for a checkpoint."""
+    """Remove a file or a folder. A folder first gets a name with a dot: half deleted, it is not taken for a
+    checkpoint."""
     if not path.is_dir():
         path.unlink(missing_ok=True)
         return

@@ -1,19 +1,30 @@
 """`m2bert train`: check the arguments, then import torch and train, in this process or in several."""
 
-import importlib
+import importlib.util
 import logging
 import os
+import re
 import sys
+from itertools import product
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from m2bert.terminal import run_command
+from m2bert.files import check_writable, read_json
+from m2bert.hub.outputs import check_output
+from m2bert.terminal import nearest, run_command
 
-from .inputs import ready
+from .settings import PYDOCS, MlmSettings, OplSettings, RunSettings, is_local, load_settings
+from .text.sources import HUB_ID, parse_sources
 
 BODIES = {"mlm": "mlm_run", "opl": "retrieval_run"}
 ANYTHING = {"ignore_unknown_options": True}  # `load_settings` names what it does not know, and what is near
+MODEL_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # on the Hub; sentence-transformers' own have no organization
+CONTEXT_LENGTHS = {  # keys that the model's context bounds
+    "mlm": ("data.max_tokens",),
+    "opl": ("data.document_tokens", "data.query_tokens", "evaluation.document_tokens"),
+}
 
 app = typer.Typer(no_args_is_help=True, help="Train a model.")
 Processes = Annotated[int, typer.Option("--processes", min=1, help="Processes that train together, one a GPU.")]
@@ -25,18 +36,19 @@ Keys = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help
 @app.command(context_settings=ANYTHING)
 def mlm(keys: Keys = None, config: Config = None, dry_run: DryRun = False, processes: Processes = 1):
     """Pretrain with masked tokens; by default a small model on pydocs, in about a minute."""
-    run_command("mlm", lambda: train("mlm", as_written(keys, config, dry_run), processes))
+    start("mlm", keys, config, dry_run, processes)
 
 
 @app.command(context_settings=ANYTHING)
 def opl(keys: Keys = None, config: Config = None, dry_run: DryRun = False, processes: Processes = 1):
     """Fine-tune for retrieval; by default a small new model on pydocs, in about two minutes."""
-    run_command("opl", lambda: train("opl", as_written(keys, config, dry_run), processes))
+    start("opl", keys, config, dry_run, processes)
 
 
-def as_written(keys: list[str] | None, config: list[str] | None, dry_run: bool) -> list[str]:
-    """Return the arguments as train/mlm.py and train/opl.py take them."""
-    return [*(part for file in config or [] for part in ("--config", file)), *(keys or []), *["--dry-run"] * dry_run]
+def start(name: str, keys: list[str] | None, config: list[str] | None, dry_run: bool, processes: int) -> None:
+    """Train with the arguments as train/mlm.py and train/opl.py take them."""
+    files = [part for file in config or [] for part in ("--config", file)]
+    run_command(name, lambda: train(name, [*files, *(keys or []), *["--dry-run"] * dry_run], processes))
 
 
 def command_line(name: str, text: str) -> None:
@@ -48,21 +60,12 @@ def command_line(name: str, text: str) -> None:
 
 
 def train(name: str, argv: list[str], processes: int = 1) -> None:
-    """Check the arguments, then train in this process, or in several of accelerate's launcher.
-
-    Raises:
-        ValueError: a mistake in the arguments, before anything is started.
-        SystemExit: one of several processes failed. It has printed why; the exit code is its own.
-    """
+    """Check the arguments, then train in this process, or in several of accelerate's launcher. If one of several fails,
+    it has printed why; the exit code is its own."""
     settings = ready(name, argv)
     if processes == 1:
         importlib.import_module(f".{BODIES[name]}", __package__).main(argv, settings)
-    else:
-        launch(name, argv, processes)
-
-
-def launch(name: str, argv: list[str], processes: int) -> None:
-    """Train in several processes. The launcher's own report of a failed process is left out: it has said why."""
+        return
     import torch
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -72,7 +75,7 @@ def launch(name: str, argv: list[str], processes: int) -> None:
     if not torch.cuda.is_available():
         os.environ["ACCELERATE_USE_CPU"] = "true"
         given.append("--multi_gpu")  # several processes, of whatever kind
-    for noisy in ("torch.distributed.elastic", "accelerate.commands.launch"):
+    for noisy in ("torch.distributed.elastic", "accelerate.commands.launch"):  # the failed process has said why
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     try:
         launch_command(launch_command_parser().parse_args([*given, "-m", f"m2bert.train.{name}", *argv]))
@@ -81,3 +84,95 @@ def launch(name: str, argv: list[str], processes: int) -> None:
         sys.exit(2 if 2 in codes else codes[0] if codes[0] > 0 else 128 - codes[0])
     except SignalException as stop:
         sys.exit(128 + stop.sigval)
+
+
+def ready(name: str, argv: list[str]) -> RunSettings:
+    """Return the settings of a run, with everything checked that needs no data: packages, paths, fields of the model.
+    Paths and packages come first, which costs no time; M2BertConfig takes seconds to import."""
+    settings = load_settings(name, argv)
+    if settings.prepare is not None:
+        check_writable(settings.prepare, "prepare")
+        there = Path(settings.prepare)
+        if settings.data.prepared is not None or there.is_file() or (there.is_dir() and any(there.iterdir())):
+            raise ValueError(f"prepare={there} takes a new or empty folder, and not data.prepared with it")
+    else:
+        check_writable(settings.output_dir, "output_dir")
+        if not settings.resume:  # else what is there may be the finished run: `setup.check_place` compares
+            check_output(settings.output_dir, settings.overwrite)
+    path, prepared = settings.tokenizer.path, settings.data.prepared
+    if path is not None and not Path(path).is_dir() and not HUB_ID.fullmatch(path):
+        raise ValueError(f"tokenizer.path={path} is no folder and no name on the Hub; name one")
+    packages = ["accelerate", "tokenizers"]
+    if prepared is None:
+        packages += ["pyarrow", *(check_texts(settings) if name == "mlm" else check_tasks(settings))]
+    elif not (Path(prepared) / "prepared.json").is_file():
+        raise ValueError(f"data.prepared={prepared} has no prepared.json; name a folder that `prepare` wrote")
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(f"this run needs the package {package}, which is not installed: pip install {package}")
+    check_model(settings, CONTEXT_LENGTHS[name])
+    return settings
+
+
+def check_texts(settings: MlmSettings) -> list[str]:
+    """Return the packages that the sources need. Raise ValueError for a source that is not there or lacks a split."""
+    packages = []
+    for source in parse_sources(settings.data.sources, lambda _: PYDOCS):
+        if not source.on_hub:
+            if source.path is not PYDOCS:  # built where it is missing
+                source.splits()
+            continue
+        packages.append("datasets")
+        if settings.prepare is not None or (settings.tokenizer.path is None and settings.model.path is None):
+            raise ValueError(
+                f"source {source.path} is streamed: name a tokenizer.path to read it with; to prepare it, save a part "
+                "of it as parquet"
+            )
+    return packages
+
+
+def check_tasks(settings: OplSettings) -> list[str]:
+    """Return the packages that a retrieval run needs. Raise ValueError for data or a teacher that are not there."""
+    data, loss = settings.data, settings.loss
+    if is_local(data.path):
+        for split, kind in product(filter(None, ("train", data.development_split)), ("queries", "documents")):
+            if not Path(data.path, kind, f"{split}.parquet").is_file():
+                raise ValueError(f"data.path={data.path} has no {kind}/{split}.parquet; make it, or name another")
+    for key in ("triples", "negatives_path"):
+        path = getattr(data, key)
+        on_hub = key == "triples" and path is not None and not Path(path).suffix and not Path(path).exists()
+        if path is not None and not on_hub and not Path(path).is_file():
+            raise ValueError(f"data.{key}={path} is no file; name one")
+    if loss.name == "prototype" and not Path(loss.teacher).is_dir() and not MODEL_NAME.fullmatch(loss.teacher):
+        raise ValueError(f"loss.teacher={loss.teacher} is no folder and no name on the Hub; name a model")
+    return ["peft"] if settings.lora.rank else []
+
+
+def check_model(settings: RunSettings, length_keys: tuple[str, ...] = ()) -> None:
+    """Raise ValueError for a model that cannot be made, or whose context is shorter than a length of `length_keys`."""
+    model, fields = settings.model, settings.model.new_model
+    if model.path is not None:
+        file = Path(model.path) / "config.json"
+        fields = read_json(file) if file.is_file() else {}
+        if fields.get("model_type") != "m2bert":
+            kind = f"model_type={fields.get('model_type')!r}" if fields else "no config.json"
+            raise ValueError(f"model.path={model.path} is no folder of an m2bert: it has {kind}; name another")
+    from huggingface_hub.errors import StrictDataclassError
+
+    from m2bert import M2BertConfig
+
+    known = M2BertConfig.__dataclass_fields__
+    for section in ("architecture", "new_model"):
+        for name in getattr(model, section).keys() - known:  # M2BertConfig would keep it unread
+            raise ValueError(f"model.{section}.{name} is no field of M2BertConfig{nearest(name, known)}")
+    try:
+        longest = M2BertConfig(**fields | model.architecture).max_position_embeddings
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        where = f"model.path={model.path}" if model.path else "model.new_model"
+        changed = f", model.architecture={model.architecture}" if model.architecture else ""
+        raise ValueError(f"{where}{changed}: {' '.join(str(error).split())}") from error
+    for key in length_keys:
+        section, name = key.split(".")
+        tokens = getattr(getattr(settings, section), name)
+        if tokens is not None and tokens > longest:
+            raise ValueError(f"{key}={tokens} exceeds the model's max_position_embeddings={longest}; lower {key}")

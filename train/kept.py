@@ -1,6 +1,11 @@
 """Files that runs write and read again, with digests: damage is found before it is used.
 
 A sealed file is JSON that holds the sha256 of the rest of it. A manifest holds the size and the sha256 of files.
+A prepared folder holds arrays, made once where the data libraries are and mapped into memory wherever training runs:
+
+    FOLDER/NAME.safetensors   arrays, a file for each group of them
+    FOLDER/tokenizer/         where a run is to start from the folder alone
+    FOLDER/prepared.json      sealed: what the arrays are, with the digests of the other files
 """
 
 import hashlib
@@ -11,12 +16,20 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from m2bert.files import claimed, digest, empty, read_json, write_atomically
-from m2bert.schema import Schema
+import numpy as np
+from safetensors.numpy import save_file
+from safetensors.torch import load_file
+
+from m2bert.files import claimed, digest, empty, read_json, sync, write_atomically
+from m2bert.schema import Schema, checked
 
 SEAL = "sha256"
+META = "prepared.json"
+TOKENIZER = "tokenizer"
+
+Arrays = dict[str, dict[str, np.ndarray]]  # {file name without suffix: {name: array}}
 
 
 class FileDigest(Schema):
@@ -27,6 +40,14 @@ class FileDigest(Schema):
 
 
 Manifest = dict[str, FileDigest]
+
+
+class Prepared(Schema):
+    """Describe a prepared folder in its prepared.json."""
+
+    kind: Literal["text", "mlm", "opl"]  # what reads it: the cache of tokenised text, train/mlm.py or train/opl.py
+    content: dict[str, Any]  # what the reader wants to know besides the arrays; goes through JSON
+    files: Manifest  # of the other files
 
 
 def write_sealed(path: Path, content: dict[str, Any]) -> None:
@@ -69,10 +90,10 @@ def check_manifest(folder: Path, files: Manifest) -> None:
 
 @contextmanager
 def building(path: Path) -> Iterator[Path]:
-    """Claim an empty folder beside `path`, to make in it what is then moved to `path`; remove it in the end.
+    """Claim an empty folder next to `path`, to make in it what is then moved to `path`; remove it in the end.
 
     Waits while another process of this machine makes the same; look for `path` again in the block. Removes what killed
-    processes of this machine left beside `path`. Machines that share a disk do not see each other's claims.
+    processes of this machine left next to `path`. Machines that share a disk do not see each other's claims.
     """
     ending = f".{platform.node()}.unfinished"
     for left in path.parent.glob(f".*{escape(ending)}"):
@@ -84,3 +105,37 @@ def building(path: Path) -> Iterator[Path]:
             yield scratch
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_prepared(folder: Path, scratch: Path, kind: str, arrays: Arrays, content: dict[str, Any], tokenizer=None):
+    """Write a prepared folder in `scratch`, of `building(folder)`, and move it into place, where it replaces a damaged
+    or empty one. Arrays are contiguous; mapped ones are written without being read into memory."""
+    new = scratch / "new"
+    new.mkdir()
+    for name, group in arrays.items():
+        save_file(group, new / f"{name}.safetensors")
+    if tokenizer is not None:
+        tokenizer.save_pretrained(new / TOKENIZER)
+    write_sealed(new / META, Prepared(kind=kind, content=content, files=manifest(new)).model_dump())
+    for path in (*new.rglob("*"), new):
+        sync(path)
+    if folder.is_dir():
+        folder.rename(scratch / "old")
+    try:
+        new.rename(folder)
+    except OSError:  # another machine was faster
+        if not folder.is_dir():
+            raise
+    sync(folder.parent)
+
+
+def read_prepared(folder: Path, kind: str) -> tuple[Arrays, dict[str, Any]]:
+    """Return the mapped arrays and the content of a prepared folder. Raises ValueError naming a file that is missing or
+    not as it was written, or the folder if it is of another kind."""
+    meta = checked(Prepared, read_sealed(folder / META), str(folder / META))
+    if meta.kind != kind:
+        raise ValueError(f"{folder} is prepared for {meta.kind}, not for {kind}; name another folder")
+    check_manifest(folder, meta.files)
+    names = [Path(file).stem for file in meta.files if file.endswith(".safetensors")]
+    tensors = {name: load_file(folder / f"{name}.safetensors") for name in names}
+    return {name: {key: one.numpy() for key, one in group.items()} for name, group in tensors.items()}, meta.content

@@ -2,12 +2,15 @@
 
 import logging
 import math
+import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -18,9 +21,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from m2bert.terminal import Ended
 
-from .checkpoints import Checkpoints
-from .distributed import sum_over_processes
-from .record import Log, Progress
+from .checkpoints import Checkpoints, Progress
+from .distributed import gather_lists, sum_over_processes
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +64,7 @@ def sigterm_noted() -> Iterator[threading.Event]:
 
 
 class Prefetch:
-    """Make the next batch while the last one trains.
-
-    Attributes:
-        state: position after the batches that were used.
-        waited_seconds: time that training waited for batches.
-    """
+    """Make the next batch while the last one trains; `state` is the position after the batches that were used."""
 
     def __init__(self, batches: Batches):
         self.batches, self.state, self.waited_seconds = batches, batches.state(), 0.0
@@ -86,6 +83,74 @@ class Prefetch:
 
     def close(self):
         self.thread.shutdown(wait=True, cancel_futures=True)
+
+
+class Log:
+    """Make the records of a run, and send them to the tracker."""
+
+    def __init__(self, accelerator: Accelerator, progress: Progress, schedule):
+        self.accelerator, self.progress, self.schedule = accelerator, progress, schedule
+        self.counts: dict[str, float] = {}  # of this process, not yet in the totals
+        self.tokens, self.waited_before = 0.0, 0.0  # of all processes, and of the fetching, up to the last record
+        self.begin = time.perf_counter() - progress.seconds
+        self.tick = time.perf_counter()
+
+    def count(self, loss: float, norm: float, counts: dict[str, float]):
+        """Add one step."""
+        self.progress.losses.append(loss)
+        if math.isfinite(norm):
+            self.progress.norms.append(norm)
+        for name, value in counts.items():
+            self.counts[name] = self.counts.get(name, 0.0) + value
+
+    def settle(self):
+        """Bring totals, seconds and the schedule's state up to date: at every record, and before a checkpoint."""
+        totals = self.progress.totals
+        for counts in gather_lists([self.counts]):
+            self.tokens += counts.get("tokens", 0.0)
+            for name, value in counts.items():
+                totals[name] = totals.get(name, 0.0) + value
+        self.counts = {}
+        self.progress.seconds = round(time.perf_counter() - self.begin, 2)
+        self.progress.schedule = self.schedule.state_dict()
+
+    def write(self, waited_seconds: float, metrics: dict[str, float]) -> dict[str, float]:
+        """Add a record of everything since the last one to the history, and return it.
+
+        loss and gradient_norm are means since the last record; waiting_share is the fraction of the time spent waiting
+        for data, of which `waited_seconds` are so far. The time of an evaluation, whose metrics these are, does not
+        count for the speed.
+        """
+        self.settle()
+        elapsed = time.perf_counter() - self.tick - metrics.get("evaluation_seconds", 0.0)
+        losses, norms = self.progress.losses, self.progress.norms
+        record = {"step": self.progress.step}
+        if losses:
+            record |= {
+                "loss": sum(losses) / len(losses),
+                "gradient_norm": sum(norms) / max(len(norms), 1),
+                "learning_rate": self.schedule.get_last_lr()[-1],
+                "tokens_per_second": round(self.tokens / elapsed),
+                "waiting_share": round((waited_seconds - self.waited_before) / elapsed, 4),
+            }
+        record |= {"seconds": self.progress.seconds, "peak_memory_bytes": peak_memory_bytes(), **metrics}
+        self.progress.history.append(record)
+        self.progress.losses, self.progress.norms = [], []
+        self.accelerator.log({name: value for name, value in record.items() if name != "step"}, step=record["step"])
+        self.tokens, self.waited_before, self.tick = 0.0, waited_seconds, time.perf_counter()
+        return record
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory this process has held: on its GPU, or of the whole process without one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")  # of Linux, where getrusage's peak includes the parent's
+    for line in status.read_text().splitlines() if status.is_file() else ():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def run_loop(
@@ -157,7 +222,11 @@ def run_loop(
             if due or progress.step % log_every == 0:
                 record(evaluating=due)
             stopping = not last and sum_over_processes([float(stop.is_set())])[0] > 0  # of any process
-            if checkpoints and not last and (stopping or checkpoints.due(progress.step)):
+            if (
+                checkpoints
+                and not last
+                and (stopping or (checkpoints.every and progress.step % checkpoints.every == 0))
+            ):
                 log.settle()
                 checkpoints.save(progress, prefetch.state)
             if stopping:
@@ -169,11 +238,7 @@ def run_loop(
 
 
 def update(accelerator, model, optimizer, schedule, clip_norm: float, step: int, loss: Tensor) -> tuple[float, float]:
-    """Clip, check and take the step; return the loss and the norm of the gradient before clipping.
-
-    Raises:
-        FloatingPointError: one of the two is not finite.
-    """
+    """Clip, check and take the step; return the loss and the norm of the gradient before clipping."""
     norm = float(accelerator.clip_grad_norm_(model.parameters(), clip_norm))
     loss = loss.item()
     scaled = accelerator.scaler is not None  # float16: an infinite gradient only lowers the scale
@@ -190,11 +255,7 @@ def update(accelerator, model, optimizer, schedule, clip_norm: float, step: int,
 
 
 def evaluated(model: torch.nn.Module, evaluate: Evaluate) -> dict[str, float]:
-    """Return metrics of the model in evaluation mode, and the seconds they took.
-
-    Raises:
-        FloatingPointError: one is not finite.
-    """
+    """Return metrics of the model in evaluation mode, and the seconds they took."""
     start = time.perf_counter()
     model.eval()
     metrics = evaluate(model)

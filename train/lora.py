@@ -42,27 +42,21 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: float, new_tensors: set[s
     """Return a checkpoint with adapters, at first the same function. Only they and new modules are trained.
 
     Args:
-        model: loaded from a folder, which the adapter will name as its base.
-        rank: of the change of a projection, and of a block.
-        alpha: the change is scaled by alpha / rank.
+        model: loaded from a folder, which the adapter will name as its base. It may differ in weights alone.
+        rank, alpha: of the change of a projection, and of a block; it is scaled by alpha / rank.
         new_tensors: names of tensors that the checkpoint lacked (`make_model`).
-
-    Raises:
-        ValueError: the model differs from its checkpoint in more than weights: an adapter carries weights alone.
     """
     from peft import LoraConfig, get_peft_model
 
     base = Path(model.name_or_path).resolve()
     stored = AutoConfig.from_pretrained(base, trust_remote_code=False)
     fields = [field.name for field in dataclasses.fields(stored) if field.name not in TRAINING_ONLY]
-    changed = [name for name in fields if getattr(model.config, name) != getattr(stored, name)]
+    pairs = [(name, getattr(model.config, name), getattr(stored, name)) for name in fields]
+    changed = [f"{name}={new!r} (base: {old!r})" for name, new, old in pairs if new != old]
     if changed:
-        text = ", ".join(
-            f"{name}={getattr(model.config, name)!r} (base: {getattr(stored, name)!r})" for name in changed
-        )
         raise ValueError(
-            f"an adapter cannot carry what model.architecture changed of {base}: {text}. Write the changed model as a "
-            "folder first (steps=0 without lora), and name it as model.path"
+            f"an adapter cannot carry what model.architecture changed of {base}: {', '.join(changed)}. Write the "
+            "changed model as a folder first (steps=0 without lora), and name it as model.path"
         )
     settings = LoraConfig(
         r=rank,
@@ -85,10 +79,7 @@ def write_adapter(
     extra_files: dict[str, str] | None = None,
     state_dict: dict | None = None,
 ) -> Path:
-    """Write the adapters of a model of `add_lora` as a folder for peft, with tokenizer and card; whole or not at all.
-
-    The arguments and errors are those of `write_folder`.
-    """
+    """Write the adapters of a model of `add_lora` as a folder for peft, as `write_folder` writes a model."""
     settings = model.peft_config["default"]
     with whole_folder(output_dir, overwrite) as new:
         model.save_pretrained(new, state_dict=state_dict, save_embedding_layers=False)

@@ -91,4 +91,6 @@ def make_objective(settings, teacher: tuple[Tensor, Tensor] | None = None) -> Ca
         return on_cosines(orthogonal_projection_loss, settings.positive_weight)
     if settings.name == "mnrl":
         return on_cosines(multiple_negatives_ranking_loss, settings.temperature)
-    return prototype
+    if settings.name == "prototype":
+        return prototype
+    raise NotImplementedError(f"loss.name={settings.name}")

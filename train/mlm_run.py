@@ -1,4 +1,4 @@
-"""Masked-language-model pretraining (paper section 4.2): what train/mlm.py runs once its arguments are checked."""
+"""Masked-language-model pretraining (paper section 4.2): the body of train/mlm.py."""
 
 import hashlib
 import json
@@ -14,17 +14,23 @@ from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
 
 from m2bert.terminal import log_to_terminal
 
+from .cli import ready
 from .distributed import sum_over_processes
-from .inputs import ready
-from .kept import building
+from .kept import TOKENIZER, building, read_prepared, write_prepared
 from .loop import run_loop
-from .optim import build_optimizer
-from .prepared import TOKENIZER, read_prepared, write_prepared
-from .record import run_record
-from .setup import data_folder, finish, make_checkpoints, run
+from .setup import build_optimizer, data_folder, finish, make_checkpoints, run, run_record
 from .starts import make_model, unigram_start_
-from .text.held_out import HeldOut, held_out_examples
-from .text.mixture import IGNORE, Masking, MixtureBatches, SourceData, observed_shares, open_source, tokenise_source
+from .text.mixture import (
+    IGNORE,
+    HeldOut,
+    Masking,
+    MixtureBatches,
+    SourceData,
+    held_out_examples,
+    observed_shares,
+    open_source,
+    tokenise_source,
+)
 from .text.sources import Source, parse_sources
 from .text.tokens import TokenStore, is_held_out, text_hash
 from .tokenizer import cached_wordpiece, load_tokenizer
@@ -35,8 +41,7 @@ PYDOCS_ALONE = [{"path": None}]  # the default of data.sources
 
 
 class TrainingTexts:
-    """The training texts of local sources without those that `TokenStore.carve` holds out, read from disk each time
-    they are iterated."""
+    """The training texts of local sources, without those held out, read from disk each time they are iterated."""
 
     def __init__(self, sources: list[Source]):
         self.sources = sources
@@ -59,9 +64,6 @@ def read_sources(config) -> tuple[list[Source], PreTrainedTokenizerBase, dict[st
 
     The tokenizer is the prepared one, else that of `tokenizer.path`, else of the checkpoint, else one trained on the
     sources, once.
-
-    Raises:
-        ValueError: a source cannot be read, or `data.prepared` is damaged or of other sources.
     """
     if config.data.prepared is not None:
         folder = Path(config.data.prepared)
@@ -90,12 +92,11 @@ def write_data(config):
     arrays, stores = {}, {}
     for source in sources:
         made = tokenise_source(source, tokenizer, config.data.token_cache)
-        files = {f"text{len(arrays) + number}": store for number, store in enumerate(made)}
-        stores[source.name] = {file: store.fingerprint for file, store in files.items()}
-        arrays |= {
-            file: {"tokens": store.tokens, "lengths": store.lengths, "hashes": store.hashes}
-            for file, store in files.items()
-        }
+        stores[source.name] = {}
+        for store in made:
+            file = f"text{len(arrays)}"
+            stores[source.name][file] = store.fingerprint
+            arrays[file] = {"tokens": store.tokens, "lengths": store.lengths, "hashes": store.hashes}
     dumped = [source.model_copy(update={"path": str(source.path)}).model_dump() for source in sources]
     content = {"data.sources": config.data.sources, "sources": dumped, "stores": stores}
     folder = Path(config.prepare)
@@ -105,8 +106,8 @@ def write_data(config):
 
 
 def token_counts(data: list[SourceData], vocab_size: int) -> np.ndarray:
-    """Return how often each token occurs in the mixture: sources weighted by their shares; (vocab_size,). Of a streamed
-    source the texts read first are counted."""
+    """Return how often each token occurs in the mixture, (vocab_size,): sources are weighted by their shares, and of a
+    streamed one the texts read first are counted."""
     counts = [one.train.token_counts(vocab_size) for one in data]
     total = sum(count.sum() for count in counts)
     shares = [sum(one.source.shares.values()) for one in data]
@@ -114,12 +115,8 @@ def token_counts(data: list[SourceData], vocab_size: int) -> np.ndarray:
 
 
 def train_step(accelerator, model, batch: list[dict]):
-    """Run forward and backward over the micro-batches of a step. The loss is the mean over all masked tokens of the
-    step, of all micro-batches and processes, however they are spread.
-
-    Returns:
-        The loss, and counts of this process: tokens, masked_tokens, and those of the sources and kinds.
-    """
+    """Run forward and backward over the micro-batches of a step. Return the loss, the mean over all masked tokens of
+    all micro-batches and processes, and counts of this process: tokens, masked_tokens, those of sources and kinds."""
     masked = sum(int((micro["labels"] != IGNORE).sum()) for micro in batch)
     masked_of_all = sum_over_processes([float(masked)])[0]
     counts, loss = Counter(masked_tokens=masked), 0.0
@@ -135,11 +132,8 @@ def train_step(accelerator, model, batch: list[dict]):
 
 
 def main(argv: list[str], settings=None):
-    """Train with these arguments, or write what is to be trained on if `prepare` names a folder.
-
-    Args:
-        settings: of `inputs.ready`, if the arguments were checked before.
-    """
+    """Train with these arguments, or write what is to be trained on if `prepare` names a folder. `settings` are of
+    `ready`, if the arguments were checked before."""
     settings = settings or ready("mlm", argv)
     if settings.prepare is None:
         run("mlm", train, argv, settings)

@@ -9,17 +9,16 @@ from transformers import AutoModel
 
 from m2bert.terminal import log_to_terminal
 
+from .cli import ready
 from .grad_cache import cached_step, full_step
-from .inputs import is_local, ready
 from .loop import run_loop
 from .lora import add_lora
 from .losses import make_objective
-from .optim import build_optimizer
 from .pairs.batches import PairBatches, query_limit, report_tasks, tokenise, vocabulary_hash
 from .pairs.development import METRIC, METRIC_PACKAGES, Development
 from .pairs.prepared import RetrievalTokens, read_tokens, write_tokens
-from .record import run_record
-from .setup import data_folder, finish, make_checkpoints, run
+from .settings import is_local
+from .setup import build_optimizer, data_folder, finish, make_checkpoints, run, run_record
 from .starts import (
     frame_start_,
     idf_start_,

@@ -16,6 +16,7 @@ from m2bert.terminal import nearest
 
 from .text.sources import names_split, refuse_test
 
+PYDOCS = Path("runs") / "pydocs"  # the folder of a source without a path
 SHORTEST_TOKENS = 10  # of a variable-length pretraining example, [CLS] and [SEP] included
 
 AtLeast0 = Annotated[int, Field(ge=0)]
@@ -53,10 +54,7 @@ class OptimSettings(Schema):
     @model_validator(mode="after")
     def _one_rate_of_the_filters(self):
         if self.research_groups and self.filter_lr is not None:
-            raise ValueError(
-                f"filter_lr={self.filter_lr} and research_groups=true both set the filters' learning rate; set "
-                "filter_lr to null, or research_groups to false"
-            )
+            raise ValueError(f"filter_lr={self.filter_lr} is the filters' rate, as is research_groups=true; set one")
         return self
 
 
@@ -77,6 +75,7 @@ class RunSettings(Schema):
     tracker: str | None
     tokenizer: TokenizerSettings
     optim: OptimSettings
+    prepare: str | None
 
 
 class MlmData(Schema):
@@ -92,8 +91,7 @@ class MlmData(Schema):
     def _a_batch_holds_an_example(self):
         if self.batch_tokens < self.max_tokens:
             raise ValueError(
-                f"batch_tokens={self.batch_tokens} holds no example of max_tokens={self.max_tokens}; raise it (it is "
-                "the budget of one forward, padding included)"
+                f"batch_tokens={self.batch_tokens} holds no example of max_tokens={self.max_tokens}; raise it"
             )
         return self
 
@@ -106,7 +104,6 @@ class MlmEvaluation(Schema):
 class MlmSettings(RunSettings):
     """Every key of train/mlm.py."""
 
-    prepare: str | None
     model: ModelSettings
     data: MlmData
     evaluation: MlmEvaluation
@@ -170,7 +167,6 @@ class OplEvaluation(Schema):
 class OplSettings(RunSettings):
     """Every key of train/opl.py."""
 
-    prepare: str | None
     epochs: Annotated[float, Field(gt=0)] | None
     model: OplModelSettings
     lora: Lora
@@ -184,18 +180,17 @@ class OplSettings(RunSettings):
         check_splits(data)
         if self.epochs is not None and data.passage_share >= 1:
             raise ValueError(
-                f"epochs={self.epochs} counts labelled queries, and data.passage_share=1 leaves none; set steps"
+                f"epochs={self.epochs} counts labelled queries; data.passage_share=1 leaves none; set steps"
             )
         if self.lora.rank and self.model.path is None:
             raise ValueError(f"lora.rank={self.lora.rank} changes a checkpoint; name one as model.path")
         if loss.name == "mnrl" and data.form == "pairs":
             raise ValueError("loss.name=mnrl compares documents of one query; set data.form=all or grouped")
-        if loss.name == "prototype" and loss.teacher is None:
-            raise ValueError("loss.name=prototype needs loss.teacher, a sentence-transformers model")
-        if loss.name == "prototype" and (data.document_window != "first" or data.passage_share or data.query_dropout):
+        whole_texts = data.document_window == "first" and not data.passage_share and not data.query_dropout
+        if loss.name == "prototype" and (loss.teacher is None or not whole_texts):
             raise ValueError(
-                "loss.name=prototype imitates vectors of whole texts; set data.document_window=first, "
-                "data.passage_share=0 and data.query_dropout=false"
+                "loss.name=prototype imitates a loss.teacher's vectors of whole texts; name one, and set "
+                "data.document_window=first, data.passage_share=0 and data.query_dropout=false"
             )
         return self
 
@@ -207,30 +202,25 @@ def check_splits(data) -> None:
         refuse_test(f"data.{key}", getattr(data, key))
     split = data.development_split
     if split is not None and names_split(split, "train"):
-        raise ValueError(
-            f"data.development_split={split} is what is trained on; name another, or null to carve a part out of it"
-        )
+        raise ValueError(f"data.development_split={split} is what is trained on; name another, or null to carve one")
     if data.development_tasks is not None and split is None:
-        raise ValueError(
-            f"data.development_tasks={data.development_tasks} needs data.development_split; name it, or leave the "
-            "tasks out and have a part of those trained on set aside"
-        )
+        raise ValueError(f"data.development_tasks={data.development_tasks} needs data.development_split; name it")
 
 
 SCHEMAS = {"mlm": MlmSettings, "opl": OplSettings}
 
 
+def is_local(path: str | None) -> bool:
+    """Return whether data.path is meant as a folder, and not as the Hub's ORGANIZATION/NAME."""
+    return path is not None and (path.count("/") != 1 or Path(path).exists() or Path(path).parent.is_dir())
+
+
 def load_settings(name: str, argv: list[str]) -> RunSettings:
-    """Return the settings of a run. Needs no torch, but for a dry run.
+    """Return the settings of `mlm` or `opl`. Needs no torch, but for a dry run.
 
     Args:
-        name: `mlm` or `opl`.
         argv: `[--config FILE] [--dry-run] [section.key=value ...]`, the last one counts; FILE is a path, or a name in
             `configs/`. With `--dry-run` the run is scaled down to two steps on stand-in data (`dry_run.scale_down`).
-
-    Raises:
-        ValueError: an argument or file that cannot be read, an unknown key (with the nearest known one), a value that
-            its key does not take, or settings that exclude one another.
     """
     values, where = read_yaml(f"{name}-small"), "configuration"
     arguments = iter([argument for argument in argv if argument != "--dry-run"])
@@ -269,11 +259,7 @@ def merged(base: dict, update: dict) -> dict:
 
 
 def read_chain(name: str, above: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    """Return a YAML file and, before it, the files it extends: found beside it, by path, or among the shipped.
-
-    Raises:
-        ValueError: a file extends itself, directly or not; or as `read_yaml`.
-    """
+    """Return a YAML file and, before it, the files it extends: found beside it, by path, or among the shipped."""
     if name in above:
         raise ValueError(f"configuration {name} extends itself ({' -> '.join([*above, name])}); remove one `extends`")
     content = read_yaml(name)

@@ -1,14 +1,17 @@
-"""Setup and teardown shared by both entry points: processes, output folder, tracker, and the written model."""
+"""Setup and teardown shared by both entry points: processes, output folder, optimizer, and the written model."""
 
 import json
 import logging
 import os
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, TorchDynamoPlugin, set_seed
@@ -18,37 +21,35 @@ from m2bert.hub.folder import check_output, write_folder
 from m2bert.schema import FOREIGN, Schema, checked
 from m2bert.terminal import Ended, log_to_terminal
 
-from .checkpoints import Checkpoints, differences, remove_all, run_identity, whole_weights
+from .checkpoints import Checkpoints, Progress, differences, remove_all, run_identity, whole_weights
 from .distributed import from_main
 from .dry_run import is_dry_run
-from .inputs import PYDOCS, ready
 from .lora import write_adapter
-from .settings import RunSettings
+from .settings import PYDOCS, RunSettings
 
 logger = logging.getLogger(__name__)
 
 LONGEST_WAIT = timedelta(hours=12)  # of processes, while one of them tokenises or encodes with a teacher
-RECORD = "training.json"  # of a finished run, beside its weights
+RECORD = "training.json"  # of a finished run, next to its weights
+PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
+# The research code's marks of its filters: (learning rate, weight decay).
+RESEARCH_FEATURES = (1e-5, 0.0)
+RESEARCH_FILTER_NETWORK = (1e-3, 0.1)
 
 
 class Finished(Ended):
     """There is nothing left to do."""
 
 
-def run(name: str, train: Callable[[Accelerator, RunSettings], None], argv: list[str], settings: RunSettings | None):
-    """Train, in an output folder that no other run writes to meanwhile.
+class Record(Schema):
+    """The part of a finished run's training.json that is read again: its `run_identity`."""
 
-    Args:
-        name: `mlm` or `opl`.
-        train: the body of the entry point.
-        argv: the arguments as they were written; see `load_settings`.
-        settings: of `ready`; None checks `argv` first.
+    model_config = FOREIGN
+    identity: dict[str, Any]
 
-    Raises:
-        ValueError: as `ready` and `check_place`; or another run writes there, or a tracker is not installed.
-        Finished: as `check_place`.
-    """
-    settings = settings or ready(name, argv)
+
+def run(name: str, train: Callable[[Accelerator, RunSettings], None], argv: list[str], settings: RunSettings):
+    """Train by `train`, in an output folder that no other run writes to meanwhile. `settings` are those of `argv`."""
     accelerator = make_accelerator(settings)
     log_to_terminal(logging.INFO if accelerator.is_main_process else logging.WARNING, "%(message)s")
     logging.getLogger("accelerate").setLevel(logging.ERROR)  # it reports every file of a checkpoint
@@ -65,11 +66,7 @@ def run(name: str, train: Callable[[Accelerator, RunSettings], None], argv: list
 
 
 def make_accelerator(settings: RunSettings) -> Accelerator:
-    """Return the accelerator of a run.
-
-    Raises:
-        ValueError: a tracker that accelerate does not know, or several processes of which each would train alone.
-    """
+    """Return the accelerator of a run. Raise ValueError for several processes of which each would train alone."""
     accelerator = Accelerator(
         mixed_precision=settings.precision,
         dynamo_plugin=TorchDynamoPlugin(backend="inductor", dynamic=True) if settings.compile else None,
@@ -90,17 +87,14 @@ def make_accelerator(settings: RunSettings) -> Accelerator:
 
 
 def run_folder(settings: RunSettings) -> Path:
-    """Return the folder of checkpoints, and of what trackers write, beside the output."""
+    """Return the folder of checkpoints, and of what trackers write, next to the output."""
     return Path(f"{Path(settings.output_dir)}.run")
 
 
 @contextmanager
 def claimed_output(settings: RunSettings, accelerator: Accelerator) -> Iterator[None]:
-    """Check where the output is to be, and keep other runs out of there until the block ends.
-
-    Raises:
-        Finished, ValueError: as `check_place`; or another run writes there. Raised on all processes.
-    """
+    """Check where the output is to be, and keep other runs out of there until the block ends. Errors are raised on all
+    processes."""
     folder = run_folder(settings)
     with ExitStack() as stack:
 
@@ -113,20 +107,9 @@ def claimed_output(settings: RunSettings, accelerator: Accelerator) -> Iterator[
         yield
 
 
-class Record(Schema):
-    """The part of a finished run's training.json that is read again: its `run_identity`."""
-
-    model_config = FOREIGN
-    identity: dict[str, Any]
-
-
 def check_place(settings: RunSettings, accelerator: Accelerator) -> None:
-    """Check that the run may begin, or resume, where its output is to be.
-
-    Raises:
-        Finished: with `resume`, if the output is of these very settings. Its checkpoints are removed.
-        ValueError: a finished or unfinished run is there, and neither `resume` nor `overwrite` says what to do.
-    """
+    """Raise ValueError if the run may not begin, or resume, where its output is to be: another one is there. Raise
+    Finished, and remove its checkpoints, if it is this one, and `resume`."""
     output, folder = Path(settings.output_dir), run_folder(settings)
     unfinished = sorted(folder.glob("step-*"))
     if settings.resume and (output / RECORD).is_file():
@@ -169,6 +152,55 @@ def data_folder(path: str | None) -> Path:
 
     build_pydocs(PYDOCS)
     return PYDOCS
+
+
+def build_optimizer(model: torch.nn.Module, optim, steps: int):
+    """Return (AdamW, linear schedule with `warmup_share` of the steps)."""
+    optimizer = torch.optim.AdamW(parameter_groups(model, optim), betas=tuple(optim.betas), eps=optim.eps)
+    return optimizer, transformers.get_linear_schedule_with_warmup(optimizer, round(optim.warmup_share * steps), steps)
+
+
+def parameter_groups(model: torch.nn.Module, optim) -> list[dict]:
+    """Group trained parameters by learning rate and weight decay; parts with the same two share a group.
+
+    The parts are filters (what generates the taps: `optim.filter_lr`), layers (the rest of them: mixers with the
+    filters' skips, feed-forward networks, norms: `layer_lr`), pooler (`pooler_lr`) and everything else (embeddings,
+    masked-LM head: `lr`); a rate that is None is `lr`. The group of `lr` comes last.
+
+    With `optim.research_groups` the filters have the settings that the research code means to give them (its markers
+    are lost when it copies layers, so that it trained with one group): positional features 1e-5 without weight decay,
+    the sine network with its frequency 1e-3 with 0.1, the skip those of everything else. It marks the network of the
+    forward direction only; here both directions lie in one tensor, and both are marked.
+    """
+
+    def settings_of(name: str) -> tuple[float, float]:
+        in_filter = "filter." in name and not name.endswith(".skip")
+        if in_filter and optim.research_groups:
+            return RESEARCH_FEATURES if name.endswith("positional_features") else RESEARCH_FILTER_NETWORK
+        parts = {"filter_lr": in_filter, "layer_lr": "layers." in name, "pooler_lr": "pooler." in name}
+        rate = next((getattr(optim, key) for key, is_part in parts.items() if is_part), None)
+        return (optim.lr if rate is None else rate), optim.weight_decay
+
+    groups = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(settings_of(name), []).append(parameter)
+    main = (optim.lr, optim.weight_decay)
+    ordered = sorted(groups, key=lambda settings: settings == main)  # stable: only `main` moves, to the end
+    return [{"params": groups[settings], "lr": settings[0], "weight_decay": settings[1]} for settings in ordered]
+
+
+def run_record(config: dict, data_fingerprint: str, world: int, progress: Progress) -> dict:
+    """Return the record of a whole run: configuration, data, number of processes, versions, learning curve, totals."""
+    return {
+        "config": config,
+        "data_fingerprint": data_fingerprint,
+        "processes": world,
+        "versions": {"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
+        "history": progress.history,
+        "totals": progress.totals,
+        "best": progress.best,
+    }
 
 
 def finish(

@@ -25,7 +25,7 @@ from m2bert.hub.checkpoint import load_strictly, read_config
 from m2bert.hub.folder import check_output, check_tokenizer, write_folder
 from m2bert.terminal import run_command
 
-from .inputs import check_model
+from .cli import check_model
 from .settings import load_settings
 from .tokenizer import load_tokenizer, train_wordpiece
 
@@ -39,14 +39,8 @@ FRAME_ITERATIONS = 8
 
 
 def make_model(auto_class, settings, tokenizer) -> tuple[PreTrainedModel, set[str]]:
-    """Return a checkpoint (`model.path`) or a new model, each with the changes of `model.architecture`.
-
-    Args:
-        settings: the section `model`, whose fields `check_model` has checked.
-
-    Returns:
-        The model, and the names of its tensors that are new: all of them, or a pooler or layers that the checkpoint
-        lacked.
+    """Return the checkpoint `path` of the section `model`, or a new model, with the changes of `architecture`; and the
+    names of its new tensors: all, or those of a pooler or layers that the checkpoint lacked.
 
     Raises:
         ValueError: a checkpoint with missing or unexpected tensors, or a tokenizer that does not fit it.
@@ -84,8 +78,8 @@ def make_tokenizer(settings, model_path: str | None, texts: Iterable[str]):
 
 @torch.no_grad()
 def identity_start_(model) -> None:
-    """Make every layer of an M2-BERT the identity, and zero the vectors of positions and types, in place. Random ones
-    are noise on every token's vector: 54.6 against 61.6 nDCG@10 before training on pydocs."""
+    """Make every layer the identity, and zero the vectors of positions and types, in place. Random ones are noise on
+    every token's vector: 54.6 against 61.6 nDCG@10 before training on pydocs."""
     embeddings = model.base_model.embeddings
     if embeddings.position_embeddings is not None:
         embeddings.position_embeddings.weight.zero_()
@@ -100,11 +94,7 @@ def identity_start_(model) -> None:
 @torch.no_grad()
 def identity_layer_(layer) -> None:
     """Make a layer the identity, in place: output projection I, residual skip 1, all other paths into the output 0.
-    Gradients still reach every parameter after one step.
-
-    Raises:
-        ValueError: the layer has no residual long convolution, and so no path from input to output to keep.
-    """
+    Gradients still reach every parameter after one step."""
     mixer = layer.mixer
     if mixer.residual_filter is None:
         raise ValueError("start='identity' needs residual_long_conv=True: it is the only skip around the gates")
@@ -118,11 +108,8 @@ def identity_layer_(layer) -> None:
 @torch.no_grad()
 def unigram_start_(model, counts: np.ndarray) -> None:
     """Start the masked-LM decoder's bias at the log frequency of every token, in place, so that training does not
-    first spend its steps on moving the tied embeddings in one common direction.
-
-    Args:
-        counts: (at most vocab_size,) occurrences of each token in the training text, to which one is added.
-    """
+    first spend its steps on moving the tied embeddings in one common direction. To `counts`, (at most vocab_size,)
+    occurrences in the training text, one is added."""
     bias = model.get_output_embeddings().bias
     smoothed = torch.ones(len(bias), dtype=torch.float64)
     smoothed[: len(counts)] += torch.from_numpy(np.asarray(counts, dtype=np.float64))
@@ -132,10 +119,7 @@ def unigram_start_(model, counts: np.ndarray) -> None:
 def inverse_document_frequency(tasks: list[list[np.ndarray]], vocab_size: int, special_ids: list[int]) -> np.ndarray:
     """Return -log of the fraction of a task's 1024-token chunks that hold a token, in the task where it is most common,
     clipped to [MIN_IDF, MAX_IDF]; (vocab_size,) float32. Special tokens, which are in every text, get the minimum.
-
-    Args:
-        tasks: of each task, the documents' token ids.
-    """
+    `tasks` are the documents' token ids of each."""
     most = np.zeros(vocab_size)
     for documents in tasks:
         counts, chunks = np.zeros(vocab_size), 0
@@ -165,13 +149,7 @@ def idf_start_(model, idf: np.ndarray, seed: int) -> None:
 
 def token_energy(tasks: list[list[np.ndarray]], idf: np.ndarray, saturation: float | None) -> np.ndarray:
     """Return the fraction that each token contributes to the square of a document's vector at `idf_start_`, averaged
-    over documents and tasks; (vocab_size,) float64.
-
-    Args:
-        tasks: of each task, the documents' token ids.
-        idf: (vocab_size,).
-        saturation: `config.pooling_saturation`.
-    """
+    over documents and tasks; (vocab_size,) float64. `saturation` is `config.pooling_saturation`."""
     energy = np.zeros(len(idf))
     for documents in tasks:
         for document in filter(len, documents):
@@ -215,7 +193,15 @@ def main(argv: list[str]):
     parser.add_argument("--output", required=True)
     arguments, rest = parser.parse_known_args(argv)
     rest += [f"model.start={arguments.start}"] if arguments.start else []
-    settings, auto_class = load_either([*rest, "model.path=null"])
+    classes, reasons = {"mlm": AutoModelForMaskedLM, "opl": AutoModel}, []  # opl starts from models of mlm too
+    for name in classes:
+        try:
+            settings = load_settings(name, [*rest, "model.path=null"])
+            break
+        except ValueError as error:
+            reasons.append(str(error))
+    else:
+        raise ValueError(reasons[0] if len({*reasons}) == 1 else f"neither mlm ({reasons[0]}) nor opl ({reasons[1]})")
     if settings.tokenizer.path is None:
         raise ValueError("tokenizer.path is null; name the folder of the tokenizer that the model is to be made for")
     check_output(arguments.output, overwrite=False)
@@ -223,26 +209,9 @@ def main(argv: list[str]):
     disable_progress_bar()
     set_seed(settings.seed)
     tokenizer = load_tokenizer(settings.tokenizer.path)
-    model, _ = make_model(auto_class, settings.model, tokenizer)
+    model, _ = make_model(classes[name], settings.model, tokenizer)
     output = write_folder(model, tokenizer, arguments.output)
     print(f"wrote {output}: a new {type(model).__name__} of {model.num_parameters():,} parameters")
-
-
-def load_either(argv: list[str]) -> tuple:
-    """Return the settings of mlm or else of opl, and the class of its model: opl starts from models of mlm too.
-
-    Raises:
-        ValueError: the settings are of neither; with both reasons.
-    """
-    try:
-        return load_settings("mlm", argv), AutoModelForMaskedLM
-    except ValueError as error:
-        of_mlm = str(error)
-    try:
-        return load_settings("opl", argv), AutoModel
-    except ValueError as error:
-        reasons = of_mlm if of_mlm == str(error) else f"neither of mlm ({of_mlm}) nor of opl ({error})"
-        raise ValueError(reasons) from error
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 def teacher_vectors(
     accelerator: Accelerator, teacher: str, tasks: list["RetrievalTask"], cache: str
 ) -> tuple[Tensor, Tensor]:
-    """The teacher's vectors of all queries and of all documents, numbered through the tasks; computed by the main
-    process and kept on disk under a hash of the teacher and the texts.
+    """Return the teacher's vectors of all queries and of all documents, numbered through the tasks. The main process
+    computes them, and keeps them on disk under a hash of the teacher and the texts.
 
     Args:
         teacher: any sentence-transformers model: a folder (an exported M2-BERT too), whose own code is run where it has
@@ -57,7 +57,7 @@ def teacher_vectors(
 
 
 def encode(teacher: str, queries: list[str], documents: list[str]) -> dict[str, np.ndarray]:
-    """The teacher's vectors of queries and of documents."""
+    """Return the teacher's vectors of queries and of documents."""
     from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
 
     logger.info("teacher %s encodes %d queries and %d documents", teacher, len(queries), len(documents))
@@ -66,8 +66,7 @@ def encode(teacher: str, queries: list[str], documents: list[str]) -> dict[str, 
 
 
 def read_vectors(path: Path) -> dict[str, np.ndarray] | None:
-    """Stored vectors as they were written; None, with a warning, if they are damaged, and without one if they are not
-    there."""
+    """Return stored vectors; None if they are missing or, with a warning, if they are damaged."""
     if not path.exists():
         return None
     try:
@@ -84,7 +83,7 @@ def read_vectors(path: Path) -> dict[str, np.ndarray] | None:
 
 
 def rows_digest(vectors: dict[str, np.ndarray]) -> str:
-    """sha256 of the names, shapes, types and rows of vectors."""
+    """Return the sha256 of the names, shapes, types and rows of vectors."""
     sha256 = hashlib.sha256()
     for name, rows in sorted(vectors.items()):
         sha256.update(f"{name} {rows.shape} {rows.dtype.str};".encode() + np.ascontiguousarray(rows).tobytes())
@@ -92,7 +91,7 @@ def rows_digest(vectors: dict[str, np.ndarray]) -> str:
 
 
 def content_hash(teacher: str, queries: list[str], documents: list[str]) -> str:
-    """sha256 of the texts and of the teacher."""
+    """Return the sha256 of the texts and of the teacher."""
     sha256 = hashlib.sha256(teacher_hash(teacher).encode())
     for part in ("queries", *queries, "documents", *documents):
         content = part.encode()
@@ -101,7 +100,7 @@ def content_hash(teacher: str, queries: list[str], documents: list[str]) -> str:
 
 
 def teacher_hash(teacher: str) -> str:
-    """sha256 of a teacher: of a folder the files, of a Hub id the name."""
+    """Return the sha256 of a teacher: of the files of a folder, of the name of a Hub id."""
     if not Path(teacher).is_dir():
         return hashlib.sha256(teacher.encode()).hexdigest()
     sha256 = hashlib.sha256()
@@ -113,8 +112,8 @@ def teacher_hash(teacher: str) -> str:
 
 
 class MappedEncoder(nn.Module):
-    """A student whose vectors pass a linear map to the teacher's width while it trains. In evaluation they do not, so
-    the student is measured as it will be used; the map is dropped at the end."""
+    """A student whose vectors pass a linear map to the teacher's width in training mode. In evaluation mode they do
+    not, so the student is measured as it will be used. The map is dropped at the end."""
 
     def __init__(self, encoder: nn.Module, width: int, teacher_width: int):
         super().__init__()

@@ -12,9 +12,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
 
 from m2bert.model_files import check_model_files
+from m2bert.terminal import one_line
 
 from .kept import building, read_sealed, write_sealed
-from .text.sources import HUB_ID
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +48,7 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 def cached_wordpiece(texts, vocab_size: int, cache: str | Path) -> PreTrainedTokenizerBase:
     """Return `train_wordpiece`, or its result from CACHE/vocabulary-KEY.json, where an earlier run or process left it.
-
-    Args:
-        texts: as there, with `identity()`: JSON that changes when the texts may have changed.
-    """
+    `texts.identity()` is JSON that changes when the texts may have changed."""
     key = hashlib.sha256(json.dumps([texts.identity(), vocab_size]).encode()).hexdigest()[:24]
     file, vocabulary = Path(cache) / f"vocabulary-{key}.json", None
     with building(file) as scratch:
@@ -69,21 +66,15 @@ def cached_wordpiece(texts, vocab_size: int, cache: str | Path) -> PreTrainedTok
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a folder, or of a repository on the Hub (ORGANISATION/NAME). Its own code is never run.
-
-    Raises:
-        ValueError: it is neither, or cannot be loaded without its own code.
-    """
-    missing = f"there is no folder {str(path)!r} to take a tokenizer from"
-    advice = "see tokenizer.path and model.path"
-    if not Path(path).is_dir() and not HUB_ID.fullmatch(str(path)):
-        raise ValueError(f"{missing}; {advice}")
+    """Load the tokenizer of a folder, or of a repository on the Hub. Its own code is never run."""
     try:
         check_model_files(Path(path))
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # of any kind: what a damaged tokenizer.json raises is not documented
-        where = str(path) if Path(path).is_dir() else f"{missing}, and from the Hub"
-        raise ValueError(f"{where} no tokenizer can be loaded ({' '.join(str(error).split())}); {advice}") from error
+        where = str(path) if Path(path).is_dir() else f"there is no folder {str(path)!r}, and from the Hub"
+        raise ValueError(
+            f"{where} no tokenizer can be loaded ({one_line(error)}); see tokenizer.path and model.path"
+        ) from error
 
 
 def encode_all(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[np.ndarray]:

@@ -50,47 +50,39 @@ def resample(table: Tensor, length: int) -> Tensor:
     return rows[0].T.to(table.dtype).contiguous()
 
 
-def keep(features: Tensor, time: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Continue the (N, E) features and the (N,) time of a filter to `length` taps."""
-    return continue_features(features, tap_speed(features, time), length), continue_time(time, length)
-
-
-def stretch(features: Tensor, time: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Interpolate the (N, E) features and the (N,) time of a filter to `length` taps."""
-    return resample(features, length), resample(time[:, None], length)[:, 0]
-
-
 POSITIONS = {"replicate": replicate, "interpolate": resample}
-DECAYS = {"keep": keep, "stretch": stretch}
+DECAYS = ("keep", "stretch")
 
 
 @torch.no_grad()
 def extend(
     model: PreTrainedModel, max_length: int, positions: str = "replicate", decay: str = "keep"
 ) -> PreTrainedModel:
-    """Return a copy of any M2-BERT with `max_length` positions; see the module.
-
-    Raises:
-        ValueError: max_length is not more than the model has.
-    """
+    """Return a copy of any M2-BERT with `max_length` positions; see the module."""
     old = model.config.max_position_embeddings
     if max_length <= old:
-        raise ValueError(
-            f"max_length={max_length} is not more than the {old} positions that the model has; name a larger one. "
-            "Shorter texts need no change; max_seq_length of sentence_bert_config.json cuts texts sooner"
-        )
-    grow, move = POSITIONS[positions], DECAYS[decay]
+        raise ValueError(f"max_length={max_length} is not more than the {old} positions that the model has; name more")
+    if decay not in DECAYS:
+        raise ValueError(f"decay={decay!r} is none of {DECAYS}")
+    grow = POSITIONS[positions]
     model = copy.deepcopy(model)
     embeddings = model.base_model.embeddings.position_embeddings
     if embeddings is not None:
-        _replace(embeddings, "weight", grow(embeddings.weight, max_length))
+        trains = embeddings.weight.requires_grad
+        embeddings.weight = torch.nn.Parameter(grow(embeddings.weight, max_length), requires_grad=trains)
         embeddings.num_embeddings = max_length
     for layer in model.base_model.layers:
         for module in (layer.mixer.filter, layer.mixer.residual_filter):
             if module is not None:
-                features, time = move(module.positional_features, module.time, max_length)
-                _replace(module, "positional_features", features)
-                module.time = time
+                features, time = module.positional_features, module.time
+                if decay == "stretch":
+                    longer, module.time = resample(features, max_length), resample(time[:, None], max_length)[:, 0]
+                else:
+                    longer = continue_features(features, tap_speed(features, time), max_length)
+                    step = (time[-1] - time[0]).double() / max(old - 1, 1)  # the mean one
+                    steps = torch.arange(1, max_length - old + 1, dtype=torch.float64, device=time.device)
+                    module.time = torch.cat([time, (time[-1].double() + step * steps).to(time)])
+                module.positional_features = torch.nn.Parameter(longer, requires_grad=features.requires_grad)
     model.config.max_position_embeddings = max_length
     if decay == "stretch":
         taps = (model.config.filter_decay_length - 1) * (max_length - 1) / max(old - 1, 1)
@@ -101,10 +93,9 @@ def extend(
 def tap_speed(features: Tensor, time: Tensor) -> float:
     """Return how much the first feature, t / (P - 1) in a new model of P positions, grows from tap to tap.
 
-    P is not always the number of rows: `keep` adds rows at the old speed. `filter_decay_length` does not tell it
-    either, as it may be chosen freely. Where it was not, the first feature began as a copy of the time, which is not
-    trained. So the speed is that of the time, unless the table disagrees by more than DRIFT: then it is the median
-    over the taps, which rows continued at that very speed do not move.
+    P is not always the number of rows, as `keep` adds rows at the old speed, and `filter_decay_length` may be chosen
+    freely. Where it was not, the first feature began as a copy of the time, which is not trained. So the speed is that
+    of the time, unless the table disagrees by more than DRIFT: then it is the median over the taps.
     """
     if len(time) == 1:
         return 1.0
@@ -130,19 +121,6 @@ def continue_features(features: Tensor, speed: float, length: int) -> Tensor:
     return torch.cat([features, rows.to(features)])
 
 
-def continue_time(time: Tensor, length: int) -> Tensor:
-    """Continue the time by its mean step: (N,) -> (length,)."""
-    old = len(time)
-    step = (time[-1] - time[0]).double() / max(old - 1, 1)
-    steps = torch.arange(1, length - old + 1, dtype=torch.float64, device=time.device)
-    return torch.cat([time, (time[-1].double() + step * steps).to(time)])
-
-
-def _replace(module: torch.nn.Module, name: str, value: Tensor):
-    old = getattr(module, name)
-    setattr(module, name, torch.nn.Parameter(value, requires_grad=old.requires_grad))
-
-
 def report(before: PreTrainedModel, after: PreTrainedModel, positions: str, decay: str) -> str:
     """Describe in Markdown what `extend` changed, and what holds for inputs that the model could read before."""
     old, new = before.config, after.config
@@ -154,13 +132,15 @@ def report(before: PreTrainedModel, after: PreTrainedModel, positions: str, deca
     ratio = f"{new.max_position_embeddings / old.max_position_embeddings:g}"
     moved = "first taps kept, more by the formula" if decay == "keep" else f"stretched, {ratio} times"
     drawn = f"replicated, {ratio} times" if positions == "replicate" else "interpolated linearly"
-    tables = {"position embeddings": ("position_embeddings.weight", drawn),
-              "filter features": ("positional_features", moved), "filter time": ("filter.time", moved)}  # fmt: skip
-    state_before, state_after = before.state_dict(), after.state_dict()
-    for what, (ending, change) in tables.items():
-        names = [name for name in state_after if name.endswith(ending)]
+    states = before.state_dict(), after.state_dict()
+    for what, ending, change in (
+        ("position embeddings", "position_embeddings.weight", drawn),
+        ("filter features", "positional_features", moved),
+        ("filter time", "filter.time", moved),
+    ):
+        names = [name for name in states[0] if name.endswith(ending)]
         if names:
-            shapes = [" x ".join(map(str, state[names[0]].shape)) for state in (state_before, state_after)]
+            shapes = [" x ".join(map(str, state[names[0]].shape)) for state in states]
             rows.append((f"{what}, {len(names)} tensors", *shapes, change))
     parts = ["position embeddings"] * (positions == "interpolate")
     parts += ["filters"] * (decay == "stretch" and old.num_hidden_layers > 0)

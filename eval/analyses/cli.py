@@ -1,20 +1,16 @@
-"""`m2bert analyse`: what a task is like, and how a model reads, beyond one score.
+"""`m2bert analyse`: what a task is like, and how a model reads, beyond one score. By itself:
 
 python -m m2bert.eval.analyses.cli needle --encoder MODEL --data data/pydocs --task pydocs --output needle.json
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from m2bert.command import CommandGroup
-from m2bert.terminal import shown
-
-from ..results import free_output, write_results
+from m2bert.records import free_output, write_results
+from m2bert.terminal import CommandGroup, shown
 
 app = typer.Typer(
     cls=CommandGroup, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -46,21 +42,22 @@ def lengths(
     overwrite: Overwrite = False,
 ) -> None:
     """Lengths of queries and documents in characters and tokens (Table 11, Figures 5 and 6)."""
-    from .lengths import describe_lengths, format_lengths, load_token_counter
+    from .texts import describe_lengths, format_lengths, load_token_counter
 
     free_output(output, overwrite)
     count_tokens = load_token_counter(tokenizer)
     records = [describe_lengths(found, count_tokens, tokenizer) for found in load(data, task, split)]
-    finish(output, records, format_lengths)
+    finish(output, records, format_lengths(records))
 
 
 @app.command()
 def spans(data: Data, output: Output, task: Tasks = None, split: Split = "test", overwrite: Overwrite = False) -> None:
     """Where in their documents answers begin (Table 12)."""
-    from .spans import describe_spans, format_spans
+    from .texts import describe_spans, format_spans
 
     free_output(output, overwrite)
-    finish(output, [describe_spans(found) for found in load(data, task, split)], format_spans)
+    records = [describe_spans(found) for found in load(data, task, split)]
+    finish(output, records, format_spans(records))
 
 
 @app.command()
@@ -75,12 +72,18 @@ def overlap(
     overwrite: Overwrite = False,
 ) -> None:
     """What a task shares with data that a model was trained on, word for word and nearly."""
+    from ..statistics import align
     from ..tasks.overlap import find_overlap
 
     free_output(output, overwrite)
     tested = load_one(data, task, split)
     trained = load_one(train_data or data, train_task or task, train_split)
-    finish(output, [find_overlap(tested, trained)], format_overlap)
+    record = find_overlap(tested, trained)
+    names = [f"{record[side]['task']} ({record[side]['split']})" for side in ("test", "train")]
+    documents, queries = record["documents"], record["queries"]
+    counts = [documents["count"], documents["same"], documents["near"], queries["count"], queries["same"]]
+    header = ["test", "train", "documents", "the same", "nearly", "queries", "the same"]
+    finish(output, [record], align(header, [[*names, *map(str, counts)]]))
 
 
 @app.command()
@@ -91,10 +94,10 @@ def needle(
     task: Task = None,
     split: Split = "test",
     policy: Policies = None,
-    passages: Annotated[int, typer.Option(help="Passages of each document, one of which answers.")] = 40,
+    passages: Annotated[int, typer.Option(min=2, help="Passages of each document, one of which answers.")] = 40,
     positions: Annotated[int | None, typer.Option(help="Places to try, evenly spaced; all by default.")] = None,
-    queries: Annotated[int, typer.Option(help="At most so many queries, drawn at random.")] = 100,
-    passage_chars: Annotated[int, typer.Option(help="Length of a passage cut from a long document.")] = 1_000,
+    queries: Annotated[int, typer.Option(min=1, help="At most so many queries, drawn at random.")] = 100,
+    passage_chars: Annotated[int, typer.Option(min=1, help="Length of a passage cut from a long document.")] = 1_000,
     seed: Seed = 0,
     cache: Cache = None,
     no_cache: NoCache = False,
@@ -116,7 +119,7 @@ def needle(
         records.append(run_needle(haystacks, places, Bm25Ranker(), provenance("bm25", "bm25", "whole")))
     for model in models:
         records.append(run_needle(haystacks, places, DenseRanker(model.encoder, model.policy, store), model.about))
-    finish(output, records, format_needle)
+    finish(output, records, format_needle(records))
 
 
 @app.command()
@@ -127,7 +130,7 @@ def clusters(
         typer.Option(help="NAME=PATH of a parquet file with a column text, or of a task's folder; repeat for more."),
     ],
     output: Output,
-    texts: Annotated[int, typer.Option(help="At most so many of each source, drawn at random.")] = 200,
+    texts: Annotated[int, typer.Option(min=1, help="At most so many of each source, drawn at random.")] = 200,
     split: Split = "test",
     policy: Policies = None,
     seed: Seed = 0,
@@ -136,22 +139,23 @@ def clusters(
     overwrite: Overwrite = False,
 ) -> None:
     """Whether texts of one source lie together: t-SNE and the accuracy of nearest neighbours (Figure 3)."""
-    from .clusters import cluster_sources, format_clusters, parse_sources, read_source
+    from .clusters import cluster_sources, format_clusters, parse_sources
     from .shared import load_systems
 
     free_output(output, overwrite)
     paths = parse_sources(source)
     systems = load_systems(encoder, policy or ["truncate"], several=False)
     store = open_store(cache, no_cache)
-    drawn = [(name, text) for name, path in paths.items() for text in read_source(path, texts, split, seed)]
     from ..rankers import read_of  # slow to import
+    from ..tasks.load import read_source
 
+    drawn = [(name, text) for name, path in paths.items() for text in read_source(path, texts, split, seed)]
     records = []
     for system in systems:
         vectors = store.embed(system.encoder, system.policy, [text for _, text in drawn]).vectors
         record = cluster_sources(vectors.rows, [name for name, _ in drawn], system.about, seed)
         records.append(record | {"truncated_texts": read_of(vectors.seen)[1]})
-    finish(output, records, format_clusters)
+    finish(output, records, format_clusters(records))
 
 
 @app.command()
@@ -165,7 +169,7 @@ def efficiency(
     tokens: Annotated[
         list[int] | None, typer.Option(help="Length of a document; repeat. By default 128, 2048, 8192, 32768.")
     ] = None,
-    repeats: Annotated[int, typer.Option(help="Of each measurement, after a warm-up; the median counts.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Of each measurement, after a warm-up; the median counts.")] = 5,
     overwrite: Overwrite = False,
 ) -> None:
     """Seconds to embed one document of each length, its words taken from the data (Table 5)."""
@@ -175,24 +179,17 @@ def efficiency(
     free_output(output, overwrite)
     systems = load_systems(encoder, policy or ["truncate"])
     words = [word for found in load(data, task, split) for text in found.documents.values() for word in text.split()]
-    sizes = tokens or list(LENGTHS_TOKENS)
-    with truncation_unsaid():
-        records = [
-            measure_efficiency(system.encoder, system.policy, words, sizes, system.about, repeats) for system in systems
-        ]
-    finish(output, records, format_efficiency)
-
-
-@contextmanager
-def truncation_unsaid() -> Iterator[None]:
-    """Hide the warning of a cut, which each of many repeats would give again."""
     logger = logging.getLogger("m2bert.eval.encoders.sentence_transformer")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.ERROR)  # each of many repeats would warn of the same cut
     try:
-        yield
+        records = [
+            measure_efficiency(encoder, policy, words, tokens or list(LENGTHS_TOKENS), about, repeats)
+            for encoder, policy, about in systems
+        ]
     finally:
         logger.setLevel(level)
+    finish(output, records, format_efficiency(records))
 
 
 def open_store(cache: Path | None, no_cache: bool):
@@ -218,26 +215,13 @@ def load_one(data: str, name: str | None, split: str):
     return tasks[0]
 
 
-def format_overlap(records: list[dict]) -> str:
-    """Return the records as a table for the terminal."""
-    from ..statistics import align
-
-    rows = []
-    for record in records:
-        names = [f"{record[side]['task']} ({record[side]['split']})" for side in ("test", "train")]
-        documents, queries = record["documents"], record["queries"]
-        counts = [documents["count"], documents["same"], documents["near"], queries["count"], queries["same"]]
-        rows.append([*names, *map(str, counts)])
-    return align(["test", "train", "documents", "the same", "nearly", "queries", "the same"], rows)
-
-
-def finish(output: Path, records: list[dict], format_records: Callable[[list[dict]], str]) -> None:
-    """Write the records, then print them; of several processes the first does."""
+def finish(output: Path, records: list[dict], table: str) -> None:
+    """Write the records, then print their table; of several processes the first does."""
     from ..progress import is_first
 
     if is_first():
         write_results(output, records)
-        typer.echo(format_records(records))
+        typer.echo(table)
         typer.echo(f"written to {shown(output)}")
 
 

@@ -36,14 +36,9 @@ def measure_efficiency(
     Returns:
         A record of kind "efficiency". `seen_share` of a row is how much of the document some vector saw: truncation
         is fast because it reads little.
-
-    Raises:
-        ValueError: repeats < 1, the encoder shows no tokenizer or runs no torch module, or a length cannot be made.
     """
     import torch
 
-    if repeats < 1:
-        raise ValueError(f"repeats={repeats} measures nothing; it must be at least 1")
     if not hasattr(encoder, "count_tokens"):
         raise ValueError(f"encoder {encoder.name!r} shows no tokenizer, so its texts cannot be cut to a length")
     rows = []
@@ -53,8 +48,14 @@ def measure_efficiency(
         parameter = next((parameter for module in modules for parameter in module.parameters()), None)
         if parameter is None:
             raise ValueError(f"encoder {encoder.name!r} runs no torch module in this process; its time says nothing")
-        seconds = _time_document(encoder, policy, text, modules, repeats)
-        rows.append({"tokens": tokens, **seconds, "repeats": repeats, "seen_share": float(vectors.seen[0])})
+        seconds = {"tokenize": [], "encode": [], "total": []}
+        for _ in range(repeats):
+            seconds["tokenize"].append(_seconds_of(lambda text=text: encoder.count_tokens([text], "document")))
+            with _module_seconds(modules) as spent:
+                seconds["total"].append(_seconds_of(lambda text=text: policy.embed(encoder, [text])))
+            seconds["encode"].append(sum(spent))
+        medians = {f"{part}_seconds": statistics.median(found) for part, found in seconds.items()}
+        rows.append({"tokens": tokens, **medians, "repeats": repeats, "seen_share": float(vectors.seen[0])})
     device = parameter.device
     return {
         "kind": "efficiency",
@@ -68,42 +69,18 @@ def measure_efficiency(
 
 def format_efficiency(records: list[dict]) -> str:
     """Return the records as a table for the terminal."""
-    rows = [
-        [
-            record["system"],
-            str(row["tokens"]),
-            *(f"{row[f'{part}_seconds']:.4f}" for part in ("tokenize", "encode", "total")),
-            points(row["seen_share"]),
-        ]
-        for record in records
-        for row in record["rows"]
-    ]
+    rows = []
+    for record in records:
+        for row in record["rows"]:
+            times = [f"{row[f'{part}_seconds']:.4f}" for part in ("tokenize", "encode", "total")]
+            rows.append([record["system"], str(row["tokens"]), *times, points(row["seen_share"])])
     first = records[0]
     note = f"(seconds, medians; {first['device']}, {first['dtype']}, {first['threads']} CPU threads)"
     return align(["system", "tokens", "tokenizer", "model", "whole call", "% seen"], rows) + "\n" + note
 
 
-def _time_document(encoder: TokenEncoder, policy: Policy, text: str, modules: list, repeats: int) -> dict[str, float]:
-    """Return medians over `repeats` runs."""
-    tokenize, encode, total = [], [], []
-    for _ in range(repeats):
-        tokenize.append(_seconds_of(lambda: encoder.count_tokens([text], "document")))
-        with _module_seconds(modules) as spent:
-            total.append(_seconds_of(lambda: policy.embed(encoder, [text])))
-        encode.append(sum(spent))
-    return {
-        "tokenize_seconds": statistics.median(tokenize),
-        "encode_seconds": statistics.median(encode),
-        "total_seconds": statistics.median(total),
-    }
-
-
 def text_of_length(encoder: TokenEncoder, words: list[str], tokens: int) -> str:
-    """Return a text of exactly so many tokens, special tokens and prompt included.
-
-    Raises:
-        ValueError: there are no words, or this tokenizer cannot make that length.
-    """
+    """Return a text of exactly so many tokens, special tokens and prompt included."""
 
     def count(text: str) -> int:
         return int(encoder.count_tokens([text], "document")[0])

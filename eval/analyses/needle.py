@@ -7,10 +7,10 @@ place to place changes nothing else, so the scores say how far into a document a
 import logging
 import random
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,14 +22,6 @@ logger = logging.getLogger(__name__)
 
 SEPARATOR = "\n\n"
 WHOLE_PASSAGES = 2  # a document up to so many passages long is itself the passage
-
-
-class Ranker(Protocol):
-    """What searches the haystacks. One without a `report` such as DenseRanker's is taken to read all of them."""
-
-    def rank(self, task: RetrievalTask) -> dict[str, dict[str, float]]:
-        """Return scores of the task's documents for each of its queries."""
-        ...
 
 
 class Passage(NamedTuple):
@@ -48,18 +40,15 @@ class Haystacks:
         task: where queries and passages come from.
         needles: {qid: passage that answers}; no two overlap.
         distractors: {qid: passages}, from documents that do not answer the query, and without anyone's needle.
+        passages: of every document, the needle included.
     """
 
     task: RetrievalTask
     needles: dict[str, Passage]
     distractors: dict[str, list[Passage]]
+    passages: int
     passage_chars: int
     seed: int
-
-    @property
-    def passages(self) -> int:
-        """Return the number of passages of every document, the needle included."""
-        return len(next(iter(self.distractors.values()))) + 1
 
     def at(self, position: int) -> RetrievalTask:
         """Return the task whose needles stand at this place, 0 being the first of `passages`."""
@@ -75,15 +64,13 @@ class Haystacks:
         return RetrievalTask(name, self.task.split, queries, documents, qrels, fingerprint, self.task.source)
 
 
-def run_needle(haystacks: Haystacks, positions: list[int], ranker: Ranker, about: dict) -> dict:
-    """Rank the haystacks with the needles at each of the places.
+def run_needle(haystacks: Haystacks, positions: list[int], ranker, about: dict) -> dict:
+    """Return a record of kind "needle": scores of the haystacks with the needles at each of the places.
 
     Args:
         positions: places of the needle, at least one; see `needle_positions`.
+        ranker: see `rankers`; one without a `report` is taken to read all of a haystack.
         about: which system it is; see `provenance`.
-
-    Returns:
-        A record of kind "needle" with a row for each place.
     """
     from ..progress import counted
     from ..search import score_ranking  # slow to import
@@ -128,11 +115,7 @@ def format_needle(records: list[dict]) -> str:
 
 
 def needle_positions(passages: int, count: int | None) -> list[int]:
-    """Return `count` places from the first to the last of `passages`, evenly spaced; all of them if None.
-
-    Raises:
-        ValueError: count is not from 1 to passages.
-    """
+    """Return `count` places from the first to the last of `passages`, evenly spaced; all of them if None."""
     if count is None:
         return list(range(passages))
     if not 1 <= count <= passages:
@@ -149,13 +132,7 @@ def build_haystacks(
         passages: of each document; the paper has 40.
         queries: at most so many, and fewer where needles would overlap or cannot be found.
         passage_chars: length of the passages cut from documents that are longer than WHOLE_PASSAGES of them.
-
-    Raises:
-        ValueError: a number is too small, no query has a needle, or there are too few distractors.
     """
-    for name, value, least in (("passages", passages, 2), ("queries", queries, 1), ("passage_chars", passage_chars, 1)):
-        if value < least:
-            raise ValueError(f"{name}={value} is too few; it must be at least {least}")
     needles = _choose_needles(task, passages_of(task, passage_chars), queries, seed)
     pool = distractor_pool(task, needles, passage_chars)
     pieces = Counter(passage.pid for passage in pool)
@@ -166,20 +143,15 @@ def build_haystacks(
         if len(pool) - own < passages - 1:
             raise ValueError(
                 f"passages={passages} needs {passages - 1} distractors a query, but task {task.name!r} has "
-                f"{len(pool) - own} passages of {passage_chars} characters beside {len(needles)} needles; "
-                "ask for fewer passages, fewer queries or shorter passages"
+                f"{len(pool) - own} of {passage_chars} characters; ask for fewer or shorter passages, or fewer queries"
             )
         drawn = random.Random(f"{seed} {qid}").sample(pool, passages - 1 + own)
         distractors[qid] = [passage for passage in drawn if passage.pid not in answers][: passages - 1]
-    return Haystacks(task, needles, distractors, passage_chars, seed)
+    return Haystacks(task, needles, distractors, passages, passage_chars, seed)
 
 
 def passages_of(task: RetrievalTask, passage_chars: int) -> dict[str, Passage]:
-    """Return {qid: the passage that answers it}: a short document, or a long one's part from the answer's beginning.
-
-    Raises:
-        ValueError: no document is short and the task does not say where its answers begin.
-    """
+    """Return {qid: the passage that answers it}: a short document, or a long one's part from the answer's beginning."""
     found = {}
     for qid, judged in task.qrels.items():
         pid = next(pid for pid, grade in judged.items() if grade > 0)
@@ -193,8 +165,7 @@ def passages_of(task: RetrievalTask, passage_chars: int) -> dict[str, Passage]:
     if not found:
         raise ValueError(
             f"task {task.name!r} has documents of more than {WHOLE_PASSAGES * passage_chars} characters and does not "
-            "say where in them the answers begin; give its queries a column `position` or `answer`, or take a task of "
-            "short passages"
+            "say where in them the answers begin; give its queries a column `position` or `answer`"
         )
     missing = len(task.queries) - len(found)
     if missing:
@@ -207,30 +178,36 @@ def _choose_needles(task: RetrievalTask, found: dict[str, Passage], count: int, 
     qids = sorted(found)
     random.Random(f"{seed} needles").shuffle(qids)
     needles: dict[str, Passage] = {}
-    taken: dict[str, list[Passage]] = defaultdict(list)
     texts: set[str] = set()
     for qid in qids:
         passage, text = found[qid], text_of(task, found[qid])
-        overlaps = any(passage.start < other.end and other.start < passage.end for other in taken[passage.pid])
+        others = (other for other in needles.values() if other.pid == passage.pid)
+        overlaps = any(passage.start < other.end and other.start < passage.end for other in others)
         if len(needles) < count and text not in texts and not overlaps:
             needles[qid] = passage
-            taken[passage.pid].append(passage)
             texts.add(text)
     return needles
 
 
 def distractor_pool(task: RetrievalTask, needles: dict[str, Passage], passage_chars: int) -> list[Passage]:
-    """Return every passage that has no needle's text: short documents whole, long ones cut around needles."""
-    taken: dict[str, list[Passage]] = defaultdict(list)
-    for needle in needles.values():
-        taken[needle.pid].append(needle)
+    """Return every passage that has no needle's text: short documents whole, long ones cut around needles.
+
+    What is left between two needles and is shorter than half a passage is left out.
+    """
     unfit = {"", *(text_of(task, needle) for needle in needles.values())}
+    by_document = {pid: sorted(own) for pid, own in groupby(sorted(needles.values()), key=lambda needle: needle.pid)}
     pool: list[Passage] = []
     for pid, text in task.documents.items():
+        own = by_document.get(pid, [])
+        passages = [] if own else [Passage(pid, 0, len(text))]
         if len(text) > WHOLE_PASSAGES * passage_chars:
-            passages = _around(pid, text, sorted(taken.get(pid, [])), passage_chars)
-        else:
-            passages = [] if pid in taken else [Passage(pid, 0, len(text))]
+            passages = []
+            ends, starts = [0, *(needle.end for needle in own)], [*(needle.start for needle in own), len(text)]
+            for start, limit in zip(ends, starts, strict=True):
+                while limit - start > passage_chars // 2:
+                    end = _word_end(text, start, min(start + passage_chars, limit))
+                    passages.append(Passage(pid, start, end))
+                    start = end
         pool += [passage for passage in passages if text_of(task, passage) not in unfit]
     return pool
 
@@ -238,17 +215,6 @@ def distractor_pool(task: RetrievalTask, needles: dict[str, Passage], passage_ch
 def text_of(task: RetrievalTask, passage: Passage) -> str:
     """Return the passage's text, without white space at its ends."""
     return task.documents[passage.pid][passage.start : passage.end].strip()
-
-
-def _around(pid: str, text: str, needles: list[Passage], passage_chars: int) -> Iterator[Passage]:
-    """Yield passages from what lies between the needles; what is shorter than half a passage is left out."""
-    ends = [0, *(needle.end for needle in needles)]
-    starts = [*(needle.start for needle in needles), len(text)]
-    for start, limit in zip(ends, starts, strict=True):
-        while limit - start > passage_chars // 2:
-            end = _word_end(text, start, min(start + passage_chars, limit))
-            yield Passage(pid, start, end)
-            start = end
 
 
 def _word_end(text: str, start: int, stop: int) -> int:

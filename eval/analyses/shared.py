@@ -6,10 +6,10 @@ from datetime import date
 from importlib import metadata
 from typing import NamedTuple
 
+from ..config import check_system, is_dense, labels, load_encoder
 from ..encoders.policies import Policy, parse_policy
 from ..encoders.protocol import Encoder
 from ..statistics import mean_interval
-from ..systems import check_system, is_dense, labels, load_encoder
 from ..tasks.schema import RetrievalTask
 
 PACKAGES = (
@@ -26,35 +26,12 @@ class AnalysedSystem(NamedTuple):
 
 
 def load_systems(encoders: list[str], policies: list[str], several: bool = True) -> Iterator[AnalysedSystem]:
-    """Yield every encoder under every policy; only one encoder is in memory at a time.
+    """Check all names at once; yield every encoder under every policy, with one encoder in memory at a time.
 
     Args:
         encoders: model folders, Hub ids or mteb:NAME.
         policies: as `parse_policy` reads them.
         several: whether a document may have several vectors.
-
-    Raises:
-        ValueError: see `check_systems`, at once; or, later, an encoder that cannot be loaded.
-    """
-    encoders = list(dict.fromkeys(encoders))
-    parsed = check_systems(encoders, policies, several)
-
-    def systems() -> Iterator[AnalysedSystem]:
-        for name, label in labels(encoders).items():
-            encoder = load_encoder(name)
-            for policy in parsed:
-                about = provenance(f"{label} / {policy.spec}", name, policy.spec, encoder.fingerprint)
-                yield AnalysedSystem(encoder, policy, about)
-
-    return systems()
-
-
-def check_systems(encoders: list[str], policies: list[str], several: bool = True) -> list[Policy]:
-    """Return the policies, each once; see `load_systems`.
-
-    Raises:
-        ValueError: an unknown policy, one with several vectors where they are of no use, or an encoder that is a
-            lexical baseline or no folder.
     """
     parsed = [parse_policy(policy) for policy in dict.fromkeys(policies)]
     for policy in parsed:
@@ -64,7 +41,15 @@ def check_systems(encoders: list[str], policies: list[str], several: bool = True
         if not is_dense(name):
             raise ValueError(f"encoder {name!r} gives no vectors that this analysis can use; name a model folder")
         check_system(name, encoders)
-    return parsed
+    return _load(labels(list(dict.fromkeys(encoders))), parsed)
+
+
+def _load(named: dict[str, str], policies: list[Policy]) -> Iterator[AnalysedSystem]:
+    for name, label in named.items():
+        encoder = load_encoder(name)
+        for policy in policies:
+            about = provenance(f"{label} / {policy.spec}", name, policy.spec, encoder.fingerprint)
+            yield AnalysedSystem(encoder, policy, about)
 
 
 def provenance(system: str, encoder: str, policy: str, model_fingerprint: str | None = None) -> dict:
@@ -98,13 +83,8 @@ def installed_versions() -> dict[str, str]:
 
 def origin(task: RetrievalTask) -> dict:
     """Return the fields that say which data a record is about."""
-    return {
-        "task": task.name,
-        "split": task.split,
-        "source": task.source,
-        "revision": task.revision,
-        "data_fingerprint": task.fingerprint,
-    }
+    about = {"task": task.name, "split": task.split, "source": task.source, "revision": task.revision}
+    return {**about, "data_fingerprint": task.fingerprint}
 
 
 def summarise(scores: list[float]) -> dict:

@@ -82,8 +82,7 @@ class VectorStore:
             policy: for documents; None for queries, of which a model reads as much as it takes.
 
         Raises:
-            ValueError: the policy cannot work with the encoder; or a vector is not finite, and the error names its
-                text. Such vectors are not kept.
+            ValueError: a vector is not finite; the error names its text, and no vector of its portion is kept.
         """
         if policy is not None:
             policy.check(encoder)
@@ -94,21 +93,16 @@ class VectorStore:
             if not texts:
                 timed = _compute(encoder, policy, [])
             elif root is None:
-                computed = list(_portions_of(encoder, policy, unique, list(unique)))
-                places = {each: place for place, each in enumerate(each for some, _ in computed for each in some)}
-                timed = _select(_joined([part for _, part in computed]), [places[each] for each in unique])
+                timed = _gathered(list(_portions_of(encoder, policy, unique, processes)), hashes)
             else:
-                files = self._files_of(root, _key(encoder, policy), encoder.name, processes)
-                missing = [each for each in unique if each not in files.places]
-                for some, part in _portions_of(encoder, policy, unique, missing, processes):
+                files = self._files_of(root, encoder, policy, processes)
+                missing = {each: text for each, text in unique.items() if each not in files.places}
+                for some, part in _portions_of(encoder, policy, missing, processes):
                     files.write(some, part)
                 processes.wait()
                 files.refresh()
-                timed = files.read(list(unique))
-        if policy is not None:
-            timed = TimedVectors(policy.combine(timed.vectors), timed.seconds)
-        places = {each: place for place, each in enumerate(unique)}
-        return timed if len(unique) == len(texts) else _select(timed, [places[each] for each in hashes])
+                timed = files.read(hashes)
+        return timed if policy is None else TimedVectors(policy.combine(timed.vectors), timed.seconds)
 
     @contextmanager
     def _root(self, processes: Processes) -> Iterator[Path | None]:
@@ -120,14 +114,21 @@ class VectorStore:
             yield Path(processes.from_first(own))
             processes.wait()  # until all have read it
 
-    def _files_of(self, root: Path, key: dict, name: str, processes: Processes) -> "VectorFiles":
-        """Return what is stored under a key, up to date and the same in all processes."""
+    def _files_of(self, root: Path, encoder: Encoder, policy: Policy | None, processes: Processes) -> "VectorFiles":
+        """Return what is stored under what decides a vector beside its text, the same in all processes."""
+        key = {
+            "format": FORMAT,
+            "encoder": encoder.fingerprint,
+            "role": "query" if policy is None else "document",
+            "policy": None if policy is None else policy.stored.spec,
+            "max_tokens": encoder.max_tokens if policy is None else policy.input_tokens(encoder),
+        }
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         folder = root / digest
         if folder not in self._files:
             self._files[folder] = VectorFiles(folder, digest)
             if processes.rank == 0:
-                self._files[folder].describe({"name": name, **key, "versions": package_versions()})
+                self._files[folder].describe({"name": encoder.name, **key, "versions": package_versions()})
             processes.wait()
         self._files[folder].refresh()
         processes.wait()  # nobody writes before everybody knows what is missing
@@ -140,15 +141,14 @@ class VectorFiles:
     Each file holds the key's digest and a checksum of its content. Its name is made of its texts, so that processes
     that write the same texts write the same file.
 
-    Args:
-        folder: of this key alone; made by the first `write`.
-        digest: of the key. Files of another one are not read.
+    Attributes:
+        places: {hash of a text: its file}.
     """
 
     def __init__(self, folder: Path, digest: str):
         self.folder = folder
         self.digest = digest
-        self.places: dict[bytes, tuple[Path, int]] = {}  # the file of a text, and its number there
+        self.places: dict[bytes, Path] = {}
         self._known: set[Path] = set()
 
     def describe(self, key: dict) -> None:
@@ -167,7 +167,7 @@ class VectorFiles:
         for path in sorted(set(self.folder.glob("*.safetensors")) - self._known):
             self._known.add(path)
             try:
-                self.places.update({each: (path, number) for number, each in enumerate(self._load(path)[1])})
+                self.places.update(dict.fromkeys(self._load(path)[0], path))
             except (OSError, SafetensorError, ValueError) as error:
                 logger.warning("%s is ignored, its vectors are computed again: %s", path, error)
 
@@ -183,26 +183,14 @@ class VectorFiles:
         self.refresh()
 
     def read(self, hashes: list[bytes]) -> TimedVectors:
-        """Return the vectors of texts with these hashes, in their order.
+        """Return the vectors of texts with these hashes, in their order."""
+        by_file: dict[Path, list[bytes]] = {}
+        for each in dict.fromkeys(hashes):
+            by_file.setdefault(self.places[each], []).append(each)
+        return _gathered([(some, _gathered([self._load(path)], some)) for path, some in by_file.items()], hashes)
 
-        Raises:
-            KeyError: there are none for one of them.
-            ValueError: a file was damaged since it was indexed.
-        """
-        order, parts = [], []
-        places = [self.places[each] for each in hashes]
-        for path in {path for path, _ in places}:
-            wanted = [i for i, place in enumerate(places) if place[0] == path]
-            order += wanted
-            parts.append(_select(self._load(path)[0], [places[i][1] for i in wanted]))
-        return _select(_joined(parts), np.argsort(order).tolist())
-
-    def _load(self, path: Path) -> tuple[TimedVectors, list[bytes]]:
-        """Return a file's vectors and the hashes of their texts.
-
-        Raises:
-            ValueError: the file is another key's, or its content is not what was written.
-        """
+    def _load(self, path: Path) -> tuple[list[bytes], TimedVectors]:
+        """Return the hashes of a file's texts and their vectors, if the file is this key's and as it was written."""
         with safe_open(path, "np") as file:
             metadata = file.metadata() or {}
             if metadata.get("digest") != self.digest:
@@ -211,31 +199,16 @@ class VectorFiles:
         if metadata.get("sha256") != _checksum(tensors):
             raise ValueError("its checksum is wrong")
         vectors = DocumentVectors(tensors["rows"], tensors["counts"], tensors["seen"])
-        return TimedVectors(vectors, tensors["seconds"]), list(map(bytes, tensors["hashes"]))
-
-
-def _key(encoder: Encoder, policy: Policy | None) -> dict:
-    """Return what decides a vector, beside the text."""
-    return {
-        "format": FORMAT,
-        "encoder": encoder.fingerprint,
-        "role": "query" if policy is None else "document",
-        "policy": None if policy is None else policy.stored.spec,
-        "max_tokens": encoder.max_tokens if policy is None else policy.input_tokens(encoder),
-    }
+        return list(map(bytes, tensors["hashes"])), TimedVectors(vectors, tensors["seconds"])
 
 
 def _portions_of(
-    encoder: Encoder,
-    policy: Policy | None,
-    texts: dict[bytes, str],
-    missing: list[bytes],
-    processes: Processes | None = None,
+    encoder: Encoder, policy: Policy | None, missing: dict[bytes, str], processes: Processes
 ) -> Iterator[tuple[list[bytes], TimedVectors]]:
     """Compute missing texts, longest first, each process its part; yield the hashes of a portion and its vectors."""
-    missing = sorted(missing, key=lambda each: -len(texts[each]))
-    mine = missing[processes.rank :: processes.world] if processes else missing
-    chosen = [texts[each] for each in mine]
+    longest_first = sorted(missing, key=lambda each: -len(missing[each]))
+    mine = longest_first[processes.rank :: processes.world]
+    chosen = [missing[each] for each in mine]
     with counted(sum(map(len, chosen)), encoder.name, "text", shown_total=len(mine)) as count:
         for part in portions(chosen, PORTION_CHARS):
             with count.part(sum(map(len, chosen[part]))):
@@ -244,15 +217,12 @@ def _portions_of(
 
 
 def _compute(encoder: Encoder, policy: Policy | None, texts: list[str]) -> TimedVectors:
-    """Return the vectors of the policy that is stored. The seconds are those of all texts, divided by characters.
-
-    Raises:
-        ValueError: a vector is not finite.
-    """
+    """Return the vectors of the policy that is stored. The seconds are those of all texts, divided by characters."""
     start = time.perf_counter()
-    vectors = (
-        embed_beginning(encoder, texts, "query", None) if policy is None else policy.stored.compute(encoder, texts)
-    )
+    if policy is None:
+        vectors = embed_beginning(encoder, texts, "query", None)
+    else:
+        vectors = policy.stored.compute(encoder, texts)
     seconds = time.perf_counter() - start
     finite = np.isfinite(vectors.rows).all(axis=1)
     if not finite.all():
@@ -263,18 +233,15 @@ def _compute(encoder: Encoder, policy: Policy | None, texts: list[str]) -> Timed
     return TimedVectors(vectors, seconds * chars / chars.sum())
 
 
-def _joined(parts: list[TimedVectors]) -> TimedVectors:
-    """Return the texts of all parts, one part after the other."""
-    vectors = DocumentVectors(*map(np.concatenate, zip(*(part.vectors for part in parts), strict=True)))
-    return TimedVectors(vectors, np.concatenate([part.seconds for part in parts]))
-
-
-def _select(timed: TimedVectors, places: list[int]) -> TimedVectors:
-    """Return the texts at these places, in this order."""
-    (rows, counts, seen), seconds = timed
+def _gathered(parts: list[tuple[list[bytes], TimedVectors]], wanted: list[bytes]) -> TimedVectors:
+    """Return the vectors of texts with the wanted hashes, in their order, from parts with the hashes of their texts."""
+    places = {each: place for place, each in enumerate(each for hashes, _ in parts for each in hashes)}
+    rows, counts, seen = map(np.concatenate, zip(*(timed.vectors for _, timed in parts), strict=True))
+    seconds = np.concatenate([timed.seconds for _, timed in parts])
+    chosen = [places[each] for each in wanted]
     firsts = np.cumsum(counts) - counts
-    wanted = np.concatenate([np.arange(firsts[place], firsts[place] + counts[place]) for place in places])
-    return TimedVectors(DocumentVectors(rows[wanted], counts[places], seen[places]), seconds[places])
+    its_rows = np.concatenate([np.arange(firsts[place], firsts[place] + counts[place]) for place in chosen])
+    return TimedVectors(DocumentVectors(rows[its_rows], counts[chosen], seen[chosen]), seconds[chosen])
 
 
 def _checksum(tensors: dict[str, np.ndarray]) -> str:

@@ -19,7 +19,7 @@ MODEL_FILES = ("*.safetensors", "*.json", "vocab.txt", "[0-9]*_*/*.safetensors",
 def model_files(folder: Path | str) -> dict[str, str] | None:
     """Return the sha256 of each file of weights, settings and tokenizer by its name; None if there is no such folder.
 
-    Code is left out: publishing copies it anew, and the model's fingerprint covers it.
+    Publishing copies code anew, so it is left out.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -41,17 +41,30 @@ def model_fingerprint(model) -> str:
     model. It does not cover its folder and its longest input.
     """
     sha256 = hashlib.sha256()
-    for part in (*_settings(model), *_code(model), *_weights(model)):
+    for part in _parts(model):
         sha256.update(len(part).to_bytes(8, "big"))
         sha256.update(part)
     return sha256.hexdigest()
 
 
-def _settings(model) -> Iterator[bytes]:
+def _parts(model) -> Iterator[bytes]:
+    """Yield all that decides a model's vectors: settings, tokenizer, code, weights."""
+    import torch
+
     modules = [(name, type(module).__name__, _config(module)) for name, module in model.named_children()]
     settings = [package_versions(), model.prompts, model.default_prompt_name, model.truncate_dim, modules]
     yield json.dumps(settings, sort_keys=True, default=str).encode()
-    yield _tokenizer(model.tokenizer)
+    yield json.dumps(_tokenizer(model.tokenizer), sort_keys=True, default=str).encode()
+    # Every Python file of the folders from which the model's classes come, but for versioned packages.
+    versioned = {name.replace("-", "_") for name in PACKAGES}
+    foreign = {type(module) for module in model.modules() if type(module).__module__.split(".")[0] not in versioned}
+    folders = {Path(inspect.getfile(cls)).parent for cls in foreign}
+    for path in sorted((path for folder in folders for path in folder.glob("*.py")), key=lambda path: path.name):
+        yield path.name.encode()
+        yield path.read_bytes()
+    for name, tensor in sorted(model.state_dict().items()):
+        yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+        yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _config(module) -> dict:
@@ -59,42 +72,20 @@ def _config(module) -> dict:
     config = module.get_config_dict() if hasattr(module, "get_config_dict") else {"repr": repr(module)}
     inner = getattr(getattr(module, "model", None), "config", None)
     inner = inner.to_dict() if inner is not None else {}
-    relevant = {key: value for key, value in {**config, "model": inner}.items() if key != "max_seq_length"}
-    relevant["model"] = {key: value for key, value in inner.items() if key not in IRRELEVANT}
-    return relevant
+    inner = {key: value for key, value in inner.items() if key not in IRRELEVANT}
+    return {key: value for key, value in config.items() if key != "max_seq_length"} | {"model": inner}
 
 
-def _tokenizer(tokenizer) -> bytes:
+def _tokenizer(tokenizer) -> list:
     """Return a tokenizer's settings without truncation and padding, which are states of the last call."""
+    shell = ("padding_side", "truncation_side", "model_input_names", "special_tokens_map")
+    shell = [getattr(tokenizer, name, None) for name in shell]
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if hasattr(backend, "to_str"):
-        rules = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
-    else:  # a tokenizer without a fast backend
-        settings = getattr(tokenizer, "init_kwargs", {}).items()
-        settings = {key: value for key, value in settings if key not in IRRELEVANT and not _is_path(value)}
-        rules = {"type": type(tokenizer).__name__, "vocabulary": getattr(tokenizer, "get_vocab", dict)(), **settings}
-    shell = ("padding_side", "truncation_side", "model_input_names", "special_tokens_map")
-    settings = [getattr(tokenizer, name, None) for name in shell]
-    return json.dumps([rules, settings], sort_keys=True, default=str).encode()
-
-
-def _is_path(value) -> bool:
-    return isinstance(value, str) and Path(value).is_absolute()
-
-
-def _code(model) -> Iterator[bytes]:
-    """Yield every Python file of the folders from which the model's classes come, but for versioned packages."""
-    versioned = {name.replace("-", "_") for name in PACKAGES}
-    foreign = {type(module) for module in model.modules() if type(module).__module__.split(".")[0] not in versioned}
-    folders = {Path(inspect.getfile(cls)).parent for cls in foreign}
-    for path in sorted((path for folder in folders for path in folder.glob("*.py")), key=lambda path: path.name):
-        yield path.name.encode()
-        yield path.read_bytes()
-
-
-def _weights(model) -> Iterator[bytes]:
-    import torch
-
-    for name, tensor in sorted(model.state_dict().items()):
-        yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
-        yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        return [json.loads(backend.to_str()) | {"truncation": None, "padding": None}, shell]
+    settings = {}
+    for key, value in getattr(tokenizer, "init_kwargs", {}).items():
+        if key not in IRRELEVANT and not (isinstance(value, str) and Path(value).is_absolute()):
+            settings[key] = value
+    vocabulary = getattr(tokenizer, "get_vocab", dict)()
+    return [{"type": type(tokenizer).__name__, "vocabulary": vocabulary, **settings}, shell]

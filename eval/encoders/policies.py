@@ -14,18 +14,11 @@ SHARE_DROPPED = 16  # a chunk that turns out too long gives up at least this par
 
 
 class DocumentVectors(NamedTuple):
-    """The vectors of D documents.
+    """The vectors of D documents. A document's score is that of its best row."""
 
-    Attributes:
-        rows: (N, d) float32 of length 1, a document's rows consecutive; its score is that of its best row.
-        counts: (D,) int64, rows of each document, at least 1.
-        seen: (D,) float32, fraction of the document's tokens that some vector saw; NaN where the encoder does not
-            show its tokens.
-    """
-
-    rows: np.ndarray
-    counts: np.ndarray
-    seen: np.ndarray
+    rows: np.ndarray  # (N, d) float32 of length 1, a document's rows consecutive
+    counts: np.ndarray  # (D,) int64, rows of each document, at least 1
+    seen: np.ndarray  # (D,) float32, share of a document's tokens that some vector saw; NaN where tokens are not shown
 
 
 @dataclass(frozen=True)
@@ -56,12 +49,7 @@ class Policy:
         return vectors
 
     def check(self, encoder: Encoder) -> None:
-        """Refuse an encoder that this policy cannot work with.
-
-        Raises:
-            ValueError: more tokens than the model takes, or too few to hold a word; or the encoder does not show what
-                the policy needs.
-        """
+        """Raise ValueError if this policy cannot work with an encoder: by its length, or by what it does not show."""
         tokens = getattr(self, "tokens", None)
         if tokens is None:
             return
@@ -73,11 +61,7 @@ class Policy:
             )
 
     def embed(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
-        """Return the vectors of documents, independent of which documents are embedded together.
-
-        Raises:
-            ValueError: see `check`.
-        """
+        """Return the vectors of documents, independent of which documents are embedded together; see `check`."""
         self.check(encoder)
         return self.combine(self.stored.compute(encoder, texts))
 
@@ -109,23 +93,16 @@ class BestChunk(Policy):
 
     def check(self, encoder: Encoder) -> None:
         if not hasattr(encoder, "token_spans"):
-            raise ValueError(
-                f"policy {self.spec!r} cuts documents at tokens, and encoder {encoder.name!r} does not show them; "
-                "use truncate"
-            )
+            raise ValueError(f"policy {self.spec!r}: encoder {encoder.name!r} does not show its tokens; use truncate")
         super().check(encoder)
         tokens = self.input_tokens(encoder)
         if tokens is None:
-            raise ValueError(
-                f"policy {self.spec!r}: encoder {encoder.name!r} takes texts of any length; give the length of "
-                f"chunks, as in {self.name}:tokens=256"
-            )
+            fix = f"give the length of chunks, as in {self.name}:tokens=256"
+            raise ValueError(f"policy {self.spec!r}: encoder {encoder.name!r} takes texts of any length; {fix}")
         content = tokens - overhead_tokens(encoder)
         if self.stride and self.stride > content:
-            raise ValueError(
-                f"policy {self.spec!r}: stride={self.stride} would skip text, since a chunk of {tokens} tokens holds "
-                f"{content} of the document; lower it"
-            )
+            held = f"a chunk of {tokens} tokens holds {content} of the document"
+            raise ValueError(f"policy {self.spec!r}: stride={self.stride} would skip text: {held}; lower it")
 
     def compute(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
         chunked = chunk_texts(encoder, texts, self.input_tokens(encoder), self.stride)
@@ -165,10 +142,7 @@ class LateChunk(Policy):
 
     def check(self, encoder: Encoder) -> None:
         if not hasattr(encoder, "encode_parts"):
-            raise ValueError(
-                f"policy {self.spec!r} pools the token vectors of encoder {encoder.name!r}, which does not show them; "
-                "use truncate"
-            )
+            raise ValueError(f"policy {self.spec!r}: encoder {encoder.name!r} cannot pool its parts; use truncate")
 
     def compute(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
         texts = tokenized(encoder, texts, "document")
@@ -181,11 +155,7 @@ POLICIES = {policy.name: policy for policy in (Truncate, ChunkAverage, BestChunk
 
 def parse_policy(text: str) -> Policy:
     """Read `NAME[:key=value,...]`: truncate[:tokens=N], chunk-average[:tokens=N,stride=S], best-chunk (the same),
-    late-chunk[:vectors=K].
-
-    Raises:
-        ValueError: an unknown name or key, or a value that is no number of 1 or more.
-    """
+    late-chunk[:vectors=K]."""
     name, _, settings = text.strip().partition(":")
     if name not in POLICIES:
         raise ValueError(f"policy {name!r} is unknown; choose from: {', '.join(POLICIES)}{nearest(name, POLICIES)}")
@@ -193,10 +163,9 @@ def parse_policy(text: str) -> Policy:
     values: dict[str, int] = {}
     for setting in settings.split(",") if settings else []:
         key, _, value = (part.strip() for part in setting.partition("="))
-        if key not in known or key in values:
-            raise ValueError(f"policy {text!r} cannot set {key!r}; {name} takes, once each: {', '.join(known)}")
-        if not re.fullmatch("0*[1-9][0-9]*", value):
-            raise ValueError(f"policy {text!r}: {key}={value} must be a whole number of at least 1")
+        if key not in known or key in values or not re.fullmatch("0*[1-9][0-9]*", value):
+            takes = f"{name} takes, once each, a whole number of at least 1: {', '.join(known)}"
+            raise ValueError(f"policy {text!r} cannot set {key!r} to {value!r}; {takes}")
         values[key] = int(value)
     return POLICIES[name](**values)
 
@@ -226,12 +195,7 @@ def overhead_tokens(encoder: TokenEncoder, task: Task = "document") -> int:
 
 
 def chunk_texts(encoder: TokenEncoder, texts: list[str], tokens: int, stride: int | None = None) -> list[list[str]]:
-    """Return the chunks of every document, none longer than `tokens`.
-
-    Args:
-        tokens: the longest chunk, with special tokens and prompt, as the encoder counts it.
-        stride: see `cut`.
-    """
+    """Return the chunks of every document, none longer than `tokens` with special tokens and prompt; see `cut`."""
     texts = tokenized(encoder, texts, "document")
     content = tokens - overhead_tokens(encoder)
     spans = encoder.token_spans(texts)
@@ -246,12 +210,9 @@ def cut(text: str, spans: np.ndarray, tokens: int, stride: int | None = None) ->
     Every token is in some chunk. A last chunk that would only repeat the end of the one before is left out.
 
     Args:
-        spans: (n, 2), characters [start, end) of the text's tokens.
+        spans: (n, 2), characters [start, end) of the text's tokens; a text without tokens has one empty chunk.
         tokens: content tokens of a chunk.
         stride: content tokens from one chunk's start to the next; by default a chunk begins where the last one ended.
-
-    Returns:
-        At least one chunk; the empty text for a text without tokens.
     """
     if not len(spans):
         return [""]

@@ -8,17 +8,11 @@ Task = Literal["query", "document"]
 
 
 class TokenizedText(str):
-    """A text with its tokens: whatever takes texts takes it, and need not tokenize it again.
+    """A text with its tokens: whatever takes texts takes it, and need not tokenize it again."""
 
-    Attributes:
-        prompt: the prompt before the text when it was tokenized.
-        tokens: number of its tokens before truncation, prompt and special tokens included.
-        encoding: the encoder's own form of the tokens.
-    """
-
-    prompt: str
-    tokens: int
-    encoding: Any
+    prompt: str  # before the text when it was tokenized
+    tokens: int  # how many, before truncation, prompt and special tokens included
+    encoding: Any  # the encoder's own form of the tokens
 
     def __new__(cls, text: str, prompt: str, tokens: int, encoding: Any = None):
         made = super().__new__(cls, text)
@@ -27,28 +21,18 @@ class TokenizedText(str):
 
 
 class Encoder(Protocol):
-    """Embed texts; a query and a document may be treated differently.
+    """Embed texts; a query and a document may be treated differently."""
 
-    Attributes:
-        name: what the user called it.
-        fingerprint: hex digest of whatever decides its vectors: weights, code, tokenizer, prompts, dtype, versions.
-        max_tokens: its longest input, special tokens and prompt included; None if there is no limit.
-        dimensions: length of its vectors.
-    """
-
-    name: str
-    fingerprint: str
-    max_tokens: int | None
-    dimensions: int
+    name: str  # what the user called it
+    fingerprint: str  # digest of whatever decides its vectors: weights, code, tokenizer, prompts, dtype, versions
+    max_tokens: int | None  # its longest input, special tokens and prompt included; None if there is no limit
+    dimensions: int  # length of its vectors
 
     def encode(self, texts: list[str], task: Task, max_tokens: int | None = None) -> np.ndarray:
-        """Embed n texts: (n, dimensions) float32 whose rows have length 1, in the order of `texts`.
+        """Embed n texts, truncated to `max_tokens` or to the encoder's own maximum, which is the most it may be.
 
-        Args:
-            max_tokens: truncate texts to this many tokens instead of the encoder's own maximum.
-
-        Raises:
-            ValueError: max_tokens is more than the encoder takes.
+        Returns:
+            (n, dimensions) float32 whose rows have length 1, in the order of `texts`.
         """
         ...
 
@@ -56,7 +40,8 @@ class Encoder(Protocol):
 class TokenEncoder(Encoder, Protocol):
     """Show tokens as well: needed to cut documents into chunks and to report how much was read.
 
-    An encoder may also have `tokenize(texts, task)`, which returns each text as a `TokenizedText`.
+    An encoder may also have `tokenize(texts, task)`, which returns each text as a `TokenizedText`; and `encode_parts`,
+    for late chunking.
     """
 
     def count_tokens(self, texts: list[str], task: Task) -> np.ndarray:
@@ -67,25 +52,15 @@ class TokenEncoder(Encoder, Protocol):
         """Return the character offsets [start, end) of each text's tokens, (n_i, 2) int, nothing truncated.
 
         Special tokens and the prompt are left out.
-
-        Raises:
-            ValueError: the tokenizer does not report offsets.
         """
         ...
 
-
-class PartEncoder(TokenEncoder, Protocol):
-    """Pool parts of one pass over a whole document as well; see `policies.LateChunk`."""
-
     def encode_parts(self, texts: list[str], parts: int) -> tuple[np.ndarray, np.ndarray]:
-        """Embed documents as up to `parts` vectors each, of equal consecutive stretches of tokens.
+        """Embed documents as up to `parts` vectors each, of equal consecutive stretches of tokens read in one pass.
 
         Returns:
             rows (N, dimensions) float32 of length 1, a document's rows consecutive; and their number for each
             document, (n,) int64, at least 1.
-
-        Raises:
-            ValueError: the model does not pool its tokens by a mean.
         """
         ...
 

@@ -2,9 +2,9 @@
 
 import inspect
 import logging
-import math
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 
@@ -36,26 +36,18 @@ class SentenceTransformerEncoder:
 
     Args:
         model_name_or_path: folder or Hub id; see `load_model` for whose code may run.
-        max_tokens: the longest input; by default the model's own maximum.
         device: as torch names it; by default a GPU, where there is one.
-
-    Raises:
-        ValueError: the model cannot be loaded, or max_tokens < 1 or more than its positions.
     """
 
-    def __init__(self, model_name_or_path: str | Path, max_tokens: int | None = None, device: str | None = None):
+    def __init__(self, model_name_or_path: str | Path, device: str | None = None):
         self.name = str(model_name_or_path)
         self.model = load_model(self.name, device)
-        if max_tokens is not None:
-            positions = getattr(getattr(self.model[0], "config", None), "max_position_embeddings", None) or UNLIMITED
-            if not 1 <= max_tokens <= positions:
-                raise ValueError(f"max_tokens={max_tokens} is not from 1 to {positions}, what {self.name!r} can read")
-            if self._bare:
-                self.model.tokenizer.enable_truncation(max_tokens)
-            else:
-                self.model.max_seq_length = max_tokens
-        self.max_tokens = self._limit()
-        self.dimensions = int(self.model.get_embedding_dimension())
+        tokenizer = self.model.tokenizer
+        longest = (tokenizer.truncation or {}).get("max_length") if self._bare else self.model.max_seq_length
+        self.max_tokens = int(longest) if longest and longest < UNLIMITED else None
+        self.dimensions = self.model.get_embedding_dimension()
+        if not isinstance(self.dimensions, int):
+            raise ValueError(f"encoder {self.name!r}: dimension {self.dimensions!r} in a config.json is no number")
         self._warned: set[tuple[Task, int]] = set()
 
     @property
@@ -87,10 +79,8 @@ class SentenceTransformerEncoder:
     def token_spans(self, texts: list[str]) -> list[np.ndarray]:
         """See `TokenEncoder.token_spans`."""
         if self._backend is None:
-            raise ValueError(
-                f"the tokenizer of encoder {self.name!r} does not tell where in the text its tokens are, so no policy "
-                "can cut there; use truncate, or save the model with a fast tokenizer"
-            )
+            fix = "use truncate, or save the model with a fast tokenizer"
+            raise ValueError(f"the tokenizer of encoder {self.name!r} does not tell where its tokens are; {fix}")
         offsets = (text.encoding.offsets for text in self._tokenized(texts, ""))
         return [np.array(rows, dtype=np.int64).reshape(-1, 2) for rows in offsets]
 
@@ -104,18 +94,12 @@ class SentenceTransformerEncoder:
         self.model.eval()
         with torch.inference_mode():
             for batch, features in self._batches(texts, task, max_tokens or self.max_tokens):
-                rows = self.model(features, task=task)["sentence_embedding"][:, : self.model.truncate_dim]
-                if rows.shape[1] != self.dimensions:
-                    raise ValueError(
-                        f"encoder {self.name!r} gives vectors of {rows.shape[1]} numbers, and its settings say "
-                        f"{self.dimensions}; mend the config.json of its Pooling or Dense"
-                    )
+                vectors.append(self._numbers(self.model(features, task=task)))
                 order += batch
-                vectors.append(rows.float().cpu().numpy())
         return unit_rows(np.concatenate(vectors)[np.argsort(order)])  # here: the model may compute in bfloat16
 
     def encode_parts(self, texts: list[str], parts: int) -> tuple[np.ndarray, np.ndarray]:
-        """See `PartEncoder.encode_parts`."""
+        """See `TokenEncoder.encode_parts`."""
         import torch
 
         check_late_chunking(self.model, self.name)
@@ -125,9 +109,10 @@ class SentenceTransformerEncoder:
         self.model.eval()
         with torch.inference_mode():
             for batch, features in self._batches(texts, "document", self.max_tokens):
-                pooled = pool_parts(self.model, features, torch.from_numpy(counts[batch]).to(self.model.device))
-                for i, rows in zip(batch, pooled, strict=True):
-                    vectors[i] = rows.float().cpu().numpy()
+                its_counts = torch.from_numpy(counts[batch]).to(self.model.device)
+                pooled = [self._numbers(outputs) for outputs in pool_parts(self.model, features, its_counts)]
+                for i, rows in zip(batch, np.stack(pooled, axis=1), strict=True):  # (parts, dimensions)
+                    vectors[i] = rows[: counts[i]]
         return unit_rows(np.concatenate([np.empty((0, self.dimensions), dtype=np.float32), *vectors])), counts
 
     @cached_property
@@ -239,11 +224,14 @@ class SentenceTransformerEncoder:
         to_maximum = {"padding": "max_length", "max_length": limit or self.max_tokens} if self._pads_to_maximum else {}
         return {**tokenizer.pad(rows, return_tensors="pt", **to_maximum), "modality": "text"}
 
-    def _limit(self) -> int | None:
-        if self._bare:
-            return (self.model.tokenizer.truncation or {}).get("max_length")
-        longest = self.model.max_seq_length
-        return int(longest) if longest and math.isfinite(longest) and longest < UNLIMITED else None
+    def _numbers(self, outputs: dict) -> np.ndarray:
+        """Return the vectors (n, dimensions) among what the model's modules made."""
+        rows = outputs["sentence_embedding"][:, : self.model.truncate_dim] if "sentence_embedding" in outputs else None
+        if rows is None or rows.shape[1] != self.dimensions:
+            given = "no vectors" if rows is None else f"vectors of {rows.shape[1]} numbers"
+            fix = "mend modules.json, or the config.json of its Pooling or Dense"
+            raise ValueError(f"encoder {self.name!r} gives {given}, and its settings say {self.dimensions}; {fix}")
+        return rows.float().cpu().numpy()
 
 
 def token_batches(lengths: np.ndarray, budget_tokens: int) -> list[list[int]]:
@@ -261,60 +249,45 @@ def token_batches(lengths: np.ndarray, budget_tokens: int) -> list[list[int]]:
 
 
 def load_model(name: str, device: str | None = None):
-    """Load a `SentenceTransformer` from a folder, a Hub id, or a Hub id at a commit (`org/name@` and 40 hexadecimal
-    digits).
+    """Load a `SentenceTransformer` from a folder, a Hub id, or a Hub id at a commit (`org/name@` and its 40 digits).
 
     A folder may bring its own code. A Hub id may only with its commit, whose content cannot change. If the Hub does
     not answer within seconds, only the cache is read.
 
     Raises:
-        ValueError: there is no such model; it needs code of its own that may not run; a settings file is invalid; a
-            folder lacks weights; or loading fails otherwise, and the error gives the cause.
+        ValueError: it cannot be loaded; the error gives the cause and the remedy.
     """
     folder = Path(name)
-    if any((folder / settings).is_file() for settings in SETTINGS):
+    is_model = any((folder / settings).is_file() for settings in SETTINGS)
+    if is_model:
         check_code_files(folder)
         check_model_files(folder)
-        model = _load(name, name, device, None, trusted=True)
-        check_tensors(folder, model[0])
-        return model
-    if folder.is_dir() or name.count("/") != 1:
+    elif folder.is_dir() or name.count("/") != 1:
         has = f"model folder: it has none of {', '.join(SETTINGS)}" if folder.is_dir() else "folder"
         raise ValueError(f"encoder {name!r} is no {has}; give a model folder, or a Hub id as org/name")
-    pinned = re.fullmatch("(.+)@([0-9a-f]{40})", name)
-    repository, revision = pinned.groups() if pinned else (name, None)
-    with hub_or_cache(repository, revision) as silent:
-        return _load(name, repository, device, revision, pinned is not None, silent)
-
-
-def _load(name: str, path: str, device: str | None, revision: str | None, trusted: bool, silent: str = ""):
-    """Return the model; `silent` is why the Hub does not answer."""
+    pinned = None if is_model else re.fullmatch("(.+)@([0-9a-f]{40})", name)
+    path, revision = pinned.groups() if pinned else (name, None)
+    trusted = is_model or pinned is not None
     from sentence_transformers import SentenceTransformer  # slow, and no baseline needs it
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # of loading weights, which takes no time
-    try:
-        model = SentenceTransformer(path, device=device, revision=revision, trust_remote_code=trusted)
-    except Exception as error:  # other people's files, read by other people's code
-        if "trust_remote_code" in str(error) and not trusted:
-            reason = (
-                f"brings code of its own; read it, then name the commit that you read, as in {name}@COMMIT with all "
-                "40 digits"
-            )
-        elif silent:
-            reason = (
-                f"is no folder and cannot be loaded from the cache, and the Hub does not answer ({silent}); go online, "
-                "or give a model folder"
-            )
-        else:
-            reason = f"cannot be loaded ({type(error).__name__}: {one_line(error)}); mend the model, or name another"
-        raise ValueError(f"encoder {name!r} {reason}") from error
+    with nullcontext("") if is_model else hub_or_cache(path, revision) as silent:  # why the Hub does not answer
+        try:
+            model = SentenceTransformer(path, device=device, revision=revision, trust_remote_code=trusted)
+        except Exception as error:  # other people's files, read by other people's code
+            reason = f"cannot be loaded ({type(error).__name__}: {one_line(error)}); mend it, or name another"
+            if "trust_remote_code" in str(error) and not trusted:
+                reason = f"brings code of its own; read it, then name the commit (40 digits), as in {name}@COMMIT"
+            elif silent:
+                reason = f"is no folder and not in the cache, and the Hub does not answer ({silent}); go online"
+            raise ValueError(f"encoder {name!r} {reason}") from error
     if getattr(model, "tokenizer", None) is None:
-        raise ValueError(
-            f"encoder {name!r}: its first module, {type(model[0]).__name__}, reads no text; mend modules.json"
-        )
+        raise ValueError(f"encoder {name!r}: its first module, {type(model[0]).__name__}, reads no text (modules.json)")
     if len(model) == 1 and hasattr(model[0], "modality_config") and not pools_itself(model[0]):
         raise ValueError(f"encoder {name!r} has no module that makes one vector of its tokens'; mend modules.json")
+    if is_model:
+        check_tensors(folder, model[0])
     return model
 
 
@@ -323,12 +296,6 @@ def check_tensors(folder: Path, transformer) -> None:
 
     A pooler may be missing where sentence-transformers pools by itself. A folder of another class than the one that
     was loaded may hold that class's head. Older folders hold tables that are made anew (`position_ids`).
-
-    Args:
-        transformer: the first module of the sentence-transformers model.
-
-    Raises:
-        ValueError: tensors are missing or unexpected.
     """
     stored = set()
     for path in folder.glob("model*.safetensors"):
@@ -355,39 +322,32 @@ def pools_itself(transformer) -> bool:
 
 
 def check_late_chunking(model, name: str) -> None:
-    """Refuse a `SentenceTransformer` whose vector is not some mean over its tokens.
-
-    Raises:
-        ValueError: the model's vector is one token's, or its pooling is unknown. Names the encoder and the pooling.
-    """
+    """Refuse a `SentenceTransformer` whose vector is not some mean over its tokens."""
     transformer, *others = model
-    if not hasattr(transformer, "model") or not hasattr(transformer, "modality_config"):
-        reason = f"its first module is {type(transformer).__name__}, not a Transformer"
-    else:
+    inner, modes = getattr(transformer, "model", None), []
+    if pools_itself(transformer):
+        pooler = getattr(inner, "pooler", None)
+        if pooler is not None and len(inspect.signature(pooler.forward).parameters) == 3:  # takes a mask of tokens
+            modes = [getattr(pooler, "pooling", "")]
+    elif inner is not None and hasattr(transformer, "modality_config"):
         modes = [mode for module in others for mode in np.atleast_1d(getattr(module, "pooling_mode", []))]
-        if pools_itself(transformer):
-            pooler = getattr(transformer.model, "pooler", None)
-            takes_mask = pooler is not None and len(inspect.signature(pooler.forward).parameters) == 3
-            modes = [str(getattr(pooler, "pooling", ""))] if takes_mask else []
-        single = [str(mode) for mode in modes if str(mode).startswith(POOLS_ONE_TOKEN)]
-        if modes and not single:
-            return
-        reason = f"its pooling {', '.join(single) or 'takes no mask of tokens or is unknown'} is no mean over tokens"
-    raise ValueError(f"encoder {name!r} cannot divide a document after one pass: {reason}; use best-chunk")
+    single = [str(mode) for mode in modes if str(mode).startswith(POOLS_ONE_TOKEN)]
+    if single or not modes:
+        kind = ", ".join(single) or f"of {type(transformer).__name__} is unknown or takes no mask of tokens, so it"
+        whole = f"encoder {name!r} cannot divide a document after one pass"
+        raise ValueError(f"{whole}: its pooling {kind} is no mean over tokens; use best-chunk")
 
 
-def pool_parts(model, features: dict, counts) -> list:
-    """Run the model once and pool `counts` (B,) equal parts of each row.
+def pool_parts(model, features: dict, counts) -> Iterator[dict]:
+    """Run the model once, and yield what its modules make of the first part of each row, of the second, ...
+
+    Special tokens belong to the first and the last part, a prompt to the first.
 
     Args:
         model: a `SentenceTransformer` in evaluation mode that `check_late_chunking` accepts.
         features: what its `preprocess` returns, on its device.
-
-    Returns:
-        tensors (its count, d), one a row. Special tokens belong to the first and the last part, a prompt to the first.
+        counts: (B,), in how many equal parts each row is divided. The others of a row mean nothing.
     """
-    import torch
-
     transformer, *others = model
     mask = features["attention_mask"].bool()  # (B, L)
     prompt = features.pop("prompt_length", None)  # else the pooling would drop as many tokens of every part
@@ -400,7 +360,6 @@ def pool_parts(model, features: dict, counts) -> list:
         hidden = transformer.model(**{name: features[name] for name in names if name in features}).last_hidden_state
     else:
         features = transformer(features)
-    vectors = []
     for number in range(int(counts.max())):
         chosen = part == number
         if pools_itself(transformer):
@@ -409,6 +368,4 @@ def pool_parts(model, features: dict, counts) -> list:
             outputs = {**features, "attention_mask": chosen.to(features["attention_mask"].dtype)}
         for module in others:
             outputs = module(outputs)
-        vectors.append(outputs["sentence_embedding"])
-    stacked = torch.stack(vectors, dim=1)  # (B, parts, d)
-    return [rows[:count] for rows, count in zip(stacked, counts.tolist(), strict=True)]
+        yield outputs

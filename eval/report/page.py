@@ -1,85 +1,202 @@
-"""A report from result records: every table of the paper that has a result, beside what the paper prints.
+"""`m2bert report`: result files become a page, with every table of the paper that has a result beside what the paper
+prints. What is unreadable or doubled is named, the rest is used.
 
-It is written as Markdown. The HTML page is made from that Markdown, with its plots in it, and needs nothing but itself.
+The report is written as Markdown. The HTML page is made from that Markdown, with its plots in it, and needs nothing but
+itself. By itself: python -m m2bert.eval.report.page report results/*.json --output report.html
 """
 
 import base64
 import html
 import re
+from collections import defaultdict
+from functools import partial
 from importlib.resources import files
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from string import Template
+from typing import Annotated, NamedTuple
 from urllib.parse import quote
 
+import typer
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 
-from ..statistics import by_task
-from . import paper
-from .analyses import (
-    clusters_section,
-    efficiency_section,
-    lengths_section,
-    needle_section,
-    spans_section,
-    texts_section,
-)
-from .benchmarks import benchmark_sections, other_section, scores_of
-from .retrieval import examples_section, length_section, overlap_section, place_section, task_sections
-from .tables import Plot, Section, Sources, escape
+from m2bert.files import write_atomically
+from m2bert.records import check_record, free_output, read_results
+from m2bert.terminal import CommandGroup, nearest, one_line, shown
 
+from ..statistics import by_task
+from . import others, retrieval
+from .tables import Plot, Section, Sources, escape, paper_table, paper_values, read_paper, shorten
+
+app = typer.Typer(cls=CommandGroup, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+FORMATS = (".md", ".html")
+# The fields that tell a record from others of its kind.
+IDENTITY = {
+    "retrieval": ("system", "task", "split", "data_fingerprint"),
+    "mteb": ("system", "task", "split"),
+    "needle": ("system", "task", "split", "passages", "queries", "seed"),
+    "lengths": ("task", "split", "data_fingerprint", "tokenizer"),
+    "spans": ("task", "split", "data_fingerprint"),
+    "clusters": ("system", "sources"),
+    "efficiency": ("system", "device", "dtype", "threads"),
+    "overlap": ("test", "train"),
+}
 INTRODUCTION = (
     "Scores are nDCG@10 in points (x 100) unless a column says otherwise, with 95 % bootstrap intervals over queries. "
     "Systems are ranked only within their group: lexical, one or several vectors a document, hybrid; zero-shot or "
     "fine-tuned on the task. Only scores on the very same data (by fingerprint) are compared. A number in brackets "
     "leads to the table of sources at the end: model, data, versions and date of that row."
 )
-SOURCES = "#sources"  # where the numbers in brackets lead
+
+
+@app.callback()
+def main() -> None:
+    """Reports from result files."""
+
+
+@app.command("report")
+def report_command(
+    results: Annotated[list[Path], typer.Argument(help="JSON files of `m2bert eval` and `m2bert analyse`.")],
+    output: Annotated[list[Path], typer.Option(help="File to write, .html or .md; repeat for both.")],
+    title: Annotated[str, typer.Option(help="Heading of the report.")] = "M2-BERT: evaluation",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+) -> None:
+    """Set results beside the paper's tables, as Markdown or as one HTML page.
+
+    A file that cannot be read is named, on stderr and in the report, and the others are rendered.
+    """
+    for path in output:
+        if path.suffix not in FORMATS:
+            raise ValueError(f"output {path} is no report; its name must end in {' or '.join(FORMATS)}")
+        free_output(path, overwrite)
+        if path.suffix == ".md":
+            free_output(plot_folder(path) / "plot.svg", overwrite=True)
+    records, problems, notes = load_results(results)
+    for line in [*problems, *notes]:
+        typer.echo(f"m2bert report: warning: {shown(line)}", err=True)
+    if not records:
+        raise ValueError("none of the files holds a result; write them with `m2bert eval` or `m2bert analyse`")
+    sections = build_sections(records, problems, notes)
+    texts = {}
+    for path in output:  # all, before the first is written
+        texts |= report_files(path, sections, title)
+    for path, text in texts.items():
+        write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8"))
+        if path in output:
+            typer.echo(f"written to {shown(path)}")
+
+
+class Results(NamedTuple):
+    """Records by kind, and a line each for what could not be used (`problems`) and what readers must know (`notes`)."""
+
+    records: dict[str, list[dict]]
+    problems: list[str]
+    notes: list[str]
+
+
+def load_results(paths: list[Path]) -> Results:
+    """Read all records of result files. Of records with the same identity keep the one of the later date.
+
+    Nothing here raises. A note names each record that a later one replaced or whose row the paper does not have, and
+    each name that several models share.
+    """
+    problems: list[str] = []
+    notes: list[str] = []
+    kept: dict[tuple, tuple[dict, Path]] = {}
+    for path in paths:
+        for record in _usable(path, problems):
+            key = (record["kind"], *(repr(record.get(name)) for name in IDENTITY[record["kind"]]))
+            known, known_path = kept.get(key, (record, path))
+            older = (record.get("date") or "") < (known.get("date") or "")
+            kept[key] = (known, known_path) if older else (record, path)
+            if known != record:
+                notes.append(f"{_named(record)}: measured twice, in {known_path} and {path}; {kept[key][1]} wins")
+    records, models = defaultdict(list), defaultdict(set)
+    rows = {row for table in read_paper()["tables"] for row in paper_values(table)}
+    for record, _ in kept.values():
+        records[record["kind"]].append(record)
+        name = record.get("paper_row")
+        if name and name not in rows:
+            notes.append(f"{_named(record)}: the paper has no row {name!r}{nearest(name, rows)}")
+        if record["kind"] in ("retrieval", "mteb"):
+            models[record["system"]].add(record.get("model_fingerprint") or "not stated")
+    notes += [
+        f"{system}: its records are of {len(found)} models or package versions (fingerprints "
+        f"{', '.join(sorted(map(shorten, found)))}), so averages over tasks mix them; measure all with one, "
+        "or name them apart"
+        for system, found in models.items()
+        if len(found) > 1
+    ]
+    return Results(dict(records), problems, notes)
+
+
+def _named(record: dict) -> str:
+    """Return a record's kind, system, task and split, as far as it has them."""
+    return ", ".join(record[name] for name in ("kind", "system", "task", "split") if isinstance(record.get(name), str))
+
+
+def _usable(path: Path, problems: list[str]) -> list[dict]:
+    """Return the valid records of a file, with their texts on one line; add what is wrong to `problems`."""
+    usable, records = [], []
+    try:
+        records = read_results(path)
+        if not records:
+            raise ValueError(f"results {path} hold no records; write them with `m2bert eval`")
+    except ValueError as error:
+        problems.append(one_line(error))
+    for index, record in enumerate(records):
+        try:
+            usable.append(_readable(check_record(record, f"record {index} of {path} is left out")))
+        except ValueError as error:
+            problems.append(one_line(error))
+    return usable
+
+
+def _readable(value: object) -> object:
+    """Return a part of a record with its texts on one line each and without control characters."""
+    if isinstance(value, str):
+        return shown(" ".join(value.split()))
+    if isinstance(value, list):
+        return [_readable(entry) for entry in value]
+    if isinstance(value, dict):
+        return {shown(key): _readable(entry) for key, entry in value.items()}
+    return value
 
 
 def build_sections(records: dict[str, list[dict]], problems: list[str], notes: list[str]) -> list[Section]:
-    """Return all sections that the records have something for, in the order of a page.
-
-    Args:
-        records: by their kind.
-        problems: what could not be read, a line each.
-        notes: what a reader should know about the files, a line each.
-    """
-    of = {kind: records.get(kind, []) for kind in ("retrieval", "mteb", "needle", "overlap", "lengths", "spans")}
-    sources, tasks = Sources(), by_task(of["retrieval"])
+    """Return all sections that the records have something for, in the order of a page. The arguments are `Results`."""
+    of, sources = defaultdict(list, records), Sources()
+    tasks = by_task(of["retrieval"])
     found = [
-        Section("How to read this", [INTRODUCTION, f"The paper: {paper.printed()['source']}"]),
+        Section("How to read this", [INTRODUCTION, f"The paper: {read_paper()['source']}"]),
         Section("Results that could not be read", problems) if problems else None,
         Section("Notes on the results", notes) if notes else None,
-        *task_sections(tasks, sources),
-        length_section(tasks, sources),
-        place_section(tasks, sources),
-        overlap_section(of["overlap"], of["retrieval"]),
-        needle_section(of["needle"], sources),
-        *benchmark_sections(scores_of(of["retrieval"], of["mteb"]), sources),
-        other_section(of["mteb"], sources),
-        lengths_section(of["lengths"]),
-        spans_section(of["spans"]),
-        efficiency_section(records.get("efficiency", []), sources),
-        clusters_section(records.get("clusters", []), sources),
-        texts_section(of["lengths"]),
-        examples_section(tasks),
+        *retrieval.task_sections(tasks, sources),
+        retrieval.length_section(tasks, sources),
+        retrieval.place_section(tasks, sources),
+        retrieval.overlap_section(of["overlap"], of["retrieval"]),
+        others.needle_section(of["needle"], sources),
+        *others.benchmark_sections(of["retrieval"], of["mteb"], sources),
+        others.other_section(of["mteb"], sources),
+        others.lengths_section(of["lengths"]),
+        others.spans_section(of["spans"]),
+        others.efficiency_section(of["efficiency"], sources),
+        others.clusters_section(of["clusters"], sources),
+        others.texts_section(of["lengths"]),
+        retrieval.examples_section(tasks),
     ]
     sections = [section for section in found if section]
     answered = {table for section in sections for table in section.tables}
-    missing = [
-        f"{table} ({paper.table(table)['title']})" for table in paper.printed()["tables"] if table not in answered
-    ]
+    missing = [f"{name} ({paper_table(name)['title']})" for name in read_paper()["tables"] if name not in answered]
     text = "; ".join(missing) + "." if missing else "None."
     sections += [Section("Tables of the paper not measured here", [text]), sources.section()]
     names: set[str] = set()
-    return [
-        section._replace(
-            blocks=[b._replace(name=unique(b.name, names)) if isinstance(b, Plot) else b for b in section.blocks]
-        )
-        for section in sections
-    ]
+    for section in sections:
+        for place, block in enumerate(section.blocks):
+            if isinstance(block, Plot):
+                section.blocks[place] = block._replace(name=unique(block.name, names))
+    return sections
 
 
 def report_files(output: Path, sections: list[Section], title: str) -> dict[Path, str]:
@@ -110,21 +227,19 @@ def markdown_text(sections: list[Section], folder: str) -> str:
 
 
 def html_page(title: str, markdown: str, plots: dict[str, str]) -> str:
-    """Return one HTML page of a report's Markdown.
-
-    Args:
-        plots: {file name: SVG}, embedded in place of the files.
-    """
+    """Return one HTML page of a report's Markdown, with its plots, {file name: SVG}, embedded."""
     env = {"plots": plots, "anchors": set(), "contents": [], "folded": False, "section": ""}
     parser = MarkdownIt("commonmark", {"html": False}, renderer_cls=PageRenderer).enable("table")
     body = parser.render(markdown, env) + "</details>\n" * env["folded"]
+    box = '<div class="box" tabindex="0" role="region" aria-label="Table"><table>'
+    body = body.replace("<table>", box).replace("</table>", "</table></div>")
+    body = re.sub(r'<a href="#sources">(\d+)</a>', r'<a class="source" href="#source.\1">[\1]</a>', body)
     template = files("m2bert.eval.report").joinpath("templates", "page.html").read_text(encoding="utf-8")
     return Template(template).substitute(title=html.escape(title), contents="\n".join(env["contents"]), body=body)
 
 
 class PageRenderer(RendererHTML):
-    """Renders the Markdown of a report: headings are anchors, what is below one of level 4 is folded, tables scroll,
-    plots are embedded, and numbers in brackets lead to their row in the table of sources."""
+    """Render a report: headings are anchors, what is below one of level 4 is folded, and plots are embedded."""
 
     def heading_open(self, tokens, index, options, env) -> str:
         """Begin a heading, which ends what is folded."""
@@ -142,27 +257,11 @@ class PageRenderer(RendererHTML):
         """End a heading."""
         return "</summary>\n" if env["folded"] else f"</a></{tokens[index].tag}>\n"
 
-    def table_open(self, tokens, index, options, env) -> str:
-        """Begin a table in a box that scrolls."""
-        return '<div class="box" tabindex="0" role="region" aria-label="Table"><table>\n'
-
-    def table_close(self, tokens, index, options, env) -> str:
-        """End a table and its box."""
-        return "</table></div>\n"
-
     def td_open(self, tokens, index, options, env) -> str:
         """Begin a cell; the first of a row in the table of sources can be led to."""
-        if f"#{env['section']}" == SOURCES and tokens[index - 1].type == "tr_open":
+        if env["section"] == "sources" and tokens[index - 1].type == "tr_open":
             tokens[index].attrSet("id", f"source.{tokens[index + 1].content}")
         return self.renderToken(tokens, index, options, env)
-
-    def link_open(self, tokens, index, options, env) -> str:
-        """Begin a link; every link of a report's text leads to a row of the table of sources."""
-        return f'<a class="source" href="#source.{tokens[index + 1].content}">['
-
-    def link_close(self, tokens, index, options, env) -> str:
-        """End a link."""
-        return "]</a>"
 
     def image(self, tokens, index, options, env) -> str:
         """Embed a plot."""
@@ -174,7 +273,10 @@ class PageRenderer(RendererHTML):
 
 def unique(name: str, taken: set[str]) -> str:
     """Return a name, numbered if it is taken already, and take it."""
-    numbered = (f"{name}-{number}" for number in count(2))
-    found = name if name not in taken else next(other for other in numbered if other not in taken)
+    found = next(other for other in chain([name], (f"{name}-{n}" for n in count(2))) if other not in taken)
     taken.add(found)
     return found
+
+
+if __name__ == "__main__":
+    app()

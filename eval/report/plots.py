@@ -1,7 +1,6 @@
 """The plots of a report, as SVG files: quality over cost, and Figures 2, 3, 5, 6 and Table 5 of the paper."""
 
 import re
-from collections.abc import Iterable
 from contextlib import contextmanager
 from io import StringIO
 from typing import NamedTuple
@@ -41,8 +40,10 @@ def figure(height_inches: float):
         yield made, made.subplots()
 
 
-def as_plot(name: str, made, caption: str) -> Plot:
-    """Return a figure as a plot. Its name becomes a file's, so it is cut where it is long."""
+def as_plot(name: str, made, caption: str, legend: bool = True) -> Plot:
+    """Return a figure as a plot, with the legend below the axes. Its name becomes a file's, so a long one is cut."""
+    if legend:
+        made.legend(loc="outside lower left", ncols=2, fontsize=8)
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:LONGEST_NAME]
     buffer = StringIO()
     made.savefig(buffer, format="svg", metadata={"Date": None})
@@ -52,11 +53,6 @@ def as_plot(name: str, made, caption: str) -> Plot:
 def look(index: int) -> dict:
     """Return the colour and the marker of the system or group with this number."""
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
-
-
-def legend(made) -> None:
-    """Put the legend below the axes."""
-    made.legend(loc="outside lower left", ncols=2, fontsize=8)
 
 
 def plain_number(value: float, _: int | None = None) -> str:
@@ -75,23 +71,22 @@ def cost_plot(name: str, found: list[CostPoint], device: str, level: tuple[str, 
             members = [(point.seconds, point.score) for point in found if point.group == group]
             axes.scatter(*zip(*members, strict=True), s=34, zorder=3, label=group, **look(index))
         front = [(point.seconds, point.score) for point in pareto_front(found)]
-        axes.step(
-            *zip(*front, strict=True),
-            where="post",
-            color=INK,
-            linewidth=0.9,
-            zorder=2,
-            label="nothing cheaper is better",
-        )
+        front_look = {"where": "post", "color": INK, "linewidth": 0.9, "zorder": 2}
+        axes.step(*zip(*front, strict=True), label="nothing cheaper is better", **front_look)
         if level:
             axes.axhline(level[1], color=INK, linestyle=":", linewidth=1, label=f"{level[0]} (time not measured)")
-        axes.set_xscale("log")
+        axes.set(xscale="log", ylabel="nDCG@10 (points)", xlabel=f"seconds for one document on {device} (logarithmic)")
         axes.xaxis.set_major_formatter(plain_number)
         axes.margins(x=0.06, y=0.08)
-        axes.set_xlabel(f"seconds for one document on {device} (logarithmic)")
-        axes.set_ylabel("nDCG@10 (points)")
-        _label_beside(axes, found)
-        legend(made)
+        low, high = axes.get_ylim()
+        ordered = sorted(found, key=lambda point: (point.score, point.seconds))
+        places = spread([(point.score - low) / (high - low) for point in ordered], 1 / max(len(found) + 1, 16))
+        for point, place in zip(ordered, places, strict=True):
+            axes.annotate(
+                point.system, (point.seconds, point.score), xytext=(1.03, place), textcoords="axes fraction",
+                va="center", fontsize=8, annotation_clip=False,
+                arrowprops={"arrowstyle": "-", "color": INK, "alpha": 0.35, "linewidth": 0.5, "relpos": (0, 0.5)},
+            )  # fmt: skip
         caption = (
             "Quality over cost: further left is cheaper, further up is better. The time is that of embedding a "
             "document; BM25's part in a hybrid is not in it, nor what a query costs, such as a reranker's second step."
@@ -99,26 +94,13 @@ def cost_plot(name: str, found: list[CostPoint], device: str, level: tuple[str, 
         return as_plot(name, made, caption)
 
 
-def pareto_front(found: Iterable[CostPoint]) -> list[CostPoint]:
+def pareto_front(found: list[CostPoint]) -> list[CostPoint]:
     """Return the Pareto front, cheapest first."""
     front: list[CostPoint] = []
     for point in sorted(found, key=lambda point: (point.seconds, -point.score)):
         if not front or point.score > front[-1].score:
             front.append(point)
     return front
-
-
-def _label_beside(axes, found: list[CostPoint]) -> None:
-    """Write names in a column to the right of the axes, tied to their points by thin lines."""
-    low, high = axes.get_ylim()
-    ordered = sorted(found, key=lambda point: (point.score, point.seconds))
-    places = spread([(point.score - low) / (high - low) for point in ordered], 1 / max(len(found) + 1, 16))
-    for point, place in zip(ordered, places, strict=True):
-        axes.annotate(
-            point.system, (point.seconds, point.score), xytext=(1.03, place), textcoords="axes fraction",
-            va="center", fontsize=8, annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": INK, "alpha": 0.35, "linewidth": 0.5, "relpos": (0, 0.5)},
-        )  # fmt: skip
 
 
 def spread(places: list[float], gap: float) -> list[float]:
@@ -131,11 +113,7 @@ def spread(places: list[float], gap: float) -> list[float]:
 
 
 def needle_plot(title: str, records: list[dict], theirs: dict[str, float]) -> Plot:
-    """Plot Figure 2: nDCG@10 by the answer's place, with 95 % intervals.
-
-    Args:
-        theirs: {place: points}, the paper's curve for comparison; may be empty.
-    """
+    """Plot Figure 2: nDCG@10 by the answer's place, with 95 % intervals, and the paper's curve {place: points}."""
     with figure(4.4) as (made, axes):
         for index, record in enumerate(records):
             rows = sorted(record["rows"], key=lambda entry: entry["position"])
@@ -146,37 +124,31 @@ def needle_plot(title: str, records: list[dict], theirs: dict[str, float]) -> Pl
             colour = look(index)["color"]
             axes.fill_between([entry["position"] for entry in known], low, high, color=colour, alpha=0.15, linewidth=0)
         if theirs:
-            axes.plot(
-                list(map(int, theirs)), list(theirs.values()), color=INK, linestyle="--", linewidth=1.2,
-                label="M2-BERT-32k in the paper (Natural Questions)",
-            )  # fmt: skip
-        axes.set_ylim(0, 102)
-        axes.set_xlabel("passages before the one that answers")
-        axes.set_ylabel("nDCG@10 (points)")
-        legend(made)
+            label = "M2-BERT-32k in the paper (Natural Questions)"
+            axes.plot([*map(int, theirs)], [*theirs.values()], color=INK, linestyle="--", linewidth=1.2, label=label)
+        axes.set(ylim=(0, 102), xlabel="passages before the one that answers", ylabel="nDCG@10 (points)")
         return as_plot(f"needle {title}", made, f"{title}. Shaded: 95 % intervals over queries.")
 
 
 def length_plot(records: list[dict]) -> Plot:
     """Plot Figures 5 and 6: how the documents of each task spread over lengths, one strip a task."""
-    strips = sorted((record["documents"] | {"record": record} for record in records), key=lambda s: s["median_tokens"])
+    strips = sorted(records, key=lambda record: record["documents"]["median_tokens"])
     with figure(0.75 * len(strips) + 1.3) as (made, axes):
         shortest = []
-        for index, strip in enumerate(strips):
-            counts, edges = strip["histogram"]["counts"], strip["histogram"]["edges"]
+        for index, documents in enumerate(record["documents"] for record in strips):
+            counts, edges = documents["histogram"]["counts"], documents["histogram"]["edges"]
             heights = [index + 0.85 * count / (max(counts) or 1) for count in counts]
             logarithmic = [max(edge, 1) for edge in edges]  # zero has no place on the axis
             axes.stairs(heights, logarithmic, baseline=index, fill=True, color=look(index)["color"], alpha=0.75)
-            axes.plot([strip["median_tokens"]] * 2, [index, index + 0.9], color=INK, linewidth=1.2)
+            axes.plot([documents["median_tokens"]] * 2, [index, index + 0.9], color=INK, linewidth=1.2)
             shortest.append(next((max(2, edge) for edge, count in zip(edges, counts, strict=False) if count), 2))
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(plain_number)
         axes.tick_params(axis="x", labelrotation=30)
-        axes.set_xlim(left=min(shortest) / 2)
-        axes.set_yticks(range(len(strips)), [f"{s['record']['task']}, {s['record']['split']}" for s in strips])
-        axes.set_xlabel("tokens of a document (logarithmic)")
+        axes.set(xlim=(min(shortest) / 2, None), xlabel="tokens of a document (logarithmic)")
+        axes.set_yticks(range(len(strips)), [f"{record['task']}, {record['split']}" for record in strips])
         caption = "Lengths of documents. Each strip has its own height; the upright line is the median."
-        return as_plot("lengths", made, caption)
+        return as_plot("lengths", made, caption, legend=False)
 
 
 def efficiency_plot(machine: str, records: list[dict]) -> Plot:
@@ -191,9 +163,7 @@ def efficiency_plot(machine: str, records: list[dict]) -> Plot:
         axes.yaxis.set_major_formatter(plain_number)
         axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
         axes.minorticks_off()
-        axes.set_xlabel("tokens (logarithmic)")
-        axes.set_ylabel("seconds to encode (logarithmic)")
-        legend(made)
+        axes.set(xlabel="tokens (logarithmic)", ylabel="seconds to encode (logarithmic)")
         return as_plot(f"efficiency {machine}", made, f"Seconds to encode one text on {machine}, without tokenising.")
 
 
@@ -201,13 +171,10 @@ def cluster_plot(record: dict) -> Plot:
     """Plot Figure 3: each text a point, coloured by where it comes from."""
     with figure(5.2) as (made, axes):
         for index, name in enumerate(record["sources"]):
-            found = [point[:2] for point in record["points"] if point[2] == index]
-            axes.scatter(
-                *(zip(*found, strict=True) if found else ([], [])), s=18, label=name, linewidths=0, **look(index)
-            )
+            xs, ys = ([point[axis] for point in record["points"] if point[2] == index] for axis in (0, 1))
+            axes.scatter(xs, ys, s=18, label=name, linewidths=0, **look(index))
         axes.set_aspect("equal", adjustable="datalim")
-        axes.set_xticks([])
-        axes.set_yticks([])
+        axes.set(xticks=[], yticks=[])
         made.legend(loc="outside right upper", fontsize=8)
         caption = f"{record['system']}: t-SNE of its vectors, a point a text."
-        return as_plot(f"clusters {record['system']}", made, caption)
+        return as_plot(f"clusters {record['system']}", made, caption, legend=False)

@@ -1,34 +1,14 @@
 """Retrieval scores: the paper's two benchmarks at a glance, each task with every system, and scores in detail."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from ..statistics import paired_difference_interval
-from . import paper
+from . import tables as md
 from .plots import CostPoint, cost_plot
-from .tables import (
-    DASH,
-    Markdown,
-    Plot,
-    Section,
-    Sources,
-    bold,
-    difference,
-    errata,
-    interval,
-    number,
-    paper_row,
-    percent,
-    points,
-    printed,
-    printed_table,
-    score,
-    seconds,
-    shorten,
-    table,
-)
+from .tables import DASH, Markdown, Plot, Section, Sources
 
-Tasks = dict[tuple[str, str, str], list[dict]]  # {(task, split, fingerprint): records}, see `comparison.by_task`
+Tasks = dict[tuple[str, str, str], list[dict]]  # {(task, split, fingerprint): records}, see `statistics.by_task`
 
 # How a system represents a document, what it was trained on, and the title of its group, in the order of a report.
 GROUPS = {
@@ -49,14 +29,12 @@ BENCHMARKS = {"15": ("LoCoV1", ("3", "15")), "23": ("LoCoV0", ("23",))}  # name,
 
 def group_of(system: dict) -> str:
     """Return the title of the group of a retrieval record or of a model of the paper."""
-    claim = system["claim"]
-    if claim == "untrained":
-        return LEXICAL
     kind = "hybrid" if system.get("hybrid") else "one" if system["vectors"] == "one" else "several"
-    return GROUPS.get((kind, claim), GROUPS[kind, "not stated"])
+    kind = "lexical" if system["claim"] == "untrained" else kind
+    return GROUPS.get((kind, system["claim"])) or GROUPS[kind, "not stated"]
 
 
-def grouped(records: Iterable[dict]) -> dict[str, list[dict]]:
+def grouped(records: list[dict]) -> dict[str, list[dict]]:
     """Return records by the title of their group, in the order of GROUPS, the best of each group first."""
     groups = defaultdict(list)
     for record in sorted(records, key=lambda record: (-record["ndcg_at_10"], record["system"])):
@@ -64,39 +42,28 @@ def grouped(records: Iterable[dict]) -> dict[str, list[dict]]:
     return {title: groups[title] for title in GROUPS.values() if title in groups}
 
 
-def grouped_rows(
-    records: Iterable[dict], row: Callable[[dict], list[str]], theirs: dict[str, list[str]] | None = None
-) -> list[list[str]]:
-    """Return rows of a table, group by group below the group's title: our systems, the best first, then the paper's.
-
-    Args:
-        row: makes the row of a record.
-        theirs: {model of the paper: its numbers}, the best first.
-    """
+def grouped_rows(records: list[dict], row: Callable[[dict], list[str]], theirs: dict[str, list[str]]) -> list:
+    """Return rows of a table, group by group below the group's title: of records, made by `row`, the best first, then
+    the paper's, from {model: its numbers}, the best first."""
     ours, printed_rows = grouped(records), defaultdict(list)
-    for name, numbers in (theirs or {}).items():
-        printed_rows[group_of(paper.printed()["models"][name])].append(paper_row(name, *numbers))
+    for name, numbers in theirs.items():
+        printed_rows[group_of(md.read_paper()["models"][name])].append(md.paper_row(name, *numbers))
     rows = []
     for title in GROUPS.values():
         if title in ours or title in printed_rows:
-            rows += [[bold(title)], *map(row, ours.get(title, [])), *printed_rows[title]]
+            rows += [[md.bold(title)], *map(row, ours.get(title, [])), *printed_rows[title]]
     return rows
 
 
 def paper_table_of(record: dict) -> str | None:
     """Return the table of the paper that scores this very task: "15" (LoCoV1), "23" (LoCoV0), or None."""
-    if record["split"] != "test" or record.get("distractors"):
-        return None
-    found = "23" if is_locov0(record) else "15"
-    return found if column_of(record) in paper.columns(found) else None
-
-
-def is_locov0(record: dict) -> bool:
-    """Return whether a task was read from the commits of the Hub that held LoCoV0."""
     from ..tasks.from_hub import LOCOV0_REVISION  # slow to import
 
-    wanted, read = LOCOV0_REVISION.split(","), (record.get("revision") or "").split(",")
-    return len(wanted) == len(read) and all(map(str.startswith, read, wanted))
+    if record["split"] != "test" or record.get("distractors"):
+        return None
+    commits, read = LOCOV0_REVISION.split(","), (record.get("revision") or "").split(",")
+    found = "23" if len(commits) == len(read) and all(map(str.startswith, read, commits)) else "15"
+    return found if column_of(record) in md.paper_columns(found) else None
 
 
 def column_of(record: dict) -> str:
@@ -114,29 +81,23 @@ def task_sections(tasks: Tasks, sources: Sources) -> list[Section]:
     for found in (*BENCHMARKS, None):
         keys = by_table[found]
         if found and keys:
-            keys.sort(key=lambda key: paper.columns(found).index(column_of(tasks[key][0])))
-            sections.append(overview_section(found, {key: tasks[key] for key in keys}))
+            keys.sort(key=lambda key: md.paper_columns(found).index(column_of(tasks[key][0])))
+            (name, tables), total = BENCHMARKS[found], len(md.paper_columns(found))
+            overview = f"1 of {total} tasks was measured here, so there is no average."
+            if len(keys) > 1:
+                overview = overview_table(found, {key: tasks[key] for key in keys})
+            title = f"{name} (Table{'s' * (len(tables) > 1)} {' and '.join(tables)})"
+            sections.append(Section(title, [overview, *md.errata(*tables)], tables))
         elif keys:
             sections.append(Section("Other retrieval tasks", ["Tasks that the paper's main tables do not have."]))
         for task, split, fingerprint in keys:
             title = f"{task}, {split}"
             if names[task, split] > 1:
-                title += f", data {shorten(fingerprint)}"
+                title += f", data {md.shorten(fingerprint)}"
             records = tasks[task, split, fingerprint]
             blocks = [scores_table(records, sources), *pairs_table(records), *cost_plots(records)]
             sections.append(Section(title, blocks, level=3))
     return sections
-
-
-def overview_section(paper_table: str, tasks: Tasks) -> Section:
-    """Return a benchmark: from two tasks on the table of systems by tasks, and the paper's errors."""
-    name, tables = BENCHMARKS[paper_table]
-    if len(tasks) > 1:
-        overview = overview_table(paper_table, tasks)
-    else:
-        overview = f"1 of {len(paper.columns(paper_table))} tasks was measured here, so there is no average."
-    title = f"{name} (Table{'s' * (len(tables) > 1)} {' and '.join(tables)})"
-    return Section(title, [overview, *errata(*tables)], tables)
 
 
 def overview_table(paper_table: str, tasks: Tasks) -> Markdown:
@@ -151,14 +112,14 @@ def overview_table(paper_table: str, tasks: Tasks) -> Markdown:
         for record in records:
             systems.setdefault(record["system"], {})[key] = record
     shared = [key for key in tasks if names[key] not in doubled and all(key in found for found in systems.values())]
-    total = len(paper.columns(paper_table))
+    total = len(md.paper_columns(paper_table))
 
     def row(summary: dict) -> list[str]:
         found = systems[summary["system"]]
-        cells = [points(found[key]["ndcg_at_10"] if key in found else None) for key in tasks]
-        return [summary["system"], *cells, *[points(summary["ndcg_at_10"])] * (len(shared) > 1)]
+        cells = [md.points(found[key]["ndcg_at_10"] if key in found else None) for key in tasks]
+        return [summary["system"], *cells, *[md.points(summary["ndcg_at_10"])] * (len(shared) > 1)]
 
-    header = ["system", *(f"{name} ({shorten(key[2])})" if name in doubled else name for key, name in names.items())]
+    header = ["system", *(f"{name} ({md.shorten(key[2])})" if name in doubled else name for key, name in names.items())]
     caption = (
         f"nDCG@10 in points; intervals and differences are with each task below. Rows in italics are printed in the "
         f"paper (Table {paper_table}). Fine-tuned are systems that were so on any of these tasks."
@@ -171,22 +132,17 @@ def overview_table(paper_table: str, tasks: Tasks) -> Markdown:
         )
     if 1 < len(shared) < total:
         caption += " They are not the averages that the paper prints."
-    summaries = [_summary(name, found, shared) for name, found in systems.items()]
-    theirs = {}
-    for model in paper.ranked(paper_table, list(dict.fromkeys(names.values()))):
-        theirs[model] = [number(paper.value(paper_table, model, name)) for name in names.values()]
-        if len(shared) > 1:
-            theirs[model].append(number(paper.mean(paper_table, model, [names[key] for key in shared])))
-    return table(caption, header, grouped_rows(summaries, row, theirs))
-
-
-def _summary(name: str, records: dict[tuple, dict], shared: list[tuple]) -> dict:
-    """Return a record of a system's average, fine-tuned if any of its scores is of a model fine-tuned on the task."""
-    counted = [records[key] for key in shared] or list(records.values())
-    claims = {record["claim"] for record in records.values()}
-    claim = next((claim for claim in ("fine-tuned", "not stated") if claim in claims), min(claims))
-    mean = sum(record["ndcg_at_10"] for record in counted) / len(counted)
-    return {**next(iter(records.values())), "system": name, "ndcg_at_10": mean, "claim": claim}
+    summaries, theirs = [], {}
+    for system, found in systems.items():  # fine-tuned if any of its scores is of a model fine-tuned on the task
+        counted = [found[key] for key in shared] or list(found.values())
+        claims = {record["claim"] for record in found.values()}
+        claim = next((claim for claim in ("fine-tuned", "not stated") if claim in claims), min(claims))
+        mean = sum(record["ndcg_at_10"] for record in counted) / len(counted)
+        summaries.append({**next(iter(found.values())), "system": system, "ndcg_at_10": mean, "claim": claim})
+    for model in md.paper_ranked(paper_table, list(dict.fromkeys(names.values()))):
+        theirs[model] = [md.number(md.paper_value(paper_table, model, name)) for name in names.values()]
+        theirs[model] += [md.number(md.paper_mean(paper_table, model, [names[k] for k in shared]))] * (len(shared) > 1)
+    return md.table(caption, header, grouped_rows(summaries, row, theirs))
 
 
 def scores_table(records: list[dict], sources: Sources) -> Markdown:
@@ -212,44 +168,25 @@ def scores_table(records: list[dict], sources: Sources) -> Markdown:
     header = ["system", "nDCG@10", "95 % interval", *["paper", "difference"] * bool(found), *details]
 
     def row(record: dict) -> list[str]:
-        metrics = record.get("metrics") or {}
-        return [
-            sources.system(record),
-            points(record["ndcg_at_10"]),
-            interval(record["interval_95"]),
-            *(_against_paper(record, found) if found else []),
-            *(points((metrics.get(name) or {}).get("mean")) for name in ("ndcg_at_1", "recall_at_100")),
-            percent(record.get("seen_share")),
-            number(record.get("vectors_per_document")),
-            seconds(record.get("seconds_per_document")),
-            _overlap_text(record),
-        ]
+        metrics, against, shared = record.get("metrics") or {}, [], []
+        if found:
+            theirs, (low, high) = md.paper_value(found, md.row_of(record), column), record["interval_95"]
+            gap = md.difference(100 * record["ndcg_at_10"], theirs)
+            within = theirs is None or 100 * low <= theirs <= 100 * high
+            against = [DASH if theirs is None else md.printed(md.number(theirs)), gap if within else md.bold(gap)]
+        for overlap in record.get("overlap") or []:
+            documents, queries = overlap["documents"], overlap["queries"]
+            both = documents["same"] + documents["near"]
+            shared.append(f"{both:,}/{documents['count']:,}, {queries['same']:,}/{queries['count']:,}")
+        scores = [md.points(record["ndcg_at_10"]), md.interval(record["interval_95"]), *against]
+        scores += [md.points((metrics.get(name) or {}).get("mean")) for name in ("ndcg_at_1", "recall_at_100")]
+        cost = [md.number(record.get("vectors_per_document")), md.seconds(record.get("seconds_per_document"))]
+        overlaps = DASH if record["claim"] == "untrained" else "; ".join(shared) or "not checked"
+        return [sources.system(record), *scores, md.percent(record.get("seen_share")), *cost, overlaps]
 
-    models = paper.ranked(found, [column]) if found else []
-    theirs = {model: [number(paper.value(found, model, column))] for model in models}
-    return table(caption, header, grouped_rows(records, row, theirs))
-
-
-def _against_paper(record: dict, paper_table: str) -> list[str]:
-    """Return the paper's value of the same system, and ours minus it."""
-    theirs = paper.value(paper_table, paper.row_of(record), column_of(record))
-    if theirs is None:
-        return [DASH, DASH]
-    low, high = (100 * bound for bound in record["interval_95"])
-    gap = difference(100 * record["ndcg_at_10"] - theirs)
-    return [printed(number(theirs)), gap if low <= theirs <= high else bold(gap)]
-
-
-def _overlap_text(record: dict) -> str:
-    """Return how many documents and queries of the test are also in the training data, or that nobody looked."""
-    if record["claim"] == "untrained":
-        return DASH
-    texts = []
-    for overlap in record.get("overlap") or []:
-        documents, queries = overlap["documents"], overlap["queries"]
-        shared = documents["same"] + documents["near"]
-        texts.append(f"{shared:,}/{documents['count']:,}, {queries['same']:,}/{queries['count']:,}")
-    return "; ".join(texts) or "not checked"
+    models = md.paper_ranked(found, [column]) if found else []
+    theirs = {model: [md.number(md.paper_value(found, model, column))] for model in models}
+    return md.table(caption, header, grouped_rows(records, row, theirs))
 
 
 def pairs_table(records: list[dict]) -> list[Markdown]:
@@ -260,8 +197,15 @@ def pairs_table(records: list[dict]) -> list[Markdown]:
         return []
 
     def row(record: dict) -> list[str]:
-        others = [*([baseline] if baseline else []), groups[group_of(record)][0]]
-        return [record["system"], *(cell for other in others for cell in _paired(record, other))]
+        cells = [record["system"]]
+        for other in [*([baseline] if baseline else []), groups[group_of(record)][0]]:
+            if record is other or record["query_scores"].keys() != other["query_scores"].keys():
+                cells += [DASH, DASH]
+                continue
+            mean, low, high = paired_difference_interval(record["query_scores"], other["query_scores"])
+            gap = md.difference(100 * mean, 0)
+            cells += [md.bold(gap) if low > 0 or high < 0 else gap, md.interval((low, high))]
+        return cells
 
     header = ["system", *([f"minus {baseline['system']}", "95 % interval"] if baseline else [])]
     header += ["minus the best of its group", "95 % interval"]
@@ -270,31 +214,20 @@ def pairs_table(records: list[dict]) -> list[Markdown]:
         "zero. The best were chosen on these very queries and the intervals are not corrected for their number, so a "
         "narrow win is no more than a hint."
     )
-    return [table(caption, header, grouped_rows(records, row))]
-
-
-def _paired(record: dict, other: dict) -> list[str]:
-    """Return the difference of two systems and its interval; dashes where they are one or the queries differ."""
-    if record is other or record["query_scores"].keys() != other["query_scores"].keys():
-        return [DASH, DASH]
-    mean, low, high = paired_difference_interval(record["query_scores"], other["query_scores"])
-    gap = difference(100 * mean)
-    return [bold(gap) if low > 0 or high < 0 else gap, interval((low, high))]
+    return [md.table(caption, header, grouped_rows(records, row, {}))]
 
 
 def cost_plots(records: list[dict]) -> list[Plot]:
     """Plot quality over the time that a document takes, once for each device."""
-    timed, untimed = defaultdict(list), []
+    timed, level = defaultdict(list), None
     for title, members in grouped(records).items():
         for record in members:
-            cost = record.get("seconds_per_document")
+            system, cost, score = record["system"], record.get("seconds_per_document"), 100 * record["ndcg_at_10"]
             if cost:
-                point = CostPoint(record["system"], cost, 100 * record["ndcg_at_10"], title)
-                timed[record.get("device") or "device not stated"].append(point)
+                timed[record.get("device") or "device not stated"].append(CostPoint(system, cost, score, title))
             elif title == LEXICAL:
-                untimed.append((record["system"], 100 * record["ndcg_at_10"]))
-    name = "-".join(["cost", *(shorten(records[0][field]) for field in ("task", "split", "data_fingerprint"))])
-    level = untimed[0] if untimed else None
+                level = level or (system, score)
+    name = "-".join(["cost", *(md.shorten(records[0][field]) for field in ("task", "split", "data_fingerprint"))])
     return [cost_plot(f"{name}-{device}", found, device, level) for device, found in timed.items() if len(found) > 1]
 
 
@@ -304,33 +237,27 @@ def length_section(tasks: Tasks, sources: Sources) -> Section | None:
     for (task, split, fingerprint), records in tasks.items():
         by_tokenizer = defaultdict(list)
         for record in records:
-            if record.get("by_length"):
-                by_tokenizer[record["by_length"]["tokenizer"]].append(record)
-        for tokenizer, members in by_tokenizer.items():
-            caption = f"{task}, {split}, data {shorten(fingerprint)}: answer documents counted in tokens of {tokenizer}"
-            found = [(record, {row["bucket"]: row for row in record["by_length"]["rows"]}) for record in members]
-            blocks.append(_table_by(caption, found, sources))
-    if not blocks:
-        return None
+            if known := record.get("by_length"):
+                by_tokenizer[known["tokenizer"]].append((record, {row["bucket"]: row for row in known["rows"]}))
+        for tokenizer, found in by_tokenizer.items():
+            data = f"{task}, {split}, data {md.shorten(fingerprint)}"
+            blocks.append(_table_by(f"{data}: answer documents counted in tokens of {tokenizer}", found, sources))
     caption = (
         "Printed in the paper, over all twelve tasks of LoCoV1 together, without the number of queries. Not to be "
         "subtracted from the tables above, which are of single tasks."
     )
-    blocks.append(printed_table(caption, "24", number))
-    return Section("By length of the answer's document (Table 24)", blocks, ("24",))
+    theirs = md.printed_table(caption, "24", md.number)
+    return Section("By length of the answer's document (Table 24)", [*blocks, theirs], ("24",)) if blocks else None
 
 
 def place_section(tasks: Tasks, sources: Sources) -> Section | None:
     """Return nDCG@10 by the quarter of the document in which the answer begins."""
     blocks = []
     for (task, split, fingerprint), records in tasks.items():
-        found = [
-            (record, {f"quarter {row['quarter']}": row for row in record["by_quarter"]})
-            for record in records
-            if record.get("by_quarter")
-        ]
+        known = [record for record in records if record.get("by_quarter")]
+        found = [(record, {f"quarter {row['quarter']}": row for row in record["by_quarter"]}) for record in known]
         if found:
-            blocks.append(_table_by(f"{task}, {split}, data {shorten(fingerprint)}", found, sources))
+            blocks.append(_table_by(f"{task}, {split}, data {md.shorten(fingerprint)}", found, sources))
     return Section("By place of the answer in its document", blocks) if blocks else None
 
 
@@ -341,10 +268,10 @@ def _table_by(caption: str, found: list[tuple[dict, dict[str, dict]]], sources: 
     header = ["system", *(f"{name} ({count:,} queries)" for name, count in names.items())]
 
     def row(record: dict) -> list[str]:
-        return [sources.system(record), *(score(scores[id(record)].get(name)) for name in names)]
+        return [sources.system(record), *(md.score(scores[id(record)].get(name)) for name in names)]
 
     caption = f"{caption}. nDCG@10 in points with 95 % intervals."
-    return table(caption, header, grouped_rows([record for record, _ in found], row))
+    return md.table(caption, header, grouped_rows([record for record, _ in found], row, {}))
 
 
 def examples_section(tasks: Tasks) -> Section | None:
@@ -355,17 +282,16 @@ def examples_section(tasks: Tasks) -> Section | None:
         for best, *_ in grouped(records).values():
             rows = []
             for title, key in (("Found", "successes"), ("Missed or found late", "failures")):
-                rows += [[bold(title)]] * bool(best.get(key)) + [_example_row(found) for found in best.get(key) or []]
+                rows += [[md.bold(title)]] * bool(best.get(key))
+                for example in best.get(key) or []:
+                    rank = example.get("rank")
+                    instead = DASH if rank == 1 else example.get("found_start") or DASH
+                    rows.append([example["query"], example["answer_start"], str(rank or "not found"), instead])
             if rows:
                 caption = f"{task}, {split}: {best['system']}"
-                blocks.append(table(caption, header, rows, words=len(header), folded=True))
+                blocks.append(md.table(caption, header, rows, words=len(header), folded=True))
     said = "Of each group's best system; those of the others are in the result files."
     return Section("Successes and failures (Table 25)", [said, *blocks], ("25",)) if blocks else None
-
-
-def _example_row(example: dict) -> list[str]:
-    instead = DASH if example.get("rank") == 1 else example.get("found_start") or DASH
-    return [example["query"], example["answer_start"], str(example.get("rank") or "not found"), instead]
 
 
 def overlap_section(overlaps: list[dict], records: list[dict]) -> Section | None:
@@ -373,17 +299,15 @@ def overlap_section(overlaps: list[dict], records: list[dict]) -> Section | None
     found = list(overlaps)
     for record in records:
         found += [overlap for overlap in record.get("overlap") or [] if overlap not in found]
-    rows = [
-        [
-            *(f"{side['task']}, {side['split']}" for side in (overlap["test"], overlap["train"])),
-            *(number(overlap["documents"][key], 0) for key in ("count", "same", "near")),
-            *(number(overlap["queries"].get(key), 0) for key in ("count", "same", "in_documents")),
-        ]
-        for overlap in found
-    ]
+    rows = []
+    for overlap in found:
+        documents, queries = overlap["documents"], overlap["queries"]
+        numbers = [documents["count"], documents["same"], documents["near"], queries["count"], queries["same"]]
+        names = [f"{side['task']}, {side['split']}" for side in (overlap["test"], overlap["train"])]
+        rows.append([*names, *(md.number(n, 0) for n in [*numbers, queries.get("in_documents")])])
     caption = (
         "Same: equal but for case and spaces. Near: at least half of a document's sampled sequences of 13 words occur "
         "in the training documents. In a document: queries that stand word for word in a training document."
     )
     header = ["test", "training data", "test documents", "same", "near", "test queries", "same", "in a document"]
-    return Section("Contamination", [table(caption, header, rows, words=2)]) if rows else None
+    return Section("Contamination", [md.table(caption, header, rows, words=2)]) if rows else None

@@ -1,18 +1,63 @@
-"""The pieces of a report, as Markdown: sections, tables, numbers, and the table of sources.
+"""The pieces of a report, as Markdown (sections, tables, numbers, the table of sources), and the paper's numbers.
 
-A text is escaped when it is put into a page (`escape`), unless it is `Markdown` already.
+A text is escaped when it is put into a page (`escape`), unless it is `Markdown` already. What the paper prints is in
+paper.json: {"source": citation, "models": {name: properties}, "tables": {number: table}, "errata": [...]}.
 """
 
+import json
 import re
 from collections.abc import Callable
+from functools import cache
+from importlib.resources import files
 from typing import NamedTuple
-
-from . import paper
 
 MINUS = "\N{MINUS SIGN}"
 NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 DASH = "\N{EN DASH}"  # for a number that was not measured
 WIDEST_COLUMN_CHARS = 60  # up to which the columns of the source text are aligned
+
+
+@cache
+def read_paper() -> dict:
+    """Return what paper.json holds."""
+    return json.loads(files("m2bert.eval.report").joinpath("paper.json").read_text(encoding="utf-8"))
+
+
+def paper_table(name: str) -> dict:
+    """Return {"title", "measure", "values"} of a table, and "metric" where the measure is not mteb's main score."""
+    return read_paper()["tables"][name]
+
+
+def paper_values(table: str) -> dict[str, dict[str, float]]:
+    """Return {row: {column: number}}, scores in points; rows are models or, in Tables 11 and 12, tasks."""
+    return paper_table(table)["values"]
+
+
+def paper_value(table: str, row: str | None, column: str) -> float | None:
+    """Return one number, or None if the paper does not print it."""
+    return paper_values(table).get(row, {}).get(column)
+
+
+def paper_columns(table: str) -> list[str]:
+    """Return every column that some row has, in the paper's order."""
+    return list(dict.fromkeys(column for row in paper_values(table).values() for column in row))
+
+
+def paper_mean(table: str, row: str | None, columns: list[str]) -> float | None:
+    """Return the mean of a row's numbers in these columns, None if it lacks one; the printed average may differ."""
+    present = [paper_value(table, row, column) for column in columns]
+    return None if not present or None in present else sum(present) / len(present)
+
+
+def paper_ranked(table: str, columns: list[str]) -> list[str]:
+    """Return the rows that have all of these columns, the best mean first."""
+    means = {row: paper_mean(table, row, columns) for row in paper_values(table)}
+    return sorted((row for row in means if means[row] is not None), key=lambda row: -means[row])
+
+
+def row_of(record: dict) -> str | None:
+    """Return the row of the paper's tables that a record repeats: the one it names, or BM25's."""
+    return record.get("paper_row") or ("BM25" if record.get("encoder") == "bm25" else None)
 
 
 class Markdown(str):
@@ -83,16 +128,15 @@ def printed_table(
     caption: str, name: str, form: Callable[[float | None], str], heading: Callable[[str], str] = str
 ) -> Markdown:
     """Return a table of the paper as it is printed, its numbers written by `form` and its columns by `heading`."""
-    columns = paper.columns(name)
-    rows = [
-        paper_row(row, *(form(found.get(column)) for column in columns)) for row, found in paper.values(name).items()
-    ]
+    columns = paper_columns(name)
+    rows = [paper_row(row, *(form(paper_value(name, row, column)) for column in columns)) for row in paper_values(name)]
     return table(caption, ["model", *map(heading, columns)], rows)
 
 
 def errata(*tables: str) -> list[Markdown]:
     """Return a quotation that lists the paper's errors in these tables, or nothing."""
-    items = [f"> - {escape(text)}" for text in paper.errata(*tables)]
+    found = [erratum["text"] for erratum in read_paper()["errata"] if set(erratum["tables"]) & set(tables)]
+    items = [f"> - {escape(text)}" for text in found]
     return [Markdown("\n".join(["> Errors in the paper that matter here:", ">", *items]))] if items else []
 
 
@@ -103,12 +147,12 @@ def number(value: float | None, digits: int = 1) -> str:
 
 def points(share: float | None) -> str:
     """Return a score from 0 to 1 as points."""
-    return DASH if share is None else number(100 * share)
+    return number(None if share is None else 100 * share)
 
 
-def difference(points: float) -> str:
-    """Return a difference in points with its sign."""
-    return f"{points:+.1f}".replace("-", MINUS)
+def difference(ours: float, theirs: float | None) -> str:
+    """Return ours minus theirs, in points, with its sign."""
+    return DASH if theirs is None else f"{ours - theirs:+.1f}".replace("-", MINUS)
 
 
 def interval(bounds: list[float] | tuple[float, float] | None) -> str:
@@ -125,16 +169,12 @@ def score(entry: dict | None) -> str:
 
 def seconds(value: float | None) -> str:
     """Return seconds with three significant digits."""
-    if value is None:
-        return DASH
-    return number(value, 0) if value >= 100 else f"{value:.3g}"
+    return DASH if value is None else number(value, 0) if value >= 100 else f"{value:.3g}"
 
 
 def percent(share: float | None) -> str:
     """Return a share in per cent without decimals; less than all never reads as 100 %."""
-    if share is None:
-        return DASH
-    return f"{min(round(100 * share), 99 if share < 1 else 100)}{NO_BREAK_SPACE}%"
+    return DASH if share is None else f"{min(round(100 * share), 99 if share < 1 else 100)}{NO_BREAK_SPACE}%"
 
 
 def shorten(fingerprint: str | None) -> str:
@@ -144,24 +184,22 @@ def shorten(fingerprint: str | None) -> str:
 
 def data_of(record: dict) -> str:
     """Return the data of a record: task, split, and revision or fingerprint."""
-    task = ", ".join(filter(None, [record.get("task"), record.get("split")]))
+    if "task" not in record:
+        return DASH
     version = record.get("revision") or record.get("data_fingerprint")
-    return " ".join(filter(None, [task, f"({shorten(version)})" if version else ""])) or DASH
+    return f"{record['task']}, {record['split']}" + (f" ({shorten(version)})" if version else "")
 
 
 class Sources:
-    """Numbers the records of a report in the order in which it first names them."""
+    """Number the records of a report in the order in which it first names them."""
 
     def __init__(self):
-        self._numbers: dict[int, int] = {}  # {id of a record: its number}
-        self._records: list[dict] = []
+        self._records: dict[int, dict] = {}  # {id of a record: the record}
 
     def link(self, text: str, record: dict) -> Markdown:
         """Return a text that leads to the record's row in the table of sources."""
-        if id(record) not in self._numbers:
-            self._records.append(record)
-            self._numbers[id(record)] = len(self._records)
-        return Markdown(f"{escape(text)} [{self._numbers[id(record)]}](#sources)")
+        self._records.setdefault(id(record), record)
+        return Markdown(f"{escape(text)} [{list(self._records).index(id(record)) + 1}](#sources)")
 
     def system(self, record: dict) -> Markdown:
         """Return the name of the record's system, with its link."""
@@ -171,21 +209,13 @@ class Sources:
         """Return the table of sources, and the package versions that it names by letters."""
         versions: dict[str, str] = {}  # {packages: letter}
         rows = []
-        for index, record in enumerate(self._records, 1):
+        for number, record in enumerate(self._records.values(), 1):
             packages = ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items())
-            rows.append(
-                [
-                    str(index),
-                    record["system"],
-                    _policy_of(record),
-                    shorten(record.get("model_fingerprint")),
-                    "; ".join(record.get("trained_on") or []) or DASH,
-                    data_of(record),
-                    versions.setdefault(packages, _letter(len(versions))) if packages else DASH,
-                    ", ".join(filter(None, [record.get("device"), record.get("dtype")])) or DASH,
-                    record.get("date") or DASH,
-                ]
-            )
+            letter = versions.setdefault(packages, _letter(len(versions))) if packages else DASH
+            trained_on = "; ".join(record.get("trained_on") or []) or DASH
+            device = ", ".join(filter(None, [record.get("device"), record.get("dtype")])) or DASH
+            model = [_policy_of(record), shorten(record.get("model_fingerprint")), trained_on]
+            rows.append([str(number), record["system"], *model, data_of(record), letter, device, record["date"]])
         caption = "Models and data by the first digits of their fingerprints. Data from the Hub by revision."
         header = ["No.", "system", "policy", "model", "trained on", "data", "versions", "device", "date"]
         explained = [f"Versions {letter}: {packages}." for packages, letter in versions.items()]

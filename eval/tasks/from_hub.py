@@ -49,27 +49,24 @@ def load_hub_tasks(
         names: values of the column `dataset`; None takes all.
         revision: branch, tag or commit of both; or two, "QUERIES,DOCUMENTS". The default is `main`.
         setting: what errors call `path`.
-
-    Raises:
-        ValueError: a data set, revision, split or task is not there; or as `make_task`.
     """
     revisions = revision.split(",") if revision else [None]
     if len(revisions) > 2 or "" in revisions:
         raise ValueError(f"revision={revision} is neither one revision nor two, as in QUERIES,DOCUMENTS; write either")
     hint = f"a local {setting} is a folder with queries/{split}.parquet and documents/{split}.parquet"
-    tables, commits = {}, []
+    tables, commits = [], []
     for kind, columns, one in (
         ("Queries", QUERY_COLUMNS, revisions[0]),
         ("Documents", DOCUMENT_COLUMNS, revisions[-1]),
     ):
         table, commit = load_table(f"{path}-{kind}", None, split, f"{setting}={path}", hint, one)
-        tables[kind] = with_texts(table, columns, f"Hub data set '{path}-{kind}'")
+        tables.append(with_texts(table, columns, f"Hub data set '{path}-{kind}'"))
         commits.append(commit)
-    known = names_in(tables["Documents"])
+    known = names_in(tables[1])
     check_names(names, known, path)
     resolved = ",".join(commits) if all(commits) else None
     return [
-        make_task(name, split, *(rows_of(table, name) for table in tables.values()), source=path, revision=resolved)
+        make_task(name, split, *(rows_of(table, name) for table in tables), source=path, revision=resolved)
         for name in names or known
     ]
 
@@ -79,9 +76,6 @@ def load_table(path: str, config: str | None, split: str, setting: str, hint: st
 
     Args:
         setting, hint: for errors: what named the data set, and what it might have meant instead.
-
-    Raises:
-        ValueError: it cannot be loaded, or there is no network and the cache holds another commit.
     """
     import datasets
 
@@ -101,18 +95,12 @@ def load_table(path: str, config: str | None, split: str, setting: str, hint: st
     commit = next((name for name in folders if re.fullmatch("[0-9a-f]{40}", name)), None) if len(folders) == 1 else None
     if commit and revision and re.fullmatch("[0-9a-f]{7,40}", revision) and not commit.startswith(revision):
         # Without a network, `datasets` takes the newest commit in its cache, whatever was asked for.
-        raise ValueError(
-            f"{setting}: the cache holds commit {commit} of {path!r}, not revision={revision}; go online to load that"
-        )
+        raise ValueError(f"{setting}: the cache holds commit {commit} of {path!r}, not revision={revision}; go online")
     return data.with_format("arrow")[:], commit
 
 
 def full_commit(path: str, revision: str | None) -> str | None:
-    """Return the full form of an abbreviated commit by the history on the Hub, and any other revision unchanged.
-
-    Raises:
-        ValueError: none or several commits fit.
-    """
+    """Return the full form of an abbreviated commit by the history on the Hub, and any other revision unchanged."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -122,23 +110,18 @@ def full_commit(path: str, revision: str | None) -> str | None:
         history = HfApi().list_repo_commits(path, repo_type="dataset")
     except OfflineModeIsEnabled:
         return revision  # the cache may hold it
-    fitting = [commit.commit_id for commit in history if commit.commit_id.startswith(revision)]
-    if len(fitting) != 1:
-        raise ValueError(f"revision={revision} fits {len(fitting)} commits of {path}; write a commit in full")
-    return fitting[0]
+    return next((commit.commit_id for commit in history if commit.commit_id.startswith(revision)), revision)
 
 
 @contextmanager
 def hub_or_cache(repository: str, revision: str | None, kind: str = "model") -> Iterator[str]:
     """Ask the Hub once for a repository; if it does not answer, let its clients use their cache alone.
 
-    Without this, its clients ask for every file six times.
+    Without this, its clients ask for every file six times. Yields why it does not answer, on one line and without
+    credentials; empty if it does.
 
     Args:
         kind: of the repository, `model` or `dataset`.
-
-    Yields:
-        Why it does not answer, on one line and without credentials; empty if it does.
     """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError

@@ -1,23 +1,49 @@
-"""Retrieval tasks as a user names them with --data, --task and --distractors."""
+"""Retrieval tasks as a user names them with --data, --task and --distractors, and a folder of one's own queries:
 
+    my-folder/
+        queries.csv       columns query and answer: the document that answers it; several are separated by ;
+        documents/        .txt and .md files, each called by its path in this folder; or else
+        documents.csv     columns id and text
+
+Columns are separated by commas, semicolons or tabs. The text must be UTF-8. Hidden files are not read. Names are
+compared in Unicode's composed form (NFC), since systems and archives differ in how they write an accent.
+"""
+
+import csv
+import io
 import logging
 import random
 import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from m2bert.files import read_text, visible
 from m2bert.terminal import nearest
 
-from ..analyses.clusters import read_source
-from .from_csv import QUERIES, SPLIT, load_csv_folder
 from .from_hub import LOCOV0_REVISION, LOCOV0_TASKS, LOCOV1, LOCOV1_TASKS, load_hub_tasks
-from .schema import RetrievalTask, check_names, fingerprint_of, load_task, task_names
+from .schema import (
+    RetrievalTask,
+    check_names,
+    fingerprint_of,
+    load_task,
+    make_task,
+    read_table,
+    task_names,
+    texts_by_id,
+    with_texts,
+)
 
 logger = logging.getLogger(__name__)
 
 DOCUMENTS = "documents"
 NAMED = ("locov1", "locov0", "mteb")
 DISTRACTOR = "distractor_"
+QUERIES = "queries.csv"
+SUFFIXES = (".txt", ".md")
+TEXT_COLUMNS = ("text", "passage")  # of a parquet file with texts alone
 
 
 def load_tasks(
@@ -33,8 +59,7 @@ def load_tasks(
         documents: folder of the documents, for a local task that has them in several variants.
 
     Raises:
-        ValueError: the source, a name, the split or the variant is unknown, a setting does not apply to the source, or
-            it cannot be read.
+        ValueError: the source, a name, the split or the variant is unknown, or a setting does not apply to the source.
     """
     folder = Path(data).expanduser()
     variant = None if documents == DOCUMENTS else documents
@@ -42,7 +67,7 @@ def load_tasks(
         _check_unused(data, revision=revision)
         return [load_task(folder, name, split, documents) for name in names or task_names(folder, split)]
     if (folder / QUERIES).is_file():
-        _check_unused(data, revision=revision, documents=variant, split=None if split == SPLIT else split)
+        _check_unused(data, revision=revision, documents=variant, split=None if split == "test" else split)
         task = load_csv_folder(folder)
         check_names(names, [task.name], data)
         return [task]
@@ -57,7 +82,7 @@ def load_tasks(
         _check_unused(data, revision=revision)
         if not names:
             raise ValueError("data='mteb' has hundreds of tasks; name some, as in --task LongEmbed")
-        from .from_mteb import from_mteb  # slow to import
+        from ..from_mteb import from_mteb  # slow to import
 
         return from_mteb(names, split)
     if is_hub_id:
@@ -73,6 +98,80 @@ def _check_unused(data: str, **settings: str | None) -> None:
             raise ValueError(f"{name}={value!r} does not apply to data={data!r}; leave it out")
 
 
+def load_csv_folder(folder: Path) -> RetrievalTask:
+    """Return the task of a folder with queries.csv, called by the folder's name; its split is "test"."""
+    documents = folder / "documents"
+    if documents.is_dir():
+        texts = read_folder(documents)
+    else:
+        documents = folder / "documents.csv"
+        texts = [(_name(row["id"]), row["text"]) for _, row in read_rows(documents, ("id", "text"), filled=("id",))]
+    known = texts_by_id("documents", texts, str(documents))
+    query_rows = []
+    for where, row in read_rows(folder / QUERIES, ("query", "answer"), filled=("query", "answer")):
+        answers = [_name(answer).replace("\\", "/") for answer in row["answer"].split(";") if answer.strip()]
+        for answer in answers:
+            if answer not in known:
+                hint = nearest(answer, known) or f"; the first is {next(iter(known))!r}"
+                raise ValueError(f"{where}: answer {answer!r} is no document of {documents}{hint}")
+        query_rows.append({"qid": f"q{len(query_rows) + 1}", "query": row["query"].strip(), "answer_pids": answers})
+    document_rows = [{"pid": pid, "passage": text} for pid, text in known.items()]
+    return make_task(folder.resolve().name, "test", query_rows, document_rows, source=str(folder))
+
+
+def read_folder(folder: Path) -> list[tuple[str, str]]:
+    """Return (path in the folder, text) of its .txt and .md files; a warning counts the files of other types."""
+    texts, others = [], Counter()
+    for path in visible(folder, "**/*"):
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            texts.append((_name(path.relative_to(folder).as_posix()), read_text(path)))
+        elif path.is_file():
+            others[path.suffix.lower() or "no suffix"] += 1
+    if others:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common())
+        logger.warning("%s: left out for their type: %s; documents are %s", folder, kinds, " and ".join(SUFFIXES))
+    return texts
+
+
+def _name(text: str) -> str:
+    """Return a document's name in the form in which names are compared."""
+    return unicodedata.normalize("NFC", text.strip())
+
+
+def read_rows(path: Path, columns: tuple[str, ...], filled: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield where it is (file and line) and {column: cell} of every row of a CSV that is not blank.
+
+    Not pandas.read_csv, which takes the first column for an index if every row has one cell more than the header.
+
+    Args:
+        columns: needed, each once; those of `filled` may not be empty.
+    """
+    text = read_text(path)
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    csv.field_size_limit(2**31 - 1)  # 131,072 characters by default
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval="", strict=True)
+    line = 0
+    try:
+        header = reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
+        if any(header.count(column) != 1 for column in columns):
+            raise ValueError(f"{path} needs the columns {', '.join(columns)}, each once; its first line has {header}")
+        line = reader.line_num
+        for row in reader:
+            line = reader.line_num
+            where = f"{path}, line {line}"
+            if "".join(row.pop(None, [])).strip():
+                raise ValueError(f"{where} has more cells than the header; put quotes around texts with {delimiter!r}")
+            if not "".join(row.values()).strip():
+                continue
+            for column in filled:
+                if not row[column].strip():
+                    raise ValueError(f"{where}: column {column!r} is empty; fill it or delete the line")
+            yield where, row
+    except csv.Error as error:
+        fix = 'write " within a cell twice'
+        raise ValueError(f"{path}, after line {line}: quotes do not pair ({error}); {fix}") from error
+
+
 def add_distractors(task: RetrievalTask, texts_from: str | Path, count: int, seed: int = 0) -> RetrievalTask:
     """Return the task with `count` more documents that answer nothing; its name gains " +count".
 
@@ -84,8 +183,7 @@ def add_distractors(task: RetrievalTask, texts_from: str | Path, count: int, see
             Of a folder with splits, `train` is read.
         seed: the same seed draws the same texts and lengths.
 
-    Raises:
-        ValueError: the texts cannot be read, or there are fewer than `count`.
+    Raises ValueError if the texts cannot be read, or if there are fewer than `count`.
     """
     generator = random.Random(f"{seed} {task.fingerprint}")
     lengths_chars = sorted(len(text) for text in task.documents.values() if text)
@@ -102,10 +200,36 @@ def add_distractors(task: RetrievalTask, texts_from: str | Path, count: int, see
             added[f"{DISTRACTOR}{first + len(added):06d}"] = text
             cut += len(text) < len(whole)
     if len(added) < count:
-        raise ValueError(
-            f"{texts_from} has {len(added)} texts that task {task.name!r} lacks, not {count}; ask for fewer"
-        )
+        raise ValueError(f"{texts_from} has {len(added)} texts that {task.name!r} lacks, not {count}; ask for fewer")
     logger.info("task %s: %d of %d distractors are cut to the length of a document", task.name, cut, count)
     documents = task.documents | added
     fingerprint = fingerprint_of(task.queries, documents, task.qrels)
     return replace(task, name=f"{task.name} +{count}", documents=documents, fingerprint=fingerprint)
+
+
+def read_source(path: Path, count: int, split: str, seed: int = 0) -> list[str]:
+    """Draw at most `count` texts at random; empty ones are left out.
+
+    Args:
+        path: a parquet file with a column `text` or `passage`; a folder of such files; one of folders that each have
+            SPLIT.parquet; or a task's folder, of which documents/SPLIT.parquet is read.
+        split: of a folder that has splits.
+    """
+    whole = (path, path / "documents" / f"{split}.parquet", path / f"{split}.parquet")
+    files = [file for file in whole if file.is_file()][:1]
+    files = files or visible(path, f"*/{split}.parquet") or visible(path, "*.parquet")
+    if not files:
+        raise ValueError(f"source {path} is no parquet file and no folder of them; give one with a column `text`")
+    rows: list[str | None] = []
+    for file in files:
+        table = read_table(file, (), optional=TEXT_COLUMNS)
+        name = next((name for name in TEXT_COLUMNS if name in table.column_names), None)
+        if name is None:
+            raise ValueError(f"{file} has no column `text` or `passage`; add one")
+        rows += with_texts(table, (name,), str(file))[name].to_pylist()
+    texts = [text for text in rows if text and text.strip()]
+    if not texts:
+        raise ValueError(f"source {path} holds no text; choose another path")
+    if len(texts) < len(rows):
+        logger.warning("%s: %d of %d texts are empty and are left out", path, len(rows) - len(texts), len(rows))
+    return random.Random(seed).sample(texts, min(count, len(texts)))

@@ -6,7 +6,7 @@ appendix C). One run in sixteen is looked at, chosen by its hash: the same runs 
 memory. A text of few words may have none of these, and is compared as a whole only.
 """
 
-from collections.abc import Iterable
+from functools import lru_cache
 from hashlib import blake2b
 
 import numpy as np
@@ -24,12 +24,10 @@ MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplication loses 
 
 
 def find_overlap(test: RetrievalTask, train: RetrievalTask) -> dict:
-    """Return what `test` has in common with `train`, as a record of kind "overlap".
+    """Return a record of kind "overlap", what `test` has in common with `train`.
 
-    Returns:
-        For `documents` the count, how many are the same and how many others nearly so; for `queries` the count, how
-        many are the same as a training query, and how many of at least SHORTEST_QUERY_WORDS words occur in a training
-        document; a few examples.
+    It has the counts of documents, of the same and of other nearly equal ones; of queries, of those that are a training
+    query, and of those with SHORTEST_QUERY_WORDS words or more that occur in a training document; a few examples.
     """
     documents, queries = normalised(test.documents), normalised(test.queries)
     same_documents = same_texts(documents, normalised(train.documents))
@@ -74,16 +72,15 @@ def search_documents(
 
     Each training document is read once, whatever the number of queries: their first words find the candidates.
     """
-    hasher = RunHasher()
     beginnings = [{} for _ in range(RUN_WORDS + 1)]  # by number of words: {hash: qids}
     for qid, text in queries.items():
         words = text.split()[:RUN_WORDS]
         if len(words) >= SHORTEST_QUERY_WORDS:
-            (value,) = hasher.runs(words)[len(words)]
+            (value,) = hashed_runs(words)[len(words)]
             beginnings[len(words)].setdefault(int(value), []).append(qid)
     sampled, quoted = [np.zeros(0, np.uint64)], {}
     for pid, text in tqdm(normalised(train.documents).items(), desc="training documents", unit="text", leave=False):
-        runs = hasher.runs(text.split())
+        runs = hashed_runs(text.split())
         sampled.append(sample(runs[RUN_WORDS]))
         for length, wanted in enumerate(beginnings):
             found = np.intersect1d(runs[length], np.fromiter(wanted, np.uint64)) if wanted else []
@@ -93,9 +90,8 @@ def search_documents(
     seen = np.unique(np.concatenate(sampled))
     near = set()
     for pid, text in documents.items():
-        hashes = sample(hasher.runs(text.split())[RUN_WORDS])
-        within = np.searchsorted(seen, hashes, "right") > np.searchsorted(seen, hashes, "left")
-        if hashes.size and within.mean() >= NEAR_FRACTION:
+        hashes = sample(hashed_runs(text.split())[RUN_WORDS])
+        if hashes.size and np.isin(hashes, seen).mean() >= NEAR_FRACTION:
             near.add(pid)
     return near, quoted
 
@@ -105,22 +101,19 @@ def sample(hashes: np.ndarray) -> np.ndarray:
     return np.unique(hashes[hashes >> np.uint64(64 - SAMPLED_BITS) == 0])
 
 
-class RunHasher:
-    """64-bit hashes of runs of words, the same on every machine."""
+def hashed_runs(words: list[str]) -> list[np.ndarray]:
+    """Return hashes of all runs of 0, 1, ... RUN_WORDS words: RUN_WORDS + 1 uint64 arrays, of W - n + 1 for length n.
 
-    def __init__(self):
-        self.words: dict[str, int] = {}
+    They are the same on every machine.
+    """
+    values = np.fromiter(map(_hashed_word, words), np.uint64)  # (W,)
+    sums = [np.zeros(len(values) + 1, np.uint64)]
+    for length in range(1, RUN_WORDS + 1):  # arithmetic is modulo 2^64
+        count = max(len(values) - length + 1, 0)
+        sums.append(sums[-1][:count] * MULTIPLIER + values[length - 1 : length - 1 + count])
+    return [(values ^ (values >> np.uint64(29))) * MULTIPLIER for values in sums]
 
-    def runs(self, words: Iterable[str]) -> list[np.ndarray]:
-        """Return hashes of all runs of 0, 1, ... RUN_WORDS words: RUN_WORDS + 1 arrays, of W - n + 1 for length n."""
-        values = np.fromiter((self._word(word) for word in words), np.uint64)  # (W,)
-        sums = [np.zeros(len(values) + 1, np.uint64)]
-        for length in range(1, RUN_WORDS + 1):  # arithmetic is modulo 2^64
-            count = max(len(values) - length + 1, 0)
-            sums.append(sums[-1][:count] * MULTIPLIER + values[length - 1 : length - 1 + count])
-        return [(values ^ (values >> np.uint64(29))) * MULTIPLIER for values in sums]
 
-    def _word(self, word: str) -> int:
-        if word not in self.words:
-            self.words[word] = int.from_bytes(blake2b(word.encode(), digest_size=8).digest(), "big")
-        return self.words[word]
+@lru_cache(maxsize=1_000_000)
+def _hashed_word(word: str) -> int:
+    return int.from_bytes(blake2b(word.encode(), digest_size=8).digest(), "big")

@@ -18,7 +18,6 @@ import re
 import warnings
 from functools import partial
 from importlib import metadata
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -35,6 +34,7 @@ from .schema import make_task
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
+RECIPE = Path(__file__).with_name("pydocs.yaml")
 RECORD = "fingerprint.json"
 SENTENCE = re.compile(r".+?(?<!e\.g)(?<!i\.e)(?<!\bcf)(?<!\bvs)[.!?](?=\s|$)", re.DOTALL)
 
@@ -114,11 +114,10 @@ def read_package(package: str, prefixes: list[str] | None, seen: set[str]) -> li
         if prefixes and not name.startswith(tuple(prefixes)):
             continue
         source = path.locate().read_bytes()
-        if b'"""' not in source and b"'''" not in source:
+        if b'"""' not in source and b"'''" not in source:  # parsing takes much longer than this
             continue
-        module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         try:
-            docstrings = read_docstrings(source, module)
+            docstrings = read_docstrings(source, name.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
         except SyntaxError as error:  # a file for another Python than this one
             logger.warning("skipped %s of %s: %s", name, package, error)
             continue
@@ -141,6 +140,11 @@ class Query(NamedTuple):
     position: float
 
 
+def render(document: list[Entry]) -> str:
+    """Return the passage of a document: each name on a line above its text."""
+    return "\n\n".join(f"{entry.name}\n{entry.text}" for entry in document)
+
+
 def pack_documents(entries: list[Entry], document_chars: int) -> list[list[Entry]]:
     """Cut consecutive entries into documents of about `document_chars`; a docstring is never split."""
     documents: list[list[Entry]] = []
@@ -155,18 +159,6 @@ def pack_documents(entries: list[Entry], document_chars: int) -> list[list[Entry
     return [document for document in documents if len(render(document)) >= MIN_DOCUMENT_CHARS]
 
 
-def evenly_spaced(items: list, count: int) -> list:
-    """Return at most `count` of the items, spread over the whole list."""
-    if len(items) <= count:
-        return items
-    return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
-
-
-def render(document: list[Entry]) -> str:
-    """Return the passage of a document: each name on a line above its text."""
-    return "\n\n".join(f"{entry.name}\n{entry.text}" for entry in document)
-
-
 def candidate_queries(document: list[Entry]) -> list[Query]:
     """Return every entry's first sentence that is long enough, with the rest of the entry's text."""
     candidates = []
@@ -177,8 +169,8 @@ def candidate_queries(document: list[Entry]) -> list[Query]:
         if match:
             sentence = " ".join(match.group().split())
             rest = entry.text[match.end() :].strip()
-            long_enough = MIN_QUERY_CHARS <= len(sentence) <= MAX_QUERY_CHARS
-            if long_enough and len(sentence.split()) >= MIN_QUERY_WORDS and len(rest) >= MIN_REST_CHARS:
+            fits = MIN_QUERY_CHARS <= len(sentence) <= MAX_QUERY_CHARS and len(sentence.split()) >= MIN_QUERY_WORDS
+            if fits and len(rest) >= MIN_REST_CHARS:
                 candidates.append(Query(index, sentence, rest, round(offset / total_chars, 4)))
         offset += len(render([entry])) + 2
     return candidates
@@ -197,14 +189,14 @@ def choose_queries(documents: list[list[Entry]]) -> list[list[Query]]:
     split_text = "\n".join(plain(render(document)) for document in documents)
     chosen = []
     for document in documents:
-        parts: dict[int, list[Query]] = {}
-        for query in candidate_queries(document):
-            parts.setdefault(int(query.position * QUERIES_PER_DOCUMENT), []).append(query)
-        chosen.append([])
-        for _, queries in sorted(parts.items()):
-            queries.sort(key=lambda query: hashlib.sha256(query.sentence.encode()).hexdigest())
-            unique = (query for query in queries if split_text.count(plain(query.sentence)) == 1)
-            chosen[-1].extend(islice(unique, 1))
+        candidates = candidate_queries(document)
+        candidates.sort(key=lambda query: hashlib.sha256(query.sentence.encode()).hexdigest())
+        of_part: dict[int, Query] = {}
+        for query in candidates:
+            part = int(query.position * QUERIES_PER_DOCUMENT)
+            if part not in of_part and split_text.count(plain(query.sentence)) == 1:
+                of_part[part] = query
+        chosen.append([query for _, query in sorted(of_part.items())])
     return chosen
 
 
@@ -229,69 +221,41 @@ def make_tables(split: str, documents: list[list[Entry]]) -> dict[str, list[dict
     return rows
 
 
-def read_recipe() -> dict:
-    """Return the committed `pydocs.yaml`."""
-    return read_yaml(Path(__file__).with_name("pydocs.yaml"))
+def package_versions(recipe: dict) -> dict[str, tuple[str, str | None]]:
+    """Return {package: (recorded, installed version)} of all splits; None if it is missing.
 
-
-def recorded_versions(recipe: dict) -> dict[str, str]:
-    """Return {package: version} of all splits."""
-    return {name: version for packages in recipe["packages"].values() for name, version in packages.items()}
-
-
-def installed_versions(recipe: dict) -> dict[str, str | None]:
-    """Return {package: version, None if missing}; without the local part of the version, as in `2.13.0+cpu`."""
-    versions: dict[str, str | None] = {}
-    for package in recorded_versions(recipe):
-        try:
-            versions[package] = metadata.version(package).split("+")[0]
-        except metadata.PackageNotFoundError:
-            versions[package] = None
+    The local part of an installed version, as in `2.13.0+cpu`, is left out.
+    """
+    versions = {}
+    for packages in recipe["packages"].values():
+        for package, recorded in packages.items():
+            try:
+                versions[package] = (recorded, metadata.version(package).split("+")[0])
+            except metadata.PackageNotFoundError:
+                versions[package] = (recorded, None)
     return versions
-
-
-def version_differences(recipe: dict) -> list[str]:
-    """Return "package: recorded, installed" for each package whose installed version is not the recorded one."""
-    recorded, installed = recorded_versions(recipe), installed_versions(recipe)
-    return [
-        f"{package}: recorded {version}, installed {installed[package]}"
-        for package, version in recorded.items()
-        if installed[package] != version
-    ]
 
 
 def collect_documents(recipe: dict) -> dict[str, list[list[Entry]]]:
     """Return documents of every split. Test is read first: a text that test and train share stays in test only."""
     seen: set[str] = set()
     documents: dict[str, list[list[Entry]]] = {}
-    versions = installed_versions(recipe)
+    versions = package_versions(recipe)
     names = [(split, package) for split in reversed(SPLITS) for package in recipe["packages"][split]]
     gc.freeze()  # syntax trees set off full collections again and again, slow in a process that has torch loaded
     for split, package in tqdm(names, desc="pydocs", unit="package"):
-        split_documents = documents.setdefault(split, [])
-        if versions[package]:
+        of_split = documents.setdefault(split, [])
+        if versions[package][1]:
             entries = read_package(package, recipe["paths"].get(package), seen)
             packed = pack_documents(entries, recipe["document_chars"])
-            split_documents += evenly_spaced(packed, recipe["max_documents_per_package"][split])
+            count = min(len(packed), recipe["max_documents_per_package"][split])
+            of_split += [packed[(2 * i + 1) * len(packed) // (2 * count)] for i in range(count)]  # evenly spaced
     gc.unfreeze()
-    for split, split_documents in documents.items():
-        if not split_documents:
+    for split, of_split in documents.items():
+        if not of_split:
             wanted = ", ".join(recipe["packages"][split])
             raise ValueError(f"pydocs has no documents for split={split!r}: install at least one of {wanted}")
     return documents
-
-
-def write_corpus(output: Path, rows: dict[str, dict[str, list[dict]]], record: dict) -> None:
-    """Write the tables, then `record` with their counts: its presence says that the tables are whole."""
-    record_path = output / RECORD
-    record_path.unlink(missing_ok=True)
-    for split, kinds in rows.items():
-        for kind, table_rows in kinds.items():
-            table = pa.Table.from_pylist(table_rows, schema=SCHEMAS[kind])
-            write_atomically(output / kind / f"{split}.parquet", partial(pq.write_table, table))
-    counts = {split: {kind: len(table) for kind, table in kinds.items()} for split, kinds in rows.items()}
-    text = json.dumps({**record, "counts": counts}, indent=2) + "\n"
-    write_atomically(record_path, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def build_pydocs(output_dir: str | Path) -> str:
@@ -300,30 +264,41 @@ def build_pydocs(output_dir: str | Path) -> str:
     That is the digest of the rows of all splits. fingerprint.json also has the fingerprint of each split as a task,
     which results name. Returns at once if `output_dir` holds the recorded corpus. With other package versions than the
     recorded ones the corpus differs; a warning names the packages.
-
-    Raises:
-        ValueError: a split has no documents because none of its packages is installed.
     """
-    output = Path(output_dir)
-    recipe = read_recipe()
+    record_path = Path(output_dir) / RECORD
+    recipe = read_yaml(RECIPE)
     recorded = recipe["corpus_fingerprint"]
-    if (output / RECORD).is_file() and read_json(output / RECORD).get("corpus_fingerprint") == recorded:
+    if record_path.is_file() and read_json(record_path).get("corpus_fingerprint") == recorded:
         return recorded
-    output.mkdir(parents=True, exist_ok=True)  # an error here comes before the minute of work
+    record_path.parent.mkdir(parents=True, exist_ok=True)  # an error here comes before the minute of work
     documents = collect_documents(recipe)
     rows = {split: make_tables(split, documents[split]) for split in SPLITS}
     fingerprint = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+    versions = package_versions(recipe)
     if fingerprint != recorded:
         logger.warning(
             "the fingerprint of the pydocs corpus is %s, not the recorded %s: scores compare with this build only. "
             "Packages: %s",
             fingerprint,
             recorded,
-            "; ".join(version_differences(recipe)) or "all as recorded",
+            "; ".join(f"{name}: recorded {old}, installed {new}" for name, (old, new) in versions.items() if old != new)
+            or "all as recorded",
         )
-    splits = {split: make_task("pydocs", split, *tables.values()).fingerprint for split, tables in rows.items()}
-    fingerprints = {"corpus_fingerprint": fingerprint, "split_fingerprints": splits}
-    write_corpus(output, rows, {**fingerprints, "packages": installed_versions(recipe)})
+    record_path.unlink(missing_ok=True)  # its presence says that the tables are whole
+    for split, tables in rows.items():
+        for kind, table_rows in tables.items():
+            table = pa.Table.from_pylist(table_rows, schema=SCHEMAS[kind])
+            write_atomically(record_path.parent / kind / f"{split}.parquet", partial(pq.write_table, table))
+    record = {
+        "corpus_fingerprint": fingerprint,
+        "split_fingerprints": {
+            split: make_task("pydocs", split, *tables.values()).fingerprint for split, tables in rows.items()
+        },
+        "packages": {name: installed for name, (_, installed) in versions.items()},
+        "counts": {split: {kind: len(table) for kind, table in tables.items()} for split, tables in rows.items()},
+    }
+    text = json.dumps(record, indent=2) + "\n"
+    write_atomically(record_path, lambda path: path.write_text(text, encoding="utf-8"))
     return fingerprint
 
 

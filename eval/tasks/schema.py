@@ -27,28 +27,19 @@ KINDS_OF_TEXT = (pa.string(), TEXT, pa.string_view(), pa.null())
 
 @dataclass(frozen=True)
 class RetrievalTask:
-    """Queries, the documents to search, and which documents answer which query.
-
-    Attributes:
-        queries: {qid: text}.
-        documents: {pid: passage}; a passage may be the empty text.
-        qrels: {qid: {pid: grade}} over all queries, at least one answer each; LoCoV1 has grade 1 only.
-        fingerprint: sha256 of the content.
-        source: folder, file or Hub id that it was read from.
-        revision: commit of the data, if they come from the Hub.
-        positions: {qid: where the answer begins in its document, as a fraction of the characters}; None if the data
-            do not say.
-    """
+    """Queries, the documents to search, and which documents answer which query."""
 
     name: str
     split: str
-    queries: dict[str, str]
-    documents: dict[str, str]
-    qrels: dict[str, dict[str, int]]
-    fingerprint: str
-    source: str = ""
-    revision: str | None = None
-    positions: dict[str, float] | None = None
+    queries: dict[str, str]  # {qid: text}
+    documents: dict[str, str]  # {pid: passage}; a passage may be the empty text
+    qrels: dict[str, dict[str, int]]  # {qid: {pid: grade}} of all queries, at least one answer each; LoCoV1 has grade 1
+    fingerprint: str  # sha256 of the content
+    source: str = ""  # folder, file or Hub id that it was read from
+    revision: str | None = None  # commit of the data, if they come from the Hub
+    positions: dict[str, float] | None = (
+        None  # {qid: where its answer begins, as a fraction of the characters}, if known
+    )
 
     @property
     def base_name(self) -> str:
@@ -64,9 +55,6 @@ def load_task(data_dir: str | Path, task: str, split: str, documents: str = "doc
 
     Args:
         documents: folder of the documents, for a task that has them in several variants.
-
-    Raises:
-        ValueError: a file cannot be read, lacks a column or the task; or as `make_task`.
     """
     data_dir = Path(data_dir)
     document_path = data_dir / documents / f"{split}.parquet"
@@ -74,16 +62,11 @@ def load_task(data_dir: str | Path, task: str, split: str, documents: str = "doc
     document_table = read_table(document_path, DOCUMENT_COLUMNS)
     check_names([task], names_in(document_table), str(document_path))
     name = task if documents == "documents" else f"{task} ({documents})"
-    rows = rows_of(query_table, task), rows_of(document_table, task)
-    return make_task(name, split, *rows, source=str(data_dir))
+    return make_task(name, split, rows_of(query_table, task), rows_of(document_table, task), source=str(data_dir))
 
 
 def task_names(data_dir: str | Path, split: str) -> list[str]:
-    """Return the sorted names of the tasks in documents/SPLIT.parquet.
-
-    Raises:
-        ValueError: the file cannot be read, lacks the column `dataset`, or names no task in it.
-    """
+    """Return the sorted names of the tasks in documents/SPLIT.parquet. Raises ValueError if there are none."""
     path = Path(data_dir) / "documents" / f"{split}.parquet"
     names = names_in(read_table(path, ("dataset",)))
     if not names:
@@ -99,34 +82,21 @@ def check_names(names: list[str] | None, known: Iterable[str], where: str) -> No
 
 
 def read_table(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> pa.Table:
-    """Return columns of a parquet file, those of `optional` where it has them.
-
-    Raises:
-        ValueError: the file is missing or cannot be read; or as `with_texts`.
-    """
-    if not path.is_file():
-        splits = [other.stem for other in visible(path.parent, "*.parquet")]
-        pieces = [name for name in splits if name.startswith(f"{path.stem}-")]
-        fix = f"; make {' and '.join(pieces)} one file, {path.name}" if pieces else ""
-        raise ValueError(f"{path} does not exist; splits in {path.parent}: {', '.join(splits) or 'none'}{fix}")
+    """Return columns of a parquet file, those of `optional` where it has them; see `with_texts`."""
     try:
-        present = pq.read_schema(path)
-        wanted = [column for column in (*columns, *optional) if column in present.names]
-        table = pq.read_table(path, columns=wanted)
+        present = pq.read_schema(path).names
+        table = pq.read_table(path, columns=[column for column in (*columns, *optional) if column in present])
         table.validate(full=True)  # texts are UTF-8
     except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path} cannot be read ({error}); write it again as parquet") from error
+        splits = ", ".join(other.stem for other in visible(path.parent, "*.parquet")) or "none"
+        raise ValueError(f"{path} cannot be read ({error}); splits there, one file each: {splits}") from error
     return with_texts(table, columns, str(path))
 
 
 def with_texts(table: pa.Table, columns: tuple[str, ...], where: str) -> pa.Table:
     """Return the table with `columns` as large strings, and `answer_pids` as lists of them.
 
-    Args:
-        where: names the table in errors.
-
-    Raises:
-        ValueError: a column is missing or does not hold text.
+    Raises ValueError if a column is missing or does not hold text; `where` names the table.
     """
     kinds = dict(zip(table.schema.names, table.schema.types, strict=True))
     for name in columns:
@@ -175,32 +145,47 @@ def make_task(
             is not a document, or a position is not from 0 to 1.
     """
     where = f"task {task!r}, split {split!r}"
-    query_rows, document_rows = _without_null_passages(query_rows, document_rows, where)
-    documents = texts_by_id("documents", ((row["pid"], row["passage"]) for row in document_rows), where)
-    queries = texts_by_id("queries", ((row["qid"], row["query"] or "") for row in query_rows), where)
+    null = {row["pid"] for row in document_rows if row["passage"] is None}
+    passages = ((row["pid"], row["passage"]) for row in document_rows if row["pid"] not in null)
+    documents = texts_by_id("documents", passages, where)
+    answers = [[pid for pid in row["answer_pids"] or [] if pid not in null] for row in query_rows]
+    kept = [(row, left) for row, left in zip(query_rows, answers, strict=True) if left or not row["answer_pids"]]
+    if null:
+        message = "%s: %d of %d documents have a null passage; left out with %d queries that they alone answer"
+        logger.warning(message, where, len(null), len(document_rows), len(query_rows) - len(kept))
+    queries = texts_by_id("queries", ((row["qid"], row["query"] or "") for row, _ in kept), where)
     for kind, texts in (("documents", documents), ("queries", queries)):
         empty = sum(not text.strip() for text in texts.values())
         if empty:
             logger.warning("%s: %d of %d %s are empty", where, empty, len(texts), kind)
-    qrels = {row["qid"]: dict.fromkeys(row["answer_pids"] or [], 1) for row in query_rows}
-    for qid, answers in qrels.items():
-        unknown = [pid for pid in answers if pid not in documents]
-        if unknown or not answers:
-            problem = f"name {unknown[0]!r}, which no document has as pid" if unknown else "are empty; name some"
-            raise ValueError(f"{where}: answer_pids of query {qid!r} {problem}")
-    positions = _answer_positions(query_rows, documents)
+    qrels, positions = {}, {}
+    for row, left in kept:
+        unknown = next((pid for pid in left if pid not in documents), None)
+        if unknown is not None or not left:
+            problem = f"name {unknown!r}, which no document has as pid" if left else "are empty; name some"
+            raise ValueError(f"{where}: answer_pids of query {row['qid']!r} {problem}")
+        qrels[row["qid"]] = dict.fromkeys(left, 1)
+        position = _answer_position(row, documents[left[0]])
+        if position is not None:
+            positions[row["qid"]] = position
     fingerprint = fingerprint_of(queries, documents, qrels)
-    return RetrievalTask(task, split, queries, documents, qrels, fingerprint, source, revision, positions)
+    return RetrievalTask(task, split, queries, documents, qrels, fingerprint, source, revision, positions or None)
+
+
+def _answer_position(row: dict, passage: str) -> float | None:
+    """Return where a query's answer begins in its first document, by the columns `position` and `answer`."""
+    position, answer = row.get("position"), row.get("answer")
+    if position is not None and position == position:  # not NaN, which some tools write for a missing number
+        if not isinstance(position, int | float) or not 0 <= position <= 1:
+            raise ValueError(f"position={position!r} of query {row['qid']!r} must be from 0 to 1, of the characters")
+        return float(position)
+    return passage.index(answer) / len(passage) if answer and isinstance(answer, str) and answer in passage else None
 
 
 def texts_by_id(kind: str, pairs: Iterable[tuple[str, str]], where: str) -> dict[str, str]:
-    """Return {id: text} of (id, text) of queries or documents.
+    """Return {id: text} of (id, text) of queries or documents; `where` names their source in errors.
 
-    Args:
-        where: names their source in errors.
-
-    Raises:
-        ValueError: there are none, an id occurs twice, or an id or a text is another type.
+    Raises ValueError if there are none, an id occurs twice, or an id or a text is another type.
     """
     pairs = list(pairs)
     if not pairs:
@@ -208,7 +193,7 @@ def texts_by_id(kind: str, pairs: Iterable[tuple[str, str]], where: str) -> dict
     for identifier, text in pairs:
         if not (isinstance(identifier, str) and isinstance(text, str)):
             raise ValueError(f"{where}, {kind}: id {identifier!r} has {text!r:.80}; both must be texts")
-    identifier, times = Counter(identifier for identifier, _ in pairs).most_common(1)[0]
+    [(identifier, times)] = Counter(identifier for identifier, _ in pairs).most_common(1)
     if times > 1:
         raise ValueError(f"{where}, {kind}: id {identifier!r} occurs {times} times; ids must be unique within a task")
     return dict(pairs)
@@ -217,34 +202,3 @@ def texts_by_id(kind: str, pairs: Iterable[tuple[str, str]], where: str) -> dict
 def fingerprint_of(queries: dict[str, str], documents: dict[str, str], qrels: dict[str, dict[str, int]]) -> str:
     """Return the sha256 of a task's content, whatever the order of its rows."""
     return hashlib.sha256(json.dumps([queries, documents, qrels], sort_keys=True).encode()).hexdigest()
-
-
-def _without_null_passages(queries: list[dict], documents: list[dict], where: str) -> tuple[list[dict], list[dict]]:
-    null = {row["pid"] for row in documents if row["passage"] is None}
-    if not null:
-        return queries, documents
-    kept = []
-    for row in queries:
-        answers = [pid for pid in row["answer_pids"] or [] if pid not in null]
-        if answers or not row["answer_pids"]:
-            kept.append({**row, "answer_pids": answers})
-    message = "%s: %d of %d documents have a null passage; left out with %d queries that they alone answer"
-    logger.warning(message, where, len(null), len(documents), len(queries) - len(kept))
-    return kept, [row for row in documents if row["pid"] not in null]
-
-
-def _answer_positions(query_rows: list[dict], documents: dict[str, str]) -> dict[str, float] | None:
-    positions = {}
-    for row in query_rows:
-        passage = documents[row["answer_pids"][0]]
-        position, answer = row.get("position"), row.get("answer")
-        if position is not None and position == position:  # not NaN, which some tools write for a missing number
-            if not isinstance(position, int | float) or not 0 <= position <= 1:
-                raise ValueError(
-                    f"position={position!r} of query {row['qid']!r} must be from 0 to 1, the fraction of the "
-                    "document's characters before the answer"
-                )
-            positions[row["qid"]] = float(position)
-        elif answer and isinstance(answer, str) and answer in passage:
-            positions[row["qid"]] = passage.index(answer) / len(passage)
-    return positions or None

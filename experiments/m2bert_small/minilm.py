@@ -117,18 +117,11 @@ def train(options):
 
     with whole_folder(options.output, options.overwrite) as folder:
         settings = SentenceTransformerTrainingArguments(
-            str(folder),
-            max_steps=options.steps,
-            per_device_train_batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
-            warmup_steps=0.1,
-            seed=options.seed,
-            save_strategy="no",
-            logging_steps=max(1, options.steps // 50),
-            report_to="none",
-            dataloader_pin_memory=False,
+            str(folder), max_steps=options.steps, per_device_train_batch_size=options.batch_size, seed=options.seed,
+            learning_rate=options.learning_rate, warmup_steps=0.1, save_strategy="no", report_to="none",
+            logging_steps=max(1, options.steps // 50), dataloader_pin_memory=False,
             prompts={side: model.prompts.get(side, "") for side in SIDES},
-        )
+        )  # fmt: skip
         data = IterableDataset.from_generator(rows, Features(dict.fromkeys(SIDES, Value("string"))))
         loss = MultipleNegativesRankingLoss(model, SCALE)
         trainer = SentenceTransformerTrainer(model=model, args=settings, train_dataset=data, loss=loss)

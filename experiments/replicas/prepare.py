@@ -21,15 +21,6 @@ VOCABULARY = 8192
 CHARACTERS = 3_000_000  # of each source, for the tokenizer
 
 
-def join_tasks(folders: list[Path], output: Path):
-    """Write one folder in the LoCoV1 schema from several."""
-    for kind in ("queries", "documents"):
-        (output / kind).mkdir(parents=True, exist_ok=True)
-        for split in ("train", "validation", "test"):
-            tables = [pq.read_table(folder / kind / f"{split}.parquet") for folder in folders]
-            pq.write_table(pa.concat_tables(tables, promote_options="default"), output / kind / f"{split}.parquet")
-
-
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", required=True, type=Path)
@@ -44,7 +35,13 @@ def main():
         texts.append("\n".join(column[:: max(1, len(column) // 200)])[:CHARACTERS])
     train_wordpiece(texts, VOCABULARY).save_pretrained(OUT / "tokenizer")
     build_pydocs(OUT / "data" / "pydocs")
-    join_tasks([data / "locov1_qmsum", OUT / "data" / "pydocs"], OUT / "data" / "tasks")
+    for kind in ("queries", "documents"):  # one folder of both tasks
+        (OUT / "data" / "tasks" / kind).mkdir(parents=True, exist_ok=True)
+        for split in ("train", "validation", "test"):
+            folders = data / "locov1_qmsum", OUT / "data" / "pydocs"
+            tables = [pq.read_table(folder / kind / f"{split}.parquet") for folder in folders]
+            joined = pa.concat_tables(tables, promote_options="default")
+            pq.write_table(joined, OUT / "data" / "tasks" / kind / f"{split}.parquet")
     print(f"wrote {OUT}/data and {OUT}/tokenizer")
 
 

@@ -12,7 +12,6 @@ import json
 import sys
 from collections import Counter
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from math import log2
 from pathlib import Path
 from unittest.mock import patch
@@ -75,15 +74,12 @@ class AttentionMixer(nn.Module):
         positions = torch.cat([torch.arange(span, device=hidden_states.device) for span in spans])
         query, key, value = self.in_proj(hidden_states).unflatten(1, (3, -1, HEAD)).unbind(1)  # (T, A / d, d)
         stacked = torch.stack([rotate(query, positions), rotate(key, positions), value])
-        pairs = zip(stacked.split(spans, dim=1), rows.lengths.tolist(), strict=True)
-        return hidden_states + self.out_proj(torch.cat([attend(row, length) for row, length in pairs]))
-
-
-def attend(row: Tensor, length: int) -> Tensor:
-    """Attend within a row whose first `length` tokens are real: query, key and value (3, S, A / d, d) -> (S, A)."""
-    query, key, value = row[:, None, :length].transpose(2, 3)  # (1, A / d, length, d)
-    mixed = nn.functional.scaled_dot_product_attention(query, key, value)[0].transpose(0, 1).flatten(1)
-    return nn.functional.pad(mixed, (0, 0, 0, row.shape[1] - length))
+        mixed = []
+        for row, length in zip(stacked.split(spans, dim=1), rows.lengths.tolist(), strict=True):
+            real = row[:, None, :length].transpose(2, 3)  # (3, 1, A / d, length, d)
+            attended = nn.functional.scaled_dot_product_attention(*real)[0].transpose(0, 1).flatten(1)
+            mixed.append(nn.functional.pad(attended, (0, 0, 0, row.shape[1] - length)))
+        return hidden_states + self.out_proj(torch.cat(mixed))
 
 
 @torch.no_grad()
@@ -101,8 +97,8 @@ def identity_layer_(layer) -> None:
 
 
 def mixer_flops(config, mixer: str, length: int) -> float:
-    """Count those of one mixer, forward, on a row: matrix products, convolutions, attention. A multiplication and an
-    addition are two; a real Fourier transform of length N counts as 5 N log2(N), twice what it needs."""
+    """Count those of one mixer, forward, on a row. A multiplication and an addition are two; a real Fourier transform
+    of length N counts as 5 N log2(N), twice what it needs."""
     hidden = config.hidden_size
     if mixer == "attention":
         width = attention_width(config)
@@ -113,20 +109,16 @@ def mixer_flops(config, mixer: str, length: int) -> float:
 
 
 def filter_flops(config, taps: int) -> float:
-    """Count those of the long filters of one mixer, per forward, whatever its rows: the sine networks of both
-    directions, and a transform."""
+    """Count those of the long filters of one mixer, per forward, whatever its rows: sine networks and transforms."""
     order, hidden, n = config.filter_order, config.hidden_size, 2 * transform_length(taps)
     network = 2 * taps * 2 * order * (config.filter_embedding_size + 2 * order + hidden)
     return (2 if config.residual_long_conv else 1) * (network + hidden * 5 * n * log2(n))
 
 
 def training_flops(config, mixer: str, seen: dict[str, Counter], masked_tokens: float) -> float:
-    """Count those of a whole run, the backward pass as two forward passes; losses, norms and lookups are left out.
-
-    Args:
-        seen: how often rows of a length, and forwards of a longest row, were trained on.
-        masked_tokens: that the masked-LM head predicted; 0 without one.
-    """
+    """Count those of a run on the rows `seen` (how often a length, how often a longest row of a forward), the backward
+    pass as two forward passes. Losses, norms and lookups are left out; without `masked_tokens` there is a pooler in
+    place of the masked-LM head."""
     hidden, tokens = config.hidden_size, sum(length * times for length, times in seen["lengths"].items())
     layer = tokens * 2 * 3 * hidden * config.intermediate_size / config.num_blocks
     layer += sum(times * mixer_flops(config, mixer, length) for length, times in seen["lengths"].items())
@@ -141,21 +133,21 @@ def training_flops(config, mixer: str, seen: dict[str, Counter], masked_tokens: 
 # --- a run ---
 
 
-def count_rows(pack, seen: dict[str, Counter], *arguments):
-    """Pack rows as m2bert_packing does, and count what is trained on."""
-    packing = pack(*arguments)
-    if torch.is_grad_enabled():
-        seen["lengths"].update(packing.rows.lengths.tolist())
-        seen["longest"].update([packing.rows.longest])
-    return packing
-
-
 @contextmanager
 def twin(mixer: str, seen: dict[str, Counter]):
-    """Give this mixer to models made meanwhile. Packages look these names up when they call them."""
+    """Give this mixer to models made meanwhile, and count the rows that are trained on. Packages look these names up
+    when they call them."""
+    pack_rows = modeling_m2bert.pack_rows
+
+    def count_rows(*arguments):
+        packing = pack_rows(*arguments)
+        if torch.is_grad_enabled():
+            seen["lengths"].update(packing.rows.lengths.tolist())
+            seen["longest"].update([packing.rows.longest])
+        return packing
+
     with ExitStack() as stack:
-        count = partial(count_rows, modeling_m2bert.pack_rows, seen)
-        stack.enter_context(patch.object(modeling_m2bert, "pack_rows", count))
+        stack.enter_context(patch.object(modeling_m2bert, "pack_rows", count_rows))
         stack.enter_context(patch.object(starts, "identity_layer_", identity_layer_))
         if mixer == "attention":
             stack.enter_context(patch.object(modeling_m2bert, "M2BertMixer", AttentionMixer))

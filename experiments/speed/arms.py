@@ -1,4 +1,5 @@
-"""The arms of the comparison: our model in its forms, the original algorithm, and attention encoders.
+"""The arms of the comparison (our model in its forms, the original algorithm, attention encoders) and the gate: what is
+timed must first be right.
 
 An arm is written `name` or `name:dtype`. All of our arms of one dtype share one model, so that they share its filter
 spectra; all of them, and the original, have the same weights.
@@ -7,16 +8,19 @@ Attention encoders have the shapes of published models and random weights; nothi
 on the shape alone. `granite-97m` is built from what is published about granite-embedding-97m-multilingual-r2
 (ModernBERT, 12 layers, width 384, 180k tokens, SiLU, 32768 positions); its feed-forward width of 1536 and 12 heads are
 inferred: with them the shape has 97M parameters.
+
+The gate's reference is the original algorithm in float64. Errors are relative: of all hidden states together, and of
+the worst token, which shows a single wrong tile that the whole would hide; in training also of gradients.
 """
 
-import importlib.util
 import os
 from collections.abc import Callable
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
-from harness import DTYPES
-from original import Filter, Original
+from harness import DTYPES, RedGate, wall_timed
+from original import Original, taps
 from torch import Tensor, nn
 from transformers import AutoModel, BertConfig, MistralConfig, ModernBertConfig, PreTrainedConfig, Qwen3Config
 
@@ -68,47 +72,27 @@ class Arm(NamedTuple):
         """True if its hidden states must equal the reference's."""
         return self.is_ours or self.name == "original"
 
-    @property
-    def is_quadratic(self) -> bool:
-        """True if it attends over whole inputs."""
-        return self.name in SHAPES and self.name not in CHUNKS
 
-
-def parse_arms(text: str, default_dtype: str, device: str, lengths: list[int], mode: str = "forward") -> list[Arm]:
+def parse_arms(text: str, default_dtype: str, device: str, lengths: list[int]) -> list[Arm]:
     """Return arms from comma-separated `name[:dtype]`; raise ValueError for one that is unknown, given twice, or cannot
-    run on `device`, on inputs of `lengths` tokens or in `mode`."""
+    run on `device` or on inputs of `lengths` tokens."""
     arms = []
     for part in text.split(","):
         name, _, dtype = part.strip().partition(":")
         arm = Arm(name, dtype or default_dtype)
         if name not in NAMES or arm.dtype not in DTYPES or arm in arms:
-            raise ValueError(f"--arms: {arm} is given twice, or no name of {', '.join(NAMES)} with one of "
-                             f"{', '.join(DTYPES)}")  # fmt: skip
-        if problem := why_not(arm, device, lengths, mode):
-            raise ValueError(f"--arms: {arm} {problem}")
+            raise ValueError(f"--arms: {arm} is given twice, or no name of {NAMES} with one of {[*DTYPES]}")
+        if device == "cpu" and name in GPU_ONLY:
+            raise ValueError(f"--arms: {arm} is for GPUs; drop it, or use ours or modernbert-base")
+        chunk = CHUNKS.get(name, 1)
+        if odd := [length for length in lengths if length > chunk and length % chunk]:
+            raise ValueError(f"--arms: {arm} takes chunks of {chunk} tokens; --lengths={odd} are no multiples of it")
         arms.append(arm)
     return arms
 
 
-def why_not(arm: Arm, device: str, lengths: list[int], mode: str) -> str | None:
-    """Return why an arm cannot run, as the end of an error message; None if it can."""
-    chunk = CHUNKS.get(arm.name)
-    if device == "cpu" and arm.name in GPU_ONLY:
-        return "is for GPUs; drop it, or use ours or modernbert-base"
-    if arm.name == "ours-graph" and mode == "training":
-        return "captures forwards only; use ours"
-    if arm.name == "modernbert-base-flash" and importlib.util.find_spec("flash_attn") is None:
-        return "needs the flash-attn package; install it, or use modernbert-base"
-    if arm == ("modernbert-base-flash", "float32"):
-        return "runs in half precision only; use :bfloat16"
-    for length in lengths:
-        if chunk and length > chunk and length % chunk:
-            return f"takes chunks of {chunk} tokens, which --lengths={length} is no multiple of; drop one of the two"
-    return None
-
-
 def build_shape(name: str, dtype: torch.dtype, device: str, layers: int | None, longest: int) -> nn.Module:
-    """Return an attention encoder with random weights, in evaluation mode, for inputs of up to `longest` tokens."""
+    """Return an attention encoder with random weights for inputs of up to `longest` tokens."""
     config_class, settings = SHAPES[name]
     if layers is not None:
         settings = settings | {"num_hidden_layers": layers}
@@ -139,29 +123,22 @@ def base_model(longest: int, layers: int | None) -> M2BertModel:
 def gain(part: nn.Module) -> Tensor:
     """Return the largest magnitude of the spectra (2, H) of both directions: by how much a filter can amplify a signal,
     and its rounding, whatever the length. Estimated from at most 2048 taps."""
-    filters = Filter(part)
-    step = -(-len(filters.time) // 2048)
-    filters.features, filters.time = nn.Parameter(filters.features[::step]), filters.time[::step]
-    return torch.stack([torch.fft.rfft(taps).abs().amax(1) for taps in filters(len(filters.time))]) * step
+    step = -(-len(part.time) // 2048)
+    return torch.stack([torch.fft.rfft(way).abs().amax(1) for way in taps(part, slice(None, None, step))]) * step
 
 
 class Runner:
-    """An arm with its model, ready to run.
-
-    Args:
-        arm: which one.
-        model: maps (B, L) ids to hidden states, or to a transformers output that holds them.
-        prepare: called with the ids before anything of their length is timed; returns what replaces the model.
-    """
+    """An arm with its model, which maps (B, L) ids to hidden states or to a transformers output that holds them.
+    `prepare` is called with the ids before anything of their length is timed, and returns what replaces the model."""
 
     def __init__(self, arm: Arm, model: nn.Module, prepare: Callable[[nn.Module, Tensor], Callable] | None = None):
-        self.arm, self.model, self.call = arm, model, model
-        self.kernels = KERNELS.get(arm.name)
+        self.arm, self.model, self.function = arm, model, model
+        self.kernels = KERNELS.get(arm.name, "auto")
         self.chunk = CHUNKS.get(arm.name)
         self.rebuilds_cache = False  # True if other arms may have evicted this one's spectra from the filter cache
         self.takes_any_shape = prepare is None
         self._prepare = prepare
-        self.layers = len(model.layers) if isinstance(model, Original) else model.config.num_hidden_layers
+        self.layers = model.config.num_hidden_layers
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         tensors = [*model.parameters(), *model.buffers()]
         self.weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -169,42 +146,33 @@ class Runner:
     def prepare(self, ids: Tensor) -> None:
         """Compile or capture for inputs of this shape, where the arm does so."""
         if self._prepare is not None:
-            self._choose_kernels()
-            self.call = self._prepare(self.model, ids)
+            os.environ["M2BERT_KERNELS"] = self.kernels
+            self.function = self._prepare(self.model, ids)
 
     def forward(self, ids: Tensor, **inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Map ids (B, L) to hidden states (B, L, H) and their mean over tokens (B, H); chunked arms return
         (B * chunks, chunk, H) and (B * chunks, H)."""
-        self._choose_kernels()
+        os.environ["M2BERT_KERNELS"] = self.kernels
         if self.chunk is not None and ids.shape[1] > self.chunk:
             ids = ids.reshape(-1, self.chunk)
-        output = self.call(ids, **inputs)
+        output = self.function(ids, **inputs)
         hidden = output if isinstance(output, Tensor) else output.last_hidden_state
         return hidden, hidden.mean(dim=1)
 
-    def step(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Run forward and backward of a scalar made of the mean over tokens; gradients stay in the parameters."""
-        hidden, pooled = self.forward(ids)
-        direction = torch.ones(pooled.shape[-1], device=pooled.device)
-        direction[::2] = -1  # a plain sum would vanish: LayerNorm makes it constant
-        (pooled.float() @ direction).sum().mul(ids.shape[1]).backward()  # per token, far from underflow
+    def call(self, ids: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+        """Run the forward; in training also backward of a scalar made of the mean over tokens, whose gradients stay in
+        the parameters."""
+        with torch.set_grad_enabled(training):
+            hidden, pooled = self.forward(ids)
+            if training:
+                direction = torch.ones(pooled.shape[-1], device=pooled.device)
+                direction[::2] = -1  # a plain sum would vanish: LayerNorm makes it constant
+                (pooled.float() @ direction).sum().mul(ids.shape[1]).backward()  # per token, far from underflow
         return hidden.detach(), pooled.detach()
 
-    def clear_gradients(self) -> None:
-        self.model.zero_grad(set_to_none=True)
-
     def gradients(self) -> list[Tensor]:
-        """Return gradients that every operation contributes to: token embedding, and output layers of the first
-        filter."""
-        if isinstance(self.model, Original):
-            networks = self.model.layers[0].mixer.filter.networks
-            filters = torch.stack([network[-1].weight.grad for network in networks])
-            return [self.model.word_embeddings.weight.grad, filters]
+        """Return gradients that every operation contributes to: token embedding, and output layers of a filter."""
         return [self.model.embeddings.word_embeddings.weight.grad, self.model.layers[0].mixer.filter.output_weight.grad]
-
-    def _choose_kernels(self) -> None:
-        if self.kernels is not None:
-            os.environ["M2BERT_KERNELS"] = self.kernels
 
 
 def build(arms: list[Arm], device: str, longest: int, layers: int | None) -> tuple[list[Runner], M2BertModel | None]:
@@ -217,13 +185,12 @@ def build(arms: list[Arm], device: str, longest: int, layers: int | None) -> tup
         dtype = DTYPES[arm.dtype]
         if arm.is_ours:
             if arm.dtype not in ours:
-                model = M2BertModel(base.config, add_pooling_layer=False).eval()
-                model.load_state_dict(base.state_dict())
-                ours[arm.dtype] = model.to(device=device, dtype=dtype)
-            prepare = {"ours-graph": capture, "ours-compile": compile_model}.get(arm.name)
-            runners.append(Runner(arm, ours[arm.dtype], prepare))
+                ours[arm.dtype] = deepcopy(base).to(device=device, dtype=dtype)
+            runners.append(
+                Runner(arm, ours[arm.dtype], {"ours-graph": capture, "ours-compile": compiled}.get(arm.name))
+            )
         elif arm.name == "original":
-            runners.append(Runner(arm, Original(base).cast(dtype).to(device)))
+            runners.append(Runner(arm, Original(base).to(device=device, dtype=dtype)))
         else:
             runners.append(Runner(arm, build_shape(arm.name, dtype, device, layers, longest)))
     return runners, base
@@ -235,7 +202,7 @@ def token_ids(batch: int, length: int, device: str) -> Tensor:
     return torch.randint(1, VOCABULARY, (batch, length), generator=generator).to(device)
 
 
-def compile_model(model: nn.Module, ids: Tensor) -> Callable:
+def compiled(model: nn.Module, ids: Tensor) -> Callable:
     torch._dynamo.reset()  # every length gets a graph of its own
     return torch.compile(model, dynamic=False)
 
@@ -259,3 +226,57 @@ def capture(model: nn.Module, ids: Tensor) -> Callable:
         return output
 
     return replay
+
+
+# Bounds on the worst token and on gradients: several times what a correct arm of that dtype shows.
+BOUNDS = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+
+
+class Gate:
+    """Compares arms with the reference, which has the weights of `base`, as all compared arms have."""
+
+    def __init__(self, base, device: str, training: bool):
+        model = Original(base).double().to(device)
+        model.checkpointing = training  # float64 activations of all layers would not fit
+        self.reference = Runner(Arm("original", "float64"), model)
+        self.device, self.training = device, training
+
+    def check(self, runners: list[Runner], ids: Tensor) -> dict[Arm, dict]:
+        """Return what is seen of each arm on ids (B, L): `error` of all hidden states, `worst_error` of a token,
+        `gradient_error` in training, and `first_seconds`, the wall time of the first call. Arms that the device has no
+        memory for are left out; RedGate is raised for an error above the bound of the arm's dtype."""
+        hidden, gradients = self._call(self.reference, ids)[1:]
+        verdicts = {}
+        for runner in runners:
+            try:
+                seconds, values, found = self._call(runner, ids)
+            except torch.OutOfMemoryError:
+                runner.model.zero_grad()
+                continue
+            finally:
+                runner.function = runner.model  # without what was captured for these ids
+            errors = {
+                "error": relative_error(values, hidden),
+                "worst_error": relative_error(values, hidden, dim=-1),
+                "gradient_error": max(map(relative_error, found, gradients)) if self.training else None,
+            }
+            bound = BOUNDS[runner.arm.dtype]
+            for name, error in errors.items():
+                if error is not None and not error <= bound:
+                    raise RedGate(f"{runner.arm} at {ids.shape[1]} tokens: {name} {error:.2e} is above {bound:.0e}")
+            verdicts[runner.arm] = errors | {"first_seconds": seconds}
+        return verdicts
+
+    def _call(self, runner: Runner, ids: Tensor) -> tuple[float, Tensor, list[Tensor]]:
+        """Return wall seconds of one call, hidden states, and gradients in training."""
+        seconds, (hidden, _) = wall_timed(lambda: runner.prepare(ids) or runner.call(ids, self.training), self.device)
+        gradients = runner.gradients() if self.training else []
+        runner.model.zero_grad()
+        return seconds, hidden, gradients
+
+
+def relative_error(values: Tensor, reference: Tensor, dim: int | None = None) -> float:
+    """Return the norm of the difference over the norm of the reference, with `dim` the largest over vectors along that
+    dimension. It is a huge number where a value is not finite: NaN would be lost in a maximum."""
+    difference = values.to(reference.dtype) - reference
+    return (difference.norm(dim=dim) / reference.norm(dim=dim)).max().nan_to_num(torch.inf).item()

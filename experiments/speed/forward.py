@@ -6,66 +6,28 @@ Arms take turns. Each is compared with the original algorithm in float64 before 
 the run with status 1. Every length is written to the output as soon as it is finished.
 """
 
-import gc
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 
+import harness
 import torch
-from arms import NAMES, Arm, Runner, build, parse_arms, token_ids
-from gate import Gate
-from harness import (
-    DTYPES,
-    ROUNDS,
-    RedGate,
-    add_turns,
-    at_least,
-    choose_device,
-    cuda_peak_bytes,
-    interleave,
-    make_parser,
-    make_record,
-    proc_bytes,
-    resident_peak_bytes,
-    run_jobs,
-    timed,
-    token_lengths,
-    wall_timed,
-    warm_up,
-)
+from arms import NAMES, SHAPES, Arm, Gate, Runner, build, parse_arms, token_ids
 from tqdm import tqdm
 
 from m2bert.terminal import run_command
 from modeling_m2bert.m2bert_ops_filter import clear_filter_cache, filter_cache_bytes
 
 NOT_COMPARED = dict.fromkeys(("error", "worst_error", "gradient_error"))
-WHOLE_INPUT_EXPONENT = 2  # attention over whole inputs: time grows at most so with length
-
-
-def parse():
-    parser = make_parser(__doc__.split("\n")[0], epilog=f"arms: {', '.join(NAMES)}; each with :dtype if wanted")
-    parser.add_argument("--arms", default="ours,original", help="comma-separated name or name:dtype")
-    parser.add_argument("--lengths", type=token_lengths, default="512,2048", help="tokens per row, comma-separated")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of arms that name none")
-    add_turns(parser)
-    parser.add_argument("--batch", type=at_least(1), default=1, help="rows per batch")
-    parser.add_argument("--batch-tokens", type=at_least(1), help="tokens per batch instead: as many rows as fit")
-    parser.add_argument("--layers", type=at_least(1), help="depth of every arm (quick looks); default: as published")
-    parser.add_argument("--budget-seconds", type=float, default=300, help="per length; after it three turns are enough")
-    parser.add_argument("--max-seconds", type=float, default=600, help="leave an arm out where a call takes longer")
-    parser.add_argument("--memory", action="store_true", help="on a CPU: peak memory too, each in a fresh process")
-    options = parser.parse_args()
-    if options.batch_tokens and options.batch_tokens < options.lengths[-1]:
-        parser.error(f"--batch-tokens={options.batch_tokens} is below the longest of --lengths; raise it")
-    return options
 
 
 class Bench:
     """All arms of one run."""
 
     def __init__(self, options):
-        self.options, self.lengths, self.training = options, options.lengths, options.mode == "training"
-        self.device = choose_device(options)
-        arms = parse_arms(options.arms, options.dtype, self.device, self.lengths, options.mode)
+        self.options, self.device, self.lengths = options, options.device, options.lengths
+        self.training = options.mode == "training"
+        arms = parse_arms(options.arms, options.dtype, self.device, self.lengths)
         self.runners, self.base = build(arms, self.device, max(self.lengths), options.layers)
         for runner in self.runners:
             runner.model.train(self.training)
@@ -85,7 +47,7 @@ class Bench:
                 clear_filter_cache()
                 ids = token_ids(self.batch_of(length), length, self.device)
                 self.verdicts[length] = gate.check(compared, ids)
-                self._free()
+                harness.free_memory(self.device)
         return []
 
     def measure(self, length: int) -> list[dict]:
@@ -99,48 +61,37 @@ class Bench:
                     first[runner], cache_bytes[runner] = self._warm_up(runner, ids, verdicts.get(runner.arm))
                     continue
                 except torch.OutOfMemoryError:
-                    runner.clear_gradients()
+                    runner.model.zero_grad()
                     obstacle = "out of memory"
             self.skipped.append(f"{runner.arm} at {length} tokens: {obstacle}")
-            self._free()
+            harness.free_memory(self.device)
         if sum(runner.arm.is_ours for runner in first) > 1:
             self._rewarm(list(first), ids, cache_bytes)
         peaks = {runner: self._peak_bytes(runner, ids) for runner in first}
         runs = {runner: lambda runner=runner: self._timed(runner, ids) for runner in first}
-        turns = interleave(runs, self.options.rounds or ROUNDS[self.device], self.options.budget_seconds,
-                           f"{length} tokens")  # fmt: skip
+        rounds = self.options.rounds or harness.ROUNDS[self.device]
+        turns = harness.interleave(runs, rounds, self.options.budget_seconds, f"{length} tokens")
         records = []
         for runner, seconds in turns.items():
-            record = make_record(
-                self.device,
-                seconds,
-                arm=runner.arm.name,
-                dtype=runner.arm.dtype,
-                length=length,
-                batch=ids.shape[0],
-                tokens=ids.numel(),
-                mode=self.options.mode,
-                layers=runner.layers,
-                shallow=self.options.layers is not None,
-                parameters=runner.parameters,
-                weight_bytes=runner.weight_bytes,
-                peak_bytes=peaks[runner],
-                cache_bytes=cache_bytes[runner],
-            )
+            record = harness.make_record(
+                self.device, seconds, arm=runner.arm.name, dtype=runner.arm.dtype, length=length, batch=ids.shape[0],
+                tokens=ids.numel(), mode=self.options.mode, layers=runner.layers,
+                shallow=self.options.layers is not None, parameters=runner.parameters,
+                weight_bytes=runner.weight_bytes, peak_bytes=peaks[runner], cache_bytes=cache_bytes[runner],
+            )  # fmt: skip
             records.append(record | verdicts.get(runner.arm, NOT_COMPARED) | {"first_seconds": first[runner]})
             self._last[runner] = length, record["seconds"], peaks[runner]
-        self._free()
+        harness.free_memory(self.device)
         return records
 
     def _timed(self, runner: Runner, ids) -> float:
         """Return seconds of one call, after a check of its pooled output."""
         if runner.rebuilds_cache:
             call(runner, ids, self.training)
-        with torch.set_grad_enabled(self.training):
-            seconds, (_, pooled) = timed(lambda: (runner.step if self.training else runner.forward)(ids), self.device)
-        runner.clear_gradients()
+        seconds, (_, pooled) = harness.timed(lambda: runner.call(ids, self.training), self.device)
+        runner.model.zero_grad()
         if not torch.isfinite(pooled).all():
-            raise RedGate(f"{runner.arm} at {ids.shape[1]} tokens returned values that are not finite")
+            raise harness.RedGate(f"{runner.arm} at {ids.shape[1]} tokens returned values that are not finite")
         return seconds
 
     def _warm_up(self, runner: Runner, ids, verdict: dict | None) -> tuple[float, int | None]:
@@ -151,10 +102,10 @@ class Bench:
         elif verdict is not None and self.device == "cpu":
             return verdict["first_seconds"], None  # the gate has called it, and nothing was kept or lost since
         runner.prepare(ids)
-        seconds, _ = wall_timed(lambda: call(runner, ids, self.training), self.device)
+        seconds, _ = harness.wall_timed(lambda: call(runner, ids, self.training), self.device)
         cache_bytes = filter_cache_bytes() if runner.arm.is_ours and not self.training else None
         if self.device == "cuda":
-            warm_up(lambda: call(runner, ids, self.training), self.device)
+            harness.warm_up(lambda: call(runner, ids, self.training), self.device)
         return verdict["first_seconds"] if verdict else seconds, cache_bytes
 
     def _rewarm(self, runners: list[Runner], ids, cache_bytes: dict) -> None:
@@ -178,7 +129,7 @@ class Bench:
 
     def _peak_bytes(self, runner: Runner, ids) -> int | None:
         if self.device == "cuda" and runner.arm.name != "ours-graph":
-            return cuda_peak_bytes(lambda: call(runner, ids, self.training))
+            return harness.cuda_peak_bytes(lambda: call(runner, ids, self.training))
         if self.device == "cpu" and self.options.memory:
             arguments = (runner.arm, *ids.shape, self.training, max(self.lengths), self.options.layers)
             with ProcessPoolExecutor(1, get_context("spawn")) as process:
@@ -186,31 +137,26 @@ class Bench:
         return None
 
     def _obstacle(self, runner: Runner, length: int, verdicts: dict[Arm, dict]) -> str | None:
-        """Return why an arm is left out at a length, judged by its last one; None if it is measured."""
+        """Return why an arm is left out at a length, judged by its last one; None if it is measured. The time of
+        attention over whole inputs grows at most with the square of the length."""
         if runner.arm.is_compared and runner.arm not in verdicts:
             return "out of memory"
         if runner not in self._last:
             return None
         last_length, seconds, peak_bytes = self._last[runner]
-        growth = (length / last_length) ** (WHOLE_INPUT_EXPONENT if runner.arm.is_quadratic else 1)
+        growth = (length / last_length) ** (2 if runner.arm.name in SHAPES and not runner.chunk else 1)
         growth *= self.batch_of(length) / self.batch_of(last_length)
         if seconds * growth > self.options.max_seconds:
             return f"expected {seconds * growth:.3g} s a call, above --max-seconds={self.options.max_seconds:g}"
-        if self.device == "cpu" and peak_bytes and peak_bytes * growth > proc_bytes("meminfo", "MemAvailable"):
+        if self.device == "cpu" and peak_bytes and peak_bytes * growth > harness.proc_bytes("meminfo", "MemAvailable"):
             return f"expected to need {peak_bytes * growth / 1e9:.0f} GB, more than is free"
         return None
-
-    def _free(self) -> None:
-        gc.collect()
-        if self.device == "cuda":
-            torch.cuda.empty_cache()
 
 
 def call(runner: Runner, ids, training: bool) -> None:
     """Call an arm once; free the gradients of a training step."""
-    with torch.set_grad_enabled(training):
-        (runner.step if training else runner.forward)(ids)
-    runner.clear_gradients()
+    runner.call(ids, training)
+    runner.model.zero_grad()
 
 
 def peak_in_this_process(arm: Arm, batch: int, length: int, training: bool, longest: int, layers: int | None,
@@ -222,13 +168,21 @@ def peak_in_this_process(arm: Arm, batch: int, length: int, training: bool, long
     ids = token_ids(batch, length, "cpu")
     runner.model.train(training)
     call(runner, ids, training)
-    return resident_peak_bytes(lambda: call(runner, ids, training))
+    return harness.resident_peak_bytes(lambda: call(runner, ids, training))
 
 
 def main():
-    bench = Bench(parse())
-    run_jobs([bench.check, *(lambda length=length: bench.measure(length) for length in bench.lengths)],
-             bench.options.output)  # fmt: skip
+    parser = harness.make_parser(__doc__.split("\n")[0], epilog=f"arms: {', '.join(NAMES)}; each with :dtype if wanted")
+    parser.add_argument("--arms", default="ours,original", help="comma-separated name or name:dtype")
+    harness.add_turns(parser, lengths="512,2048", batch_tokens=None, dtype="float32")
+    parser.add_argument("--batch", type=harness.positive, default=1, help="rows per batch, without --batch-tokens")
+    parser.add_argument("--layers", type=harness.positive, help="depth of every arm (quick looks), not the published")
+    parser.add_argument("--budget-seconds", type=float, default=300, help="per length; after it three turns are enough")
+    parser.add_argument("--max-seconds", type=float, default=600, help="leave an arm out where a call takes longer")
+    parser.add_argument("--memory", action="store_true", help="on a CPU: peak memory too, each in a fresh process")
+    bench = Bench(harness.parse(parser))
+    jobs = [bench.check, *(partial(bench.measure, length) for length in bench.lengths)]
+    harness.run_jobs(jobs, bench.options.output)
     for line in bench.skipped:
         print(f"left out: {line}")
 

@@ -41,49 +41,43 @@ def make_parser(description: str, **options) -> argparse.ArgumentParser:
     """Return a parser with the arguments that all benchmarks have."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False, **options)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--threads", type=at_least(1), default=1, help="CPU threads; with one, CPU time is measured")
-    parser.add_argument("--output", type=output_file, required=True, help="JSON file of records")
+    parser.add_argument("--threads", type=positive, default=1, help="CPU threads; with one, CPU time is measured")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file of records")
     return parser
 
 
-def add_turns(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of benchmarks whose arms take turns, with or without backward."""
+def add_turns(parser: argparse.ArgumentParser, lengths: str, batch_tokens: int | None, dtype: str | None) -> None:
+    """Add the arguments of benchmarks whose arms take turns at several lengths, with their defaults."""
+    parser.add_argument("--lengths", type=token_lengths, default=lengths, help="tokens per row, comma-separated")
+    parser.add_argument("--batch-tokens", type=positive, default=batch_tokens, help="per batch: as many rows as fit")
+    parser.add_argument("--dtype", choices=DTYPES, default=dtype, help="where no arm names one")
     parser.add_argument("--mode", choices=("forward", "training"), default="forward", help="training: with backward")
-    parser.add_argument("--rounds", type=at_least(1), help="turns per length (default: 5 on a CPU, 50 on a GPU)")
+    parser.add_argument("--rounds", type=positive, help="turns per length (default: 5 on a CPU, 50 on a GPU)")
 
 
-def at_least(minimum: int) -> Callable[[str], int]:
-    """Return an argument type: integers from `minimum` on."""
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Return the arguments with the device resolved, and set the number of CPU threads."""
+    options = parser.parse_args()
+    if options.output.is_dir() or not options.output.parent.is_dir():
+        parser.error(f"--output={options.output} must be a file in an existing folder")
+    if "lengths" in options and (options.batch_tokens or options.lengths[-1]) < options.lengths[-1]:
+        parser.error(f"--batch-tokens={options.batch_tokens} is below the longest of --lengths; raise it")
+    torch.set_num_threads(options.threads)
+    if options.device == "auto":
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    return options
 
-    def integer(text: str) -> int:
-        if int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"{text} must be at least {minimum}")
-        return int(text)
 
-    return integer
+def positive(text: str) -> int:
+    """Parse an integer from 1 on."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return int(text)
 
 
 def token_lengths(text: str) -> list[int]:
     """Parse comma-separated lengths in tokens; return them in increasing order."""
-    return sorted({at_least(1)(part) for part in text.split(",")})
-
-
-def output_file(text: str) -> Path:
-    """Parse the path of a file to write, before anything is measured."""
-    path = Path(text)
-    if path.is_dir() or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{path} must be a file in an existing folder")
-    return path
-
-
-def choose_device(options) -> str:
-    """Return `cpu` or `cuda`, and set the number of CPU threads."""
-    torch.set_num_threads(options.threads)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device=cuda, but torch sees no NVIDIA GPU; use --device cpu")
-    if options.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return options.device
+    return sorted({positive(part) for part in text.split(",")})
 
 
 # --- clocks ---
@@ -133,29 +127,26 @@ def warm_up(run: Callable[[], object], device: str) -> None:
 
 
 def interleave(runs: dict, rounds: int, budget_seconds: float, title: str) -> dict:
-    """Call every run in turn, A B C A B C .., so that a drift of the machine affects all of them alike.
-
-    Args:
-        runs: {arm: function that returns the seconds it took}.
-        rounds: turns to take; fewer, but at least three, once `budget_seconds` of wall time have passed.
-        title: of the progress bar.
-
-    Returns:
-        {arm: seconds, one per round}.
-    """
+    """Call {arm: function that returns the seconds it took} in turns, A B C A B C .., so that a drift of the machine
+    affects all arms alike. Return {arm: seconds of every turn}: at least three turns, at most `rounds`, and none more
+    once `budget_seconds` of wall time have passed."""
     seconds = {arm: [] for arm in runs}
     start = time.perf_counter()
-    with tqdm(total=rounds * len(runs), unit="call", desc=title, leave=False) as bar:
-        for done in range(rounds):
-            if done >= 3 and time.perf_counter() - start > budget_seconds:
-                break
-            for arm, run in runs.items():
-                seconds[arm].append(run())
-                bar.update()
+    for done in tqdm(range(rounds), desc=title, leave=False):
+        if done >= 3 and time.perf_counter() - start > budget_seconds:
+            break
+        for arm, run in runs.items():
+            seconds[arm].append(run())
     return seconds
 
 
 # --- memory ---
+
+
+def free_memory(device: str) -> None:
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def cuda_peak_bytes(run: Callable[[], object]) -> int:
@@ -170,8 +161,8 @@ def cuda_peak_bytes(run: Callable[[], object]) -> int:
 
 
 def resident_peak_bytes(run: Callable[[], object]) -> int:
-    """Return the growth of this process's resident set during a call. Linux only; call it in a process made for it:
-    memory that earlier calls left with the allocator counts as neither free nor used."""
+    """Return the growth of this process's resident set during a call. Linux only; call it in a process made for it,
+    without memory that earlier calls left with the allocator."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # free pages would otherwise serve the call unseen
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from the present size
@@ -181,7 +172,7 @@ def resident_peak_bytes(run: Callable[[], object]) -> int:
 
 
 def proc_bytes(file: str, field: str) -> int:
-    """Return a field of a file in /proc, such as MemAvailable of meminfo. Linux only."""
+    """Return a field of a file in /proc, such as MemAvailable of meminfo."""
     lines = dict(line.split(":", 1) for line in Path("/proc", file).read_text().splitlines())
     return int(lines[field].split()[0]) * 1024
 
@@ -212,13 +203,11 @@ def circumstances(device: str) -> dict:
 
 def processor_name() -> str:
     """Return the processor's model, with its family where the name alone says little."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields = dict([part.strip() for part in line.split(":", 1)] for line in lines if ":" in line)
+    path = Path("/proc/cpuinfo")  # Linux only
+    lines = path.read_text().split("\n\n")[0].splitlines() if path.is_file() else []
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     family = f" (family {fields['cpu family']}, model {fields.get('model', '?')})" if "cpu family" in fields else ""
-    return fields.get("model name", platform.machine()) + family
+    return fields.get("model name", platform.processor() or platform.machine()) + family
 
 
 def commit() -> str:

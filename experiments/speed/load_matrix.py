@@ -8,7 +8,6 @@ that is not installed, "failed" an error. The exit code is 1 if a way failed.
 """
 
 import argparse
-import importlib.abc
 import importlib.metadata
 import json
 import os
@@ -21,12 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-TEXTS = [
-    "the budget of the committee",
-    "a report",
-    "",
-    5 * "minutes of a meeting about a budget, a report and the river ",
-]
+LONG_TEXT = 5 * "minutes of a meeting about a budget, a report and the river "
+TEXTS = ["the budget of the committee", "a report", "", LONG_TEXT]
 OURS = ("m2bert", "modeling_m2bert", "configuration_m2bert")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"  # of the repository that stands in a cache
 LORA = {"r": 4, "target_modules": ["in_proj", "out_proj"], "target_parameters": ["up.weight", "down.weight"]}
@@ -34,7 +29,7 @@ FROM_HUB = "from the Hub"
 
 
 class Subject(NamedTuple):
-    """What is loaded: a folder, or a Hub id and its commit; where its expected outputs are; a folder to write to."""
+    """A folder, or a Hub id and its commit, to load; the file of its expected outputs; a folder to write to."""
 
     name: str
     revision: str
@@ -53,9 +48,9 @@ class Subject(NamedTuple):
         return getattr(transformers, auto_class).from_pretrained(self.name, **self.where, **options).eval()
 
     def pipeline(self, task: str):
-        from transformers import pipeline
+        import transformers
 
-        return pipeline(task, model=self.name, **self.where, device="cpu")
+        return transformers.pipeline(task, model=self.name, **self.where, device="cpu")
 
     def tokenise(self, config, texts: list[str] = TEXTS):
         """Return a batch as the model's vectors are defined."""
@@ -85,7 +80,7 @@ class Subject(NamedTuple):
 
     def compare(self, model) -> str:
         """Return the largest absolute difference of a model's outputs from those of AutoModel."""
-        return number(distance(self.outputs(model, model.config), self.right()))
+        return difference(self.outputs(model, model.config), self.right())
 
 
 def padding_of(config) -> str | bool:
@@ -93,8 +88,9 @@ def padding_of(config) -> str | bool:
     return "max_length" if config.padding == "visible" else True
 
 
-def distance(found: dict, expected: dict) -> float:
-    return max((tensor - expected[name]).abs().max().item() for name, tensor in found.items())
+def difference(found: dict, expected: dict) -> str:
+    """Return the largest absolute difference of tensors."""
+    return number(max((tensor - expected[name]).abs().max().item() for name, tensor in found.items()))
 
 
 def number(value: float) -> str:
@@ -149,14 +145,14 @@ def own_class(subject: Subject) -> str:
         raise RuntimeError(f"tensors do not fit: {report}")
     with torch.no_grad():
         hidden = model.eval()(**subject.tokenise(config), output_hidden_states=True).hidden_states[-1]
-    return number(distance({"hidden": hidden}, subject.right()))
+    return difference({"hidden": hidden}, subject.right())
 
 
 def sentence_transformer(subject: Subject) -> str:
     from sentence_transformers import SentenceTransformer
 
     encoder = SentenceTransformer(subject.name, **subject.where, device="cpu")
-    return number(distance({"vector": encoder.encode(TEXTS, convert_to_tensor=True)}, subject.right()))
+    return difference({"vector": encoder.encode(TEXTS, convert_to_tensor=True)}, subject.right())
 
 
 def feature_extraction(subject: Subject) -> str:
@@ -215,18 +211,18 @@ def lora(subject: Subject) -> str:
 
     adapted = get_peft_model(subject.load(), LoraConfig(**LORA)).eval()
     config = adapted.get_base_model().config
-    added = distance(subject.outputs(adapted, config), subject.right())
+    added = difference(subject.outputs(adapted, config), subject.right())
     torch.manual_seed(0)
     for name, parameter in adapted.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     filled = subject.outputs(adapted, config)
+    moved = difference(filled, subject.right())
     adapted.save_pretrained(subject.scratch / "adapter")
     again = PeftModel.from_pretrained(subject.load(), subject.scratch / "adapter").eval()
-    loaded = distance(subject.outputs(again, config), filled)
-    merged = distance(subject.outputs(again.merge_and_unload(), config), filled)
-    moved = number(distance(filled, subject.right()))
-    return f"added {number(added)}, moves it by {moved}, loaded {number(loaded)}, merged {number(merged)}"
+    loaded = difference(subject.outputs(again, config), filled)
+    merged = difference(subject.outputs(again.merge_and_unload(), config), filled)
+    return f"added {added}, moves it by {moved}, loaded {loaded}, merged {merged}"
 
 
 def next_to_the_package(subject: Subject) -> str:
@@ -274,21 +270,9 @@ WAYS = {
 }
 
 
-class Blocker(importlib.abc.MetaPathFinder):
-    """Makes packages look as if they were not installed."""
-
-    def __init__(self, names: list[str]):
-        self.names = names
-
-    def find_spec(self, name, path=None, target=None):
-        """As importlib asks for it."""
-        if name.split(".")[0] in self.names:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
 def child(what: str, without: str, name: str, revision: str, expected: str, scratch: str):
     """Run one way in this process; the last line of stdout is its outcome."""
-    sys.meta_path.insert(0, Blocker(without.split(",")))
+    sys.modules.update(dict.fromkeys(without.split(",")))  # imports of these fail
     run = WAYS[what].run if what in WAYS else expect
     print(run(Subject(name, revision, Path(expected), Path(scratch))))
 
@@ -314,15 +298,6 @@ def version(name: str) -> str | None:
         return None
 
 
-def store_in_cache(folder: Path, cache: Path) -> str:
-    """Store the folder as a Hub repository that was downloaded before; return its id."""
-    repository = cache / "hub" / "models--organisation--name"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text(COMMIT)
-    shutil.copytree(folder, repository / "snapshots" / COMMIT)
-    return "organisation/name"
-
-
 def rows(folder: Path, chosen: list[str], hub_id: str) -> Iterator[tuple[str, str, str, str]]:
     """Yield (class, way, versions, outcome) of every way that fits the folder."""
     config = json.loads((folder / "config.json").read_text())
@@ -330,7 +305,11 @@ def rows(folder: Path, chosen: list[str], hub_id: str) -> Iterator[tuple[str, st
     title = f"{saved}, {config['padding']}"
     with tempfile.TemporaryDirectory() as scratch:
         here = Subject(str(folder.resolve()), "", Path(scratch, "expected.safetensors"), Path(scratch))
-        cached = here._replace(name=store_in_cache(folder, Path(scratch, "hf")), revision=COMMIT)
+        repository = Path(scratch, "hf", "hub", "models--organisation--name")  # as if downloaded before
+        shutil.copytree(folder, repository / "snapshots" / COMMIT)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(COMMIT)
+        cached = here._replace(name="organisation/name", revision=COMMIT)
         on_hub = here._replace(**dict(zip(("name", "revision"), hub_id.split("@"), strict=True)))
         outcome = start("expect", Way(expect), here)
         if not here.expected.is_file():

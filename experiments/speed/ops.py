@@ -8,29 +8,15 @@ in float64 before anything is timed; a wrong operation stops the run with status
 
 import os
 from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
 from typing import NamedTuple
 
+import harness
 import torch
-from arms import base_model
-from gate import relative_error
-from harness import (
-    DTYPES,
-    ROUNDS,
-    RedGate,
-    add_turns,
-    at_least,
-    choose_device,
-    cuda_peak_bytes,
-    interleave,
-    make_parser,
-    make_record,
-    run_jobs,
-    timed,
-    token_lengths,
-    wall_timed,
-    warm_up,
-)
-from original import Filter, block_diagonal
+from arms import base_model, relative_error
+from original import block_diagonal, spectrum, taps
+from original import long_conv as convolve
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -46,13 +32,8 @@ Outputs = tuple[Tensor, ...]
 
 
 class Case(NamedTuple):
-    """One operation at one size.
-
-    Attributes:
-        ours, plain: the operation on ready inputs; outputs of both have the same shapes.
-        exact: the plain one in float64.
-        ours_leaves, plain_leaves: what backward differentiates, for each.
-    """
+    """One operation at one size: ours, the plain one, and the plain one in float64, all on ready inputs and with
+    outputs of the same shapes; what backward differentiates, for ours and for the plain one."""
 
     ours: Callable[[], Outputs]
     plain: Callable[[], Outputs]
@@ -62,11 +43,7 @@ class Case(NamedTuple):
 
 
 class Sizes:
-    """Batch, length and dtype of a case, and what its inputs are made of.
-
-    Args:
-        layer: one layer of the model in float32, on the device.
-    """
+    """Batch, length and dtype of a case, and what its inputs are made of: `layer` is one of the model in float32."""
 
     def __init__(self, layer: nn.Module, batch: int, length: int, dtype: torch.dtype, training: bool):
         self.layer, self.batch, self.length, self.dtype, self.training = layer, batch, length, dtype, training
@@ -107,45 +84,31 @@ def same_inputs(inputs: list[Tensor], ours, plain) -> Case:
 
 
 def long_conv(sizes: Sizes) -> Case:
-    """Both convolutions with skips and gate. Without gradients both sides keep their spectra, with gradients both make
-    them from taps."""
+    """Both convolutions with skips and gate. Both sides keep their spectra, or with gradients make them from taps."""
     modules = [sizes.layer.mixer.filter, sizes.layer.mixer.residual_filter]
     signals = [sizes.draw(sizes.batch, sizes.hidden, sizes.length) for _ in range(3)]
     ours_signals = [sizes.channels(x) for x in signals]
     parameters = [module.parameters_for(len(module.time)) for module in modules]
-    taps = [generate_taps(each, sizes.length).detach().requires_grad_(sizes.training) for each in parameters]
+    filters = [generate_taps(each, sizes.length).detach().requires_grad_(sizes.training) for each in parameters]
     skips = [sizes.leaf(module.skip, torch.float32) for module in modules]
-    spectra, cache = [spectrum(x.detach()) for x in taps], FilterCache(1)
+    spectra, cache = [spectrum(*each.detach()) for each in filters], FilterCache(1)
+
+    def composite(gated, gate, residual, kernel, residual_kernel, skip, residual_skip):
+        return (convolve(gated, kernel, skip) * gate + convolve(residual, residual_kernel, residual_skip),)
 
     def plain():
-        return (plain_long_conv(*signals, *(map(spectrum, taps) if sizes.training else spectra), *skips),)
+        return composite(*signals, *([spectrum(*each) for each in filters] if sizes.training else spectra), *skips)
 
     def exact():
-        return (plain_long_conv(*double(signals), *map(spectrum, double(taps)), *double(skips)),)
+        return composite(*double(signals), *(spectrum(*each) for each in double(filters)), *double(skips))
 
     def ours():
         if sizes.training:
-            return (sizes.batched(ops.long_conv(*ours_signals, *taps, *skips, *sizes.rows)),)
+            return (sizes.batched(ops.long_conv(*ours_signals, *filters, *skips, *sizes.rows)),)
         y = ops.cached_long_conv(*ours_signals, *parameters, *skips, *sizes.rows, [cache.handle, 1])
         return (sizes.batched(y),)
 
-    return Case(ours, plain, exact, [*ours_signals, *taps, *skips], [*signals, *taps, *skips])
-
-
-def spectrum(taps: Tensor) -> Tensor:
-    """Return (H, L + 1) complex, the real DFT of length 2 L of the two-sided filter (2, H, L)."""
-    return torch.fft.rfft(torch.cat([taps[0], taps[1].flip(-1)], dim=-1))
-
-
-def plain_long_conv(gated, gate, residual, kernel, residual_kernel, skip, residual_skip) -> Tensor:
-    """Map signals (B, H, L), kernels (H, L + 1) complex and skips (H,) to (B, H, L)."""
-
-    def convolve(x, kernel, skip):
-        x, n = x.to(skip.dtype), 2 * x.shape[-1]
-        return torch.fft.irfft(torch.fft.rfft(x, n=n) * kernel, n=n)[..., : n // 2] + skip[:, None] * x
-
-    y = convolve(gated, kernel, skip).to(gated.dtype) * gate
-    return y + convolve(residual, residual_kernel, residual_skip).to(gated.dtype)
+    return Case(ours, plain, exact, [*ours_signals, *filters, *skips], [*signals, *filters, *skips])
 
 
 def short_conv_gate(sizes: Sizes) -> Case:
@@ -194,21 +157,21 @@ def add_layer_norm(sizes: Sizes) -> Case:
 def filters(sizes: Sizes) -> Case:
     """Taps of both filters of a layer, whatever the batch; the plain side evaluates one network after another."""
     modules = [sizes.layer.mixer.filter, sizes.layer.mixer.residual_filter]
-    plain_modules = [Filter(module).to(sizes.device) for module in modules]
-    exact_modules = [Filter(module).to(sizes.device).double() for module in modules]
+    plain_modules, exact_modules = deepcopy(modules), [deepcopy(module).double() for module in modules]
 
     def ours():
         if sizes.training:
             return tuple(implicit_filters([module.parameters_for(sizes.length) for module in modules]))
         return tuple(generate_taps(module.parameters_for(len(module.time)), sizes.length) for module in modules)
 
-    def taps(modules):
-        return tuple(torch.stack(module(sizes.length)) for module in modules)
+    def composite(modules):
+        return tuple(torch.stack(taps(module, slice(sizes.length))) for module in modules)
 
     def leaves(modules):
         return [parameter for module in modules for name, parameter in module.named_parameters() if name != "skip"]
 
-    return Case(ours, lambda: taps(plain_modules), lambda: taps(exact_modules), leaves(modules), leaves(plain_modules))
+    sides = leaves(modules), leaves(plain_modules)
+    return Case(ours, lambda: composite(plain_modules), lambda: composite(exact_modules), *sides)
 
 
 CASES = {case.__name__: case for case in (long_conv, short_conv_gate, block_diagonal_glu, add_layer_norm, filters)}
@@ -217,77 +180,52 @@ CASES = {case.__name__: case for case in (long_conv, short_conv_gate, block_diag
 # --- the benchmark ---
 
 
-def parse():
-    parser = make_parser(__doc__.split("\n")[0])
-    parser.add_argument("--ops", nargs="+", choices=CASES, default=[*CASES])
-    parser.add_argument("--lengths", type=token_lengths, default="2048,8192,32768", help="tokens per row")
-    parser.add_argument("--batch-tokens", type=at_least(1), default=32768, help="per batch: as many rows as fit")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on a CPU")
-    add_turns(parser)
-    options = parser.parse_args()
-    if options.batch_tokens < options.lengths[-1]:
-        parser.error(f"--batch-tokens={options.batch_tokens} is below the longest of --lengths; raise it")
-    options.device = choose_device(options)
-    options.dtype = options.dtype or ("bfloat16" if options.device == "cuda" else "float32")
-    return options
-
-
 def measure(options, layer: nn.Module, op: str, length: int) -> list[dict]:
-    """Return records of all arms of one operation at one length."""
+    """Return records of all arms of one operation at one length; raise RedGate if an error is too large."""
     device, batch, training = options.device, options.batch_tokens // length, options.mode == "training"
-    case = CASES[op](Sizes(layer, batch, length, DTYPES[options.dtype], training))
-    runs = {arm: run_of(case, arm, device, training) for arm in (*KERNELS[device], "plain")}
-    firsts, errors = check(op, length, case, runs, options)
+    case = CASES[op](Sizes(layer, batch, length, harness.DTYPES[options.dtype], training))
+    with torch.no_grad():
+        exact = case.exact()
+    runs = {arm: partial(call, case, arm, device, training) for arm in (*KERNELS[device], "plain")}
+    firsts, errors = {}, {}
+    for arm, run in runs.items():
+        firsts[arm], outputs = harness.wall_timed(run, device)
+        errors[arm] = max(relative_error(found.detach(), right) for found, right in zip(outputs, exact, strict=True))
+        if not errors[arm] <= BOUNDS[options.dtype]:
+            raise harness.RedGate(f"{op} at {length} tokens: error {errors[arm]:.2e} of {arm} is above the bound")
     for run in runs.values():
-        warm_up(run, device)
-    peaks = {arm: cuda_peak_bytes(run) if device == "cuda" else None for arm, run in runs.items()}
-    turns = {arm: lambda run=run: timed(run, device)[0] for arm, run in runs.items()}
-    seconds = interleave(turns, options.rounds or ROUNDS[device], BUDGET_SECONDS, f"{op} {length}")
-    shape = {"dtype": options.dtype, "length": length, "batch": batch, "tokens": batch * length, "mode": options.mode}
+        harness.warm_up(run, device)
+    peaks = {arm: harness.cuda_peak_bytes(run) if device == "cuda" else None for arm, run in runs.items()}
+    turns = {arm: lambda run=run: harness.timed(run, device)[0] for arm, run in runs.items()}
+    seconds = harness.interleave(turns, options.rounds or harness.ROUNDS[device], BUDGET_SECONDS, f"{op} {length}")
     return [
-        make_record(device, values, op=op, arm=arm, **shape, first_seconds=firsts[arm], error=errors[arm],
+        harness.make_record(device, values, op=op, arm=arm, dtype=options.dtype, length=length, batch=batch,
+                    tokens=batch * length, mode=options.mode, first_seconds=firsts[arm], error=errors[arm],
                     peak_bytes=peaks[arm], cache_bytes=None)
         for arm, values in seconds.items()
     ]  # fmt: skip
 
 
-def run_of(case: Case, arm: str, device: str, training: bool) -> Callable[[], Outputs]:
-    """Return a call of the arm's operation, with its backward in training."""
+def call(case: Case, arm: str, device: str, training: bool) -> Outputs:
+    """Run the arm's operation, with its backward in training."""
     compute, leaves = (case.plain, case.plain_leaves) if arm == "plain" else (case.ours, case.ours_leaves)
-
-    def run():
-        os.environ["M2BERT_KERNELS"] = KERNELS[device].get(arm, "auto")
-        with torch.set_grad_enabled(training):
-            outputs = compute()
-            if training:
-                torch.autograd.grad(outputs, leaves, outputs)
-        return outputs
-
-    return run
-
-
-def check(op: str, length: int, case: Case, runs: dict, options) -> tuple[dict, dict]:
-    """Return wall seconds of every arm's first call, and its error; raise RedGate if it is too large."""
-    with torch.no_grad():
-        exact = case.exact()
-    firsts, errors = {}, {}
-    for arm, run in runs.items():
-        firsts[arm], outputs = wall_timed(run, options.device)
-        errors[arm] = max(relative_error(found.detach(), right) for found, right in zip(outputs, exact, strict=True))
-        if not errors[arm] <= BOUNDS[options.dtype]:
-            raise RedGate(f"{op} at {length} tokens: error {errors[arm]:.2e} of {arm} is above {BOUNDS[options.dtype]}")
-    return firsts, errors
+    os.environ["M2BERT_KERNELS"] = KERNELS[device].get(arm, "auto")
+    with torch.set_grad_enabled(training):
+        outputs = compute()
+        if training:
+            torch.autograd.grad(outputs, leaves, outputs)
+    return outputs
 
 
 def main():
-    options = parse()
+    parser = harness.make_parser(__doc__.split("\n")[0])
+    parser.add_argument("--ops", nargs="+", choices=CASES, default=[*CASES])
+    harness.add_turns(parser, lengths="2048,8192,32768", batch_tokens=32768, dtype=None)
+    options = harness.parse(parser)
+    options.dtype = options.dtype or ("bfloat16" if options.device == "cuda" else "float32")
     layer = base_model(options.lengths[-1], 1).layers[0].to(options.device)
-    jobs = [
-        lambda op=op, length=length: measure(options, layer, op, length)
-        for op in options.ops
-        for length in options.lengths
-    ]
-    run_jobs(jobs, options.output)
+    jobs = [partial(measure, options, layer, op, length) for op in options.ops for length in options.lengths]
+    harness.run_jobs(jobs, options.output)
 
 
 if __name__ == "__main__":

@@ -7,20 +7,11 @@ made as often as `--original-rounds` says, and nothing is extrapolated. Our over
 batch of mixed lengths over the sum of its texts alone: the same real tokens, so their quotient is per real token.
 """
 
+from functools import partial
+
 import torch
-from arms import Arm, Runner, build, parse_arms, token_ids
-from gate import Gate
-from harness import (
-    at_least,
-    choose_device,
-    interleave,
-    make_parser,
-    make_record,
-    run_jobs,
-    timed,
-    token_lengths,
-    warm_up,
-)
+from arms import Arm, Gate, Runner, build, parse_arms, token_ids
+from harness import interleave, make_parser, make_record, parse, positive, run_jobs, timed, token_lengths, warm_up
 
 from m2bert.terminal import run_command
 
@@ -29,28 +20,14 @@ ROUNDS = {"cpu": 9, "cuda": 50}
 BUDGET_SECONDS = 120
 
 
-def parse():
-    parser = make_parser(__doc__.split("\n")[0])
-    parser.add_argument("--arms", default="ours:float32,ours:bfloat16", help="of ours, comma-separated")
-    parser.add_argument("--tokens", type=at_least(1), default=32, help="of the query")
-    parser.add_argument("--context", type=at_least(1), default=32768, help="to which the original pads")
-    parser.add_argument("--original-rounds", type=at_least(0), default=1, help="calls of the padded original; 0: none")
-    parser.add_argument("--mixed-lengths", type=token_lengths, default=MIXED_LENGTHS, help="tokens of the mixed batch")
-    parser.add_argument("--layers", type=at_least(1), help="depth (quick looks); default: the published one")
-    options = parser.parse_args()
-    if options.tokens > options.context:
-        parser.error(f"--tokens={options.tokens} is more than --context={options.context}")
-    return options
-
-
 class QueryBench:
     """Our arms and the original with shared weights, on one device."""
 
     def __init__(self, options):
-        self.options, self.device, self.mixed = options, choose_device(options), options.mixed_lengths
+        self.options, self.device, self.mixed = options, options.device, options.mixed_lengths
         arms = parse_arms(options.arms, "float32", self.device, [options.tokens, *self.mixed])
-        if not all(arm.is_ours for arm in arms):
-            raise ValueError(f"--arms={options.arms} names others than ours; the original is measured anyway")
+        if not all(arm.is_ours for arm in arms) or options.tokens > options.context:
+            raise ValueError(f"--arms={options.arms} must be ours, --tokens={options.tokens} at most --context")
         original = Arm("original", "float32" if self.device == "cpu" else "bfloat16")
         longest = max(options.context, *self.mixed)
         (*self.ours, self.original), self.base = build([*arms, original], self.device, longest, options.layers)
@@ -106,11 +83,17 @@ class QueryBench:
 
 
 def main():
-    options = parse()
-    bench = QueryBench(options)
-    jobs = [bench.check, *(lambda runner=runner: bench.query(runner) for runner in bench.ours)]
-    jobs += [lambda runner=runner: bench.mixed_batch(runner) for runner in bench.ours if runner.takes_any_shape]
-    run_jobs([*jobs, bench.padded_query], options.output)
+    parser = make_parser(__doc__.split("\n")[0])
+    parser.add_argument("--arms", default="ours:float32,ours:bfloat16", help="of ours, comma-separated")
+    parser.add_argument("--tokens", type=positive, default=32, help="of the query")
+    parser.add_argument("--context", type=positive, default=32768, help="to which the original pads")
+    parser.add_argument("--original-rounds", type=int, default=1, help="calls of the padded original; 0: none")
+    parser.add_argument("--mixed-lengths", type=token_lengths, default=MIXED_LENGTHS, help="tokens of the mixed batch")
+    parser.add_argument("--layers", type=positive, help="depth (quick looks); default: the published one")
+    bench = QueryBench(parse(parser))
+    jobs = [bench.check, *(partial(bench.query, runner) for runner in bench.ours)]
+    jobs += [partial(bench.mixed_batch, runner) for runner in bench.ours if runner.takes_any_shape]
+    run_jobs([*jobs, bench.padded_query], bench.options.output)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def retrieval(system="encoder / truncate", score=0.8, queries=40, task="qmsum", 
     noise = [generator.uniform(-spread, spread) for _ in range(queries)]
     scores = {f"q{i}": score + noise[i] - sum(noise) / queries for i in range(queries)}
     metrics = {name: {"mean": score, "interval_95": [score - 0.05, score + 0.05]} for name in METRICS}
-    record = {
+    return {
         "kind": "retrieval", "system": system, "name": system.partition(" / ")[0], "policy": "truncate",
         "hybrid": None, "vectors": "one", "vectors_per_document": 1.0, "claim": "zero-shot", "trained_on": [],
         "overlap": None, "paper_row": None, "task": task, "split": "test", "source": "data/locov1", "revision": None,
@@ -30,8 +30,7 @@ def retrieval(system="encoder / truncate", score=0.8, queries=40, task="qmsum", 
         "counts": {"queries": queries, "documents": 35, "truncated_documents": 3}, "seen_share": 0.42,
         "dimensions": 384, "max_tokens": 512, "seconds": 3.0, "seconds_per_document": 0.02, "device": "cpu",
         "dtype": "float32", "query_scores": scores, **PACKAGES,
-    }  # fmt: skip
-    return record | fields
+    } | fields  # fmt: skip
 
 
 LEXICAL = {
@@ -46,16 +45,15 @@ def bm25(score=0.91, **fields):
 
 def by_length(*scores):
     """nDCG@10 by bucket, ten queries each; None for a bucket without queries."""
-    names = ("<2k", "2k-8k", "8k-32k", ">32k")
-    rows = [
-        {
-            "bucket": name,
-            "queries": 0 if score is None else 10,
-            "ndcg_at_10": score,
-            "interval_95": score and [0.1, 0.9],
-        }
-        for name, score in zip(names, scores, strict=True)
-    ]
+    rows = []
+    for name, score in zip(("<2k", "2k-8k", "8k-32k", ">32k"), scores, strict=True):
+        known = {"queries": 10, "ndcg_at_10": score, "interval_95": [0.1, 0.9]}
+        rows.append(
+            {
+                "bucket": name,
+                **(known if score is not None else {"queries": 0, "ndcg_at_10": None, "interval_95": None}),
+            }
+        )
     return {"tokenizer": "bert", "rows": rows}
 
 
@@ -75,10 +73,8 @@ def mteb(task="Banking77Classification", value=0.8, **fields):
 
 def needle(system="encoder / truncate", places=range(40), reach=20, **fields):
     """A curve that falls where the encoder stops to read."""
-    rows = []
-    for place in places:
-        score = 0.05 + 0.9 / (1 + math.exp((place - reach) / 2))
-        rows.append({"position": place, "ndcg_at_10": score, "interval_95": [score - 0.04, score + 0.04]})
+    scores = {place: 0.05 + 0.9 / (1 + math.exp((place - reach) / 2)) for place in places}
+    rows = [{"position": at, "ndcg_at_10": x, "interval_95": [x - 0.04, x + 0.04]} for at, x in scores.items()]
     return {
         "kind": "needle", "system": system, "policy": "truncate", "task": "pydocs", "split": "test", "passages": 40,
         "positions": len(rows), "queries": 100, "seed": 0, "rows": rows, **PACKAGES,

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save
 
 from m2bert.eval.encoders import cache as cache
 from m2bert.eval.encoders.cache import VectorStore, default_cache_folder
@@ -69,13 +71,9 @@ def test_vectors_come_in_the_order_of_the_texts_whether_kept_or_not(tmp_path, po
             assert one.dtype == other.dtype
         assert timed.seconds.shape == (6,)
         assert (timed.seconds > 0).all()
-
-
-def test_no_texts_give_no_rows_of_the_right_width(tmp_path, policy):
-    for folder in (None, tmp_path):
         for each in (policy, parse_policy("chunk-average:tokens=1"), parse_policy("truncate"), None):
-            timed = VectorStore(folder).embed(Counting(), each, [])
-            assert [part.shape for part in (*timed.vectors, timed.seconds)] == [(0, 3), (0,), (0,), (0,)]
+            nothing = VectorStore(folder).embed(Counting(), each, [])
+            assert [part.shape for part in (*nothing.vectors, nothing.seconds)] == [(0, 3), (0,), (0,), (0,)]
 
 
 def test_equal_texts_are_computed_once_and_a_second_run_computes_nothing(tmp_path, policy):
@@ -127,9 +125,6 @@ def test_what_decides_a_vector_is_never_mixed_up(tmp_path):
 
 def rewritten(path, change) -> bytes:
     """The file with its tensors changed, its metadata as they were."""
-    from safetensors import safe_open
-    from safetensors.numpy import save
-
     with safe_open(path, "np") as shard:
         tensors = {name: shard.get_tensor(name).copy() for name in shard.keys()}  # noqa: SIM118
         change(tensors)
@@ -145,20 +140,19 @@ def one_nan(tensors):
 
 
 def other_counts(tensors):
-    tensors["counts"] = tensors["counts"] + 1
+    tensors["counts"] += 1
 
 
 @pytest.mark.parametrize("harm", ["cut", "empty", "other", shuffle, one_nan, other_counts])
 def test_a_file_that_cannot_be_trusted_is_named_and_computed_again(tmp_path, policy, caplog, harm):
-    VectorStore(tmp_path).embed(Counting(), policy, TEXTS)
-    VectorStore(tmp_path).embed(Counting("bb"), policy, TEXTS)
+    for fingerprint in ("aa", "bb"):
+        VectorStore(tmp_path).embed(Counting(fingerprint), policy, TEXTS)
     mine, other = sorted({path.parent for path in tmp_path.glob("*/*.safetensors")})
     broken = max(mine.glob("*.safetensors"), key=lambda path: path.stat().st_size)
     foreign = (other / broken.name).read_bytes()
     contents = {"cut": broken.read_bytes()[:-8], "empty": b"", "other": foreign}
     broken.write_bytes(rewritten(broken, harm) if callable(harm) else contents[harm])
-    fingerprint = json.loads((mine / "key.json").read_text())["encoder"]
-    encoder = Counting(fingerprint)
+    encoder = Counting(json.loads((mine / "key.json").read_text())["encoder"])
     timed = VectorStore(tmp_path).embed(encoder, policy, TEXTS)
     np.testing.assert_array_equal(timed.vectors.rows, policy.embed(Counting(), TEXTS).rows)
     assert 0 < len(encoder.encoded) < 15
@@ -176,8 +170,9 @@ def test_vectors_that_are_not_finite_are_named_and_not_kept(tmp_path):
 
     policy = parse_policy("truncate")
     for folder in (None, tmp_path):
-        with pytest.raises(ValueError, match="'boat' is not finite"):
-            VectorStore(folder).embed(Broken(), policy, TEXTS)
+        for each in (None, policy, parse_policy("chunk-average:tokens=1")):
+            with pytest.raises(ValueError, match="'boat' is not finite"):
+                VectorStore(folder).embed(Broken(), each, TEXTS)
     timed = VectorStore(tmp_path).embed(Counting(), policy, TEXTS)  # as if the graphics card had been replaced
     np.testing.assert_array_equal(timed.vectors.rows, policy.embed(Counting(), TEXTS).rows)
 
@@ -211,11 +206,9 @@ def test_two_runs_at_once_write_the_same_folder(tmp_path, policy):
 
 def test_only_what_is_asked_for_is_read(tmp_path, policy, monkeypatch):
     VectorStore(tmp_path).embed(Counting(), policy, TEXTS)
-    opened = []
-    original = cache.safe_open
-    store = VectorStore(tmp_path)
+    opened, store = [], VectorStore(tmp_path)
     store.embed(Counting(), policy, ["boat"])  # reads the index
-    monkeypatch.setattr(cache, "safe_open", lambda path, kind: opened.append(path) or original(path, kind))
+    monkeypatch.setattr(cache, "safe_open", lambda path, kind: opened.append(path) or safe_open(path, kind))
     store.embed(Counting(), policy, ["boat"])
     assert len(opened) == 1 < len(list(tmp_path.glob("*/*.safetensors")))
 
@@ -224,8 +217,7 @@ def test_chunks_that_were_found_apart_are_averaged_without_a_model(tmp_path, pol
     VectorStore(tmp_path).embed(Counting(), policy, TEXTS)
     encoder, average = Counting(), parse_policy("chunk-average:tokens=1")
     timed = VectorStore(tmp_path).embed(encoder, average, TEXTS)
-    assert encoder.encoded == []
-    assert timed.vectors.counts.tolist() == [1] * 6
+    assert (encoder.encoded, timed.vectors.counts.tolist()) == ([], [1] * 6)
     np.testing.assert_array_equal(timed.vectors.rows, average.embed(Counting(), TEXTS).rows)
 
 

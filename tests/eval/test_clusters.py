@@ -5,7 +5,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from m2bert.eval.analyses.clusters import cluster_sources, knn_accuracy, parse_sources, read_source
+from m2bert.eval.analyses.clusters import cluster_sources, knn_accuracy, parse_sources
+from m2bert.eval.tasks.load import read_source
 
 ABOUT = {"system": "fake / truncate"}
 
@@ -19,31 +20,20 @@ def blobs(spread, sources=3, each=20, seed=0):
     return rows.astype(np.float32), [f"s{number}" for number in range(sources) for _ in range(each)]
 
 
-def test_sources_that_lie_apart_are_told_apart():
+def test_sources_that_lie_apart_are_told_apart_and_the_picture_is_seeded_and_keeps_neighbours():
     rows, sources = blobs(spread=0.05)
-    record = cluster_sources(rows, sources, ABOUT)
+    record, again = (cluster_sources(rows, sources, ABOUT, seed=1) for _ in range(2))
     assert record["knn"] == {"k": 10, "accuracy": 1.0, "chance": pytest.approx(1 / 3)}
     assert record["sources"] == {"s0": 20, "s1": 20, "s2": 20}
     assert [point[2] for point in record["points"]] == [0] * 20 + [1] * 20 + [2] * 20
     assert 0 < record["perplexity"] <= 30
     assert record["system"] == "fake / truncate"
     json.dumps(record)
-
-
-def test_the_picture_is_seeded_and_keeps_neighbours():
-    rows, sources = blobs(spread=0.05)
-    first, again = (cluster_sources(rows, sources, ABOUT, seed=1)["points"] for _ in range(2))
-    assert first == again
-    points = np.array(first)
+    assert record == again
+    points = np.array(record["points"])
     centres = np.stack([points[points[:, 2] == label, :2].mean(axis=0) for label in range(3)])
     distances = np.linalg.norm(points[:, None, :2] - centres, axis=2)
     assert (distances.argmin(axis=1) == points[:, 2]).all()
-
-
-def test_shuffled_sources_are_told_apart_by_chance_only():
-    rows, sources = blobs(spread=0.05, each=100)
-    labels = np.random.default_rng(0).permutation([int(source[1]) for source in sources])
-    assert knn_accuracy(rows, labels, 10) == pytest.approx(1 / 3, abs=0.1)
 
 
 def test_a_text_is_no_neighbour_of_itself_and_the_nearer_neighbour_breaks_a_tie():
@@ -52,15 +42,9 @@ def test_a_text_is_no_neighbour_of_itself_and_the_nearer_neighbour_breaks_a_tie(
     labels = np.array([0, 1, 1, 0])
     assert knn_accuracy(rows, labels, 1) == 0.25  # only 25, by 10
     assert knn_accuracy(rows, labels, 2) == 0.25  # ties, each decided by the nearer one
-
-
-def test_what_makes_no_picture_is_refused():
-    rows, sources = blobs(spread=0.05)
-    with pytest.raises(ValueError, match="60 texts of 1 source"):
-        cluster_sources(rows, ["one"] * 60, ABOUT)
-    rows[33, 2] = np.nan
-    with pytest.raises(ValueError, match="text 33 .from 's1'. is not finite"):
-        cluster_sources(rows, sources, ABOUT)
+    rows, sources = blobs(spread=0.05, each=100)
+    labels = np.random.default_rng(0).permutation([int(source[1]) for source in sources])
+    assert knn_accuracy(rows, labels, 10) == pytest.approx(1 / 3, abs=0.1)  # shuffled: no better than by chance
 
 
 def write_texts(path, texts, column="text"):
@@ -85,19 +69,20 @@ def test_texts_come_from_files_folders_and_tasks(tmp_path, tiny_data):
     assert drawn == read_source(file, 5, "test", seed=1) != read_source(file, 5, "test", seed=2)
 
 
-def test_a_source_without_text_is_refused(tmp_path):
-    words = write_texts(tmp_path / "a.parquet", ["x"], column="words")
-    blank, texts = write_texts(tmp_path / "b.parquet", [" "]), write_texts(tmp_path / "c.parquet", ["x"])
-    numbers = write_texts(tmp_path / "d.parquet", [7])
-    for path, count, named in (
-        (words, 5, "no column `text`"),
-        (blank, 5, "holds no text"),
-        (tmp_path / "nowhere", 5, "no parquet file"),
-        (texts, 0, "texts=0"),
-        (numbers, 5, "'text' of texts"),
+def test_bad_sources_and_vectors_are_refused(tmp_path):
+    rows, sources = blobs(spread=0.05)
+    rows[33, 2] = np.nan
+    nowhere, words = tmp_path / "nowhere", write_texts(tmp_path / "a.parquet", ["x"], column="words")
+    blank, numbers = write_texts(tmp_path / "b.parquet", [" "]), write_texts(tmp_path / "d.parquet", [7])
+    for function, arguments, named in (
+        (read_source, [words, 5, "test"], "no column `text`"),
+        (read_source, [blank, 5, "test"], "holds no text"),
+        (read_source, [nowhere, 5, "test"], "no parquet file"),
+        (read_source, [numbers, 5, "test"], "'text' of texts"),
+        (parse_sources, [["web"]], "NAME=PATH"),
+        (parse_sources, [["web=a", "books=c", "web=b"]], "'web' is given twice"),
+        (cluster_sources, [rows, ["one"] * 60, ABOUT], "60 texts of 1 source"),
+        (cluster_sources, [rows, sources, ABOUT], "text 33 .from 's1'. is not finite"),
     ):
         with pytest.raises(ValueError, match=named):
-            read_source(path, count, "test")
-    for arguments, named in ((["web"], "NAME=PATH"), (["web=a", "books=c", "web=b"], "'web' is given twice")):
-        with pytest.raises(ValueError, match=named):
-            parse_sources(arguments)
+            function(*arguments)

@@ -7,17 +7,16 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
+import sentence_transformers
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
 
 from m2bert.eval.encoders import sentence_transformer as sentence_encoder
 from m2bert.eval.encoders.fingerprint import model_files
 from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder, token_batches
 
 TEXTS = ["apple pear", "", "boat", "stone wall cloud rain " * 10, "river bridge horse"]
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_model):
-    return SentenceTransformerEncoder(tiny_model)
 
 
 @pytest.fixture
@@ -34,24 +33,23 @@ def static_model(tmp_path):
     return tmp_path / "static"
 
 
-def test_rows_are_float32_unit_vectors_in_the_order_of_the_texts(encoder):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_are_exact_float32_unit_vectors(tiny_model, dtype):
+    encoder = SentenceTransformerEncoder(tiny_model)
+    encoder.model.to(getattr(torch, dtype))
     vectors = encoder.encode(TEXTS, "document")
-    alone = np.concatenate([encoder.encode([text], "document") for text in TEXTS])
-    assert vectors.dtype == np.float32
-    assert vectors.shape == (5, encoder.dimensions)
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    np.testing.assert_allclose(vectors, alone, atol=1e-5)
+    assert (encoder.dtype, vectors.dtype, vectors.shape) == (dtype, np.float32, (5, encoder.dimensions))
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
     assert np.abs(vectors[0] - vectors[2]).max() > 1e-3
 
 
-def test_a_bfloat16_model_gives_exact_unit_vectors(tiny_model):
+def test_vectors_of_another_width_or_none_are_refused(tiny_model):
     encoder = SentenceTransformerEncoder(tiny_model)
-    assert encoder.dtype == "float32"
-    encoder.model.bfloat16()
-    vectors = encoder.encode(TEXTS, "query")
-    assert vectors.dtype == np.float32
-    assert encoder.dtype == "bfloat16"
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    encoder.dimensions = 15
+    for given in ("vectors of 16 numbers", "no vectors"):
+        with pytest.raises(ValueError, match=f"gives {given}, and its settings say 15; mend modules.json"):
+            encoder.encode(TEXTS, "query")
+        encoder.model._modules.pop("1", None)  # its pooling
 
 
 def test_no_document_is_truncated_in_silence(tiny_model, caplog):
@@ -68,16 +66,6 @@ def test_no_document_is_truncated_in_silence(tiny_model, caplog):
     assert encoder.count_tokens(TEXTS, "document").tolist() == [4, 2, 3, 42, 5]
 
 
-def test_max_tokens_lowers_what_is_read(tiny_model):
-    short = SentenceTransformerEncoder(tiny_model, max_tokens=3)
-    assert short.max_tokens == 3
-    first, second = short.encode(["apple pear", "apple wall"], "query")
-    np.testing.assert_allclose(first, second, atol=1e-6)
-    for wrong in (0, 13):
-        with pytest.raises(ValueError, match=f"max_tokens={wrong}"):
-            SentenceTransformerEncoder(tiny_model, max_tokens=wrong)
-
-
 @pytest.mark.parametrize("model", ["tiny_model", "static_model"])
 def test_max_tokens_holds_for_one_call(model, request):
     encoder = SentenceTransformerEncoder(request.getfixturevalue(model))
@@ -88,11 +76,9 @@ def test_max_tokens_holds_for_one_call(model, request):
     np.testing.assert_array_equal(encoder.encode(texts, "document"), whole)
     assert np.abs(whole[0] - whole[1]).max() > 1e-3
     assert encoder.max_tokens == limit
-
-
-def test_more_than_the_model_takes_is_refused(encoder):
-    with pytest.raises(ValueError, match="max_tokens=13 is more than the 12 of encoder"):
-        encoder.encode(["apple"], "query", max_tokens=13)
+    if limit:
+        with pytest.raises(ValueError, match="max_tokens=13 is more than the 12 of encoder"):
+            encoder.encode(texts, "query", max_tokens=13)
 
 
 def test_the_prompt_of_the_task_is_used_and_counted(tiny_model, monkeypatch):
@@ -102,11 +88,6 @@ def test_the_prompt_of_the_task_is_used_and_counted(tiny_model, monkeypatch):
     assert np.abs(encoder.encode(["boat"], "query") - without).max() > 1e-3
     np.testing.assert_allclose(encoder.encode(["boat"], "document"), without, atol=1e-6)
     assert encoder.count_tokens(["boat"], "query").tolist() == [5]
-
-
-def test_no_texts_give_no_rows(encoder):
-    assert encoder.encode([], "query").shape == (0, 16)
-    assert [part.shape for part in encoder.encode_parts([], 3)] == [(0, 16), (0,)]
 
 
 @pytest.mark.parametrize("model", ["tiny_model", "static_model"])
@@ -131,33 +112,22 @@ def test_spans_are_the_characters_of_the_tokens(model, request):
     ],
 )
 def test_code_may_come_with_a_folder_or_a_commit(tiny_model, monkeypatch, name, revision, trusted):
-    import sentence_transformers
-
     asked = []
     original = sentence_transformers.SentenceTransformer
 
-    monkeypatch.setattr(sentence_encoder, "hub_or_cache", lambda *_: nullcontext(""))
-
-    def spy(name, device, revision, trust_remote_code):
+    def load(name, device, revision, trust_remote_code):
         asked.append((name, revision, trust_remote_code))
+        if not trust_remote_code:
+            raise ValueError("It contains custom code. Please pass `trust_remote_code=True`.")
         return original(str(tiny_model))
 
-    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", spy)
-    SentenceTransformerEncoder(name or tiny_model)
+    monkeypatch.setattr(sentence_encoder, "hub_or_cache", lambda *_: nullcontext(""))
+    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", load)
+    refused = pytest.raises(ValueError, match=f"'{name}' brings code of its own; .*{name}@COMMIT")
+    with nullcontext() if trusted else refused:
+        SentenceTransformerEncoder(name or tiny_model)
     repository = name.split("@")[0] if name and trusted else name
     assert asked == [(repository or str(tiny_model), revision, trusted)]
-
-
-def test_code_without_a_commit_is_refused_with_the_remedy(monkeypatch):
-    import sentence_transformers
-
-    def refuse(name, **_):
-        raise ValueError(f"The repository {name} contains custom code. Please pass `trust_remote_code=True`.")
-
-    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", refuse)
-    monkeypatch.setattr(sentence_encoder, "hub_or_cache", lambda *_: nullcontext(""))
-    with pytest.raises(ValueError, match="'organisation/model' brings code of its own; .*organisation/model@COMMIT"):
-        SentenceTransformerEncoder("organisation/model")
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +156,7 @@ TRANSFORMER = {"name": "0", "path": "", "type": "sentence_transformers.base.modu
         ("config_sentence_transformers.json", '{"prompts": "x"}', "config_sentence_transformers.json: prompts"),
         ("config.json", "[]", "config.json"),
         ("1_Pooling/config.json", "null", "holds no JSON object"),
+        ("1_Pooling/config.json", '{"word_embedding_dimension": [16]}', "config.json|cannot be loaded"),
         ("model.safetensors", "", "cannot be loaded .SafetensorError"),
     ],
 )
@@ -196,33 +167,17 @@ def test_a_settings_file_of_another_form_is_named_with_the_cause(saved, tmp_path
         SentenceTransformerEncoder(folder)
 
 
-class TestWhereTheHubDoesNotAnswer:
-    @pytest.fixture(autouse=True)
-    def nobody_there(self, monkeypatch, tmp_path):
-        from huggingface_hub import constants
-
-        monkeypatch.setattr(constants, "ENDPOINT", "http://user:hf_secret@127.0.0.1:9")
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-
-    def test_the_model_and_the_remedy_are_named(self, caplog):
-        from huggingface_hub import constants
-
-        with pytest.raises(ValueError, match="'org/name' is no folder .*does not answer .*go online") as caught:
-            SentenceTransformerEncoder("org/name")
-        assert "hf_secret" not in str(caught.value) + caplog.text
-        assert not constants.HF_HUB_OFFLINE
-
-    @pytest.mark.parametrize("name", ["modle", "no/such/folder"])
-    def test_a_name_that_is_no_hub_id_is_refused_at_once(self, name):
-        with pytest.raises(ValueError, match=f"'{name}' is no folder; .*org/name"):
+def test_a_model_that_is_nowhere_is_named_with_the_remedy(monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://user:hf_secret@127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match="'org/name' is no folder .*does not answer .*go online") as caught:
+        SentenceTransformerEncoder("org/name")
+    assert "hf_secret" not in str(caught.value) + caplog.text
+    assert not constants.HF_HUB_OFFLINE
+    for name, problem in (("modle", "folder"), ("no/such/folder", "folder"), (tmp_path, "model folder")):
+        with pytest.raises(ValueError, match=f"^encoder '{name}' is no {problem}.*; .*org/name$"):
             SentenceTransformerEncoder(name)
-
-
-def test_a_folder_without_a_model_is_refused_in_one_line(tmp_path):
-    with pytest.raises(ValueError, match=r"^encoder '.*' is no model folder") as caught:
-        SentenceTransformerEncoder(tmp_path)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -236,76 +191,56 @@ def test_batches_hold_every_text_once_within_the_budget(seed):
 
 
 def test_a_folder_with_other_tensors_than_its_model_reads_is_refused(tiny_model, tmp_path):
-    from safetensors.torch import load_file, save_file
-
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     tensors = load_file(folder / "model.safetensors")
-
-    def save(tensors):
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
+    novelty = tensors["embeddings.LayerNorm.bias"].clone()
     cases = [
-        (
-            "lacks .*encoder.layer.1.output.dense.weight",
-            {k: v for k, v in tensors.items() if "layer.1.output.dense.w" not in k},
-        ),
-        ("unexpectedly, .*novelty", tensors | {"novelty": tensors["embeddings.LayerNorm.bias"].clone()}),
+        ({k: v for k, v in tensors.items() if "1.output.dense.w" not in k}, "lacks .*layer.1.output.dense.weight"),
+        (tensors | {"novelty": novelty}, "unexpectedly, .*novelty"),
+        ({k: v for k, v in tensors.items() if "pooler" not in k}, None),  # sentence-transformers pools by itself
+        (tensors | {"embeddings.position_ids": torch.arange(12)[None]}, None),  # as transformers 4 wrote it
     ]
-    for message, changed in cases:
-        save(changed)
-        with pytest.raises(ValueError, match=message):
+    for changed, message in cases:
+        save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=message) if message else nullcontext():
             SentenceTransformerEncoder(folder)
-    save({k: v for k, v in tensors.items() if "pooler" not in k})
-    SentenceTransformerEncoder(folder)  # sentence-transformers pools by itself
-    import torch
-
-    save(tensors | {"embeddings.position_ids": torch.arange(12)[None]})  # as folders made by transformers 4 have it
-    SentenceTransformerEncoder(folder)
 
 
-class TestFingerprint:
-    def test_is_of_the_content_not_of_the_folder_or_of_what_was_encoded(self, tiny_model, tmp_path):
-        first = SentenceTransformerEncoder(tiny_model)
-        first.encode(TEXTS, "document", max_tokens=5)  # leaves its truncation in the tokenizer
-        copy = shutil.copytree(tiny_model, tmp_path / "copy")
-        assert SentenceTransformerEncoder(copy, max_tokens=7).fingerprint == first.fingerprint
+def test_a_fingerprint_is_of_what_decides_vectors(tiny_model, tmp_path):
+    """Not of the folder, or of what was encoded; also of files that the model's code might import."""
 
-    def test_changes_with_whatever_decides_vectors(self, tiny_model):
-        def changed(change):
-            encoder = SentenceTransformerEncoder(tiny_model)
-            change(encoder.model)
-            return encoder.fingerprint
-
-        def one_weight(model):
-            model[0].model.encoder.layer[1].output.dense.weight.data[3, 5] += 1e-6
-
-        def merge(model):
-            model.tokenizer.add_tokens(["appl"])
-
-        def epsilon(model):
-            model[0].model.config.layer_norm_eps = 1e-6
-
-        changes = [
-            lambda model: None,
-            one_weight,
-            merge,
-            epsilon,
-            lambda model: model.prompts.update(query="query: "),
-            lambda model: model.bfloat16(),
-            lambda model: setattr(model[1], "pooling_mode", "max"),
-        ]
-        assert len({changed(change) for change in changes}) == len(changes)
-
-    def test_covers_the_code_that_a_model_brings(self, tiny_model, tmp_path):
+    def changed(change):
         encoder = SentenceTransformerEncoder(tiny_model)
-        digests = []
-        for factor in (1, 2):
-            (tmp_path / "brought_layer.py").write_text("import torch\n\nclass Layer(torch.nn.Identity):\n    pass\n")
-            (tmp_path / "helper.py").write_text(f"FACTOR = {factor}\n")  # which Layer might import
-            encoder.model[0].model.pooler.activation = load_module(tmp_path / "brought_layer.py").Layer()
-            encoder.__dict__.pop("fingerprint", None)
-            digests.append(encoder.fingerprint)
-        assert digests[0] != digests[1]
+        change(encoder.model)
+        return encoder.fingerprint
+
+    def one_weight(model):
+        model[0].model.encoder.layer[1].output.dense.weight.data[3, 5] += 1e-6
+
+    def epsilon(model):
+        model[0].model.config.layer_norm_eps = 1e-6
+
+    def brought_code(factor):
+        (tmp_path / "brought_layer.py").write_text("import torch\n\nclass Layer(torch.nn.Identity):\n    pass\n")
+        (tmp_path / "helper.py").write_text(f"FACTOR = {factor}\n")  # which Layer might import
+        layer = load_module(tmp_path / "brought_layer.py").Layer()
+        return changed(lambda model: setattr(model[0].model.pooler, "activation", layer))
+
+    changes = [
+        lambda model: None,
+        one_weight,
+        epsilon,
+        lambda model: model.tokenizer.add_tokens(["appl"]),
+        lambda model: model.prompts.update(query="query: "),
+        lambda model: model.bfloat16(),
+        lambda model: setattr(model[1], "pooling_mode", "max"),
+    ]
+    digests = [*map(changed, changes), brought_code(1), brought_code(2)]
+    assert len(set(digests)) == len(digests)
+    used = SentenceTransformerEncoder(shutil.copytree(tiny_model, tmp_path / "copy"))
+    used.model.max_seq_length = 7
+    used.encode(TEXTS, "document", max_tokens=5)  # leaves its truncation in the tokenizer
+    assert used.fingerprint == digests[0]
 
 
 def load_module(path):
@@ -400,13 +335,8 @@ def test_a_tokenizer_that_is_not_fast_can_truncate(tiny_model, monkeypatch):
 
 def test_weights_settings_and_tokenizer_count_and_nothing_else(tmp_path):
     counting = ["model.safetensors", "config.json", "vocab.txt", "1_Dense/model.safetensors", "2_Normalize/config.json"]
-    for name in counting:
+    for name in (*counting, "README.md", "training.json", "conversion.json", "code.py", "runs/other.safetensors"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
-    expected = {name: hashlib.sha256(name.encode()).hexdigest() for name in counting}
-    for name in ("README.md", "training.json", "conversion.json", "code.py", "runs/other.safetensors"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(name)
-    assert model_files(tmp_path) == expected
-    assert model_files("org/name") is None
-    assert model_files(tmp_path / "missing") is None
+    assert model_files(tmp_path) == {name: hashlib.sha256(name.encode()).hexdigest() for name in counting}
+    assert model_files("org/name") is model_files(tmp_path / "missing") is None

@@ -3,7 +3,9 @@
 import json
 import logging
 import shutil
+from unittest.mock import Mock
 
+import huggingface_hub
 import pytest
 
 from m2bert.eval.tasks.from_hub import full_commit, load_hub_tasks
@@ -49,9 +51,9 @@ def hub_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch, hub_cache):
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", hub_cache)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for module in (datasets.config, huggingface_hub.constants):
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", True)
 
 
 def test_all_tasks_of_a_pair_with_their_commits(caplog):
@@ -94,30 +96,19 @@ def test_what_is_not_there_is_named(arguments, message):
 
 
 def test_an_abbreviated_commit_is_completed(monkeypatch):
-    class Api:
-        def list_repo_commits(self, path, repo_type):
-            assert (path, repo_type) == ("org/name", "dataset")
-            return [
-                type("Commit", (), {"commit_id": commit}) for commit in ("abcdef0" + "1" * 33, "abcdef1" + "2" * 33)
-            ]
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    commits = [Mock(commit_id="abcdef0" + "1" * 33), Mock(commit_id="abcdef1" + "2" * 33)]
+    api = Mock(**{"return_value.list_repo_commits.return_value": commits})
+    monkeypatch.setattr("huggingface_hub.HfApi", api)
     assert full_commit("org/name", "abcdef1") == "abcdef1" + "2" * 33
-    assert full_commit("org/name", "main") == "main"
-    with pytest.raises(ValueError, match="revision=abcdef2 fits 0 commits of org/name"):
-        full_commit("org/name", "abcdef2")
+    assert [full_commit("org/name", other) for other in ("main", "abcdef2")] == ["main", "abcdef2"]
+    api.return_value.list_repo_commits.assert_called_with("org/name", repo_type="dataset")
 
 
 def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
-    from huggingface_hub import constants
-
-    for module, name, value in (
-        (constants, "ENDPOINT", "http://user:hf_secret@127.0.0.1:9"),
-        (constants, "HF_HUB_OFFLINE", False),
-        (datasets.config, "HF_HUB_OFFLINE", False),
-        (datasets.config, "HF_ENDPOINT", "http://user:hf_secret@127.0.0.1:9"),
-    ):
-        monkeypatch.setattr(module, name, value)
+    constants, endpoint = huggingface_hub.constants, "http://user:hf_secret@127.0.0.1:9"
+    for module, name in ((constants, "ENDPOINT"), (datasets.config, "HF_ENDPOINT")):
+        monkeypatch.setattr(module, name, endpoint)
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)
     load_dataset, offline = datasets.load_dataset, []
     monkeypatch.setattr(
         datasets, "load_dataset", lambda *a, **k: offline.append(constants.HF_HUB_OFFLINE) or load_dataset(*a, **k)

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from m2bert.eval.tasks.overlap import RUN_WORDS, RunHasher, find_overlap, sample
+from m2bert.eval.tasks.overlap import RUN_WORDS, find_overlap, hashed_runs, sample
 from m2bert.eval.tasks.schema import load_task, make_task
 
 RANDOM = random.Random(0)
@@ -17,15 +17,10 @@ def text(words: int) -> str:
 
 
 def task(name, documents, queries):
-    """Documents and queries by id; the first document answers everything."""
-    answers = [next(iter(documents))]
-    return make_task(
-        name,
-        "test",
-        [{"qid": qid, "query": query, "answer_pids": answers} for qid, query in queries.items()],
-        [{"pid": pid, "passage": passage} for pid, passage in documents.items()],
-        source=f"folder of {name}",
-    )
+    """The texts of documents d0, d1, ... and queries q0, q1, ..., which the first document answers."""
+    query_rows = [{"qid": f"q{i}", "query": query, "answer_pids": ["d0"]} for i, query in enumerate(queries)]
+    document_rows = [{"pid": f"d{i}", "passage": passage} for i, passage in enumerate(documents)]
+    return make_task(name, "test", query_rows, document_rows, source=f"folder of {name}")
 
 
 @pytest.fixture(scope="module")
@@ -35,20 +30,17 @@ def pair():
     quoted, short = "Is this quoted word for word in a training document of the other task ?", "is it quoted here"
     train = task(
         "train",
-        {
-            "t0": "\n".join(whole).upper(),
-            "t1": " ".join(most[:420]) + " " + text(300),
-            "t2": " ".join(little[:180]) + " " + text(400),
-            "t3": f"{text(50)} {quoted} {short} {text(50)}",
-            "t4": "",
-        },
-        {"a": "the same Query", "b": "another query"},
+        [
+            "\n".join(whole).upper(),
+            " ".join(most[:420]) + " " + text(300),
+            " ".join(little[:180]) + " " + text(400),
+            f"{text(50)} {quoted} {short} {text(50)}",
+            "",
+        ],
+        ["the same Query", "another query"],
     )
-    test = task(
-        "test",
-        {"d0": " ".join(whole), "d1": " ".join(most), "d2": " ".join(little), "d3": " ".join(other), "d4": ""},
-        {"q0": "The same  query", "q1": quoted, "q2": short, "q3": "quoted word for word in another way", "q4": ""},
-    )
+    documents = [*(" ".join(words) for words in (whole, most, little, other)), ""]
+    test = task("test", documents, ["The same  query", quoted, short, "quoted word for word in another way", ""])
     return test, train
 
 
@@ -60,13 +52,13 @@ def test_what_is_shared_is_counted_and_shown(pair):
     assert record["documents"] == {"count": 4, "same": 1, "near": 1}
     assert record["queries"] == {"count": 4, "same": 1, "in_documents": 1}  # four words are too few to count
     shown = [(example["what"], example["test_id"], example["train_id"]) for example in record["examples"]]
-    assert shown == [("same document", "d0", "t0"), ("near document", "d1", None), ("same query", "q0", "a")]
+    assert shown == [("same document", "d0", "d0"), ("near document", "d1", None), ("same query", "q0", "q0")]
     assert all(len(example["text"]) <= 200 for example in record["examples"])
 
 
 def test_nothing_shared(pair):
     test, _ = pair
-    record = find_overlap(test, task("else", {"x": text(500), "y": "few words"}, {"z": "something new"}))
+    record = find_overlap(test, task("else", [text(500), "few words"], ["something new"]))
     assert record["documents"] == {"count": 4, "same": 0, "near": 0}
     assert record["queries"]["same"] == record["queries"]["in_documents"] == 0
     assert record["examples"] == []
@@ -74,17 +66,17 @@ def test_nothing_shared(pair):
 
 def test_runs_are_those_of_a_plain_reading():
     words = text(40).split() * 2  # every run of the second half occurs twice
-    runs = RunHasher().runs(words)
+    runs = hashed_runs(words)
     assert [len(values) for values in runs] == [len(words) - length + 1 for length in range(RUN_WORDS + 1)]
     for length in (1, 5, RUN_WORDS):
         plain = [tuple(words[i : i + length]) for i in range(len(words) - length + 1)]
         assert len(set(plain)) == len(np.unique(runs[length]))
         assert len({*zip(plain, runs[length].tolist(), strict=True)}) == len(set(plain))
-    assert [len(values) for values in RunHasher().runs(["one", "two"])] == [3, 2, 1] + [0] * 11
+    assert [len(values) for values in hashed_runs(["one", "two"])] == [3, 2, 1] + [0] * 11
 
 
 def test_a_sixteenth_is_sampled_whatever_the_text():
-    hashes = RunHasher().runs(text(40_000).split())[RUN_WORDS]
+    hashes = hashed_runs(text(40_000).split())[RUN_WORDS]
     assert 0.055 < len(sample(hashes)) / len(hashes) < 0.07
 
 

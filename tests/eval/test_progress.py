@@ -25,7 +25,7 @@ class Batches:
 
 
 class Silent(Batches):
-    """Says nothing while it encodes."""
+    """Counts nothing while it encodes."""
 
     def encode(self, texts, task, max_tokens=None):
         return np.tile(np.float32([0, 1]), (len(texts), 1))

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections import Counter
 
-import pyarrow.parquet as pq
 import pytest
 
 from m2bert.eval.tasks import pydocs
@@ -48,7 +47,7 @@ def test_sentences_that_make_poor_queries_are_passed_over(text):
     assert pydocs.candidate_queries([Entry("pkg.f", text)]) == []
 
 
-def test_an_abbreviation_does_not_end_a_sentence():
+def test_a_query_is_a_whole_sentence():
     (query,) = pydocs.candidate_queries([Entry("pkg.f", "Read a table, e.g. one of\n    numbers, into memory." + TAIL)])
     assert query.sentence == "Read a table, e.g. one of numbers, into memory."
     assert query.rest == TAIL.strip()
@@ -60,11 +59,6 @@ def test_documents_hold_consecutive_entries_and_reach_the_size():
     assert [entry for document in documents for entry in document] == entries[: sum(map(len, documents))]
     assert all(31_000 - 2_000 < len(pydocs.render(document)) <= 32_000 for document in documents[:-1])
     assert pydocs.pack_documents(entries[:3], 32_000) == []
-
-
-def test_a_cap_keeps_items_from_the_whole_list():
-    assert pydocs.evenly_spaced(list(range(100)), 4) == [12, 37, 62, 87]
-    assert pydocs.evenly_spaced([1, 2], 4) == [1, 2]
 
 
 def test_layout_and_prompts_go_and_words_stay():
@@ -125,14 +119,11 @@ def test_a_package_is_read_but_never_imported(fake_package, caplog):
     entries = read_package(fake_package, None, set())
     assert [entry.name for entry in entries] == ["fakepkg", "fakepkg.a", "fakepkg.b"]
     assert "fakepkg/later.py" in caplog.text
-    assert fake_package not in sys.modules
-
-
-def test_known_texts_and_other_paths_are_left_out(fake_package):
     seen = {f"{LONG}b"}
     assert [entry.name for entry in read_package(fake_package, None, seen)] == ["fakepkg", "fakepkg.a"]
     assert f"{LONG}a" in seen
     assert [entry.name for entry in read_package(fake_package, ["fakepkg/b"], set())] == ["fakepkg.b"]
+    assert fake_package not in sys.modules
 
 
 def small_recipe(**packages) -> dict:
@@ -151,30 +142,22 @@ def small_recipe(**packages) -> dict:
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pydocs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pydocs, "read_recipe", small_recipe)
+        patch.setattr(pydocs, "read_yaml", lambda path: small_recipe())
         pydocs.build_pydocs(folder)
     return folder
 
 
-def tables_of(corpus):
-    """{split: (rows of queries, rows of documents)}."""
-    return {
-        split: [pq.read_table(corpus / kind / f"{split}.parquet").to_pylist() for kind in ("queries", "documents")]
-        for split in pydocs.SPLITS
-    }
-
-
-def check_corpus(corpus):
+def check_corpus(corpus) -> dict[str, Counter]:
     """Each split is a task whose queries are unique and gone from all documents; no package is in two splits."""
     packages = {}
-    for split, (queries, documents) in tables_of(corpus).items():
+    fingerprints = json.loads((corpus / "fingerprint.json").read_text())["split_fingerprints"]
+    for split in pydocs.SPLITS:
         task = load_task(corpus, "pydocs", split)
-        assert (len(task.queries), len(task.documents)) == (len(queries), len(documents))
-        assert len(set(task.queries.values())) == len(queries) > 0
-        assert task.positions == {row["qid"]: row["position"] for row in queries}
-        text = "\n".join(pydocs.plain(row["passage"]) for row in documents)
-        assert [row["query"] for row in queries if pydocs.plain(row["query"]) in text] == []
-        packages[split] = Counter(row["passage"].split("\n", 1)[0].split(".")[0] for row in documents)
+        assert task.fingerprint == fingerprints[split]
+        assert len(set(task.queries.values())) == len(task.queries) == len(task.positions) > 0
+        text = "\n".join(map(pydocs.plain, task.documents.values()))
+        assert [query for query in task.queries.values() if pydocs.plain(query) in text] == []
+        packages[split] = Counter(passage.split("\n", 1)[0].split(".")[0] for passage in task.documents.values())
     assert sum(len(counts) for counts in packages.values()) == len(set().union(*packages.values()))
     return packages
 
@@ -182,23 +165,20 @@ def check_corpus(corpus):
 def test_a_small_corpus(corpus):
     packages = check_corpus(corpus)
     assert (set(packages["train"]), set(packages["test"])) == ({"joblib", "typer"}, {"click"})
-    record = json.loads((corpus / "fingerprint.json").read_text())
-    for split, fingerprint in record["split_fingerprints"].items():
-        assert load_task(corpus, "pydocs", split).fingerprint == fingerprint
 
 
 def test_a_finished_corpus_is_not_built_again(corpus, monkeypatch):
     fingerprint = json.loads((corpus / "fingerprint.json").read_text())["corpus_fingerprint"]
-    monkeypatch.setattr(pydocs, "read_recipe", lambda: {**small_recipe(), "corpus_fingerprint": fingerprint})
+    monkeypatch.setattr(pydocs, "read_yaml", lambda path: {**small_recipe(), "corpus_fingerprint": fingerprint})
     monkeypatch.setattr(pydocs, "collect_documents", lambda recipe: pytest.fail("was built again"))
     assert pydocs.build_pydocs(corpus) == fingerprint
 
 
 def test_other_versions_warn_and_missing_packages_are_an_error(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(pydocs, "read_recipe", lambda: small_recipe(test={"no-such-package": "1"}))
+    monkeypatch.setattr(pydocs, "read_yaml", lambda path: small_recipe(test={"no-such-package": "1"}))
     with pytest.raises(ValueError, match="split='test': install at least one of no-such-package"):
         pydocs.build_pydocs(tmp_path)
-    monkeypatch.setattr(pydocs, "read_recipe", lambda: small_recipe(test={"no-such-package": "1", "click": "0.0"}))
+    monkeypatch.setattr(pydocs, "read_yaml", lambda path: small_recipe(test={"no-such-package": "1", "click": "0.0"}))
     fingerprint = pydocs.build_pydocs(tmp_path)
     for part in (fingerprint, "not the recorded recorded", "no-such-package: recorded 1, installed None", "click: rec"):
         assert part in caplog.text
@@ -218,18 +198,16 @@ def test_the_recorded_corpus(tmp_path):
     packages = check_corpus(tmp_path)
     sizes = {split: counts.total() for split, counts in packages.items()}
     assert sizes["train"] > 2 * sizes["test"] > 2 * sizes["validation"] > 50
-    for split, (queries, _) in tables_of(tmp_path).items():
-        assert max(packages[split].values()) < 0.35 * sizes[split], "one package dominates"
-        quarters = Counter(int(row["position"] * 4) for row in queries)
+    for split, counts in packages.items():
+        assert max(counts.values()) < 0.35 * sizes[split], "one package dominates"
+        positions = load_task(tmp_path, "pydocs", split).positions.values()
+        quarters = Counter(int(position * 4) for position in positions)
         assert set(quarters) == {0, 1, 2, 3}
         assert min(quarters.values()) > 0.8 * max(quarters.values())
-        assert 0.4 < sum(row["position"] for row in queries) / len(queries) < 0.6
-    recipe = pydocs.read_recipe()
-    differences = pydocs.version_differences(recipe)
-    if differences:
-        pytest.skip(f"package versions are not the recorded ones: {'; '.join(differences)}")
+        assert 0.4 < sum(positions) / len(positions) < 0.6
+    recipe = pydocs.read_yaml(pydocs.RECIPE)
+    if others := [name for name, (old, new) in pydocs.package_versions(recipe).items() if old != new]:
+        pytest.skip(f"package versions are not the recorded ones: {', '.join(others)}")
     record = json.loads((tmp_path / "fingerprint.json").read_text())
     for name in ("corpus_fingerprint", "split_fingerprints"):
         assert record[name] == recipe[name]
-    for split, fingerprint in recipe["split_fingerprints"].items():
-        assert load_task(tmp_path, "pydocs", split).fingerprint == fingerprint

@@ -47,11 +47,6 @@ def tiny_task(tiny_data):
     return load_task(tiny_data, "tiny", "test")
 
 
-def test_dense_scores_are_cosines_under_the_right_ids(small_task):
-    run = DenseRanker(FixedEncoder({"x": [1, 0], "a": [0, 1], "b": [0.6, 0.8], "c": [-1, 0]})).rank(small_task)
-    assert run == {"q": pytest.approx({"p0": 0, "p1": 0.6, "p2": -1})}
-
-
 def test_a_document_counts_by_its_best_chunk(small_task):
     small_task.documents["p0"] = "b c a"
     encoder = FixedEncoder({"x": [1, 0], "a": [0.8, 0.6], "b": [0.6, 0.8], "c": [-1, 0]})
@@ -59,15 +54,6 @@ def test_a_document_counts_by_its_best_chunk(small_task):
     assert ranker.rank(small_task) == {"q": pytest.approx({"p0": 0.8, "p1": 0.6, "p2": -1})}
     assert ranker.report["vectors_per_document"] == pytest.approx(5 / 3)
     assert ranker.report["max_tokens"] == 1
-
-
-@pytest.mark.parametrize("broken", ["x", "b"])
-def test_a_vector_that_is_not_finite_names_its_text(small_task, broken):
-    vectors = {"x": [1, 0], "a": [0, 1], "b": [1, 0], "c": [-1, 0]} | {broken: [np.nan, 0]}
-    candidates = {"q": {"p1": 1.0}}
-    for rank in (lambda ranker: ranker.rank(small_task), lambda ranker: ranker.rerank(small_task, candidates, 1)):
-        with pytest.raises(ValueError, match=f"'{broken}' is not finite"):
-            rank(DenseRanker(FixedEncoder(vectors)))
 
 
 def test_the_report_says_what_was_read_and_what_it_cost(small_task):
@@ -136,19 +122,6 @@ def test_reranking_embeds_the_candidates_alone(tiny_model, tiny_task, monkeypatc
             ranker.rerank(tiny_task, candidates, depth)
 
 
-def test_reranking_everything_is_the_dense_ranking(tiny_model, tiny_task):
-    ranker = DenseRanker(SentenceTransformerEncoder(tiny_model), parse_policy("best-chunk:tokens=6"))
-    dense = ranker.rank(tiny_task)
-    everything = {qid: dict.fromkeys(tiny_task.documents, 1.0) for qid in tiny_task.queries}
-    run = ranker.rerank(tiny_task, everything, 100)
-    for qid, scores in run.items():
-        assert scores == pytest.approx(dense[qid], abs=1e-5)
-
-
-def test_bm25_finds_the_document_with_the_word(tiny_task):
-    assert set(score_ranking(Bm25Ranker().rank(tiny_task), tiny_task.qrels, k=1).values()) == {1.0}
-
-
 @pytest.mark.parametrize("at_once", [1, 15, 10**6])
 def test_bm25_ranks_nothing_for_unknown_words_and_no_empty_text(tmp_path, write_task, tiny_rows, monkeypatch, at_once):
     monkeypatch.setattr(rankers, "SCORES_AT_ONCE", at_once)
@@ -156,10 +129,11 @@ def test_bm25_ranks_nothing_for_unknown_words_and_no_empty_text(tmp_path, write_
     queries[0]["query"] = "zzz"
     queries[1]["query"] = ""
     documents[2]["passage"] = ""
+    documents += [{"pid": f"x{i}", "passage": "zebra", "dataset": "tiny"} for i in range(3)]
     run = Bm25Ranker().rank(load_task(write_task(tmp_path, queries, documents), "tiny", "test"))
     assert run["q0"] == run["q1"] == {}
     assert "p2" not in run["q3"]
-    assert run["q3"]["p3"] > 0
+    assert list(run["q3"]) == ["p3"]  # others would stand in the order of their ids, and a fusion counts places
 
 
 def test_documents_without_words_are_refused():
@@ -211,15 +185,3 @@ def test_minilm_on_qmsum(qmsum_data, store, spec, points):
     task = load_task(qmsum_data, "qmsum", "test")
     scores = score_ranking(DenseRanker(encoder, parse_policy(spec), store).rank(task), task.qrels)
     assert 100 * sum(scores.values()) / len(scores) == pytest.approx(points, abs=0.5)
-
-
-def test_bm25_does_not_rank_what_shares_no_word_with_the_query():
-    """Such documents would stand in the order of their ids, and a fusion of ranks would count the places."""
-    documents = [{"pid": f"d{i}", "passage": "apple pear" if i == 3 else "boat", "dataset": "t"} for i in range(9)]
-    queries = [
-        {"qid": "q", "query": "pear", "answer_pids": ["d3"]},
-        {"qid": "none", "query": "sail", "answer_pids": ["d8"]},
-    ]
-    run = Bm25Ranker().rank(make_task("t", "test", queries, documents))
-    assert list(run["q"]) == ["d3"]
-    assert run["none"] == {}

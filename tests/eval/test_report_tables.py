@@ -2,30 +2,17 @@
 
 import re
 
+import fabricated_records as made
 import pytest
-from fabricated_records import (
-    OVERLAP,
-    bm25,
-    by_length,
-    clusters,
-    efficiency,
-    example,
-    lengths,
-    mteb,
-    needle,
-    retrieval,
-    spans,
-)
 from report_reading import groups_of, rows_of, sections_of, table_of
 
-from m2bert.eval.report import paper
-from m2bert.eval.report.tables import MINUS, NO_BREAK_SPACE
+from m2bert.eval.report.tables import MINUS, NO_BREAK_SPACE, paper_columns, paper_mean, paper_value, paper_values
 
 OTHER_DATA = "cd" * 32
 
 
 def test_a_score_stands_beside_the_papers_with_difference_and_interval():
-    rows = table_of(sections_of(bm25(0.91), retrieval(paper_row="E5-Mistral", score=0.657))["qmsum, test"])
+    rows = table_of(sections_of(made.bm25(0.91), made.retrieval(paper_row="E5-Mistral", score=0.657))["qmsum, test"])
     names = ["nDCG@10", "95 % interval", "paper", "difference"]
     assert [rows["bm25"][name] for name in names] == ["91.0", "86.0 to 96.0", "*78.7*", "**+12.3**"]
     assert rows["encoder / truncate"]["difference"] == f"{MINUS}0.2"  # within the interval
@@ -36,7 +23,7 @@ def test_a_score_stands_beside_the_papers_with_difference_and_interval():
     "fields", [{"split": "validation"}, {"distractors": {"count": 2000}}, {"task": "qmsum +2000"}, {"task": "pydocs"}]
 )
 def test_other_data_than_the_papers_get_no_difference(fields):
-    sections = sections_of(bm25(**fields))
+    sections = sections_of(made.bm25(**fields))
     (section,) = (text for title, text in sections.items() if re.match("(qmsum|pydocs)", title))
     assert "paper" not in table_of(section)["bm25"]
     assert not any("paper" in name for name in table_of(section))
@@ -44,16 +31,18 @@ def test_other_data_than_the_papers_get_no_difference(fields):
 
 def test_systems_are_ranked_within_their_groups_only():
     weighted = {"with": "bm25", "method": "weighted", "weight": 0.35}
-    section = sections_of(
-        retrieval("a / truncate", 0.5),
-        retrieval("b / truncate", 0.6),
-        retrieval("tuned / truncate", 0.9, claim="fine-tuned"),
-        retrieval("a / best-chunk", 0.7, vectors="several"),
-        retrieval("a / truncate + bm25 (weighted)", 0.95, hybrid=weighted),
-        retrieval("odd / truncate", 0.99, claim="not stated"),
-        bm25(0.2),
-    )["qmsum, test"]
-    assert groups_of(section) == {
+    sections = sections_of(
+        made.retrieval("a / truncate", 0.5),
+        made.retrieval("b / truncate", 0.6),
+        made.retrieval("tuned / truncate", 0.9, claim="fine-tuned"),
+        made.retrieval("tuned / truncate", 0.8, task="gov_report"),
+        made.retrieval("a / best-chunk", 0.7, vectors="several"),
+        made.retrieval("a / truncate + bm25 (weighted)", 0.95, hybrid=weighted),
+        made.retrieval("odd / truncate", 0.99, claim="not stated"),
+        made.retrieval("odd / truncate", 0.9, task="gov_report"),
+        made.bm25(0.2),
+    )
+    groups = {
         "Lexical": ["bm25"],
         "One vector a document, zero-shot": ["b / truncate", "a / truncate"],
         "One vector a document, fine-tuned on the task": ["tuned / truncate"],
@@ -61,21 +50,25 @@ def test_systems_are_ranked_within_their_groups_only():
         "Hybrid with BM25, zero-shot": ["a / truncate + bm25 (weighted)"],
         "One vector a document, training not stated": ["odd / truncate"],
     }
+    assert groups_of(sections["qmsum, test"]) == groups
+    assert (
+        groups_of(sections["LoCoV1 (Tables 3 and 15)"]) == groups
+    )  # what one of its tasks is, not zero-shot, is so there
 
 
 def test_pairs_are_marked_where_the_interval_excludes_zero():
-    first, close = retrieval("a / truncate", 0.6), retrieval("b / truncate", 0.59)
+    first, close = made.retrieval("a / truncate", 0.6), made.retrieval("b / truncate", 0.59)
     close["query_scores"] = {
         qid: score + (0.1 if index % 2 else -0.12) for index, (qid, score) in enumerate(first["query_scores"].items())
     }
-    rows = table_of(sections_of(bm25(0.8), first, close)["qmsum, test"], index=1)
+    rows = table_of(sections_of(made.bm25(0.8), first, close)["qmsum, test"], index=1)
     assert rows["a / truncate"]["minus bm25"] == f"**{MINUS}20.0**"
     assert rows["a / truncate"]["minus the best of its group"] == "–"
     assert rows["b / truncate"]["minus the best of its group"] == f"{MINUS}1.0"
 
 
 def test_data_that_differ_are_never_compared():
-    sections = sections_of(bm25(0.9), retrieval("a / truncate", 0.5, data_fingerprint=OTHER_DATA))
+    sections = sections_of(made.bm25(0.9), made.retrieval("a / truncate", 0.5, data_fingerprint=OTHER_DATA))
     first, second = sections["qmsum, test, data abababab"], sections["qmsum, test, data cdcdcdcd"]
     assert "a / truncate" not in table_of(first)
     assert "bm25" not in table_of(second)
@@ -87,11 +80,11 @@ def test_data_that_differ_are_never_compared():
 
 def test_averages_are_over_tasks_that_all_systems_share():
     section = sections_of(
-        bm25(0.91),
-        bm25(0.98, task="gov_report"),
-        bm25(0.3, task="stackoverflow"),
-        retrieval("a / truncate", 0.5),
-        retrieval("a / truncate", 0.8, task="gov_report"),
+        made.bm25(0.91),
+        made.bm25(0.98, task="gov_report"),
+        made.bm25(0.3, task="stackoverflow"),
+        made.retrieval("a / truncate", 0.5),
+        made.retrieval("a / truncate", 0.8, task="gov_report"),
     )["LoCoV1 (Tables 3 and 15)"]
     column = "average over 2 of 12 tasks"
     assert rows_of(section)[0] == ["system", "gov_report", "qmsum", "stackoverflow", column]
@@ -103,39 +96,17 @@ def test_averages_are_over_tasks_that_all_systems_share():
     assert "88.9" in section
 
 
-def test_a_row_with_a_task_that_was_trained_on_is_not_among_the_zero_shot_ones():
-    section = sections_of(
-        retrieval("a / truncate", 0.5),
-        retrieval("a / truncate", 0.8, task="gov_report"),
-        retrieval("b / truncate", 0.9, claim="fine-tuned"),
-        retrieval("b / truncate", 0.8, task="gov_report"),
-        retrieval("c / truncate", 0.4),
-        retrieval("c / truncate", 0.4, task="gov_report", claim="not stated"),
-    )["LoCoV1 (Tables 3 and 15)"]
-    assert groups_of(section) == {
-        "One vector a document, zero-shot": ["a / truncate"],
-        "One vector a document, fine-tuned on the task": ["b / truncate"],
-        "One vector a document, training not stated": ["c / truncate"],
-    }
-
-
 @pytest.mark.parametrize("documents", [100, 101])
 def test_what_few_documents_make_meaningless_is_said(documents):
-    rerank = retrieval(hybrid={"method": "rerank", "depth": 100}, counts={"queries": 40, "documents": documents})
+    rerank = made.retrieval(hybrid={"method": "rerank", "depth": 100}, counts={"queries": 40, "documents": documents})
     text = sections_of(rerank)["qmsum, test"]
     assert ("recall@100 says nothing" in text) == ("gives the model's own ranking" in text) == (documents == 100)
-
-
-def test_one_task_has_no_average():
-    section = sections_of(bm25())["LoCoV1 (Tables 3 and 15)"]
-    assert section.strip().startswith("1 of 12 tasks")
-    assert "|" not in section
 
 
 def test_rows_lead_to_their_sources():
     hybrid = {"method": "weighted", "weight": 0.35, "development_split": "validation", "development_ndcg_at_10": 0.9}
     sections = sections_of(
-        bm25(), retrieval(revision="c0" * 20, trained_on=["qmsum, train"]), retrieval("h", hybrid=hybrid)
+        made.bm25(), made.retrieval(revision="c0" * 20, trained_on=["qmsum, train"]), made.retrieval("h", hybrid=hybrid)
     )
     cell = table_of(sections["qmsum, test"])["encoder / truncate"]["system"]
     sources = table_of(sections["Sources"])
@@ -149,8 +120,10 @@ def test_rows_lead_to_their_sources():
 
 
 def test_successes_and_failures_are_those_of_the_best_system_of_each_group():
-    worse = retrieval("b / truncate", 0.3, successes=[example("of the worse")])
-    better = retrieval("a / truncate", 0.6, successes=[example()], failures=[example("lost?", rank=None)])
+    worse = made.retrieval("b / truncate", 0.3, successes=[made.example("of the worse")])
+    better = made.retrieval(
+        "a / truncate", 0.6, successes=[made.example()], failures=[made.example("lost?", rank=None)]
+    )
     section = sections_of(worse, better)["Successes and failures (Table 25)"]
     assert "of the worse" not in section
     rows = table_of(section)
@@ -160,31 +133,40 @@ def test_successes_and_failures_are_those_of_the_best_system_of_each_group():
 
 LOCOV0 = "db3f60f" + "0" * 33 + ",fde163bddbb5f3c2ad19769e18a570843da36ec3"
 MSMARCO_DEV, MSMARCO_TEST = (
-    retrieval(score=score, task="MSMARCO", split=split) for score, split in ((0.4, "dev"), (0.6, "test"))
+    made.retrieval(score=score, task="MSMARCO", split=split) for score, split in ((0.4, "dev"), (0.6, "test"))
 )
-BY_LENGTH = by_length(None, 0.7, 0.6, 0.5)
+BY_LENGTH = made.by_length(None, 0.7, 0.6, 0.5)
 QUARTER = {"quarter": 4, "queries": 7, "ndcg_at_10": 0.25, "interval_95": None}
 MLDR = {"task": "MultiLongDocRetrieval", "paper_row": "M2-BERT-32k"}
 RECORDS = {
-    "locov0": [retrieval(score=0.4, revision=LOCOV0, paper_row="E5-Mistral")],
-    "trained": [bm25(), retrieval("a", claim="fine-tuned", overlap=[OVERLAP]), retrieval("b")],
+    "locov0": [made.retrieval(score=0.4, revision=LOCOV0, paper_row="E5-Mistral")],
+    "trained": [made.bm25(), made.retrieval("a", claim="fine-tuned", overlap=[made.OVERLAP]), made.retrieval("b")],
     "parts": [
-        retrieval(by_length=BY_LENGTH, by_quarter=[QUARTER]),
-        retrieval("b", 0.5, by_length=BY_LENGTH | {"rows": BY_LENGTH["rows"][:1]}),
+        made.retrieval(by_length=BY_LENGTH, by_quarter=[QUARTER]),
+        made.retrieval("b", 0.5, by_length=BY_LENGTH | {"rows": BY_LENGTH["rows"][:1]}),
     ],
     "mteb": [
-        mteb(value=0.8),
-        mteb("EmotionClassification", 0.44),
-        mteb("STS12", 0.6, metric="cosine_spearman", other_scores={"cosine_pearson": 0.7}),
-        mteb("LEMBPasskeyRetrieval", 0.3, split="test_4096", metric="ndcg_at_1"),
+        made.mteb(value=0.8),
+        made.mteb("EmotionClassification", 0.44),
+        made.mteb("STS12", 0.6, metric="cosine_spearman", other_scores={"cosine_pearson": 0.7}),
+        made.mteb("LEMBPasskeyRetrieval", 0.3, split="test_4096", metric="ndcg_at_1"),
     ],
-    "complete": [mteb(task, 0.9) for task in paper.columns("20")],
+    "complete": [made.mteb(task, 0.9) for task in paper_columns("20")],
     "both": [MSMARCO_DEV, MSMARCO_TEST],
     "turned": [MSMARCO_TEST, MSMARCO_DEV],
-    "dev": [MSMARCO_DEV, retrieval(score=0.25, task="NFCorpus")],
-    "mldr": [retrieval("a", 0.5, **MLDR), retrieval("h", 0.8, hybrid={"method": "rerank", "depth": 100}, **MLDR)],
-    "needle": [needle(places=[0, 39], paper_row="M2-BERT-32k")],
-    "others": [lengths(), lengths("pydocs", data_fingerprint=OTHER_DATA), spans(), clusters(), efficiency()],
+    "dev": [MSMARCO_DEV, made.retrieval(score=0.25, task="NFCorpus")],
+    "mldr": [
+        made.retrieval("a", 0.5, **MLDR),
+        made.retrieval("h", 0.8, hybrid={"method": "rerank", "depth": 100}, **MLDR),
+    ],
+    "needle": [made.needle(places=[0, 39], paper_row="M2-BERT-32k")],
+    "others": [
+        made.lengths(),
+        made.lengths("pydocs", data_fingerprint=OTHER_DATA),
+        made.spans(),
+        made.clusters(),
+        made.efficiency(),
+    ],
 }
 PERCENT = f"{NO_BREAK_SPACE}%"
 
@@ -240,24 +222,30 @@ def sections():
 
 
 def test_what_belongs_to_no_table_of_the_paper_is_in_none():
-    sections = sections_of(*RECORDS["locov0"], *RECORDS["both"], mteb(), needle(places=range(10), passages=10))
+    sections = sections_of(
+        *RECORDS["locov0"], *RECORDS["both"], made.mteb(), made.needle(places=range(10), passages=10)
+    )
     assert "LoCoV1 (Tables 3 and 15)" not in sections
     assert not any(title.startswith("Averages of complete groups") for title in sections)
     assert "MSMARCO, dev" not in table_of(sections["BEIR (Table 14)"])
     assert list(table_of(sections["Needle in a haystack (Table 17, Figure 2)"])) == ["encoder / truncate"]
 
 
-def test_tables_without_results_are_named():
-    text = sections_of(bm25())["Tables of the paper not measured here"]
+def test_one_task_has_no_average_and_tables_without_results_are_named():
+    sections = sections_of(made.bm25())
+    overview = sections["LoCoV1 (Tables 3 and 15)"]
+    assert overview.strip().startswith("1 of 12 tasks")
+    assert "|" not in overview
+    text = sections["Tables of the paper not measured here"]
     assert "18 (MTEB classification)" in text
     assert "15 (" not in text
 
 
 def test_the_papers_columns_average_to_what_the_errata_say():
-    means = [paper.mean(table, row, paper.columns(table)) for table, row in
+    means = [paper_mean(table, row, paper_columns(table)) for table, row in
              (("15", "M2-BERT-8k"), ("14", "M2-BERT-128"), ("23", "M2-BERT-8k"))]  # fmt: skip
     assert [round(mean, 1) for mean in means] == [88.9, 38.7, 87.9]
-    assert paper.value("15", "BM25", "qmsum") == 78.7
-    transformers = [name for name in paper.values("15") if name != "BM25" and not name.startswith("M2-BERT")]
-    best = {task: max(paper.value("15", name, task) for name in transformers) for task in paper.columns("15")}
-    assert sum(paper.value("15", "M2-BERT-32k", task) > score for task, score in best.items()) == 9
+    assert paper_value("15", "BM25", "qmsum") == 78.7
+    transformers = [name for name in paper_values("15") if name != "BM25" and not name.startswith("M2-BERT")]
+    best = {task: max(paper_value("15", name, task) for name in transformers) for task in paper_columns("15")}
+    assert sum(paper_value("15", "M2-BERT-32k", task) > score for task, score in best.items()) == 9

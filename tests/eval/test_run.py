@@ -10,7 +10,7 @@ from m2bert.eval import run as module
 from m2bert.eval.config import EncoderSettings, EvalConfig, TaskSettings, TrainingTask
 from m2bert.eval.encoders.cache import VectorStore
 from m2bert.eval.rankers import Bm25Ranker
-from m2bert.eval.records import best_ranks, dump
+from m2bert.eval.records import best_ranks, examples
 from m2bert.eval.tasks.schema import load_task
 
 
@@ -51,7 +51,7 @@ def words(monkeypatch, tiny_rows, tmp_path):
             raise ValueError("encoder 'broken' cannot be loaded")
         return encoder
 
-    monkeypatch.setattr(module, "load_encoder", load)
+    monkeypatch.setattr(module, "load_system", load)
     return encoder
 
 
@@ -95,17 +95,6 @@ def test_policies_and_hybrids_are_systems_of_their_own(settings, words):
     assert [record["vectors"] for record in records if record["system"] in alone] == ["none", "one", "several"]
 
 
-def test_a_repeated_run_embeds_nothing(settings, words, tmp_path):
-    config = settings("words", policies=("truncate", "chunk-average:tokens=3", "best-chunk:tokens=3"))
-    first, _ = evaluate(config, VectorStore(tmp_path / "cache"))
-    words.calls = 0
-    second, _ = evaluate(config, VectorStore(tmp_path / "cache"))
-    assert words.calls == 0
-    for record, repeated in zip(first, second, strict=True):
-        assert record["query_scores"] == repeated["query_scores"]
-        assert record["seconds_per_document"] == pytest.approx(repeated["seconds_per_document"])
-
-
 def test_plain_tfidf_takes_its_width_from_the_models(settings, words):
     records, _ = evaluate(settings("tfidf-rp", "words"), VectorStore(None))
     assert [record["system"] for record in records] == ["words / truncate", "tfidf-rp:12"]
@@ -113,17 +102,14 @@ def test_plain_tfidf_takes_its_width_from_the_models(settings, words):
     assert records[1]["ranks"] is None  # a mean over rankings has no ranks
 
 
-def test_one_bad_encoder_does_not_spoil_the_others(settings, words):
-    records, failures = evaluate(settings("bm25", "broken"), VectorStore(None))
+def test_one_bad_encoder_does_not_spoil_the_others_of_one_process(settings, words, monkeypatch):
+    records, failures = evaluate(settings("tfidf-rp", "bm25", "broken"), VectorStore(None))
     assert [record["system"] for record in records] == ["bm25"]
-    assert failures == ["encoder 'broken' failed and is left out: encoder 'broken' cannot be loaded"]
+    assert failures[0] == "encoder 'broken' failed and is left out: encoder 'broken' cannot be loaded"
+    assert "'tfidf-rp' failed and is left out: no encoder beside it gave vectors" in failures[1]
     with pytest.raises(ValueError, match="cannot be loaded"):
         evaluate(settings("broken"), VectorStore(None))
-
-
-def test_among_several_processes_a_failure_ends_the_run(settings, words, monkeypatch):
-    """The others would wait for this process at the next encoder."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")  # the others would wait for this process at the next encoder
     with pytest.raises(ValueError, match="'broken' cannot be loaded"):
         evaluate(settings("bm25", "broken"), VectorStore(None))
 
@@ -182,28 +168,17 @@ def test_models_of_the_same_short_name_are_told_apart(settings, words):
         evaluate(settings(one, other), VectorStore(None))
 
 
-def test_training_data_that_are_not_there_are_named_before_any_model_runs(settings, words):
-    seen = EncoderSettings(model="words", trained_on=(TrainingTask(data="/not/there", name="tiny"),))
-    with pytest.raises(ValueError, match="'/not/there' is no folder"):
-        evaluate(settings("bm25", seen), VectorStore(None))
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trained_on": (TrainingTask(data="/not/there", name="tiny"),)}, "'/not/there' is no folder"),
+        ({"policies": ("best-chunks",)}, "best-chunk"),
+    ],
+)
+def test_what_is_not_there_is_named_before_any_model_runs(settings, words, changes, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(settings("bm25", EncoderSettings(model="words", **changes)), VectorStore(None))
     assert not words.calls
-
-
-def test_plain_tfidf_without_a_width_is_told(settings, words):
-    records, failures = evaluate(settings("tfidf-rp", "bm25", "broken"), VectorStore(None))
-    assert [record["system"] for record in records] == ["bm25"]
-    assert "'tfidf-rp' failed and is left out: no encoder beside it gave vectors" in failures[1]
-
-
-def test_a_name_with_a_space_is_one_name(settings, words, tmp_path, write_task, tiny_rows):
-    rows = [[{**row, "dataset": "my data"} for row in kind] for kind in tiny_rows]
-    for split in ("test", "validation"):
-        write_task(tmp_path / "spaced", *rows, split=split)
-    seen = EncoderSettings(model="words", trained_on=("my data",))
-    config = EvalConfig(tasks={"data": str(tmp_path / "spaced")}, encoders=seen, hybrids="weighted")
-    records, _ = evaluate(config, VectorStore(None))
-    assert [record["claim"] for record in records] == ["fine-tuned", "fine-tuned"]
-    assert records[1]["hybrid"]["method"] == "weighted"
 
 
 def test_the_weight_is_never_chosen_on_the_split_that_is_scored(settings, words, monkeypatch):
@@ -222,26 +197,18 @@ def test_texts_of_equal_scores_come_by_id(tiny_data):
     task = load_task(tiny_data, "tiny", "test")
     run = {qid: {pid: 1.0 for pid in judged} for qid, judged in task.qrels.items() if qid != "q5"}
     scores = {qid: float(qid in run) for qid in task.queries}
-    texts = dump(task, run, scores)
+    texts = examples(task, run, scores, best_ranks(task, run))
     assert [entry["qid"] for entry in texts["successes"]] == ["q0", "q1", "q2"]
     assert [(entry["qid"], entry["rank"], entry["found"]) for entry in texts["failures"]] == [("q5", None, None)]
     assert best_ranks(task, run) == {qid: 1 if qid in run else None for qid in task.queries}
-
-
-def test_a_policy_that_does_not_exist_is_refused_before_anything_is_loaded(settings, monkeypatch):
-    monkeypatch.setattr(module, "load_tasks", lambda *_, **__: pytest.fail("loaded a task"))
-    with pytest.raises(ValueError, match="best-chunk"):
-        evaluate(settings("bm25", policies=("best-chunks",)), VectorStore(None))
 
 
 @pytest.mark.parametrize(("is_lexical", "kind"), [(True, ("none", "untrained")), (False, ("several", "not stated"))])
 def test_a_model_of_mteb_that_searches_is_what_it_is(settings, monkeypatch, is_lexical, kind):
     """Its BM25 is no model with several vectors, as its ColBERT is."""
 
-    class Searcher(Bm25Ranker):
-        pass
-
-    Searcher.is_lexical = is_lexical
-    monkeypatch.setattr(module.Evaluation, "searcher", staticmethod(lambda model: Searcher()))
+    searcher = Bm25Ranker()
+    searcher.is_lexical = is_lexical
+    monkeypatch.setattr(module, "load_system", lambda model: searcher)
     (record,), _ = evaluate(settings("mteb:some/searcher"), VectorStore(None))
     assert (record["vectors"], record["claim"]) == kind

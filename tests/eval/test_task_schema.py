@@ -21,29 +21,24 @@ def test_reads_only_the_rows_of_the_task(tmp_path, write_task, tiny_rows):
 def test_the_fingerprint_follows_the_content(tmp_path, write_task, tiny_rows):
     queries, documents = tiny_rows
     first = load_task(write_task(tmp_path / "a", queries, documents), "tiny", "test").fingerprint
+    assert first.startswith("f192362887c42800")  # results name it
     assert load_task(write_task(tmp_path / "b", queries, documents[::-1]), "tiny", "test").fingerprint == first
     documents[2]["passage"] += "!"
     assert load_task(write_task(tmp_path / "c", queries, documents), "tiny", "test").fingerprint != first
 
 
-def test_a_null_passage_is_left_out_with_the_queries_it_alone_answers(tmp_path, write_task, tiny_rows, caplog):
+def test_null_passages_are_left_out_and_empty_texts_kept(tmp_path, write_task, tiny_rows, caplog):
     queries, documents = tiny_rows
-    documents[1]["passage"] = None
+    documents[1]["passage"], documents[3]["passage"], queries[3]["query"] = None, " \n", None
     queries[2]["answer_pids"] = ["p1", "p2"]
     task = load_task(write_task(tmp_path, queries, documents), "tiny", "test")
     assert "p1" not in task.documents
-    assert "q1" not in task.queries
+    assert "q1" not in task.queries  # only p1 answers it
     assert task.qrels["q2"] == {"p2": 1}
+    assert (task.documents["p3"], task.queries["q3"]) == (" \n", "")
     assert "1 of 6 documents have a null passage; left out with 1 queries" in caplog.text
-
-
-def test_empty_texts_are_kept_and_counted(tmp_path, write_task, tiny_rows, caplog):
-    queries, documents = tiny_rows
-    documents[1]["passage"], queries[1]["query"] = " \n", None
-    task = load_task(write_task(tmp_path, queries, documents), "tiny", "test")
-    assert (task.documents["p1"], task.queries["q1"]) == (" \n", "")
     for kind in ("documents", "queries"):
-        assert f"1 of 6 {kind} are empty" in caplog.text
+        assert f"1 of 5 {kind} are empty" in caplog.text
 
 
 def test_where_the_answers_begin(tmp_path, write_task, tiny_rows):
@@ -93,6 +88,7 @@ def drop_passages(queries, documents):
         (lambda q, d: all_have(q, answer_pids=[["p0"]]), "'answer_pids' of lists of texts"),
         (lambda q, d: all_have(q, position=170.0), "position=170.0 of query 'q0' .* from 0 to 1"),
         (lambda q, d: d.append({**d[0], "pid": None}), "documents: id None"),
+        (lambda q, d: all_have(d, passage=None), "task 'tiny', split 'test' has no documents; add some"),
         (lambda q, d: d.append(d[0]), "documents: id 'p0' occurs 2 times"),
         (lambda q, d: q.append(q[0]), "queries: id 'q0' occurs 2 times"),
         (lambda q, d: q[0].update(answer_pids=["p0", "nowhere"]), "'q0' name 'nowhere'"),
@@ -111,7 +107,7 @@ def test_spoiled_tables_are_refused(tmp_path, write_task, tiny_rows, spoil, mess
 def test_files_that_cannot_be_read_are_named(tiny_data, write_task, tiny_rows):
     for kind in ("documents", "queries"):
         (tiny_data / kind / "._train.parquet").write_bytes(b"what a Mac leaves in archives")
-    with pytest.raises(ValueError, match="splits in .*: test$"):
+    with pytest.raises(ValueError, match="splits there, one file each: test$"):
         load_task(tiny_data, "tiny", "train")
     (tiny_data / "queries" / "test.parquet").write_text("no parquet")
     with pytest.raises(ValueError, match="queries/test.parquet cannot be read"):
@@ -121,14 +117,8 @@ def test_files_that_cannot_be_read_are_named(tiny_data, write_task, tiny_rows):
         task_names(tiny_data, "test")
     path = tiny_data / "documents" / "test.parquet"
     path.rename(path.with_name("test-00000-of-00001.parquet"))
-    with pytest.raises(ValueError, match="make test-00000-of-00001 one file, test.parquet"):
+    with pytest.raises(ValueError, match="one file each: test-00000-of-00001"):
         task_names(tiny_data, "test")
-
-
-def test_null_passages_alone_leave_no_task():
-    queries = [{"qid": "q", "query": "what", "answer_pids": ["p"]}]
-    with pytest.raises(ValueError, match="task 't', split 'test' has no documents; add some"):
-        make_task("t", "test", queries, [{"pid": "p", "passage": None}])
 
 
 @pytest.mark.parametrize("variant", ["", " (documents_noquery)", " +200", " (documents_noquery) +200", " +200 +10"])

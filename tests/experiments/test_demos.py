@@ -8,39 +8,36 @@ import numpy as np
 import torch
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
+DOCUMENTS = [
+    "chart\nAxes and ticks.\n\nchart.bar\nDraw bars on an axis.\n\nParameters\n----------\nheights of bars",
+    "net.graph\nA graph of nodes.\n\nnet.rank\nRank nodes by links and again links of the graph.",
+    "frame.table\nA table of columns.",
+    "frame\nNothing else.",
+]
 
 
 class WordsModel:
     """A sentence-transformers model whose vectors count the words of a text."""
 
-    words = ("bars", "graph", "links", "table")
-
     def tokenizer(self, texts, truncation):
         return {"input_ids": [text.split() for text in texts]}
 
     def encode(self, texts, show_progress_bar):
-        if isinstance(texts, str):
-            return self.encode([texts], show_progress_bar)[0]
-        return np.array([[text.split().count(word) for word in self.words] for text in texts], dtype=np.float32)
+        words = [text.split() for text in np.atleast_1d(texts)]
+        found = [[own.count(word) for word in ("bars", "graph", "links", "table")] for own in words]
+        return np.array(found, dtype=np.float32)[0 if isinstance(texts, str) else slice(None)]
 
     encode_query = encode_document = encode
 
     def similarity(self, queries, documents):
-        queries, documents = np.atleast_2d(queries), np.atleast_2d(documents)
-        return torch.from_numpy(queries @ documents.T)
+        return torch.from_numpy(np.atleast_2d(queries) @ np.atleast_2d(documents).T)
 
 
 def test_search_shows_the_best_documents_and_their_best_sections(script, capsys):
-    documents = [
-        "chart\nAxes and ticks.\n\nchart.bar\nDraw bars on an axis.\n\nParameters\n----------\nheights of bars",
-        "net.graph\nA graph of nodes.\n\nnet.rank\nRank nodes by links and again links of the graph.",
-        "frame.table\nA table of columns.",
-        "frame\nNothing else.",
-    ]
-    script("examples/demo.py").search(WordsModel(), documents, ["many bars", "links of a graph"])
+    script("examples/demo.py").search(WordsModel(), DOCUMENTS, ["many bars", "links of a graph"])
     bars, links = capsys.readouterr().out.strip().split("\n\n")
     best, text, *others = bars.split("\n")[1:]
-    assert best == f"  2.00  document 0, {documents[0].index('chart.bar') / len(documents[0]):.0%} into it: chart.bar"
+    assert best == f"  2.00  document 0, {DOCUMENTS[0].index('chart.bar') / len(DOCUMENTS[0]):.0%} into it: chart.bar"
     assert text.strip() == "Draw bars on an axis. Parameters ---------- heights of bars"  # no section of its own
     assert len(others) == 4  # two documents more
     assert links.split("\n")[1].startswith("  3.00  document 1, ")

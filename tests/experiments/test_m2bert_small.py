@@ -15,38 +15,30 @@ SCRIPT = Path(__file__).parents[2] / "experiments" / "m2bert_small" / "run.sh"
 TEXTS = [" ".join(f"Sentence {i} of text {n} tells of river {i * n}." for i in range(80)) for n in range(40)]
 
 
-def toy_task(folder, name):
-    """A task in the LoCoV1 schema, splits train and validation."""
-    for split in ("train", "validation"):
-        pids = [f"{name}_{split}_{n}" for n in range(len(TEXTS))]
-        queries = {"qid": pids, "query": [text[:60] for text in TEXTS], "answer_pids": [[pid] for pid in pids]}
-        for kind, columns in (("queries", queries), ("documents", {"pid": pids, "passage": TEXTS})):
-            (folder / kind).mkdir(parents=True, exist_ok=True)
-            pq.write_table(pa.table(columns | {"dataset": [name] * len(pids)}), folder / kind / f"{split}.parquet")
+def write(columns, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
 
 
 @pytest.mark.slow
 def test_the_recipe_runs_from_text_to_folders_and_a_second_time_does_nothing(tmp_path):
-    for source in ("web", "encyclopedic", "books"):
-        folder = tmp_path / "data" / "pretrain" / source
-        folder.mkdir(parents=True)
-        for split in ("train", "validation"):
-            pq.write_table(pa.table({"text": TEXTS}), folder / f"{split}.parquet")
-    toy_task(tmp_path / "data" / "locov1_qmsum", "qmsum")
-    toy_task(tmp_path / "runs" / "pydocs", "pydocs")
+    for split in ("train", "validation"):
+        for source in ("web", "encyclopedic", "books"):
+            write({"text": TEXTS}, tmp_path / "data" / "pretrain" / source / f"{split}.parquet")
+        for name, folder in (("qmsum", tmp_path / "data" / "locov1_qmsum"), ("pydocs", tmp_path / "runs" / "pydocs")):
+            pids, dataset = [f"{name}_{split}_{n}" for n in range(len(TEXTS))], {"dataset": [name] * len(TEXTS)}
+            queries = {"qid": pids, "query": [text[:60] for text in TEXTS], "answer_pids": [[pid] for pid in pids]}
+            write(queries | dataset, folder / "queries" / f"{split}.parquet")
+            write({"pid": pids, "passage": TEXTS} | dataset, folder / "documents" / f"{split}.parquet")
     train_wordpiece(TEXTS, 200).save_pretrained(tmp_path / "tokenizer")
     env = os.environ | {"PYTHON": sys.executable, "DATA": str(tmp_path / "data"), "RUNS": str(tmp_path / "runs"),
                         "TOKENIZER": str(tmp_path / "tokenizer"), "STEPS": "1"}  # fmt: skip
 
-    def replay():
-        return subprocess.run(["bash", SCRIPT], env=env, cwd=tmp_path, text=True, capture_output=True)
-
-    first = replay()
-    assert first.returncode == 0, first.stderr[-2000:]
-    exports = tmp_path / "runs" / "export"
-    names = {"m2bert-small", "control", "zero-shot", "zero-shot-control"}
-    assert {folder.name for folder in exports.iterdir()} == names
-    before = {name: (exports / name / "model.safetensors").stat().st_mtime_ns for name in names}
-    second = replay()
-    assert second.returncode == 0, second.stderr[-2000:]
-    assert {name: (exports / name / "model.safetensors").stat().st_mtime_ns for name in names} == before
+    exports, names = tmp_path / "runs" / "export", {"m2bert-small", "control", "zero-shot", "zero-shot-control"}
+    written = []
+    for _ in range(2):
+        done = subprocess.run(["bash", SCRIPT], env=env, cwd=tmp_path, text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert {folder.name for folder in exports.iterdir()} == names
+        written.append({name: (exports / name / "model.safetensors").stat().st_mtime_ns for name in names})
+    assert written[0] == written[1]

@@ -53,9 +53,9 @@ def test_twins_are_run_at_the_best_rate_and_at_equal_operations(script, tmp_path
 
 
 def test_a_wrong_arm_is_not_timed(script):
-    arms, gate, harness = (script(f"experiments/speed/{name}.py") for name in ("arms", "gate", "harness"))
+    arms, harness = (script(f"experiments/speed/{name}.py") for name in ("arms", "harness"))
     runners, base = arms.build([arms.Arm("original", "float32"), arms.Arm("ours", "float32")], "cpu", 64, 1)
-    right, ids = gate.Gate(base, "cpu", training=False), arms.token_ids(1, 64, "cpu")
+    right, ids = arms.Gate(base, "cpu", training=False), arms.token_ids(1, 64, "cpu")
     assert all(verdict["worst_error"] < 1e-5 for verdict in right.check(runners, ids).values())
     for fault in (1.5, torch.nan):
         with torch.no_grad():

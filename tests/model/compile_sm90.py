@@ -1,6 +1,5 @@
-"""Compile kernels for sm_90 without a GPU: specifications come as JSON on standard input, resources go out as JSON.
-
-The `compile_sm90` fixture documents both. A process of its own, because in an interpreting process kernels cannot be
+"""Compile kernels for sm_90 without a GPU: a line of input holds specifications, a line of output resources, as JSON;
+the `compile_sm90` fixture documents both. A process of its own, because in an interpreting process kernels cannot be
 compiled.
 """
 
@@ -14,7 +13,6 @@ import types
 from pathlib import Path
 
 import triton
-import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -24,19 +22,12 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 
 def source_of(spec: dict) -> ASTSource:
     kernel = getattr(importlib.import_module(f"modeling_m2bert.{spec['module']}"), spec["kernel"])
-    constexprs = {name: constant(value) for name, value in spec["constexprs"].items()}
+    constexprs = spec["constexprs"]
     given = {**spec["signature"], **dict.fromkeys(constexprs, "constexpr")}
-    unknown, missing = given.keys() - set(kernel.arg_names), set(kernel.arg_names) - given.keys()
-    if unknown or missing:
-        raise ValueError(f"{spec['kernel']}: unknown parameters {sorted(unknown)}, missing {sorted(missing)}")
     signature = {name: given[name].removesuffix(":16") for name in kernel.arg_names}
     aligned = [index for index, name in enumerate(kernel.arg_names) if given[name].endswith(":16")]
     attributes = {(index,): [["tt.divisibility", 16]] for index in aligned}
     return ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
-
-
-def constant(value):
-    return getattr(tl, value[3:]) if isinstance(value, str) and value.startswith("tl.") else value
 
 
 def resources(compiled) -> dict:
@@ -54,11 +45,12 @@ def main():
     package = types.ModuleType("modeling_m2bert")  # kernel files without the model: they know torch and triton only
     package.__path__ = [str(ROOT / "modeling_m2bert")]
     sys.modules["modeling_m2bert"] = package
-    results = []
-    for spec in json.load(sys.stdin):
-        target = GPUTarget("cuda", spec.get("capability", 90), 32)
-        results.append(resources(triton.compile(source_of(spec), target=target, options=spec.get("options", {}))))
-    print(json.dumps(results))
+    for line in sys.stdin:
+        results = []
+        for spec in json.loads(line):
+            target = GPUTarget("cuda", spec.get("capability", 90), 32)
+            results.append(resources(triton.compile(source_of(spec), target=target, options=spec.get("options", {}))))
+        print(json.dumps(results), flush=True)
 
 
 if __name__ == "__main__":

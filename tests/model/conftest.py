@@ -11,6 +11,8 @@ import torch
 
 COMPILER = Path(__file__).with_name("compile_sm90.py")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32",
+         torch.int64: "*i64"}  # fmt: skip
 
 
 @pytest.fixture
@@ -58,34 +60,72 @@ def hold_to_composite():
     return hold
 
 
+class Recorder:
+    """Stands for a kernel and notes how it is launched, as a specification for compile_sm90: pointers and numbers that
+    16 divides are known to be so, and numbers that are 1 are constants, unless the kernel says otherwise."""
+
+    def __init__(self, module, name: str, specs: list):
+        kernel = getattr(module, name)
+        self.parameters, self.constants = kernel.arg_names, kernel.fn.__annotations__
+        options = getattr(kernel, "kwargs", None)  # of an interpreted kernel
+        self.plain = (options["do_not_specialize"] if options else kernel.do_not_specialize) or ()
+        self.module, self.name, self.specs = module.__name__.rpartition(".")[2], name, specs
+
+    def __getitem__(self, grid):
+        return self.launch
+
+    def launch(self, *positional, **named):
+        options = {name: named.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in named}
+        signature, constexprs = {}, {}
+        for name, value in (dict(zip(self.parameters, positional, strict=False)) | named).items():
+            if isinstance(value, torch.Tensor):
+                signature[name] = TYPES[value.dtype] + ("" if value.data_ptr() % 16 else ":16")
+            elif value is None or name in self.constants or (value == 1 and name not in self.plain):
+                constexprs[name] = value
+            elif isinstance(value, float):
+                signature[name] = "fp32"
+            else:
+                signature[name] = "i32" if name in self.plain or value % 16 else "i32:16"
+        spec = {"module": self.module, "kernel": self.name, "signature": signature, "constexprs": constexprs}
+        if spec | {"options": options} not in self.specs:
+            self.specs.append(spec | {"options": options})
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """The fixture is a function of kernels {module: names}. It returns the list of how they are launched from now on,
+    and keeps them from running."""
+
+    def record(kernels: dict) -> list[dict]:
+        specs = []
+        for module, names in kernels.items():
+            for name in names:
+                monkeypatch.setattr(module, name, Recorder(module, name, specs))
+        return specs
+
+    return record
+
+
 @pytest.fixture(scope="session")
 def compile_sm90():
-    """Compile kernels for Hopper in one process of its own, on any machine, and say what the machine code needs.
+    """Compile kernels for Hopper in a process of its own, on any machine, and say what the machine code needs.
 
-    The fixture is a function. It takes a list of dictionaries:
-
-        module: file name in modeling_m2bert without its ending, such as "m2bert_ops_triton_norm".
-        kernel: name of the jit function.
-        signature: {parameter: type} of all parameters that are no constants, types as Triton writes them: "*fp16",
-            "i32". An appended ":16" says what a launch finds out by itself: pointer or number is divisible by 16.
-        constexprs: {parameter: value} of the constants, also of strides that equal 1. Types are written "tl.float16".
-        options: {"num_warps": .., "num_stages": ..}; may be left out.
-        capability: of another GPU, such as 89; may be left out.
-
-    It returns one dictionary for each, in order:
-
-        registers: of a thread (255 at most).
-        stack: bytes of a thread in local memory; more than 0 means that registers were spilled.
-        shared: bytes of shared memory of a block (227 KB = 232448 at most on Hopper).
-        wgmma: whether the kernel uses Hopper's matrix instruction for groups of four warps.
+    The fixture is a function of specifications as a Recorder writes them ("capability": of another GPU, such as 89). It
+    returns a dictionary for each: registers of a thread (255 at most); stack, the bytes of a thread in local memory
+    (more than 0: registers were spilled); shared bytes of a block (232448 at most); wgmma, whether the kernel uses
+    Hopper's matrix instruction for groups of four warps.
     """
     pytest.importorskip("triton")
 
-    def compile_all(specs: list[dict]) -> list[dict]:
-        environment = os.environ | {"TRITON_INTERPRET": "0"}
-        command = [sys.executable, str(COMPILER)]
-        done = subprocess.run(command, input=json.dumps(specs), capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr[-4000:]
-        return json.loads(done.stdout.splitlines()[-1])
+    command, environment = [sys.executable, str(COMPILER)], os.environ | {"TRITON_INTERPRET": "0"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, env=environment) as compiler:
 
-    return compile_all
+        def compile_all(specs: list[dict]) -> list[dict]:
+            print(json.dumps(specs), file=compiler.stdin, flush=True)
+            answer = compiler.stdout.readline()
+            assert answer, "the compiler ended; its error is on standard error"
+            return json.loads(answer)
+
+        yield compile_all
+        compiler.stdin.close()

@@ -39,12 +39,8 @@ def test_round_trip_keeps_every_field_and_the_whole_auto_map(tiny_config, tmp_pa
     loaded = AutoConfig.from_pretrained(tmp_path)
     assert isinstance(loaded, M2BertConfig)
     assert loaded.to_diff_dict() == config.to_diff_dict()
-    assert set(loaded.auto_map) == {
-        "AutoConfig",
-        "AutoModel",
-        "AutoModelForMaskedLM",
-        "AutoModelForSequenceClassification",
-    }
+    heads = {"AutoModelForMaskedLM", "AutoModelForSequenceClassification"}
+    assert loaded.auto_map.keys() == {"AutoConfig", "AutoModel"} | heads
     assert loaded.projection_dim == 96
 
 

@@ -1,7 +1,5 @@
 """What transformers expects of a model: construction, saving, loading, resizing, outputs, pipelines."""
 
-import copy
-
 import pytest
 import torch
 from transformers import (
@@ -52,7 +50,9 @@ def test_every_class_loads_from_one_checkpoint(tiny_config, randomised, tmp_path
 
 def test_construction_on_the_meta_device_and_under_a_default_dtype(tiny_config):
     with torch.device("meta"):
-        assert all(parameter.is_meta for parameter in M2BertForMaskedLM(tiny_config()).parameters())
+        model = M2BertForMaskedLM(tiny_config())
+        assert all(parameter.is_meta for parameter in model.parameters())
+        assert model(torch.ones(2, 9, dtype=torch.long)).logits.shape == (2, 9, 120)
     model = AutoModel.from_config(tiny_config(), dtype=torch.bfloat16)
     dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     assert all((dtype == torch.float32) == ("filter." in name) for name, dtype in dtypes.items())
@@ -61,16 +61,13 @@ def test_construction_on_the_meta_device_and_under_a_default_dtype(tiny_config):
 
 def test_missing_filter_tensors_are_initialised_not_garbage(tiny_config, tmp_path):
     model = M2BertModel(tiny_config())
-    state = {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if "filter.time" not in name and "filter.decay" not in name
-    }
+    buffers = dict(model.named_buffers())
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in buffers}
     model.save_pretrained(tmp_path, state_dict=state)
     loaded, report = M2BertModel.from_pretrained(tmp_path, output_loading_info=True)
-    assert any("filter.time" in name for name in report["missing_keys"])
+    assert report["missing_keys"] == buffers.keys()
     for name, buffer in loaded.named_buffers():
-        assert torch.equal(buffer, model.get_buffer(name)), name
+        assert torch.equal(buffer, buffers[name]), name
 
 
 def test_layers_are_initialised_independently_and_gates_are_open(tiny_config):
@@ -98,54 +95,6 @@ def test_masked_lm_head_is_tied_and_learns(tiny_config):
     assert torch.allclose(model(IDS, labels=labels, num_items_in_batch=4).loss, expected / 2)
 
 
-def test_classification_losses(tiny_config):
-    model = M2BertForSequenceClassification(tiny_config(num_labels=3, pooling="weighted_mean", num_pooling_heads=2))
-    outputs = model(IDS, labels=torch.tensor([0, 2]))
-    assert outputs.logits.shape == (2, 3)
-    assert torch.allclose(outputs.loss, torch.nn.functional.cross_entropy(outputs.logits, torch.tensor([0, 2])))
-
-
-@pytest.mark.parametrize("layers", [0, 1, 3])
-def test_hidden_states_and_tuples(tiny_config, layers):
-    model = M2BertModel(tiny_config(num_hidden_layers=layers)).eval()
-    outputs = model(IDS, output_hidden_states=True)
-    assert len(outputs.hidden_states) == layers + 1
-    assert torch.equal(outputs.hidden_states[-1], outputs.last_hidden_state)
-    hidden, pooled = model(IDS, return_dict=False)
-    assert torch.equal(hidden, outputs.last_hidden_state)
-    assert torch.equal(pooled, outputs.pooler_output)
-    model.config.output_hidden_states = True
-    assert len(model(IDS).hidden_states) == layers + 1
-
-
-def test_inputs_embeds_equal_input_ids(tiny_config, randomised):
-    model = randomised(M2BertModel(tiny_config()))
-    embeds = model.get_input_embeddings()(IDS)
-    assert torch.equal(model(inputs_embeds=embeds).pooler_output, model(IDS).pooler_output)
-
-
-def test_token_types_are_used(tiny_config, randomised):
-    model = randomised(M2BertModel(tiny_config()))
-    assert torch.equal(model(IDS, token_type_ids=torch.zeros_like(IDS))[0], model(IDS)[0])
-    assert not torch.equal(model(IDS, token_type_ids=torch.ones_like(IDS))[0], model(IDS)[0])
-
-
-def test_gradient_checkpointing_gives_the_same_gradients(tiny_config, randomised):
-    mask = torch.ones_like(IDS)
-    mask[1, 9:] = 0
-    gradients = []
-    for checkpointing in (False, True):
-        torch.manual_seed(0)
-        model = randomised(M2BertModel(tiny_config())).train()
-        if checkpointing:
-            old, new = "gradient_checkpointing_enable", "activation_checkpointing_enable"  # 5.17 knows the old name
-            getattr(model, new if hasattr(model, new) else old)()
-        model(IDS, mask).pooler_output.square().sum().backward()
-        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
-    for name in gradients[0]:
-        assert torch.allclose(gradients[0][name], gradients[1][name], atol=1e-6), name
-
-
 @pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.parametrize(("size", "multiple", "expected"), [(130, None, 130), (60, None, 60), (130, 64, 192)])
 def test_resizing_the_vocabulary(tiny_config, randomised, tmp_path, cls, size, multiple, expected):
@@ -164,9 +113,8 @@ def test_resizing_the_vocabulary(tiny_config, randomised, tmp_path, cls, size, m
     assert torch.equal(cls.from_pretrained(tmp_path).eval()(IDS)[0], after)
 
 
-def test_copies_and_device_maps(tiny_config, randomised, tmp_path):
+def test_device_maps_and_float64(tiny_config, randomised, tmp_path):
     model = randomised(M2BertModel(tiny_config(pooling="mean_tanh")))
-    assert torch.equal(copy.deepcopy(model)(IDS).pooler_output, model(IDS).pooler_output)
     model.save_pretrained(tmp_path)
     mapped = M2BertModel.from_pretrained(tmp_path, device_map="cpu").eval()
     assert torch.equal(mapped(IDS).pooler_output, model(IDS).pooler_output)
@@ -217,13 +165,6 @@ def test_changes_asked_of_from_pretrained_are_validated(tiny_config, tmp_path, c
         AutoModel.from_pretrained(tmp_path, **change)
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 47, 48])
-def test_every_length_up_to_the_maximum_works(tiny_config, length):
-    outputs = M2BertModel(tiny_config()).eval()(torch.ones(1, length, dtype=torch.long))
-    assert outputs.last_hidden_state.shape == (1, length, 32)
-    assert outputs.pooler_output.isfinite().all()
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -236,17 +177,12 @@ def test_every_length_up_to_the_maximum_works(tiny_config, length):
         ({"inputs_embeds": torch.ones(2, 15, 31)}, r"inputs_embeds has shape \(2, 15, 31\); expected .* 32"),
         ({"input_ids": IDS[0]}, r"input_ids has shape \(15,\)"),
         ({"input_ids": IDS[:, :0]}, r"input_ids has shape \(2, 0\); expected \(batch, length >= 1"),
-        ({"input_ids": IDS[:, :0]}, r"input_ids has shape \(2, 0\)"),
+        ({"pooling": "weighted_mean", "inputs_embeds": torch.ones(1, 4, 32)}, "needs input_ids"),
         ({}, "exactly one of input_ids and inputs_embeds"),
         ({"input_ids": IDS, "inputs_embeds": torch.ones(2, 15, 32)}, "exactly one of input_ids and inputs_embeds"),
     ],
 )
 def test_bad_inputs_are_named(tiny_config, arguments, message):
+    pooling = {"pooling": arguments.get("pooling", "mean")}
     with pytest.raises(ValueError, match=message):
-        M2BertModel(tiny_config())(**arguments)
-
-
-def test_weighted_mean_without_ids_is_named(tiny_config):
-    model = M2BertModel(tiny_config(pooling="weighted_mean"))
-    with pytest.raises(ValueError, match="needs input_ids"):
-        model(inputs_embeds=torch.ones(1, 4, 32))
+        M2BertModel(tiny_config(**pooling))(**{name: each for name, each in arguments.items() if name not in pooling})

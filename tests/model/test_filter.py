@@ -1,12 +1,24 @@
-"""Implicit filters: what they are at the start, and that no cast, save or load changes them."""
+"""Implicit filters: what they are at the start, that no cast changes them, and that prepared ones are kept for
+inference, never stale, never in the way of gradients, and within their limit."""
 
+import copy
+import gc
 import math
+import pickle
+import threading
 
 import pytest
 import torch
 
-from modeling_m2bert import M2BertModel
-from modeling_m2bert.m2bert_ops_filter import generate_taps, implicit_filter, implicit_filters
+from modeling_m2bert import M2BertModel, m2bert_ops_filter, m2bert_ops_registry
+from modeling_m2bert.m2bert_ops_filter import (
+    FilterCache,
+    clear_filter_cache,
+    filter_cache_bytes,
+    generate_taps,
+    implicit_filter,
+    implicit_filters,
+)  # fmt: skip
 
 
 def taps_of(model):
@@ -47,50 +59,268 @@ def test_filters_are_the_same_together_alone_and_in_pieces(tiny_config, randomis
         assert (generate_taps(source, 37) - together[..., :37]).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("cast", [lambda m: m.half(), lambda m: m.bfloat16(), lambda m: m.to(torch.bfloat16),
+def cast_one_by_one(model):
+    for module in model.modules():  # sentence-transformers aligns dtypes in this way
+        module._apply(lambda t: t.to(torch.bfloat16) if t.is_floating_point() else t, recurse=False)
+
+
+@pytest.mark.parametrize("cast", [lambda m: m.half(), lambda m: m.bfloat16(), cast_one_by_one,
                                   lambda m: m.to(dtype=torch.float16, device="cpu")])  # fmt: skip
-def test_casts_leave_the_filters_alone(tiny_config, randomised, cast):
+def test_casts_and_autocast_leave_the_filters_alone(tiny_config, randomised, cast):
     model = randomised(M2BertModel(tiny_config()))
     before = taps_of(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(before, taps_of(model))
     cast(model)
     assert model.embeddings.word_embeddings.weight.dtype in (torch.float16, torch.bfloat16)
     assert torch.equal(before, taps_of(model))
 
 
-def test_a_cast_of_one_submodule_at_a_time_leaves_the_filters_alone(tiny_config, randomised):
-    model = randomised(M2BertModel(tiny_config()))
-    before = taps_of(model)
-    for module in model.modules():  # sentence-transformers aligns dtypes in this way
-        module._apply(lambda t: t.to(torch.bfloat16) if t.is_floating_point() else t, recurse=False)
-    assert torch.equal(before, taps_of(model))
-
-
-def test_autocast_leaves_the_filters_alone(tiny_config, randomised):
-    model = randomised(M2BertModel(tiny_config()))
-    before = taps_of(model)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(before, taps_of(model))
-
-
 def test_a_float64_model_has_float64_filters(tiny_config):
-    model = M2BertModel(tiny_config()).double()
-    assert taps_of(model).dtype == torch.float64
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
+    assert taps_of(M2BertModel(tiny_config()).double()).dtype == torch.float64
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_loading_in_half_precision_equals_casting_to_it(tiny_config, randomised, tmp_path, dtype):
-    model = randomised(M2BertModel(tiny_config(pooling="cls_tanh")))
-    model.save_pretrained(tmp_path)
-    loaded = M2BertModel.from_pretrained(tmp_path, dtype=dtype).eval()
-    cast = model.to(dtype)
-    ids = torch.arange(1, 41).view(2, 20)
+# prepared filters
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache():
+    clear_filter_cache()
+
+
+@pytest.fixture
+def generated(monkeypatch):
+    """Lengths for which filters were generated, one entry per filter."""
+    lengths, generate = [], m2bert_ops_registry.generate_taps
+    monkeypatch.setattr(m2bert_ops_registry, "generate_taps", lambda p, n: lengths.append(n) or generate(p, n))
+    return lengths
+
+
+@pytest.fixture
+def model(tiny_config, randomised):
+    torch.manual_seed(0)
+    return randomised(M2BertModel(tiny_config()))
+
+
+IDS = torch.arange(1, 21)[None]
+PER_LENGTH = 2 * 2  # filters: two layers, gated and residual
+
+
+def embed(model, length=20):
     with torch.no_grad():
-        assert torch.equal(loaded(ids).pooler_output, cast(ids).pooler_output)
-    cast.save_pretrained(tmp_path / "again")
-    again = M2BertModel.from_pretrained(tmp_path / "again").eval()  # dtype of the checkpoint
-    assert again.dtype == dtype
-    assert torch.equal(taps_of(again), taps_of(loaded))
-    for (name, ours), theirs in zip(loaded.state_dict().items(), again.state_dict().values(), strict=True):
-        assert ours.dtype == theirs.dtype, name
-        assert torch.equal(ours, theirs), name
+        return model(IDS[:, :length]).pooler_output
+
+
+def test_filters_are_generated_once_per_transform_length(model, generated):
+    first = embed(model)
+    assert len(generated) == PER_LENGTH
+    assert torch.equal(embed(model), first)
+    embed(model, 19)  # the same transform length
+    assert len(generated) == PER_LENGTH
+    embed(model, 10)
+    assert generated == [20] * PER_LENGTH + [10] * PER_LENGTH
+    assert filter_cache_bytes() == PER_LENGTH * 32 * (21 + 11) * 8  # H * (M + 1) complex64
+
+
+def test_with_gradients_the_cache_is_neither_read_nor_filled(model, generated):
+    embed(model)
+    assert len(generated) == PER_LENGTH
+    model(IDS)
+    assert len(generated) == PER_LENGTH
+    assert filter_cache_bytes() == 0  # an update may follow
+
+
+def change_in_place(model):
+    with torch.no_grad():
+        model.layers[1].mixer.filter.output_weight.mul_(2)
+
+
+def change_by_optimizer(model):
+    model(IDS).pooler_output.square().sum().backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+
+def change_by_assignment(model):
+    old = model.layers[0].mixer.residual_filter.hidden_weight
+    model.layers[0].mixer.residual_filter.hidden_weight = torch.nn.Parameter(old.detach() * 1.5)
+
+
+def change_by_assignment_of_the_same_version(model):
+    old = model.layers[0].mixer.residual_filter.hidden_weight
+    with torch.no_grad():
+        new = torch.nn.Parameter(old.detach().clone())
+        while new._version < old._version:
+            new.mul_(1.2)
+    model.layers[0].mixer.residual_filter.hidden_weight = new
+
+
+def change_of_shape_in_place(model):
+    weight = model.layers[0].mixer.filter.hidden_weight
+    weight.data = weight.data.mT
+
+
+def change_by_loading(model):
+    model.load_state_dict({name: tensor * 1.01 for name, tensor in model.state_dict().items()})
+
+
+def change_by_fused_optimizer(model):
+    model(IDS).pooler_output.square().sum().backward()
+    embed(model)
+    torch.optim.AdamW(model.parameters(), lr=0.1, fused=True).step()
+
+
+def change_by_merged_adapter(model):
+    peft = pytest.importorskip("peft")
+    settings = {"r": 2, "init_lora_weights": False, "target_modules": []}
+    adapted = peft.get_peft_model(model, peft.LoraConfig(**settings, target_parameters=["filter.output_weight"]))
+    adapted.eval().merge_and_unload()
+
+
+def change_of_data(model):
+    model.layers[0].mixer.filter.output_weight.data.mul_(2)
+
+
+CHANGES = [change_of_data, change_by_fused_optimizer, change_by_merged_adapter, change_in_place, change_by_optimizer,
+           change_by_assignment, change_by_assignment_of_the_same_version, change_of_shape_in_place, change_by_loading,
+           lambda model: model.double()]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_weights_are_noticed(model, change):
+    before = embed(model)
+    change(model)
+    after = embed(model)
+    assert not torch.equal(before, after)
+    clear_filter_cache()
+    assert torch.equal(embed(model), after)
+
+
+@pytest.mark.parametrize("change", [lambda model: model.train(), change_by_loading, lambda model: model.half()])
+def test_what_makes_filters_useless_frees_their_memory(model, change):
+    embed(model)
+    model.eval()  # as sentence-transformers does before every text
+    assert filter_cache_bytes()
+    change(model)
+    assert not filter_cache_bytes()
+
+
+def test_in_training_mode_there_is_no_cache(model, generated):
+    """Optimizers may change weights unannounced, through flat buffers."""
+    expected = embed(model)
+    model.train()
+    assert torch.allclose(embed(model), expected, atol=1e-5)
+    assert not filter_cache_bytes()
+
+
+def test_each_precision_and_each_choice_of_kernels_has_its_own(tiny_config, randomised, monkeypatch):
+    pytest.importorskip("triton")
+    model = randomised(M2BertModel(tiny_config(hidden_size=8, intermediate_size=8, num_hidden_layers=1)))
+    for kernels in ("torch", "triton", "torch"):
+        monkeypatch.setenv("M2BERT_KERNELS", kernels)
+        with torch.no_grad():
+            plain = model(IDS[:, :3]).pooler_output
+            with torch.autocast("cpu", torch.float16):
+                half = model(IDS[:, :3]).pooler_output.float()
+        assert torch.cosine_similarity(plain, half).item() > 0.999
+        keys = set(m2bert_ops_filter._groups)
+        assert {(path, dtype) for _, _, path, dtype, _ in keys} >= {(kernels, torch.float16), (kernels, torch.float32)}
+
+
+def test_a_limit_that_is_no_number_is_named(model, monkeypatch):
+    for text in ("abc", "3GB", "-1", "3e9"):
+        monkeypatch.setenv("M2BERT_FILTER_CACHE_BYTES", text)
+        with pytest.raises(ValueError, match=f"M2BERT_FILTER_CACHE_BYTES='{text}' is not a number of bytes"):
+            embed(model)
+    monkeypatch.setenv("M2BERT_FILTER_CACHE_BYTES", "")
+    embed(model)
+    assert filter_cache_bytes()
+
+
+def test_threads_and_collected_models_do_not_disturb_each_other(monkeypatch):
+    """Admission, eviction and forgetting at once, with a limit that is always short."""
+    monkeypatch.setenv("M2BERT_FILTER_CACHE_BYTES", "1000")
+    weight, errors = torch.ones(4), []
+
+    def work(seed):
+        try:
+            for i in range(2000):
+                cache = FilterCache(1)
+                m2bert_ops_filter.cached((cache.handle, (seed + i) % 7), 1, [weight], lambda: (torch.zeros(60),))
+        except (KeyError, RuntimeError) as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert filter_cache_bytes() == 0
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_have_a_cache_of_their_own_and_take_it_along_when_they_go(model, duplicate, generated):
+    embed(model)
+    size = filter_cache_bytes()
+    other = duplicate(model)
+    change_in_place(other)
+    assert not torch.equal(embed(other), embed(model))
+    assert len(generated) == 2 * PER_LENGTH
+    assert filter_cache_bytes() == 2 * size
+    del other
+    gc.collect()
+    assert filter_cache_bytes() == size
+
+
+def test_a_length_is_kept_for_all_layers_or_for_none(model, generated, monkeypatch):
+    needed = PER_LENGTH * 32 * 21 * 8
+    monkeypatch.setenv("M2BERT_FILTER_CACHE_BYTES", str(needed - 1))
+    expected = embed(model)
+    assert filter_cache_bytes() == 0
+    assert torch.equal(embed(model), expected)
+    assert len(generated) == 2 * PER_LENGTH
+    monkeypatch.setenv("M2BERT_FILTER_CACHE_BYTES", str(needed))
+    embed(model)
+    assert filter_cache_bytes() == needed
+
+
+def test_the_oldest_length_makes_room(model, generated, monkeypatch):
+    monkeypatch.setenv("M2BERT_FILTER_CACHE_BYTES", str(PER_LENGTH * 32 * (21 + 11) * 8))
+    for length in (20, 10, 5, 10):
+        embed(model, length)
+    assert [generated.count(m) for m in (20, 10, 5)] == [PER_LENGTH] * 3
+    embed(model, 20)
+    assert generated.count(20) == 2 * PER_LENGTH
+
+
+def test_inference_mode_leaves_usable_tensors(model):
+    with torch.inference_mode():
+        first = model(IDS).pooler_output
+    kept = [layer[2] for group in m2bert_ops_filter._groups.values() for layer in group.layers.values()]
+    assert kept
+    assert not any(tensor.is_inference() for prepared in kept for tensor in m2bert_ops_filter._tensors(prepared))
+    assert torch.equal(embed(model), first)
+    model(IDS).pooler_output.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_as_one_graph_with_a_cache_that_follows_the_weights(model, generated):
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    mask = torch.ones_like(IDS)
+    with torch.no_grad():
+        for _ in range(2):
+            assert torch.allclose(compiled(IDS, mask).pooler_output, embed(model), atol=1e-5)
+        assert len(generated) == PER_LENGTH
+        change_in_place(model)
+        assert torch.allclose(compiled(IDS, mask).pooler_output, embed(model), atol=1e-5)
+        assert len(generated) == PER_LENGTH + 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_layers_compiled_one_by_one_share_their_graph(tiny_config, randomised):
+    torch._dynamo.reset()
+    model = randomised(M2BertModel(tiny_config(num_hidden_layers=10)))
+    expected = embed(model)
+    for layer in model.layers:
+        layer.compile(fullgraph=True, backend="aot_eager")
+    assert torch.allclose(embed(model), expected, atol=1e-5)

@@ -1,4 +1,5 @@
-"""The operations as torch.library operators: schemas, fakes, autograd, torch.compile, autocast, packing."""
+"""The operations as torch.library operators: schemas, fakes, autograd, torch.compile, autocast, packing; and whole
+models on Triton's kernels and on plain PyTorch."""
 
 import importlib
 
@@ -11,6 +12,8 @@ from modeling_m2bert.m2bert_ops_registry import operators
 
 OFFSETS, LENGTHS = torch.tensor([0, 5, 12], dtype=torch.int32), torch.tensor([5, 6], dtype=torch.int32)
 ROWS = (OFFSETS, LENGTHS, 7, "torch")
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
 
 
 def leaves(*shapes):
@@ -158,14 +161,56 @@ def test_hidden_states_come_out_contiguous(model, batch, shape):
     assert all(states.shape[:2] == shape and states.is_contiguous() for states in outputs.hidden_states)
 
 
-def test_any_linear_layer_will_do(tiny_config, randomised, batch):
-    """Quantisers and adapters put layers of their own in the place of nn.Linear."""
-    model = randomised(M2BertModel(tiny_config(pooling="cls_tanh")))
-    expected = model(*batch[:2]).pooler_output
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, torch.nn.Linear):
-                plain = torch.nn.Linear(child.in_features, child.out_features, bias=child.bias is not None)
-                plain.load_state_dict(child.state_dict())
-                setattr(module, name, plain)
-    assert torch.allclose(model(*batch[:2]).pooler_output, expected, atol=1e-5)
+def random_batch(lengths, width):
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(1, 120, (len(lengths), width), generator=generator)
+    mask = (torch.arange(width) < torch.tensor(lengths)[:, None]).long()
+    return ids.to(DEVICE), mask.to(DEVICE)
+
+
+@pytest.fixture
+def config(tiny_config):
+    return tiny_config(hidden_size=16, intermediate_size=32, num_hidden_layers=1, max_position_embeddings=300)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_both_kernels_give_the_same_vectors(config, randomised, monkeypatch, dtype):
+    pytest.importorskip("triton")
+    torch.manual_seed(0)
+    model = randomised(M2BertModel(config)).to(DEVICE)
+    inputs = random_batch([40, 1, 7], 40)
+    vectors = {}
+    for kernels, precision in (("torch", torch.float64), ("torch", dtype), ("triton", dtype)):
+        monkeypatch.setenv("M2BERT_KERNELS", kernels)
+        with torch.no_grad():
+            vectors[kernels, precision] = model.to(precision)(*inputs).pooler_output.double()
+    exact = vectors["torch", torch.float64]
+    ours, plain = ((vectors[kernels, dtype] - exact).norm(dim=1) for kernels in ("triton", "torch"))
+    assert (ours <= 2 * plain + 1e-6 * exact.norm(dim=1)).all(), ours / plain
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16] if GPU else [torch.float32])
+def test_both_kernels_give_the_same_course_of_training(config, randomised, monkeypatch, dtype):
+    """30 steps on a GPU; 3 where the kernels are interpreted."""
+    pytest.importorskip("triton")
+    ids, mask = random_batch([40, 5] if not GPU else [300, 40, 5], 40 if not GPU else 300)
+    labels = ids.masked_fill((mask == 0) | (ids % 3 > 0), -100)
+    losses = {}
+    for kernels in ("torch", "triton"):
+        monkeypatch.setenv("M2BERT_KERNELS", kernels)
+        torch.manual_seed(0)
+        model = randomised(M2BertForMaskedLM(config)).to(DEVICE).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        losses[kernels] = []
+        for _ in range(30 if GPU else 3):
+            with torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32):
+                loss = model(ids, mask, labels=labels).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[kernels].append(loss.item())
+    fallen = losses["torch"][0] - losses["torch"][-1]
+    difference = max(abs(a - b) for a, b in zip(losses["torch"], losses["triton"], strict=True))
+    assert fallen > 0
+    assert difference < (0.05 if dtype == torch.bfloat16 else 0.001) * fallen, losses

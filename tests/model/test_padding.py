@@ -1,9 +1,12 @@
-"""A text's vectors do not depend on padding, batch mates or order; and what `visible` padding does instead."""
+"""A text's vectors do not depend on padding, batch mates or order (but with `visible` padding); and poolings against
+their formulas."""
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from modeling_m2bert import M2BertForSequenceClassification, M2BertModel
+from modeling_m2bert import M2BertConfig, M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
+from modeling_m2bert.m2bert_pooling import log_saturation, masked_mean, occurrences, weighted_mean
 
 POOLINGS = ["mean", "weighted_mean", "cls", "cls_tanh", "mean_tanh"]
 LENGTHS = [1, 2, 5, 17, 29, 40]
@@ -20,11 +23,8 @@ def texts(seed=0):
 
 
 def pad(rows, length):
-    ids = torch.zeros(len(rows), length, dtype=torch.long)
-    mask = torch.zeros(len(rows), length, dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, : row.shape[1]], mask[i, : row.shape[1]] = row[0], 1
-    return ids, mask
+    ids = torch.cat([F.pad(row, (0, length - row.shape[1])) for row in rows])
+    return ids, (torch.arange(length) < torch.tensor([[row.shape[1]] for row in rows])).long()
 
 
 def largest_difference(model, rows, length):
@@ -40,13 +40,16 @@ def largest_difference(model, rows, length):
     return worst
 
 
+SATURATED = {"pooling_saturation": 2, "contextual_pooling": True}
+
+
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize(
     "options", [{}, {"mixer_layer_norm": True}, {"residual_long_conv": False}, {"num_hidden_layers": 0}]
 )
 def test_padding_and_batch_mates_change_nothing(tiny_config, randomised, pooling, options):
-    heads = 3 if pooling == "weighted_mean" else 1
-    model = make(tiny_config(pooling=pooling, num_pooling_heads=heads, **options), randomised)
+    heads = {"num_pooling_heads": 3} | (SATURATED if options else {}) if pooling == "weighted_mean" else {}
+    model = make(tiny_config(pooling=pooling, **heads, **options), randomised)
     for length in (40, 41, 48):
         assert largest_difference(model, texts(), length) < 1e-10
 
@@ -56,9 +59,8 @@ def test_order_changes_nothing(tiny_config, randomised):
     ids, mask = pad(texts(), 40)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     with torch.no_grad():
-        assert (
-            model(ids, mask).pooler_output[order] - model(ids[order], mask[order]).pooler_output
-        ).abs().max() < 1e-12
+        expected, found = model(ids, mask).pooler_output[order], model(ids[order], mask[order]).pooler_output
+    assert (expected - found).abs().max() < 1e-12
 
 
 def test_what_stands_in_padded_positions_cannot_be_seen(tiny_config, randomised):
@@ -96,12 +98,11 @@ def test_rounding_by_padding_is_within_twice_the_precision_itself(tiny_config, r
     with torch.no_grad():
         padded, alone, true = model(ids, mask), [model(row) for row in rows], [exact(row) for row in rows]
     for pick in (lambda out, i, n: out.pooler_output[i], lambda out, i, n: out.last_hidden_state[i, :n]):
-        lengths = [row.shape[1] for row in rows]
-        own = max(
-            (pick(a, 0, n).double() - pick(t, 0, n)).abs().max() for a, t, n in zip(alone, true, lengths, strict=True)
-        )
-        for i, n in enumerate(lengths):
-            assert (pick(padded, i, n).double() - pick(alone[i], 0, n).double()).abs().max() <= 2 * own
+        values = [[pick(out, 0, row.shape[1]).double() for out, row in zip(each, rows, strict=True)]
+                  for each in (alone, true)]  # fmt: skip
+        own = max((ours - exact).abs().max() for ours, exact in zip(*values, strict=True))
+        for i, ours in enumerate(values[0]):
+            assert (pick(padded, i, rows[i].shape[1]).double() - ours).abs().max() <= 2 * own
     if dtype == torch.bfloat16:
         vectors = torch.cat([out.pooler_output for out in alone]).double()
         assert torch.cosine_similarity(padded.pooler_output.double(), vectors).min() > 1 - 1e-4
@@ -153,10 +154,78 @@ def test_left_padding_is_refused_by_name(tiny_config):
     assert visible(torch.ones(1, 3, dtype=torch.long), torch.tensor([[0, 1, 1]])).pooler_output.isfinite().all()
 
 
-def test_classifier_logits_do_not_see_padding(tiny_config, randomised):
-    model = randomised(M2BertForSequenceClassification(tiny_config(num_labels=3))).double()
+@pytest.mark.parametrize("cls", [M2BertForMaskedLM, M2BertForSequenceClassification])
+def test_logits_do_not_see_padding(tiny_config, randomised, cls):
+    model = randomised(cls(tiny_config())).double()
     rows = texts()
     with torch.no_grad():
-        padded = model(*pad(rows, 48)).logits
-        alone = torch.cat([model(row).logits for row in rows])
-    assert (padded - alone).abs().max() < 1e-10
+        for padded, row in zip(model(*pad(rows, 48)).logits, rows, strict=True):
+            alone = model(row).logits[0]
+            assert (padded[: len(alone)] - alone).abs().max() < 1e-10
+
+
+# poolings
+
+
+def test_masked_mean():
+    x, mask = torch.randn(2, 5, 3), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]).bool()
+    assert torch.allclose(masked_mean(x, mask), torch.stack([x[0].mean(0), x[1, :2].mean(0)]), atol=1e-6)
+
+
+def test_weighted_mean_shares_its_weights_among_heads():
+    x, log_weights = torch.randn(2, 5, 3), torch.randn(2, 5, 4)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]).bool()
+    pooled = weighted_mean(x, mask, log_weights)
+    for row, length in ((0, 5), (1, 2)):
+        weights = log_weights[row, :length].exp() / log_weights[row, :length].exp().sum()
+        for head in range(4):
+            expected = (weights[:, head, None] * x[row, :length]).sum(0)
+            assert torch.allclose(pooled[row, 3 * head : 3 * head + 3], expected, atol=1e-6)
+
+
+def test_occurrences_are_counted_among_real_positions_of_their_row():
+    ids = torch.tensor([[7, 3, 7, 7, 0], [7, 0, 0, 7, 7]])
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).bool()
+    counts = occurrences(ids, mask)
+    assert counts[0].tolist() == [3, 1, 3, 3, 1]
+    assert counts[1, :3].tolist() == [1, 2, 2]
+
+
+def test_all_occurrences_together_weigh_the_logarithm():
+    counts = torch.tensor([1.0, 2, 10, 1000])
+    together = counts * log_saturation(counts, 2.0).exp()
+    assert torch.allclose(together, (1 + counts / 2.0).log())
+
+
+@pytest.mark.parametrize("contextual", [False, True])
+def test_saturated_pooling_of_a_model_is_a_sum_over_distinct_tokens(contextual):
+    """Without layers a token's state depends on its id alone, so a text is the set of its ids and their counts."""
+    config = M2BertConfig(
+        vocab_size=64, hidden_size=8, num_hidden_layers=0, max_position_embeddings=64, position_embeddings=False,
+        pooling="weighted_mean", num_pooling_heads=2, pooling_saturation=3, contextual_pooling=contextual,
+    )  # fmt: skip
+    model = M2BertModel(config).eval().double()
+    ids = torch.tensor([[5, 9, 9, 9, 30]])
+    with torch.no_grad():
+        pooled = model(ids).pooler_output[0]
+        distinct = torch.tensor([5, 9, 30])
+        states = model.embeddings.norm(
+            model.embeddings.word_embeddings(distinct) + model.embeddings.token_type_embeddings.weight[0]
+        )
+        log_weights = model.pooler.token_log_weights(distinct)
+        if contextual:
+            log_weights = log_weights + model.pooler.context_log_weights(states)
+        weights = log_weights.exp() * (1 + torch.tensor([1.0, 3.0, 1.0]).double() / 3).log()[:, None]
+        expected = torch.einsum("nk,nh->kh", weights / weights.sum(), states).flatten()
+    assert torch.allclose(pooled, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_means_over_long_texts_round_once(dtype):
+    """Summed in half precision, 20,000 positions would lose most of their digits."""
+    torch.manual_seed(0)
+    x, mask = (1 + 0.1 * torch.randn(1, 20_000, 4)).to(dtype), torch.ones(1, 20_000, dtype=torch.bool)
+    exact = x.double().mean(1)
+    for pooled in (masked_mean(x, mask), weighted_mean(x, mask, torch.zeros(1, 20_000, 1, dtype=dtype))):
+        assert pooled.dtype == dtype
+        assert (pooled.double() - exact).abs().max() <= torch.finfo(dtype).eps

@@ -1,14 +1,27 @@
-"""The long convolution's forward kernels against float64, in Triton's interpreter where there is no GPU."""
+"""The long convolution's kernels against float64, gradients too, in Triton's interpreter where there is no GPU; and
+all of them as they are launched, compiled for Hopper."""
+
+import itertools
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 pytest.importorskip("triton")
 
-from triton_conv_reference import Case, fft_convolution, half_convolution, relative_error, toeplitz_convolution  # noqa: E402
+from references import (  # noqa: E402
+    NAMES,
+    Case,
+    fft_convolution,
+    half_convolution,
+    relative_error,
+    toeplitz_convolution,
+)  # fmt: skip
 
 from modeling_m2bert import m2bert_ops_triton_conv as conv  # noqa: E402
+from modeling_m2bert import m2bert_ops_triton_conv_backward as backward  # noqa: E402
 from modeling_m2bert import m2bert_ops_triton_dft as dft  # noqa: E402
+from modeling_m2bert import m2bert_ops_triton_fused as fused  # noqa: E402
 from modeling_m2bert import m2bert_ops_triton_stages as stages  # noqa: E402
 
 HALF_BOUND = 6e-4  # relative to float64
@@ -17,21 +30,8 @@ FORMS = {
     "fused": (conv.long_conv_fused, lambda longest: max(dft.transform_length(longest), 512)),
     "three_kernels": (conv.long_conv_three_kernels, lambda longest: max(dft.transform_length(longest), 512)),
 }
-SHORT = [
-    ([1], [1]),
-    ([2, 0, 1], [2, 3, 1]),
-    ([16, 15], [16, 16]),
-    ([17, 13], [17, 13]),
-    ([64, 1, 65], [64, 2, 66]),
-    ([255, 256], [255, 256]),
-]
-LONG = [
-    ([257], [257]),
-    ([511, 512, 1], [511, 512, 3]),
-    ([300, 509], [310, 512]),
-    ([513], [513]),
-    ([1024, 31], [1024, 1024]),
-]
+SHORT = [([1], [1]), ([2, 0, 17], [2, 3, 17]), ([64, 1, 65], [64, 2, 66]), ([255, 256], [256, 256])]
+LONG = [([257], [257]), ([511, 512, 1], [511, 512, 3]), ([1024, 31], [1024, 1024])]
 
 
 def run(form, case, arguments=None):
@@ -102,14 +102,6 @@ def test_without_residual(form, length, device, poisoned):
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "length"), [("toeplitz", "three_kernels", 129), ("fused", "three_kernels", 700)]
-)
-def test_forms_agree(one, other, length, device):
-    case = Case([length, 64], [length, 70], torch.float16, device)
-    assert relative_error(run(one, case), run(other, case).double()) < HALF_BOUND
-
-
-@pytest.mark.parametrize(
     ("longest", "form"), [(256, "toeplitz"), (257, "fused"), (8192, "fused"), (8193, "three_kernels")]
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -132,34 +124,24 @@ def test_batch_mates_do_not_change_a_row(form, length, device):
     row = slice(9, 9 + length)
     signals = [signal[:, row] for signal in case.arguments[:3]]
     expected = run(form, alone, [*signals, *case.arguments[3:]])
-    assert torch.allclose(run(form, case)[:, row], expected, rtol=0, atol=2e-3 * expected.abs().max().item())
     assert expected.isfinite().all()
+    assert torch.allclose(run(form, case)[:, row], expected, rtol=0, atol=2e-3 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize(("form", "length"), [("toeplitz", 100), ("fused", 300), ("three_kernels", 300)])
 def test_only_taps_within_reach_matter(form, length, device):
-    case = Case([length], [length], torch.float16, device, num_taps=length + 700)
-    longer = run(form, case)
-    case.arguments[3], case.arguments[4] = case.arguments[3][..., :length], case.arguments[4][..., :length]
-    assert relative_error(longer, run(form, case).double()) < HALF_BOUND
-    few = Case([length], [length], torch.float16, device, num_taps=9)
-    padded = [torch.nn.functional.pad(a, (0, length)) if a.dim() == 3 else a for a in few.arguments]
-    exact = few.expected(
-        lambda x, taps: toeplitz_convolution(x, torch.nn.functional.pad(taps, (0, length))), torch.float64
-    )
-    assert relative_error(run(form, few), exact["y"]) < HALF_BOUND
-    assert torch.equal(run(form, few), run(form, few, padded))
+    for num_taps in (length + 700, 9):
+        case = Case([length], [length], torch.float16, device, num_taps=num_taps, with_residual=False)
+        exact = case.expected(lambda x, taps: toeplitz_convolution(x, F.pad(taps, (0, length))), torch.float64)
+        assert relative_error(run(form, case), exact["y"]) < HALF_BOUND
 
 
 def test_groups_of_channels_and_their_strides(device, poisoned, monkeypatch):
-    case = Case([270, 3], [270, 3], torch.float16, device, channels=5)
+    case = Case([270, 3], [270, 3], torch.float16, device, channels=3)
     exact, together = case.expected(toeplitz_convolution, torch.float64)["y"], run("three_kernels", case)
     monkeypatch.setattr(stages, "SCRATCH_BYTES", 1)
     monkeypatch.setattr(stages.Stages, "channels_at_once", lambda self, *rest: 2)
-    wide = [
-        torch.nn.functional.pad(signal, (3, 4 + i))[:, 3 : 3 + case.columns]
-        for i, signal in enumerate(case.arguments[:3])
-    ]
+    wide = [F.pad(signal, (3, 4 + i))[:, 3 : 3 + case.columns] for i, signal in enumerate(case.arguments[:3])]
     assert not wide[0].is_contiguous()
     in_groups = run("three_kernels", case, [*wide, *case.arguments[3:]])
     assert relative_error(in_groups, exact) <= 2 * relative_error(together, exact)  # products round by shape
@@ -175,14 +157,6 @@ def test_size_of_samples_and_taps(form, size, device):
     assert relative_error(run(form, case), case.expected(toeplitz_convolution, torch.float64)["y"]) < 1.5e-3
 
 
-@pytest.mark.parametrize(("channels", "lengths", "slots"), [(2, [], []), (2, [0, 0], [0, 0]), (0, [3], [3])])
-def test_nothing_to_do(channels, lengths, slots, device):
-    case = Case(lengths, slots, torch.float16, device, channels=channels, num_taps=4)
-    gated, gate, residual, _, _, skip, residual_skip = case.arguments
-    y = conv.long_conv(gated, gate, residual, None, skip, residual_skip, *case.rows)
-    assert y.shape == gated.shape
-
-
 def test_transform_lengths_are_few_and_can_be_factored():
     lengths = {dft.transform_length(longest) for longest in range(1, 40000)}
     assert len(lengths) == 17
@@ -194,3 +168,161 @@ def test_transform_lengths_are_few_and_can_be_factored():
             assert m1 * m2 == m
             assert m1 % 32 == 0
             assert m2 in (16, 32, 64, 128)
+
+
+# gradients
+
+CASES = [([1], [1]), ([2, 0, 17], [2, 1, 18]), ([512, 257], [512, 512])]
+
+
+def gradients_of(case, dy=None, arguments=None):
+    """Gradients by name, from signals with NaN in padding."""
+    gated, gate, residual, *parameters = arguments or case.arguments
+    signals = [case.poison(signal) for signal in (case.dy if dy is None else dy, gated, gate, residual)]
+    gradients = conv.long_conv_backward(*signals, *parameters, *case.rows)
+    return {name: gradient for name, gradient in zip(NAMES, gradients, strict=True) if gradient is not None}
+
+
+@pytest.mark.parametrize(("lengths", "slots"), CASES)
+def test_gradients_float32(lengths, slots, device, poisoned, hold_to_composite):
+    case = Case(lengths, slots, torch.float32, device, channels=1)
+    exact = case.expected_gradients(toeplitz_convolution, torch.float64)
+    hold_to_composite(gradients_of(case), case.expected_gradients(fft_convolution, torch.float32), exact)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "slots", "with_residual"), [*((*case, True) for case in CASES[1:]), ([601, 2], [700, 700], False)]
+)
+def test_gradients_float16(lengths, slots, with_residual, device, poisoned):
+    case = Case(lengths, slots, torch.float16, device, with_residual=with_residual)
+    exact, actual = case.expected_gradients(toeplitz_convolution, torch.float64), gradients_of(case)
+    assert exact.keys() == actual.keys()
+    for name, gradient in actual.items():
+        assert gradient.dtype == (torch.float16 if name in NAMES[:3] else torch.float32)
+        error = relative_error(gradient, exact[name])
+        assert error < HALF_BOUND, f"{name}: {error:.2e}"
+        if name in NAMES[:3]:
+            assert (gradient[:, ~case.real] == 0).all(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [2039, 4096, 8209])
+def test_gradients_of_longer_rows(length, device, poisoned):
+    case = Case([length], [length], torch.float16, device, channels=1)
+    exact = case.expected_gradients(fft_convolution, torch.float64)
+    for name, gradient in gradients_of(case).items():
+        assert relative_error(gradient, exact[name]) < HALF_BOUND, name
+
+
+def test_size_of_gradients_changes_nothing(device):
+    case = Case([300], [300], torch.bfloat16, device, channels=1, with_residual=False)
+    case.dy = case.dy * 1e-6
+    exact, expected = case.expected_gradients(toeplitz_convolution, torch.float64), gradients_of(case)
+    for name, gradient in expected.items():
+        bound = HALF_BOUND if gradient.dtype == torch.float32 else HALF_BOUND + 2**-8
+        assert relative_error(gradient, exact[name]) < bound, name
+    for factor in (2.0**-40, 2.0**60):
+        for name, gradient in gradients_of(case, case.dy * factor).items():
+            assert torch.equal(gradient, expected[name] * factor), name
+
+
+def test_large_gradients_at_one_token(device):
+    case = Case([500], [500], torch.float16, device, channels=1, with_residual=False)
+    case.dy = torch.zeros_like(case.dy)
+    case.dy[:, 123] = 3e3
+    exact = case.expected_gradients(toeplitz_convolution, torch.float64)
+    for name, gradient in gradients_of(case).items():
+        assert relative_error(gradient, exact[name]) < HALF_BOUND, name
+
+
+def test_taps_beyond_reach_have_no_gradient(device, poisoned):
+    case = Case([512], [512], torch.float16, device, channels=1, num_taps=600)
+    exact, actual = case.expected_gradients(toeplitz_convolution, torch.float64), gradients_of(case)
+    for name in ("taps", "residual_taps"):
+        assert (actual[name][0, :, 512:] == 0).all()
+        assert (actual[name][1, :, 511:] == 0).all()
+        assert relative_error(actual[name], exact[name]) < HALF_BOUND
+
+
+def test_gradients_in_groups_of_channels_and_their_strides(device, poisoned, monkeypatch):
+    case = Case([70], [70], torch.float16, device, channels=3)
+    exact, together = case.expected_gradients(toeplitz_convolution, torch.float64), gradients_of(case)
+    monkeypatch.setattr(stages.Stages, "channels_at_once", lambda self, *rest: 2)
+    signals = enumerate([case.dy, *case.arguments[:3]])
+    wide = [F.pad(signal, (3, 4 + i))[:, 3 : 3 + case.columns] for i, signal in signals]
+    monkeypatch.setattr(case, "poison", lambda signal: signal)
+    for name, gradient in gradients_of(case, wide[0], [*wide[1:], *case.arguments[3:]]).items():
+        bound = 2 * relative_error(together[name], exact[name])  # products round by shape
+        assert relative_error(gradient, exact[name]) <= bound, name
+
+
+@pytest.mark.slow
+def test_batch_mates_do_not_change_gradients_of_a_row(device):
+    case, alone = (Case(rows, rows, torch.float16, device, channels=1) for rows in ([9, 70], [70]))
+    case.dy[:, :9] *= 1e4
+    row = slice(9, None)
+    expected = gradients_of(
+        alone, case.dy[:, row], [*(signal[:, row] for signal in case.arguments[:3]), *case.arguments[3:]]
+    )
+    actual = gradients_of(case)
+    for name in NAMES[:3]:
+        assert relative_error(actual[name][:, row], expected[name].double()) < 1e-6, name
+
+
+@pytest.mark.parametrize(("channels", "lengths", "slots"), [(2, [], []), (2, [0, 0], [0, 0]), (0, [3], [3])])
+def test_nothing_to_do(channels, lengths, slots, device):
+    case = Case(lengths, slots, torch.float16, device, channels=channels, num_taps=4)
+    gated, gate, residual, _, _, skip, residual_skip = case.arguments
+    y = conv.long_conv(gated, gate, residual, None, skip, residual_skip, *case.rows)
+    assert y.shape == gated.shape
+    for name, gradient in gradients_of(case).items():
+        assert gradient.shape == case.arguments[NAMES.index(name)].shape
+        assert (gradient == 0).all()
+
+
+# machine code
+
+KERNELS = {
+    fused: ["convolve_rows"],
+    stages: ["transform_rows", "multiply_spectra"],
+    conv: ["multiply_toeplitz", "gate_rows"],
+    backward: ["scale_rows", "sum_spectrum_gradient", "gradient_rows"],
+}
+WITHOUT_WGMMA = {"multiply_toeplitz", "scale_rows"}
+SHARED_BYTES = 227 * 1024
+SPILLED_BYTES = {("convolve_rows", 8192): 96}  # addresses for both of its convolutions, read once in each
+
+
+def launch_all(dtype, m, with_residual, slots):
+    x, skip, taps = torch.zeros(1, sum(slots), dtype=dtype), torch.zeros(1), torch.zeros(2, 1, 4)
+    residual = (x, taps, skip) if with_residual else (None, None, None)
+    lengths = torch.tensor(slots, dtype=torch.int32)
+    rows = torch.tensor([0, *slots]).cumsum(0).int(), lengths, max(slots)
+    prepared = conv.prepare_filter(taps, m, dtype)
+    filters = prepared, prepared if with_residual else None
+    conv.long_conv(x, x, residual[0], lambda _: filters, skip, residual[2], *rows)
+    if m >= 512:
+        conv.long_conv_backward(x, x, x, residual[0], taps, residual[1], skip, residual[2], *rows)
+
+
+def launched():
+    """(dtype, M, step through the forms of a batch) of all launches; some of them are enough for every day."""
+    for dtype, m in ((torch.bfloat16, 64), (torch.bfloat16, 2048), (torch.float32, 512)):
+        yield dtype, m, 3
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        for m in (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 10240, 16384):
+            yield pytest.param(dtype, m, 1, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("dtype", "m", "step"), list(launched()))
+def test_compiles_without_spills(dtype, m, step, launches, compile_sm90):
+    specs = launches(KERNELS)
+    batches = list(itertools.product((True, False), ([m] * 3, [m, m - 1] + [1] * 18)))
+    for with_residual, slots in batches[::step]:
+        launch_all(dtype, m, with_residual, slots)
+    for spec, used in zip(specs, compile_sm90(specs), strict=True):
+        report = f"{spec['kernel']} {spec['constexprs']} {spec['options']}: {used}"
+        assert used["stack"] <= SPILLED_BYTES.get((spec["kernel"], m), 0), report
+        assert used["shared"] <= SHARED_BYTES, report
+        if m >= 2048 and dtype != torch.float32 and spec["kernel"] not in WITHOUT_WGMMA:
+            assert used["wgmma"], report

@@ -1,10 +1,14 @@
 """The feed-forward network's kernel against the definition in float64; without a GPU Triton's interpreter runs it."""
 
+import itertools
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 pytest.importorskip("triton")
+
+from references import glu  # noqa: E402
 
 from modeling_m2bert import m2bert_ops_triton_mlp as mlp  # noqa: E402
 
@@ -23,15 +27,9 @@ SHAPES = {  # tokens, blocks, hidden, intermediate
 }
 
 
-def definition(x, up, down, bias, mask):
-    """In the dtype of its arguments, from dense block-diagonal matrices; mask (T, I) scales the activations."""
-    gate, value = (x @ torch.block_diag(*up).T).chunk(2, dim=-1)
-    return (F.gelu(gate) * value * mask) @ torch.block_diag(*down).T + bias
-
-
 def with_gradients(x, up, down, bias, dy, dtype, mask=1.0):
     leaves = [value.detach().to(dtype).requires_grad_() for value in (x, up, down, bias)]
-    y = definition(*leaves, mask if isinstance(mask, float) else mask.to(dtype))
+    y = glu(*leaves, mask if isinstance(mask, float) else mask.to(dtype))
     return dict(zip(NAMES, [y, *torch.autograd.grad(y, leaves, dy.to(dtype))], strict=True))
 
 
@@ -86,13 +84,6 @@ def test_forward_and_gradients(name, dtype, device, poisoned, hold_to_composite)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_tokens_are_taken_in_parts(dtype, device, monkeypatch, poisoned, hold_to_composite):
-    monkeypatch.setattr(mlp, "TOKENS_AT_ONCE", 16)
-    monkeypatch.setattr(mlp, "PROGRAMS", 2)
-    check(arguments(37, 2, 24, 300, dtype, device), hold_to_composite)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
 def test_weights_in_the_activations_dtype_get_gradients_in_it(dtype, device):
     x, up, down, bias, dy = arguments(9, 2, 8, 12, dtype, device)
     expected = run(x, up.to(dtype).float(), down.to(dtype).float(), bias.to(dtype).float(), dy)
@@ -110,9 +101,8 @@ def test_any_layout(dtype, device, poisoned):
     for x_view in (x.T.contiguous().T, wide):
         actual = run(x_view, up.transpose(1, 2).contiguous().transpose(1, 2), down, bias, dy.T.contiguous().T)
         for name in NAMES:
-            assert (actual[name] - expected[name]).abs().max() <= 4 * torch.finfo(dtype).eps * expected[
-                name
-            ].abs().max()
+            bound = 4 * torch.finfo(dtype).eps * expected[name].abs().max()
+            assert (actual[name] - expected[name]).abs().max() <= bound
 
 
 def dropout_mask(tokens, channels, dropout, seed, device):
@@ -132,6 +122,7 @@ def test_backward_drops_what_the_forward_dropped(blocks, dtype, device, monkeypa
     mask = dropout_mask(tokens, channels, 0.25, seed, device).double()
     mask = torch.where(mask > 0.5, 1 / 0.75, 0.0)
     monkeypatch.setattr(mlp, "TOKENS_AT_ONCE", 32)  # which tokens are taken together makes no difference
+    monkeypatch.setattr(mlp, "PROGRAMS", 1)  # of several tiles
     values = arguments(tokens, blocks, 24, channels, dtype, device)
     check(values, hold_to_composite, mask, dropout=0.25, seed=seed)
 
@@ -159,13 +150,6 @@ def test_dropout_repeats_with_its_seed_only(device):
     assert not torch.equal(first, high)
 
 
-def test_dropout_of_everything(device, poisoned):
-    x, up, down, bias, dy = arguments(5, 2, 8, 16, torch.float32, device)
-    actual = run(x, up, down, bias, dy, 1.0, torch.tensor([1], device=device))
-    assert torch.equal(actual["y"], bias.expand(5, -1))
-    assert (actual["dx"] == 0).all()
-
-
 def test_no_tokens(device):
     actual = run(*arguments(0, 2, 8, 16, torch.float32, device))
     assert actual["y"].shape == actual["dx"].shape == (0, 8)
@@ -173,54 +157,43 @@ def test_no_tokens(device):
         assert (actual[name] == 0).all()
 
 
-def specifications(shared_bytes=232448):
+def launch_all(dtype, inner, launches, monkeypatch, dropouts=(0.0, 0.1)):
     """The kernel as it is launched for the paper's model (H / K = 192) and for one block of 768 channels."""
-    for dtype, element_bytes in (("fp16", 2), ("bf16", 2), ("fp32", 4)):
-        for inner in (192, 768):
-            for backward in (False, True):
-                for dropout in (False, True):
-                    for channel_major in (False, True):
-                        tile, options = mlp._tile(element_bytes, inner, not (backward or dropout), shared_bytes)
-                        pointers = ["x", "up", "act", *(["d_up_output"] if backward else [])]
-                        numbers = ["first_token", "tokens", "width", "inner"]
-                        ones = {} if inner == 192 else {"blocks": 1, "steps": 1}  # a launch makes constants of them
-                        one, other = ("stride_xt", "stride_xh") if channel_major else ("stride_xh", "stride_xt")
-                        yield {
-                            "module": "m2bert_ops_triton_mlp",
-                            "kernel": "_glu_kernel",
-                            "signature": {name: f"*{dtype}:16" for name in pointers}
-                            | {name: "i32:16" for name in [*numbers, other]}
-                            | {name: "i32" for name in ("blocks", "steps") if name not in ones}
-                            | {"dropout": "fp32", "kept_scale": "fp32"}
-                            | ({"seed": "*i64:16"} if dropout else {}),
-                            "constexprs": tile
-                            | {one: 1, **ones}
-                            | ({} if dropout else {"seed": None})
-                            | ({} if backward else {"d_up_output": None}),
-                            "options": options,
-                        }
+    blocks, tokens = 768 // inner, 32
+    monkeypatch.setattr(mlp, "PROGRAMS", 1)  # a program takes several tiles, as it does with many tokens
+    specs = launches({mlp: ["_glu_kernel"]})
+    x = torch.zeros(tokens, 768, dtype=dtype)
+    up, down = torch.zeros(blocks, 512 // blocks, inner), torch.zeros(blocks, inner, 256 // blocks)
+    for layout, dropout in itertools.product((x, x.T.contiguous().T), dropouts):
+        seed = torch.tensor([1]) if dropout else None
+        mlp.block_diagonal_glu(layout, up, down, torch.zeros(768), dropout, seed)
+        mlp.block_diagonal_glu_backward(x, layout, up, down, dropout, seed)
+    return specs
 
 
 def is_paper_forward(spec):
     return spec["constexprs"]["PIECES"] and not spec["signature"].keys() & {"seed", "d_up_output"}
 
 
-@pytest.mark.parametrize("chosen", ["forward", pytest.param("all", marks=pytest.mark.slow)])
-def test_machine_code(chosen, compile_sm90):
-    specs = [spec for spec in specifications() if chosen == "all" or is_paper_forward(spec)]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("inner", "chosen"), [(192, "forward"), *(pytest.param(inner, "all", marks=pytest.mark.slow)
+                                                                   for inner in (192, 768))])  # fmt: skip
+def test_machine_code(inner, chosen, dtype, launches, monkeypatch, compile_sm90):
+    specs = launch_all(dtype, inner, launches, monkeypatch)
+    assert len(specs) == 8
+    specs = [spec for spec in specs if chosen == "all" or is_paper_forward(spec)]
     for spec, needs in zip(specs, compile_sm90(specs), strict=True):
-        in_float32 = spec["signature"]["x"] == "*fp32:16"
         # In float32 the assembler may round registers down to let one more program run, for a few bytes of stack.
-        assert needs["stack"] <= (64 if in_float32 else 0), (spec, needs)
+        assert needs["stack"] <= (64 if dtype == torch.float32 else 0), (spec, needs)
         assert needs["shared"] <= 232448, (spec, needs)
         if "maxnreg" in spec["options"]:  # two programs on each processor: registers, shared memory
             assert needs["registers"] <= 128, (spec, needs)
             assert 2 * (needs["shared"] + 1024) <= 233472, (spec, needs)
-        assert needs["wgmma"] != in_float32, (spec, needs)
+        assert needs["wgmma"] != (dtype == torch.float32), (spec, needs)
 
 
-def test_a_gpu_with_little_shared_memory_gets_smaller_programs(compile_sm90):
+def test_a_gpu_with_little_shared_memory_gets_smaller_programs(launches, monkeypatch, compile_sm90):
     """99 KB for a program, as on cards of compute capability 8.6 and 8.9."""
-    specs = [spec for spec in specifications(101376) if spec["constexprs"]["TILE_K"] == 64]
-    chosen = [spec | {"capability": 89} for spec in specs if not spec["signature"].keys() & {"seed"}][:2]
-    assert all(needs["shared"] <= 101376 for needs in compile_sm90(chosen))
+    monkeypatch.setattr(mlp, "_shared_bytes", lambda device: 101376)
+    specs = launch_all(torch.float16, 192, launches, monkeypatch, dropouts=(0.0,))[:2]
+    assert all(needs["shared"] <= 101376 for needs in compile_sm90([spec | {"capability": 89} for spec in specs]))

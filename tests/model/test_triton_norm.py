@@ -44,20 +44,14 @@ def check(values, hold_to_composite):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("with_y", [True, False])
-@pytest.mark.parametrize("tokens", [1, 2, 15, 16, 17, 67])
-def test_forward_and_gradients(tokens, with_y, dtype, device, poisoned, hold_to_composite):
-    check(arguments(tokens, 768, dtype, device, with_y), hold_to_composite)
-
-
-@pytest.mark.parametrize(("tokens", "channels"), [(5, 1), (130, 20), (9, 32), (65, 33), (3, 1025), (2, 5000)])
-def test_any_number_of_channels(tokens, channels, device, poisoned, hold_to_composite):
-    check(arguments(tokens, channels, torch.float32, device), hold_to_composite)
+@pytest.mark.parametrize(("tokens", "channels"), [(1, 768), (16, 768), (67, 768), (5, 1), (65, 33), (3, 1025)])
+def test_forward_and_gradients(tokens, channels, with_y, dtype, device, poisoned, hold_to_composite):
+    check(arguments(tokens, channels, dtype, device, with_y), hold_to_composite)
 
 
 def test_more_tiles_than_programs(device, monkeypatch, poisoned, hold_to_composite):
     monkeypatch.setattr(norm, "PROGRAMS_BACKWARD", 3)
     check(arguments(21, 768, torch.float16, device), hold_to_composite)
-    check(arguments(17, 768, torch.float32, device), hold_to_composite)
 
 
 @pytest.mark.parametrize("channel_major", ["x", "y", "dz", "all"])
@@ -91,35 +85,31 @@ def test_no_tokens(device):
     assert torch.equal(actual["d_bias"], torch.zeros_like(bias))
 
 
-def specifications(backward, dtype, channel_major, channels=768):
-    """The kernel as it is launched for these channels; the streams named in channel_major have tokens side by side."""
-    elements = (norm.TILE_BACKWARD, norm.TILE_OF_WARP_BACKWARD) if backward else (norm.TILE, norm.TILE_OF_WARP)
-    tile_t, tile_h, num_warps = norm._tile(channels, *elements)
-    streams, outputs = (["dz", "x", "y"], ["dx"]) if backward else (["x", "y"], ["z"])
-    signature = {name: f"*{dtype}:16" for name in streams + outputs}
-    signature |= {name: "*fp32:16" for name in (["weight", "partials"] if backward else ["weight", "bias"])}
-    signature |= {"tokens": "i32:16", "channels": "i32:16", "eps": "fp32"}
-    signature |= {} if backward else {"stride_zh": "i32:16"}
-    constexprs = {"TILE_T": tile_t, "TILE_H": tile_h}
-    for name in streams:
-        one, other = "th" if name in channel_major else "ht"
-        constexprs[f"stride_{name}{one}"] = 1
-        signature[f"stride_{name}{other}"] = "i32:16"
-    return {
-        "module": "m2bert_ops_triton_norm",
-        "kernel": f"_add_layer_norm{'_backward' if backward else ''}_kernel",
-        "signature": signature,
-        "constexprs": constexprs,
-        "options": {"num_warps": num_warps},
-    }
+KERNELS = {norm: ["_add_layer_norm_kernel", "_add_layer_norm_backward_kernel"]}
 
 
-@pytest.mark.parametrize(
-    "dtype", ["bf16", *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in ("fp16", "fp32"))]
-)
-def test_machine_code(dtype, compile_sm90):
-    layouts = [(False, ()), (False, ("x",)), (True, ()), (True, ("dz",)), (True, ("dz", "x"))]
-    specs = [specifications(backward, dtype, channel_major) for backward, channel_major in layouts]
+@pytest.mark.parametrize("dtype", [torch.bfloat16, *(pytest.param(dtype, marks=pytest.mark.slow)
+                                                     for dtype in (torch.float16, torch.float32))])  # fmt: skip
+def test_machine_code(dtype, launches, compile_sm90):
+    specs = launches(KERNELS)
+    x, weight = torch.zeros(16, 768, dtype=dtype), torch.zeros(768)
+    channel_major = x.T.contiguous().T
+    for streams in ((x, x), (x, channel_major), (channel_major, x), (channel_major, channel_major)):
+        run(streams[1], x, weight, weight, streams[0])
+    assert len(specs) == 6
     for spec, needs in zip(specs, compile_sm90(specs), strict=True):
         assert needs["stack"] == 0, (spec, needs)
         assert needs["shared"] <= 32768, (spec, needs)
+
+
+def test_spilled_registers_show_and_results_come_in_order(launches, compile_sm90):
+    """The fixture must see what it is there to see."""
+    specs, x, weight = launches(KERNELS), torch.zeros(16, 768), torch.zeros(768)
+    norm.add_layer_norm(x, x, weight, weight, EPS)
+    wide, limited = ({"options": {"num_warps": 4} | limit} for limit in ({}, {"maxnreg": 64}))
+    fits, wide, limited = compile_sm90([specs[0], specs[0] | wide, specs[0] | limited])
+    assert 0 < fits["registers"] < wide["registers"]
+    assert limited["registers"] == 64
+    assert fits["stack"] == 0 < limited["stack"]
+    assert fits["shared"] > 0
+    assert not fits["wgmma"]

@@ -4,6 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from accelerate.state import AcceleratorState
+from transformers import BertTokenizerFast
 
 WORDS = ["budget", "committee", "report", "minutes", "river", "mountain", "forest"]
 WORDS += ["engine", "wheel", "piston", "violin", "sonata", "rhythm"]
@@ -26,6 +27,14 @@ def toy_corpus(tmp_path_factory):
         pq.write_table(pa.table(documents), folder / "documents" / f"{split}.parquet")
         pq.write_table(pa.table(queries), folder / "queries" / f"{split}.parquet")
     return folder
+
+
+@pytest.fixture
+def tokenizer():
+    """A tokenizer of seven tokens, to be saved with a model."""
+    return BertTokenizerFast(
+        vocab={t: i for i, t in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"])}
+    )
 
 
 @pytest.fixture(autouse=True)

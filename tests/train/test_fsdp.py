@@ -24,34 +24,26 @@ from types import SimpleNamespace
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForMaskedLM
 
 from m2bert.train.checkpoints import Checkpoints
-from m2bert.train.record import Progress
+from m2bert.train.checkpoints import Progress
 from m2bert.train.setup import finish
 
-folder, by = sys.argv[1:]
+(folder,) = sys.argv[1:]
 accelerator = Accelerator(cpu=True)
 rank, world = accelerator.process_index, accelerator.num_processes
 assert world == 2
 model = AutoModelForMaskedLM.from_pretrained(folder + "/start")
 size = sum(parameter.numel() for parameter in model.parameters())
-if by == "hand":
-    mesh = init_device_mesh("cpu", (2,))
-    for layer in model.model.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-else:
-    from accelerate.utils import FullyShardedDataParallelPlugin
-    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
-
-    state = SimpleNamespace(fsdp_plugin=FullyShardedDataParallelPlugin())  # of the environment that the file made
-    assert state.fsdp_plugin.fsdp_version == 2
-    model = fsdp2_prepare_model(SimpleNamespace(state=state, mixed_precision="no", is_main_process=rank == 0), model)
+state = SimpleNamespace(fsdp_plugin=FullyShardedDataParallelPlugin())  # of the environment that the file made
+assert state.fsdp_plugin.fsdp_version == 2
+model = fsdp2_prepare_model(SimpleNamespace(state=state, mixed_precision="no", is_main_process=rank == 0), model)
 assert all(isinstance(layer, FSDPModule) for layer in model.model.layers)
 assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
 assert sum(parameter.to_local().numel() for parameter in model.parameters()) < 0.6 * size
@@ -156,16 +148,15 @@ def test_a_folder_holds_the_whole_weights_that_are_given(tiny_config, randomised
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("by", ["hand", "accelerate"])
-def test_sharded_training_is_training(tiny_config, randomised, tmp_path, by):
+def test_sharded_training_is_training(tiny_config, randomised, tmp_path):
     model = randomised(AutoModelForMaskedLM.from_config(tiny_config(sparse_prediction=True))).double()
     model.save_pretrained(tmp_path / "start")
     batches = make_batches()
     torch.save(batches, tmp_path / "batches.pt")
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(tmp_path / "script.py"), str(tmp_path), by]
-    variables = os.environ | {"OMP_NUM_THREADS": "1"} | (environment() if by == "accelerate" else {})
+    command += [str(tmp_path / "script.py"), str(tmp_path)]
+    variables = os.environ | {"OMP_NUM_THREADS": "1"} | environment()
     done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
 

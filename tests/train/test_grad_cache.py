@@ -204,7 +204,7 @@ from transformers import AutoModel
 
 from m2bert.train.grad_cache import cached_step, full_step
 from m2bert.train.losses import cosine_matrix, multiple_negatives_ranking_loss
-from m2bert.train.record import peak_memory_bytes
+from m2bert.train.loop import peak_memory_bytes
 from modeling_m2bert import M2BertConfig
 
 config = M2BertConfig(vocab_size=120, hidden_size=128, num_hidden_layers=2, intermediate_size=512,

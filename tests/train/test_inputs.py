@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from m2bert.train.inputs import ready
+from m2bert.train.cli import ready
 from m2bert.train.text.sources import TextFiles, find_files, split_files
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +21,7 @@ COMMAND = [sys.executable, "-m", "m2bert.hub.cli", "train"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 LIGHT = """
 import sys
-from m2bert.train.inputs import ready
+from m2bert.train.cli import ready
 try:
     ready(sys.argv[1], sys.argv[2:])
 except ValueError as error:
@@ -48,7 +49,6 @@ def place(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("entry", "arguments", "named"),
     [
-        ("mlm", ["bad=1"], ["bad"]),
         ("mlm", ["data.sources=[{path: text}]"], ["text", "validation.csv"]),
         ("mlm", ["data.sources=[{path: nowhere}]"], ["nowhere"]),
         ("mlm", ["data.sources=[{path: a/b}]"], ["a/b", "tokenizer.path"]),
@@ -112,12 +112,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(place, command):
 
 
 @pytest.mark.parametrize("name", ["mlm", "opl"])
-def test_the_text_of_an_entry_point_is_its_help(name):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train" / f"{name}.py"), "--help"], capture_output=True, text=True
-    )
-    assert done.returncode == 0
-    assert f"m2bert train {name}" in done.stdout
+def test_the_text_of_an_entry_point_is_its_help(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["x", "--help"])
+    runpy.run_path(str(ROOT / "train" / f"{name}.py"), run_name="__main__")
+    assert f"m2bert train {name}" in capsys.readouterr().out
 
 
 def run(arguments, **more):
@@ -172,12 +170,6 @@ def test_text_of_every_arrow_type_is_read(tmp_path):
         texts = TextFiles(find_files(tmp_path, "train"))
         texts.check_columns()
         assert list(texts) == ["a", ""]
-
-
-def test_a_damaged_file_is_named(tmp_path):
-    (tmp_path / "train.parquet").write_bytes(b"PAR1 no more")
-    with pytest.raises(ValueError, match="train.parquet cannot be read as parquet"):
-        TextFiles(find_files(tmp_path, "train")).check_columns()
 
 
 def test_hidden_files_are_no_text_and_other_types_are_known(tmp_path):

@@ -11,8 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from m2bert.train.checkpoints import Checkpoints
-from m2bert.train.loop import Stopped, run_loop
-from m2bert.train.record import peak_memory_bytes
+from m2bert.train.loop import Stopped, peak_memory_bytes, run_loop
 
 
 class Counter:
@@ -114,24 +113,15 @@ def test_gradients_are_clipped_and_the_schedule_is_followed():
 
 def test_evaluations_come_when_they_are_due_whatever_is_logged():
     run = Run(steps=7, log_every=4, evaluate=lambda model: {"score": 1.0}, evaluate_every=3).go()
-    assert [(row["step"], "score" in row) for row in run.progress.history] == [
-        (3, True),
-        (4, False),
-        (6, True),
-        (7, True),
-    ]
+    assert [(row["step"], "score" in row) for row in run.progress.history] == [(3, 1), (4, 0), (6, 1), (7, 1)]
     assert Run(steps=0).go().progress.history == []
 
 
-def test_counts_are_summed_and_batches_come_in_order():
-    run = Run(log_every=2).go()
+def test_counts_are_summed_batches_come_in_order_and_evaluation_has_no_dropout():
+    modes = []
+    run = Run(log_every=2, evaluate=lambda model: modes.append(model.training) or {}, evaluate_every=2).go()
     assert run.progress.totals == {"tokens": 10, "pairs": 15}
     assert [batch[0, 0].item() for batch in run.batches] == pytest.approx([1.1, 1.2, 1.3, 1.4, 1.5])
-
-
-def test_models_are_evaluated_without_dropout_and_trained_with_it():
-    modes = []
-    Run(evaluate=lambda model: modes.append(model.training) or {}, evaluate_every=2).go()
     assert modes == [False] * 3
 
 
@@ -185,7 +175,7 @@ def test_best_weights_survive_a_resume(tmp_path):
 @pytest.mark.slow
 def test_the_peak_of_memory_is_this_process_own():
     """Also of a process whose parent has held more."""
-    code = "from m2bert.train.record import peak_memory_bytes; print(peak_memory_bytes())"
+    code = "from m2bert.train.loop import peak_memory_bytes; print(peak_memory_bytes())"
     held = torch.ones(10**9, dtype=torch.uint8)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 10**8 < int(done.stdout) < 10**9 < peak_memory_bytes()

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertTokenizerFast
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from m2bert.hub.checkpoint import load_checkpoint, load_strictly
 from m2bert.hub.folder import export_checkpoint, write_folder
@@ -30,13 +30,6 @@ with torch.no_grad():
 
 
 @pytest.fixture
-def tokenizer():
-    return BertTokenizerFast(
-        vocab={t: i for i, t in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"])}
-    )
-
-
-@pytest.fixture
 def base(tiny_config, randomised, tokenizer, tmp_path):
     """An exported encoder."""
     model = randomised(AutoModel.from_config(tiny_config(pooling="mean_tanh")))
@@ -47,9 +40,10 @@ def load(base):
     return load_strictly(AutoModel, base, may_miss=("pooler.",))
 
 
-def load_with_rank(base):
+def adapt(base):
+    """A loaded base with adapters."""
     model, new = load(base)
-    return model, 4, 8, new
+    return add_lora(model, 4, 8, new)
 
 
 def vectors(model):
@@ -87,8 +81,7 @@ def test_only_adapters_learn_and_all_of_them_do(base):
 
 
 def test_saved_and_merged_adapters_give_the_same_vectors(base, tokenizer, tmp_path):
-    model, new = load(base)
-    adapted = train(add_lora(model, 4, 8, new))
+    adapted = train(adapt(base))
     expected = vectors(adapted)
     adapter = write_adapter(adapted, tokenizer, tmp_path / "adapter", extra_files={"training.json": "{}"})
     names = {"adapter_config.json", "adapter_model.safetensors", "README.md", "tokenizer.json", "training.json"}
@@ -108,7 +101,7 @@ def test_saved_and_merged_adapters_give_the_same_vectors(base, tokenizer, tmp_pa
 
 @pytest.mark.slow
 def test_peft_and_transformers_alone_load_an_adapter(base, tokenizer, tmp_path):
-    adapted = train(add_lora(*load_with_rank(base)))
+    adapted = train(adapt(base))
     expected = vectors(adapted)
     adapter = write_adapter(adapted, tokenizer, tmp_path / "adapter")
     arguments = [str(base), str(adapter), str(tmp_path / "vectors.pt")]
@@ -136,7 +129,7 @@ def test_a_new_pooler_is_trained_whole_and_saved(tiny_config, randomised, tokeni
 
 
 def test_an_adapter_folder_is_whole_or_not_there(base, tokenizer, tmp_path, monkeypatch):
-    adapted = add_lora(*load_with_rank(base))
+    adapted = adapt(base)
     with pytest.raises(TypeError):
         write_adapter(adapted, tokenizer, tmp_path / "adapter", extra_files={"training.json": None})
     assert not (tmp_path / "adapter").exists()
@@ -159,7 +152,7 @@ def test_what_an_adapter_cannot_carry_is_refused(base):
 
 
 def test_damaged_or_homeless_adapters_are_refused(base, tokenizer, tmp_path, monkeypatch):
-    adapter = write_adapter(add_lora(*load_with_rank(base)), tokenizer, tmp_path / "adapter")
+    adapter = write_adapter(adapt(base), tokenizer, tmp_path / "adapter")
     weights = load_file(adapter / "adapter_model.safetensors")
     name = "base_model.model.layers.1.mlp.up.lora_B.weight"
     save_file({key: value for key, value in weights.items() if key != name}, adapter / "adapter_model.safetensors")

@@ -7,13 +7,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from accelerate import Accelerator
+from transformers import AutoModelForMaskedLM
 
-from m2bert.train.text.mixture import Masking, MixtureBatches, observed_shares, open_source, tokenise_source
+from m2bert.train.text import mixture
+from m2bert.train.text.mixture import (
+    Example,
+    HeldOut,
+    Masking,
+    MixtureBatches,
+    observed_shares,
+    open_source,
+    tokenise_source,
+)
 from m2bert.train.text.sources import parse_sources
 from m2bert.train.tokenizer import train_wordpiece
 
 WORDS = [f"w{i}" for i in range(60)]
 TOKENIZER = train_wordpiece([" ".join(WORDS)], 400)
+HELD_OUT_TOKENIZER = train_wordpiece([f"word{i} and{i}" for i in range(200)], 120)
 ORDINARY = sorted(set(TOKENIZER.get_vocab().values()) - set(TOKENIZER.all_special_ids))
 SHARES = {"web": (0.10, 0.24), "wiki": (0.10, 0.23), "books": (0.10, 0.23)}
 
@@ -204,3 +216,75 @@ def test_masks_are_those_of_the_generator():
 def test_a_tokenizer_without_a_mask_token_is_refused():
     with pytest.raises(ValueError, match="no mask_token"):
         Masking(SimpleNamespace(cls_token="[X]", sep_token="[X]", pad_token="[X]", mask_token=None))
+
+
+@pytest.fixture
+def model(tiny_config, randomised):
+    torch.manual_seed(0)
+    return randomised(
+        AutoModelForMaskedLM.from_config(tiny_config(max_position_embeddings=200, sparse_prediction=True))
+    )
+
+
+def held_out_rows():
+    rng = np.random.default_rng(0)
+    return [Example(rng.integers(5, 120, n), source, "variable") for n in (10, 50, 128, 129, 200)
+            for source in ("a", "b")]  # fmt: skip
+
+
+def test_metrics_are_means_over_the_masked_tokens_of_a_source_and_of_lengths(model):
+    tested = HeldOut(held_out_rows(), 400, Masking(HELD_OUT_TOKENIZER))
+    metrics = tested.evaluate(model, Accelerator(cpu=True))
+    losses, right, names = [], [], []
+    for rows, batch in tested.batches:
+        for i, row in enumerate(rows):
+            alone = {key: value[i : i + 1, : len(row.ids)] for key, value in batch.items()}
+            with torch.no_grad():
+                logits = model(**alone).logits
+            labels = alone["labels"][alone["labels"] != -100]
+            assert batch["labels"][i, len(row.ids) :].eq(-100).all()
+            losses += torch.nn.functional.cross_entropy(logits, labels, reduction="none").tolist()
+            right += (logits.argmax(-1) == labels).tolist()
+            names += [(row.source, len(row.ids))] * len(labels)
+    groups = {
+        "": lambda source, length: True,
+        "/a": lambda source, length: source == "a",
+        "/b": lambda source, length: source == "b",
+        "/tokens_128": lambda source, length: length <= 128,
+        "/tokens_512": lambda source, length: length > 128,
+    }
+    assert len(metrics) == 3 * len(groups)
+    for group, belongs in groups.items():
+        chosen = [belongs(*name) for name in names]
+        loss = np.mean(np.array(losses)[chosen])
+        assert metrics[f"held_out_loss{group}"] == pytest.approx(loss, rel=1e-5)
+        assert metrics[f"held_out_perplexity{group}"] == pytest.approx(np.exp(loss), rel=1e-4)
+        assert metrics[f"held_out_accuracy{group}"] == pytest.approx(np.mean(np.array(right)[chosen]))
+
+
+def test_metrics_do_not_depend_on_the_batches(model):
+    small, large = (HeldOut(held_out_rows(), tokens, Masking(HELD_OUT_TOKENIZER)) for tokens in (200, 5000))
+    assert len(small.batches) > len(large.batches)
+    a, b = (tested.evaluate(model, Accelerator(cpu=True)) for tested in (small, large))
+    assert a == pytest.approx(b, rel=1e-5)
+
+
+def test_processes_share_the_batches(model, monkeypatch):
+    tested = HeldOut(held_out_rows(), 400, Masking(HELD_OUT_TOKENIZER))
+    assert len(tested.batches) % 3 == 1  # the last turn repeats a batch on two processes, which must not count
+
+    def sums(world):
+        found = []
+        monkeypatch.setattr(mixture, "sum_over_processes", lambda sums: found.append(sums) or [1.0] * len(sums))
+        for rank in range(world):
+            tested.evaluate(model, SimpleNamespace(process_index=rank, num_processes=world, device="cpu"))
+        return np.sum(found, axis=0)
+
+    assert sums(3) == pytest.approx(sums(1), rel=1e-5)
+
+
+def test_fifteen_per_cent_are_masked():
+    rows = [Example(np.full(202, 50), "a", "maximum") for _ in range(100)]
+    batches = HeldOut(rows, 5000, Masking(HELD_OUT_TOKENIZER)).batches
+    masked = sum(int((batch["labels"] != -100).sum()) for _, batch in batches)
+    assert masked / (100 * 202) == pytest.approx(0.15, abs=0.01)

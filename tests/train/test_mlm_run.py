@@ -69,13 +69,6 @@ def test_other_data_is_another_fingerprint(sources, tmp_path):
     assert prints[0] == prints[1] != prints[2]
 
 
-def test_streaming_without_the_package_for_it_is_named(sources, tmp_path, monkeypatch):
-    run(sources, tmp_path / "start", "steps=0")
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match="datasets"):
-        run("data.sources=[{path: org/name}]", tmp_path / "out", f"tokenizer.path={tmp_path / 'start'}")
-
-
 @pytest.mark.parametrize("count", [2000, 5])  # of five none is below the limit: one is held out
 def test_texts_for_the_vocabulary_are_those_trained_on(tmp_path, count):
     texts = [f"text number {i}" for i in range(count)]

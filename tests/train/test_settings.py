@@ -10,88 +10,46 @@ from m2bert.train.settings import load_settings
 CONFIGS = sorted(path.name for path in files("m2bert.train").joinpath("configs").iterdir())
 
 
-def test_files_and_overrides_are_laid_over_the_default(tmp_path):
-    (tmp_path / "run.yaml").write_text("steps: 7\noptim:\n  lr: 1e-3\nmodel:\n  architecture: {num_blocks: 2}\n")
+def test_files_and_overrides_are_laid_over_the_default_and_what_they_extend(tmp_path):
+    (tmp_path / "base.yaml").write_text("extends: opl-small\nsteps: 7\nseed: 3\ndata: {chunk_tokens: 64}\n")
+    (tmp_path / "leaf.yaml").write_text(
+        "extends: base.yaml\nsteps: 9\noptim:\n  lr: 1e-3\nmodel:\n  path: somewhere\n  architecture: {num_blocks: 2}\n"
+    )
     default = load_settings("opl", [])
-    settings = load_settings("opl", ["--config", str(tmp_path / "run.yaml"), "data.document_tokens=64", "steps=8"])
-    assert settings.steps == 8
+    settings = load_settings("opl", ["--config", str(tmp_path / "leaf.yaml"), "data.document_tokens=64"])
+    assert (settings.steps, settings.seed, settings.data.chunk_tokens) == (9, 3, 64)
     assert settings.optim == default.optim.model_copy(update={"lr": 0.001})
     assert settings.data.document_tokens == 64
     assert settings.model.architecture == default.model.architecture | {"num_blocks": 2}
+    unset = ["data.chunk_tokens=null", "model.path=null", "optim.layer_lr=null", "steps=8"]
+    settings = load_settings("opl", ["--config", str(tmp_path / "leaf.yaml"), *unset])
+    assert settings.data.chunk_tokens is settings.model.path is settings.optim.layer_lr is None
+    assert settings.steps == 8
 
 
 BAD = {
-    "mlm": [
-        "optim.lrr=1",
-        "step=1",
-        "bad=1",
-        "steps=many",
-        "steps=null",
-        "steps=-1",
-        "optim.lr=abc",
-        "data.path={",
-        "data={max_tokens: 64, max_tokens: 32}",
-        "data.sources=[&a [], *a]",
-        "data.sources=[]",
-        "optim.betas=[0.9, x]",
-        "optim.betas=[0.9]",
-        "optim.warmup_share=6",
-        "optim.warmup_share=-0.1",
-        "optim.clip_norm=0",
-        "optim.research_groups=true",
-        "data.batch_tokens=511",
-        "data.mask_probability=0",
-        "data.mask_probability=1.0",
-        "data.mask_probability=.nan",
-        "evaluation.every=-5",
-        "checkpoint_every=-1",
-        "checkpoint_keep=0",
-        "log_every=0",
-        "seed=-1",
-        "precision=bf15",
-        "model.start=zeros",
-        "optim=3",
-        "--steps",
-        "--config",
-        "--config nothing.yaml",
-    ],
-    "opl": [
-        "loss.name=triplet",
-        "data.form=pairs loss.name=mnrl",
-        "loss.name=prototype",
-        "loss.teacher=x loss.name=prototype",
-        "data.form=triples",
-        "data.document_window=last",
-        "data.passage_share=1.5",
-        "data.chunk_tokens=0",
-        "data.chunk_tokens=16k",
-        "data.triples_limit=0",
-        "data.tasks=toy",
-        "data.tasks=[]",
-        "data.tasks=[[1]]",
-        "data.development_share=1.5",
-        "data.development_split=null data.development_tasks=[a]",
-        "data.development_split=test",
-        "data.development_split=train",
-        "data.triples=org/queries-test",
-        "data.batch_size=0",
-        "data.passages_per_document=0",
-        "data.passage_tokens=[96,16]",
-        "data.passage_tokens=[16]",
-        "data.passage_tokens=[0,16]",
-        "evaluation.batch_tokens=0",
-        "data.passage_share=1 epochs=1",
-        "epochs=abc",
-        "epochs=-1",
-        "lora.rank=8",
-    ],
+    "mlm": """
+        optim.lrr=1 step=1 steps=many steps=null steps=-1 optim.lr=abc data.path={ data={max_tokens:1,max_tokens:2}
+        data.sources=[&a[],*a] data.sources=[] optim.betas=[0.9,x] optim.betas=[0.9] optim.warmup_share=6
+        optim.warmup_share=-0.1 optim.clip_norm=0 optim.research_groups=true data.batch_tokens=511
+        data.mask_probability=0 data.mask_probability=1.0 data.mask_probability=.nan evaluation.every=-5
+        checkpoint_every=-1 checkpoint_keep=0 log_every=0 seed=-1 precision=bf15 model.start=zeros optim=3 --steps
+        --config --config+nothing.yaml""",
+    "opl": """
+        loss.name=triplet data.form=pairs+loss.name=mnrl loss.name=prototype loss.teacher=x+loss.name=prototype
+        data.form=triples data.document_window=last data.passage_share=1.5 data.chunk_tokens=0 data.chunk_tokens=16k
+        data.triples_limit=0 data.tasks=toy data.tasks=[] data.tasks=[[1]] data.development_share=1.5
+        data.development_split=null+data.development_tasks=[a] data.development_split=test data.development_split=train
+        data.triples=org/queries-test data.batch_size=0 data.passages_per_document=0 data.passage_tokens=[96,16]
+        data.passage_tokens=[16] data.passage_tokens=[0,16] evaluation.batch_tokens=0 data.passage_share=1+epochs=1
+        epochs=abc epochs=-1 lora.rank=8""",
 }
 
 
-@pytest.mark.parametrize(("name", "arguments"), [(name, argument) for name in BAD for argument in BAD[name]])
+@pytest.mark.parametrize(("name", "arguments"), [(name, argument) for name in BAD for argument in BAD[name].split()])
 def test_bad_arguments_are_named(name, arguments):
     """By the key of the last one."""
-    given = arguments.split(" ") if name == "opl" or arguments.startswith("--") else [arguments]
+    given = arguments.split("+")
     with pytest.raises(ValueError, match=".") as error:
         load_settings(name, given)
     for part in given[-1].split("=")[0].removeprefix("--").removesuffix(".yaml").split("."):
@@ -109,22 +67,6 @@ def test_every_shipped_configuration_fits_its_schema(name):
     entry = "mlm" if name.startswith("mlm-") else "opl"
     every_key = yaml.safe_load(files("m2bert.train").joinpath("configs", f"{entry}-small.yaml").read_text())
     assert set(load_settings(entry, ["--config", name]).model_dump()) == set(every_key)
-
-
-def test_a_file_extends_another_beside_it_or_shipped(tmp_path):
-    (tmp_path / "base.yaml").write_text("extends: opl-small\nsteps: 7\nseed: 3\ndata: {chunk_tokens: 64}\n")
-    (tmp_path / "leaf.yaml").write_text("extends: base.yaml\nsteps: 9\n")
-    settings = load_settings("opl", ["--config", str(tmp_path / "leaf.yaml")])
-    assert (settings.steps, settings.seed, settings.data.chunk_tokens) == (9, 3, 64)
-
-
-def test_what_is_null_by_default_can_be_set_and_unset(tmp_path):
-    (tmp_path / "base.yaml").write_text("data: {chunk_tokens: 64}\nmodel: {path: somewhere}\n")
-    settings = load_settings(
-        "opl",
-        ["--config", str(tmp_path / "base.yaml"), "data.chunk_tokens=null", "model.path=null", "optim.layer_lr=null"],
-    )
-    assert settings.data.chunk_tokens is settings.model.path is settings.optim.layer_lr is None
 
 
 @pytest.mark.parametrize(

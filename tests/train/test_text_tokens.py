@@ -1,5 +1,6 @@
 """Text is tokenised once, whole or not at all, and comes back as the tokenizer made it."""
 
+import json
 import os
 import shutil
 import threading
@@ -9,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from m2bert.train import prepared
+from m2bert.train import kept as prepared
 from m2bert.train.kept import building
 from m2bert.train.text import tokens
 from m2bert.train.text.sources import TextFiles
 from m2bert.train.text.tokens import HELD_OUT_LIMIT, open_store, text_hash
-from m2bert.train.tokenizer import cached_wordpiece, encode_all, train_wordpiece
+from m2bert.train.tokenizer import cached_wordpiece, encode_all, load_tokenizer, train_wordpiece
 
 TEXTS = [f"document {i} about " + "words and more words " * (i % 7) for i in range(300)]
 
@@ -180,7 +181,7 @@ def test_validation_is_carved_by_the_text_alone(tokenizer, tmp_path):
 
     def carved(texts, name):
         (tmp_path / name).write_text("\n\n".join(texts))
-        return open_store(TextFiles((tmp_path / name,)), tokenizer, tmp_path / "cache").carve(name)
+        return open_store(TextFiles((tmp_path / name,)), tokenizer, tmp_path / "cache").carve()
 
     train, held_out = carved(numbered, "a.txt")
     assert 1 <= len(held_out.starts) <= 30
@@ -193,8 +194,8 @@ def test_validation_is_carved_by_the_text_alone(tokenizer, tmp_path):
     assert (len(few.starts), len(one.starts)) == (2, 1)
     assert one.hashes[0] < few.hashes.min()
     for texts in (["only one"], ["the same"] * 3):
-        with pytest.raises(ValueError, match="source d.txt: .* none is left to train"):
-            carved(texts, "d.txt")
+        nothing, all_of_it = carved(texts, "d.txt")
+        assert (len(nothing.starts), len(all_of_it.starts)) == (0, len(texts))
 
 
 def test_token_counts_are_of_the_documents_of_a_part(texts, tokenizer, tmp_path):
@@ -202,3 +203,42 @@ def test_token_counts_are_of_the_documents_of_a_part(texts, tokenizer, tmp_path)
     part = store.part(np.arange(len(TEXTS)) % 2 == 0)
     flat = [token for ids in encode_all(tokenizer, TEXTS[::2]) for token in ids]
     assert part.token_counts(130).tolist() == np.bincount(flat, minlength=130).tolist()
+
+
+@pytest.fixture
+def tokenizer_folder(tmp_path):
+    train_wordpiece(["some words of a text"] * 9, 60).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_code_of_a_tokenizer_is_not_run(tokenizer_folder):
+    (tokenizer_folder / "own.py").write_text(
+        "from pathlib import Path\nPath(__file__).with_name('ran').touch()\nclass Own: pass\n"
+    )
+    settings = json.loads((tokenizer_folder / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    (tokenizer_folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=f"{tokenizer_folder.name} no tokenizer can be loaded"):
+        load_tokenizer(tokenizer_folder)
+    assert not (tokenizer_folder / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("tokenizer.json", '"[PAD]": 0', '"[PAD]": -5'),
+        ("tokenizer.json", '"padding"', '"pad"'),
+        ("tokenizer.json", '"vocab": {', '"vocab": "/etc/hostname", "was": {'),
+        ("tokenizer.json", '"truncation": null', '"truncation": NaN'),
+        ("tokenizer.json", '"version"', '"version": "0.1", "version"'),
+        ("tokenizer.json", '"version"', '"deep": ' + "[" * 5000 + "]" * 5000 + ', "version"'),
+        ("tokenizer_config.json", '"tokenizer_class": "', '"tokenizer_class": 1e308, "was": "'),
+    ],
+)
+def test_a_damaged_tokenizer_is_named(tokenizer_folder, name, old, new):
+    text = (tokenizer_folder / name).read_text()
+    changed = text.replace(old, new, 1)
+    assert changed != text
+    (tokenizer_folder / name).write_text(changed)
+    with pytest.raises(ValueError, match=f"{tokenizer_folder.name} no tokenizer can be loaded"):
+        load_tokenizer(tokenizer_folder)

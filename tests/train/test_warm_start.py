@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertTokenizerFast
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from m2bert.hub.folder import write_folder
 from m2bert.hub.sentence_files import SentenceSettings
@@ -94,11 +94,9 @@ CHAINS = {
     "keep": ([(96, "keep"), (192, "keep")], [(192, "keep")]),
     "keep, no multiples": ([(70, "keep"), (101, "keep"), (384, "keep")], [(384, "keep")]),
     "stretch, then keep": ([(96, "stretch"), (150, "keep"), (384, "keep")], [(96, "stretch"), (384, "keep")]),
-    "keep, stretch, keep": (
-        [(96, "keep"), (192, "stretch"), (300, "keep"), (384, "keep")],
-        [(96, "keep"), (192, "stretch"), (384, "keep")],
-    ),
-}
+    "keep, stretch, keep": ([(96, "keep"), (192, "stretch"), (300, "keep"), (384, "keep")],
+                            [(96, "keep"), (192, "stretch"), (384, "keep")]),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("drift", [0.0, 0.1])
@@ -180,13 +178,6 @@ def test_bad_arguments_are_named(tiny_config, arguments):
         extend(AutoModel.from_config(tiny_config()), *arguments)
 
 
-@pytest.fixture
-def tokenizer():
-    return BertTokenizerFast(
-        vocab={t: i for i, t in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"])}
-    )
-
-
 def command(*arguments):
     warm_start.main([str(argument) for argument in arguments])
 
@@ -205,12 +196,8 @@ def test_the_command_writes_a_complete_longer_folder(tiny_config, randomised, to
     assert encoder.prompts == {"query": "b ", "document": ""}
     assert json.loads((tmp_path / "long" / "training.json").read_text()) == {"steps": 7}
     out = capsys.readouterr().out
-    for text in (
-        "| longest input, tokens | 48 | 101 |",
-        "| 48 x 32 | 101 x 32 | replicated, 2.10417 times |",
-        "filter features, 4 tensors | 48 x 5 | 101 x 5 |",
-        "Inputs of up to 48 tokens have the outputs",
-    ):
+    for text in ("| longest input, tokens | 48 | 101 |", "| 48 x 32 | 101 x 32 | replicated, 2.10417 times |",
+                 "filter features, 4 tensors | 48 x 5 | 101 x 5 |", "Inputs of up to 48 tokens have the"):  # fmt: skip
         assert text in out
         assert text in (tmp_path / "long" / "README.md").read_text()
     with pytest.raises(ValueError, match="not empty"):

@@ -32,7 +32,8 @@ SHORTEST_REST_CHARS = 1000  # of a document: below it there is nothing long to f
 
 
 def parts(text: str, document_chars: int) -> Iterator[str]:
-    """A text in parts of about equal length, at most `document_chars` each, cut at a line's end, else at a word's."""
+    """Yield a text in parts of about equal length, at most `document_chars` each, cut at a line's end, else a
+    word's."""
     while len(text) > document_chars:
         goal = -(-len(text) // -(-len(text) // document_chars))
         ends = [text.rfind(mark, goal // 2, goal) for mark in ("\n", " ")]
@@ -43,8 +44,8 @@ def parts(text: str, document_chars: int) -> Iterator[str]:
 
 
 def lead_and_rest(text: str) -> tuple[str, str] | None:
-    """The first lines or sentences of a text, 100 characters or more and at most about 400, and what follows them; None
-    where the text is too short to be divided."""
+    """Return the first lines or sentences of a text, 100 to about 400 characters, and the rest; None if the text is too
+    short."""
     end = SHORTEST_LEAD_CHARS
     breaks = [match.end() for match in SENTENCE_END.finditer(text, end, LONGEST_LEAD_CHARS)]
     space = text.rfind(" ", end, LONGEST_LEAD_CHARS)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..kept import building
-from ..prepared import TOKENIZER, read_prepared, write_prepared
+from ..kept import TOKENIZER, building, read_prepared, write_prepared
 from ..settings import read_yaml
 from ..tokenizer import load_tokenizer
 from .batches import TokenTask

@@ -24,7 +24,7 @@ KINDS = ("variable", "maximum")
 
 
 def random_generator(purpose: str, *numbers: int) -> np.random.Generator:
-    """Return a generator for one purpose; other purposes or numbers give independent ones."""
+    """Return a generator that depends on a purpose and numbers."""
     return np.random.default_rng([zlib.crc32(purpose.encode()), *numbers])
 
 
@@ -86,14 +86,8 @@ class Rows:
 
 
 class LocalExamples:
-    """Examples of the documents of a store, without end.
-
-    Args:
-        name: of the source, in errors.
-        max_tokens: [CLS] and [SEP] included.
-        seed: numbers that set this source apart.
-        rank, world: of `world` processes this one takes every `world`-th example.
-    """
+    """Examples of at most `max_tokens` tokens of the documents of a store, without end. Of `world` processes this one
+    takes every `world`-th."""
 
     def __init__(
         self, name: str, store: TokenStore, max_tokens: int, tokenizer, seed: tuple[int, ...], rank=0, world=1
@@ -106,17 +100,12 @@ class LocalExamples:
         self.sizes = {"variable": int(is_long_enough(store.lengths).sum()), "maximum": tokens // (max_tokens - 2)}
 
     def take(self, kind: str, count: int) -> list[np.ndarray]:
-        """Return the next examples of this process: token ids, int32, special tokens included.
-
-        Raises:
-            ValueError: there is none of this kind.
-        """
+        """Return the next examples of this process: token ids, int32, special tokens included."""
         size, first = self.sizes[kind], self.next[kind]
         if not size:
             raise ValueError(
-                f"source {self.name}: no {kind} example can be made of {int(self.store.lengths.sum())} tokens: a "
-                f"passage needs a document of {SHORTEST_TOKENS - 2}, a row data.max_tokens={self.max_tokens} in all; "
-                f"add text, lower data.max_tokens, or set the source's share `{kind}` to 0"
+                f"source {self.name}: no {kind} example in {int(self.store.lengths.sum())} tokens: a passage needs a "
+                f"document of {SHORTEST_TOKENS - 2}, a row data.max_tokens={self.max_tokens} in all; add text"
             )
         self.next[kind] += count * self.world
         numbers = range(first + self.rank, first + self.rank + count * self.world, self.world)
@@ -137,24 +126,19 @@ class LocalExamples:
         return self.store.token_counts(vocab_size)
 
     def state(self) -> dict:
-        """Return the position; it goes through JSON."""
+        """Return the position."""
         return dict(self.next)
 
     def restore(self, state: dict):
-        """Go on from a position."""
+        """Resume from a position."""
         self.next = dict(state)
 
 
 def open_stream(source: Source, split: str, tokenizer, keep: Callable[[str], bool], rank: int, world: int):
     """Return a process's part of a split on the Hub, tokenised as it is iterated: {ids, chars}.
 
-    Processes share a stream by its shards where these divide evenly, else row by row.
-
-    Args:
-        keep: whether to read a text; the ids of others are empty.
-
-    Raises:
-        ValueError: there is no such data set, configuration, split or column.
+    Processes share a stream by its shards where these divide evenly, else row by row. Where `keep` is false of a text
+    its ids are empty.
     """
     from datasets import load_dataset
     from datasets.distributed import split_dataset_by_node
@@ -164,10 +148,7 @@ def open_stream(source: Source, split: str, tokenizer, keep: Callable[[str], boo
         rows = load_dataset(source.path, source.config, split=split, revision=source.revision, streaming=True)
         names = rows.column_names or list(next(iter(rows), {column: None}))
     except (OSError, ValueError, RuntimeError) as error:
-        message = " ".join(str(error).split())
-        raise ValueError(
-            f"source {source.path!r} is no local path and cannot be read from the Hub: {message}"
-        ) from error
+        raise ValueError(f"source {source.path!r} is no local path and cannot be read from the Hub: {error}") from error
     if column not in names:
         raise ValueError(f"source {source.path} has no column {column!r} (it has {', '.join(names)})")
     rows = rows.select_columns(column)
@@ -190,14 +171,8 @@ class StreamedExamples:
 
     Documents come in the order of the data set, again and again. Neither kind leaves text unused that was read: rows
     are cut from documents joined, and the passages of a document follow one another until less than the shortest
-    example is left of it, unless they are to be spread.
-
-    Args:
-        rows: see `open_stream`.
-        name: of the source, in errors.
-        max_tokens: [CLS] and [SEP] included.
-        seed: numbers that set this source and process apart.
-        spread: take one passage of each document, at a random place: a few examples should be of many documents.
+    example is left of it. With `spread`, one passage of each document is taken, at a random place: a few examples
+    should be of many documents.
     """
 
     def __init__(self, rows, name: str, max_tokens: int, tokenizer, seed: tuple[int, ...], spread: bool = False):
@@ -207,11 +182,7 @@ class StreamedExamples:
         self.restore({"rows": self.beginning, "row": [], "passage": [], "drawn": 0})
 
     def take(self, kind: str, count: int) -> list[np.ndarray]:
-        """Return the next examples: token ids, int32, special tokens included.
-
-        Raises:
-            ValueError: the source has no text, or none that is long enough.
-        """
+        """Return the next examples: token ids, int32, special tokens included."""
         make = {"variable": self.passage, "maximum": self.row}[kind]
         return [framed(make(), self.tokenizer) for _ in range(count)]
 
@@ -263,12 +234,12 @@ class StreamedExamples:
         return counts
 
     def state(self) -> dict:
-        """Return the position in the stream and what is left of the documents in hand; it goes through JSON."""
+        """Return the position in the stream and what is left of the documents in hand."""
         rests = {"row": self.row_rest.tolist(), "passage": self.passage_rest.tolist()}
         return {"rows": self.position, "drawn": self.drawn} | rests
 
     def restore(self, state: dict):
-        """Go on from a position."""
+        """Resume from a position."""
         self.go_to(state["rows"])
         self.drawn = state["drawn"]
         self.row_rest, self.passage_rest = (np.array(state[kind], dtype=np.int32) for kind in ("row", "passage"))

@@ -1,4 +1,5 @@
-"""The pretraining mixture: sources and lengths in given shares, batches of equal token budget, masked.
+"""The pretraining mixture: sources and lengths in given shares, batches of equal token budget, masked; and the held-out
+loss, perplexity and accuracy, per source and per length.
 
 Examples are drawn window by window. A window holds a little more than its batches need, in exactly the shares of the
 mixture (up to rounding, which the next window makes good); it is sorted by length, cut into batches, and the batches
@@ -14,7 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch.nn.utils.rnn import pad_sequence
 
+from ..distributed import sum_over_processes
 from ..settings import SHORTEST_TOKENS
 from .examples import LocalExamples, StreamedExamples, is_long_enough, open_stream, random_generator
 from .sources import Source, split_files
@@ -24,11 +29,13 @@ logger = logging.getLogger(__name__)
 
 WINDOW_BATCHES = 16
 IGNORE = -100  # label of a token that is not predicted
+HELD_OUT_PROBABILITY = 0.15  # of masking (paper section A.3)
+SMALLEST_BUCKET_TOKENS = 128
+LARGEST_LOSS = 700.0  # whose exponential is a number
 
 
 class SourceData(NamedTuple):
-    """An open source: examples to train on and to evaluate with, and a description that differs for other text or other
-    shares, and goes through JSON."""
+    """An open source. Its description differs for other text or other shares, and goes through JSON."""
 
     source: Source
     train: LocalExamples | StreamedExamples
@@ -37,13 +44,8 @@ class SourceData(NamedTuple):
 
 
 def open_source(source: Source, settings, tokenizer, *, seed: int, rank: int, world: int, stores=None) -> SourceData:
-    """Open a source; local text is tokenised into `settings.token_cache` on the first time.
-
-    Args:
-        settings: max_tokens, token_cache.
-        rank, world: which share of the training examples is this process's. Validation is the same on all.
-        stores: of `tokenise_source`, where they were made beforehand.
-    """
+    """Open a source for the process `rank` of `world`; its validation is the same on all. Local text is tokenised into
+    `settings.token_cache` the first time, unless `stores`, of `tokenise_source`, were made beforehand."""
     number = zlib.crc32(source.name.encode())  # its random choices are its own, whatever other sources there are
     splits = {"split": source.split, "validation_split": source.validation_split} | source.shares
     carve = source.validation_split is None
@@ -59,7 +61,7 @@ def open_source(source: Source, settings, tokenizer, *, seed: int, rank: int, wo
     store, *others = stores or tokenise_source(source, tokenizer, settings.token_cache)
     identity = {"tokens_sha256": store.fingerprint}
     if carve:
-        store, held_out = store.carve(source.name)
+        store, held_out = store.carve()
     else:
         (held_out,) = others
         identity["held_out_sha256"] = held_out.fingerprint
@@ -83,14 +85,8 @@ def tokenise_source(source: Source, tokenizer, cache: str) -> list[TokenStore]:
 
 
 class Masking:
-    """The masked-language-model task: which tokens are hidden, and as what (Devlin et al., 2019).
-
-    Args:
-        tokenizer: has [CLS], [SEP], [MASK] and [PAD]; special tokens are never chosen and never a replacement.
-
-    Raises:
-        ValueError: the tokenizer lacks one of them.
-    """
+    """The masked-language-model task: which tokens are hidden, and as what (Devlin et al., 2019). Special tokens are
+    never chosen and never a replacement."""
 
     def __init__(self, tokenizer):
         for name in ("cls_token", "sep_token", "mask_token", "pad_token"):
@@ -102,15 +98,11 @@ class Masking:
         self.is_ordinary[self.replacements] = True
 
     def batch(self, rows: list[np.ndarray], probability: float, generator: np.random.Generator) -> dict:
-        """Choose `probability` of the ordinary tokens; of these 80 % become [MASK], 10 % a random token, 10 % stay. At
-        least one token is chosen.
-
-        Args:
-            rows: token ids with special tokens, of any lengths.
+        """Choose `probability` of the ordinary tokens, at least one; of these 80 % become [MASK], 10 % a random token,
+        10 % stay. Rows are token ids with special tokens, of any lengths.
 
         Returns:
-            input_ids, attention_mask, labels, all (B, L) int64, padded on the right; labels are IGNORE where not
-            predicted.
+            input_ids, attention_mask, labels (IGNORE where not predicted), all (B, L) int64, padded on the right.
         """
         lengths = np.array([len(row) for row in rows])
         attention = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
@@ -143,14 +135,15 @@ class MixtureBatches:
 
     A batch is a function of (seed, step, rank) and the data. With local data the position regenerates the very window
     it lies in, so that a resumed run sees the same batches bit for bit.
-
-    Args:
-        settings: max_tokens, batch_tokens (padded, of one forward), accumulate (forwards a step), mask_probability.
     """
 
     def __init__(self, data: list[SourceData], settings, masking: Masking, *, seed: int, rank: int):
         self.data, self.settings, self.masking, self.seed, self.rank = data, settings, masking, seed, rank
-        self.window_examples = window_size(data, settings)
+        longest, shortest = settings.max_tokens, SHORTEST_TOKENS
+        log_uniform = (longest - shortest) / math.log(longest / shortest) if longest > shortest else shortest
+        mean = {"maximum": longest, "variable": log_uniform}
+        tokens = sum(share * mean[kind] for one in data for kind, share in one.source.shares.items())
+        self.window_examples = math.ceil(WINDOW_BATCHES * settings.batch_tokens / tokens)
         self.thread, self.ahead = ThreadPoolExecutor(1), None  # makes the next window while this one is used
         self.restore({"step": 0, "window": 0, "offset": 0, "sources": [one.train.state() for one in data]})
 
@@ -158,39 +151,41 @@ class MixtureBatches:
         """Return the forwards of one step: input_ids, attention_mask, labels (B, L) int64, and `counts`: examples and
         tokens (special ones included, padding not) of each source and kind."""
         self.step += 1
-        return [self.micro_batch(micro) for micro in range(self.settings.accumulate)]
-
-    def micro_batch(self, micro: int) -> dict:
-        while self.batches is None or self.offset == len(self.batches):
-            self.next_window()
-        examples = self.batches[self.offset]
-        self.offset += 1
-        generator = random_generator("mask", self.seed, self.step, self.rank, micro)
-        batch = self.masking.batch([e.ids for e in examples], self.settings.mask_probability, generator)
-        return batch | {"counts": count(examples)}
-
-    def next_window(self):
-        if self.batches is not None:
-            self.window, self.offset = self.window + 1, 0
-        ahead = self.ahead or self.thread.submit(self.make_window, self.window)
-        self.window_start, self.batches = ahead.result()
-        self.ahead = self.thread.submit(self.make_window, self.window + 1)
+        forwards = []
+        for micro in range(self.settings.accumulate):
+            while self.batches is None or self.offset == len(self.batches):
+                if self.batches is not None:
+                    self.window, self.offset = self.window + 1, 0
+                ahead = self.ahead or self.thread.submit(self.make_window, self.window)
+                self.window_start, self.batches = ahead.result()
+                self.ahead = self.thread.submit(self.make_window, self.window + 1)
+            examples = self.batches[self.offset]
+            self.offset += 1
+            generator = random_generator("mask", self.seed, self.step, self.rank, micro)
+            batch = self.masking.batch([e.ids for e in examples], self.settings.mask_probability, generator)
+            counts = Counter()
+            for example in examples:
+                counts[f"examples/{example.source}/{example.kind}"] += 1
+                counts[f"tokens/{example.source}/{example.kind}"] += len(example.ids)
+            forwards.append(batch | {"counts": dict(counts)})
+        return forwards
 
     def make_window(self, window: int) -> tuple[list[dict], list[list[Example]]]:
         """Return the positions of the sources before a window, and its batches."""
         start, examples, size = [one.train.state() for one in self.data], [], self.window_examples
         for one in self.data:
             for kind, share in one.source.shares.items():
-                drawn = floor((window + 1) * size * share) - floor(window * size * share)
-                if drawn:
-                    examples += [Example(ids, one.source.name, kind) for ids in one.train.take(kind, drawn)]
+                # but for the rounding errors of sums like 0.1 + 0.2
+                first, last = (math.floor(number * size * share + 1e-6) for number in (window, window + 1))
+                if last > first:
+                    examples += [Example(ids, one.source.name, kind) for ids in one.train.take(kind, last - first)]
         generator = random_generator("window", self.seed, self.rank, window)
         shuffled = [examples[i] for i in generator.permutation(len(examples))]
         batches = cut_by_length(shuffled, self.settings.batch_tokens)
         return start, [batches[i] for i in generator.permutation(len(batches))]
 
     def state(self) -> dict:
-        """Return the position; it goes through JSON."""
+        """Return the position."""
         return {"step": self.step, "window": self.window, "offset": self.offset, "sources": self.window_start}
 
     def restore(self, state: dict):
@@ -201,20 +196,6 @@ class MixtureBatches:
         self.window_start, self.batches, self.ahead = state["sources"], None, None
         for one, position in zip(self.data, self.window_start, strict=True):
             one.train.restore(position)
-
-
-def floor(number: float) -> int:
-    """Return the floor without the rounding errors of sums like 0.1 + 0.2."""
-    return math.floor(number + 1e-6)
-
-
-def window_size(data: list[SourceData], settings) -> int:
-    """Return the examples of a window: WINDOW_BATCHES batches of the mixture's mean length."""
-    longest, shortest = settings.max_tokens, SHORTEST_TOKENS
-    log_uniform = (longest - shortest) / math.log(longest / shortest) if longest > shortest else shortest
-    mean = {"maximum": longest, "variable": log_uniform}
-    tokens = sum(share * mean[kind] for one in data for kind, share in one.source.shares.items())
-    return math.ceil(WINDOW_BATCHES * settings.batch_tokens / tokens)
 
 
 def cut_by_length(examples: list[Example], batch_tokens: int) -> list[list[Example]]:
@@ -228,15 +209,6 @@ def cut_by_length(examples: list[Example], batch_tokens: int) -> list[list[Examp
     return [*batches, batch] if batch else batches
 
 
-def count(examples: list[Example]) -> dict[str, int]:
-    """Count `examples/SOURCE/KIND` and `tokens/SOURCE/KIND`."""
-    counts = Counter()
-    for example in examples:
-        counts[f"examples/{example.source}/{example.kind}"] += 1
-        counts[f"tokens/{example.source}/{example.kind}"] += len(example.ids)
-    return dict(counts)
-
-
 def observed_shares(data: list[SourceData], totals: dict[str, float]) -> dict[str, dict[str, float]]:
     """Return of each SOURCE/KIND the share wanted, and the shares of examples and of tokens that a run has seen."""
     names = {f"{one.source.name}/{kind}": share for one in data for kind, share in one.source.shares.items() if share}
@@ -246,3 +218,73 @@ def observed_shares(data: list[SourceData], totals: dict[str, float]) -> dict[st
         | {what: round(totals.get(f"{what}/{name}", 0) / max(total, 1), 4) for what, total in sums.items()}
         for name, wanted in names.items()
     }
+
+
+def held_out_examples(data: list[SourceData], count: int) -> list[Example]:
+    """Return `count` validation examples of every source and kind in the mixture, always the same."""
+    examples = []
+    for one in data:
+        for kind in (kind for kind, share in one.source.shares.items() if share):
+            try:
+                taken = one.validation.take(kind, count)
+            except ValueError as error:
+                logger.warning("no held-out %s examples of %s; %s", kind, one.source.name, error)
+                continue
+            examples += [Example(ids, one.source.name, kind) for ids in taken]
+    return examples
+
+
+class HeldOut:
+    """Evaluate on the same examples, masked the same way, every time, in forwards of `batch_tokens` padded tokens."""
+
+    def __init__(self, examples: list[Example], batch_tokens: int, masking: Masking):
+        self.groups = sorted({group for example in examples for group in groups_of(example)})
+        masked = {}
+        for number, example in enumerate(examples):  # one by one: the masks do not depend on the batches
+            generator = random_generator("held-out", number)
+            masked[id(example)] = masking.batch([example.ids], HELD_OUT_PROBABILITY, generator)
+        fill = {"input_ids": masking.pad_id, "attention_mask": 0, "labels": IGNORE}
+        self.batches = []
+        for rows in cut_by_length(examples, batch_tokens):
+            tensors = {name: [masked[id(row)][name][0] for row in rows] for name in fill}
+            batch = {name: pad_sequence(tensors[name], batch_first=True, padding_value=fill[name]) for name in fill}
+            self.batches.append((rows, batch))
+
+    @torch.no_grad()
+    def evaluate(self, model, accelerator: Accelerator) -> dict[str, float]:
+        """Return the mean loss of the masked tokens, its exponential, and the fraction predicted right.
+
+        Over all examples, as NAME/SOURCE, and as NAME/tokens_N for examples of at most N tokens and more than a quarter
+        of N. The metrics are the same on all processes.
+        """
+        sums = np.zeros((len(self.groups), 3))  # loss, right ones, tokens
+        world, last = accelerator.num_processes, len(self.batches) - 1
+        for index in range(accelerator.process_index, -(-len(self.batches) // world) * world, world):
+            # all processes run equally many forwards, since a sharded model needs them all
+            rows, batch = self.batches[min(index, last)]
+            batch = send_to_device(batch, accelerator.device)
+            logits = model(**batch).logits.float()  # (masked tokens, V)
+            masked = batch["labels"] != IGNORE
+            labels = batch["labels"][masked]
+            losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+            values = torch.stack([losses, (logits.argmax(-1) == labels).float(), torch.ones_like(losses)], dim=1)
+            found = torch.zeros(len(masked), 3, dtype=torch.float64)  # of every row
+            found.index_add_(0, masked.nonzero()[:, 0].cpu(), values.double().cpu())
+            for row, row_sums in zip(rows, found.numpy(), strict=True) if index <= last else ():
+                for group in groups_of(row):
+                    sums[self.groups.index(group)] += row_sums
+        sums = np.reshape(sum_over_processes(sums.ravel().tolist()), sums.shape)
+        metrics = {}
+        for group, (loss, right, tokens) in zip(self.groups, sums.tolist(), strict=True):
+            metrics[f"held_out_loss{group}"] = loss / tokens
+            metrics[f"held_out_perplexity{group}"] = float(np.exp(min(loss / tokens, LARGEST_LOSS)))
+            metrics[f"held_out_accuracy{group}"] = right / tokens
+        return metrics
+
+
+def groups_of(example: Example) -> tuple[str, str, str]:
+    """Return the suffixes of the metrics that an example counts in."""
+    bucket = SMALLEST_BUCKET_TOKENS
+    while bucket < len(example.ids):
+        bucket *= 4
+    return "", f"/{example.source}", f"/tokens_{bucket}"

@@ -31,27 +31,19 @@ PARQUET_ROWS = 16  # read at once: a row can be a whole book
 class Source(Schema):
     """One entry of `data.sources`.
 
-    Attributes:
-        path: as written; in what `parse_sources` returns a Path if it is local, a str if it is on the Hub.
-        name: in logs and metrics; default the last part of the path.
-        split: trained on.
-        validation_split: held out; None carves a hundredth of the documents out of `split`, by the hash of their
-            text. Always None for a single file.
-        column: holds the text; default `text`, or `passage` in a LoCoV1 folder.
-        config, revision: of a data set on the Hub.
-        rows_per_document: successive rows joined to one document, where a row is less (a sentence).
-        variable, maximum: shares of the mixture's examples (paper Table 2).
+    `validation_split` null carves a hundredth of the documents out of `split`, by the hash of their text; it is always
+    null for a single file.
     """
 
-    path: str | None
-    name: str | None = None
-    split: str | None = None
-    validation_split: str | None = "validation"
-    column: str | None = None
-    config: str | None = None
+    path: str | None  # as written; in what `parse_sources` returns a Path if it is local, a str if it is on the Hub
+    name: str | None = None  # in logs and metrics; default the last part of the path
+    split: str | None = None  # trained on
+    validation_split: str | None = "validation"  # held out
+    column: str | None = None  # holds the text; default `text`, or `passage` in a LoCoV1 folder
+    config: str | None = None  # as revision: of a data set on the Hub
     revision: str | None = None
-    rows_per_document: Annotated[int, Field(ge=1)] = 1
-    variable: Annotated[float, Field(ge=0, le=1)] = 0.0
+    rows_per_document: Annotated[int, Field(ge=1)] = 1  # joined to one, where a row is less (a sentence)
+    variable: Annotated[float, Field(ge=0, le=1)] = 0.0  # as maximum: share of the examples (paper Table 2)
     maximum: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     @property
@@ -69,16 +61,9 @@ class Source(Schema):
 
 
 def parse_sources(entries: list[dict], local_folder: Callable[[str | None], Path]) -> list[Source]:
-    """Return the sources that have a share of the mixture.
-
-    Args:
-        entries: of `data.sources`: mappings with `path` and optionally other keys of Source. Where no entry has a
-            share, sources are equal, 0.3 of the examples variable and 0.7 maximum; otherwise a missing share is 0.
-        local_folder: gives the folder of the path null.
-
-    Raises:
-        ValueError: an entry that cannot be meant, or shares that do not sum to 1.
-    """
+    """Return the sources that have a share of the mixture, from the entries of `data.sources`. Where no entry has a
+    share, sources are equal, 0.3 of the examples variable and 0.7 maximum; otherwise a missing share is 0.
+    `local_folder` gives the folder of the path null."""
     sources = [parse_source(entry, f"data.sources[{i}]", local_folder) for i, entry in enumerate(entries)]
     if not any(DEFAULT_SHARES.keys() & source.model_fields_set for source in sources):
         equal = {kind: share / len(sources) for kind, share in DEFAULT_SHARES.items()}
@@ -115,7 +100,7 @@ def parse_source(entry: dict, where: str, local_folder: Callable[[str | None], P
         refuse_test(f"{where}: {key}", getattr(source, key))
     if source.split == source.validation_split:
         raise ValueError(
-            f"{where}: split and validation_split are both {source.split!r}; name another one to validate on, or null, "
+            f"{where}: split and validation_split are both {source.split!r}; name another to validate on, or null, "
             "which holds out a hundredth of the documents"
         )
     return source
@@ -152,10 +137,34 @@ class TextFiles:
     def __iter__(self) -> Iterator[str]:
         """Yield the documents. Raise ValueError for what is no text, with file and line."""
         for path in self.files:
-            read = {".parquet": read_parquet, ".txt": read_blocks}.get(path.suffix, read_lines)
-            rows = read(path, self.column_of(path))
+            rows = self.rows(path)
             while group := list(itertools.islice(rows, self.rows_per_document)):
                 yield "\n".join(group)
+
+    def rows(self, path: Path) -> Iterator[str]:
+        """Yield the rows of one file: of a column, of a key of every line, or between blank lines."""
+        column = self.column_of(path)
+        if path.suffix == ".parquet":
+            from ..pairs.parquet import naming, open_columns
+
+            file, where = open_columns(path, [column]), f"{path}, column {column!r}"
+            with naming(where):
+                for batch in file.iter_batches(PARQUET_ROWS, columns=[column]):
+                    yield from (check_text(text, where) for text in batch.column(0).to_pylist())
+        elif path.suffix == ".txt":
+            with path.open("rb") as file:
+                for blank, lines in itertools.groupby(file, key=lambda line: not line.strip()):
+                    try:
+                        text = b"".join(lines).decode()
+                    except UnicodeDecodeError as error:
+                        raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
+                    if not blank:
+                        yield text.lstrip("\ufeff").strip()
+        else:
+            for number, row in read_json_lines(path):
+                if not isinstance(row, dict) or column not in row:
+                    raise ValueError(f"{path}, line {number} is no object with a key {column!r}")
+                yield check_text(row[column], f"{path}, line {number}, key {column!r}")
 
     def column_of(self, path: Path) -> str:
         """Return the column that is read of a file."""
@@ -163,10 +172,10 @@ class TextFiles:
 
     def check_columns(self):
         """Raise ValueError if a parquet file lacks the column, or the column holds no text."""
+        from ..pairs.parquet import check_text_column
+
         for path in self.files:
             if path.suffix == ".parquet":
-                from ..pairs.parquet import check_text_column
-
                 check_text_column(path, self.column_of(path))
 
     def identity(self) -> list:
@@ -184,10 +193,10 @@ def find_files(path: Path, split: str) -> tuple[Path, ...]:
         kinds = ([*path.glob(f"{split}{suffix}"), *sorted(path.glob(f"{split}-*{suffix}"))] for suffix in SUFFIXES)
         found = (locov1,) if locov1.is_file() else next(filter(None, map(tuple, kinds)), ())
     if not found:
-        there = ", ".join(file.name for file in split_files(path, split)[:3])
+        there = ", ".join(file.name for file in split_files(path, split)[:3]) or "nothing of that name"
         raise ValueError(
             f"source {path} holds neither documents/{split}.parquet nor {split}.* or {split}-*.* of the types "
-            f"{', '.join(SUFFIXES)}, nor is it such a file{'; it holds ' + there if there else ''}"
+            f"{', '.join(SUFFIXES)}; it holds {there}"
         )
     return found
 
@@ -195,37 +204,6 @@ def find_files(path: Path, split: str) -> tuple[Path, ...]:
 def split_files(folder: Path, split: str) -> list[Path]:
     """Return the files of a folder that are called after a split, whatever their type, without hidden ones."""
     return [path for path in sorted(folder.glob(f"{split}[.-]*")) if path.is_file()] if folder.is_dir() else []
-
-
-def read_parquet(path: Path, column: str) -> Iterator[str]:
-    """Yield the texts of a column."""
-    from ..pairs.parquet import naming, open_columns
-
-    file, where = open_columns(path, [column]), f"{path}, column {column!r}"
-    with naming(where):
-        for batch in file.iter_batches(PARQUET_ROWS, columns=[column]):
-            yield from (check_text(text, where) for text in batch.column(0).to_pylist())
-
-
-def read_lines(path: Path, column: str) -> Iterator[str]:
-    """Yield the texts under a key of every line that is not blank."""
-    for number, row in read_json_lines(path):
-        where = f"{path}, line {number}"
-        if not isinstance(row, dict) or column not in row:
-            raise ValueError(f"{where} is no object with a key {column!r}")
-        yield check_text(row[column], f"{where}, key {column!r}")
-
-
-def read_blocks(path: Path, column: str) -> Iterator[str]:
-    """Yield the texts between blank lines."""
-    with path.open("rb") as file:
-        for blank, lines in itertools.groupby(file, key=lambda line: not line.strip()):
-            try:
-                text = b"".join(lines).decode()
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
-            if not blank:
-                yield text.lstrip("\ufeff").strip()
 
 
 def check_text(text, where: str) -> str:

@@ -1,8 +1,8 @@
 """Local text tokenised once, kept on disk and mapped into memory.
 
-A store is a folder of `prepared`: CACHE/KEY/documents.safetensors with the tokens of all documents, one after another,
-their lengths and the hashes of their texts. KEY stands for the files as they are now, how they are read, and the
-tokenizer; another of these makes another folder. Nothing of it needs `datasets`, whose own cache has no digests.
+A store is a prepared folder (`kept`): CACHE/KEY/documents.safetensors with the tokens of all documents, one after
+another, their lengths and the hashes of their texts. KEY depends on the files as they are now, how they are read, and
+the tokenizer. Nothing of it needs `datasets`, whose own cache has no digests.
 """
 
 import hashlib
@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ..kept import building
-from ..prepared import read_prepared, write_prepared
+from ..kept import building, read_prepared, write_prepared
 from ..tokenizer import encode_all, tokenizer_fingerprint
 from .sources import TextFiles
 
@@ -49,18 +48,9 @@ class TokenStore:
         """Make a store of the arrays tokens, lengths and hashes."""
         return cls(starts=np.cumsum(arrays["lengths"]) - arrays["lengths"], fingerprint=fingerprint, **arrays)
 
-    def carve(self, name: str) -> tuple["TokenStore", "TokenStore"]:
-        """Return the documents to train on and those held out (`is_held_out`).
-
-        Raises:
-            ValueError: nothing is left to train on. It names the source, `name`.
-        """
+    def carve(self) -> tuple["TokenStore", "TokenStore"]:
+        """Return the documents to train on and those held out (`is_held_out`)."""
         held_out = is_held_out(self.hashes)
-        if held_out.all():
-            raise ValueError(
-                f"source {name}: {len(held_out)} document(s), all of them held out for validation, so that none is "
-                "left to train on; cut the text into several documents, or make a folder of it with a validation split"
-            )
         return self.part(~held_out), self.part(held_out)
 
     def part(self, chosen: np.ndarray) -> "TokenStore":
@@ -83,44 +73,35 @@ def text_hash(text: str) -> int:
 
 
 def is_held_out(hashes: np.ndarray) -> np.ndarray:
-    """Return which of the texts with these hashes are validation, where it is carved out of the training split.
-
-    These are the hundredth with the smallest hashes, or the one with the smallest. Equal texts are on the same side.
-    """
+    """Return which of the texts with these hashes are validation, where it is carved out of the training split: the
+    hundredth with the smallest hashes, or the one with the smallest. Equal texts are on the same side."""
     chosen = hashes < np.uint64(HELD_OUT_LIMIT)
     return chosen if chosen.any() else hashes == hashes.min()
 
 
 def open_store(texts: TextFiles, tokenizer, cache: str | Path) -> TokenStore:
-    """Return the tokens of texts, from CACHE/KEY or tokenised into it. Empty documents are left out and counted.
-
-    KEY stands for the files as they are now, how they are read, and the tokenizer. A damaged store is made again.
-
-    Raises:
-        ValueError: the files hold no text.
-        OSError: the cache cannot be written. Nothing half-written is left in it.
-    """
+    """Return the tokens of texts, from CACHE/KEY or tokenised into it. Empty documents are left out and counted. A
+    damaged store is made again; nothing half-written is left in the cache."""
     identity = json.dumps([FORMAT, texts.identity(), tokenizer_fingerprint(tokenizer)])
     folder = Path(cache) / hashlib.sha256(identity.encode()).hexdigest()[:24]
-    store = read_store(folder)
+
+    def read() -> TokenStore | None:
+        if not folder.is_dir():
+            return None
+        try:
+            arrays, content = read_prepared(folder, "text")
+        except ValueError as error:
+            logger.warning("%s; the text is tokenised again", error)
+            return None
+        return TokenStore.of(arrays["documents"], content["fingerprint"])
+
+    store = read()
     if store is None:
         with building(folder) as scratch:
-            if read_store(folder) is None:
+            if read() is None:
                 build_store(texts, tokenizer, folder, scratch)
-            store = read_store(folder)
+            store = read()
     return store
-
-
-def read_store(folder: Path) -> TokenStore | None:
-    """Return a store; None if it is not there, or, with a warning, if it is damaged."""
-    if not folder.is_dir():
-        return None
-    try:
-        arrays, content = read_prepared(folder, "text")
-    except ValueError as error:
-        logger.warning("%s; the text is tokenised again", error)
-        return None
-    return TokenStore.of(arrays["documents"], content["fingerprint"])
 
 
 def build_store(texts: TextFiles, tokenizer, folder: Path, scratch: Path):

@@ -13,17 +13,7 @@ log2(rank + 1) and divided by the best sum that any ranking of the judged docume
 ordered by score, equal scores (as 32-bit floats) by document id, both descending: trec_eval's order.
 """
 
-_CITATION = """
-@article{jarvelin2002cumulated,
-    title   = {Cumulated gain-based evaluation of {IR} techniques},
-    author  = {J{\\"a}rvelin, Kalervo and Kek{\\"a}l{\\"a}inen, Jaana},
-    journal = {ACM Transactions on Information Systems},
-    volume  = {20},
-    number  = {4},
-    pages   = {422--446},
-    year    = {2002}
-}
-"""
+_CITATION = "Järvelin and Kekäläinen: Cumulated gain-based evaluation of IR techniques. TOIS 20(4), 2002."
 
 _KWARGS_DESCRIPTION = """
 Args:
@@ -39,15 +29,9 @@ Returns:
     has relevance 0. With `per_query=True` also `"per_query": {query_id: float}`.
 
 Examples:
-    >>> ndcg = evaluate.load("eval/metrics/ndcg")
-    >>> ndcg.compute(
-    ...     predictions=[{"query_id": "q1", "doc_ids": ["d1", "d2"], "scores": [0.2, 0.9]}],
-    ...     references=[{"query_id": "q1", "doc_ids": ["d2"], "relevance": [1]}],
-    ... )
-    {'ndcg_at_10': 1.0}
-
     The first document stands second, which is worth 1 / log2(3); the second query finds nothing:
 
+    >>> ndcg = evaluate.load("eval/metrics/ndcg")
     >>> results = ndcg.compute(
     ...     predictions=[
     ...         {"query_id": "q1", "doc_ids": ["d1", "d2"], "scores": [0.9, 0.2]},
@@ -88,29 +72,23 @@ def ndcg_at_k(run: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]]
             raise ValueError(f"predictions rank query {query_id!r}, which has no reference; drop or judge it")
         for document_id, score in scores.items():
             if score is None or math.isnan(score):
-                what = "missing" if score is None else "NaN"
-                raise ValueError(f"the score of document {document_id!r} for query {query_id!r} is {what}; fix it")
-    grades = {
-        query_id: {document_id: _grade(relevance, document_id, query_id) for document_id, relevance in judged.items()}
-        for query_id, judged in qrels.items()
-    }
+                raise ValueError(f"the score of document {document_id!r} for query {query_id!r} is {score}; fix it")
+    grades: dict[str, dict[str, int]] = {}  # integers are all that pytrec_eval takes
+    for query_id, judged in qrels.items():
+        for document_id, relevance in judged.items():
+            if relevance is None or not 0 <= relevance <= HIGHEST_RELEVANCE or relevance != int(relevance):
+                raise ValueError(
+                    f"the relevance of document {document_id!r} for query {query_id!r} is {relevance}; it must be a "
+                    f"whole number from 0 to {HIGHEST_RELEVANCE:,}"
+                )
+        grades[query_id] = {document_id: int(relevance) for document_id, relevance in judged.items()}
     evaluator = pytrec_eval.RelevanceEvaluator(grades, {f"ndcg_cut.{k}"})
     ranked = evaluator.evaluate({query_id: scores for query_id, scores in run.items() if scores})
     return {query_id: ranked.get(query_id, {}).get(f"ndcg_cut_{k}", 0.0) for query_id in qrels}
 
 
-def _grade(relevance: float | None, document_id: str, query_id: str) -> int:
-    """Return a relevance as an integer, which is all that pytrec_eval takes."""
-    if relevance is None or not 0 <= relevance <= HIGHEST_RELEVANCE or relevance != int(relevance):
-        raise ValueError(
-            f"the relevance of document {document_id!r} for query {query_id!r} is {relevance}; it must be a whole "
-            f"number from 0 to {HIGHEST_RELEVANCE:,}"
-        )
-    return int(relevance)
-
-
 def _by_query(rows: list[dict], values: str, name: str) -> dict[str, dict]:
-    """Return {query id: {document id: value}}, with the checks that a plain zip would skip."""
+    """Return {query id: {document id: value}}; no document and no query may occur twice."""
     table = {}
     for row in rows:
         query_id, document_ids, its_values = row["query_id"], row["doc_ids"] or [], row[values] or []

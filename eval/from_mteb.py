@@ -1,18 +1,32 @@
-"""Retrieval tasks between mteb and this package, in both directions.
+"""mteb's tasks and models as ours.
 
-mteb's tasks are found by name: of a task, of a benchmark, or of a group of the paper's tables. Only English subsets are
-taken where a task has them: the paper scores English alone.
+Tasks are found by name: of a task, of a benchmark, or of a group of the paper's tables. Only English subsets are taken
+where a task has them: the paper scores English alone. Models that embed become encoders; those that search by
+themselves (BM25, ColBERT) become rankers.
 """
 
+import hashlib
+import json
 import logging
+import math
+from difflib import get_close_matches
+from functools import lru_cache
+from importlib import metadata
+
+import numpy as np
 
 from m2bert.terminal import nearest, one_line
 
-from .from_hub import hub_or_cache
-from .schema import RetrievalTask, fingerprint_of, texts_by_id
+from .encoders.policies import unit_rows
+from .encoders.protocol import Task
+from .search import DEPTH, Run, rerank_order, trec_order
+from .tasks.from_hub import hub_or_cache
+from .tasks.schema import RetrievalTask, fingerprint_of, texts_by_id
 
 logger = logging.getLogger(__name__)
 
+BATCH_SIZE = 32  # as mteb's own
+PACKAGES = ("mteb", "torch", "transformers", "sentence-transformers")  # versions that decide a model's numbers
 SUBSET = "default"
 
 # As in MTEB(eng, v1), whose subsets of multilingual tasks are taken too; the paper leaves some of its tasks out.
@@ -40,10 +54,7 @@ PAPER_BENCHMARK = "MTEB(eng, v1)"
 def mteb_tasks(names: list[str]) -> list:
     """Return mteb's task objects of task, benchmark and group names, each once, no data loaded.
 
-    A task that averages others (CQADupstackRetrieval) is one object.
-
-    Raises:
-        ValueError: a name is unknown.
+    A task that averages others (CQADupstackRetrieval) is one object. Raises ValueError if a name is unknown.
     """
     import mteb
 
@@ -109,24 +120,16 @@ def from_mteb(names: list[str], split: str = "test") -> list[RetrievalTask]:
         ValueError: a name or the split is unknown, mteb scores a task by itself, or its data cannot be loaded.
     """
     tasks = mteb_tasks(names)
-    for task in tasks:
+    for task in tasks:  # all of them before the first download
+        name, known = task.metadata.name, task.eval_splits
         if not ranked_here(task):
-            raise ValueError(
-                f"mteb task {task.metadata.name!r} ({task.metadata.type}) is scored by mteb itself; "
-                "use m2bert.eval.mteb_export.run_tasks"
-            )
-    splits = [_splits_of(task, split) for task in tasks]
-    return [loaded for task, wanted in zip(tasks, splits, strict=True) for loaded in _load(task, wanted)]
+            raise ValueError(f"mteb itself scores its task {name!r} ({task.metadata.type}); use mteb_export.run_tasks")
+        if split not in known and split != "test":
+            raise ValueError(f"mteb task {name!r} has no split {split!r}; it has {', '.join(known)}")
+    return [loaded for task in tasks for loaded in _load(task, split)]
 
 
-def _splits_of(task, split: str) -> list[str]:
-    known = list(task.eval_splits)
-    if split not in known and split != "test":
-        raise ValueError(f"mteb task {task.metadata.name!r} has no split {split!r}; it has {', '.join(known)}")
-    return [split] if split in known else known
-
-
-def _load(task, splits: list[str]) -> list[RetrievalTask]:
+def _load(task, split: str) -> list[RetrievalTask]:
     name, dataset = task.metadata.name, task.metadata.dataset
     try:
         with hub_or_cache(dataset["path"], dataset.get("revision"), "dataset") as silent:
@@ -135,6 +138,7 @@ def _load(task, splits: list[str]) -> list[RetrievalTask]:
         raise ValueError(f"the data of mteb task {name!r} cannot be loaded: {reason(error, silent)}") from error
     task.convert_v1_dataset_format_to_v2(num_proc=None)
     loaded = []
+    splits = [split] if split in task.eval_splits else task.eval_splits
     for subset, data in task.dataset.items():
         full_name = name if len(task.dataset) == 1 else f"{name} ({subset})"
         loaded += [_retrieval_task(full_name, split, data[split], dataset) for split in splits]
@@ -149,60 +153,37 @@ def reason(error: Exception, silent: str = "") -> str:
 
 
 def _retrieval_task(name: str, split: str, data: dict, dataset: dict) -> RetrievalTask:
-    """Return a split of mteb's data as a task. A negative grade becomes 0, which is how mteb scores it.
-
-    Raises:
-        ValueError: an id occurs twice, a text is no text, or no query has a relevant document.
-    """
+    """Return a split of mteb's data as a task. A negative grade becomes 0, which is how mteb scores it."""
     where = f"mteb task {name!r}, split {split!r}"
     documents = texts_by_id("documents", ((row["id"], document_text(row)) for row in data["corpus"]), where)
     texts = texts_by_id("queries", ((row["id"], query_text(row)) for row in data["queries"]), where)
+    judgements = {qid: data["relevant_docs"].get(qid) or {} for qid in texts}
     qrels, absent = {}, 0
-    for qid in texts:
-        judged = data["relevant_docs"].get(qid) or {}
+    for qid, judged in judgements.items():
         present = {pid: max(int(grade), 0) for pid, grade in judged.items() if pid in documents}
         absent += sum(grade > 0 and pid not in documents for pid, grade in judged.items())
         if any(present.values()):
             qrels[qid] = present
-    unanswered = sum(bool(data["relevant_docs"].get(qid)) for qid in texts) - len(qrels)
+    unanswered = sum(map(bool, judgements.values())) - len(qrels)
     if unanswered:
         logger.warning("%s: %d queries have no relevant document there; left out, mteb counts 0", name, unanswered)
     if absent:
         logger.warning("%s: %d relevant documents are not in the corpus; not counted here, mteb does", name, absent)
     queries = texts_by_id("queries with a relevant document", ((qid, texts[qid]) for qid in qrels), where)
     fingerprint = fingerprint_of(queries, documents, qrels)
-    source, revision = dataset["path"], dataset.get("revision")
-    return RetrievalTask(name, split, queries, documents, qrels, fingerprint, source, revision)
+    return RetrievalTask(name, split, queries, documents, qrels, fingerprint, dataset["path"], dataset.get("revision"))
 
 
 def document_text(row: dict) -> str:
-    """Return title, a space and text, without space around them; what is no text is returned as it is."""
+    """Return title, a space and text, without space around them; what is not text is returned as it is."""
     if not isinstance(row["text"], str):
         return row["text"]
     return f"{row['title']} {row['text']}".strip() if row.get("title") else row["text"].strip()
 
 
 def query_text(row: dict) -> str:
-    """Return text and instruction; what is no text, such as a conversation, is returned as it is."""
+    """Return text and instruction; what is not text, such as a conversation, is returned as it is."""
     return f"{row['text']} {row['instruction']}" if row.get("instruction") else row["text"]
-
-
-def to_mteb(task: RetrievalTask, language: str = "eng-Latn"):
-    """Return an instance of mteb's task class with this task's data, for `mteb.evaluate(model, [to_mteb(task)])`.
-
-    Args:
-        language: of all texts; mteb's BM25 chooses stop words by it.
-    """
-    from mteb.abstasks import AbsTaskRetrieval
-
-    class Task(AbsTaskRetrieval):
-        metadata = metadata_of(task, language)
-
-        def load_data(self, num_proc: int | None = None, **kwargs) -> None:
-            self.dataset = {SUBSET: {task.split: split_data(task)}}
-            self.data_loaded = True
-
-    return Task()
 
 
 def metadata_of(task: RetrievalTask, language: str = "eng-Latn"):
@@ -237,3 +218,126 @@ def split_data(task: RetrievalTask) -> dict:
         "relevant_docs": {qid: dict(judged) for qid, judged in task.qrels.items()},
         "top_ranked": None,
     }
+
+
+@lru_cache(maxsize=1)  # called twice per model
+def load_mteb_model(name: str) -> "MtebEncoder | MtebRanker":
+    """Load a model by its name in mteb, or by its id on the Hub.
+
+    Raises ValueError if it cannot be loaded, or if it is a cross-encoder, which neither embeds nor searches.
+    """
+    import mteb
+    from mteb.models import EncoderProtocol, SearchProtocol
+    from mteb.models.model_implementations import MODEL_REGISTRY
+
+    try:
+        with hub_or_cache(name, None) as silent:
+            model = mteb.get_model(name)
+    except Exception as error:  # a loader of mteb, of which there are hundreds, or the Hub: anything may be raised
+        by_last_part = {known.split("/")[-1].lower(): known for known in MODEL_REGISTRY}
+        near = [] if name in MODEL_REGISTRY else get_close_matches(name.split("/")[-1].lower(), by_last_part)
+        hint = f"; nearest: {', '.join(by_last_part[known] for known in near)}" if near else ""
+        raise ValueError(f"mteb model {name!r} cannot be loaded ({reason(error, silent)}){hint}") from error
+    if isinstance(model, SearchProtocol):
+        return MtebRanker(name, model)
+    if isinstance(model, EncoderProtocol):
+        return MtebEncoder(name, model)
+    raise ValueError(f"mteb model {name!r} compares pairs of texts; name one that embeds them or that searches")
+
+
+class MtebEncoder:
+    """A model of mteb's EncoderProtocol. It does not show its tokens: the only policy that works is truncate."""
+
+    def __init__(self, name: str, model):
+        self.name = name
+        self.model = model
+        self.fingerprint = model_fingerprint(model.mteb_model_meta)
+        self.max_tokens, width = sizes_of(model.mteb_model_meta)
+        self.dimensions = width or len(self.encode(["width"], "document")[0])
+        scoring = str(getattr(model.mteb_model_meta.similarity_fn_name, "value", "cosine"))
+        if scoring != "cosine":
+            logger.warning("%s is meant to be compared by %s; here its vectors are compared by cosine", name, scoring)
+
+    def encode(self, texts: list[str], task: Task, max_tokens: int | None = None) -> np.ndarray:
+        """See `Encoder.encode`. mteb's models truncate at their own maximum: `max_tokens` raises ValueError."""
+        if max_tokens is not None:
+            raise ValueError(f"encoder {self.name!r} of mteb cannot cut texts at {max_tokens} tokens; leave tokens out")
+        if not texts:
+            return np.zeros((0, self.dimensions), dtype=np.float32)
+        from mteb.types import PromptType
+
+        unnamed = RetrievalTask("m2bert-eval", "test", {}, {}, {}, fingerprint="")  # vectors do not depend on the task
+        vectors = self.model.encode(
+            loader_of(texts, task),
+            task_metadata=metadata_of(unnamed),
+            hf_split=unnamed.split,
+            hf_subset=SUBSET,
+            prompt_type=PromptType(task),
+            batch_size=BATCH_SIZE,
+            show_progress_bar=False,
+        )
+        if hasattr(vectors, "cpu"):  # a tensor on any device, perhaps in bfloat16
+            vectors = vectors.float().cpu().numpy()
+        return unit_rows(np.asarray(vectors, dtype=np.float32))
+
+
+class MtebRanker:
+    """A model of mteb's SearchProtocol, which searches by itself."""
+
+    def __init__(self, name: str, model):
+        self.name = name
+        self.model = model
+        about = model.mteb_model_meta
+        max_tokens, dimensions = sizes_of(about)
+        self.is_lexical = about.n_parameters == 0  # BM25: nothing is trained and there are no vectors
+        unknown = (
+            "vectors_per_document",
+            "seen_share",
+            "truncated_documents",
+            "seconds_per_document",
+            "seconds_per_query",
+        )
+        known = {"dimensions": dimensions, "max_tokens": max_tokens, "model_fingerprint": model_fingerprint(about)}
+        self.report = dict.fromkeys(unknown) | known
+
+    def rank(self, task: RetrievalTask) -> Run:
+        """Index the documents and search them for every query."""
+        return self._search(task, None)
+
+    def rerank(self, task: RetrievalTask, candidates: Run, depth: int) -> Run:
+        """Order the best `depth` candidates of each query anew; the others follow as they were."""
+        best = {qid: trec_order(scores)[:depth] for qid, scores in candidates.items()}
+        return rerank_order(candidates, self._search(task, best))
+
+    def _search(self, task: RetrievalTask, candidates: dict[str, list[str]] | None) -> Run:
+        data = split_data(task)
+        settings = {"task_metadata": metadata_of(task), "hf_split": task.split, "hf_subset": SUBSET}
+        settings |= {"encode_kwargs": {"batch_size": BATCH_SIZE}, "num_proc": None}
+        self.model.index(data["corpus"], **settings)
+        run = self.model.search(data["queries"], top_k=DEPTH, top_ranked=candidates, **settings)
+        return {qid: {pid: float(score) for pid, score in run.get(qid, {}).items()} for qid in task.queries}
+
+
+def sizes_of(about) -> tuple[int | None, int | None]:
+    """Return the longest input in tokens and the width of the vectors, by a model's metadata, None if not stated."""
+    longest = about.max_tokens
+    max_tokens = int(longest) if longest and math.isfinite(longest) else None
+    return max_tokens, about.embed_dim if isinstance(about.embed_dim, int) else None
+
+
+def model_fingerprint(about) -> str:
+    """Return the sha256 of a model's metadata in mteb: name, revision and settings, and the packages that run it."""
+    settings = [about.name, about.revision, about.loader_kwargs, about.experiment_kwargs]
+    versions = {package: metadata.version(package) for package in PACKAGES}
+    return hashlib.sha256(json.dumps([settings, versions], sort_keys=True, default=str).encode()).hexdigest()
+
+
+def loader_of(texts: list[str], task: Task):
+    """Return batches with the columns that mteb gives its models for queries and for documents."""
+    from datasets import Dataset
+    from torch.utils.data import DataLoader
+
+    columns = {"id": [str(i) for i in range(len(texts))], "text": [text.strip() for text in texts], "body": texts}
+    if task == "query":
+        columns = {"id": columns["id"], "text": texts, "query": texts}
+    return DataLoader(Dataset.from_dict(columns), batch_size=BATCH_SIZE)

@@ -1,4 +1,4 @@
-"""What the long convolution's kernels are held to: dense sums, FFTs in the same precision, and the same roundings."""
+"""What kernels are held to: definitions, FFTs in the same precision, and the same roundings."""
 
 import torch
 from torch.nn import functional as F
@@ -54,6 +54,22 @@ def long_conv(convolution, offsets, lengths, gated, gate, residual, taps, residu
             part = part + convolution(residual[:, row], residual_taps) + residual_skip[:, None] * residual[:, row]
         y[:, row] = part
     return y
+
+
+def short_conv_gate(projected, projection_bias, weight, bias, offsets, lengths, longest=None):
+    """gated and gate (H, T), row by row, in the precision of the arguments; zeros in padding."""
+    gated, gate = (torch.zeros_like(projected[: len(projected) // 3]) for _ in range(2))
+    for start, n in ((start, n) for start, n in zip(offsets.tolist(), lengths.tolist(), strict=False) if n):
+        a = F.pad(projected[:, start : start + n] + projection_bias[:, None], (2, 0))
+        x1, x2, v = F.conv1d(a[None], weight[:, None], bias, groups=len(weight))[0].chunk(3)
+        gated[:, start : start + n], gate[:, start : start + n] = v * x1, x2
+    return gated, gate
+
+
+def glu(x, up, down, bias, mask=1.0):
+    """From dense block-diagonal matrices, in the precision of the arguments; mask (T, I) scales the activations."""
+    gate, value = (x @ torch.block_diag(*up).T).chunk(2, dim=-1)
+    return (F.gelu(gate) * value * mask) @ torch.block_diag(*down).T + bias
 
 
 class Case:

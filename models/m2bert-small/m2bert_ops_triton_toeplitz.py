@@ -1,1 +1,0 @@
-../../modeling_m2bert/m2bert_ops_triton_toeplitz.py

@@ -1,0 +1,39 @@
+"""Documents are what the code says."""
+
+import html
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
+
+
+def test_the_page_of_commands_is_made_from_the_commands(tmp_path):
+    """`make docs` writes it."""
+    command = ["-m", "typer", "m2bert.hub.cli", "utils", "docs", "--name", "m2bert", "--title", "Commands"]
+    subprocess.run([sys.executable, *command, "--output", tmp_path / "cli.md"], check=True, capture_output=True)
+    made = html.unescape((tmp_path / "cli.md").read_text())
+    assert html.unescape((ROOT / "docs" / "cli.md").read_text()) == made
+
+
+@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_links_lead_somewhere(page):
+    text = BLOCK.sub("", (ROOT / page).read_text())
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+        if not target.startswith(("http:", "https:")):
+            assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_the_readme_s_quickstart_prints_what_it_shows():
+    blocks = BLOCK.findall((ROOT / "README.md").read_text())
+    [number] = [number for number, (kind, code) in enumerate(blocks) if kind == "python" and "print(" in code]
+    shown = [float(value) for value in re.findall(r"\d\.\d+", blocks[number + 1][1])]
+    done = subprocess.run(
+        [sys.executable, "-c", blocks[number][1]], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert [float(value) for value in re.findall(r"\d\.\d+", done.stdout)] == pytest.approx(shown, abs=2e-4)
+    assert len(shown) == 4
