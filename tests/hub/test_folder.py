@@ -357,7 +357,7 @@ def test_a_kill_loses_nothing_and_what_it_leaves_goes(tmp_path, place, found):
 def test_a_second_writer_is_told_at_once_and_takes_nothing_away(tmp_path):
     output = tmp_path / "out"
     code = f"""
-import time; from pathlib import Path; from m2bert.hub.folder import whole_folder
+import time; from pathlib import Path; from m2bert.hub.outputs import whole_folder
 with whole_folder({str(output)!r}, False) as new:
     (new / "config.json").write_text("first"); print("held", flush=True); time.sleep(600)
 """
