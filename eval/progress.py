@@ -102,5 +102,5 @@ def counted(total: float, what: str, unit: str, shown_total: int | None = None, 
     show = show and is_first() and total > 0
     quiet = logging_redirect_tqdm() if show else nullcontext()  # lines of a log stand above the bar
     with tqdm(total=shown_total, desc=what, unit=unit, bar_format=BAR, leave=False, disable=not show) as bar, quiet:
-        yield Count(total, lambda share: bar.update(share * shown_total))
+        yield Count(total, lambda share: bar.update(min(share * shown_total, shown_total - bar.n)))
         bar.update(round(bar.n) - bar.n)  # of many small fractions
