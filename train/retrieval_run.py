@@ -127,7 +127,7 @@ def main(argv: list[str], settings=None):
     """Train with these arguments, or write what is to be trained on if `prepare` names a folder.
 
     Args:
-        settings: of `inputs.ready`, if the arguments were checked before.
+        settings: of `cli.ready`, if the arguments were checked before.
     """
     settings = settings or ready("opl", argv)
     if settings.prepare is None:

@@ -16,6 +16,7 @@ from m2bert.train.text.mixture import (
     HeldOut,
     Masking,
     MixtureBatches,
+    held_out_examples,
     observed_shares,
     open_source,
     tokenise_source,
@@ -281,6 +282,16 @@ def test_processes_share_the_batches(model, monkeypatch):
         return np.sum(found, axis=0)
 
     assert sums(3) == pytest.approx(sums(1), rel=1e-5)
+
+
+def test_a_run_without_any_held_out_example_is_refused(caplog):
+    def take(kind, count):
+        raise ValueError("too short")
+
+    source = SimpleNamespace(name="short", shares={"variable": 0.3, "maximum": 0.7})
+    with pytest.raises(ValueError, match="validation text"):
+        held_out_examples([SimpleNamespace(source=source, validation=SimpleNamespace(take=take))], 4)
+    assert [record.args[0] for record in caplog.records] == ["variable", "maximum"]
 
 
 def test_fifteen_per_cent_are_masked():

@@ -221,7 +221,11 @@ def observed_shares(data: list[SourceData], totals: dict[str, float]) -> dict[st
 
 
 def held_out_examples(data: list[SourceData], count: int) -> list[Example]:
-    """Return `count` validation examples of every source and kind in the mixture, always the same."""
+    """Return `count` validation examples of every source and kind in the mixture, always the same.
+
+    Raises:
+        ValueError: there is no example at all. A source or kind without one is a warning.
+    """
     examples = []
     for one in data:
         for kind in (kind for kind, share in one.source.shares.items() if share):
@@ -231,6 +235,8 @@ def held_out_examples(data: list[SourceData], count: int) -> list[Example]:
                 logger.warning("no held-out %s examples of %s; %s", kind, one.source.name, error)
                 continue
             examples += [Example(ids, one.source.name, kind) for ids in taken]
+    if not examples:
+        raise ValueError("no source has enough validation text for a single held-out example; add some")
     return examples
 
 
