@@ -55,9 +55,11 @@ def _parse(load: Callable[[str], Any], text: str, where: str, language: str) -> 
     try:
         value = load(text)
         if HALF_A_PAIR.search(text):
-            json.dumps(value, ensure_ascii=False, default=str).encode()  # raises UnicodeEncodeError: surrogates
+            json.dumps(value, ensure_ascii=False, default=str).encode()
     except RecursionError as error:
         raise ValueError(f"{where} is nested too deeply for {language} of this kind") from error
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where} holds half of a surrogate pair; write valid Unicode") from error
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{where} is no valid {language}: {' '.join(str(error).split())}") from error
     return value
