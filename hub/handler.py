@@ -146,7 +146,7 @@ class EndpointHandler:
         return [len(ids) for ids in rows]
 
     def _spans(self, text: str) -> list[tuple[int, int]]:
-        """The characters [start, end) of every token of the text."""
+        """Return the characters [start, end) of every token of the text."""
         options = {"add_special_tokens": False, "return_offsets_mapping": True, "truncation": False}
         return self.model.tokenizer(text, verbose=False, **options)["offset_mapping"]
 
@@ -160,7 +160,7 @@ class EndpointHandler:
         return self._fit([text[spans[first][0] : spans[last][1]] for first, last in ends], prompt)
 
     def _fit(self, chunks: list[str], prompt: str) -> list[tuple[str, int]]:
-        """The chunks with their counts; for one that is too long, two that overlap and together hold all of it.
+        """Return the chunks with their counts. One that is too long becomes two that overlap and together hold all of it.
 
         A chunk that begins or ends inside a word is tokenized otherwise than inside its text, and may grow by a token
         or two. One that does not get shorter in this way (few characters, of several tokens each) stays.
@@ -197,7 +197,7 @@ def work(jobs: PriorityQueue):
 
 
 def read_request(body: dict) -> tuple[list[str], dict]:
-    """The texts of a request and all its options. Raises ValueError where something is not as described above."""
+    """Return the texts of a request and all its options. Raise ValueError if something is not as described above."""
     if not isinstance(body, dict):
         raise ValueError(f'body is {_kind(body)}; send a JSON object, as {{"inputs": "a text"}}')
     for name in body:
@@ -254,6 +254,6 @@ def _kind(value) -> str:
 
 
 def _shown(value) -> str:
-    """A value for a message, in ASCII: what cannot be encoded would break the answer."""
+    """Return a value for a message, in ASCII: what cannot be encoded would break the answer."""
     shown = ascii(value)
     return shown if len(shown) <= 40 else shown[:40] + "..."

@@ -71,7 +71,7 @@ def overlap(
     train_split: Annotated[str, typer.Option(help="Split trained on.")] = "train",
     overwrite: Overwrite = False,
 ) -> None:
-    """What a task shares with data that a model was trained on, word for word and nearly."""
+    """Show what a task shares with data that a model was trained on, word for word and nearly."""
     from ..statistics import align
     from ..tasks.overlap import find_overlap
 

@@ -1,4 +1,4 @@
-"""What happens to documents that are longer than a model takes: how one becomes one vector, or several."""
+"""What happens to documents that are longer than a model takes: how a document becomes one vector or several."""
 
 import re
 from dataclasses import dataclass, fields
@@ -23,7 +23,7 @@ class DocumentVectors(NamedTuple):
 
 @dataclass(frozen=True)
 class Policy:
-    """Turn documents into vectors. Fields are the settings of the specification, None where the model decides."""
+    """Turn documents into vectors. Fields are the settings in NAME:key=value; None: the model's own."""
 
     name: ClassVar[str]
     several: ClassVar[bool]  # whether a document may get more than one vector
@@ -41,7 +41,8 @@ class Policy:
 
     @property
     def stored(self) -> "Policy":
-        """The policy whose vectors are cached; `combine` derives this policy's vectors from them."""
+        """Return the policy whose vectors are cached. `combine` derives this policy's vectors from them, as
+        chunk-average does from best-chunk's."""
         return self
 
     def combine(self, vectors: DocumentVectors) -> DocumentVectors:
@@ -66,7 +67,7 @@ class Policy:
         return self.combine(self.stored.compute(encoder, texts))
 
     def compute(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
-        """Return the vectors of documents without `check`; for policies that are their own `stored`."""
+        """Return the vectors of documents, without `check`. It is called on `stored` only."""
         raise NotImplementedError
 
 
@@ -179,7 +180,7 @@ def embed_beginning(encoder: Encoder, texts: list[str], task: Task, tokens: int 
 
 
 def seen_shares(encoder: Encoder, texts: list[str], task: Task, tokens: int | None) -> np.ndarray:
-    """Return (n,) float32: the fraction of each text's tokens that the first `tokens` are; NaN if it is not known."""
+    """Return (n,) float32: the fraction of each text that fits in `tokens` tokens; NaN if it is not known."""
     if not tokens:
         return np.ones(len(texts), dtype=np.float32)
     if not hasattr(encoder, "count_tokens"):
@@ -212,20 +213,20 @@ def cut(text: str, spans: np.ndarray, tokens: int, stride: int | None = None) ->
     Args:
         spans: (n, 2), characters [start, end) of the text's tokens; a text without tokens has one empty chunk.
         tokens: content tokens of a chunk.
-        stride: content tokens from one chunk's start to the next; by default a chunk begins where the last one ended.
+        stride: content tokens from one chunk's start to the next; by default where the previous one ended.
     """
     if not len(spans):
         return [""]
     starts = range(0, max(1, len(spans) - tokens + (stride or tokens)), stride or tokens)
     chunks = [text[spans[start, 0] : spans[min(start + tokens, len(spans)) - 1, 1]] for start in starts]
-    return [text] if chunks == [text] else chunks  # `text` itself may have its tokens with it
+    return [text] if chunks == [text] else chunks  # the same object: it may be a TokenizedText
 
 
 def _fitting(encoder: TokenEncoder, chunks: list[str], tokens: int) -> list[list[str]]:
-    """Return each chunk; or, if it is longer than `tokens`, chunks that overlap and together hold all of it.
+    """Return the chunks, each longer than `tokens` replaced by chunks that overlap and together hold all of it.
 
     A chunk that begins or ends inside a word is tokenized differently than inside its text, and may grow by a token
-    or two. Overlapping chunks differ little from what was asked for, where halves would be chunks of another length.
+    or two. Overlapping chunks stay near the asked length; halves would not.
     A chunk that does not get shorter in this way stays as it is.
     """
     chunks = tokenized(encoder, chunks, "document")
@@ -236,7 +237,7 @@ def _fitting(encoder: TokenEncoder, chunks: list[str], tokens: int) -> list[list
         if len(spans) > 1:
             dropped = min(max(count - tokens, len(spans) // SHARE_DROPPED, 1), len(spans) // 2)
             parts = [chunk[: spans[-dropped - 1, 1]], chunk[spans[dropped, 0] :]]
-        if chunk in parts:  # it fits, or has a few characters of several tokens each and nothing to give up
+        if chunk in parts:  # it fits, or it cannot be made shorter
             fitting.append([chunk])
         else:
             fitting.append([fit for fits in _fitting(encoder, parts, tokens) for fit in fits])

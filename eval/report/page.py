@@ -52,7 +52,7 @@ INTRODUCTION = (
 
 @app.callback()
 def main() -> None:
-    """Reports from result files."""
+    """Make reports from result files."""
 
 
 @app.command("report")

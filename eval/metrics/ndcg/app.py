@@ -17,7 +17,7 @@ metric = NDCG(keep_in_memory=True)
 
 
 def compute(predictions: str, references: str, k: float) -> dict:
-    """The metric's result, with the value of each query; bad input is shown as the metric words it."""
+    """Return the metric's result, with the value of each query. Bad input is shown as the metric words it."""
     try:
         tables = {"predictions": json.loads(predictions), "references": json.loads(references)}
         if not all(isinstance(table, list) for table in tables.values()):
