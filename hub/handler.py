@@ -160,7 +160,8 @@ class EndpointHandler:
         return self._fit([text[spans[first][0] : spans[last][1]] for first, last in ends], prompt)
 
     def _fit(self, chunks: list[str], prompt: str) -> list[tuple[str, int]]:
-        """Return the chunks with their counts. One that is too long becomes two that overlap and together hold all of it.
+        """Return the chunks with their counts. One that is too long becomes two that overlap and together hold all of
+        it.
 
         A chunk that begins or ends inside a word is tokenized otherwise than inside its text, and may grow by a token
         or two. One that does not get shorter in this way (few characters, of several tokens each) stays.
