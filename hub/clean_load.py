@@ -47,7 +47,7 @@ def main(folder: Path):
         raise ValueError(f"its tokenizer knows no words, or gives ids beyond the model's vocab_size={size}")
     with torch.no_grad():
         outputs = [model.eval()(**tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt"))[0]]
-    if (folder / "modules.json").is_file() and importlib.util.find_spec("sentence_transformers"):
+    if (folder / "modules.json").exists() and importlib.util.find_spec("sentence_transformers"):
         from sentence_transformers import SentenceTransformer
 
         encoder = SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")

@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 2  # to be raised when a policy gives other vectors than before, or files another form
 PORTION_CHARS = 800_000  # some 200,000 tokens: computed, then written, before the next
 HASH_BYTES = 32
+TENSORS = {"rows", "counts", "seen", "seconds", "hashes"}  # of a file
 ABANDONED_SECONDS = 3_600  # a file is written within seconds
 
 
@@ -197,7 +198,7 @@ class VectorFiles:
             if metadata.get("digest") != self.digest:
                 raise ValueError("it was written for another model or policy")
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-        if metadata.get("sha256") != _checksum(tensors):
+        if tensors.keys() != TENSORS or metadata.get("sha256") != _checksum(tensors):
             raise ValueError("its checksum is wrong")
         vectors = DocumentVectors(tensors["rows"], tensors["counts"], tensors["seen"])
         return list(map(bytes, tensors["hashes"])), TimedVectors(vectors, tensors["seconds"])
