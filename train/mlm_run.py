@@ -119,6 +119,11 @@ def train_step(accelerator, model, batch: list[dict]):
     all micro-batches and processes, and counts of this process: tokens, masked_tokens, those of sources and kinds."""
     masked = sum(int((micro["labels"] != IGNORE).sum()) for micro in batch)
     masked_of_all = sum_over_processes([float(masked)])[0]
+    if not masked_of_all:
+        raise ValueError(
+            "no token of a step was masked: the tokenizer (tokenizer.path) gives special tokens alone, or the batch is "
+            "too small for data.mask_probability"
+        )
     counts, loss = Counter(masked_tokens=masked), 0.0
     for number, micro in enumerate(batch):
         tensors = {name: value for name, value in micro.items() if name != "counts"}
