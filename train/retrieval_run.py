@@ -107,6 +107,8 @@ def make_development(config, tasks, special: tuple[int, int], pad_id: int) -> De
     """Return the development scores at the length of training, or at `evaluation.document_tokens`; None, with a
     warning, where the packages of the metric are not installed."""
     missing = [name for name in METRIC_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing and config.evaluation.select:
+        raise ValueError(f"evaluation.select=true needs development scores, and {', '.join(missing)} is not installed")
     if missing:
         logger.warning("no development scores: %s not installed; pip install 'm2bert[eval]'", ", ".join(missing))
         return None

@@ -202,6 +202,12 @@ def test_a_machine_without_data_libraries_trains_the_same_model_from_prepared_da
     found = load_file(tmp_path / "bare" / "model.safetensors")
     assert found.keys() == usual.keys()
     assert all(torch.equal(found[name], usual[name]) for name in usual)
+    given += ["overwrite=true"]
+    done = subprocess.run(
+        [sys.executable, "-c", BARE, *given, "evaluation.select=true"], capture_output=True, text=True
+    )
+    assert done.returncode
+    assert "evaluation.select=true needs development scores" in done.stderr
     with pytest.raises(ValueError, match=r"made with data.tasks=None, not \['toy'\]"):
         opl.main([*given, "data.tasks=[toy]", "overwrite=true"])
 
