@@ -323,6 +323,14 @@ def test_gradients_reach_returned_hidden_states(model, mask, checkpointing):
     for state in outputs.hidden_states:
         assert (state.grad[real].abs().sum(-1) > 0).all()
         assert not state.grad[~real].any()
+    shift, found = 1e-3 * torch.randn_like(outputs.hidden_states[0]) * real[..., None], 0.0
+    for sign in (1, -1):  # a central difference
+        handle = model.embeddings.register_forward_hook(lambda module, args, x, sign=sign: x + sign * shift[real])
+        with torch.no_grad():
+            found = found + sign * model(IDS, mask).pooler_output.square().sum() / 2
+        handle.remove()
+    expected = (shift * outputs.hidden_states[0].grad).sum()
+    assert abs(found - expected) < 1e-2 * abs(expected) + 1e-6
 
 
 def test_dropout_is_switched_by_module(tiny_config):
