@@ -1,0 +1,109 @@
+"""Runs and judgments in the text formats of TREC, as trec_eval, ir_measures and ranx read them.
+
+A run has the columns query, Q0, document, rank, score, tag; judgments have query, iteration, document, grade. Columns are
+separated by spaces or tabs. Files may be gzipped.
+"""
+
+import gzip
+import io
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+
+from m2bert.files import write_atomically
+
+from .search import DEPTH, Run, trec_order
+
+RUN = ("qid", "q0", "pid", "rank", "score", "tag")
+QRELS = ("qid", "iteration", "pid", "grade")
+TYPES = {"qid": pa.dictionary(pa.int32(), pa.string()), "pid": pa.string(), "score": pa.float32(), "grade": pa.int64()}
+
+
+def read_run(path: Path, depth: int = DEPTH) -> Run:
+    """Read the first `depth` documents of every query, in no particular order; those that tie with the last one too.
+
+    Ranks in the file are ignored, as trec_eval ignores them: scores decide.
+
+    Raises ValueError if a line does not have six columns, a score is no finite number, or a query names a document twice.
+    """
+    names, starts, table = _by_query(_read(path, RUN), path)
+    scores, pids = table["score"].to_numpy(), table["pid"].combine_chunks()
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{path}: a score is not finite, on line {int(np.isfinite(scores).argmin()) + 1}")
+    kept = np.ones(len(scores), dtype=bool)
+    for first, end in itertools.pairwise(starts):
+        if end - first > depth:
+            kept[first:end] = scores[first:end] >= np.partition(scores[first:end], first - end + depth)[-depth]
+    pids, scores = pids.filter(pa.array(kept)).to_pylist(), scores[kept].tolist()
+    starts = np.append(0, np.cumsum(kept))[starts].tolist()
+    bounds = zip(names, *zip(*itertools.pairwise(starts), strict=True), strict=True)
+    return {name: dict(zip(pids[first:end], scores[first:end], strict=True)) for name, first, end in bounds}
+
+
+def read_qrels(path: Path) -> dict[str, dict[str, int]]:
+    """Read the grades of judged documents, {qid: {pid: grade}}. Raises ValueError if a document is judged twice."""
+    names, starts, table = _by_query(_read(path, QRELS), path)
+    pids, grades = table["pid"].to_pylist(), table["grade"].to_pylist()
+    bounds = zip(names, *zip(*itertools.pairwise(starts), strict=True), strict=True)
+    return {name: dict(zip(pids[first:end], grades[first:end], strict=True)) for name, first, end in bounds}
+
+
+def write_run(path: Path, run: Run, tag: str) -> None:
+    """Write a run, the best document of every query first. Scores are written as 32-bit floats, exactly."""
+    tag = "-".join(tag.split())
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            for qid, scores in run.items():
+                for rank, pid in enumerate(trec_order(scores), start=1):
+                    file.write(f"{qid} Q0 {pid} {rank} {np.float32(scores[pid])!s} {tag}\n")
+
+    write_atomically(path, write)
+
+
+def _read(path: Path, columns: tuple[str, ...]) -> pa.Table:
+    """Read the columns that `TYPES` knows; columns separated in any other way than by one space or tab are tried too."""
+    read = pa_csv.ReadOptions(column_names=list(columns), block_size=2**24)
+    convert = pa_csv.ConvertOptions(
+        column_types={name: TYPES[name] for name in columns if name in TYPES},
+        include_columns=[name for name in columns if name in TYPES],
+        strings_can_be_null=False,
+        null_values=[],
+    )
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rb") as file:
+        delimiter = "\t" if b"\t" in file.readline() else " "
+    parse = pa_csv.ParseOptions(delimiter=delimiter, quote_char=False)
+    try:
+        return pa_csv.read_csv(path, read, parse, convert)
+    except pa.ArrowInvalid:
+        with opened(path, "rb") as file:
+            lines = b"\n".join(b"\t".join(line.split()) for line in file)
+    parse.delimiter = "\t"
+    try:
+        return pa_csv.read_csv(io.BytesIO(lines), read, parse, convert)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} has not the columns {' '.join(columns)}: {error}") from error
+
+
+def _by_query(table: pa.Table, path: Path) -> tuple[list[str], list[int], pa.Table]:
+    """Return the queries, the row at which each begins (and the end), and the rows in their order."""
+    table = table.unify_dictionaries().combine_chunks()
+    if not len(table):
+        raise ValueError(f"{path} is empty")
+    queries = table["qid"].combine_chunks()
+    codes = queries.indices.to_numpy()
+    if (np.diff(codes) < 0).any():
+        order = np.argsort(codes, kind="stable")
+        table, codes = table.take(order), codes[order]
+    names = queries.dictionary.to_pylist()
+    documents = table["pid"].combine_chunks().dictionary_encode()
+    pairs = np.sort(codes.astype(np.int64) << 32 | documents.indices.to_numpy())
+    twice = pairs[1:][pairs[1:] == pairs[:-1]]
+    if len(twice):
+        name, pid = names[twice[0] >> 32], documents.dictionary[int(twice[0] & 0xFFFFFFFF)].as_py()
+        raise ValueError(f"{path}: query {name!r} has document {pid!r} twice; keep one line of it")
+    return names, np.searchsorted(codes, np.arange(len(names) + 1)).tolist(), table
