@@ -56,7 +56,7 @@ def original():
 # --- parity ---
 
 
-def test_encoder_matches_the_original(fixture):
+def test_encoder_and_masked_lm_match_the_original(fixture):
     model = encoder(fixture)
     with torch.no_grad():
         outputs = model(**fixture.inputs, output_hidden_states=True)
@@ -73,6 +73,12 @@ def test_encoder_matches_the_original(fixture):
         if ours is not None and f"debug.layer0.{theirs}_fwd" in fixture.outputs:
             for taps, direction in zip(implicit_filter(ours.parameters_for(length)), ("fwd", "rev"), strict=True):
                 assert_close(taps.T, fixture.outputs[f"debug.layer0.{theirs}_{direction}"], fixture.tolerance)
+    with torch.no_grad():
+        masked_lm = masked_lm_model(fixture)(
+            **fixture.inputs, labels=fixture.labels.masked_fill(fixture.labels <= 0, -100)
+        )
+    assert_close(masked_lm.logits, fixture.outputs["mlm_logits"], fixture.tolerance)
+    assert_close(masked_lm.loss, fixture.outputs["mlm_loss"], fixture.tolerance)
 
 
 @pytest.mark.slow
@@ -89,14 +95,6 @@ def test_triton_kernels_match_the_original_in_float32(name, monkeypatch):
     noise = fixture.float32_noise["sequence_output"]
     error = (outputs.last_hidden_state.cpu() - fixture.outputs["sequence_output"]).abs().max().item()
     assert error <= 3 * noise, f"{error / noise:.2f} times the noise of float32"
-
-
-def test_masked_lm_matches_the_original(fixture):
-    labels = fixture.labels.masked_fill(fixture.labels <= 0, -100)
-    with torch.no_grad():
-        outputs = masked_lm_model(fixture)(**fixture.inputs, labels=labels)
-    assert_close(outputs.logits, fixture.outputs["mlm_logits"], fixture.tolerance)
-    assert_close(outputs.loss, fixture.outputs["mlm_loss"], fixture.tolerance)
 
 
 def test_every_gradient_matches_the_original():
