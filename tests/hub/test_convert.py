@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import torch
-from original_model import FIXTURES, KEPT, Fixture, needs_fixtures
+from original_model import CLASSIFIER, FIXTURES, KEPT, Fixture, needs_fixtures
 
 from m2bert.hub.convert.check import reference_forward
 from m2bert.hub.convert.names import Options, convert_config, convert_state_dict, infer_options
@@ -16,7 +16,6 @@ pytestmark = needs_fixtures
 
 WORDS, POSITIONS = "bert.embeddings.word_embeddings.weight", "bert.embeddings.position_ids"
 LAYER = "bert.encoder.layer.0."
-ALL = sorted(path.stem for path in FIXTURES.glob("*.safetensors") if path.stem != "uneven_blocks")
 
 
 def converted(cls, state, fixture):
@@ -27,7 +26,7 @@ def converted(cls, state, fixture):
 
 
 def encoder(fixture):
-    return converted(M2BertModel, fixture.without(fixture.masked_lm_only), fixture)
+    return converted(M2BertModel, fixture.embedding_state(), fixture)
 
 
 def masked_lm_model(fixture):
@@ -102,7 +101,7 @@ def test_every_gradient_matches_the_original():
     model = masked_lm_model(fixture)
     model(**fixture.inputs, labels=fixture.labels.masked_fill(fixture.labels <= 0, -100)).loss.backward()
     # A gradient has the layout of its parameter: put the gradients in the parameters' place and convert them.
-    state = fixture.without(fixture.classifier_only)
+    state = fixture.masked_lm_state()
     gradients = {key.removeprefix("grad."): value for key, value in fixture.outputs.items() if key.startswith("grad.")}
     for key, value in gradients.items():
         state[key] = value
@@ -119,11 +118,11 @@ def test_every_gradient_matches_the_original():
 
 
 def test_a_classifier_on_top_of_the_converted_pooler(original):
-    conversion = convert_state_dict(original.without(original.masked_lm_only), original.config)
+    conversion = convert_state_dict(original.embedding_state(), original.config)
     conversion.config.num_labels = 10
     model = M2BertForSequenceClassification(conversion.config).double().eval()
     state = {f"model.{name}": value for name, value in conversion.tensors.items()}
-    state |= {name: original.state[name] for name in ("classifier.weight", "classifier.bias")}
+    state |= {name: original.state[name] for name in CLASSIFIER}
     model.load_state_dict(state, strict=True)
     with torch.no_grad():
         assert_close(model(**original.inputs).logits, original.outputs["seqcls_logits"], 1e-5)
@@ -199,8 +198,7 @@ def test_prefixes_and_tables_are_accepted_and_every_tensor_is_in_the_record(orig
     record = found.audit.record()
     assert record["rebuilt"] == [POSITIONS]
     assert record["constant_tables"] == 2
-    assert set(record["not_converted"]) == {"bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight",
-                                            "classifier.bias"}  # fmt: skip
+    assert set(record["not_converted"]) == {"bert.pooler.dense.weight", "bert.pooler.dense.bias", *CLASSIFIER}
     assert "cls.predictions.decoder.weight" in record["repeated"]
     assert len(record["repeated"]) == 1 + 2 * 2 * 5  # and per layer, two filters, five more names of a frequency
     assert record["converted"] == len(original.state) - 1 - 4 - 21
@@ -232,7 +230,7 @@ def test_shared_tensors_may_be_stored_once_under_any_name(original, kept):
 def test_options_this_model_does_not_have_are_named(case, option):
     fixture = Fixture(case)
     with pytest.raises(ValueError, match=option):
-        convert_state_dict(fixture.without(fixture.classifier_only), fixture.config)
+        convert_state_dict(fixture.masked_lm_state(), fixture.config)
 
 
 @pytest.mark.parametrize(
@@ -263,34 +261,18 @@ def test_what_the_original_allows_is_no_contradiction(original):
     assert convert_state_dict(original.embedding_state(), left_open).config.pad_token_id is None
 
 
-def test_every_option_has_one_origin(original):
-    stated = {"hidden_size": 64, "pool_all": True, "architectures": ["X"]}
-    origins = convert_state_dict(original.embedding_state(), stated).origins
-    assert origins["config"] == {"hidden_size": 64, "pool_all": True}
-    assert origins["tensors"]["num_hidden_layers"] == 2
-    assert origins["assumed"]["use_cls_token"] is False
-    names = [name for group in origins.values() for name in group]
-    assert len(names) == len(set(names))
-
-
-@pytest.mark.parametrize("case", ALL)
-def test_options_are_inferred_from_tensors(case):
-    fixture = Fixture(case)
-    options = infer_options(fixture.masked_lm_state())
-    if not fixture.config["use_monarch_mlp"]:
-        options.pop("monarch_mlp_nblocks")  # a dense product is one block, whatever the configuration says
-    assert {name: fixture.config[name] for name in options} == options
-
-
-@pytest.mark.parametrize("case", ["base_full", "no_residual_long_conv", "training_additions"])
-def test_without_a_configuration_the_same_model_comes_out(case, caplog):
-    fixture = Fixture(case)
+def test_what_the_configuration_leaves_out_comes_from_tensors_or_is_assumed(fixture, caplog):
+    stated = {name: fixture.config[name] for name in ("pool_all", "hyena_w_mod")}
     expected = convert_state_dict(fixture.masked_lm_state(), fixture.config)
     with caplog.at_level(logging.INFO):
-        found = convert_state_dict(fixture.masked_lm_state(), {})
-    assert "pool_all=False, use_cls_token=False, hyena_w_mod=1" in caplog.text
+        found = convert_state_dict(fixture.masked_lm_state(), stated | {"architectures": ["X"]})
+    assert "assumed, since tensors do not tell it: use_cls_token=False" in caplog.text
     assert found.config.to_diff_dict() == expected.config.to_diff_dict()
     assert_same(found.tensors, expected.tensors)
+    assert found.origins["config"] == stated
+    assert found.origins["tensors"]["num_hidden_layers"] == fixture.config["num_hidden_layers"]
+    names = [name for group in found.origins.values() for name in group]
+    assert len(names) == len(set(names))
 
 
 def test_the_released_32k_shapes():

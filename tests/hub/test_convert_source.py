@@ -367,7 +367,6 @@ def test_what_belongs_to_nested_weights_is_next_to_them_or_at_the_root(tmp_path,
 @pytest.mark.parametrize(
     ("head", "license"),
     [
-        ("license: apache-2.0", "apache-2.0"),
         ("tags: [x]\nlicense: cc-by-4.0  # as published", "cc-by-4.0"),
         ("license: [apache-2.0, mit]", None),
         ('license: "mit |\\n\\n# heading"', None),
