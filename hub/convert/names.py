@@ -4,6 +4,7 @@ Tensors are renamed, reshaped and folded; what became of each of them is recorde
 behaviour: `padding="visible"` and its pooling.
 """
 
+import itertools
 import logging
 import re
 from dataclasses import dataclass
@@ -86,6 +87,8 @@ RENAMED = {  # pattern of the original's name: this model's name; the first that
     LAYER + r"attention\.short_filter\.": r"layers.\1.mixer.short_conv.",
     LAYER + r"attention\.layernorm\.": r"layers.\1.mixer.norm.",
     LAYER + r"mlp\.layernorm\.": r"layers.\1.norm.",
+    LAYER + r"mlp\.gated_layers\.": r"layers.\1.mlp.up.",
+    LAYER + r"mlp\.wo\.": r"layers.\1.mlp.down.",
     r"cls\.predictions\.transform\.dense\.": "lm_head.dense.",
     r"cls\.predictions\.transform\.LayerNorm\.": "lm_head.norm.",
     r"cls\.predictions\.decoder\.": "lm_head.decoder.",
@@ -93,6 +96,7 @@ RENAMED = {  # pattern of the original's name: this model's name; the first that
     r"bert\.embeddings\.LayerNorm\.": "embeddings.norm.",
     r"bert\.embeddings\.": "embeddings.",
 }
+DENSE = re.compile(r"layers\.\d+\.mlp\.(up|down)\.weight")  # (out, in) becomes one block, (1, out, in)
 
 
 class TensorAudit:
@@ -174,14 +178,18 @@ def convert_state_dict(state_dict: dict[str, Tensor], configuration: dict) -> Co
             audit.take(name, "not_converted")
         elif name == POSITION_IDS:
             audit.take(name, "rebuilt")
+    filters = {"filter_fn": "filter"} | ({"filter_fn2": "residual_filter"} if options.residual_long_conv else {})
     try:
         words = audit.take_shared([WORDS, DECODER])
         tensors = {"embeddings.word_embeddings.weight": words}
-        for layer in range(config.num_hidden_layers):
-            tensors |= _convert_layer(audit, f"bert.encoder.layer.{layer}.", f"layers.{layer}.", options)
+        for layer, (theirs, ours) in itertools.product(range(config.num_hidden_layers), filters.items()):
+            prefix = f"bert.encoder.layer.{layer}.attention.{theirs}."
+            converted = _convert_filter(audit, prefix, options.hyena_w_mod)
+            tensors |= {f"layers.{layer}.mixer.{ours}.{name}": value for name, value in converted.items()}
         for name in list(audit.left):  # what has no name here is unexpected when the tensors are loaded
             pattern = next((pattern for pattern in RENAMED if re.match(pattern, name)), "(?!)")
-            tensors[re.sub(f"^{pattern}", RENAMED.get(pattern, ""), name)] = audit.take(name)
+            renamed, value = re.sub(f"^{pattern}", RENAMED.get(pattern, ""), name), audit.take(name)
+            tensors[renamed] = value[None] if DENSE.fullmatch(renamed) and value.ndim == 2 else value
         if masked_lm:
             tensors["lm_head.decoder.weight"] = words
             tensors = {name if name.startswith("lm_head.") else f"model.{name}": tensors[name] for name in tensors}
@@ -286,20 +294,6 @@ def convert_config(options: Options, vocab_size: int) -> "modeling_m2bert.M2Bert
     return AutoConfig.for_model(
         "m2bert", vocab_size=vocab_size, num_blocks=blocks, pooling=pooling, padding="visible", **fields
     )
-
-
-def _convert_layer(audit: TensorAudit, theirs: str, ours: str, options: Options) -> dict[str, Tensor]:
-    """Convert what is not only renamed: the filters and the feed-forward matrices of a layer."""
-    tensors = {}
-    filters = {"filter_fn": "filter"} | ({"filter_fn2": "residual_filter"} if options.residual_long_conv else {})
-    for their_filter, our_filter in filters.items():
-        prefix = f"{theirs}attention.{their_filter}."
-        converted = _convert_filter(audit, prefix, options.hyena_w_mod)
-        tensors |= {f"{ours}mixer.{our_filter}.{name}": value for name, value in converted.items()}
-    for their_matrix, our_matrix in (("gated_layers", "up"), ("wo", "down")):
-        weight = audit.take(f"{theirs}mlp.{their_matrix}.weight")
-        tensors[f"{ours}mlp.{our_matrix}.weight"] = weight if weight.ndim == 3 else weight[None]
-    return tensors | {f"{ours}mlp.down.bias": audit.take(f"{theirs}mlp.wo.bias")}
 
 
 def _convert_filter(audit: TensorAudit, prefix: str, w_mod: float) -> dict[str, Tensor]:

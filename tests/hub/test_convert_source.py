@@ -2,9 +2,6 @@
 
 import json
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -15,11 +12,12 @@ from original_model import Fixture, needs_fixtures
 from safetensors.torch import load_file, save, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, BertTokenizerFast
+from typer.testing import CliRunner
 
+from m2bert.hub.cli import app
 from m2bert.hub.convert import check, run
 from m2bert.hub.convert.run import convert_source
 from m2bert.hub.convert.source import find_source
-from m2bert.hub.hub_errors import HubError
 from modeling_m2bert import M2BertConfig, M2BertForMaskedLM, M2BertModel
 
 pytestmark = needs_fixtures
@@ -165,11 +163,16 @@ def test_long_models_are_compared_on_three_texts_which_may_be_shorter():
     assert check.compare_paddings(ConstantModel(), tokenizer)["cosine"][0]["tokens"] == 9
 
 
-def test_a_masked_lm_file_is_compared_by_its_logits(tmp_path, original):
+def test_the_command_compares_a_masked_lm_file_by_its_logits(tmp_path, original):
     torch.save({"state": {"model": {f"model.{k}": v for k, v in original.masked_lm_state().items()}}},
                tmp_path / "composer.pt")  # fmt: skip
     (tmp_path / "options.json").write_text(json.dumps(original.config))
-    convert_source(str(tmp_path / "composer.pt"), tmp_path / "out", config_file=tmp_path / "options.json")
+    options = ["--config", str(tmp_path / "options.json"), "--padding", "masked"]
+    done = CliRunner().invoke(
+        app, ["convert", str(tmp_path / "composer.pt"), "--output", str(tmp_path / "out"), *options]
+    )
+    assert done.exit_code == 0, done.output
+    assert "M2BertForMaskedLM, padding=masked" in done.output
     record = record_of(tmp_path / "out")
     assert record["parity"]["float64"].keys() == {"last_hidden_state", "logits"}
     assert record["masked"] is None
@@ -318,26 +321,23 @@ def test_the_originals_tokenizer_comes_from_the_cache(tmp_path, original):
 # --- places ---
 
 
-@pytest.mark.parametrize("name", ["", "./missing", "a/b/c", "org/word"])
-def test_what_is_no_source_is_named(source, monkeypatch, name):
-    monkeypatch.chdir(source)
-    with pytest.raises(HubError, match=name or "Repo id"):
-        find_source(name)
-    assert find_source(os.curdir).name == "clone"
-
-
 @pytest.mark.parametrize(
-    ("file", "options", "says"),
+    ("place", "options", "says"),
     [
+        ("", {}, "Repo id"),
+        ("./missing", {}, "./missing"),
+        ("org/word", {}, "org/word is no file or folder here"),
         ("model.safetensors", {"revision": "main"}, "--revision"),
         ("model.safetensors", {"file": "y"}, "--file"),
-        ("", {"file": "../clone/model.safetensors"}, "outside"),
-        ("", {"file": "/etc/hostname"}, "outside"),
+        (".", {"file": "../clone/model.safetensors"}, "outside"),
+        (".", {"file": "/etc/hostname"}, "outside"),
+        (".", {"file": "y"}, "no file 'y'"),
     ],
 )
-def test_options_that_do_not_fit_the_place_are_named(source, file, options, says):
+def test_what_is_no_source_is_named(source, monkeypatch, place, options, says):
+    monkeypatch.chdir(source)
     with pytest.raises(ValueError, match=says):
-        find_source(str(source / file), **options)
+        find_source(place, **options)
 
 
 @pytest.mark.parametrize("place", ["folder", "hub"])
@@ -461,19 +461,3 @@ def test_a_hub_that_cannot_be_reached_leaves_the_cache(tmp_path, original, hub, 
     hub.server.shutdown()
     hub.server.server_close()
     assert find_source("org/name").cached
-
-
-@pytest.mark.slow
-def test_the_command_in_a_process_of_its_own(tmp_path, original):
-    with FakeHub() as fake:
-        commit = fake.add("org/name", repository(original))
-        command = [sys.executable, "-m", "m2bert.hub.cli", "convert", "org/name", "--output", tmp_path / "out"]
-        environment = fake.environment(tmp_path / "home")
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        wrong = [*command[:4], "org/nothing", "--output", tmp_path / "other"]
-        refused = subprocess.run(wrong, env=environment, capture_output=True, text=True)
-    assert commit in done.stdout
-    assert "last_hidden_state: " in done.stdout
-    assert refused.returncode == 2
-    assert "m2bert: org/nothing" in refused.stderr
-    assert "Traceback" not in refused.stderr
