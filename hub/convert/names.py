@@ -113,8 +113,9 @@ class TensorAudit:
         self.names = {"converted": [], "repeated": [], "rebuilt": [], "constant_tables": [], "not_converted": []}
 
     def take(self, name: str, group: str = "converted") -> Tensor:
+        tensor = self.left.pop(name)
         self.names[group].append(name)
-        return self.left.pop(name)
+        return tensor
 
     def take_shared(self, names: list[str]) -> Tensor:
         """Take one tensor that has several names, of which a file may keep any. Raises ValueError if two differ."""
