@@ -85,19 +85,16 @@ def text_of_length(encoder: TokenEncoder, words: list[str], tokens: int) -> str:
     def count(text: str) -> int:
         return int(encoder.count_tokens([text], "document")[0])
 
-    if not words:
-        raise ValueError("words is empty; the task's documents have no text to measure with")
-    if count("") >= tokens:
-        raise ValueError(f"tokens={tokens} leaves no text beside the {count('')} tokens that every text gets")
-    words = words * (1 + tokens // len(words))
+    words = words * (1 + tokens // max(len(words), 1))
     fits, too_long = 0, tokens + 1  # numbers of words; a word has at least one token
     while too_long - fits > 1:
         middle = (fits + too_long) // 2
         fits, too_long = (middle, too_long) if count(" ".join(words[:middle])) <= tokens else (fits, middle)
     text = " ".join(words[:fits])
     text += FILLER * (tokens - count(text))
-    if count(text) != tokens:
-        raise ValueError(f"the tokenizer of {encoder.name!r} makes no text of {tokens} tokens; it made {count(text)}")
+    if not (words and text and count(text) == tokens):
+        made = f"{len(words)} words made one of {count(text)}"
+        raise ValueError(f"the tokenizer of {encoder.name!r} makes no text of {tokens} tokens; {made}")
     return text
 
 

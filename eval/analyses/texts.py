@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from m2bert.terminal import one_line
+
 from ..statistics import align
 from ..tasks.schema import RetrievalTask
 from .shared import origin, summarise
@@ -34,22 +36,15 @@ def load_token_counter(name: str) -> TokenCounter:
     from tokenizers import Tokenizer
 
     path = Path(name).expanduser()
-    if path.is_dir():
-        path /= "tokenizer.json"
-        if not path.is_file():
-            raise ValueError(f"tokenizer {name!r} is a folder without tokenizer.json; give a model folder or a Hub id")
-    elif not path.is_file():
-        from huggingface_hub import hf_hub_download  # slow to import
-
-        try:
-            path = hf_hub_download(name, "tokenizer.json")
-        except (OSError, ValueError) as error:  # what the Hub's errors derive from
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"tokenizer {name!r} is no file, no folder and not on the Hub: {reason}") from error
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        if not path.exists():
+            from huggingface_hub import hf_hub_download  # slow to import
+
+            path = hf_hub_download(name, "tokenizer.json")
+        tokenizer = Tokenizer.from_file(str(path / "tokenizer.json" if Path(path).is_dir() else path))
     except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"tokenizer {path} cannot be read: {' '.join(str(error).split())}") from error
+        expected = "a tokenizer.json, a folder with one or a model on the Hub"
+        raise ValueError(f"tokenizer {name!r} cannot be read ({one_line(error)}); name {expected}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
 

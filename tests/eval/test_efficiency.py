@@ -91,8 +91,8 @@ def test_what_cannot_be_timed_is_refused():
     for encoder, words, tokens, named in (
         (WordEncoder(), ["word"], 18, "runs no torch module"),
         (SimpleNamespace(name="api"), ["word"], 18, "'api' shows no tokenizer"),
-        (WordEncoder(), ["word"], 2, "tokens=2 leaves no text"),
-        (WordEncoder(), [], 10, "words is empty"),
+        (WordEncoder(), ["word"], 2, "makes no text of 2 tokens"),
+        (WordEncoder(), [], 10, "0 words"),
         (pairs, ["word"], 5, "makes no text of 5 tokens"),
     ):
         with pytest.raises(ValueError, match=named):
