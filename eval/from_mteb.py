@@ -39,10 +39,7 @@ PAPER_BENCHMARK = "MTEB(eng, v1)"
 
 
 def mteb_tasks(names: list[str]) -> list:
-    """Return mteb's task objects of task, benchmark and group names, each once, no data loaded.
-
-    A task that averages others (CQADupstackRetrieval) is one object. Raises ValueError if a name is unknown.
-    """
+    """Return mteb's task objects of task, benchmark and group names, each once, no data loaded."""
     import mteb
 
     benchmarks = {benchmark.name for benchmark in mteb.get_benchmarks()}
@@ -102,9 +99,6 @@ def from_mteb(names: list[str], split: str = "test") -> list[RetrievalTask]:
         names: of tasks, benchmarks, or the groups of the paper's tables (`table-14`).
         split: taken where a task has it. `test` stands for all evaluation splits of a task that calls them otherwise
             (`dev` of MSMARCO, the eight lengths of LEMBNeedleRetrieval).
-
-    Raises:
-        ValueError: a name or the split is unknown, mteb scores a task by itself, or its data cannot be loaded.
     """
     tasks = mteb_tasks(names)
     for task in tasks:  # all of them before the first download
@@ -153,10 +147,11 @@ def _retrieval_task(name: str, split: str, data: dict, dataset: dict) -> Retriev
         if any(present.values()):
             qrels[qid] = present
     unanswered = sum(map(bool, judgements.values())) - len(qrels)
-    if unanswered:
-        logger.warning("%s: %d queries have no relevant document there; left out, mteb counts 0", name, unanswered)
-    if absent:
-        logger.warning("%s: %d relevant documents are not in the corpus; not counted here, mteb does", name, absent)
+    if unanswered or absent:
+        odd = (
+            "%s: %d queries have no relevant document there and are left out, mteb counts 0; %d relevant documents are "
+        )
+        logger.warning(odd + "not in the corpus and are not counted, mteb counts them", name, unanswered, absent)
     queries = texts_by_id("queries with a relevant document", ((qid, texts[qid]) for qid in qrels), where)
     fingerprint = fingerprint_of(queries, documents, qrels)
     return RetrievalTask(name, split, queries, documents, qrels, fingerprint, dataset["path"], dataset.get("revision"))
@@ -210,10 +205,7 @@ def split_data(task: RetrievalTask) -> dict:
 
 @lru_cache(maxsize=1)  # called twice per model
 def load_mteb_model(name: str) -> "MtebEncoder | MtebRanker":
-    """Load a model by its name in mteb, or by its id on the Hub.
-
-    Raises ValueError if it cannot be loaded, or if it is a cross-encoder, which neither embeds nor searches.
-    """
+    """Load a model by its name in mteb, or by its id on the Hub; not a cross-encoder, which only compares pairs."""
     import mteb
     from mteb.models import EncoderProtocol, SearchProtocol
     from mteb.models.model_implementations import MODEL_REGISTRY

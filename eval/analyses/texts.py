@@ -119,10 +119,8 @@ def by_length(query_scores: dict[str, float], answer_tokens: dict[str, int]) -> 
     Args:
         answer_tokens: {qid: tokens of the document that answers it}; 2048 are in "<2k", 2049 in "2k-8k".
     """
-    groups: dict[str, list[float]] = {name: [] for name in BUCKETS}
-    for qid, score in query_scores.items():
-        groups[BUCKETS[int(np.searchsorted(BOUNDARIES_TOKENS, answer_tokens[qid]))]].append(score)
-    return [{"bucket": name, **summarise(scores)} for name, scores in groups.items()]
+    buckets = {qid: BUCKETS[int(np.searchsorted(BOUNDARIES_TOKENS, answer_tokens[qid]))] for qid in query_scores}
+    return _by_group("bucket", BUCKETS, query_scores, buckets)
 
 
 def describe_spans(task: RetrievalTask) -> dict:
@@ -175,8 +173,11 @@ def ndcg_by_quarter(query_scores: dict[str, float], positions: dict[str, float])
     Args:
         positions: {qid: share of the document before the answer}; a query that is not there is left out.
     """
-    groups: dict[int, list[float]] = {number: [] for number in QUARTERS}
-    for qid, position in positions.items():
-        if qid in query_scores:
-            groups[quarter(position)].append(query_scores[qid])
-    return [{"quarter": number, **summarise(scores)} for number, scores in groups.items()]
+    quarters = {qid: quarter(position) for qid, position in positions.items() if qid in query_scores}
+    return _by_group("quarter", QUARTERS, query_scores, quarters)
+
+
+def _by_group(kind: str, names: tuple, query_scores: dict[str, float], groups: dict[str, str | int]) -> list[dict]:
+    """Return a row for every group, by the group of each query."""
+    members = {name: [query_scores[qid] for qid, group in groups.items() if group == name] for name in names}
+    return [{kind: name, **summarise(scores)} for name, scores in members.items()]
