@@ -250,9 +250,8 @@ def sections():
 
 
 def test_what_belongs_to_no_table_of_the_paper_is_in_none():
-    sections = sections_of(
-        *RECORDS["locov0"], *RECORDS["both"], made.mteb(), made.needle(places=range(10), passages=10)
-    )
+    others = made.mteb(), made.needle(places=range(10), passages=10)
+    sections = sections_of(*RECORDS["locov0"], *RECORDS["both"], *others)
     assert "LoCoV1 (Tables 3 and 15)" not in sections
     assert not any(title.startswith("Averages of complete groups") for title in sections)
     assert "MSMARCO, dev" not in table_of(sections["BEIR (Table 14)"])
