@@ -28,7 +28,7 @@ MODULE = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.mode
         ("model.safetensors.index.json", '{"weight_map": ["a"]}', "weight_map"),
         ("modules.json", "null", "modules is None"),
         ("modules.json", "[]", "modules"),
-        ("modules.json", "[" * 100_000, "deep"),
+        ("modules.json", "[" * 100_000, "recursion"),
         ("modules.json", json.dumps([MODULE, MODULE | {"path": -5}]), r"modules\[1\].path is -5"),
         ("modules.json", json.dumps([{"name": "0", "path": ""}]), r"modules\[0\].type is missing"),
     ],

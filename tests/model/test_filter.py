@@ -76,10 +76,6 @@ def test_casts_and_autocast_leave_the_filters_alone(tiny_config, randomised, cas
     assert torch.equal(before, taps_of(model))
 
 
-def test_a_float64_model_has_float64_filters(tiny_config):
-    assert taps_of(M2BertModel(tiny_config()).double()).dtype == torch.float64
-
-
 # prepared filters
 
 
@@ -135,16 +131,6 @@ def change_in_place(model):
         model.layers[1].mixer.filter.output_weight.mul_(2)
 
 
-def change_by_optimizer(model):
-    model(IDS).pooler_output.square().sum().backward()
-    torch.optim.SGD(model.parameters(), lr=0.1).step()
-
-
-def change_by_assignment(model):
-    old = model.layers[0].mixer.residual_filter.hidden_weight
-    model.layers[0].mixer.residual_filter.hidden_weight = torch.nn.Parameter(old.detach() * 1.5)
-
-
 def change_by_assignment_of_the_same_version(model):
     old = model.layers[0].mixer.residual_filter.hidden_weight
     with torch.no_grad():
@@ -180,8 +166,8 @@ def change_of_data(model):
     model.layers[0].mixer.filter.output_weight.data.mul_(2)
 
 
-CHANGES = [change_of_data, change_by_fused_optimizer, change_by_merged_adapter, change_in_place, change_by_optimizer,
-           change_by_assignment, change_by_assignment_of_the_same_version, change_of_shape_in_place, change_by_loading,
+CHANGES = [change_of_data, change_by_fused_optimizer, change_by_merged_adapter, change_in_place,
+           change_by_assignment_of_the_same_version, change_of_shape_in_place, change_by_loading,
            lambda model: model.double()]  # fmt: skip
 
 
