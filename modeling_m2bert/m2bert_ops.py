@@ -178,7 +178,7 @@ def _misfit(expected: str, **tensors: Tensor) -> ValueError:
 
 
 def _check_rows(columns: int, offsets: Tensor, lengths: Tensor, longest: int):
-    if offsets.dim() != 1 or lengths.shape != (len(offsets) - 1,):
+    if offsets.dim() != 1 or lengths.shape != (offsets.shape[0] - 1,):
         raise _misfit("(B + 1,) and (B,)", offsets=offsets, lengths=lengths)
     if torch.compiler.is_compiling() or offsets.device.type != "cpu" or lengths.shape == (0,):
         return

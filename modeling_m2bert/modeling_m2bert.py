@@ -22,7 +22,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from .configuration_m2bert import M2BertConfig
-from .m2bert_filter import M2BertFilter, decay_rates, normalised_time, positional_features
+from .m2bert_filter import M2BertFilter
 from .m2bert_layers import BlockDiagonalLinear, M2BertMixer, M2BertMLP, ShortConv
 from .m2bert_ops import add_layer_norm
 from .m2bert_ops_filter import FilterCache
@@ -132,20 +132,7 @@ class M2BertPreTrainedModel(PreTrainedModel):
                 bound = 1 / math.sqrt(module.bias.shape[0])
                 init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, M2BertFilter):
-            self._init_filter(module)
-
-    def _init_filter(self, module: M2BertFilter):
-        config = self.config
-        features = positional_features(config.max_position_embeddings, config.filter_embedding_size)
-        init.copy_(module.positional_features, features)
-        init.copy_(module.time, normalised_time(config.max_position_embeddings, config.filter_decay_length))
-        init.copy_(module.decay, decay_rates(config.hidden_size))
-        init.constant_(module.frequency, config.filter_frequency)
-        for weight in (module.input_weight, module.hidden_weight, module.output_weight):
-            init.normal_(weight, std=config.initializer_range)
-        init.zeros_(module.input_bias)
-        init.zeros_(module.hidden_bias)
-        init.normal_(module.skip)
+            module.initialise(self.config)
 
     def _resize_token_embeddings(self, new_num_tokens, pad_to_multiple_of=None, mean_resizing=True):
         embeddings = super()._resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)

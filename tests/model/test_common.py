@@ -59,20 +59,6 @@ def is_filter(name: str) -> bool:
 
 
 @EACH_CLASS
-@pytest.mark.parametrize("options", [{"max_shard_size": "20KB"}, {"variant": "other"}])
-def test_shards_and_variants_are_safetensors_and_load_alike(tiny_config, randomised, tmp_path, cls, options):
-    model = randomised(cls(tiny_config()))
-    model.save_pretrained(tmp_path, **options)
-    weights = [path.name for path in tmp_path.iterdir() if path.suffix in (".safetensors", ".bin", ".pt")]
-    assert all(name.endswith(".safetensors") for name in weights)
-    assert len(weights) > 1 or "variant" in options
-    assert all(".other." in name for name in weights) == ("variant" in options)
-    loaded, report = cls.from_pretrained(tmp_path, variant=options.get("variant"), output_loading_info=True)
-    assert not any(report.values())
-    assert torch.equal(run(loaded.eval(), IDS), run(model, IDS))
-
-
-@EACH_CLASS
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_filters_stay_float32_from_saving_to_loading_and_back(tiny_config, randomised, tmp_path, cls, dtype):
     model = randomised(cls(tiny_config()))
@@ -123,36 +109,6 @@ def test_the_decoder_stays_tied_through_whatever_is_done_to_the_model(tiny_confi
     for what, each in changed.items():
         assert each.get_output_embeddings().weight is each.get_input_embeddings().weight, what
         assert run(each, IDS).isfinite().all(), what
-
-
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("size", [130, 60])
-def test_resizing_takes_the_decoder_and_its_bias_along(tiny_config, randomised, tmp_path, tied, size):
-    model = randomised(M2BertForMaskedLM(tiny_config(tie_word_embeddings=tied)))
-    weight, bias = (tensor.detach().clone() for tensor in (model.lm_head.decoder.weight, model.lm_head.decoder.bias))
-    assert bias.ne(0).any()
-    model.resize_token_embeddings(size)
-    decoder, kept = model.get_output_embeddings(), min(size, 120)
-    assert (decoder.weight.shape, decoder.bias.shape, decoder.out_features) == ((size, 32), (size,), size)
-    assert torch.equal(decoder.weight[:kept], weight[:kept])
-    assert torch.equal(decoder.bias[:kept], bias[:kept])
-    model(IDS, labels=IDS).loss.backward()
-    assert decoder.bias.grad.isfinite().all()
-    model.save_pretrained(tmp_path)
-    loaded, report = M2BertForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(report.values())
-    for each in (model, loaded):
-        assert (each.get_output_embeddings().weight is each.get_input_embeddings().weight) == tied
-    assert torch.equal(run(loaded.eval(), IDS), run(model, IDS))
-
-
-@pytest.mark.parametrize("size", [130, 60])
-def test_resizing_keeps_frozen_pooling_weights_frozen_and_their_precision(tiny_config, randomised, size):
-    model = randomised(M2BertModel(tiny_config(pooling="weighted_mean", num_pooling_heads=2))).bfloat16()
-    model.pooler.requires_grad_(False)
-    model.resize_token_embeddings(size)
-    weight = model.pooler.token_log_weights.weight
-    assert (weight.shape, weight.dtype, weight.requires_grad) == ((size, 2), torch.bfloat16, False)
 
 
 @EACH_CLASS
