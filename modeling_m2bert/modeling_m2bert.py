@@ -246,20 +246,6 @@ class M2BertLMHead(nn.Module):
         return self.decoder(self.norm(nn.functional.gelu(self.dense(hidden_states))))
 
 
-def masked_lm_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    """Return the mean cross entropy over labels that are not -100, or their sum over `num_items_in_batch` (gradient
-    accumulation). In float32 at least; transformers' own loss would round a float64 model's logits to float32.
-
-    Args:
-        logits: (..., V). labels: (...).
-    """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
-    labels = labels.flatten()
-    if num_items_in_batch is None:
-        return nn.functional.cross_entropy(logits, labels)
-    return nn.functional.cross_entropy(logits, labels, reduction="sum") / num_items_in_batch
-
-
 class M2BertForMaskedLM(M2BertPreTrainedModel):
     """The encoder with a masked-language-model head (paper section 4.2)."""
 
@@ -289,8 +275,8 @@ class M2BertForMaskedLM(M2BertPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:
         """Predict tokens. Inputs as M2BertModel.forward. labels: (B, L), -100 where nothing is predicted; the loss is
-        the mean cross entropy over the others. Logits (B, L, V), or (number of labels, V) with labels and
-        `sparse_prediction`."""
+        the mean cross entropy over the others, or their sum over `num_items_in_batch` (gradient accumulation). Logits
+        (B, L, V), or (number of labels, V) with labels and `sparse_prediction`."""
         outputs = self.model(input_ids, attention_mask, token_type_ids, inputs_embeds, return_dict=True, **kwargs)
         hidden_states = outputs.last_hidden_state
         if labels is not None and self.config.sparse_prediction:
@@ -298,8 +284,12 @@ class M2BertForMaskedLM(M2BertPreTrainedModel):
             hidden_states, labels = hidden_states[predicted], labels[predicted]
         logits = self.lm_head(hidden_states)
         loss = None
-        if labels is not None:
-            loss = masked_lm_loss(logits, labels, kwargs.get("num_items_in_batch"))
+        if labels is not None:  # in float32 at least; transformers' own loss would round a float64 model's logits to it
+            wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
+            items = kwargs.get("num_items_in_batch")
+            reduction = "mean" if items is None else "sum"
+            loss = nn.functional.cross_entropy(wide, labels.flatten(), reduction=reduction)
+            loss = loss if items is None else loss / items
         return MaskedLMOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
 
