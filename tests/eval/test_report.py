@@ -159,7 +159,7 @@ def test_files_of_other_forms_are_problems(tmp_path):
     for content in ("[" * 9999, '{"format": 1, "results": [NaN]}', '{"format": 1, "format": 1}', "7"):
         path.write_text(content)
         (problem,) = load_results([path]).problems
-        assert problem.startswith(f"no result file: {path}")
+        assert str(path) in problem
 
 
 def test_names_of_any_length_and_letters_make_files_of_their_own(tmp_path):
