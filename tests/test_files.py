@@ -254,7 +254,13 @@ run_command("x", fail)
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(ValueError("bad\nthing"), 2), (OSError("gone"), 2), (KeyboardInterrupt(), 130), (Ended("all there is"), 0)],
+    [
+        (ValueError("bad\nthing"), 2),
+        (OSError("gone"), 2),
+        (ModuleNotFoundError(name="mteb.models"), 2),
+        (KeyboardInterrupt(), 130),
+        (Ended("all there is"), 0),
+    ],
 )
 def test_bad_input_is_one_line_and_a_status(error, code, capsys):
     with pytest.raises(SystemExit) as stop:
