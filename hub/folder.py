@@ -8,22 +8,20 @@ import sys
 from pathlib import Path
 
 import torch
-from huggingface_hub import eval_result_entries_to_yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from m2bert.files import format_yaml, read_json, read_text
+from m2bert.files import read_json, read_text
 from m2bert.schema import checked
 
 from .card import KINDS, About, Card, public_record, read_about, render_card
 from .checkpoint import AUTO_CLASSES, check_finite, check_links, load_checkpoint, load_tokenizer
-from .hub_errors import check_repo_id
+from .client import check_repo_id
 from .outputs import check_apart, check_output, whole_folder
-from .scores import Scores, leaderboard_entries, read_scores
+from .scores import leaderboard_file, read_scores
 from .sentence_files import SentenceSettings, read_sentence_files, write_json, write_sentence_files
 
 REQUIREMENTS = "transformers>=5.17,<6\ntorch>=2.11\nsentence-transformers>=6\n"
 RECORDS = ("training.json", "conversion.json")  # how a model was made
-LEADERBOARD = ".eval_results/m2bert.yaml"
 # In a tokenizer's settings: code of whoever made the checkpoint, and how transformers loaded it.
 NOT_KEPT = {"auto_map", "custom_pipelines", "is_local", "local_files_only"}
 
@@ -45,7 +43,7 @@ def export_checkpoint(
     Args:
         repository: `org/name` for the card, where that is known.
         results: files of `m2bert eval` with scores of this very checkpoint, for the card and `.eval_results/`.
-        about: YAML file with what else the card should say, see `read_about`.
+        about: YAML file with what else the card should say, see `About`.
 
     Raises:
         ValueError: something of this cannot be read, does not fit, or lies in the output. Nothing is written then.
@@ -78,12 +76,6 @@ def export_checkpoint(
 def read_records(folder: Path, names: tuple[str, ...] = RECORDS) -> dict[str, str]:
     """Return the text of the records that a folder has, by their names."""
     return {name: read_text(folder / name) for name in names if (folder / name).is_file()}
-
-
-def leaderboard_file(scores: Scores) -> dict[str, str]:
-    """Return the file of scores on the Hub's own data sets, where there are any."""
-    entries = leaderboard_entries(scores)
-    return {LEADERBOARD: format_yaml(eval_result_entries_to_yaml(entries))} if entries else {}
 
 
 def write_folder(

@@ -32,8 +32,8 @@ from m2bert.schema import checked
 
 from ..card import read_metadata
 from ..checkpoint import inside
+from ..client import HubError, plain_errors
 from ..folder import check_tokenizer
-from ..hub_errors import HubError, plain_errors
 from .inert_pickle import read_inert
 
 logger = logging.getLogger(__name__)

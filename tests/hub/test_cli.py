@@ -37,7 +37,10 @@ def test_export_writes_a_folder_and_refuses_to_replace_it(monkeypatch, capsys, t
 
 @pytest.mark.parametrize(
     ("name", "content", "named"),
-    [("model.safetensors", b"", "model.safetensors"), ("config.json", b'{"architectures": ["Other"]}', "Other")],
+    [
+        ("model.safetensors", b"", "model.safetensors"),
+        ("config.json", b'{"model_type": "m2bert", "architectures": ["Other"]}', "'Other'"),
+    ],
 )
 def test_a_broken_checkpoint_is_one_line(monkeypatch, capsys, tmp_path, tiny_config, name, content, named):
     M2BertModel(tiny_config()).save_pretrained(tmp_path / "checkpoint")
@@ -74,13 +77,13 @@ def test_mistakes_are_told_before_anything_slow_is_imported(tmp_path):
         (["analyse", "spans", "--data", "./nowhere", "--output", "x.json"], "'./nowhere' is no folder"),
         (["analyse", "needle", "--encoder", "./no", "--data", "x/y", "--output", "x.json"], "'./no' is no folder"),
         (["analyse", "efficiency", "--encoder", "bm25", "--data", "x/y", "--output", "x.json"], "gives no vectors"),
-        (["export", "--model", "nowhere", "--output", "out"], "nowhere does not exist"),
+        (["export", "--model", "nowhere", "--output", "out"], "'nowhere' does not exist"),
         (["export", "--model", "model", "--output", "file"], "file exists and is no folder"),
         (["export", "--model", "model", "--output", "out", "--about", "about.yaml"], "'license'"),
-        (["convert", "./nowhere", "--output", "out"], "./nowhere is no file"),
+        (["convert", "./nowhere", "--output", "out"], "'./nowhere' is no repository"),
         (["convert", "model", "--output", "file/out"], "cannot be written"),
         (["convert", "model", "--output", "out", "--config", "file"], "file is no valid JSON"),
-        (["push", "nowhere", "--repo", "a/b"], "nowhere does not exist"),
+        (["push", "nowhere", "--repo", "a/b"], "'nowhere' does not exist"),
         (["push", "model", "--repo", "a b"], "'a b'"),
     ]
     code = f"""

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, BertTokenizerFast
 
+from m2bert.hub.client import HubError
 from m2bert.hub.convert import check, run
 from m2bert.hub.convert.run import convert_source
 from m2bert.hub.convert.source import find_source
-from m2bert.hub.hub_errors import HubError
 from modeling_m2bert import M2BertConfig, M2BertForMaskedLM, M2BertModel
 
 pytestmark = needs_fixtures

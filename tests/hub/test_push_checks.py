@@ -92,11 +92,11 @@ DAMAGE = {
     ),
     "NaN": (
         lambda d: change_tensors(d / "model.safetensors", lambda t: t["layers.0.norm.weight"].fill_(float("nan"))),
-        "not finite (layers.0.norm.weight)",
+        "not finite: layers.0.norm.weight",
     ),
     "float8 NaN": (
         lambda d: save_file({"a": torch.full((2,), float("nan")).to(torch.float8_e4m3fn)}, d / "x.safetensors"),
-        "not finite (a)",
+        "not finite: a",
     ),
     "a path in a list": (
         lambda d: change_json(d / "tokenizer_config.json", files=["vocab.txt", "/scratch/me/vocab.txt"]), "/scratch/me",
@@ -200,7 +200,7 @@ import importlib.util, pathlib, sys
 spec = importlib.util.spec_from_file_location("clean_load", sys.argv[1])
 clean_load = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(clean_load)
-sys.meta_path.insert(0, clean_load.Blocker())
+clean_load.forget_ours()
 for folder in sys.argv[2:]:
     try:
         clean_load.main(pathlib.Path(folder))
@@ -259,4 +259,3 @@ def test_a_space_is_of_no_other_kind(tmp_path):
     assert (upload.kind, upload.metadata.sdk, upload.repo_type) == ("space", "gradio", "space")
     (tmp_path / "config.json").write_text("{}")
     refused(tmp_path, "a model and a Space")
-    refused(tmp_path / "none", "is no folder")
