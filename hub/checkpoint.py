@@ -63,12 +63,8 @@ class OwnAdapter(AdapterConfig):
 
 
 def load_checkpoint(model_dir: str | Path) -> PreTrainedModel:
-    """Load a checkpoint folder with the class it was saved from, every tensor accounted for. Merge an adapter of peft.
-
-    Raises:
-        ValueError: no such folder, not an M2-BERT, a link out of the folder, or tensors that are missing, unexpected,
-            of another shape or not finite.
-    """
+    """Load a checkpoint folder with the class it was saved from, and merge an adapter of peft. Raises ValueError as
+    `load_strictly`, or if a link leads out of the folder."""
     path = Path(model_dir)
     check_links(path)
     if (path / ADAPTER_CONFIG).is_file():

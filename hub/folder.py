@@ -27,26 +27,19 @@ NOT_KEPT = {"auto_map", "custom_pipelines", "is_local", "local_files_only"}
 
 
 def export_checkpoint(
-    model_dir: str | Path,
-    output_dir: str | Path,
-    *,
-    overwrite: bool = False,
-    repository: str | None = None,
-    results: list[Path] | None = None,
-    about: Path | None = None,
-) -> Path:
+    model_dir: str | Path, output_dir: str | Path, *, overwrite: bool = False, repository: str | None = None,
+    results: list[Path] | None = None, about: Path | None = None,
+) -> Path:  # fmt: skip
     """Write the Hub folder of a checkpoint, of training or saved by sentence-transformers; see `write_folder`.
 
     Keeps the checkpoint's records of how it was made and, of sentence-transformers, prompts, maximum length and a
-    trained Dense layer.
+    trained Dense layer. Raises ValueError, before anything is written, if something of this cannot be read, does not
+    fit, or lies in the output.
 
     Args:
         repository: `org/name` for the card, where that is known.
         results: files of `m2bert eval` with scores of this very checkpoint, for the card and `.eval_results/`.
         about: YAML file with what else the card should say, see `About`.
-
-    Raises:
-        ValueError: something of this cannot be read, does not fit, or lies in the output. Nothing is written then.
     """
     model_dir, results = Path(model_dir), results or []
     output = check_output(output_dir, overwrite)
@@ -57,19 +50,13 @@ def export_checkpoint(
         check_links(model_dir)
         said = read_about(about) if about else About()
         scores = read_scores(results, model_dir)
-        texts = {
-            name: json.dumps(public_record(name, text), indent=2) + "\n"
-            for name, text in read_records(model_dir).items()
-        }
+        records = {name: public_record(name, text) for name, text in read_records(model_dir).items()}
+        texts = {name: json.dumps(record, indent=2) + "\n" for name, record in records.items()}
         model = load_checkpoint(model_dir)
-        fill_folder(
-            new,
-            model,
-            load_tokenizer(model_dir),
-            settings=read_sentence_files(model, model_dir),
-            card=Card(repository=repository, about=said, scores=scores),
-            extra_files=texts | leaderboard_file(scores),
-        )
+        settings = read_sentence_files(model, model_dir)
+        card = Card(repository=repository, about=said, scores=scores)
+        extra_files = texts | leaderboard_file(scores)
+        fill_folder(new, model, load_tokenizer(model_dir), settings=settings, card=card, extra_files=extra_files)
     return output
 
 
@@ -79,21 +66,17 @@ def read_records(folder: Path, names: tuple[str, ...] = RECORDS) -> dict[str, st
 
 
 def write_folder(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    output_dir: str | Path,
-    *,
-    overwrite: bool = False,
-    state_dict: dict | None = None,
-    **contents,
-) -> Path:
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, output_dir: str | Path, *,
+    overwrite: bool = False, state_dict: dict | None = None, **contents,
+) -> Path:  # fmt: skip
     """Write a complete, self-contained Hub folder: safetensors, configuration, code, tokenizer, sentence-transformers
     files, requirements.txt and a README.md card; of an embedding model with a tokenizer, the handler.py of Inference
     Endpoints.
 
     The folder loads with `AutoModel.from_pretrained(dir, trust_remote_code=True)` and
     `SentenceTransformer(dir, trust_remote_code=True)` where this package is not installed. It comes whole or not at all
-    (`whole_folder`).
+    (`whole_folder`). Raises ValueError if it may not or cannot be written (`check_output`), the tokenizer does not fit,
+    or a weight is not finite.
 
     Args:
         model: any M2-BERT class.
@@ -102,10 +85,6 @@ def write_folder(
         overwrite: replace a model folder that exists.
         state_dict: the whole weights, where the model holds only a shard of them.
         contents: settings, card and extra_files, see `fill_folder`.
-
-    Raises:
-        ValueError: the folder may not or cannot be written (`check_output`), the tokenizer has ids outside the
-            vocabulary, or a weight is not finite.
     """
     output = check_output(output_dir, overwrite)
     check_tokenizer(tokenizer, model.config.vocab_size)
@@ -121,14 +100,9 @@ def write_folder(
 
 
 def fill_folder(
-    new: Path,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    *,
-    settings: SentenceSettings | None = None,
-    card: Card | None = None,
-    extra_files: dict[str, str] | None = None,
-) -> None:
+    new: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, *,
+    settings: SentenceSettings | None = None, card: Card | None = None, extra_files: dict[str, str] | None = None,
+) -> None:  # fmt: skip
     """Write what `write_folder` promises into the empty folder of `whole_folder`.
 
     Args:

@@ -24,11 +24,8 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of renameat2
 
 
 def check_output(output_dir: str | Path, overwrite: bool) -> Path:
-    """Return the real path of a folder that may and can be written. Leaves nothing behind.
-
-    Raises:
-        ValueError: it cannot be made, must not be replaced (`check_replaceable`), or another process writes it.
-    """
+    """Return the real path of a folder that may and can be written. Leaves nothing behind. Raises ValueError if it
+    cannot be made, must not be replaced (`check_replaceable`), or another process writes it."""
     output = Path(os.path.realpath(output_dir))
     check_writable(output, "output")
     check_replaceable(output, overwrite)
@@ -83,9 +80,7 @@ def whole_folder(output_dir: str | Path, overwrite: bool) -> Iterator[Path]:
     It is made in `.NAME.partial` next to the output, which keeps other writers of that output out. One step moves it to
     its place, also where it replaces another folder; where the system cannot exchange two folders it takes two steps.
     The next writer puts back what a killed writer had moved away, and removes what it left.
-
-    Raises:
-        ValueError: as `check_output`, or there is no room for it.
+    Raises ValueError as `check_output`, or if there is no room for it.
     """
     output = check_output(output_dir, overwrite)
     scratch, new = scratch_of(output), scratch_of(output) / NEW

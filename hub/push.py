@@ -109,11 +109,9 @@ class Plan:
 def plan_push(
     folder: str | Path, repo_id: str, *, private: bool = False, create_pr: bool = False, revision: str | None = None
 ) -> Plan:
-    """Check a folder and compare it with the repository. Sends nothing; a public repository needs no token.
+    """Check a folder and compare it with the repository org/name. Sends nothing; a public repository needs no token.
 
     Args:
-        folder: of `write_folder`, of an adapter, or of a Space.
-        repo_id: org/name.
         private: if the repository is made, make it private.
         create_pr: offer the folder as a pull request to a repository that exists.
         revision: the branch, main by default; made if it does not exist.

@@ -3,8 +3,6 @@
 import subprocess
 import sys
 
-import pytest
-
 import m2bert
 from m2bert.hub import cli
 from modeling_m2bert import M2BertModel
@@ -35,19 +33,12 @@ def test_export_writes_a_folder_and_refuses_to_replace_it(monkeypatch, capsys, t
     assert run(monkeypatch, capsys, *arguments, "--overwrite")[0] == 0
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "named"),
-    [
-        ("model.safetensors", b"", "model.safetensors"),
-        ("config.json", b'{"model_type": "m2bert", "architectures": ["Other"]}', "'Other'"),
-    ],
-)
-def test_a_broken_checkpoint_is_one_line(monkeypatch, capsys, tmp_path, tiny_config, name, content, named):
+def test_a_broken_checkpoint_is_one_line(monkeypatch, capsys, tmp_path, tiny_config):
     M2BertModel(tiny_config()).save_pretrained(tmp_path / "checkpoint")
-    (tmp_path / "checkpoint" / name).write_bytes(content)
+    (tmp_path / "checkpoint" / "model.safetensors").write_bytes(b"")
     code, _, err = run(monkeypatch, capsys, "export", "--model", tmp_path / "checkpoint", "--output", tmp_path / "out")
     assert code == 2
-    assert [named in line for line in err.splitlines() if line.startswith("m2bert: ")] == [True]
+    assert ["model.safetensors" in line for line in err.splitlines() if line.startswith("m2bert: ")] == [True]
     assert "Traceback" not in err
     assert not (tmp_path / "out").exists()
 

@@ -69,7 +69,6 @@ DAMAGE = {
     "the card of another": (write("README.md", 'path = "org/other"\n'), "loads 'org/other'"),
     "a broken card": (write("README.md", "---\na: [\n---\n"), "the YAML at the head"),
     "no configuration": (lambda d: (d / "config.json").unlink(), "nothing that can be pushed"),
-    "modules of another form": (write("modules.json", '[{"name": "", "path": -5}]'), "modules.json"),
     "a missing class": (lambda d: change_json(d / "config.json", auto_map={"AutoModel": "gone.Model"}), "code 'gone'"),
     "code of another repository": (
         lambda d: change_json(d / "config.json", auto_map={"AutoModel": "evil/it--modeling_m2bert.M2BertModel"}),
@@ -83,7 +82,6 @@ DAMAGE = {
     "a pickle": (write("pytorch_model.bin", ""), "is a pickle"),
     "a link out": (lambda d: (d / "link.txt").symlink_to("/etc/hostname"), "is a link out of the folder"),
     "a linked folder": (lambda d: (d / "link").symlink_to(d.parent, True), "is a link out of the folder"),
-    "a link to nothing": (lambda d: (d / "link.md").symlink_to("gone.md"), "or to no file"),
     "a token": (write("training.json", f'"{TOKEN}"'), "looks like a token"),
     "a key": (write("notes.txt", "-----BEGIN RSA PRIVATE KEY-----"), "a private key"),
     "a token in a long text": (write("notes.txt", " " * 20_000_000 + TOKEN + " " * 99), "looks like a token"),
