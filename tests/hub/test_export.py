@@ -141,18 +141,3 @@ def test_a_model_that_sees_its_padding_is_padded_alike_everywhere(tmp_path, tiny
     loaded.save_pretrained(str(tmp_path / "saved"))
     again = SentenceTransformer(str(tmp_path / "saved"), trust_remote_code=True, device="cpu")
     assert abs(again.encode(TEXTS, batch_size=1) - expected).max() < 1e-5
-
-
-@pytest.mark.parametrize("broken", [False, True])
-def test_code_that_is_a_link_becomes_a_file(tmp_path, tiny_config, tokenizer, broken):
-    """As in models/m2bert-small; also where the links lead nowhere."""
-    folder = write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "first")
-    (tmp_path / "code").mkdir()
-    for path in folder.glob("*.py"):
-        target = path.rename(tmp_path / "code" / path.name)
-        path.symlink_to(f"../{'gone' if broken else 'code'}/{target.name}")
-    exported = export_checkpoint(folder, tmp_path / "out")
-    assert {path.name for path in exported.glob("*.py")} == {path.name for path in (tmp_path / "code").iterdir()}
-    for path in exported.glob("*.py"):
-        assert not path.is_symlink()
-        assert path.read_bytes() == (tmp_path / "code" / path.name).read_bytes()
