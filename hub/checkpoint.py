@@ -80,10 +80,10 @@ def load_merged(path: Path) -> PreTrainedModel:
     settings = read_settings(OwnAdapter, path / ADAPTER_CONFIG)
     base = Path(settings.base_model_name_or_path)
     stored = tensor_shapes([path / "adapter_model.safetensors"])  # if it is missing, peft reads a pickle in its place
-    check_links(base)
     auto_class = AUTO_CLASSES[(settings.auto_mapping or OwnMapping()).base_model_class]
-    model, missing = load_strictly(auto_class, base, may_miss=("pooler.",))
-    with foreign(f"adapter {path} cannot be merged with {base}"):
+    with foreign(f"adapter {path} cannot be merged with {base}, which its {ADAPTER_CONFIG} names"):
+        check_links(base)
+        model, missing = load_strictly(auto_class, base, may_miss=("pooler.",))
         from peft import PeftModel, get_peft_model_state_dict
 
         adapted = PeftModel.from_pretrained(model, str(path))
