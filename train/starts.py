@@ -54,7 +54,7 @@ def make_model(auto_class, settings, tokenizer) -> tuple[PreTrainedModel, set[st
         if settings.start == "identity":
             identity_start_(model)
         return model, set(model.state_dict())
-    old = read_config(Path(settings.path)).get("num_hidden_layers", 0)
+    old = read_config(Path(settings.path)).num_hidden_layers
     added = range(old, settings.architecture.get("num_hidden_layers", old))
     may_miss = ("pooler.", *(f"{prefix}layers.{number}." for prefix in ("", "model.") for number in added))
     model, missing = load_strictly(auto_class, settings.path, may_miss=may_miss, **settings.architecture)

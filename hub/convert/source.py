@@ -28,8 +28,8 @@ from m2bert.terminal import one_line
 
 from ..card import read_metadata
 from ..checkpoint import inside
+from ..client import HubError, explain, plain_errors
 from ..folder import check_tokenizer
-from ..hub_errors import HubError, explain, plain_errors
 from .inert_pickle import read_inert
 
 logger = logging.getLogger(__name__)
