@@ -329,7 +329,7 @@ def test_the_originals_tokenizer_comes_from_the_cache(tmp_path, original):
         ("org/word", {}, "org/word is no file or folder here"),
         ("model.safetensors", {"revision": "main"}, "--revision"),
         ("model.safetensors", {"file": "y"}, "--file"),
-        (".", {"file": "../clone/model.safetensors"}, "outside"),
+        (".", {"file": "../other/model.safetensors"}, "outside"),
         (".", {"file": "/etc/hostname"}, "outside"),
         (".", {"file": "y"}, "no file 'y'"),
     ],
