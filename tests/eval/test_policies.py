@@ -121,14 +121,12 @@ def test_specifications_are_canonical():
     [
         ("best-chunks", "'best-chunks' is unknown; .*did you mean 'best-chunk'"),
         ("", "'' is unknown"),
-        ("truncate:stride=3", "cannot set 'stride'"),
-        ("truncate:tokens=3,tokens=4", "cannot set 'tokens'"),
-        ("truncate:tokens", "'tokens' to ''"),
-        ("truncate:tokens=0", "'tokens' to '0'"),
-        ("late-chunk:vectors=1.5", "'vectors' to '1.5'"),
-        ("truncate:tokens=13", "tokens=13 must be from 3 to 12: encoder"),
-        ("best-chunk:tokens=13", "tokens=13 must be from 3 to 12: encoder"),
-        ("chunk-average:tokens=2", "policy 'chunk-average:tokens=2': tokens=2 must be from 3"),
+        ("truncate:stride=3", "policy 'truncate:stride=3': unknown key 'stride'"),
+        ("truncate:tokens", "tokens is ''; .*integer"),
+        ("truncate:tokens=0", "tokens is '0'; .*greater"),
+        ("late-chunk:vectors=1.5", "vectors is '1.5'; .*integer"),
+        ("best-chunk:tokens=13", "policy 'best-chunk:tokens=13' of encoder '.*tiny': tokens=13 must be from 3 to 12"),
+        ("chunk-average:tokens=2", "tokens=2 must be from 3"),
         ("best-chunk:stride=11", "stride=11 would skip text"),
         ("chunk-average:tokens=5,stride=4", "stride=4 would skip text"),
     ],
@@ -140,7 +138,7 @@ def test_what_means_nothing_or_a_model_cannot_do_is_refused(encoder, text, messa
 
 @pytest.mark.parametrize("spec", ["chunk-average", "best-chunk", "late-chunk"])
 def test_an_encoder_that_shows_no_tokens_can_only_truncate(spec):
-    with pytest.raises(ValueError, match=f"policy '{spec}': encoder 'plain' .*; use truncate"):
+    with pytest.raises(ValueError, match=f"policy '{spec}' of encoder 'plain': .*; use truncate"):
         parse_policy(spec).embed(Vectors(), ["a"])
 
 
