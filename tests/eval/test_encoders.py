@@ -76,9 +76,6 @@ def test_max_tokens_holds_for_one_call(model, request):
     np.testing.assert_array_equal(encoder.encode(texts, "document"), whole)
     assert np.abs(whole[0] - whole[1]).max() > 1e-3
     assert encoder.max_tokens == limit
-    if limit:
-        with pytest.raises(ValueError, match="max_tokens=13 is more than the 12 of encoder"):
-            encoder.encode(texts, "query", max_tokens=13)
 
 
 def test_the_prompt_of_the_task_is_used_and_counted(tiny_model, monkeypatch):
@@ -175,8 +172,8 @@ def test_a_model_that_is_nowhere_is_named_with_the_remedy(monkeypatch, tmp_path,
         SentenceTransformerEncoder("org/name")
     assert "hf_secret" not in str(caught.value) + caplog.text
     assert not constants.HF_HUB_OFFLINE
-    for name, problem in (("modle", "folder"), ("no/such/folder", "folder"), (tmp_path, "model folder")):
-        with pytest.raises(ValueError, match=f"^encoder '{name}' is no {problem}.*; .*org/name$"):
+    for name in ("modle", "no/such/folder", tmp_path):
+        with pytest.raises(ValueError, match=f"^encoder '{name}' (is no folder|cannot be loaded)"):
             SentenceTransformerEncoder(name)
 
 
