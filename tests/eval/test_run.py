@@ -36,7 +36,8 @@ class WordEncoder:
 
 
 def evaluate(config, store):
-    return module.evaluate(module.make_plan(config), store)
+    run = module.Evaluation(config, store)
+    return run.run(), run.failures
 
 
 @pytest.fixture
@@ -105,8 +106,8 @@ def test_plain_tfidf_takes_its_width_from_the_models(settings, words):
 def test_one_bad_encoder_does_not_spoil_the_others_of_one_process(settings, words, monkeypatch):
     records, failures = evaluate(settings("tfidf-rp", "bm25", "broken"), VectorStore(None))
     assert [record["system"] for record in records] == ["bm25"]
-    assert failures[0] == "encoder 'broken' failed and is left out: encoder 'broken' cannot be loaded"
-    assert "'tfidf-rp' failed and is left out: no encoder beside it gave vectors" in failures[1]
+    assert failures[0] == "encoder 'broken' failed, and it is left out: encoder 'broken' cannot be loaded"
+    assert "tfidf-rp is left out: no other encoder gave vectors" in failures[1]
     with pytest.raises(ValueError, match="cannot be loaded"):
         evaluate(settings("broken"), VectorStore(None))
     monkeypatch.setenv("WORLD_SIZE", "2")  # the others would wait for this process at the next encoder
