@@ -63,24 +63,17 @@ def test_a_record_holds_what_reports_need(settings, words):
 
 
 def test_policies_and_hybrids_are_systems_of_their_own(settings, words):
-    config = settings(
-        "bm25", "words", policies=("truncate", "best-chunk:tokens=3"), hybrids=("rerank", "rrf", "weighted")
-    )
-    records, _ = evaluate(config, VectorStore(None))
-    alone = ["bm25", "words / truncate", "words / best-chunk:tokens=3"]
-    hybrids = [f"{name} + bm25 ({how})" for name in alone[1:] for how in ("rerank:100", "rrf", "weighted")]
+    """Plain tfidf-rp takes its width from the models."""
+    policies, hybrids = ("truncate", "best-chunk:tokens=3"), ("rerank", "rrf", "weighted")
+    records, _ = evaluate(settings("tfidf-rp", "words", policies=policies, hybrids=hybrids), VectorStore(None))
+    alone = ["words / truncate", "words / best-chunk:tokens=3", "tfidf-rp:12"]
+    hybrids = [f"{name} + bm25 ({how})" for name in alone[:2] for how in ("rerank:100", "rrf", "weighted")]
     assert sorted(record["system"] for record in records) == sorted(alone + hybrids)
     weighted = next(record for record in records if record["system"].endswith("(weighted)"))
     assert weighted["hybrid"]["development_split"] == "validation"
     assert 0 <= weighted["hybrid"]["weight"] <= 1
-    assert [record["vectors"] for record in records if record["system"] in alone] == ["none", "one", "several"]
-
-
-def test_plain_tfidf_takes_its_width_from_the_models(settings, words):
-    records, _ = evaluate(settings("tfidf-rp", "words"), VectorStore(None))
-    assert [record["system"] for record in records] == ["words / truncate", "tfidf-rp:12"]
-    assert records[1]["seeds"] == 20
-    assert records[1]["ranks"] is None  # a mean over rankings has no ranks
+    assert [record["vectors"] for record in records if record["system"] in alone] == ["one", "several", "one"]
+    assert (records[-1]["seeds"], records[-1]["ranks"]) == (20, None)  # a mean over rankings has no ranks
 
 
 def test_one_bad_encoder_does_not_spoil_the_others_of_one_process(settings, words, monkeypatch):
