@@ -1,5 +1,6 @@
 """Run every system of a configuration on every task: one record each, ready for JSON."""
 
+import itertools
 import logging
 import time
 from collections.abc import Iterator
@@ -130,8 +131,9 @@ class Evaluation:
         # Plain tfidf-rp comes last: it needs the widths of the others.
         for encoder in sorted(self.systems, key=lambda encoder: encoder.model == "tfidf-rp"):
             before = len(records)
+            found = self.dense(encoder) if is_dense(encoder.model) else self.lexical(encoder, records)
             try:
-                for record in self.records_of(encoder, records):
+                for record in found:
                     records.append(record)
             except (
                 ValueError,
@@ -153,11 +155,8 @@ class Evaluation:
         self.failures.append(failure)
         logger.error(failure)
 
-    def records_of(self, settings: EncoderSettings, earlier: list[dict]) -> Iterator[dict]:
-        """Yield all records of one encoder. Plain `tfidf-rp` takes the widths of the models in `earlier`."""
-        if is_dense(settings.model):
-            yield from self.dense(settings)
-            return
+    def lexical(self, settings: EncoderSettings, earlier: list[dict]) -> Iterator[dict]:
+        """Yield the records of BM25 or TF-IDF. Plain `tfidf-rp` takes the widths of the models in `earlier`."""
         names = [settings.model]
         if settings.model == "tfidf-rp":
             widths = sorted({record["dimensions"] for record in earlier if record.get("dimensions")})
@@ -165,25 +164,19 @@ class Evaluation:
                 self.report_failure("tfidf-rp is left out: no other encoder gave vectors whose width it could take")
             named = {record["encoder"] for record in earlier}
             names = [name for name in (f"tfidf-rp:{width}" for width in widths) if name not in named]
-        for loaded in self.tasks:
-            for name in names:
-                yield self.lexical(settings.model_copy(update={"model": name}), loaded)
-
-    def lexical(self, settings: EncoderSettings, loaded: LoadedTask) -> dict:
-        """Return the record of BM25 or of a projection of TF-IDF."""
-        name = settings.model
-        logger.info("%s on %s", name, loaded.task.name)
-        start = time.perf_counter()
-        details = {"name": name, "policy": "whole", "hybrid": None, "vectors": "none", "seen_share": 1.0}
-        if name == "bm25":
-            run = loaded.bm25
-            scores = score_metrics(run, loaded.task.qrels)
-        else:
-            run = None
-            scores, about = score_tfidf(int(name.removeprefix("tfidf-rp:")), loaded.task)
-            details |= {"vectors": "one", **about}
-        seconds = time.perf_counter() - start
-        return retrieval_record(name, settings, loaded, scores, run, details, seconds)
+        for loaded, name in itertools.product(self.tasks, names):
+            logger.info("%s on %s", name, loaded.task.name)
+            start = time.perf_counter()
+            details = {"name": name, "policy": "whole", "hybrid": None, "vectors": "none", "seen_share": 1.0}
+            run = loaded.bm25 if name == "bm25" else None
+            if run is not None:
+                scores = score_metrics(run, loaded.task.qrels)
+            else:
+                scores, about = score_tfidf(int(name.removeprefix("tfidf-rp:")), loaded.task)
+                details |= {"vectors": "one", **about}
+            seconds = time.perf_counter() - start
+            named_so = settings.model_copy(update={"model": name})
+            yield retrieval_record(name, named_so, loaded, scores, run, details, seconds)
 
     def dense(self, settings: EncoderSettings) -> Iterator[dict]:
         """Yield the records of every policy and hybrid of a model on every task."""

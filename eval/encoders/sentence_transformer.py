@@ -248,9 +248,6 @@ def load_model(name: str, device: str | None = None):
 
     A folder may bring its own code. A Hub id may only with its commit, whose content cannot change. If the Hub does
     not answer within seconds, only the cache is read.
-
-    Raises:
-        ValueError: it cannot be loaded; the error gives the cause and the remedy.
     """
     folder = Path(name)
     is_model = folder.is_dir()

@@ -57,9 +57,6 @@ def load_tasks(
         names: of tasks there; for mteb also of benchmarks and of the paper's tables. None takes all, except for mteb.
         revision: of data on the Hub, see `from_hub.load_hub_tasks`.
         documents: folder of the documents, for a local task that has them in several variants.
-
-    Raises:
-        ValueError: the source, a name, the split or the variant is unknown, or a setting does not apply to the source.
     """
     folder = Path(data).expanduser()
     is_tables, is_csv = (folder / "queries").is_dir(), (folder / QUERIES).is_file()

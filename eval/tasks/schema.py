@@ -37,9 +37,7 @@ class RetrievalTask:
     fingerprint: str  # sha256 of the content
     source: str = ""  # folder, file or Hub id that it was read from
     revision: str | None = None  # commit of the data, if they come from the Hub
-    positions: dict[str, float] | None = (
-        None  # {qid: where its answer begins, as a fraction of the characters}, if known
-    )
+    positions: dict[str, float] | None = None  # {qid: where its answer begins, as a fraction of characters}, if known
 
     @property
     def base_name(self) -> str:
@@ -139,10 +137,6 @@ def make_task(
 
     Documents with a null passage are left out, with the queries that they alone answer, as in the research code. Empty
     texts are kept; a null query becomes one. Warnings count both.
-
-    Raises:
-        ValueError: there are no queries or documents, an id is null or occurs twice, a query has no answer, an answer
-            is not a document, or a position is not from 0 to 1.
     """
     where = f"task {task!r}, split {split!r}" + (f" of {source}" if source else "")
     null = {row["pid"] for row in document_rows if row["passage"] is None}
