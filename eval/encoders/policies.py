@@ -54,8 +54,10 @@ class Policy(Schema):
     def problem(self, encoder: Encoder) -> str:
         """Return why this policy cannot work with an encoder: its length, or what it does not show; empty if it can."""
         tokens = getattr(self, "tokens", None)
+        if tokens is None:
+            return ""
         least = 1 + (overhead_tokens(encoder) if hasattr(encoder, "count_tokens") else 0)
-        if tokens is None or least <= tokens <= (encoder.max_tokens or tokens):
+        if least <= tokens <= (encoder.max_tokens or tokens):
             return ""
         return (
             f"tokens={tokens} must be from {least} to {encoder.max_tokens or 'any'}: it takes no more, and special "

@@ -184,14 +184,14 @@ def texts_by_id(kind: str, pairs: Iterable[tuple[str, str]], where: str) -> dict
     others = [pair for pair in pairs if not all(isinstance(part, str) for part in pair)]
     if pairs and not others and len(texts := dict(pairs)) == len(pairs):
         return texts
-    problem = "there are none (null texts do not count)"
+    problem = f" has no {kind}; add some (null texts do not count)"
     if others:
         [(identifier, text), *_] = others
-        problem = f"id {identifier!r} has {text!r:.80}; both must be texts"
+        problem = f", {kind}: id {identifier!r} has {text!r:.80}; both must be texts"
     elif pairs:
         [(identifier, times)] = Counter(identifier for identifier, _ in pairs).most_common(1)
-        problem = f"id {identifier!r} occurs {times} times; ids must be unique within a task"
-    raise ValueError(f"{where}, {kind}: {problem}")
+        problem = f", {kind}: id {identifier!r} occurs {times} times; ids must be unique within a task"
+    raise ValueError(where + problem)
 
 
 def fingerprint_of(queries: dict[str, str], documents: dict[str, str], qrels: dict[str, dict[str, int]]) -> str:

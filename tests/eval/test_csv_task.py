@@ -96,7 +96,7 @@ def test_documents_from_a_second_csv(folder):
     [
         ("queries.csv", "query\nwhat\n", r"queries.csv needs the columns query, answer, .* has \['query'\]"),
         ("queries.csv", "query,answer,answer\nx,boats.txt,more/walls.md\n", "each once"),
-        ("queries.csv", "query,answer\n", "queries: there are none"),
+        ("queries.csv", "query,answer\n", "has no queries"),
         ("queries.csv", 'query,answer\n"a\nb",boats.txt\n ,boats.txt\n', "line 4: column 'query' is empty"),
         ("queries.csv", "query,answer\na,boats.txt\n\nb\n", "line 4: column 'answer' is empty"),
         ("queries.csv", "query,answer\na,;\n", "query 'q1' has no answer_pids"),
@@ -111,7 +111,7 @@ def test_documents_from_a_second_csv(folder):
         ("queries.csv", "query,answer\n\ncafé,boats.txt\n", "queries.csv, line 3 is not UTF-8"),
         ("documents.csv", "id,text\na,x\na,y\n", "mine, documents: id 'a' occurs 2 times"),
         ("documents.csv", "id,text\n,x\n", "documents.csv, line 2: column 'id' is empty"),
-        ("documents.csv", "id,text\n", "mine, documents: there are none"),
+        ("documents.csv", "id,text\n", "has no documents"),
         ("documents", "no folder", "documents.csv cannot be read"),
     ],
 )
