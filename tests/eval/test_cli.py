@@ -154,21 +154,12 @@ def test_compare_sets_systems_against_each_other(tiny_data, tmp_path):
     assert "'nobody'" in unknown.stderr
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{}", "no result file"),
-        ('{"format": 1, "results": [1]}', "record 0 of"),
-        ('{"format": 1, "results": [{"kind": "retrieval"}]}', "system is missing"),
-    ],
-)
-def test_compare_names_a_record_that_it_cannot_read(tmp_path, text, message):
+def test_compare_names_a_record_that_it_cannot_read(tmp_path):
     path = tmp_path / "results.json"
-    path.write_text(text)
+    path.write_text('{"format": 1, "results": [{"kind": "retrieval"}]}')
     result = call("compare", path)
-    assert result.exit_code == 2
-    assert message in result.stderr
-    assert result.stderr.count("\n") == 1
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert f"record 0 of {path}: system is missing" in result.stderr
 
 
 def read(tmp_path, text):

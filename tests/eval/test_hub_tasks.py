@@ -85,7 +85,6 @@ def test_the_cache_of_another_commit_is_not_taken():
     [
         (("org/Set", ["onne"], "test"), "task 'onne' is not in org/Set; tasks there: one, two; did you mean 'one'"),
         (("org/Set", None, "train"), "data=org/Set: 'org/Set-Queries' is no local path, .* its split 'train' cannot"),
-        (("org/None", None, "test"), "a local data is a folder with queries/test.parquet and documents/test.parquet"),
     ],
 )
 def test_what_is_not_there_is_named(arguments, message):

@@ -89,9 +89,8 @@ def test_one_bad_encoder_does_not_spoil_the_others_of_one_process(settings, word
 
 
 def test_a_model_trained_on_the_task_is_fine_tuned_and_its_overlap_counted(settings, words, tiny_data):
-    seen = EncoderSettings(
-        model="words", trained_on=(TrainingTask(data=str(tiny_data), name="tiny", split="validation"),)
-    )
+    training = TrainingTask(data=str(tiny_data), name="tiny", split="validation")
+    seen = EncoderSettings(model="words", trained_on=(training,))
     other = EncoderSettings(model="words", name="other", trained_on=("MS MARCO",))
     records, _ = evaluate(settings(seen, other), VectorStore(None))
     assert [record["claim"] for record in records] == ["fine-tuned", "zero-shot"]
@@ -142,16 +141,10 @@ def test_models_of_the_same_short_name_are_told_apart(settings, words):
         evaluate(settings(one, other), VectorStore(None))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"trained_on": (TrainingTask(data="/not/there", name="tiny"),)}, "'/not/there' is no folder"),
-        ({"policies": ("best-chunks",)}, "best-chunk"),
-    ],
-)
-def test_what_is_not_there_is_named_before_any_model_runs(settings, words, changes, message):
-    with pytest.raises(ValueError, match=message):
-        evaluate(settings("bm25", EncoderSettings(model="words", **changes)), VectorStore(None))
+def test_what_is_not_there_is_named_before_any_model_runs(settings, words):
+    lost = EncoderSettings(model="words", trained_on=(TrainingTask(data="/not/there", name="tiny"),))
+    with pytest.raises(ValueError, match="'/not/there' is no folder"):
+        evaluate(settings("bm25", lost), VectorStore(None))
     assert not words.encoded
 
 
