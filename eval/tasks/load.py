@@ -102,6 +102,9 @@ def load_csv_folder(folder: Path) -> RetrievalTask:
     for row in read_rows(folder / QUERIES, ("query", "answer"), filled=("query", "answer")):
         answers = [_name(answer).replace("\\", "/") for answer in row["answer"].split(";") if answer.strip()]
         query_rows.append({"qid": f"q{len(query_rows) + 1}", "query": row["query"].strip(), "answer_pids": answers})
+    repeated = len(query_rows) - len({row["query"] for row in query_rows})
+    if repeated:
+        logger.warning("%s: %d queries repeat another; put all answers of a query into one row", folder, repeated)
     document_rows = [{"pid": pid, "passage": text} for pid, text in texts]
     return make_task(folder.resolve().name, "test", query_rows, document_rows, source=str(folder))
 

@@ -33,6 +33,9 @@ def test_a_folder_becomes_a_task(folder, caplog):
     load_csv_folder(folder)
     assert "2 .pdf" in caplog.text
     assert "1 of 3 documents are empty" in caplog.text
+    (folder / "queries.csv").write_text("query,answer\nx,boats.txt\nx,more/walls.md\n")  # a row a judgement
+    load_csv_folder(folder)
+    assert "1 queries repeat another" in caplog.text
 
 
 def test_hidden_files_are_no_documents(tmp_path):
