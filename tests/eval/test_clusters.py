@@ -73,9 +73,9 @@ def test_bad_sources_are_refused(tmp_path):
     nowhere, words = tmp_path / "nowhere", write_texts(tmp_path / "a.parquet", ["x"], column="words")
     blank, numbers = write_texts(tmp_path / "b.parquet", [" "]), write_texts(tmp_path / "d.parquet", [7])
     for function, arguments, named in (
-        (read_source, [words, 5, "test"], "no column `text`"),
+        (read_source, [words, 5, "test"], "needs a column 'text'"),
         (read_source, [blank, 5, "test"], "holds no text"),
-        (read_source, [nowhere, 5, "test"], "no parquet file"),
+        (read_source, [nowhere, 5, "test"], "nowhere holds no text"),
         (read_source, [numbers, 5, "test"], "'text' of texts"),
         (parse_sources, [["web=a", "books"]], "web=a, books must be two or more of the form NAME=PATH"),
         (parse_sources, [["web=a"]], "two or more"),

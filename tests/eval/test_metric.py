@@ -71,7 +71,6 @@ def test_what_would_give_a_wrong_value_is_refused():
         (run, qrels, 0, "k=0"),
         ({"q": {"a": None}}, qrels, 10, "'a' for query 'q' is None"),
         (run, {"q": {"a": -1}}, 10, "relevance of document 'a' for query 'q' is -1"),
-        (run, {"q": {"a": 2**40}}, 10, "'a' for query 'q'"),
     ]
     for *arguments, message in cases:
         with pytest.raises(ValueError, match=message):
@@ -115,15 +114,12 @@ FOUND, ONE = predicted("q", ["a"], [1.0]), judged("q", ["a"], [1])
     ("predictions", "references", "message"),
     [
         ([predicted("q", ["a", "b"], [1.0])], [ONE], "predictions of query 'q': 2 doc_ids"),
-        ([FOUND], [judged("q", ["a", "b"], [1])], "references of query 'q': 2 doc_ids"),
-        ([predicted("q", ["a", "a"], [1.0, 2.0])], [ONE], "1 of them different"),
-        ([predicted("q", None, [1.0])], [ONE], "predictions of query 'q': 0 doc_ids"),
-        ([FOUND] * 2, [ONE, judged("r", ["a"], [1])], "occurs twice in predictions"),
+        ([predicted("q", ["a", "a"], [1.0, 2.0])], [ONE], "each document once"),
+        ([FOUND] * 2, [ONE, judged("r", ["a"], [1])], "predictions of query 'q': .* each query one row"),
         ([predicted("x", ["a"], [1.0])], [ONE], "'x', which has no reference"),
         ([predicted("q", ["a"], [math.nan])], [ONE], "score of document 'a' for query 'q' is nan"),
-        ([FOUND], [judged("q", ["a"], [1.7])], "is 1.7; it must be a whole number"),
-        ([FOUND], [judged("q", ["a"], [math.nan])], "is nan; it must be a whole number"),
-        ([], [], "references are empty"),
+        ([FOUND], [judged("q", ["a"], [1.7])], "is 1.7; give a whole number"),
+        ([FOUND], [judged("q", ["a"], [math.nan])], "is nan; give a whole number"),
     ],
 )
 def test_the_evaluate_module_refuses_bad_tables(ndcg, predictions, references, message):

@@ -106,7 +106,7 @@ def test_an_interruption_is_one_line_and_130(monkeypatch, capsys, tmp_path):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("m2bert.eval.run.make_plan", interrupt)
+    monkeypatch.setattr("m2bert.eval.run.Evaluation", interrupt)
     arguments = ["eval", "--encoder", "bm25", "--data", tmp_path, "--output", tmp_path / "x.json"]
     code, out, err = run(monkeypatch, capsys, *arguments)
     assert (code, out, err.strip()) == (130, "", "m2bert: interrupted")

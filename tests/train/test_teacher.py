@@ -80,7 +80,7 @@ def test_damaged_vectors_are_encoded_again(toy_corpus, tmp_path, counting, caplo
 
 def test_an_unknown_teacher_is_named(toy_corpus, tmp_path):
     task = load_task(toy_corpus, "toy", "train")
-    with pytest.raises(ValueError, match="'./nowhere/at/all' is no folder"):
+    with pytest.raises(ValueError, match="'./nowhere/at/all' cannot be loaded"):
         teacher_vectors(Accelerator(cpu=True), "./nowhere/at/all", [task], str(tmp_path))
     assert not list(tmp_path.iterdir())
 
