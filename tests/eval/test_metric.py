@@ -70,7 +70,7 @@ def test_what_would_give_a_wrong_value_is_refused():
     cases = [
         (run, qrels, 0, "k=0"),
         ({"q": {"a": None}}, qrels, 10, "'a' for query 'q' is None"),
-        (run, {"q": {"a": -1}}, 10, "relevance of document 'a' for query 'q' is -1"),
+        (run, {"q": {"a": 2**40}}, 10, "relevance of document 'a' for query 'q' is 1099511627776"),
     ]
     for *arguments, message in cases:
         with pytest.raises(ValueError, match=message):
@@ -146,3 +146,10 @@ def test_the_card_is_a_space_of_evaluate_and_its_example_gives_what_it_says(ndcg
     shown = text.split("gives `")[1].split("`")[0]
     assert f"{result['ndcg_at_10']:.4f}"[:6] in shown
     assert f"{result['per_query']['q1']:.4f}"[:6] in shown
+
+
+def test_negative_relevance_counts_as_zero():
+    """trec_eval reads it so; BEIR's TREC-COVID and Touché have such judgments."""
+    run, qrels = {"q": {"d2": 2.0, "d1": 1.0}, "r": {"d2": 1.0}}, {"q": {"d1": 2, "d2": -1}, "r": {"d2": -1}}
+    assert ndcg_at_k(run, qrels) == {"q": pytest.approx(1 / math.log2(3)), "r": 0.0}
+    assert score_metrics(run, qrels)["recall_at_100"] == {"q": 1.0, "r": 0.0}

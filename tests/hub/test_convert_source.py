@@ -430,7 +430,7 @@ def test_a_sharded_repository(tmp_path, original, hub):
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
-        ("org/other", {}, "does not exist on the Hub, or the token may not see it"),
+        ("org/other", {}, "does not exist on the Hub, or needs another token"),
         ("org/gated", {}, "gated.* ask for"),
         ("org/name", {"revision": "v9"}, "revision"),
         ("org/name", {"file": "x.bin"}, "no file 'x.bin'"),

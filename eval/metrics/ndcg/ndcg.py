@@ -18,7 +18,7 @@ _CITATION = "Järvelin and Kekäläinen: Cumulated gain-based evaluation of IR t
 _KWARGS_DESCRIPTION = """
 Args:
     predictions: one dict a query: `query_id` (str), `doc_ids` (list of str), `scores` (list of float).
-    references: one dict a query: `query_id` (str), `doc_ids` (list of str), `relevance` (list of whole numbers >= 0).
+    references: one dict a query: `query_id` (str), `doc_ids` (list of str), `relevance` (list of whole numbers).
         `evaluate` wants as many predictions as references: give a query that found nothing empty lists.
     k: cut-off, at least 1. Defaults to 10.
     per_query: also return the value of each query. Defaults to False.
@@ -50,17 +50,19 @@ Examples:
     0.32
 """
 
+HIGHEST_RELEVANCE = 1_000_000  # trec_eval keeps a table of all grades, and reads a grade of 2**32 as 0
+
 
 def ndcg_at_k(run: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]], k: int = 10) -> dict[str, float]:
     """Return nDCG@k of each query of `qrels`; 0 for one that `run` does not rank.
 
     Args:
         run: {query id: {document id: score}}, higher is better.
-        qrels: {query id: {document id: relevance >= 0}}.
+        qrels: {query id: {document id: relevance}}; a negative relevance counts as 0.
 
     Raises:
-        ValueError: k < 1, a score is missing or NaN, a relevance is not a whole number from 0 on, or `run` ranks a
-            query that has no qrel.
+        ValueError: k < 1, a score is missing or NaN, a relevance is not a whole number up to HIGHEST_RELEVANCE,
+            or `run` ranks a query that has no qrel.
     """
     k = operator.index(k)
     problems = [f"k={k} is no cut-off; k must be a whole number from 1 on"] if k < 1 else []
@@ -69,15 +71,16 @@ def ndcg_at_k(run: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]]
         bad = {document: score for document, score in scores.items() if score is None or math.isnan(score)}
         problems += [f"the score of document {each!r} for query {query!r} is {score}" for each, score in bad.items()]
     for query, judged in qrels.items():
-        bad = {document: grade for document, grade in judged.items() if grade is None or grade < 0 or grade % 1}
         problems += [
-            f"the relevance of document {document!r} for query {query!r} is {grade}; give a whole number from 0 on"
-            for document, grade in bad.items()
+            f"the relevance of document {document!r} for query {query!r} is {grade}; give a whole number up to "
+            f"{HIGHEST_RELEVANCE:,}"
+            for document, grade in judged.items()
+            if grade is None or grade % 1 or grade > HIGHEST_RELEVANCE
         ]
     if problems:
         raise ValueError(problems[0])
-    # pytrec_eval takes integers alone.
-    grades = {query: {document: int(grade) for document, grade in judged.items()} for query, judged in qrels.items()}
+    # pytrec_eval takes integers alone, and fails on queries whose judgments are all negative.
+    grades = {query: {pid: max(0, int(grade)) for pid, grade in judged.items()} for query, judged in qrels.items()}
     evaluator = pytrec_eval.RelevanceEvaluator(grades, {f"ndcg_cut.{k}"})
     ranked = evaluator.evaluate({query: scores for query, scores in run.items() if scores})
     return {query: ranked.get(query, {}).get(f"ndcg_cut_{k}", 0.0) for query in qrels}
@@ -127,6 +130,8 @@ class NDCG(evaluate.Metric):
     def _compute(self, predictions, references, k=10, per_query=False):
         run = _by_query(predictions, "scores", "predictions")
         qrels = _by_query(references, "relevance", "references")
+        if not qrels:
+            raise ValueError("references are empty; a mean needs a query")
         values = ndcg_at_k(run, qrels, k)
         result = {f"ndcg_at_{k}": sum(values.values()) / len(values)}
         if per_query:
