@@ -13,7 +13,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from m2bert.eval.search import score_ranking
+from m2bert.eval.metrics.ndcg.ndcg import ndcg_at_k
+from m2bert.eval.search import score_metrics, score_ranking
 
 FOLDER = Path(__file__).resolve().parents[2] / "eval" / "metrics" / "ndcg"
 DOCUMENTS = st.text(alphabet=st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=3)
