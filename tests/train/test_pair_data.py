@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from m2bert.train.pairs.batches import PairBatches, TokenTask, report_tasks
+from m2bert.train.pairs.batches import PairBatches, report_tasks
+from m2bert.train.pairs.tokens import TokenTask
 
 CLS, SEP = 2, 3
 SETTINGS = {"form": "all", "batch_size": 4, "negatives": 0, "document_window": "random", "document_tokens": 100,
