@@ -20,7 +20,6 @@ from m2bert.train.text.mixture import (
     held_out_examples,
     observed_shares,
     open_source,
-    tokenise_source,
 )
 from m2bert.train.text.sources import parse_sources
 from m2bert.train.tokenizer import train_wordpiece
@@ -147,23 +146,16 @@ def test_processes_see_different_rows(make):
     assert not a & b
 
 
-def test_sources_say_what_they_are_and_how_much_is_longer_than_an_example(make, caplog):
-    with caplog.at_level("INFO"):
-        mixture = make()
-    descriptions = {one.source.name: one.description for one in mixture.data}
-    assert len({description["tokens_sha256"] for description in descriptions.values()}) == 3
-    assert descriptions["web"]["maximum"] == 0.24
-    store = mixture.data[2].train.store
-    longer = (store.lengths > 62).sum()
-    assert f"books: 60 documents, {store.lengths.sum()} tokens; {longer} longer than 64" in caplog.text
-
-
-def test_files_that_are_not_read_are_named(tmp_path, caplog):
-    for name in ("train.txt", "train-1.md", "validation.txt"):
-        (tmp_path / name).write_text("some words")
+def test_what_is_read_and_left_out_is_logged(tmp_path, caplog):
+    for name, text in (("train.txt", "w1 " * 70), ("train-1.md", "w1"), ("validation.txt", "w1 w2")):
+        (tmp_path / name).write_text(text)
     (source,) = parse_sources([{"path": str(tmp_path)}], None)
-    tokenise_source(source, TOKENIZER, tmp_path / "cache")
+    with caplog.at_level("INFO"):
+        open_source(source, SimpleNamespace(max_tokens=64, token_cache=tmp_path), TOKENIZER, seed=0, rank=0, world=1)
     assert "1 files left out for their type (train-1.md)" in caplog.text
+    assert ": 1 documents, 70 tokens; 1 longer than 64 tokens are read in parts, 0 give no passage; 1 held out" in (
+        caplog.text
+    )
 
 
 def masked(probability=0.3, count=100):
