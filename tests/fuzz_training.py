@@ -36,7 +36,7 @@ class Texts(Target):
             from m2bert.train.text.sources import TextFiles, find_files
 
             files = TextFiles(find_files(folder / name, "train"))
-            files.check_columns()
+            files.check()
             found.append(list(files))
         return found
 

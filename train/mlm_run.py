@@ -79,7 +79,7 @@ def read_sources(config) -> tuple[list[Source], PreTrainedTokenizerBase, dict[st
     sources = parse_sources(config.data.sources, data_folder)
     for source in sources:
         for texts in () if source.on_hub else source.splits().values():
-            texts.check_columns()
+            texts.check()
     path = config.tokenizer.path or config.model.path
     if path is not None:
         return sources, load_tokenizer(path), {}

@@ -14,9 +14,9 @@ from .grad_cache import cached_step, full_step
 from .loop import run_loop
 from .lora import add_lora
 from .losses import make_objective
-from .pairs.batches import PairBatches, query_limit, report_tasks, tokenise, vocabulary_hash
+from .pairs.batches import PairBatches, query_limit, report_tasks
 from .pairs.development import METRIC, METRIC_PACKAGES, Development
-from .pairs.prepared import RetrievalTokens, read_tokens, write_tokens
+from .pairs.tokens import RetrievalTokens, read_tokens, tokenise, vocabulary_hash, write_tokens
 from .settings import is_local
 from .setup import build_optimizer, data_folder, finish, make_checkpoints, run, run_record
 from .starts import (

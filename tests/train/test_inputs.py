@@ -9,12 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from m2bert.train.cli import ready
-from m2bert.train.text.sources import TextFiles, find_files, split_files
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "m2bert.hub.cli", "train"]
@@ -147,33 +144,3 @@ def test_a_command_of_two_processes_ends_without_the_launchers_traceback(place, 
     _, errors = done.communicate(timeout=200)
     assert done.returncode == 0, errors
     assert json.loads(Path("out/training.json").read_text())["processes"] == 2
-
-
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        (pa.table([["a"], ["b"]], ["text", "text"]), "has the column 'text' twice"),
-        (pa.table({"text": [["a"]]}), "column 'text' holds list<.*>, not text"),
-        (pa.table({"text": [{"a": 1}]}), "column 'text' holds struct<.*>, not text"),
-        (pa.table({"body": ["a"]}), "no column 'text' .it has body"),
-    ],
-)
-def test_columns_that_are_no_text_are_named_before_they_are_read(tmp_path, table, message):
-    pq.write_table(table, tmp_path / "train.parquet")
-    with pytest.raises(ValueError, match=f"train.parquet.*{message}"):
-        TextFiles(find_files(tmp_path, "train")).check_columns()
-
-
-def test_text_of_every_arrow_type_is_read(tmp_path):
-    for kind in (pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())):
-        pq.write_table(pa.table({"text": pa.array(["a", None], pa.string()).cast(kind)}), tmp_path / "train.parquet")
-        texts = TextFiles(find_files(tmp_path, "train"))
-        texts.check_columns()
-        assert list(texts) == ["a", ""]
-
-
-def test_hidden_files_are_no_text_and_other_types_are_known(tmp_path):
-    for name in ("train-1.txt", "._train-2.txt", ".train-3.txt", "train.csv", "train-3.md", "notes.txt"):
-        (tmp_path / name).write_text("words")
-    assert [path.name for path in find_files(tmp_path, "train")] == ["train-1.txt"]
-    assert [path.name for path in split_files(tmp_path, "train")] == ["train-1.txt", "train-3.md", "train.csv"]

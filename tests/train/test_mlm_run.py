@@ -105,7 +105,7 @@ def test_a_vocabulary_is_trained_once_and_anew_for_other_text_or_size(sources, t
     (tmp_path / "all.txt").write_text("\n\n".join(f"other words {i}" for i in range(50)))
     assert vocabulary() != first
     assert trained == [90, 85, 90]
-    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".json"] * 3  # nothing half-written
+    assert len(list((tmp_path / "cache").iterdir())) == 3  # nothing half-written
 
 
 def test_token_counts_weigh_sources_by_their_shares():

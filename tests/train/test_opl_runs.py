@@ -20,8 +20,9 @@ from m2bert.train import retrieval_run as opl
 from m2bert.train.grad_cache import encode
 from m2bert.train.losses import make_objective
 from m2bert.train.pairs import mine_negatives
-from m2bert.train.pairs.batches import PairBatches, TokenTask, tokenise, wrap
+from m2bert.train.pairs.batches import PairBatches
 from m2bert.train.pairs.development import METRIC, Development
+from m2bert.train.pairs.tokens import TokenTask, tokenise, wrap
 from m2bert.train.settings import load_settings, read_chain
 from m2bert.train.teacher import MappedEncoder
 from m2bert.train.tokenizer import train_wordpiece
