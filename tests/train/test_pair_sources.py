@@ -173,19 +173,11 @@ def test_triples_and_tasks_are_one_run(tmp_path):
 @pytest.mark.parametrize(
     ("row", "named"),
     [
-<<<<<<< HEAD
-        *((name, row, column) for name in ("short.parquet", "short.jsonl") for row, column in BAD_ROWS),
-        ("short.jsonl", '{"query": "a", ', "no valid JSON"),
-        ("short.jsonl", '["a", "b"]', "'query'"),
-        ("short.jsonl", '{"query": "a \\ud83d", "positive": "b"}', "surrogates not allowed"),
-        ("short.jsonl", "[" * 100_000, "recursion"),
-=======
         ({"query": None, "positive": "a"}, "query is None"),
         ({"query": "a", "positive": "b", "negatives": ["c"]}, r"negatives.negatives is \['c'\]"),
         ({"query": "a"}, "positive is (missing|None)"),
         ("nonsense", "no valid JSON"),
         ('["a", "b"]', "the value is"),
->>>>>>> trdata
     ],
 )
 def test_a_bad_row_is_named_by_its_number(tmp_path, name, row, named):
