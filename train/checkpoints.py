@@ -100,8 +100,6 @@ class Checkpoints:
         if found is None:
             return None
         newest, saved = found
-        if not all(gather_lists([newest.is_dir()])):
-            raise ValueError(f"not every process sees {newest}; output_dir must lie where all machines see it")
         self.accelerator.load_state(str(newest))
         rank = self.accelerator.process_index
         if not all(gather_lists([generators_digest() == saved.generators[rank]])):  # accelerate skips a bad state

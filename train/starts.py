@@ -199,13 +199,13 @@ def main(argv: list[str]):
             settings = load_settings(name, [*rest, "model.path=null"])
             break
         except ValueError as error:
-            reasons.append(str(error))
+            reasons.append(f"{name}: {error}")
     else:
-        raise ValueError(reasons[0] if len({*reasons}) == 1 else f"neither mlm ({reasons[0]}) nor opl ({reasons[1]})")
+        raise ValueError("; ".join(reasons))
     if settings.tokenizer.path is None:
         raise ValueError("tokenizer.path is null; name the folder of the tokenizer that the model is to be made for")
     check_output(arguments.output, overwrite=False)
-    check_model(settings)
+    check_model(settings.model, {})
     disable_progress_bar()
     set_seed(settings.seed)
     tokenizer = load_tokenizer(settings.tokenizer.path)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from m2bert.terminal import run_command
-from m2bert.train import checkpoints, mlm_run, retrieval_run, starts
+from m2bert.train import checkpoints, mlm_run, retrieval_run, starts, trainer
 from modeling_m2bert import modeling_m2bert
 from modeling_m2bert.m2bert_layers import M2BertMixer
 from modeling_m2bert.m2bert_ops_torch_conv import transform_length
@@ -185,13 +185,13 @@ def run(mixer: str, entry: str, argv: list[str]) -> dict:
     """Run an entry point and return its compact record; its weights are not kept."""
     module, seen, found = ENTRIES[entry], {"lengths": Counter(), "longest": Counter()}, {}
 
-    def finish(accelerator, model, tokenizer, config, record, kept):
-        checkpoints.remove_all(kept.folder)
+    def finish(accelerator, model, tokenizer, config, record):
+        checkpoints.remove_all(trainer.run_folder(config))
         found.update(entry=entry, **compact_record(accelerator.unwrap_model(model), mixer, config, record, seen))
         accelerator.end_training()
 
     layer_free = ["model.architecture.num_hidden_layers=0"] if mixer == "none" else []
-    with twin(mixer, seen), patch.object(module, "finish", finish):
+    with twin(mixer, seen), patch.object(trainer, "finish", finish):
         module.main([*argv, *layer_free])
     return found
 

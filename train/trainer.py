@@ -1,4 +1,4 @@
-"""Setup and teardown shared by both entry points: processes, output folder, optimizer, and the written model."""
+"""What both entry points do around the loop: processes, output folder, optimizer, checkpoints, the written model."""
 
 import json
 import logging
@@ -24,8 +24,10 @@ from m2bert.terminal import Ended, log_to_terminal
 from .checkpoints import Checkpoints, Progress, differences, remove_all, run_identity, whole_weights
 from .distributed import from_main
 from .dry_run import is_dry_run
+from .loop import run_loop
 from .lora import write_adapter
 from .settings import PYDOCS, RunSettings
+from .teacher import MappedEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +50,22 @@ class Record(Schema):
     identity: dict[str, Any]
 
 
-def run(name: str, train: Callable[[Accelerator, RunSettings], None], argv: list[str], settings: RunSettings):
-    """Train by `train`, in an output folder that no other run writes to meanwhile. `settings` are those of `argv`."""
+def run(
+    name: str,
+    argv: list[str],
+    settings: RunSettings,
+    train: Callable[[Accelerator, RunSettings], None],
+    prepare: Callable[[RunSettings], None],
+) -> None:
+    """Call `train` in an output folder that no other run writes to meanwhile; or `prepare`, where the settings ask for
+    that. `settings` are those of `argv`."""
+    log_to_terminal(logging.INFO, "%(message)s")
+    if settings.prepare is not None:
+        prepare(settings)
+        return
     accelerator = make_accelerator(settings)
-    log_to_terminal(logging.INFO if accelerator.is_main_process else logging.WARNING, "%(message)s")
+    if not accelerator.is_main_process:
+        log_to_terminal(logging.WARNING, "%(message)s")
     logging.getLogger("accelerate").setLevel(logging.ERROR)  # it reports every file of a checkpoint
     transformers.utils.logging.disable_progress_bar()
     default = f"without arguments: the small offline default (pydocs, configs/{name}-small.yaml)"
@@ -111,7 +125,7 @@ def check_place(settings: RunSettings, accelerator: Accelerator) -> None:
     """Raise ValueError if the run may not begin, or resume, where its output is to be: another one is there. Raise
     Finished, and remove its checkpoints, if it is this one, and `resume`."""
     output, folder = Path(settings.output_dir), run_folder(settings)
-    unfinished = sorted(folder.glob("step-*"))
+    unfinished, problem = sorted(folder.glob("step-*")), None
     if settings.resume and (output / RECORD).is_file():
         there = checked(Record, read_json(output / RECORD), str(output / RECORD)).identity
         changes = differences(there, run_identity(settings.model_dump(), accelerator))
@@ -119,29 +133,16 @@ def check_place(settings: RunSettings, accelerator: Accelerator) -> None:
             remove_all(folder)
             raise Finished(f"{output} is finished; nothing to do")
         if not (unfinished and settings.overwrite):
-            raise ValueError(
-                f"{output} is finished, and of another run ({'; '.join(changes)}); change that back, or name another "
-                "output_dir"
+            problem = f"is finished, and of another run ({'; '.join(changes)}); change that back, or name another"
+    if problem is None:
+        check_output(output, settings.overwrite)
+        if unfinished and not (settings.resume or settings.overwrite):
+            problem = (
+                f"has an unfinished run ({unfinished[-1]}); resume it with resume=true, or start anew with "
+                "overwrite=true"
             )
-    check_output(output, settings.overwrite)
-    if unfinished and not (settings.resume or settings.overwrite):
-        raise ValueError(
-            f"output_dir={output} has an unfinished run ({unfinished[-1]}); resume it with resume=true, or start anew "
-            "with overwrite=true"
-        )
-
-
-def make_checkpoints(accelerator: Accelerator, settings: RunSettings, data: dict) -> Checkpoints:
-    """Return the checkpoints of a run; `data` identifies its data."""
-    return Checkpoints(
-        accelerator,
-        run_folder(settings),
-        config=settings.model_dump(),
-        data=data,
-        every=settings.checkpoint_every,
-        keep=settings.checkpoint_keep,
-        resume=settings.resume,
-    )
+    if problem:
+        raise ValueError(f"output_dir={output} {problem}")
 
 
 def data_folder(path: str | None) -> Path:
@@ -190,22 +191,64 @@ def parameter_groups(model: torch.nn.Module, optim) -> list[dict]:
     return [{"params": groups[settings], "lr": settings[0], "weight_decay": settings[1]} for settings in ordered]
 
 
-def run_record(config: dict, data_fingerprint: str, world: int, progress: Progress) -> dict:
-    """Return the record of a whole run: configuration, data, number of processes, versions, learning curve, totals."""
-    return {
-        "config": config,
-        "data_fingerprint": data_fingerprint,
-        "processes": world,
+def fit(
+    accelerator: Accelerator,
+    settings: RunSettings,
+    model: torch.nn.Module,
+    tokenizer,
+    *,
+    name: str,
+    steps: int,
+    data: dict,
+    summarise: Callable[[Progress], dict],
+    **loop,
+) -> None:
+    """Train a model and write it with the record of its run, training.json.
+
+    Args:
+        name: on the progress bar.
+        data: identifies the data; a run is resumed with the same alone.
+        summarise: progress -> what the record holds of the data, with their `data_fingerprint`. Called at the end.
+        loop: batches, train_step, evaluate and select, for `run_loop`.
+    """
+    optimizer, schedule = build_optimizer(model, settings.optim, steps)
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    checkpoints = Checkpoints(
+        accelerator,
+        run_folder(settings),
+        config=settings.model_dump(),
+        data=data,
+        every=settings.checkpoint_every,
+        keep=settings.checkpoint_keep,
+        resume=settings.resume,
+    )
+    progress = run_loop(
+        accelerator,
+        prepared,
+        optimizer,
+        schedule,
+        steps=steps,
+        clip_norm=settings.optim.clip_norm,
+        log_every=settings.log_every,
+        evaluate_every=settings.evaluation.every,
+        checkpoints=checkpoints,
+        description=name,
+        **loop,
+    )
+    record = {
+        "config": settings.model_dump(),
+        "processes": accelerator.num_processes,
         "versions": {"python": platform.python_version()} | installed_versions(PACKAGES),
         "history": progress.history,
         "totals": progress.totals,
         "best": progress.best,
+        **summarise(progress),
     }
+    trained = model.encoder if isinstance(model, MappedEncoder) else prepared
+    finish(accelerator, trained, tokenizer, settings, record)
 
 
-def finish(
-    accelerator: Accelerator, model, tokenizer, settings: RunSettings, record: dict, checkpoints: Checkpoints
-) -> None:
+def finish(accelerator: Accelerator, model, tokenizer, settings: RunSettings, record: dict) -> None:
     """Write the trained model as a complete Hub folder with `training.json`, then remove the checkpoints. Of a model
     with adapters (peft) the folder holds these alone."""
     weights = whole_weights(accelerator, model)
@@ -217,7 +260,7 @@ def finish(
         output = write(
             model, tokenizer, settings.output_dir, overwrite=settings.overwrite, extra_files=extra, state_dict=weights
         )
-        remove_all(checkpoints.folder)
+        remove_all(run_folder(settings))
         if is_dry_run(settings):
             logger.info("dry run: every part ran once on stand-in data; nothing is kept, your paths were not read")
         else:
