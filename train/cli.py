@@ -55,17 +55,9 @@ def opl(keys: Keys = None, config: Config = None, dry_run: DryRun = False, proce
 
 
 def start(name: str, keys: list[str] | None, config: list[str] | None, dry_run: bool, processes: int) -> None:
-    """Train with the arguments as train/mlm.py and train/opl.py take them."""
+    """Train with the arguments of a command line; files count before keys."""
     files = [part for file in config or [] for part in ("--config", file)]
     run_command(name, lambda: train(name, [*files, *(keys or []), *["--dry-run"] * dry_run], processes))
-
-
-def command_line(name: str, text: str) -> None:
-    """Run train/mlm.py or train/opl.py with the arguments of the process; `text` is what --help prints."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(text)
-    else:
-        run_command(name, lambda: train(name, sys.argv[1:]))
 
 
 def train(name: str, argv: list[str], processes: int = 1) -> None:

@@ -174,7 +174,6 @@ def train(accelerator, config):
         config,
         model,
         tokenizer,
-        name="mlm",
         steps=config.steps,
         data=description,
         summarise=summarise,

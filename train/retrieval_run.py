@@ -162,7 +162,6 @@ def train(accelerator, config):
         config,
         model,
         tokenizer,
-        name="opl",
         steps=steps,
         data=data.identity,
         summarise=summarise,

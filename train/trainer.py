@@ -21,7 +21,7 @@ from m2bert.records import installed_versions
 from m2bert.schema import FOREIGN, Schema, checked
 from m2bert.terminal import Ended, log_to_terminal
 
-from .checkpoints import Checkpoints, Progress, differences, remove_all, run_identity, whole_weights
+from .checkpoints import Checkpoints, Progress, differences, remove_all, run_folder, run_identity, whole_weights
 from .distributed import from_main
 from .dry_run import is_dry_run
 from .loop import run_loop
@@ -100,11 +100,6 @@ def make_accelerator(settings: RunSettings) -> Accelerator:
     return accelerator
 
 
-def run_folder(settings: RunSettings) -> Path:
-    """Return the folder of checkpoints, and of what trackers write, next to the output."""
-    return Path(f"{Path(settings.output_dir)}.run")
-
-
 @contextmanager
 def claimed_output(settings: RunSettings, accelerator: Accelerator) -> Iterator[None]:
     """Check where the output is to be, and keep other runs out of there until the block ends. Errors are raised on all
@@ -128,7 +123,7 @@ def check_place(settings: RunSettings, accelerator: Accelerator) -> None:
     unfinished, problem = sorted(folder.glob("step-*")), None
     if settings.resume and (output / RECORD).is_file():
         there = checked(Record, read_json(output / RECORD), str(output / RECORD)).identity
-        changes = differences(there, run_identity(settings.model_dump(), accelerator))
+        changes = differences(there, run_identity(settings, accelerator))
         if not changes:
             remove_all(folder)
             raise Finished(f"{output} is finished; nothing to do")
@@ -196,46 +191,24 @@ def fit(
     settings: RunSettings,
     model: torch.nn.Module,
     tokenizer,
-    *,
-    name: str,
     steps: int,
     data: dict,
     summarise: Callable[[Progress], dict],
-    **loop,
+    **parts,
 ) -> None:
     """Train a model and write it with the record of its run, training.json.
 
     Args:
-        name: on the progress bar.
         data: identifies the data; a run is resumed with the same alone.
-        summarise: progress -> what the record holds of the data, with their `data_fingerprint`. Called at the end.
-        loop: batches, train_step, evaluate and select, for `run_loop`.
+        summarise: progress -> what the record says of the data, with their `data_fingerprint`. Called at the end.
+        parts: batches, train_step, evaluate and select, for `run_loop`.
     """
     optimizer, schedule = build_optimizer(model, settings.optim, steps)
     prepared, optimizer = accelerator.prepare(model, optimizer)
-    checkpoints = Checkpoints(
-        accelerator,
-        run_folder(settings),
-        config=settings.model_dump(),
-        data=data,
-        every=settings.checkpoint_every,
-        keep=settings.checkpoint_keep,
-        resume=settings.resume,
-    )
-    progress = run_loop(
-        accelerator,
-        prepared,
-        optimizer,
-        schedule,
-        steps=steps,
-        clip_norm=settings.optim.clip_norm,
-        log_every=settings.log_every,
-        evaluate_every=settings.evaluation.every,
-        checkpoints=checkpoints,
-        description=name,
-        **loop,
-    )
+    checkpoints = Checkpoints(accelerator, settings, data)
+    progress = run_loop(accelerator, prepared, optimizer, schedule, settings, steps, checkpoints, **parts)
     record = {
+        "identity": run_identity(settings, accelerator),
         "config": settings.model_dump(),
         "processes": accelerator.num_processes,
         "versions": {"python": platform.python_version()} | installed_versions(PACKAGES),
@@ -244,8 +217,7 @@ def fit(
         "best": progress.best,
         **summarise(progress),
     }
-    trained = model.encoder if isinstance(model, MappedEncoder) else prepared
-    finish(accelerator, trained, tokenizer, settings, record)
+    finish(accelerator, model.encoder if isinstance(model, MappedEncoder) else prepared, tokenizer, settings, record)
 
 
 def finish(accelerator: Accelerator, model, tokenizer, settings: RunSettings, record: dict) -> None:
@@ -253,7 +225,6 @@ def finish(accelerator: Accelerator, model, tokenizer, settings: RunSettings, re
     with adapters (peft) the folder holds these alone."""
     weights = whole_weights(accelerator, model)
     if accelerator.is_main_process:
-        record = {"identity": run_identity(record["config"], accelerator), **record}
         extra = {RECORD: json.dumps(record, indent=2, allow_nan=False) + "\n"}
         model = accelerator.unwrap_model(model, keep_torch_compile=False)
         write = write_adapter if hasattr(model, "peft_config") else write_folder
