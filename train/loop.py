@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -25,22 +25,6 @@ from .checkpoints import Checkpoints, Progress
 from .distributed import gather_lists, sum_over_processes
 
 logger = logging.getLogger(__name__)
-
-TrainStep = Callable[[torch.nn.Module, Any], tuple[Tensor, dict[str, float]]]
-Evaluate = Callable[[torch.nn.Module], dict[str, float]]
-
-
-class Batches(Protocol):
-    """One process's batches, endless."""
-
-    def next_batch(self) -> Any:
-        """Return the batch of one step, on the CPU. Called from a thread."""
-
-    def state(self) -> dict:
-        """Return the position after the batches returned so far; goes through JSON."""
-
-    def restore(self, state: dict) -> None:
-        """Resume from a position."""
 
 
 class Stopped(Ended):
@@ -66,7 +50,7 @@ def sigterm_noted() -> Iterator[threading.Event]:
 class Prefetch:
     """Make the next batch while the last one trains; `state` is the position after the batches that were used."""
 
-    def __init__(self, batches: Batches):
+    def __init__(self, batches):
         self.batches, self.state, self.waited_seconds = batches, batches.state(), 0.0
         self.thread = ThreadPoolExecutor(1)
         self.ahead = self.thread.submit(self._make)
@@ -162,15 +146,17 @@ def run_loop(
     steps: int,
     checkpoints: Checkpoints,
     *,
-    batches: Batches,
-    train_step: TrainStep,
-    evaluate: Evaluate | None = None,
+    batches,
+    train_step: Callable[[torch.nn.Module, Any], tuple[Tensor, dict[str, float]]],
+    evaluate: Callable[[torch.nn.Module], dict[str, float]] | None = None,
     select: str | None = None,
 ) -> Progress:
     """Train for `steps` steps, from the last checkpoint where there is one to resume from.
 
     Args:
         settings: `RunSettings`.
+        batches: one process's, endless: `next_batch()`, called from a thread, returns the batch of one step, `state()`
+            the position after those returned so far, which goes through JSON, and `restore(state)` goes back there.
         train_step: (model, batch) -> (loss, counts), after forward and backward. The loss is the step's global mean,
             equal on all processes; counts of this process are summed over steps and processes and hold "tokens".
         evaluate: returns metrics of the model, every `evaluation.every` steps (0: never) and after the last step.
@@ -250,7 +236,7 @@ def update(accelerator, model, optimizer, schedule, clip_norm: float, step: int,
     return loss, norm
 
 
-def evaluated(model: torch.nn.Module, evaluate: Evaluate) -> dict[str, float]:
+def evaluated(model: torch.nn.Module, evaluate: Callable) -> dict[str, float]:
     """Return metrics of the model in evaluation mode, and the seconds they took."""
     start = time.perf_counter()
     model.eval()

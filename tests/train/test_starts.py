@@ -169,7 +169,7 @@ def test_the_command_follows_the_configuration(tokenizer_path):
     [
         (["--start", "zeros"], "model.start"),
         (["step=3"], "'steps'"),
-        (["loss.nam=opl"], "'loss'.*'loss.nam'.*'name'"),  # why it is none of mlm, and none of opl
+        (["loss.nam=opl"], "mlm: .*'loss'.*opl: .*'loss.nam'.*'name'"),  # why it is none of mlm, and none of opl
         (["model.new_model.num_layers=3"], "model.new_model.num_layers"),
     ],
 )
