@@ -31,7 +31,7 @@ from m2bert.files import sync
 from m2bert.schema import Schema, checked
 
 from .distributed import from_main, gather_lists
-from .kept import Manifest, check_manifest, manifest, read_sealed, write_sealed
+from .verified_files import Manifest, check_manifest, manifest, read_sealed, write_sealed
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
 
 from .cli import ready
 from .distributed import sum_over_processes
-from .kept import TOKENIZER, building, read_prepared, write_prepared
-from .starts import make_model, unigram_start_
+from .initialization import make_model, unigram_start_
 from .text.mixture import (
     IGNORE,
     HeldOut,
@@ -32,6 +31,7 @@ from .text.sources import Source, parse_sources
 from .text.tokens import TokenStore, is_held_out, text_hash
 from .tokenizer import cached_wordpiece, load_tokenizer
 from .trainer import data_folder, fit, run
+from .verified_files import TOKENIZER, building, read_prepared, write_prepared
 
 logger = logging.getLogger(__name__)
 

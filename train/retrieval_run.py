@@ -9,13 +9,7 @@ from transformers import AutoModel
 
 from .cli import ready
 from .grad_cache import cached_step, full_step
-from .lora import add_lora
-from .losses import make_objective
-from .pairs.batches import PairBatches, query_limit, report_tasks, tokenise, vocabulary_hash
-from .pairs.development import METRIC, Development
-from .pairs.prepared import RetrievalTokens, read_tokens, write_tokens
-from .settings import METRIC_PACKAGES, is_local
-from .starts import (
+from .initialization import (
     frame_start_,
     idf_start_,
     inverse_document_frequency,
@@ -23,6 +17,12 @@ from .starts import (
     make_tokenizer,
     token_energy,
 )
+from .lora import add_lora
+from .losses import make_objective
+from .pairs.batches import PairBatches, query_limit, report_tasks, tokenise, vocabulary_hash
+from .pairs.development import METRIC, Development
+from .pairs.prepared import RetrievalTokens, read_tokens, write_tokens
+from .settings import METRIC_PACKAGES, is_local
 from .teacher import MappedEncoder, teacher_hash, teacher_vectors
 from .trainer import data_folder, fit, run
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from m2bert.files import digest, sync
 
-from .kept import building
+from .verified_files import building
 
 if TYPE_CHECKING:  # it needs pyarrow
     from m2bert.eval.tasks.schema import RetrievalTask

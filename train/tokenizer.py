@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBa
 from m2bert.model_files import check_model_files
 from m2bert.terminal import one_line
 
-from .kept import building, read_sealed, write_sealed
+from .verified_files import building, read_sealed, write_sealed
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import torch
 from test_loop import Run
 
 from m2bert.train.checkpoints import PROGRESS, remove_all
-from m2bert.train.kept import read_sealed, write_sealed
+from m2bert.train.verified_files import read_sealed, write_sealed
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ def place(tmp_path, monkeypatch):
         ("mlm", ["output_dir=file/out"], ["file/out", "Not a directory"]),
         ("mlm", ["output_dir=foreign"], ["foreign", "thesis.tex"]),
         ("opl", ["data.path=./nowhere"], ["data.path", "nowhere"]),
+        ("opl", ["data.path=tasks/gone"], ["data.path=tasks/gone", "queries/train.parquet"]),  # it is not on the Hub
         ("opl", ["data.path=tasks"], ["data.path=tasks", "documents/train.parquet"]),
         ("opl", ["data.document_tokens=20000", "data.query_tokens=30000"],
          ["data.document_tokens=20000", "data.query_tokens=30000", "16384"]),

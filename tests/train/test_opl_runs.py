@@ -114,15 +114,6 @@ def test_passages_fit_a_model_no_longer_than_the_documents(toy_corpus, tmp_path)
     assert all(tensor.isfinite().all() for tensor in trained.values())
 
 
-def test_a_path_into_a_local_folder_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").mkdir()
-    assert opl.is_local("data/locov1")
-    assert opl.is_local("./locov1")
-    assert opl.is_local("locov1")
-    assert not opl.is_local("org/locov1")
-
-
 def test_a_run_goes_on_with_its_vocabulary_and_teacher_alone(toy_corpus, tmp_path):
     """Both are named by path, and the files there may change."""
     teacher = tmp_path / "teacher"

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..kept import TOKENIZER, building, read_prepared, write_prepared
 from ..settings import read_yaml
 from ..tokenizer import load_tokenizer
+from ..verified_files import TOKENIZER, building, read_prepared, write_prepared
 from .batches import TokenTask
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ..kept import building, read_prepared, write_prepared
 from ..tokenizer import encode_all, tokenizer_fingerprint
+from ..verified_files import building, read_prepared, write_prepared
 from .sources import TextFiles
 
 logger = logging.getLogger(__name__)
