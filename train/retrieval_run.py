@@ -30,11 +30,8 @@ logger = logging.getLogger(__name__)
 
 
 def read_data(accelerator, config, tokenizer) -> RetrievalTokens:
-    """Return the texts of `data` as tokens: a folder, pydocs if nothing is named, a Hub id, or prepared ones.
-
-    Args:
-        tokenizer: that of `tokenizer.path` or of the checkpoint; None trains one on the texts.
-    """
+    """Return the texts of `data` as tokens: of a folder, pydocs if nothing is named, a Hub id, or prepared ones. Without
+    a tokenizer one is trained on the texts."""
     if config.data.prepared is not None:
         return read_tokens(config)
     from .pairs.data import load_data  # needs pyarrow
@@ -83,13 +80,8 @@ def make_train_step(accelerator, objective, pad_id: int, chunk_tokens: int | Non
 
 
 def finish_encoder(config, model, new_tensors: set[str], documents, idf):
-    """Return the model to train: with token weights from document frequency, and adapters where asked.
-
-    Args:
-        new_tensors: names of those that no checkpoint gave.
-        documents: of each training task, the documents' token ids.
-        idf: tokens -> (vocab_size,) inverse document frequency of them.
-    """
+    """Return the model to train: new token weights and embeddings started from the `idf` of the documents, and adapters
+    where asked."""
     if config.model.idf_start and "pooler.token_log_weights.weight" in new_tensors:
         weights = idf(model.config.vocab_size)
         idf_start_(model, weights, config.seed)
