@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 
 def read_data(accelerator, config, tokenizer) -> RetrievalTokens:
-    """Return the texts of `data` as tokens: of a folder, pydocs if nothing is named, a Hub id, or prepared ones. Without
-    a tokenizer one is trained on the texts."""
+    """Return the texts of `data` as tokens: of a folder, pydocs if nothing is named, a Hub id, or prepared ones.
+    Without a tokenizer one is trained on the texts."""
     if config.data.prepared is not None:
         return read_tokens(config)
     from .pairs.data import load_data  # needs pyarrow
