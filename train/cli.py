@@ -13,7 +13,7 @@ import typer
 
 from m2bert.files import check_writable, read_json
 from m2bert.hub.outputs import check_output
-from m2bert.terminal import nearest, run_command
+from m2bert.terminal import nearest, one_line, run_command
 
 from .settings import (
     METRIC_PACKAGES,
@@ -163,7 +163,7 @@ def check_tasks(settings: OplSettings) -> tuple[list[str], list[str]]:
 
 
 def check_model(model: ModelSettings, lengths: dict[str, int | None]) -> None:
-    """Raise an error for a model that cannot be made, or whose context is shorter than one of the `lengths`."""
+    """Raise ValueError for a model that cannot be made, or whose context is shorter than one of the `lengths`."""
     fields = model.new_model if model.path is None else read_json(Path(model.path, "config.json"))
     from m2bert import M2BertConfig
 
@@ -171,7 +171,11 @@ def check_model(model: ModelSettings, lengths: dict[str, int | None]) -> None:
     for section in ("architecture", "new_model"):
         for name in getattr(model, section).keys() - known:  # M2BertConfig would keep it unread
             raise ValueError(f"model.{section}.{name} is no field of M2BertConfig{nearest(name, known)}")
-    longest = M2BertConfig(**fields | model.architecture).max_position_embeddings
+    try:
+        longest = M2BertConfig(**fields | model.architecture).max_position_embeddings
+    except Exception as error:  # foreign settings can fail in any way
+        where = f"model.path={model.path}" if model.path else "model.new_model"
+        raise ValueError(f"{where} with model.architecture describes no M2-BERT ({one_line(error)})") from error
     long = [f"{key}={tokens}" for key, tokens in lengths.items() if tokens is not None and tokens > longest]
     if long:
         raise ValueError(f"{', '.join(long)} exceeds the model's max_position_embeddings={longest}; lower it")

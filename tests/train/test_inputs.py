@@ -11,7 +11,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from huggingface_hub.errors import StrictDataclassError
 
 from m2bert.train.cli import ready
 from m2bert.train.text.sources import TextFiles, find_files, split_files
@@ -59,7 +58,8 @@ def place(tmp_path, monkeypatch):
         ("mlm", ["model.path=bert"], ["model.path=bert"]),
         ("mlm", ["model.new_model={num_layers: 3}"], ["model.new_model.num_layers", "'num_hidden_layers'"]),
         ("mlm", ["model.architecture={num_layers: 3}"], ["model.architecture.num_layers", "'num_hidden_layers'"]),
-        ("mlm", ["model.new_model={hidden_dropout_prob: x}"], ["hidden_dropout_prob", "'x'"]),
+        ("mlm", ["model.new_model={hidden_dropout_prob: x}"], ["model.new_model", "hidden_dropout_prob", "'x'"]),
+        ("mlm", ["model.architecture={dtype: x}"], ["model.architecture", "'x'"]),
         ("mlm", ["model.new_model={max_position_embeddings: 500}"], ["data.max_tokens=512", "500"]),
         ("mlm", ["output_dir=file/out"], ["file/out", "Not a directory"]),
         ("mlm", ["output_dir=foreign"], ["foreign", "thesis.tex"]),
@@ -75,7 +75,7 @@ def place(tmp_path, monkeypatch):
     ],
 )  # fmt: skip
 def test_what_is_not_there_or_does_not_fit_is_named(place, entry, arguments, named):
-    with pytest.raises((ValueError, StrictDataclassError)) as error:
+    with pytest.raises(ValueError, match=".") as error:
         ready(entry, arguments)
     assert all(name in str(error.value) for name in named), error.value
 
