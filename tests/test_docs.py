@@ -37,3 +37,16 @@ def test_the_readme_s_quickstart_prints_what_it_shows():
     )
     assert [float(value) for value in re.findall(r"\d\.\d+", done.stdout)] == pytest.approx(shown, abs=2e-4)
     assert len(shown) == 4
+
+
+INTEGRATIONS = BLOCK.findall((ROOT / "docs" / "integrations.md").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(1, len(INTEGRATIONS), 2))
+def test_integrations_print_what_they_show(number):
+    """Run each tool's snippet after the page's first block; each snippet is followed by what it prints."""
+    (_, setup), (kind, code), (_, shown) = INTEGRATIONS[0], *INTEGRATIONS[number : number + 2]
+    pytest.importorskip(re.search(r"(?:import|from) (\w+)", code)[1], reason="the tool is not installed")
+    done = subprocess.run([sys.executable, "-c", setup + code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert (kind, done.stdout) == ("python", shown)
