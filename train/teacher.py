@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from m2bert.files import digest
 
-from .kept import Arrays, prepared_once
+from .verified_files import Arrays, prepared_once
 
 if TYPE_CHECKING:  # it needs pyarrow
     from m2bert.eval.tasks.schema import RetrievalTask

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBa
 from m2bert.model_files import check_model_files
 from m2bert.terminal import one_line
 
-from .kept import prepared_once
+from .verified_files import prepared_once
 
 logger = logging.getLogger(__name__)
 

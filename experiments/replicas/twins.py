@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from m2bert.terminal import run_command
-from m2bert.train import checkpoints, mlm_run, retrieval_run, starts
+from m2bert.train import checkpoints, initialization, mlm_run, retrieval_run, trainer
 from modeling_m2bert import modeling_m2bert
 from modeling_m2bert.m2bert_layers import M2BertMixer
 from modeling_m2bert.m2bert_ops_torch_conv import transform_length
@@ -32,7 +32,7 @@ HEAD = 32  # channels of an attention head
 ROTARY_BASE = 10_000
 RATES = ("lr", "layer_lr", "pooler_lr", "filter_lr")
 SCORES = ("development_ndcg_at_10", "held_out_loss", "held_out_accuracy")
-convolution_identity_ = starts.identity_layer_
+convolution_identity_ = initialization.identity_layer_
 
 
 def parameters(module: nn.Module) -> int:
@@ -84,7 +84,7 @@ class AttentionMixer(nn.Module):
 
 @torch.no_grad()
 def identity_layer_(layer) -> None:
-    """Make a layer the identity, as m2bert.train.starts does, whichever mixer it has. Queries, keys and values
+    """Make a layer the identity, as m2bert.train.initialization does, whichever mixer it has. Queries, keys and values
     start with a standard deviation of H^(-1/2): at the 0.02 of wide models attention is uniform for longer."""
     if isinstance(layer.mixer, M2BertMixer):
         return convolution_identity_(layer)
@@ -148,7 +148,7 @@ def twin(mixer: str, seen: dict[str, Counter]):
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(modeling_m2bert, "pack_rows", count_rows))
-        stack.enter_context(patch.object(starts, "identity_layer_", identity_layer_))
+        stack.enter_context(patch.object(initialization, "identity_layer_", identity_layer_))
         if mixer == "attention":
             stack.enter_context(patch.object(modeling_m2bert, "M2BertMixer", AttentionMixer))
         yield
@@ -185,13 +185,13 @@ def run(mixer: str, entry: str, argv: list[str]) -> dict:
     """Run an entry point and return its compact record; its weights are not kept."""
     module, seen, found = ENTRIES[entry], {"lengths": Counter(), "longest": Counter()}, {}
 
-    def finish(accelerator, model, tokenizer, config, record, kept):
-        checkpoints.remove_all(kept.folder)
+    def finish(accelerator, model, tokenizer, config, record):
+        checkpoints.remove_all(trainer.run_folder(config))
         found.update(entry=entry, **compact_record(accelerator.unwrap_model(model), mixer, config, record, seen))
         accelerator.end_training()
 
     layer_free = ["model.architecture.num_hidden_layers=0"] if mixer == "none" else []
-    with twin(mixer, seen), patch.object(module, "finish", finish):
+    with twin(mixer, seen), patch.object(trainer, "finish", finish):
         module.main([*argv, *layer_free])
     return found
 

@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from m2bert.train import kept as prepared
-from m2bert.train.kept import building
+from m2bert.train import verified_files as prepared
 from m2bert.train.text import tokens
 from m2bert.train.text.sources import TextFiles
 from m2bert.train.text.tokens import HELD_OUT_LIMIT, open_store, text_hash
 from m2bert.train.tokenizer import cached_wordpiece, encode_all, load_tokenizer, train_wordpiece
+from m2bert.train.verified_files import building
 
 TEXTS = [f"document {i} about " + "words and more words " * (i % 7) for i in range(300)]
 

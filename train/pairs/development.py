@@ -13,7 +13,6 @@ from .tokens import TokenTask, wrap
 logger = logging.getLogger(__name__)
 
 METRIC = "development_ndcg_at_10"
-METRIC_PACKAGES = ("pytrec_eval", "evaluate", "datasets")  # of `score_ranking`
 
 
 class Development:

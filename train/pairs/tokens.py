@@ -12,9 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ..kept import TOKENIZER, building, read_prepared, write_prepared
 from ..settings import read_yaml
 from ..tokenizer import encode_all, load_tokenizer
+from ..verified_files import TOKENIZER, building, read_prepared, write_prepared
 
 if TYPE_CHECKING:  # they need pyarrow, and prepared data do not
     from m2bert.eval.tasks.schema import RetrievalTask

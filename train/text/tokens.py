@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ..kept import Arrays, prepared_once
 from ..tokenizer import encode_all, tokenizer_fingerprint
+from ..verified_files import Arrays, prepared_once
 from .sources import TextFiles
 
 logger = logging.getLogger(__name__)
