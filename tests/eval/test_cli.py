@@ -163,7 +163,7 @@ def test_compare_sets_systems_against_each_other(tiny_data, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{}", "no result file"),
+        ("{}", "results.json: format is missing"),
         ('{"format": 1, "results": [1]}', "record 0 of"),
         ('{"format": 1, "results": [{"kind": "retrieval"}]}', "system is missing"),
     ],

@@ -68,7 +68,7 @@ def test_mistakes_are_told_before_anything_slow_is_imported(tmp_path):
         ([*run, "bm25", "--output", "file/x.json"], "cannot be written"),
         ([*run, "bm25", "--output", "x" * 300], "cannot be written"),
         (["eval", "--config", "run.yaml", "--output", "x.json"], "'encoder'; did you mean 'encoders'"),
-        (["compare", "file"], "no result file: file"),
+        (["compare", "file"], "file is no valid JSON"),
         (["report", "file", "--output", "file/x.md"], "cannot be written"),
         (["report", "file", "--output", "x.md"], "none of the files holds a result"),
         (["analyse", "spans", "--data", "./nowhere", "--output", "x.json"], "'./nowhere' is no folder"),

@@ -202,8 +202,8 @@ BAD_ROWS = [
         *((name, row, column) for name in ("short.parquet", "short.jsonl") for row, column in BAD_ROWS),
         ("short.jsonl", '{"query": "a", ', "no valid JSON"),
         ("short.jsonl", '["a", "b"]', "'query'"),
-        ("short.jsonl", '{"query": "a \\ud83d", "positive": "b"}', "half of a surrogate pair"),
-        ("short.jsonl", "[" * 100_000, "nested too deeply"),
+        ("short.jsonl", '{"query": "a \\ud83d", "positive": "b"}', "surrogates not allowed"),
+        ("short.jsonl", "[" * 100_000, "recursion"),
     ],
 )  # fmt: skip
 def test_a_bad_row_is_named_by_its_number(tmp_path, name, row, named):
