@@ -111,18 +111,26 @@ class Checkpoints:
         for path in ours(self.folder):
             if not self.resume or path.name.startswith("."):
                 delete(path)
-        newest = max(self.complete(), default=None)
+        damaged: dict[Path, ValueError] = {}
+        for newest in reversed(self.complete()):
+            try:
+                saved = read_saved(newest)
+                check_manifest(newest, saved.files)
+                check_manifest(self.folder, saved.best)
+                break
+            except ValueError as error:
+                damaged[newest] = error
+        else:
+            newest = None
+        if damaged:
+            way_out = "no older checkpoint is whole: start anew with overwrite=true resume=false"
+            if newest:
+                names = " and ".join(map(str, reversed(damaged)))
+                way_out = f"{newest} is whole: to resume from there, remove {names}"
+            error = next(iter(damaged.values()))
+            raise ValueError(f"{error}; {way_out}") from error
         if newest is None:
             return None
-        try:
-            saved = read_saved(newest)
-            check_manifest(newest, saved.files)
-            check_manifest(self.folder, saved.best)
-        except ValueError as error:
-            raise ValueError(
-                f"{error}; remove {newest} to resume from the checkpoint before it, or start anew with overwrite=true "
-                "resume=false"
-            ) from error
         changes = differences(saved.identity, self.identity)
         if changes:
             raise ValueError(

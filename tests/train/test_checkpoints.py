@@ -41,7 +41,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_older_one_goes_on(tmp_path, nam
     whole = Run(tmp_path / "out", dropout=0.5).go()
     newest = tmp_path / "out.run" / "step-00000004"
     damage(newest / name, how)
-    with pytest.raises(ValueError, match=rf"step-00000004/{name} .*remove \S*step-00000004 to resume .*overwrite=true"):
+    with pytest.raises(ValueError, match=rf"step-00000004/{name} .*step-00000003 is whole.* \S*step-00000004$"):
         Run(tmp_path / "out", dropout=0.5, resume=True).go()
     shutil.rmtree(newest)
     resumed = Run(tmp_path / "out", dropout=0.5, resume=True).go()
@@ -56,11 +56,15 @@ def damage(path, how):
     path.unlink() if how == "gone" else path.write_bytes(changed[how])
 
 
-def test_a_value_of_the_wrong_kind_is_named(tmp_path):
+def test_without_a_whole_checkpoint_the_way_out_is_to_start_anew(tmp_path):
     Run(tmp_path / "out").go()
     path = tmp_path / "out.run" / "step-00000004" / PROGRESS
     write_sealed(path, read_sealed(path) | {"generators": 1})
     with pytest.raises(ValueError, match=f"{PROGRESS}: generators is 1"):
+        Run(tmp_path / "out", resume=True).go()
+    for checkpoint in (tmp_path / "out.run").glob("step-*"):
+        (checkpoint / "optimizer.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match="no older checkpoint is whole.*overwrite=true resume=false"):
         Run(tmp_path / "out", resume=True).go()
 
 
