@@ -93,8 +93,8 @@ def main(folder: Path):
     encoders = ["--encoder", "bm25", "--encoder", folder]
     run("m2bert.hub.cli", "eval", *encoders, *task, "--output", results, "--overwrite")
     run("m2bert.hub.cli", "compare", results, "--against", "bm25")
-    subprocess.run([sys.executable, "experiments/pages.py", "demo", results, OUT / "scores.png"], check=True)
-    say(f"done: {OUT}/scores.png, {results}")
+    run("m2bert.hub.cli", "report", results, "--output", OUT / "report.html", "--overwrite")
+    say(f"done: {OUT}/report.html, {results}")
 
 
 if __name__ == "__main__":
