@@ -21,7 +21,9 @@ VALUES = [
     "../../etc/passwd", "/etc/passwd", ".", "..", "a/b", "\x00", "\x1b[31m", "é", "a" * 10_000, [], {}, [1], [[1]],
     [None], ["x"], {"x": 1}, {"": None}, [[[]]], [{}],
 ]  # fmt: skip
-RAW_YAML = ["a: b: c", "- x", "{{{", "!!python/object:os.system x", "x: !!binary a", "1: 2", "? [a]\n: b"]
+WHOLE_JSON = [*map(json.dumps, VALUES), *RAW_VALUES]
+BOMB = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9 if i else ['x'] * 9)}]" for i in range(12))
+WHOLE_YAML = [BOMB, "a: b: c", "- x", "{{{", "!!python/object:os.system x", "x: !!binary a", "1: 2", "? [a]\n: b"]
 DAMAGES = ["bit", "bits", "cut", "empty", "delete", "twice", "insert", "zeros", "swap", "bom", "folder"]
 KEYS = ["", "x", "type", "model_type", "auto_map", "__class__", "\x1b[31m", "a" * 300, "é"]
 
@@ -137,27 +139,21 @@ def dumps(value, **how) -> str:
     return text.replace(json.dumps(RAW)[1:-1], "")
 
 
-def mutate_json(path: Path, generator: random.Random) -> Mutation:
+def mutate_json(path: Path, generator: random.Random, wholes=WHOLE_JSON, share=0.08, indent=2) -> Mutation:
+    """A place within the file, or by this share all of it."""
     value = json.loads(path.read_text())
-    if generator.random() < 0.08:
-        text = generator.choice([*map(json.dumps, VALUES), *RAW_VALUES])
+    if generator.random() < share:
+        text = generator.choice(wholes)
         path.write_text(text)
         return Mutation(path, f"all of it is {text[:30]!r}")
     value, what, keys = mutate_value(value, generator)
-    path.write_text(dumps(value, indent=2))
+    path.write_text(dumps(value, indent=indent))
     return Mutation(path, what, keys)
 
 
 def mutate_yaml(path: Path, generator: random.Random) -> Mutation:
-    value = json.loads(path.read_text())  # as they are written here
-    if generator.random() < 0.1:
-        bomb = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9 if i else ['x'] * 9)}]" for i in range(12))
-        text = generator.choice([bomb, *RAW_YAML])
-        path.write_text(text)
-        return Mutation(path, f"all of it is {text[:30]!r}")
-    value, what, keys = mutate_value(value, generator)
-    path.write_text(dumps(value))  # YAML holds JSON
-    return Mutation(path, what, keys)
+    """Of YAML that is written as JSON."""
+    return mutate_json(path, generator, WHOLE_YAML, share=0.1, indent=None)
 
 
 def mutate_card(path: Path, generator: random.Random) -> Mutation:

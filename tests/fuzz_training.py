@@ -127,7 +127,7 @@ class TrainValue(Target):
     def damage(self, folder, generator):
         path = folder / "value.yaml"
         key = generator.choice(KEYS)
-        value = generator.choice([*map(json.dumps, mutations.VALUES), *mutations.RAW_VALUES])
+        value = generator.choice(mutations.WHOLE_JSON)
         path.write_text(f"{key}={value}")
         return mutations.Mutation(path, f"{key}={value[:30]}", (key, *key.split("."), value.strip('"')))
 

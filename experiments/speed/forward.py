@@ -36,7 +36,7 @@ class Bench:
         self._last: dict[Runner, dict] = {}  # the record of an arm at the last length
 
     def batch_of(self, length: int) -> int:
-        return self.options.batch_tokens // length if self.options.batch_tokens else self.options.batch
+        return (self.options.batch_tokens or length) // length
 
     def check(self) -> list[dict]:
         """Compare the arms that share our weights with the reference at every length; raise RedGate if one is wrong."""
@@ -175,7 +175,6 @@ def main():
     parser = harness.make_parser(__doc__.split("\n")[0], epilog=f"arms: {', '.join(NAMES)}; each with :dtype if wanted")
     parser.add_argument("--arms", default="ours,original", help="comma-separated name or name:dtype")
     harness.add_turns(parser, lengths="512,2048", batch_tokens=None, dtype="float32")
-    parser.add_argument("--batch", type=int, default=1, help="rows per batch, without --batch-tokens")
     parser.add_argument("--layers", type=int, help="depth of every arm (quick looks), not the published")
     parser.add_argument("--budget-seconds", type=float, default=300, help="per length; after it three turns are enough")
     parser.add_argument("--max-seconds", type=float, default=600, help="leave an arm out where a call takes longer")

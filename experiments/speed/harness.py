@@ -49,7 +49,7 @@ def make_parser(description: str, **options) -> argparse.ArgumentParser:
 def add_turns(parser: argparse.ArgumentParser, lengths: str, batch_tokens: int | None, dtype: str | None) -> None:
     """Add the arguments of benchmarks whose arms take turns at several lengths, with their defaults."""
     parser.add_argument("--lengths", type=token_lengths, default=lengths, help="tokens per row, comma-separated")
-    parser.add_argument("--batch-tokens", type=int, default=batch_tokens, help="per batch: as many rows as fit")
+    parser.add_argument("--batch-tokens", type=int, default=batch_tokens, help="per batch, of as many rows as fit")
     parser.add_argument("--dtype", choices=DTYPES, default=dtype, help="where no arm names one")
     parser.add_argument("--mode", choices=("forward", "training"), default="forward", help="training: with backward")
     parser.add_argument("--rounds", type=int, help="turns per length (default: 5 on a CPU, 50 on a GPU)")
