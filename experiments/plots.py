@@ -1,35 +1,14 @@
-"""The plots of pages.py."""
+"""The plots of pages.py, written without a display."""
 
 import json
 from pathlib import Path
 from statistics import mean
 
-import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
-
+plt.switch_backend("Agg")
 POINTS = "nDCG@10, points"
-
-# --- shared ---
-
-
-def errors(records: list[dict]) -> tuple[list[float], list[list[float]]]:
-    """Return scores in points, and how far their intervals reach below and above them: (n,), (2, n)."""
-    scores = [100 * record["ndcg_at_10"] for record in records]
-    bounds = [[100 * abs(end - record["ndcg_at_10"]) for end in record["interval_95"]] for record in records]
-    return scores, [list(side) for side in zip(*bounds, strict=True)]
-
-
-def score_bars(axis, labels: list[str], records: list[dict], colors: list[str], title: str):
-    """Draw nDCG@10 of systems with 95 % intervals, the first at the top."""
-    scores, intervals = errors(records)
-    bars = axis.barh(labels, scores, xerr=intervals, color=colors, capsize=3)
-    axis.bar_label(bars, [f"{score:.1f}" for score in scores], padding=4)
-    axis.invert_yaxis()
-    axis.set(title=title, xlim=(0, 108), xlabel=f"{POINTS}; 95 % intervals")
-    axis.spines[["top", "right"]].set_visible(False)
 
 
 def save(figure, path: Path, dpi: int = 120):
@@ -131,14 +110,8 @@ def performance(panels: dict[tuple[str, str], dict], path: Path):
     save(figure, path, dpi=150)
 
 
-# --- the demos ---
+# --- examples/demo_train.py ---
 
-SEARCH_LABELS = {
-    "whole": "BM25, words and no vectors",
-    "truncate": "{name}, one vector a document",
-    "late-chunk": "{name}, 16 vectors a document",
-}
-SEARCH_COLORS = {"whole": "dimgray", "truncate": "tab:blue", "late-chunk": "tab:green"}
 TRAINED_LABELS = {
     "bm25": "BM25 (words, no vectors)",
     "tfidf-rp": "tfidf-rp (TF-IDF, random projection)",
@@ -153,31 +126,6 @@ CURVES = [  # label, line, folders of its pretraining and fine-tuning
     ("standard start", {"color": "tab:orange"}, "mlm-standard", "standard"),
     ("layer-free", {"color": "tab:green", "linestyle": "--"}, None, "layer-free"),
 ]
-
-
-def search_label(record: dict) -> str:
-    return SEARCH_LABELS[record["policy"]].format(name=record["name"]) + (", with BM25" if record["hybrid"] else "")
-
-
-def demo(records: list[dict], path: Path):
-    """Draw nDCG@10 of every system of the search demo; and of those without BM25's help by where in its document the
-    answer begins."""
-    figure, (bars, lines) = plt.subplots(1, 2, figsize=(13, 4.4), width_ratios=[1.1, 1], layout="constrained")
-    counts, colors = records[0]["counts"], [SEARCH_COLORS[record["policy"]] for record in records]
-    title = f"{counts['queries']} queries, {counts['documents']} documents"
-    score_bars(bars, [search_label(record) for record in records], records, colors, title)
-    alone = [record for record in records if not record["hybrid"]]
-    for place, record in enumerate(alone):
-        shift = 0.06 * (place - (len(alone) - 1) / 2)  # no interval hides another
-        scores, intervals = errors(record["by_quarter"])
-        lines.errorbar([quarter + shift for quarter in range(4)], scores, intervals, marker="o", capsize=2,
-                       color=SEARCH_COLORS[record["policy"]], label=search_label(record))  # fmt: skip
-    lines.set(title="by where in the document the answer begins", xticks=range(4), ylim=(0, 100), ylabel=POINTS,
-              xticklabels=["first", "second", "third", "last"], xlabel="quarter of the document")  # fmt: skip
-    lines.grid(axis="y", alpha=0.3)
-    lines.legend(frameon=False, loc="lower left")
-    lines.spines[["top", "right"]].set_visible(False)
-    save(figure, path)
 
 
 def demo_train(folder: Path, records: dict[str, dict], path: Path):
@@ -200,6 +148,11 @@ def demo_train(folder: Path, records: dict[str, dict], path: Path):
         axis.grid(alpha=0.3)
     colors = ["tab:gray" if name in ("bm25", "tfidf-rp") else "lightsteelblue" for name in TRAINED_LABELS]
     colors[2] = "tab:blue"
-    score_bars(axes[2], [*TRAINED_LABELS.values()], [records[name] for name in TRAINED_LABELS], colors,
-               "nDCG@10 on packages never seen in training")  # fmt: skip
+    scores = np.array([100 * records[name]["ndcg_at_10"] for name in TRAINED_LABELS])
+    bounds = 100 * np.array([records[name]["interval_95"] for name in TRAINED_LABELS])
+    bars = axes[2].barh([*TRAINED_LABELS.values()], scores, xerr=np.abs(bounds.T - scores), color=colors, capsize=3)
+    axes[2].bar_label(bars, [f"{score:.1f}" for score in scores], padding=4)
+    axes[2].invert_yaxis()
+    axes[2].set(title="nDCG@10 on packages never seen in training", xlim=(0, 108), xlabel=f"{POINTS}; 95 % intervals")
+    axes[2].spines[["top", "right"]].set_visible(False)
     save(figure, path)
