@@ -44,20 +44,20 @@ def check_replaceable(output: Path, overwrite: bool) -> None:
     with suppress(ValueError):
         ours = ours or read_json(there / "config.json").get("model_type") == "m2bert"
     if output in (Path.cwd(), *Path.cwd().parents):
-        problem = "holds the working folder, which is not replaced"
+        problem = "holds the working folder, which is not replaced;"
     elif there.exists() and not there.is_dir():
-        problem = "exists and is no folder"
+        problem = "exists and is no folder;"
     elif not there.is_dir() or not any(there.iterdir()):
         return
     elif foreign := next((name for name in inner if not OURS.fullmatch(name)), ""):
-        problem = f"holds {foreign!r}, which is of no model folder, so it is not replaced"
+        problem = f"holds {foreign!r}, which is of no model folder, so it is not replaced;"
     elif not ours:
-        problem = "is not empty and holds no model of this package, so it is not replaced"
+        problem = "is not empty and holds no model of this package, so it is not replaced;"
     elif overwrite:
         return
     else:
-        problem = "is not empty; replace it (--overwrite, overwrite=true)"
-    raise ValueError(f"output {output} {problem}, or name another folder")
+        problem = "is not empty; replace it (--overwrite, overwrite=true), or"
+    raise ValueError(f"output {output} {problem} name another folder")
 
 
 def scratch_of(output: Path) -> Path:

@@ -132,7 +132,7 @@ TRANSFORMER = {"name": "0", "path": "", "type": "sentence_transformers.base.modu
     ("file", "content", "message"),
     [
         ("modules.json", "NaN", "modules.json .*NaN"),
-        ("modules.json", "[" * 100_000, "modules.json .*deep"),
+        ("modules.json", "[" * 100_000, "modules.json .*recursion"),
         ("modules.json", json.dumps([{"path": "", "type": TRANSFORMER["type"]}]), "modules.json: .*name"),
         ("modules.json", json.dumps([TRANSFORMER]), "no module that makes one vector"),
         ("modules.json", json.dumps([{**TRANSFORMER, "type": "no.such.Module"}]), "cannot be loaded .*No module named"),

@@ -87,7 +87,7 @@ PARTS = {"a": "part-0.safetensors", "b": "part-1.safetensors"}
 @pytest.mark.parametrize(
     ("parts", "names", "says"),
     [
-        ([], {"a": "../elsewhere.safetensors"}, "outside that folder"),
+        ([], {"a": "../elsewhere.safetensors"}, "outside"),
         ([], {"a": "x.py"}, "weight_map.a"),
         ([], {}, "weight_map"),
         (["a", "b"], PARTS | {"c": "part-0.safetensors"}, "part-0.safetensors .*'c'"),
