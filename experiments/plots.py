@@ -19,32 +19,45 @@ def save(figure, path: Path, dpi: int = 120):
 # --- docs/results.png ---
 
 
+FAMILIES = {
+    "MiniLM": "tab:gray",
+    "MiniLM fine-tuned": "black",
+    "layer-free control": "tab:orange",
+    "m2bert-small": "tab:red",
+}
+MARKERS = {"truncate": "o", "chunk-average": "s", "best-chunk": "^", "late-chunk": "D"}
+
+
 def results(found: dict, costs: dict, tasks: dict, systems: dict, path: Path):
     """Draw quality against cost, without what was trained without QMSUM: it would hide what was not."""
-    figure, axes = plt.subplots(1, len(tasks), figsize=(14, 5.2), layout="constrained")
+    figure, axes = plt.subplots(1, len(tasks), figsize=(14, 5.4), layout="constrained", sharey=True)
     for axis, (task, title) in zip(axes, tasks.items(), strict=True):
+        bm25 = found[task]["bm25"]
+        axis.axhline(100 * bm25["ndcg_at_10"], color="tab:blue", linestyle="--", label="BM25; band: 95 % interval")
+        axis.axhspan(*(100 * end for end in bm25["interval_95"]), color="tab:blue", alpha=0.12)
         for system, label in systems.items():
-            encoder, _, policy = system.replace(" fine-tuned", "").partition(" / ")
+            alone, hybrid = system.removesuffix(" + bm25 (weighted)"), system.endswith(" + bm25 (weighted)")
+            family, _, policy = alone.partition(" / ")
+            cost = f"{family.removesuffix(' fine-tuned')} / {policy}"
             if policy in ("chunk-average", "best-chunk"):  # which cost the same
-                policy = "chunk-average:tokens=256"
-            if f"{encoder} / {policy}" not in costs or "without QMSUM" in system:
+                cost = cost.replace(policy, "chunk-average:tokens=256")
+            if cost not in costs or family not in FAMILIES:
                 continue
-            rows = costs[f"{encoder} / {policy}"]
-            seconds = next(row["total_seconds"] for row in rows if row["tokens"] == 8192)
-            name = label.replace("**", "").replace(" on the same pairs", "")
-            color = "tab:red" if "m2bert" in system else "tab:orange" if "layer-free" in system else "tab:gray"
-            place = seconds, 100 * found[task][system]["ndcg_at_10"]
-            left, above = "layer-free" not in system, "late" in system or "fine-tuned" in system
-            axis.plot(*place, "o", color=color)
-            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # over the line of BM25
-            axis.annotate(name, place, (7 if left else -7, 5 if above else -9), textcoords="offset points",
-                          ha="left" if left else "right", fontsize=8, color=color, bbox=box)  # fmt: skip
-        axis.axhline(100 * found[task]["bm25"]["ndcg_at_10"], color="tab:blue", linestyle="--", label="BM25")
-        axis.set(title=title, xscale="log", ylabel="nDCG@10", ylim=(35, 100),
-                 xlabel="seconds of one CPU thread to embed a document of 8,192 tokens")  # fmt: skip
-        axis.set_xlim(axis.get_xlim()[0] / 30, axis.get_xlim()[1] * 40)
-        axis.legend(frameon=False, loc="lower right")
+            seconds = next(row["total_seconds"] for row in costs[cost] if row["tokens"] == 8192)
+            shift = 1.12 if "fine-tuned" in family or hybrid else 1  # no interval hides another
+            record = found[task][system]
+            point, (low, high) = 100 * record["ndcg_at_10"], (100 * end for end in record["interval_95"])
+            color, name = FAMILIES[family], label.replace("**", "").replace(" on the same pairs", "")
+            axis.errorbar(seconds * shift, point, [[point - low], [high - point]], marker=MARKERS[policy], color=color,
+                          markerfacecolor="white" if hybrid else color, linestyle="none", capsize=3,
+                          label=name)  # fmt: skip
+        axis.set(title=title, xscale="log", ylim=(35, 100), xlim=(0.02, 10), xticks=[0.03, 0.1, 0.3, 1, 3, 10],
+                 xlabel="seconds of one CPU thread for a document of 8,192 tokens")  # fmt: skip
+        axis.set_xticks([], minor=True)
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.grid(alpha=0.3)
+    axes[0].set_ylabel(f"{POINTS}; bars: 95 % intervals")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
     save(figure, path, dpi=110)
 
 
