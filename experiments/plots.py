@@ -116,9 +116,11 @@ def performance(panels: dict[tuple[str, str], dict], path: Path):
         axis.set_title(f"{'CPU' if device == 'cpu' else 'GPU'}, {mode}, one text\n{where}", fontsize=10, loc="left")
         axis.set_xticks(lengths, [str(length) for length in lengths])
         axis.set_xticks([], minor=True)
+        axis.yaxis.set_major_locator(plt.LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_minor_formatter(plt.NullFormatter())
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:g} s" if value >= 1 else f"{value * 1e3:g} ms")
         axis.grid(True, color="#dddddd", linewidth=0.6)
-        axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+        axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5), handlelength=4)
         axis.spines[["top", "right"]].set_visible(False)
     save(figure, path, dpi=150)
 
