@@ -1,4 +1,4 @@
-"""M2BertConfig under the name that users of the source look for; defined beside the model, where it ships from."""
+"""Name M2BertConfig at the root of the source; modeling_m2bert defines it, among the files that exports copy."""
 
 from modeling_m2bert.configuration_m2bert import M2BertConfig
 

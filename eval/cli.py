@@ -17,7 +17,7 @@ from .config import EvalConfig
 
 app = typer.Typer(cls=CommandGroup, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
-BESIDE_CONFIG = ("config", "output", "cache", "no_cache", "overwrite")  # parameters that go with a configuration
+BESIDE_CONFIG = {"config", "output", "cache", "no_cache", "overwrite"}  # parameters that go with a configuration
 
 
 @app.command("eval")
@@ -55,17 +55,17 @@ def eval_command(
     target = free_output(output or settings.output, overwrite)
     from .encoders.cache import VectorStore, default_cache_folder  # slow to import
     from .progress import is_first
-    from .run import evaluate, make_plan
+    from .run import Evaluation
 
     logging.getLogger("m2bert.eval").setLevel(logging.INFO)
-    plan = make_plan(settings)
-    records, failures = evaluate(plan, VectorStore(None if no_cache else cache or default_cache_folder()))
+    run = Evaluation(settings, VectorStore(None if no_cache else cache or default_cache_folder()))
+    records = run.run()
     if is_first():  # under `accelerate launch` every process has the same records
         write_results(target, records)
         typer.echo(format_records(records))
         typer.echo(f"written to {shown(target)}")
-    if failures:
-        typer.echo(f"m2bert: {'; '.join(map(one_line, failures))}", err=True)
+    if run.failures:
+        typer.echo(f"m2bert: {'; '.join(map(one_line, run.failures))}", err=True)
         raise typer.Exit(1)
 
 
@@ -73,22 +73,16 @@ def settings_of(context: typer.Context) -> EvalConfig:
     """Return the settings of a run, from its configuration file or from the flags."""
     flags = context.params
     if flags["config"] is not None:
-        given = [name for name in flags if context.get_parameter_source(name).name == "COMMANDLINE"]
-        ignored = [f"--{name.replace('_', '-')}" for name in given if name not in BESIDE_CONFIG]
-        if ignored:
-            raise ValueError(f"--config names encoders, data and what goes with them; leave out {', '.join(ignored)}")
+        given = {name for name in flags if context.get_parameter_source(name).name == "COMMANDLINE"}
+        if ignored := ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given - BESIDE_CONFIG)):
+            raise ValueError(f"--config names encoders, data and what goes with them; leave out {ignored}")
         return EvalConfig.from_yaml(flags["config"])
-    if flags["data"] is None or not flags["encoder"]:
-        raise ValueError(
-            "give --data (a folder, locov1, locov0, a Hub id or mteb) and --encoder (bm25, tfidf-rp:256, a model "
-            "folder or a Hub id), or --config"
-        )
     task = {name: flags[name] for name in ("data", "split", "documents", "revision", "development_split")}
     distractors = {"path": flags["distractors"], "count": flags["distractor_count"]}
     distractors = {name: value for name, value in distractors.items() if value is not None}
     task |= {"names": flags["task"], "distractors": distractors or None}
     settings = {"tasks": task, "encoders": flags["encoder"], "policies": flags["policy"], "hybrids": flags["hybrid"]}
-    return checked(EvalConfig, settings, "flags")
+    return checked(EvalConfig, settings, "--data, --encoder and other flags")
 
 
 @app.command("compare")

@@ -19,6 +19,7 @@ from m2bert.terminal import nearest, one_line
 
 from .encoders.policies import unit_rows
 from .encoders.protocol import Task
+from .report.tables import paper_columns
 from .search import DEPTH, Run, rerank_order, trec_order
 from .tasks.from_hub import hub_or_cache
 from .tasks.schema import RetrievalTask, fingerprint_of, texts_by_id
@@ -29,33 +30,16 @@ BATCH_SIZE = 32  # as mteb's own
 PACKAGES = ("mteb", "torch", "transformers", "sentence-transformers")  # versions that decide a model's numbers
 SUBSET = "default"
 
-# As in MTEB(eng, v1), whose subsets of multilingual tasks are taken too; the paper leaves some of its tasks out.
-# fmt: off
-PAPER_GROUPS = {
-    "table-10": ("MultiLongDocRetrieval",),
-    "table-14": ("MSMARCO", "TRECCOVID", "NFCorpus", "NQ", "HotpotQA", "FiQA2018", "ArguAna", "Touche2020",
-                 "QuoraRetrieval", "DBPedia", "SCIDOCS", "ClimateFEVER", "SciFact"),
-    "table-18": ("AmazonCounterfactualClassification", "AmazonPolarityClassification", "AmazonReviewsClassification",
-                 "Banking77Classification", "EmotionClassification", "ImdbClassification",
-                 "MassiveIntentClassification", "MassiveScenarioClassification", "MTOPDomainClassification",
-                 "MTOPIntentClassification", "ToxicConversationsClassification",
-                 "TweetSentimentExtractionClassification"),
-    "table-19": ("ArxivClusteringP2P", "ArxivClusteringS2S", "BiorxivClusteringP2P", "BiorxivClusteringS2S",
-                 "MedrxivClusteringP2P", "MedrxivClusteringS2S", "RedditClustering", "RedditClusteringP2P"),
-    "table-20": ("SprintDuplicateQuestions", "TwitterSemEval2015", "TwitterURLCorpus"),
-    "table-21": ("AskUbuntuDupQuestions", "MindSmallReranking", "SciDocsRR", "StackOverflowDupQuestions"),
-    "table-22": ("BIOSSES", "SICK-R", "STS12", "STS13", "STS14", "STS15", "STS16", "STS17", "STS22", "STSBenchmark"),
-}
-# fmt: on
-PAPER_GROUPS["table-9"] = sum((PAPER_GROUPS[f"table-{number}"] for number in range(18, 23)), ())
+# {name of a group: mteb's names of its tasks}; the columns of the paper's tables are called so.
+PAPER_GROUPS = {f"table-{table}": tuple(paper_columns(table)) for table in ("14", "18", "19", "20", "21", "22")}
+PAPER_GROUPS["table-10"] = ("MultiLongDocRetrieval",)
+PAPER_GROUPS["table-9"] = sum((PAPER_GROUPS[f"table-{table}"] for table in range(18, 23)), ())
+# Whose subsets of multilingual tasks are taken; the paper leaves some of its tasks out.
 PAPER_BENCHMARK = "MTEB(eng, v1)"
 
 
 def mteb_tasks(names: list[str]) -> list:
-    """Return mteb's task objects of task, benchmark and group names, each once, no data loaded.
-
-    A task that averages others (CQADupstackRetrieval) is one object. Raises ValueError if a name is unknown.
-    """
+    """Return mteb's task objects of task, benchmark and group names, each once, no data loaded."""
     import mteb
 
     benchmarks = {benchmark.name for benchmark in mteb.get_benchmarks()}
@@ -115,17 +99,15 @@ def from_mteb(names: list[str], split: str = "test") -> list[RetrievalTask]:
         names: of tasks, benchmarks, or the groups of the paper's tables (`table-14`).
         split: taken where a task has it. `test` stands for all evaluation splits of a task that calls them otherwise
             (`dev` of MSMARCO, the eight lengths of LEMBNeedleRetrieval).
-
-    Raises:
-        ValueError: a name or the split is unknown, mteb scores a task by itself, or its data cannot be loaded.
     """
     tasks = mteb_tasks(names)
     for task in tasks:  # all of them before the first download
         name, known = task.metadata.name, task.eval_splits
+        problem = None if split in (*known, "test") else f"has no split {split!r}; it has {', '.join(known)}"
         if not ranked_here(task):
-            raise ValueError(f"mteb itself scores its task {name!r} ({task.metadata.type}); use mteb_export.run_tasks")
-        if split not in known and split != "test":
-            raise ValueError(f"mteb task {name!r} has no split {split!r}; it has {', '.join(known)}")
+            problem = f"({task.metadata.type}) is scored by mteb itself; use mteb_export.run_tasks"
+        if problem:
+            raise ValueError(f"mteb task {name!r} {problem}")
     return [loaded for task in tasks for loaded in _load(task, split)]
 
 
@@ -165,10 +147,11 @@ def _retrieval_task(name: str, split: str, data: dict, dataset: dict) -> Retriev
         if any(present.values()):
             qrels[qid] = present
     unanswered = sum(map(bool, judgements.values())) - len(qrels)
-    if unanswered:
-        logger.warning("%s: %d queries have no relevant document there; left out, mteb counts 0", name, unanswered)
-    if absent:
-        logger.warning("%s: %d relevant documents are not in the corpus; not counted here, mteb does", name, absent)
+    if unanswered or absent:
+        odd = (
+            "%s: %d queries have no relevant document there and are left out, mteb counts 0; %d relevant documents are "
+        )
+        logger.warning(odd + "not in the corpus and are not counted, mteb counts them", name, unanswered, absent)
     queries = texts_by_id("queries with a relevant document", ((qid, texts[qid]) for qid in qrels), where)
     fingerprint = fingerprint_of(queries, documents, qrels)
     return RetrievalTask(name, split, queries, documents, qrels, fingerprint, dataset["path"], dataset.get("revision"))
@@ -222,10 +205,7 @@ def split_data(task: RetrievalTask) -> dict:
 
 @lru_cache(maxsize=1)  # called twice per model
 def load_mteb_model(name: str) -> "MtebEncoder | MtebRanker":
-    """Load a model by its name in mteb, or by its id on the Hub.
-
-    Raises ValueError if it cannot be loaded, or if it is a cross-encoder, which neither embeds nor searches.
-    """
+    """Load a model by its name in mteb, or by its id on the Hub; not a cross-encoder, which only compares pairs."""
     import mteb
     from mteb.models import EncoderProtocol, SearchProtocol
     from mteb.models.model_implementations import MODEL_REGISTRY
@@ -290,13 +270,8 @@ class MtebRanker:
         about = model.mteb_model_meta
         max_tokens, dimensions = sizes_of(about)
         self.is_lexical = about.n_parameters == 0  # BM25: nothing is trained and there are no vectors
-        unknown = (
-            "vectors_per_document",
-            "seen_share",
-            "truncated_documents",
-            "seconds_per_document",
-            "seconds_per_query",
-        )
+        unknown = ("vectors_per_document", "seen_share", "truncated_documents")
+        unknown += ("seconds_per_document", "seconds_per_query")
         known = {"dimensions": dimensions, "max_tokens": max_tokens, "model_fingerprint": model_fingerprint(about)}
         self.report = dict.fromkeys(unknown) | known
 

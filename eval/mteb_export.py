@@ -18,10 +18,11 @@ from mteb.get_tasks import _TASKS_REGISTRY  # what mteb.get_task reads; there is
 from mteb.models import ModelMeta
 from mteb.similarity_functions import cos_sim, pairwise_cos_sim
 
-from .analyses.shared import provenance
+from .analyses.shared import one_vector, provenance
 from .encoders.policies import Policy, Truncate
 from .encoders.protocol import Encoder
 from .from_mteb import SUBSET, metadata_of, reason, split_data
+from .report.tables import read_paper
 from .tasks.from_hub import LOCOV1, load_hub_tasks
 from .tasks.schema import RetrievalTask
 
@@ -47,9 +48,7 @@ class EncoderForMteb:
 
     def __init__(self, encoder: Encoder, policy: Policy | None = None):
         self.encoder = encoder
-        self.policy = policy or Truncate()
-        if self.policy.several:
-            raise ValueError(f"policy {self.policy.spec!r} gives several vectors, mteb's encoders one; use truncate")
+        self.policy = one_vector(policy or Truncate())
         self.policy.check(encoder)
         name = f"{encoder.name} ({self.policy.spec})".replace("/", "_")
         about = {"name": f"{ORGANISATION}/{name}", "revision": encoder.fingerprint, "languages": None}
@@ -88,9 +87,8 @@ def run_tasks(encoder: Encoder, policy: Policy, tasks: list, system: str) -> lis
             raise ValueError(f"mteb task {about.name!r} failed: {reason(error)}") from error
         for split, scores in result.scores.items():
             others = [name for name in ALSO if name != about.main_score and name in scores[0]]
-            means = {
-                name: float(sum(subset[name] for subset in scores) / len(scores)) for name in ("main_score", *others)
-            }
+            names = ("main_score", *others)
+            means = {name: float(sum(subset[name] for subset in scores) / len(scores)) for name in names}
             records.append(
                 {
                     "kind": "mteb",
@@ -125,46 +123,6 @@ def to_mteb(task: RetrievalTask, language: str = "eng-Latn") -> AbsTaskRetrieval
 
 
 BRANCH = "main"  # of the queries, and of the documents unless mteb is told another
-CITATION = r"""
-@inproceedings{saad-falcon-2024-locov1,
-  author = {Saad-Falcon, Jon and Fu, Daniel Y. and Arora, Simran and Guha, Neel and R{\'e}, Christopher},
-  booktitle = {International Conference on Machine Learning},
-  title = {Benchmarking and Building Long-Context Retrieval Models with LoCo and M2-BERT},
-  year = {2024},
-}
-"""
-
-# Years in which the texts of a source (the paper's Table 11) were written: the first is a lower bound; the last is that
-# in which the source, or the benchmark, was published.
-YEARS = {
-    "SCROLLS": (1950, 2022),
-    "QASPER": (1990, 2021),
-    "LongBench": (1950, 2023),
-    "CourtListener": (1600, 2024),
-    "Legal Case Reports": (2006, 2012),
-    "Stack Overflow": (2008, 2024),
-}
-# Of each task: value of the column `dataset`, name, source, mteb's domains, what is searched with and what for.
-# fmt: off
-TASKS = (
-    ("summ_screen_fd", "SummScreenFD", "SCROLLS", "Entertainment Spoken", "a recap", "the transcript of its episode"),
-    ("gov_report", "GovReport", "SCROLLS", "Government Written", "a summary", "the government report"),
-    ("qmsum", "QMSum", "SCROLLS", "Spoken", "a summary", "the transcript of its meeting"),
-    ("qasper_title", "QasperTitle", "QASPER", "Academic Written", "a paper's title", "its full text"),
-    ("qasper_abstract", "QasperAbstract", "QASPER", "Academic Written", "a paper's abstract", "its full text"),
-    ("multifieldqa", "MultiFieldQA", "LongBench", "Written", "a question", "the text that answers it"),
-    ("2wikimqa", "TwoWikiMQA", "LongBench", "Encyclopaedic Written", "a question of two steps", "the articles"),
-    ("passage_retrieval", "PassageRetrieval", "LongBench", "Encyclopaedic Written",
-     "a summary of a paragraph", "the document that holds it"),
-    ("courtlistener_HTML", "CourtListenerHTML", "CourtListener", "Legal Written",
-     "the words that cite a case", "the case, as HTML"),
-    ("courtlistener_Plain_Text", "CourtListenerPlainText", "CourtListener", "Legal Written",
-     "the words that cite a case", "the case"),
-    ("legal_case_reports", "LegalCaseReports", "Legal Case Reports", "Legal Written",
-     "a summary", "the Australian case report"),
-    ("stackoverflow", "StackOverflow", "Stack Overflow", "Programming Written", "a question", "its answers"),
-)
-# fmt: on
 
 
 class LoCoV1Retrieval(AbsTaskRetrieval):
@@ -184,23 +142,26 @@ class LoCoV1Retrieval(AbsTaskRetrieval):
         self.data_loaded = True
 
 
-def _locov1_class(task: str, name: str, source: str, domains: str, query: str, document: str) -> type:
-    subtype = "Question answering" if query.startswith("a question") else "Article retrieval"
+def _locov1_class(task: str, about: dict) -> type:
+    """Return the class of a task by its entry in paper.json."""
+    query, document, source, (first, last) = (about[key] for key in ("query", "document", "source", "years"))
     details = {
         "description": f"From {query} to {document}. From {source}. Of LoCoV1, a benchmark of long documents (2024).",
         "reference": "https://arxiv.org/abs/2402.07440",
-        "date": (f"{YEARS[source][0]}-01-01", f"{YEARS[source][1]}-12-31"),
-        "domains": domains.split(),
-        "task_subtypes": [subtype],
+        "date": (f"{first}-01-01", f"{last}-12-31"),
+        "domains": about["domains"],
+        "task_subtypes": ["Question answering" if query.startswith("a question") else "Article retrieval"],
         "dialect": [],
         "license": "apache-2.0",
         "annotations_creators": "derived",
         "sample_creation": "found",
-        "bibtex_citation": CITATION,
+        "bibtex_citation": read_paper()["locov1"]["citation"],
     }
-    empty = RetrievalTask(f"LoCoV1{name}", "test", {}, {}, {}, fingerprint=BRANCH, source=f"{LOCOV1}-Documents")
+    name = f"LoCoV1{about['name']}"
+    empty = RetrievalTask(name, "test", {}, {}, {}, fingerprint=BRANCH, source=f"{LOCOV1}-Documents")
     metadata = metadata_of(empty).model_copy(update=details)
-    return type(metadata.name, (LoCoV1Retrieval,), {"task": task, "metadata": metadata, "__module__": __name__})
+    return type(name, (LoCoV1Retrieval,), {"task": task, "metadata": metadata, "__module__": __name__})
 
 
-_TASKS_REGISTRY.update({cls.metadata.name: cls for cls in (_locov1_class(*row) for row in TASKS)})
+for cls in (_locov1_class(*entry) for entry in read_paper()["locov1"]["tasks"].items()):
+    _TASKS_REGISTRY[cls.__name__] = cls

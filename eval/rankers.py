@@ -46,12 +46,12 @@ class DenseRanker:
 
         Only documents that are among the first `depth` of some query are embedded.
         """
-        if depth < 1 or not any(candidates.values()):
-            raise ValueError(f"nothing to rerank with depth={depth}; it must be at least 1, and some candidates given")
         asking: dict[str, list[str]] = {}  # which queries have the document among their first
         for qid in task.queries:
             for pid in trec_order(candidates.get(qid, {}))[:depth]:
                 asking.setdefault(pid, []).append(qid)
+        if not asking:
+            return candidates
         scores: Run = {qid: {} for qid in task.queries}
         for queries, pids, vectors in self._embedded(task, list(asking)):
             rows = dict(zip(task.queries, queries, strict=True))
@@ -149,10 +149,7 @@ def rank_tfidf(task: RetrievalTask, width: int, seeds: int) -> Iterator[Run]:
 
     pids = list(task.documents)
     vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english")
-    try:
-        documents = vectorizer.fit_transform(task.documents.values())
-    except ValueError as error:  # scikit-learn's "empty vocabulary"
-        raise ValueError(f"no document of task {task.name!r} has a word to count; check its passages") from error
+    documents = vectorizer.fit_transform(task.documents.values())
     tables = [table.astype(np.float32) for table in (vectorizer.transform(task.queries.values()), documents)]
     for seed in range(seeds):
         matrix = np.random.default_rng(seed).standard_normal((documents.shape[1], width), dtype=np.float32)

@@ -1,9 +1,9 @@
 """Run every system of a configuration on every task: one record each, ready for JSON."""
 
+import itertools
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from .analyses.texts import by_length
 from .config import (
@@ -30,37 +30,6 @@ from .tasks.overlap import find_overlap
 from .tasks.schema import RetrievalTask
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A run, checked and loaded but for its models.
-
-    Attributes:
-        systems: what tables call each encoder, and its policies.
-        mteb_scored: mteb's task objects that mteb scores itself: classification, clustering, similarity, ...
-        overlaps: {(fingerprint of a task, training task): what they share}.
-    """
-
-    config: EvalConfig
-    systems: dict[EncoderSettings, tuple[str, tuple[Policy, ...]]]
-    tasks: list[LoadedTask]
-    mteb_scored: list
-    overlaps: dict[tuple[str, TrainingTask], list[dict]]
-
-
-def make_plan(config: EvalConfig) -> Plan:
-    """Check names and policies, then load every task; no model yet."""
-    systems = named_systems(config)
-    tasks = load_all(config)
-    names = [name for settings in config.tasks if settings.data == "mteb" for name in settings.names]
-    overlaps = {}
-    for training in dict.fromkeys(training for encoder in config.encoders for training in encoder.trained_on):
-        if isinstance(training, TrainingTask):
-            found = load_tasks(training.data, [training.name], training.split)
-            for loaded in tasks:
-                overlaps[loaded.task.fingerprint, training] = [find_overlap(loaded.task, train) for train in found]
-    return Plan(config, systems, tasks, _mteb_tasks(names, ranked=False), overlaps)
 
 
 def named_systems(config: EvalConfig) -> dict[EncoderSettings, tuple[str, tuple[Policy, ...]]]:
@@ -124,97 +93,106 @@ def _mteb_tasks(names: list[str], ranked: bool) -> list:
     return [task for task in mteb_tasks(names) if ranked_here(task) == ranked]
 
 
-def evaluate(plan: Plan, store: VectorStore) -> tuple[list[dict], list[str]]:
-    """Score all systems on all tasks.
-
-    If an encoder or a policy fails, the others' results stay. Among several processes a failing encoder ends the run,
-    because the other processes would wait for this one; their vectors are kept.
-
-    Returns:
-        The records, and one line for each encoder or policy that failed.
-
-    Raises:
-        ValueError: the only encoder fails.
-    """
-    evaluation = Evaluation(plan, store)
-    encoders = plan.config.encoders
-    records: list[dict] = []
-    # Plain tfidf-rp comes last: it needs the widths of the others.
-    for encoder in sorted(dict.fromkeys(encoders), key=lambda encoder: encoder.model == "tfidf-rp"):
-        before = len(records)
-        try:
-            for record in evaluation.records_of(encoder, records):
-                records.append(record)
-        except (ValueError, OSError, ImportError, RuntimeError) as error:  # RuntimeError: torch's, out of memory too
-            if has_others():
-                raise
-            reason = " ".join(str(error).split())
-            if len(encoders) == 1 and not records:
-                raise ValueError(reason) from error
-            result = "failed and is left out" if len(records) == before else "failed, and the rest of it is left out"
-            evaluation.report_failure(f"encoder {encoder.model!r} {result}: {reason}")
-    if not records:
-        nothing = "no task here is ranked, and mteb's other tasks need a model that gives vectors; add one"
-        raise ValueError("; ".join(evaluation.failures) or nothing)
-    return records, evaluation.failures
-
-
 class Evaluation:
-    """A run in progress: what its systems share, and which of them failed."""
+    """A run. Making it checks names and policies, then loads every task; models are loaded one by one as it runs.
 
-    def __init__(self, plan: Plan, store: VectorStore):
-        self.plan = plan
-        self.store = store
+    Attributes:
+        systems: what tables call each encoder, and its policies.
+        mteb_scored: mteb's task objects that mteb scores itself: classification, clustering, similarity, ...
+        overlaps: {(fingerprint of a task, training task): what they share}.
+        failures: one line for each encoder or policy that failed.
+    """
+
+    def __init__(self, config: EvalConfig, store: VectorStore):
+        self.config, self.store = config, store
+        self.systems = named_systems(config)
+        self.tasks = load_all(config)
+        names = [name for settings in config.tasks if settings.data == "mteb" for name in settings.names]
+        self.mteb_scored = _mteb_tasks(names, ranked=False)
+        self.overlaps: dict[tuple[str, TrainingTask], list[dict]] = {}
+        for training in dict.fromkeys(training for encoder in config.encoders for training in encoder.trained_on):
+            if isinstance(training, TrainingTask):
+                found = load_tasks(training.data, [training.name], training.split)
+                for loaded in self.tasks:
+                    shared = [find_overlap(loaded.task, train) for train in found]
+                    self.overlaps[loaded.task.fingerprint, training] = shared
         self.failures: list[str] = []
+
+    def run(self) -> list[dict]:
+        """Score all systems on all tasks; return the records.
+
+        If an encoder or a policy fails, the others' results stay. Among several processes a failing encoder ends the
+        run, because the other processes would wait for this one; their vectors are kept.
+
+        Raises:
+            ValueError: nothing was scored.
+        """
+        records: list[dict] = []
+        # Plain tfidf-rp comes last: it needs the widths of the others.
+        for encoder in sorted(self.systems, key=lambda encoder: encoder.model == "tfidf-rp"):
+            before = len(records)
+            found = self.dense(encoder) if is_dense(encoder.model) else self.lexical(encoder, records)
+            try:
+                for record in found:
+                    records.append(record)
+            except (
+                ValueError,
+                OSError,
+                ImportError,
+                RuntimeError,
+            ) as error:  # RuntimeError: torch's
+                if has_others():
+                    raise
+                left_out = "it is left out" if len(records) == before else "the rest of it is left out"
+                self.report_failure(f"encoder {encoder.model!r} failed, and {left_out}: {' '.join(str(error).split())}")
+        if not records:
+            nothing = "no task here is ranked, and mteb's other tasks need a model that gives vectors; add one"
+            raise ValueError("; ".join(self.failures) or nothing)
+        return records
 
     def report_failure(self, failure: str) -> None:
         """Log a failure and remember it while the others continue."""
         self.failures.append(failure)
         logger.error(failure)
 
-    def records_of(self, settings: EncoderSettings, earlier: list[dict]) -> Iterator[dict]:
-        """Yield all records of one encoder. Plain `tfidf-rp` takes the widths of the models in `earlier`."""
-        if is_dense(settings.model):
-            yield from self.dense(settings)
-            return
+    def lexical(self, settings: EncoderSettings, earlier: list[dict]) -> Iterator[dict]:
+        """Yield the records of BM25 or TF-IDF. Plain `tfidf-rp` takes the widths of the models in `earlier`."""
         names = [settings.model]
         if settings.model == "tfidf-rp":
             widths = sorted({record["dimensions"] for record in earlier if record.get("dimensions")})
             if not widths:
-                raise ValueError("no encoder beside it gave vectors whose width it could take; write tfidf-rp:256")
+                self.report_failure("tfidf-rp is left out: no other encoder gave vectors whose width it could take")
             named = {record["encoder"] for record in earlier}
             names = [name for name in (f"tfidf-rp:{width}" for width in widths) if name not in named]
-        for loaded in self.plan.tasks:
-            for name in names:
-                yield self.lexical(settings.model_copy(update={"model": name}), loaded)
-
-    def lexical(self, settings: EncoderSettings, loaded: LoadedTask) -> dict:
-        """Return the record of BM25 or of a projection of TF-IDF."""
-        name = settings.model
-        logger.info("%s on %s", name, loaded.task.name)
-        start = time.perf_counter()
-        details = {"name": name, "policy": "whole", "hybrid": None, "vectors": "none", "seen_share": 1.0}
-        if name == "bm25":
-            run = loaded.bm25
-            scores = score_metrics(run, loaded.task.qrels)
-        else:
-            run = None
-            scores, about = score_tfidf(int(name.removeprefix("tfidf-rp:")), loaded.task)
-            details |= {"vectors": "one", **about}
-        seconds = time.perf_counter() - start
-        return retrieval_record(name, settings, loaded, scores, run, details, seconds)
+        for loaded, name in itertools.product(self.tasks, names):
+            logger.info("%s on %s", name, loaded.task.name)
+            start = time.perf_counter()
+            details = {"name": name, "policy": "whole", "hybrid": None, "vectors": "none", "seen_share": 1.0}
+            run = loaded.bm25 if name == "bm25" else None
+            if run is not None:
+                scores = score_metrics(run, loaded.task.qrels)
+            else:
+                scores, about = score_tfidf(int(name.removeprefix("tfidf-rp:")), loaded.task)
+                details |= {"vectors": "one", **about}
+            seconds = time.perf_counter() - start
+            named_so = settings.model_copy(update={"model": name})
+            yield retrieval_record(name, named_so, loaded, scores, run, details, seconds)
 
     def dense(self, settings: EncoderSettings) -> Iterator[dict]:
         """Yield the records of every policy and hybrid of a model on every task."""
-        name, _ = self.plan.systems[settings]
+        name, policies = self.systems[settings]
         encoder = load_system(settings.model)
         if hasattr(encoder, "rank"):  # a model of mteb that searches by itself
             lexical = {"vectors": "none", "claim": "untrained"}
             details = {"policy": "whole", **(lexical if encoder.is_lexical else {"vectors": "several"})}
-            for loaded in self.plan.tasks:
+            for loaded in self.tasks:
                 yield from self.measured(settings, loaded, name, encoder, details)
             return
-        policies = self.usable(settings, encoder)
+        problems = {policy: policy.problem(encoder) for policy in policies}
+        for policy, problem in problems.items():
+            if problem:
+                self.report_failure(f"encoder {settings.model!r} is left out under policy {policy.spec!r}: {problem}")
+        policies = [policy for policy, problem in problems.items() if not problem]
         about = {
             "dimensions": encoder.dimensions,
             "max_tokens": encoder.max_tokens,
@@ -223,7 +201,7 @@ class Evaluation:
             "device": getattr(encoder, "device", None),
             "dtype": getattr(encoder, "dtype", None),
         }
-        for loaded in self.plan.tasks:
+        for loaded in self.tasks:
             lengths = answer_tokens(encoder, loaded.task)
             for policy in policies:
                 details = about | {"policy": policy.spec, "vectors": "several" if policy.several else "one"}
@@ -233,29 +211,14 @@ class Evaluation:
                         rows = by_length(record["query_scores"], lengths)
                         record["by_length"] = {"tokenizer": name, "rows": rows}
                     yield record
-        for policy in policies if self.plan.mteb_scored else ():
+        for policy in policies if self.mteb_scored else ():
             if policy.several:
                 message = "policy %s gives several vectors; mteb's own tasks take one, so it is left out"
                 logger.warning(message, policy.spec)
                 continue
             from .mteb_export import run_tasks
 
-            yield from run_tasks(encoder, policy, self.plan.mteb_scored, f"{name} / {policy.spec}")
-
-    def usable(self, settings: EncoderSettings, encoder: Encoder) -> list[Policy]:
-        """Return the policies that this encoder supports; report the others now, before any work starts."""
-        usable, refused = [], []
-        for policy in self.plan.systems[settings][1]:
-            try:
-                policy.check(encoder)
-                usable.append(policy)
-            except ValueError as error:
-                refused.append(str(error))
-        if not usable:
-            raise ValueError("; ".join(refused))
-        for reason in refused:
-            self.report_failure(f"encoder {settings.model!r} is left out under one policy: {reason}")
-        return usable
+            yield from run_tasks(encoder, policy, self.mteb_scored, f"{name} / {policy.spec}")
 
     def measured(
         self, settings: EncoderSettings, loaded: LoadedTask, system: str, ranker, details: dict
@@ -266,15 +229,15 @@ class Evaluation:
             scores = score_metrics(run, loaded.task.qrels)
             made = retrieval_record(system, settings, loaded, scores, run, details, seconds)
             keys = [(loaded.task.fingerprint, training) for training in settings.trained_on]
-            return made | {"overlap": [each for key in keys for each in self.plan.overlaps.get(key, [])] or None}
+            return made | {"overlap": [each for key in keys for each in self.overlaps.get(key, [])] or None}
 
         logger.info("%s on %s", system, loaded.task.name)
         start = time.perf_counter()
         run = ranker.rank(loaded.task)
-        name, _ = self.plan.systems[settings]
+        name, _ = self.systems[settings]
         details = details | {"name": name, **getattr(ranker, "report", {}), "hybrid": None}
         yield record(system, run, time.perf_counter() - start)
-        for method in dict.fromkeys(self.plan.config.hybrids):
+        for method in dict.fromkeys(self.config.hybrids):
             start = time.perf_counter()
             combined, how = self.hybrid(method, loaded, ranker, run)
             label = f"{method}:{how['depth']}" if "depth" in how else method
@@ -284,13 +247,13 @@ class Evaluation:
     def hybrid(self, method: str, loaded: LoadedTask, ranker, run: Run) -> tuple[Run, dict]:
         """Return the ranking of a hybrid with BM25, and the settings that the record keeps."""
         if method == "rerank":
-            depth = self.plan.config.rerank_depth
+            depth = self.config.rerank_depth
             return ranker.rerank(loaded.task, loaded.bm25, depth), {"depth": depth}
         if method == "rrf":
             return reciprocal_rank_fusion([loaded.bm25, run]), {}
         development = ranker.rank(loaded.development)
         weight, score = choose_weight(development, loaded.development_bm25, loaded.development.qrels)
-        logger.info("weight %.2f of the model beside BM25: nDCG@10 %.4f on development data", weight, score)
+        logger.info("weight %.2f of the model next to BM25: nDCG@10 %.4f on development data", weight, score)
         how = {"weight": weight, "development_split": loaded.development.split, "development_ndcg_at_10": score}
         return weighted_fusion(run, loaded.bm25, weight), how
 

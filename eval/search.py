@@ -135,7 +135,8 @@ def score_metrics(run: Run, qrels: dict[str, dict[str, int]]) -> dict[str, dict[
     import pytrec_eval
 
     ranked = {qid: scores for qid, scores in run.items() if scores}
-    recall = pytrec_eval.RelevanceEvaluator(qrels, {"recall.100"}).evaluate(ranked)
+    grades = {qid: {pid: max(0, grade) for pid, grade in judged.items()} for qid, judged in qrels.items()}
+    recall = pytrec_eval.RelevanceEvaluator(grades, {"recall.100"}).evaluate(ranked)
     return {
         "ndcg_at_1": score_ranking(run, qrels, 1),
         "ndcg_at_10": score_ranking(run, qrels, 10),

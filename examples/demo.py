@@ -43,23 +43,9 @@ def run(*command: str | Path):
         raise SystemExit(code)  # the command has said why
 
 
-def encode(model, documents: list[str]):
-    """Return (D, d) vectors of long documents, encoded in turn; the progress bar ends with tokens per second."""
-    import numpy as np
-    from tqdm import tqdm
-
-    lengths = [len(ids) for ids in model.tokenizer(documents, truncation=True)["input_ids"]]
-    vectors = []
-    with tqdm(total=sum(lengths), desc="embed", unit=" tokens", unit_scale=True) as progress:
-        for document, length in zip(documents, lengths, strict=True):
-            vectors.append(model.encode_document(document, show_progress_bar=False))
-            progress.update(length)
-    return np.stack(vectors)
-
-
 def search(model, documents: list[str], questions: list[str]):
     """Print for every question the documents that fit best, and of each the section that does."""
-    vectors = encode(model, documents)
+    vectors = model.encode_document(documents, batch_size=1, show_progress_bar=True)
     queries = model.encode_query(questions, show_progress_bar=False)
     for question, query, scores in zip(questions, queries, model.similarity(queries, vectors), strict=True):
         print(f"\n{question}")
@@ -93,8 +79,8 @@ def main(folder: Path):
     encoders = ["--encoder", "bm25", "--encoder", folder]
     run("m2bert.hub.cli", "eval", *encoders, *task, "--output", results, "--overwrite")
     run("m2bert.hub.cli", "compare", results, "--against", "bm25")
-    subprocess.run([sys.executable, "experiments/pages.py", "demo", results, OUT / "scores.png"], check=True)
-    say(f"done: {OUT}/scores.png, {results}")
+    run("m2bert.hub.cli", "report", results, "--output", OUT / "report.html", "--overwrite")
+    say(f"done: {OUT}/report.html, {results}")
 
 
 if __name__ == "__main__":

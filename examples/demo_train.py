@@ -16,15 +16,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "demo-output"
-KEPT = "search"  # in OUT: the results of examples/demo.py
 ALLOCATOR = {  # fresh pages are slow on virtual machines: let the allocator keep what it has
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",
 }
-STANDARD = ["model.start=standard", "optim.lr=1e-3"]
-STANDARD += ["optim.layer_lr=null", "optim.filter_lr=null", "optim.pooler_lr=null"]
+ONE_RATE = [f"optim.{part}_lr=null" for part in ("layer", "filter", "pooler")]
+STANDARD = ["model.start=standard", "optim.lr=1e-3", *ONE_RATE]
 MEAN_POOLING = ["model.architecture.pooling=mean", "model.architecture.num_pooling_heads=1"]
 
 begin = time.perf_counter()
@@ -39,9 +38,8 @@ def run(*arguments, threads: int = 1, log: Path | None = None):
     env = os.environ | ALLOCATOR | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true"}
     env["ACCELERATE_USE_CPU"] = "true"
     command = [sys.executable, *map(str, arguments)]
-    with contextlib.ExitStack() as stack:
-        output = {"stdout": stack.enter_context(log.open("a")), "stderr": subprocess.STDOUT} if log else {}
-        code = subprocess.run(command, cwd=OUT, env=env, **output).returncode
+    with log.open("a") if log else contextlib.nullcontext() as output:
+        code = subprocess.run(command, cwd=OUT, env=env, stdout=output, stderr=output).returncode
     if code:
         raise SystemExit(f"demo: exit code {code}{f', see {log}' if log else ''}: {' '.join(command)}")
 
@@ -66,9 +64,9 @@ def train_controls(log: Path):
 
 
 def make_empty(folder: Path):
-    """Remove what an earlier run of this demo left in its folder."""
+    """Remove what an earlier run left in this folder, but for the results of the search demo."""
     folder.mkdir(exist_ok=True)
-    for path in {*folder.iterdir()} - {folder / KEPT}:
+    for path in {*folder.iterdir()} - {folder / "search"}:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 

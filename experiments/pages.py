@@ -1,7 +1,6 @@
 """Write the tables and plots of docs/results.md, docs/replicas.md and docs/performance.md from the committed results.
 
     python experiments/pages.py                          # all three; or some of: results replicas performance
-    python experiments/pages.py demo FILE IMAGE          # plot of examples/demo.py
     python experiments/pages.py demo-train FOLDER        # table and plot of examples/demo_train.py, FOLDER/demo.png
 
 A page is written by hand around its tables, which stand between `<!-- name -->` and `<!-- end -->`. The names of rows
@@ -18,8 +17,8 @@ from statistics import mean, stdev
 
 import numpy as np
 import plots
-import twin_runs as twins
 import yaml
+from replicas import twin_runs as twins
 
 from m2bert.eval.statistics import differences
 
@@ -491,8 +490,6 @@ PAGES = {"results": results, "replicas": replicas, "performance": performance}
 
 def main(argv: list[str]):
     match argv:
-        case ["demo", file, image]:
-            plots.demo(read(Path(file))["results"], Path(image))
         case ["demo-train", folder]:
             demo_train(Path(folder))
         case names if {*names} <= PAGES.keys():

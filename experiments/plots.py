@@ -1,35 +1,14 @@
-"""The plots of pages.py."""
+"""The plots of pages.py, written without a display."""
 
 import json
 from pathlib import Path
 from statistics import mean
 
-import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
-
+plt.switch_backend("Agg")
 POINTS = "nDCG@10, points"
-
-# --- shared ---
-
-
-def errors(records: list[dict]) -> tuple[list[float], list[list[float]]]:
-    """Return scores in points, and how far their intervals reach below and above them: (n,), (2, n)."""
-    scores = [100 * record["ndcg_at_10"] for record in records]
-    bounds = [[100 * abs(end - record["ndcg_at_10"]) for end in record["interval_95"]] for record in records]
-    return scores, [list(side) for side in zip(*bounds, strict=True)]
-
-
-def score_bars(axis, labels: list[str], records: list[dict], colors: list[str], title: str):
-    """Draw nDCG@10 of systems with 95 % intervals, the first at the top."""
-    scores, intervals = errors(records)
-    bars = axis.barh(labels, scores, xerr=intervals, color=colors, capsize=3)
-    axis.bar_label(bars, [f"{score:.1f}" for score in scores], padding=4)
-    axis.invert_yaxis()
-    axis.set(title=title, xlim=(0, 108), xlabel=f"{POINTS}; 95 % intervals")
-    axis.spines[["top", "right"]].set_visible(False)
 
 
 def save(figure, path: Path, dpi: int = 120):
@@ -40,32 +19,45 @@ def save(figure, path: Path, dpi: int = 120):
 # --- docs/results.png ---
 
 
+FAMILIES = {
+    "MiniLM": "tab:gray",
+    "MiniLM fine-tuned": "black",
+    "layer-free control": "tab:orange",
+    "m2bert-small": "tab:red",
+}
+MARKERS = {"truncate": "o", "chunk-average": "s", "best-chunk": "^", "late-chunk": "D"}
+
+
 def results(found: dict, costs: dict, tasks: dict, systems: dict, path: Path):
     """Draw quality against cost, without what was trained without QMSUM: it would hide what was not."""
-    figure, axes = plt.subplots(1, len(tasks), figsize=(14, 5.2), layout="constrained")
+    figure, axes = plt.subplots(1, len(tasks), figsize=(14, 5.4), layout="constrained", sharey=True)
     for axis, (task, title) in zip(axes, tasks.items(), strict=True):
+        bm25 = found[task]["bm25"]
+        axis.axhline(100 * bm25["ndcg_at_10"], color="tab:blue", linestyle="--", label="BM25; band: 95 % interval")
+        axis.axhspan(*(100 * end for end in bm25["interval_95"]), color="tab:blue", alpha=0.12)
         for system, label in systems.items():
-            encoder, _, policy = system.replace(" fine-tuned", "").partition(" / ")
+            alone, hybrid = system.removesuffix(" + bm25 (weighted)"), system.endswith(" + bm25 (weighted)")
+            family, _, policy = alone.partition(" / ")
+            cost = f"{family.removesuffix(' fine-tuned')} / {policy}"
             if policy in ("chunk-average", "best-chunk"):  # which cost the same
-                policy = "chunk-average:tokens=256"
-            if f"{encoder} / {policy}" not in costs or "without QMSUM" in system:
+                cost = cost.replace(policy, "chunk-average:tokens=256")
+            if cost not in costs or family not in FAMILIES:
                 continue
-            rows = costs[f"{encoder} / {policy}"]
-            seconds = next(row["total_seconds"] for row in rows if row["tokens"] == 8192)
-            name = label.replace("**", "").replace(" on the same pairs", "")
-            color = "tab:red" if "m2bert" in system else "tab:orange" if "layer-free" in system else "tab:gray"
-            place = seconds, 100 * found[task][system]["ndcg_at_10"]
-            left, above = "layer-free" not in system, "late" in system or "fine-tuned" in system
-            axis.plot(*place, "o", color=color)
-            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # over the line of BM25
-            axis.annotate(name, place, (7 if left else -7, 5 if above else -9), textcoords="offset points",
-                          ha="left" if left else "right", fontsize=8, color=color, bbox=box)  # fmt: skip
-        axis.axhline(100 * found[task]["bm25"]["ndcg_at_10"], color="tab:blue", linestyle="--", label="BM25")
-        axis.set(title=title, xscale="log", ylabel="nDCG@10", ylim=(35, 100),
-                 xlabel="seconds of one CPU thread to embed a document of 8,192 tokens")  # fmt: skip
-        axis.set_xlim(axis.get_xlim()[0] / 30, axis.get_xlim()[1] * 40)
-        axis.legend(frameon=False, loc="lower right")
+            seconds = next(row["total_seconds"] for row in costs[cost] if row["tokens"] == 8192)
+            shift = 1.12 if "fine-tuned" in family or hybrid else 1  # no interval hides another
+            record = found[task][system]
+            point, (low, high) = 100 * record["ndcg_at_10"], (100 * end for end in record["interval_95"])
+            color, name = FAMILIES[family], label.replace("**", "").replace(" on the same pairs", "")
+            axis.errorbar(seconds * shift, point, [[point - low], [high - point]], marker=MARKERS[policy], color=color,
+                          markerfacecolor="white" if hybrid else color, linestyle="none", capsize=3,
+                          label=name)  # fmt: skip
+        axis.set(title=title, xscale="log", ylim=(35, 100), xlim=(0.02, 10), xticks=[0.03, 0.1, 0.3, 1, 3, 10],
+                 xlabel="seconds of one CPU thread for a document of 8,192 tokens")  # fmt: skip
+        axis.set_xticks([], minor=True)
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.grid(alpha=0.3)
+    axes[0].set_ylabel(f"{POINTS}; bars: 95 % intervals")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
     save(figure, path, dpi=110)
 
 
@@ -124,21 +116,17 @@ def performance(panels: dict[tuple[str, str], dict], path: Path):
         axis.set_title(f"{'CPU' if device == 'cpu' else 'GPU'}, {mode}, one text\n{where}", fontsize=10, loc="left")
         axis.set_xticks(lengths, [str(length) for length in lengths])
         axis.set_xticks([], minor=True)
+        axis.yaxis.set_major_locator(plt.LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_minor_formatter(plt.NullFormatter())
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:g} s" if value >= 1 else f"{value * 1e3:g} ms")
         axis.grid(True, color="#dddddd", linewidth=0.6)
-        axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+        axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5), handlelength=4)
         axis.spines[["top", "right"]].set_visible(False)
     save(figure, path, dpi=150)
 
 
-# --- the demos ---
+# --- examples/demo_train.py ---
 
-SEARCH_LABELS = {
-    "whole": "BM25, words and no vectors",
-    "truncate": "{name}, one vector a document",
-    "late-chunk": "{name}, 16 vectors a document",
-}
-SEARCH_COLORS = {"whole": "dimgray", "truncate": "tab:blue", "late-chunk": "tab:green"}
 TRAINED_LABELS = {
     "bm25": "BM25 (words, no vectors)",
     "tfidf-rp": "tfidf-rp (TF-IDF, random projection)",
@@ -153,31 +141,6 @@ CURVES = [  # label, line, folders of its pretraining and fine-tuning
     ("standard start", {"color": "tab:orange"}, "mlm-standard", "standard"),
     ("layer-free", {"color": "tab:green", "linestyle": "--"}, None, "layer-free"),
 ]
-
-
-def search_label(record: dict) -> str:
-    return SEARCH_LABELS[record["policy"]].format(name=record["name"]) + (", with BM25" if record["hybrid"] else "")
-
-
-def demo(records: list[dict], path: Path):
-    """Draw nDCG@10 of every system of the search demo; and of those without BM25's help by where in its document the
-    answer begins."""
-    figure, (bars, lines) = plt.subplots(1, 2, figsize=(13, 4.4), width_ratios=[1.1, 1], layout="constrained")
-    counts, colors = records[0]["counts"], [SEARCH_COLORS[record["policy"]] for record in records]
-    title = f"{counts['queries']} queries, {counts['documents']} documents"
-    score_bars(bars, [search_label(record) for record in records], records, colors, title)
-    alone = [record for record in records if not record["hybrid"]]
-    for place, record in enumerate(alone):
-        shift = 0.06 * (place - (len(alone) - 1) / 2)  # no interval hides another
-        scores, intervals = errors(record["by_quarter"])
-        lines.errorbar([quarter + shift for quarter in range(4)], scores, intervals, marker="o", capsize=2,
-                       color=SEARCH_COLORS[record["policy"]], label=search_label(record))  # fmt: skip
-    lines.set(title="by where in the document the answer begins", xticks=range(4), ylim=(0, 100), ylabel=POINTS,
-              xticklabels=["first", "second", "third", "last"], xlabel="quarter of the document")  # fmt: skip
-    lines.grid(axis="y", alpha=0.3)
-    lines.legend(frameon=False, loc="lower left")
-    lines.spines[["top", "right"]].set_visible(False)
-    save(figure, path)
 
 
 def demo_train(folder: Path, records: dict[str, dict], path: Path):
@@ -200,6 +163,11 @@ def demo_train(folder: Path, records: dict[str, dict], path: Path):
         axis.grid(alpha=0.3)
     colors = ["tab:gray" if name in ("bm25", "tfidf-rp") else "lightsteelblue" for name in TRAINED_LABELS]
     colors[2] = "tab:blue"
-    score_bars(axes[2], [*TRAINED_LABELS.values()], [records[name] for name in TRAINED_LABELS], colors,
-               "nDCG@10 on packages never seen in training")  # fmt: skip
+    scores = np.array([100 * records[name]["ndcg_at_10"] for name in TRAINED_LABELS])
+    bounds = 100 * np.array([records[name]["interval_95"] for name in TRAINED_LABELS])
+    bars = axes[2].barh([*TRAINED_LABELS.values()], scores, xerr=np.abs(bounds.T - scores), color=colors, capsize=3)
+    axes[2].bar_label(bars, [f"{score:.1f}" for score in scores], padding=4)
+    axes[2].invert_yaxis()
+    axes[2].set(title="nDCG@10 on packages never seen in training", xlim=(0, 108), xlabel=f"{POINTS}; 95 % intervals")
+    axes[2].spines[["top", "right"]].set_visible(False)
     save(figure, path)

@@ -4,23 +4,19 @@
 The exit code is 0, or 1 with the reason as the last line on stderr.
 """
 
-import importlib.abc
 import importlib.util
 import json
 import sys
 from pathlib import Path
 
-OURS = {"m2bert", "modeling_m2bert", "configuration_m2bert"}
+OURS = ("m2bert", "modeling_m2bert", "configuration_m2bert")
 READS_TEXT = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "handler.py")
 TEXTS = ["a river", "the bridge over a river"]
 
 
-class Blocker(importlib.abc.MetaPathFinder):
-    """Makes this project's packages impossible to import."""
-
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in OURS:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+def forget_ours():
+    """Make this project's packages impossible to import."""
+    sys.modules.update(dict.fromkeys(OURS))
 
 
 def main(folder: Path):
@@ -37,14 +33,16 @@ def main(folder: Path):
     settings = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
     model, report = loader.from_pretrained(folder, trust_remote_code=True, **settings)
     problems = {name: report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys") if report[name]}
+    reads_text = any((folder / name).is_file() for name in READS_TEXT)
+    if reads_text:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+        vocabulary, size = tokenizer.get_vocab(), model.config.vocab_size
+        if vocabulary.keys() <= set(tokenizer.all_special_tokens) or max(vocabulary.values()) >= size:
+            problems["tokenizer"] = f"knows no words, or gives ids beyond the model's vocab_size={size}"
     if problems:
-        raise ValueError(f"its weights do not fit: {problems}")
-    if not any((folder / name).is_file() for name in READS_TEXT):
+        raise ValueError(f"its files do not fit each other: {problems}")
+    if not reads_text:
         return
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-    vocabulary, size = tokenizer.get_vocab(), model.config.vocab_size
-    if vocabulary.keys() <= set(tokenizer.all_special_tokens) or max(vocabulary.values()) >= size:
-        raise ValueError(f"its tokenizer knows no words, or gives ids beyond the model's vocab_size={size}")
     with torch.no_grad():
         outputs = [model.eval()(**tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt"))[0]]
     if (folder / "modules.json").exists() and importlib.util.find_spec("sentence_transformers"):
@@ -57,7 +55,7 @@ def main(folder: Path):
 
 
 if __name__ == "__main__":
-    sys.meta_path.insert(0, Blocker())
+    forget_ours()
     try:
         main(Path(sys.argv[1]))
     except Exception as error:  # foreign settings can fail in any way

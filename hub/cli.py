@@ -58,21 +58,14 @@ Output = Annotated[Path, typer.Option(help="Folder to make.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it is not empty.")]
 
 
-def look_at(*present: Path | None, output: Path | None = None, overwrite: bool = False):
-    """Raise ValueError for what a look at paths tells, before slow imports; the work itself checks them thoroughly."""
-    for path in filter(None, present):
-        if not path.exists():
-            raise ValueError(f"{path} does not exist; name what is there")
-    if output is not None:
-        check_output(output, overwrite)
-
-
 @app.command()
 def export(
-    model: Annotated[Path, typer.Option(help="Checkpoint folder.")],
+    model: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Checkpoint folder.")],
     output: Output,
     repo: Annotated[str | None, typer.Option(help="org/name on the Hub, for the card.")] = None,
-    results: Annotated[list[Path] | None, typer.Option(help="Scores of this checkpoint by `m2bert eval`.")] = None,
+    results: Annotated[
+        list[Path] | None, typer.Option(exists=True, help="Scores of this checkpoint by `m2bert eval`.")
+    ] = None,
     about: Annotated[
         Path | None, typer.Option(help="YAML for the card: license, language, data, limits, text.")
     ] = None,
@@ -80,9 +73,9 @@ def export(
 ):
     """Write a complete Hub folder from a checkpoint."""
     from .card import read_about
-    from .hub_errors import check_repo_id
+    from .client import check_repo_id
 
-    look_at(model, *(results or []), about, output=output, overwrite=overwrite)
+    check_output(output, overwrite)
     if repo is not None:
         check_repo_id(repo)
     if about is not None:
@@ -112,11 +105,13 @@ def convert(
     overwrite: Overwrite = False,
 ):
     """Convert a model of the original research code to a Hub folder, and check it against the original's formulas."""
-    look_at(config, output=output, overwrite=overwrite)
+    from .client import check_repo_id
+
+    check_output(output, overwrite)
     if config is not None:
         read_json(config)
-    if not Path(source).exists() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
-        raise ValueError(f"{source} is no file, no folder and no Hub id (org/name)")
+    if not Path(source).exists():
+        check_repo_id(source, "the source, no file or folder here,")
     from transformers.utils.logging import disable_progress_bar
 
     from .convert.run import convert_source
@@ -130,7 +125,9 @@ def convert(
 
 @app.command()
 def push(
-    folder: Annotated[Path, typer.Argument(help="Folder of a model, of an adapter or of a Space.")],
+    folder: Annotated[
+        Path, typer.Argument(exists=True, file_okay=False, help="Folder of a model, of an adapter or of a Space.")
+    ],
     repo: Annotated[str, typer.Option(help="org/name on the Hub.")],
     dry_run: Annotated[bool, typer.Option(help="Show what would be sent, or send it.")] = True,
     private: Annotated[bool, typer.Option("--private", help="Make the repository private, if it is made.")] = False,
@@ -138,9 +135,8 @@ def push(
     revision: Annotated[str | None, typer.Option(help="Branch, made if it is missing; main by default.")] = None,
 ):
     """Push a folder to the Hub as one commit; by default only show what would be sent."""
-    from .hub_errors import HubError, check_repo_id
+    from .client import check_repo_id
 
-    look_at(folder)
     check_repo_id(repo)
     from .push import carry_out, describe, describe_commit, plan_push
 
@@ -151,9 +147,8 @@ def push(
         return
     try:
         commit = carry_out(plan)
-    except HubError:
+    finally:
         typer.echo(err=True)  # the client may have left a progress bar on this line
-        raise
     typer.echo(describe_commit(plan, commit) if commit else "nothing to send: the repository holds these files already")
 
 

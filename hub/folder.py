@@ -8,47 +8,38 @@ import sys
 from pathlib import Path
 
 import torch
-from huggingface_hub import eval_result_entries_to_yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from m2bert.files import format_yaml, read_json, read_text
+from m2bert.files import read_json, read_text
 from m2bert.schema import checked
 
 from .card import KINDS, About, Card, public_record, read_about, render_card
 from .checkpoint import AUTO_CLASSES, check_finite, check_links, load_checkpoint, load_tokenizer
-from .hub_errors import check_repo_id
+from .client import check_repo_id
 from .outputs import check_apart, check_output, whole_folder
-from .scores import Scores, leaderboard_entries, read_scores
+from .scores import leaderboard_file, read_scores
 from .sentence_files import SentenceSettings, read_sentence_files, write_json, write_sentence_files
 
 REQUIREMENTS = "transformers>=5.17,<6\ntorch>=2.11\nsentence-transformers>=6\n"
 RECORDS = ("training.json", "conversion.json")  # how a model was made
-LEADERBOARD = ".eval_results/m2bert.yaml"
 # In a tokenizer's settings: code of whoever made the checkpoint, and how transformers loaded it.
 NOT_KEPT = {"auto_map", "custom_pipelines", "is_local", "local_files_only"}
 
 
 def export_checkpoint(
-    model_dir: str | Path,
-    output_dir: str | Path,
-    *,
-    overwrite: bool = False,
-    repository: str | None = None,
-    results: list[Path] | None = None,
-    about: Path | None = None,
-) -> Path:
+    model_dir: str | Path, output_dir: str | Path, *, overwrite: bool = False, repository: str | None = None,
+    results: list[Path] | None = None, about: Path | None = None,
+) -> Path:  # fmt: skip
     """Write the Hub folder of a checkpoint, of training or saved by sentence-transformers; see `write_folder`.
 
     Keeps the checkpoint's records of how it was made and, of sentence-transformers, prompts, maximum length and a
-    trained Dense layer.
+    trained Dense layer. Raises ValueError, before anything is written, if something of this cannot be read, does not
+    fit, or lies in the output.
 
     Args:
         repository: `org/name` for the card, where that is known.
         results: files of `m2bert eval` with scores of this very checkpoint, for the card and `.eval_results/`.
-        about: YAML file with what else the card should say, see `read_about`.
-
-    Raises:
-        ValueError: something of this cannot be read, does not fit, or lies in the output. Nothing is written then.
+        about: YAML file with what else the card should say, see `About`.
     """
     model_dir, results = Path(model_dir), results or []
     output = check_output(output_dir, overwrite)
@@ -59,19 +50,13 @@ def export_checkpoint(
         check_links(model_dir)
         said = read_about(about) if about else About()
         scores = read_scores(results, model_dir)
-        texts = {
-            name: json.dumps(public_record(name, text), indent=2) + "\n"
-            for name, text in read_records(model_dir).items()
-        }
+        records = {name: public_record(name, text) for name, text in read_records(model_dir).items()}
+        texts = {name: json.dumps(record, indent=2) + "\n" for name, record in records.items()}
         model = load_checkpoint(model_dir)
-        fill_folder(
-            new,
-            model,
-            load_tokenizer(model_dir),
-            settings=read_sentence_files(model, model_dir),
-            card=Card(repository=repository, about=said, scores=scores),
-            extra_files=texts | leaderboard_file(scores),
-        )
+        settings = read_sentence_files(model, model_dir)
+        card = Card(repository=repository, about=said, scores=scores)
+        extra_files = texts | leaderboard_file(scores)
+        fill_folder(new, model, load_tokenizer(model_dir), settings=settings, card=card, extra_files=extra_files)
     return output
 
 
@@ -80,28 +65,18 @@ def read_records(folder: Path, names: tuple[str, ...] = RECORDS) -> dict[str, st
     return {name: read_text(folder / name) for name in names if (folder / name).is_file()}
 
 
-def leaderboard_file(scores: Scores) -> dict[str, str]:
-    """Return the file of scores on the Hub's own data sets, where there are any."""
-    entries = leaderboard_entries(scores)
-    return {LEADERBOARD: format_yaml(eval_result_entries_to_yaml(entries))} if entries else {}
-
-
 def write_folder(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    output_dir: str | Path,
-    *,
-    overwrite: bool = False,
-    state_dict: dict | None = None,
-    **contents,
-) -> Path:
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, output_dir: str | Path, *,
+    overwrite: bool = False, state_dict: dict | None = None, **contents,
+) -> Path:  # fmt: skip
     """Write a complete, self-contained Hub folder: safetensors, configuration, code, tokenizer, sentence-transformers
     files, requirements.txt and a README.md card; of an embedding model with a tokenizer, the handler.py of Inference
     Endpoints.
 
     The folder loads with `AutoModel.from_pretrained(dir, trust_remote_code=True)` and
     `SentenceTransformer(dir, trust_remote_code=True)` where this package is not installed. It comes whole or not at all
-    (`whole_folder`).
+    (`whole_folder`). Raises ValueError if it may not or cannot be written (`check_output`), the tokenizer does not fit,
+    or a weight is not finite.
 
     Args:
         model: any M2-BERT class.
@@ -110,10 +85,6 @@ def write_folder(
         overwrite: replace a model folder that exists.
         state_dict: the whole weights, where the model holds only a shard of them.
         contents: settings, card and extra_files, see `fill_folder`.
-
-    Raises:
-        ValueError: the folder may not or cannot be written (`check_output`), the tokenizer has ids outside the
-            vocabulary, or a weight is not finite.
     """
     output = check_output(output_dir, overwrite)
     check_tokenizer(tokenizer, model.config.vocab_size)
@@ -129,14 +100,9 @@ def write_folder(
 
 
 def fill_folder(
-    new: Path,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    *,
-    settings: SentenceSettings | None = None,
-    card: Card | None = None,
-    extra_files: dict[str, str] | None = None,
-) -> None:
+    new: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, *,
+    settings: SentenceSettings | None = None, card: Card | None = None, extra_files: dict[str, str] | None = None,
+) -> None:  # fmt: skip
     """Write what `write_folder` promises into the empty folder of `whole_folder`.
 
     Args:

@@ -1,4 +1,4 @@
-"""What an Inference Endpoint runs: texts in, vectors out. This file stands in every folder of an embedding model.
+"""Answer requests of an Inference Endpoint: texts in, vectors out. Every folder of an embedding model has this file.
 
 The default container of Hugging Face Inference Endpoints imports it, makes one `EndpointHandler` and calls it for every
 request. It needs the folder's requirements.txt and nothing else.
@@ -140,7 +140,7 @@ class EndpointHandler:
         return vectors
 
     def _count(self, texts: list[str], prompt: str) -> list[int]:
-        """Tokens of each text before truncation, prompt and special tokens included."""
+        """Count the tokens of each text before truncation, prompt and special tokens included."""
         options = {"truncation": False, "return_attention_mask": False, "return_token_type_ids": False}
         rows = self.model.tokenizer([prompt + text for text in texts], verbose=False, **options)["input_ids"]
         return [len(ids) for ids in rows]
@@ -151,7 +151,7 @@ class EndpointHandler:
         return self.model.tokenizer(text, verbose=False, **options)["offset_mapping"]
 
     def _cut(self, text: str, count: int, prompt: str) -> list[tuple[str, int]]:
-        """Consecutive chunks that the model takes whole, the last of what is left, each with its count of tokens."""
+        """Cut a text into consecutive chunks that the model takes whole. Return each with its count of tokens."""
         room = self.max_tokens - self._count([""], prompt)[0]
         if room < 1:
             raise ValueError(f"chunk-average: the prompt fills max_tokens={self.max_tokens}; shorten it in the folder")
@@ -199,21 +199,31 @@ def work(jobs: PriorityQueue):
 
 def read_request(body: dict) -> tuple[list[str], dict]:
     """Return the texts of a request and all its options. Raise ValueError if something is not as described above."""
-    if not isinstance(body, dict):
-        raise ValueError(f'body is {_kind(body)}; send a JSON object, as {{"inputs": "a text"}}')
-    for name in body:
-        if name not in ("inputs", "parameters"):
-            raise ValueError(f'body has {_shown(name)}; it takes "inputs", and every option inside "parameters"')
-    parameters = body.get("parameters", {})
-    if not isinstance(parameters, dict):
-        raise ValueError(f'parameters is {_kind(parameters)}; send a JSON object, as {{"task": "query"}}')
+    parameters = body.get("parameters", {}) if isinstance(body, dict) else {}
+    for place, found, known in (("body", body, ("inputs", "parameters")), ("parameters", parameters, OPTIONS)):
+        if not isinstance(found, dict):
+            raise ValueError(f"{place} is {_kind(found)}; send a JSON object")
+        if unknown := [name for name in found if name not in known]:
+            raise ValueError(f"{place} has {_shown(unknown[0])}; choose from: {', '.join(known)}")
     for name, value in parameters.items():
-        if name not in OPTIONS:
-            raise ValueError(f"parameters has {_shown(name)}; choose from: {', '.join(OPTIONS)}")
         if not any(type(value) is type(valid) and value == valid for valid in OPTIONS[name]):
             valid = ", ".join(map(str, OPTIONS[name])).lower()
             raise ValueError(f"parameters: {name}={_shown(value)} is unknown; choose from: {valid}")
-    texts = _read_texts(body.get("inputs"))
+    inputs = body.get("inputs")
+    texts = inputs if isinstance(inputs, list) else [inputs]
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            place = f"inputs[{index}]" if texts is inputs else "inputs"
+            raise ValueError(f"{place} is {_kind(text)}; send a text or a list of texts")
+    chars = sum(map(len, texts))
+    if not 1 <= len(texts) <= MAX_TEXTS or chars > MAX_CHARS:
+        limits = f"1 to {MAX_TEXTS} texts, at most {MAX_CHARS} characters together"
+        raise ValueError(f"inputs holds {len(texts)} texts of {chars} characters; send {limits}")
+    for index, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"inputs[{index}] holds half of a surrogate pair; send valid Unicode") from None
     return texts, {name: parameters.get(name, valid[0]) for name, valid in OPTIONS.items()}
 
 
@@ -226,28 +236,6 @@ def _pieces(texts: list[str]) -> Iterator[list[str]]:
             piece = []
         piece.append(text)
     yield piece
-
-
-def _read_texts(inputs) -> list[str]:
-    texts = [inputs] if isinstance(inputs, str) else inputs
-    if not isinstance(texts, list):
-        raise ValueError(f"inputs is {_kind(inputs)}; send a text or a list of texts")
-    if not 1 <= len(texts) <= MAX_TEXTS:
-        raise ValueError(f"inputs holds {len(texts)} texts; send 1 to {MAX_TEXTS} in a request")
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"inputs[{index}] is {_kind(text)}; send every text as a string")
-    chars = sum(map(len, texts))
-    if chars > MAX_CHARS:
-        raise ValueError(
-            f"inputs holds {chars} characters; send at most {MAX_CHARS} in a request, or split a long text"
-        )
-    for index, text in enumerate(texts):
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"inputs[{index}] holds half of a surrogate pair; send valid Unicode") from None
-    return texts
 
 
 def _kind(value) -> str:

@@ -24,15 +24,9 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of renameat2
 
 
 def check_output(output_dir: str | Path, overwrite: bool) -> Path:
-    """Return the real path of a folder that may and can be written. Leaves nothing behind.
-
-    Raises:
-        ValueError: it holds the working folder, cannot be made, or another process writes it; or it must not be
-            replaced (`check_replaceable`).
-    """
+    """Return the real path of a folder that may and can be written. Leaves nothing behind. Raises ValueError if it
+    cannot be made, must not be replaced (`check_replaceable`), or another process writes it."""
     output = Path(os.path.realpath(output_dir))
-    if output == Path.cwd() or output in Path.cwd().parents:
-        raise ValueError(f"output {str(output_dir)!r} holds the working folder; name a folder in it")
     check_writable(output, "output")
     check_replaceable(output, overwrite)
     check_unclaimed(scratch_of(output))
@@ -40,25 +34,30 @@ def check_output(output_dir: str | Path, overwrite: bool) -> Path:
 
 
 def check_replaceable(output: Path, overwrite: bool) -> None:
-    """Raise ValueError if something is at an output that is no model folder, or must not be replaced unasked."""
+    """Raise ValueError if an output holds the working folder, anything that is of no model folder, or, without
+    `overwrite`, a model."""
     hidden = scratch_of(output) / OLD  # where a killed writer may have left the folder that was there
     there = hidden if hidden.is_dir() and not output.exists() else output
-    if there.exists() and not there.is_dir():
-        raise ValueError(f"output {output} exists and is no folder; name a folder")
-    if not there.is_dir() or not any(there.iterdir()):
-        return
-    inner = (Path(here, name) for here, folders, names in os.walk(there) for name in sorted(folders + names))
-    foreign = next((name for path in inner if not OURS.fullmatch(name := path.relative_to(there).as_posix())), None)
+    paths = (Path(here, name) for here, folders, names in os.walk(there) for name in sorted(folders + names))
+    inner = (path.relative_to(there).as_posix() for path in paths)
     ours = any((there / name).is_file() for name in ("adapter_config.json", "training.json"))
     with suppress(ValueError):
         ours = ours or read_json(there / "config.json").get("model_type") == "m2bert"
-    if foreign or not ours:
-        what = f"{foreign!r}, which is of no model folder" if foreign else "no model of this package"
-        raise ValueError(f"output {output} is not empty and holds {what}, so it is not replaced; name another folder")
-    if not overwrite:
-        raise ValueError(
-            f"output {output} is not empty; name another folder, or replace it (--overwrite, overwrite=true)"
-        )
+    if output in (Path.cwd(), *Path.cwd().parents):
+        problem = "holds the working folder, which is not replaced;"
+    elif there.exists() and not there.is_dir():
+        problem = "exists and is no folder;"
+    elif not there.is_dir() or not any(there.iterdir()):
+        return
+    elif foreign := next((name for name in inner if not OURS.fullmatch(name)), ""):
+        problem = f"holds {foreign!r}, which is of no model folder, so it is not replaced;"
+    elif not ours:
+        problem = "is not empty and holds no model of this package, so it is not replaced;"
+    elif overwrite:
+        return
+    else:
+        problem = "is not empty; replace it (--overwrite, overwrite=true), or"
+    raise ValueError(f"output {output} {problem} name another folder")
 
 
 def scratch_of(output: Path) -> Path:
@@ -81,9 +80,7 @@ def whole_folder(output_dir: str | Path, overwrite: bool) -> Iterator[Path]:
     It is made in `.NAME.partial` next to the output, which keeps other writers of that output out. One step moves it to
     its place, also where it replaces another folder; where the system cannot exchange two folders it takes two steps.
     The next writer puts back what a killed writer had moved away, and removes what it left.
-
-    Raises:
-        ValueError: as `check_output`, or there is no room for it.
+    Raises ValueError as `check_output`, or if there is no room for it.
     """
     output = check_output(output_dir, overwrite)
     scratch, new = scratch_of(output), scratch_of(output) / NEW

@@ -21,19 +21,18 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import get_token
 
 from m2bert import __version__
-from m2bert.files import digest, parse_json, read_json, read_text
-from m2bert.model_files import AdapterConfig, check_code_files, check_model_files, read_modules
-from m2bert.schema import checked
+from m2bert.files import digest, parse_json, read_text
+from m2bert.model_files import AdapterConfig, ModelConfig, check_code_files, check_model_files, read_modules
 from m2bert.terminal import shown
 
 from .card import CardData, read_metadata, without_private
-from .checkpoint import ADAPTER_CONFIG, auto_class_of, check_finite, check_fit, open_weights, read_config
-from .folder import LEADERBOARD, RECORDS
-from .hub_errors import LOGIN, HubError, check_repo_id, plain_errors
+from .checkpoint import ADAPTER_CONFIG, auto_class_of, check_finite, check_fit, open_weights, read_settings
+from .client import HubError, check_repo_id, plain_errors
+from .folder import RECORDS
 from .outputs import OURS
+from .scores import LEADERBOARD
 
 STAYS_HERE = (  # names in lower case; hidden names stay too, with the exceptions below
     "__pycache__", "*.pyc", "*~", "*.swp", "*.tmp", "thumbs.db", "desktop.ini",  # left by tools
@@ -110,11 +109,9 @@ class Plan:
 def plan_push(
     folder: str | Path, repo_id: str, *, private: bool = False, create_pr: bool = False, revision: str | None = None
 ) -> Plan:
-    """Check a folder and compare it with the repository. Sends nothing; a public repository needs no token.
+    """Check a folder and compare it with the repository org/name. Sends nothing; a public repository needs no token.
 
     Args:
-        folder: of `write_folder`, of an adapter, or of a Space.
-        repo_id: org/name.
         private: if the repository is made, make it private.
         create_pr: offer the folder as a pull request to a repository that exists.
         revision: the branch, main by default; made if it does not exist.
@@ -178,23 +175,17 @@ def compare(path: Path, there: RepoFile | None) -> str:
 
 
 def collect(folder: str | Path) -> Upload:
-    """List the files of a folder that would be published. Links may lead to files of it or to this version's code."""
+    """List the files of a folder that would be published. Raises ValueError unless it is of one kind."""
     root = Path(folder)
-    if not root.is_dir():
-        raise ValueError(f"{str(folder)!r} is no folder; name a folder of `m2bert export`, of an adapter or of a Space")
     check_code_files(root)
     files, left_out = {}, []
     for here, folders, names in os.walk(root):
         for name in sorted(folders + names):
             path = Path(here, name)
-            inside, real = path.relative_to(root).as_posix(), path.resolve()
+            inside = path.relative_to(root).as_posix()
             if stays_here(path):
                 left_out.append(f"{inside}/" if name in folders else inside)
-            elif path.is_symlink() and not (
-                path.is_file() and (real.is_relative_to(root.resolve()) or is_own_code(inside, path))
-            ):
-                raise ValueError(f"{path} is a link out of the folder, or to no file; put a copy in its place")
-            elif name in names:
+            elif name in names or path.is_symlink():
                 files[inside] = path
         folders[:] = sorted(name for name in folders if not stays_here(Path(here, name)))
     metadata = read_metadata(root / "README.md")
@@ -223,57 +214,36 @@ def is_own_code(name: str, path: Path) -> bool:
 
 
 def check_files(upload: Upload, repo_id: str):
-    """Raise ValueError if a file is missing, damaged or must not be public, or names code that is not in the folder.
-    Runs none of its code."""
-    files, folder = upload.files, upload.folder
+    """Raise ValueError with all that is missing, damaged or must not be public. Runs none of the folder's code."""
+    files = upload.files
     weights = upload.kind == "space" or any(name.endswith(".safetensors") and "/" not in name for name in files)
     needed = {"README.md, the card": "README.md" in files, "weights as safetensors": weights}
-    if not all(needed.values()):
-        raise ValueError(f"{folder} lacks {', '.join(what for what in needed if not needed[what])}; {EXPORT}")
-    for name, path in files.items():
-        check_file(name, path)
-    check_model_files(folder)
-    loaded = re.search(r'^path = "([^"]+)"$', read_text(files["README.md"]), flags=re.MULTILINE)
-    if loaded and loaded[1] != repo_id:  # in the code that the card shows
-        raise ValueError(f"README.md of {folder} loads {loaded[1]!r}; push to that --repo, or export it anew for this")
-    if upload.kind == "adapter":
-        path = folder / ADAPTER_CONFIG
-        base = checked(AdapterConfig, read_json(path), str(path)).base_model_name_or_path or ""
-        check_repo_id(base, f"{path}, which names the base on the Hub: base_model_name_or_path")
-        if upload.metadata.base_model != base:
-            raise ValueError(f"README.md of {folder} does not name the base; write `base_model: {base}` at its head")
-    if upload.kind == "model":
-        if read_config(folder).get("model_type") == "m2bert":  # names the tensors, and allocates none
-            check_fit(auto_class_of(folder), folder)
-        settings = [path for name, path in files.items() if name.endswith(".json") and "/" not in name]
-        contents = [parse_json(read_text(path), str(path)) for path in settings]
-        maps = [content.get("auto_map") for content in contents if isinstance(content, dict)]
-        classes = [text for text in strings(maps) if "." in text]
-        if "modules.json" in files:
-            classes += [module.type for module in read_modules(files["modules.json"])]
-        for module in sorted({name.split(".")[0] for name in classes} - {"sentence_transformers"}):
-            if f"{module}.py" not in files:  # `org/other--module` is code of another repository, and not pinned
-                raise ValueError(f"{folder} names the code {module!r}, which is not in it; {EXPORT}")
+    problems = [f"it lacks {what}, {EXPORT}" for what, is_there in needed.items() if not is_there]
+    problems += [f"{name} {why}" for name, path in files.items() if (why := why_not(name, path, upload.folder))]
+    problems = problems or list(wrong_settings(upload, repo_id))
+    if problems:
+        raise ValueError(f"{upload.folder} cannot be pushed: {'; '.join(problems)}")
 
 
-def check_file(name: str, path: Path):
-    """Raise ValueError if a file is a pickle, holds a secret or a path of this machine, or its weights are damaged or
-    not finite."""
+def why_not(name: str, path: Path, folder: Path) -> str:
+    """Return why a file must not be sent, or "". Raises ValueError if it is of weights and damaged or not finite."""
+    within = path.resolve().is_relative_to(folder.resolve())
+    if path.is_symlink() and not (path.is_file() and (within or is_own_code(name, path))):
+        return "is a link out of the folder, or to no file, put a copy in its place"
     if not path.is_file() or path.suffix.lower() in PICKLES:
-        raise ValueError(f"{path} is a pickle, which runs code when it is loaded, or no plain file; take it out")
+        return "is a pickle, which runs code when it is loaded, or no plain file, take it out"
     weights, size = path.suffix == ".safetensors", path.stat().st_size
     if size:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             end = min(size, 8 + int.from_bytes(content[:8], "little")) if weights else size  # of weights, the header
             if SECRET.search(content, 0, end):
-                raise ValueError(f"{path} holds what looks like a token of the Hub or a private key; remove and revoke")
+                return "holds what looks like a token of the Hub or a private key, remove and revoke it"
     if weights:
         with open_weights(path) as tensors:
             for tensor in sorted(tensors.keys()):
                 check_finite({tensor: tensors.get_tensor(tensor)}, str(path))
     private = private_path(name, path) if path.suffix in TEXTS | {".json"} else None
-    if private:
-        raise ValueError(f"{path} names paths of this machine ({private}); remove them, or use `m2bert export`")
+    return f"names paths of this machine ({private}), remove them, or use `m2bert export`" if private else ""
 
 
 def private_path(name: str, path: Path) -> str | None:
@@ -288,6 +258,32 @@ def private_path(name: str, path: Path) -> str | None:
     if is_vocabulary:
         content = {key: value for key, value in content.items() if key != "model"} if isinstance(content, dict) else {}
     return next((text for text in strings(content) if HOME.search(text) or ABSOLUTE.fullmatch(text)), None)
+
+
+def wrong_settings(upload: Upload, repo_id: str) -> Iterator[str]:
+    """Yield what settings name and must not. Raises ValueError if one is malformed or does not fit the weights."""
+    files, folder = upload.files, upload.folder
+    check_model_files(folder)
+    loaded = re.search(r'^path = "([^"]+)"$', read_text(files["README.md"]), flags=re.MULTILINE)
+    if loaded and loaded[1] != repo_id:  # in the code that the card shows
+        yield f"README.md loads {loaded[1]!r}, push to that --repo, or export the folder anew for this"
+    if upload.kind == "adapter":
+        base = read_settings(AdapterConfig, files[ADAPTER_CONFIG]).base_model_name_or_path or ""
+        check_repo_id(base, f"{files[ADAPTER_CONFIG]}, which names the base on the Hub: base_model_name_or_path")
+        if upload.metadata.base_model != base:
+            yield f"README.md does not name the base, write `base_model: {base}` at its head"
+    if upload.kind == "model":
+        if read_settings(ModelConfig, files["config.json"]).model_type == "m2bert":
+            check_fit(auto_class_of(folder), folder)
+        settings = [path for name, path in files.items() if name.endswith(".json") and "/" not in name]
+        contents = [parse_json(read_text(path), str(path)) for path in settings]
+        maps = [content.get("auto_map") for content in contents if isinstance(content, dict)]
+        classes = [text for text in strings(maps) if "." in text]
+        if "modules.json" in files:
+            classes += [module.type for module in read_modules(files["modules.json"])]
+        for module in sorted({name.split(".")[0] for name in classes} - {"sentence_transformers"}):
+            if f"{module}.py" not in files:  # `org/other--module` is code of another repository, and not pinned
+                yield f"its settings name the code {module!r}, which is not in it, {EXPORT}"
 
 
 def strings(content) -> Iterator[str]:
@@ -321,8 +317,8 @@ def carry_out(plan: Plan) -> CommitInfo | None:
     """Send a plan as one commit on top of the commit that it was compared with; None if there is nothing to send. If it
     is cut off, the branch stays as it was (a repository or branch that had to be made stays, without the files). Raises
     HubError, also if another commit came in between."""
-    if get_token() is None or plan.unknown:
-        raise HubError(plan.unknown or f"there is no token for the Hub; {LOGIN}")
+    if plan.unknown:
+        raise HubError(plan.unknown)
     added = [name for name, change in plan.changes.items() if change != "same"]
     if plan.exists and plan.branch_exists and not added and not plan.stale:
         return None

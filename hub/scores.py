@@ -4,17 +4,43 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from huggingface_hub import EvalResult, EvalResultEntry
+from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
+from pydantic import Field, model_validator
 
 from m2bert.eval.encoders.fingerprint import model_files
-from m2bert.files import read_json, read_text
-from m2bert.records import check_record, read_results
+from m2bert.files import format_yaml, read_json, read_text
+from m2bert.records import Retrieval, Share, Some, read_results
+from m2bert.schema import checked
 
 CONFIG, SENTENCE_CONFIG = "config.json", "sentence_bert_config.json"
-CLAIMS = ("zero-shot", "fine-tuned")
-ORIGIN = ("source", "data_fingerprint", "date", "versions")  # of every score on a card
-ORIGIN_OF_A_MODEL = ("trained_on", "device", "dtype", "model_fingerprint", "vectors_per_document", "seen_share")
+LEADERBOARD = ".eval_results/m2bert.yaml"
+
+
+class OnCard(Retrieval):
+    """A score of `m2bert eval` that states its origin, as every number on a card does."""
+
+    source: str = Field(min_length=1)
+    versions: dict[str, str] = Field(min_length=1)
+
+
+class OwnScore(OnCard):
+    """A score of the card's model."""
+
+    claim: Literal["zero-shot", "fine-tuned"]
+    trained_on: Some[str]
+    device: str
+    dtype: str
+    model_fingerprint: str
+    vectors_per_document: float
+    seen_share: Share
+
+    @model_validator(mode="after")
+    def _not_of_training_data(self):
+        if {f"{task} ({self.split})" for task in (self.task, self.task.split(" ")[0])} & set(self.trained_on):
+            raise ValueError(f"split={self.split!r} is one that the model was trained on")
+        return self
 
 
 @dataclass(frozen=True)
@@ -35,25 +61,28 @@ def read_scores(files: list[Path], model_dir: Path) -> Scores:
     """
     if not files:
         return Scores()
-    if not (model_dir / "modules.json").is_file():  # measured with another pooling than an export has, or an adapter's
-        raise ValueError(f"{model_dir} has no modules.json; export it, evaluate that, and export that with --results")
     records = [record for file in files for record in read_results(Path(file)) if isinstance(record, dict)]
     ranked = [record for record in records if record.get("kind") == "retrieval" and not record.get("hybrid")]
     present, twin = model_files(model_dir), _masked_twin(model_dir)
     own = [record for record in ranked if record.get("model_files") == present]
-    if not own:
+    exported = (model_dir / "modules.json").is_file()
+    if not own or not exported:
         measured = [record["model_files"] for record in ranked if isinstance(record.get("model_files"), dict)]
         others = [sorted(n for n in each.keys() | present.keys() if each.get(n) != present.get(n)) for each in measured]
         closest = ", ".join(min(others, key=len, default=["all, or is not stated"]))
         raise ValueError(
             f"results {', '.join(map(str, files))} hold no score of {model_dir}: what was measured differs in "
             f"{closest}; run `m2bert eval --encoder {model_dir}`"
+            if exported  # else it was measured with another pooling than an export has, or it is an adapter
+            else f"{model_dir} has no modules.json; export it, evaluate that, and export that with --results"
         )
     masked = [record for record in ranked if twin and record.get("model_files") == present | twin]
     fingerprints = [record.get("data_fingerprint") for record in own]
     bm25 = [r for r in ranked if r.get("system") == "bm25" and r.get("data_fingerprint") in fingerprints]
-    for record in (*own, *masked, *bm25):
-        _check_origin(record)
+    for schema, found in ((OwnScore, own + masked), (OnCard, bm25)):
+        for record in found:
+            name = f"the score of {record.get('system')!r} on {record.get('task')!r}"
+            checked(schema, record, f"{name} (a card needs its origin: `trained_on` in m2bert eval --config)")
     bm25 = {record["data_fingerprint"]: record for record in bm25}
     return Scores(_without_repetition(own), _without_repetition(masked), bm25)
 
@@ -76,8 +105,8 @@ def model_index(scores: Scores) -> list[EvalResult]:
     ]
 
 
-def leaderboard_entries(scores: Scores) -> list[EvalResultEntry]:
-    """Return the scores on data sets of the Hub, in the form of `.eval_results/`."""
+def leaderboard_file(scores: Scores) -> dict[str, str]:
+    """Return the file of the scores on data sets of the Hub by its name, if there are any."""
     entries = []
     for record in scores.own:
         if not record.get("revision"):
@@ -95,28 +124,11 @@ def leaderboard_entries(scores: Scores) -> list[EvalResultEntry]:
                 f"{record['claim']}, data {record['data_fingerprint'][:12]}",
             )
         )
-    return entries
+    return {LEADERBOARD: format_yaml(eval_result_entries_to_yaml(entries))} if entries else {}
 
 
 def _points(score: float) -> float:
     return round(100 * score, 2)
-
-
-def _check_origin(record: dict):
-    """Raise ValueError if a record is malformed, does not say what was measured on what, or measures training data."""
-    name = f"the score of {record.get('system')!r} on {record.get('task')!r}"
-    is_model = record.get("system") != "bm25"
-    needed = (*ORIGIN, *(ORIGIN_OF_A_MODEL if is_model else ()))
-    missing = [key for key in needed if record.get(key) in (None, "", {}, [])]
-    if missing or (is_model and record.get("claim") not in CLAIMS):
-        raise ValueError(
-            f"{name} has no {', '.join(missing) or 'claim'}; no number stands on a card without its origin; evaluate "
-            "with `trained_on` in a configuration (m2bert eval --config)"
-        )
-    check_record(record, name)
-    scored = {f"{task} ({record['split']})" for task in (record["task"], record["task"].split(" ")[0])}
-    if is_model and scored & set(record["trained_on"]):
-        raise ValueError(f"{name} is of the split {record['split']!r} that the model was trained on")
 
 
 def _masked_twin(model_dir: Path) -> dict[str, str]:

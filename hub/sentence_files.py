@@ -7,19 +7,20 @@ plain `cls` or `mean`.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from pydantic import ConfigDict
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from m2bert.files import read_json
-from m2bert.model_files import SentenceConfig, TokenizerConfig, TransformerSettings, read_modules
-from m2bert.schema import FOREIGN, Schema, checked
+from m2bert.model_files import Module, SentenceConfig, TokenizerConfig, TransformerSettings, read_modules
+from m2bert.schema import FOREIGN, Schema
 
-from .checkpoint import check_finite, check_link, inside, open_weights
+from .checkpoint import check_finite, inside, open_weights, read_settings
 
 STORED = ("prompts", "default_prompt_name", "similarity_fn_name")
 TANH = "torch.nn.modules.activation.Tanh"
@@ -31,7 +32,7 @@ class PoolingSettings(Schema):
     model_config = ConfigDict(extra="allow")
 
     pooling_mode: str | list[str] | None = None
-    include_prompt: bool = True
+    include_prompt: Literal[True] = True  # an export cannot leave prompts out
 
     @property
     def modes(self) -> str:
@@ -50,6 +51,12 @@ class DenseSettings(Schema):
     activation_function: str = TANH
 
 
+class CasedSettings(TransformerSettings):
+    """sentence_bert_config.json. An export leaves case to the tokenizer."""
+
+    do_lower_case: Literal[False] | None = None
+
+
 @dataclass
 class SentenceSettings:
     """Settings that sentence-transformers adds to a model: prompts, a similarity, a shorter maximum length."""
@@ -61,17 +68,18 @@ class SentenceSettings:
 
 
 def layout(model: PreTrainedModel) -> list[str]:
-    """Return the names of the modules on top of the Transformer."""
+    """Return the modules on top of the Transformer: names, and what distinguishes a module from others of its name."""
     pooling, pooler = model.config.pooling, model.base_model.pooler
     if pooler is not None and pooling == "weighted_mean":
         return ["Normalize"]
-    dense = ["Dense"] if pooler is not None and pooling.endswith("_tanh") else []
-    return ["Pooling", *dense, "Normalize"]
+    tanh = pooler is not None and pooling.endswith("_tanh")
+    dense = [_describe_dense(pooler.dense.state_dict(prefix="linear."), TANH)] if tanh else []
+    return [f"Pooling by {'cls' if pooling.startswith('cls') else 'mean'}", *dense, "Normalize"]
 
 
 def write_sentence_files(model: PreTrainedModel, settings: SentenceSettings, folder: Path):
     """Write modules.json and what it names; the vectors are `pooler_output`, L2-normalized."""
-    config, names = model.config, layout(model)
+    config, names = model.config, [name.split()[0] for name in layout(model)]
     width = config.hidden_size
     transformer = {"max_seq_length": settings.max_tokens or config.max_position_embeddings, "do_lower_case": False}
     if "Pooling" not in names:
@@ -109,59 +117,49 @@ def read_sentence_files(model: PreTrainedModel, path: Path) -> SentenceSettings:
     """
     if not (path / "modules.json").is_file():
         return SentenceSettings()
-    modules = read_modules(path / "modules.json")
-    names = [module.type.rsplit(".", 1)[-1] for module in modules]
-    if names != ["Transformer", *layout(model)] or modules[0].path:
+    dense: dict[str, torch.Tensor] = {}
+    found = [_describe(module, path, dense) for module in read_modules(path / "modules.json")]
+    if found != (wanted := ["Transformer", *layout(model)]):
         raise ValueError(
-            f"checkpoint {path} has the sentence-transformers modules {', '.join(names)} (the first in "
-            f"{modules[0].path!r}), but pooling={model.config.pooling!r} is exported as Transformer (in ''), "
-            f"{', '.join(layout(model))}; change `pooling` in its config.json, or publish that checkpoint as it is"
+            f"checkpoint {path} has the sentence-transformers modules {', '.join(found)}, but "
+            f"pooling={model.config.pooling!r} is exported as {', '.join(wanted)}; make `pooling` in its config.json "
+            "and the modules agree, or publish that checkpoint as it is"
         )
-    for name, module in zip(names[1:], modules[1:], strict=True):
-        place = inside(path, module.path)
-        file, weights = place / "config.json", place / "model.safetensors"
-        check_link(file, path)
-        check_link(weights, path)
-        if name == "Pooling":
-            settings = checked(PoolingSettings, read_json(file), str(file))
-            wanted = "cls" if model.config.pooling.startswith("cls") else "mean"
-            if settings.modes != wanted or not settings.include_prompt:
-                raise ValueError(
-                    f"{file} pools by {settings.modes!r} with include_prompt={settings.include_prompt}, but "
-                    f"pooling={model.config.pooling!r} of the model is exported as {wanted!r} with "
-                    "include_prompt=True; make the two agree, or publish that checkpoint as it is"
-                )
-        elif name == "Dense":
-            _take_over_dense(checked(DenseSettings, read_json(file), str(file)), weights, model)
+    if dense:
+        model.base_model.pooler.dense.load_state_dict(dense)
     longest = model.config.max_position_embeddings  # sentence-transformers takes the least of three
     if (file := path / "sentence_bert_config.json").is_file():
-        settings = checked(TransformerSettings, read_json(file), str(file))
-        if settings.do_lower_case:
-            raise ValueError(f"{file} has do_lower_case=true, which an export cannot; set it in the tokenizer instead")
-        longest = min(longest, settings.max_seq_length or longest)
+        longest = min(longest, read_settings(CasedSettings, file).max_seq_length or longest)
     if (file := path / "tokenizer_config.json").is_file():
-        longest = min(longest, checked(TokenizerConfig, read_json(file), str(file)).model_max_length or longest)
-    file = path / "config_sentence_transformers.json"
-    stored = checked(SentenceConfig, read_json(file), str(file))
+        longest = min(longest, read_settings(TokenizerConfig, file).model_max_length or longest)
+    stored = read_settings(SentenceConfig, path / "config_sentence_transformers.json")
     known = {name: getattr(stored, name) for name in STORED if getattr(stored, name)}
     if stored.prompts:
         known["prompts"] = {name: prompt or "" for name, prompt in stored.prompts.items()}
     return SentenceSettings(**known, max_tokens=longest)
 
 
-def _take_over_dense(settings: DenseSettings, file: Path, model: PreTrainedModel) -> None:
-    """Copy a Dense, which training with sentence-transformers changes, into the model's own pooler."""
-    pooler = model.base_model.pooler.dense
-    with open_weights(file) as weights:
-        tensors = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
-    check_finite(tensors, str(file))
-    shapes = {"linear.weight": pooler.weight.shape, "linear.bias": pooler.bias.shape}
-    if {key: tensor.shape for key, tensor in tensors.items()} != shapes or settings.activation_function != TANH:
-        raise ValueError(
-            f"{file} is a Dense of another shape or activation than the model's pooler ({pooler.in_features} to "
-            f"{pooler.out_features}, bias, tanh); publish that checkpoint as it is"
-        )
-    pooler.load_state_dict({"weight": tensors["linear.weight"], "bias": tensors["linear.bias"]})
+def _describe(module: Module, folder: Path, dense: dict[str, torch.Tensor]) -> str:
+    """Return a module of a checkpoint as `layout` has it. Of a Dense, add the tensors to `dense`."""
+    kind = module.type.rsplit(".", 1)[-1]
+    if kind == "Transformer" and module.path:
+        return f"{kind} in {module.path}"
+    config, file = (inside(folder, Path(module.path, name), True) for name in ("config.json", "model.safetensors"))
+    if kind == "Pooling":
+        return f"{kind} by {read_settings(PoolingSettings, config).modes}"
+    if kind == "Dense":
+        settings = read_settings(DenseSettings, config)
+        with open_weights(file) as weights:
+            tensors = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
+        check_finite(tensors, str(file))
+        dense |= {name.removeprefix("linear."): tensor for name, tensor in tensors.items()}
+        return _describe_dense(tensors, settings.activation_function)
+    return kind
+
+
+def _describe_dense(tensors: Mapping[str, torch.Tensor], activation: str) -> str:
+    shapes = [f"{name} {list(tensor.shape)}" for name, tensor in sorted(tensors.items())]
+    return f"Dense ({', '.join(shapes)}, {activation})"
 
 
 def write_json(path: Path, value: Any) -> None:

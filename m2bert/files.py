@@ -30,24 +30,15 @@ HALF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # in JSON: perhaps half of a sur
 
 
 def parse_json(text: str, where: str) -> Any:
-    """Parse JSON; refuse NaN, infinite numbers, a key twice and half of a surrogate pair.
-
-    Args:
-        where: names the text in errors, such as the path of its file.
-
-    Raises:
-        ValueError: invalid or too deep JSON.
-    """
+    """Parse JSON; refuse NaN, infinite numbers, a key twice and half of a surrogate pair. `where` names the text in
+    errors, such as the path of its file."""
     load = partial(json.loads, object_pairs_hook=_unique_keys, parse_constant=_finite, parse_float=_finite)
     return _parse(load, text, where, "JSON")
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Parse YAML by the core schema of version 1.2: `no` and `on` are strings, 1e-3 is a number.
-
-    Raises:
-        ValueError: invalid or too deep YAML, an alias, a key twice, half of a surrogate pair.
-    """
+    """Parse YAML by the core schema of version 1.2: `no` and `on` are strings, 1e-3 is a number. Aliases and keys that
+    stand twice are refused."""
     return _parse(partial(yaml.load, Loader=_CoreLoader), text, where, "YAML")  # a SafeLoader
 
 
@@ -56,11 +47,7 @@ def _parse(load: Callable[[str], Any], text: str, where: str, language: str) -> 
         value = load(text)
         if HALF_A_PAIR.search(text):
             json.dumps(value, ensure_ascii=False, default=str).encode()
-    except RecursionError as error:
-        raise ValueError(f"{where} is nested too deeply for {language} of this kind") from error
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{where} holds half of a surrogate pair; write valid Unicode") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except (RecursionError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{where} is no valid {language}: {' '.join(str(error).split())}") from error
     return value
 

@@ -130,24 +130,12 @@ class Needle(Origin, Measurement):
     rows: Some[part(position=Count, ndcg_at_10=Share, interval_95=(Interval | None, None))]
 
 
-class Histogram(Part):
-    counts: Some[Count]
-    edges: list[float]
-
-    @model_validator(mode="after")
-    def _one_edge_more(self):
-        if len(self.edges) != len(self.counts) + 1:
-            raise ValueError("a histogram has one edge more than counts")
-        return self
-
-
 class Lengths(Origin):
     data_fingerprint: str
     tokenizer: str
     queries: part(count=Count, mean_chars=float)
-    documents: part(
-        count=Count, mean_chars=float, mean_tokens=float, median_tokens=float, max_tokens=float, histogram=Histogram
-    )
+    documents: part(count=Count, mean_chars=float, mean_tokens=float, median_tokens=float, max_tokens=float,
+                    histogram=part(counts=Some[Count], edges=list[float]))  # fmt: skip
     example: part(query=str, passage=str)
 
 
@@ -187,11 +175,8 @@ class ResultFile(Schema):
 
 
 def free_output(output: Path | str | None, overwrite: bool) -> Path:
-    """Return the file to write, checked before the work begins.
-
-    Raises:
-        ValueError: none is given, it exists and may not be overwritten, it is a folder, or it cannot be written.
-    """
+    """Return the file to write. Raises ValueError, before the work begins, if it is missing, taken or cannot be
+    written."""
     if output is None:
         raise ValueError("no output given; name a JSON file with --output")
     path = Path(output)
@@ -212,10 +197,7 @@ def write_results(path: Path, records: list[dict]) -> None:
 
 def read_results(path: Path) -> list[Any]:
     """Return the entries of a result file, unchecked (see `check_record`). Raises ValueError if it is no such file."""
-    try:
-        return checked(ResultFile, read_json(path), str(path)).results
-    except ValueError as error:
-        raise ValueError(f"no result file: {error}; write it with `m2bert eval`") from error
+    return checked(ResultFile, read_json(path), str(path)).results
 
 
 def check_record(record: Any, where: str) -> dict[str, Any]:

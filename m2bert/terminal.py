@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode categories that a terminal obeys, hides or cannot show
 LONGEST_MESSAGE_CHARS = 2000
+OURS = ("m2bert", "modeling_m2bert")
 LIBRARY_ERRORS = (  # that stand for bad input; looked up only in modules that are loaded
     ("safetensors", "SafetensorError"),
     ("huggingface_hub.errors", "StrictDataclassError"),
@@ -102,11 +103,14 @@ def run_command(name: str, command: Callable[[], object]) -> None:
         print(f"\n{name}: interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if not isinstance(error, (Ended, *bad_input())):
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] not in OURS:
+            extras = "pip install 'm2bert[eval]' brings what evaluation needs, 'm2bert[train]' what training needs too"
+            error = ValueError(f"the package {error.name!r} is not installed; {extras}")
+        elif not isinstance(error, (Ended, *bad_input())):
             sys.excepthook = lambda *parts: sys.stderr.write(masked("".join(traceback.format_exception(*parts))))
             raise
         print(f"{name}: {one_line(error)}", file=sys.stderr)
-        sys.exit(error.exit_code if isinstance(error, Ended) else 2)
+        sys.exit(getattr(error, "exit_code", 2))
 
 
 def bad_input() -> tuple[type[Exception], ...]:

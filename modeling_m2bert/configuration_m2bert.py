@@ -102,45 +102,34 @@ class M2BertConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Raise ValueError for fields that do not fit together, naming the field, its value and the fix."""
         super().validate_architecture()
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_blocks", "max_position_embeddings",
-                     "filter_decay_length", "type_vocab_size", "filter_order", "num_pooling_heads"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
-            raise ValueError(
-                f"pad_token_id={self.pad_token_id} is outside the vocabulary of vocab_size={self.vocab_size}"
-            )
-        for name in ("hidden_dropout_prob", "classifier_dropout"):
-            if not 0 <= (getattr(self, name) or 0) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be a probability below 1")
-        for name in ("layer_norm_eps", "initializer_range", "filter_frequency"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} must be 0 or more, and finite")
-        if self.num_hidden_layers < 0:
-            raise ValueError(f"num_hidden_layers={self.num_hidden_layers} must be 0 (layer-free) or more")
-        for name in ("hidden_size", "intermediate_size"):
-            if getattr(self, name) % self.num_blocks:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} is not divisible by num_blocks={self.num_blocks}; "
-                    "choose a divisor, or num_blocks=1 for dense layers"
-                )
-        if self.filter_embedding_size < 3 or self.filter_embedding_size % 2 == 0:
-            raise ValueError(
-                f"filter_embedding_size={self.filter_embedding_size} must be odd and at least 3: "
-                "normalised time and pairs of cosine and sine"
-            )
-        for name, choices in (("pooling", POOLINGS), ("padding", PADDINGS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(choices)}")
-        if self.pooling_saturation is not None and not 0 < self.pooling_saturation < math.inf:
-            raise ValueError(f"pooling_saturation={self.pooling_saturation} must be above 0, or null for none")
+        rules = [  # fields, what holds for their values, in words
+            (("vocab_size", "hidden_size", "intermediate_size", "num_blocks", "max_position_embeddings",
+              "filter_decay_length", "type_vocab_size", "filter_order", "num_pooling_heads"),
+             lambda value: value >= 1, "at least 1"),
+            (("num_hidden_layers",), lambda value: value >= 0, "0 (layer-free) or more"),
+            (("hidden_size", "intermediate_size"), lambda value: value % self.num_blocks == 0,
+             f"divisible by num_blocks={self.num_blocks}; choose a divisor, or num_blocks=1 for dense layers"),
+            (("hidden_dropout_prob", "classifier_dropout"), lambda value: 0 <= (value or 0) < 1,
+             "a probability below 1"),
+            (("layer_norm_eps", "initializer_range", "filter_frequency"), lambda value: 0 <= value < math.inf,
+             "0 or more, and finite"),
+            (("filter_embedding_size",), lambda value: value >= 3 and value % 2 == 1,
+             "odd and at least 3: normalised time and pairs of cosine and sine"),
+            (("pad_token_id",), lambda value: value is None or 0 <= value < self.vocab_size,
+             f"in the vocabulary of vocab_size={self.vocab_size}"),
+            (("pooling",), lambda value: value in POOLINGS, f"one of {', '.join(POOLINGS)}"),
+            (("padding",), lambda value: value in PADDINGS, f"one of {', '.join(PADDINGS)}"),
+            (("pooling_saturation",), lambda value: value is None or 0 < value < math.inf,
+             "above 0, or null for none"),
+        ]  # fmt: skip
         if self.pooling != "weighted_mean":
-            unused = {"num_pooling_heads": 1, "pooling_saturation": None, "contextual_pooling": False}
-            for name, default in unused.items():
-                if getattr(self, name) != default:
-                    raise ValueError(
-                        f"{name}={getattr(self, name)} needs pooling='weighted_mean', not {self.pooling!r}"
-                    )
+            needs = f"left out: only pooling='weighted_mean' has it, not {self.pooling!r}"
+            rules.append((("num_pooling_heads",), lambda value: value == 1, needs))
+            rules.append((("pooling_saturation", "contextual_pooling"), lambda value: not value, needs))
+        for names, holds, words in rules:
+            for name in names:
+                if not holds(getattr(self, name)):
+                    raise ValueError(f"{name}={getattr(self, name)!r} must be {words}")
 
 
 M2BertConfig.register_for_auto_class("AutoConfig")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from transformers import initialization as init
 
 from .m2bert_ops_filter import FilterParameters
 
@@ -31,13 +32,6 @@ def positional_features(num_positions: int, size: int) -> Tensor:
 def normalised_time(num_positions: int, decay_length: int) -> Tensor:
     """Return the time of every tap (num_positions,) float32: 0 at the first, 1 at tap decay_length - 1."""
     return torch.arange(num_positions, device="cpu", dtype=torch.float32) / max(decay_length - 1, 1)
-
-
-def decay_rates(channels: int) -> Tensor:
-    """Return the decay per unit of normalised time (channels,) float32, from slowest to fastest."""
-    target = -math.log(1e-2)
-    ends = target / SLOWEST_DECAY_SHARE, target / FASTEST_DECAY_SHARE
-    return torch.linspace(*ends, channels, device="cpu", dtype=torch.float32)
 
 
 class M2BertFilter(nn.Module):
@@ -75,6 +69,20 @@ class M2BertFilter(nn.Module):
             return moved
 
         return super()._apply(keep_precision, recurse)
+
+    def initialise(self, config):
+        """Fill with initial values; in `decay` those of the slowest channel come first."""
+        time = normalised_time(config.max_position_embeddings, config.filter_decay_length)
+        init.copy_(self.time, time)
+        init.copy_(self.positional_features, positional_features(len(time), config.filter_embedding_size))
+        slowest, fastest = (-math.log(1e-2) / share for share in (SLOWEST_DECAY_SHARE, FASTEST_DECAY_SHARE))
+        init.copy_(self.decay, torch.linspace(slowest, fastest, len(self.decay), device="cpu", dtype=torch.float32))
+        init.constant_(self.frequency, config.filter_frequency)
+        for weight in (self.input_weight, self.hidden_weight, self.output_weight):
+            init.normal_(weight, std=config.initializer_range)
+        init.zeros_(self.input_bias)
+        init.zeros_(self.hidden_bias)
+        init.normal_(self.skip)
 
     def forward(self, x: Tensor, operation: Callable[[Tensor, nn.Module], Tensor]) -> Tensor:
         """Return operation(x, self). Weights that are offloaded, sharded, pruned or adapted are there, and right, only

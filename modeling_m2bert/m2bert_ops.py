@@ -50,17 +50,14 @@ def long_conv(
         (H, T) in gated's dtype, zero in padding.
 
     Raises:
-        ValueError: shapes that do not fit, a filter shorter than the longest row, rows that do not fit their columns
-            (checked on CPU only), kernels unknown or not available.
+        ValueError: shapes that do not fit, rows that do not fit their columns (checked on CPU only), kernels unknown or
+            not available.
     """
     _check_rows(gated.shape[1], offsets, lengths, longest)
-    _check_signals(gated, gate, residual)
-    _check_filter("taps", taps, skip, gated, longest)
-    _check_filter("residual_taps", residual_taps, residual_skip, residual, longest)
-    gated, gate, residual = _columns(gated), _columns(gate), _columns(residual)
-    return operators.long_conv(
-        gated, gate, residual, taps, residual_taps, skip, residual_skip, offsets, lengths, longest, kernels or ""
-    )
+    _check_convolution(gated, (gate, taps, skip), (residual, residual_taps, residual_skip), longest)
+    signals = _columns(gated), _columns(gate), _columns(residual)
+    rows = offsets, lengths, longest
+    return operators.long_conv(*signals, taps, residual_taps, skip, residual_skip, *rows, kernels or "")
 
 
 def cached_long_conv(
@@ -85,9 +82,7 @@ def cached_long_conv(
         cache: handle and number of layers of a FilterCache. The others as for long_conv.
     """
     _check_rows(gated.shape[1], offsets, lengths, longest)
-    _check_signals(gated, gate, residual)
-    _check_filter("parameters", parameters, skip, gated, longest)
-    _check_filter("residual_parameters", residual_parameters, residual_skip, residual, longest)
+    _check_convolution(gated, (gate, parameters, skip), (residual, residual_parameters, residual_skip), longest)
     signals = _columns(gated), _columns(gate), _columns(residual)
     sources = list(parameters), list(residual_parameters or ())
     rows = offsets, lengths, longest
@@ -184,46 +179,34 @@ def _misfit(expected: str, **tensors: Tensor) -> ValueError:
 
 def _check_rows(columns: int, offsets: Tensor, lengths: Tensor, longest: int):
     if offsets.dim() != 1 or lengths.shape != (offsets.shape[0] - 1,):
-        raise ValueError(
-            f"offsets {tuple(offsets.shape)} and lengths {tuple(lengths.shape)}: expected (B + 1,) and (B,)"
-        )
+        raise _misfit("(B + 1,) and (B,)", offsets=offsets, lengths=lengths)
     if torch.compiler.is_compiling() or offsets.device.type != "cpu" or lengths.shape == (0,):
         return
     slots = offsets.diff()
-    if int(offsets[0]) != 0 or int(offsets[-1]) != columns or int(slots.min()) < 0:
-        raise ValueError(f"offsets={offsets.tolist()} must rise from 0 to the {columns} columns")
-    if bool((lengths > slots).any()) or int(lengths.min()) < 0:
+    whole = offsets[0] == 0 and offsets[-1] == columns and bool((lengths >= 0).all())
+    if not whole or bool((lengths > slots).any()) or slots.max() > longest:
         raise ValueError(
-            f"lengths={lengths.tolist()} must lie between 0 and the {slots.tolist()} columns of their rows"
+            f"offsets={offsets.tolist()} must rise from 0 to the {columns} columns, in steps of at most "
+            f"longest={longest}, and lengths={lengths.tolist()} lie between 0 and these steps"
         )
-    if int(slots.max()) > longest:
-        raise ValueError(f"a row has {int(slots.max())} columns, more than longest={longest}; raise longest")
 
 
-def _check_signals(gated: Tensor, gate: Tensor, residual: Tensor | None):
-    for name, other in (("gate", gate), ("residual", residual)):
-        if other is not None and (other.shape, other.dtype) != (gated.shape, gated.dtype):
+def _check_convolution(gated: Tensor, own: tuple, residual: tuple, longest: int):
+    """Raise ValueError unless gate, filter and skip term (`own`) and their residual counterparts fit gated (H, T). The
+    residual three may all be None."""
+
+    def shape(x: Tensor | FilterParameters | None) -> tuple[int, ...] | None:
+        if isinstance(x, FilterParameters):
+            return 2, len(x.decay), len(x.time)
+        return None if x is None else tuple(x.shape)
+
+    for name, (signal, *rest) in (("gate", own), ("residual", residual)):
+        if name == "residual" and signal is rest[0] is rest[1] is None:
+            continue
+        taps, skip = map(shape, rest)
+        fits = shape(signal) == shape(gated) and signal.dtype == gated.dtype and skip == (len(gated),)
+        if not fits or taps is None or taps[:2] != (2, *skip) or taps[2] < longest:
             raise ValueError(
-                f"{name} is {other.dtype} {tuple(other.shape)} but gated {gated.dtype} {tuple(gated.shape)}; "
-                "make them equal"
+                f"{name} {shape(signal)}, its filter {taps} and skip term {skip} do not fit gated {shape(gated)}: "
+                f"expected (H, T) in {gated.dtype}, (2, H, P) with P >= longest={longest}, and (H,)"
             )
-
-
-def _check_filter(
-    name: str, filters: Tensor | FilterParameters | None, skip: Tensor | None, signal: Tensor | None, longest: int
-):
-    """Raise ValueError unless one filter and its skip term fit their signal (H, T), and all three or none are given."""
-    if (filters is None) != (signal is None) or (skip is None) != (signal is None):
-        raise ValueError(f"residual, {name} and residual_skip go together; pass all or none")
-    if signal is None:
-        return
-    channels = len(signal)
-    shape = (2, len(filters.decay), len(filters.time)) if isinstance(filters, FilterParameters) else filters.shape
-    if len(shape) != 3 or shape[:2] != (2, channels):
-        raise ValueError(f"{name} has shape {tuple(shape)}; expected (2, {channels}, P)")
-    if shape[2] < longest:
-        raise ValueError(
-            f"{name} has {shape[2]} taps, fewer than the longest row of {longest} tokens; generate at least {longest}"
-        )
-    if skip.shape != (channels,):
-        raise ValueError(f"the skip term of {name} has shape {tuple(skip.shape)}; expected ({channels},)")

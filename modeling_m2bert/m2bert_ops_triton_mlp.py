@@ -185,7 +185,7 @@ def _launch(
     token_tiles, tiles = triton.cdiv(x.shape[0], tile["TILE_T"]), triton.cdiv(width, tile["TILE_I"])
     steps = max(1, min(tiles, token_tiles * blocks * tiles // PROGRAMS))
     _glu_kernel[(token_tiles * blocks * triton.cdiv(tiles, steps),)](
-        x, up, act, d_up_output, seed, float(dropout), 1 / (1 - dropout) if dropout < 1 else 0.0, first,
+        x, up, act, d_up_output, seed, float(dropout), 1 / (1 - dropout), first,
         x.shape[0], blocks, width, inner, steps, *x.stride(), **tile, **options,
     )  # fmt: skip
 

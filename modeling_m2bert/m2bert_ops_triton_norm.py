@@ -25,9 +25,7 @@ def _load(x, t, h, stride_t, stride_h, mask):
 @triton.jit
 def _sum_of_streams(x, y, t, h, stride_xt, stride_xh, stride_yt, stride_yh, mask):
     total = _load(x, t, h, stride_xt, stride_xh, mask).to(tl.float32)
-    if y is not None:
-        total += _load(y, t, h, stride_yt, stride_yh, mask).to(tl.float32)
-    return total
+    return total + _load(y, t, h, stride_yt, stride_yh, mask).to(tl.float32)
 
 
 @triton.jit
@@ -83,22 +81,22 @@ def _add_layer_norm_backward_kernel(
     tl.store(partials + channels, d_bias, mask=h < channels)
 
 
-def add_layer_norm(x: Tensor, y: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Return the layer norm of x + y, or of x alone, in x's dtype, a transposed contiguous (H, T). x and y have any
-    strides, and are float32, float16 or bfloat16."""
+def add_layer_norm(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Return the layer norm of x + y in x's dtype, a transposed contiguous (H, T). x and y have any strides, and are
+    float32, float16 or bfloat16."""
     tokens, channels = x.shape
     z = torch.empty(channels, tokens, dtype=x.dtype, device=x.device)
     if tokens:
         tile_t, tile_h, num_warps = _tile(channels, TILE, TILE_OF_WARP)
         _add_layer_norm_kernel[(triton.cdiv(tokens, tile_t),)](
-            x, y, weight, bias, z, tokens, channels, eps, *x.stride(), *(x if y is None else y).stride(), z.stride(0),
+            x, y, weight, bias, z, tokens, channels, eps, *x.stride(), *y.stride(), z.stride(0),
             TILE_T=tile_t, TILE_H=tile_h, num_warps=num_warps,
         )  # fmt: skip
     return z.T
 
 
 def add_layer_norm_backward(
-    dz: Tensor, x: Tensor, y: Tensor | None, weight: Tensor, eps: float
+    dz: Tensor, x: Tensor, y: Tensor, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of add_layer_norm.
 
@@ -116,7 +114,7 @@ def add_layer_norm_backward(
     if tokens:
         _add_layer_norm_backward_kernel[(programs,)](
             dz, x, y, weight, dx, partials, tokens, channels, eps,
-            *dz.stride(), *x.stride(), *(x if y is None else y).stride(),
+            *dz.stride(), *x.stride(), *y.stride(),
             TILE_T=tile_t, TILE_H=tile_h, num_warps=num_warps,
         )  # fmt: skip
     d_weight, d_bias = partials.sum(0)

@@ -81,22 +81,20 @@ def check_inputs(
     looking at values would make it wait; inside torch.compile it would break the graph)."""
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("pass exactly one of input_ids and inputs_embeds")
-    name, x = ("input_ids", input_ids) if input_ids is not None else ("inputs_embeds", inputs_embeds)
-    widths = () if input_ids is not None else (config.hidden_size,)
-    if x.ndim != 2 + len(widths) or (x.shape[0] > 0 and x.shape[1] == 0) or x.shape[2:] != widths:
-        expected = f"(batch, length >= 1{''.join(f', {width}' for width in widths)})"
-        raise ValueError(f"{name} has shape {tuple(x.shape)}; expected {expected}")
-    longest = config.max_position_embeddings
-    if x.shape[1] > longest:
+    x = input_ids if inputs_embeds is None else inputs_embeds
+    shape, longest = x.shape[:2], config.max_position_embeddings
+    if x.ndim >= 2 and shape[1] > longest:
         raise ValueError(
-            f"sequence of {x.shape[1]} tokens exceeds max_position_embeddings={longest}; truncate it "
+            f"sequence of {shape[1]} tokens exceeds max_position_embeddings={longest}; truncate it "
             f"(tokenizer(..., truncation=True, max_length={longest})) or use a model with a longer context"
         )
-    for other_name, other in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
-        if other is not None and other.shape != x.shape[:2]:
-            raise ValueError(
-                f"{other_name} has shape {tuple(other.shape)} but {name} has {tuple(x.shape[:2])}; make them equal"
-            )
+    names = "input_ids", "attention_mask", "token_type_ids", "inputs_embeds"
+    for name, given in zip(names, (input_ids, attention_mask, token_type_ids, inputs_embeds), strict=True):
+        width = (config.hidden_size,) if name == "inputs_embeds" else ()
+        bad_size = x.ndim < 2 or (shape[0] > 0 and shape[1] == 0)
+        if given is not None and (bad_size or given.shape != (*shape, *width)):
+            expected = ", ".join(("batch", "length >= 1", *map(str, width)))
+            raise ValueError(f"{name} has shape {tuple(given.shape)}; expected ({expected}), the same for all inputs")
     if torch.compiler.is_compiling():
         return
     if torch.autograd.forward_ad._current_level >= 0:

@@ -59,8 +59,6 @@ class M2BertPooler(nn.Module):
             self.saturation = config.pooling_saturation
             if config.contextual_pooling:
                 self.context_log_weights = nn.Linear(config.hidden_size, config.num_pooling_heads, bias=False)
-        elif config.pooling not in ("mean", "cls"):
-            raise NotImplementedError(f"pooling={config.pooling!r}")
 
     def forward(self, hidden_states: Tensor, mask: Tensor, input_ids: Tensor | None = None) -> Tensor:
         """Pool the hidden states of each text.

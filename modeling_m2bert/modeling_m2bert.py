@@ -22,7 +22,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from .configuration_m2bert import M2BertConfig
-from .m2bert_filter import M2BertFilter, decay_rates, normalised_time, positional_features
+from .m2bert_filter import M2BertFilter
 from .m2bert_layers import BlockDiagonalLinear, M2BertMixer, M2BertMLP, ShortConv
 from .m2bert_ops import add_layer_norm
 from .m2bert_ops_filter import FilterCache
@@ -132,20 +132,7 @@ class M2BertPreTrainedModel(PreTrainedModel):
                 bound = 1 / math.sqrt(module.bias.shape[0])
                 init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, M2BertFilter):
-            self._init_filter(module)
-
-    def _init_filter(self, module: M2BertFilter):
-        config = self.config
-        features = positional_features(config.max_position_embeddings, config.filter_embedding_size)
-        init.copy_(module.positional_features, features)
-        init.copy_(module.time, normalised_time(config.max_position_embeddings, config.filter_decay_length))
-        init.copy_(module.decay, decay_rates(config.hidden_size))
-        init.constant_(module.frequency, config.filter_frequency)
-        for weight in (module.input_weight, module.hidden_weight, module.output_weight):
-            init.normal_(weight, std=config.initializer_range)
-        init.zeros_(module.input_bias)
-        init.zeros_(module.hidden_bias)
-        init.normal_(module.skip)
+            module.initialise(self.config)
 
     def _resize_token_embeddings(self, new_num_tokens, pad_to_multiple_of=None, mean_resizing=True):
         embeddings = super()._resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
@@ -259,20 +246,6 @@ class M2BertLMHead(nn.Module):
         return self.decoder(self.norm(nn.functional.gelu(self.dense(hidden_states))))
 
 
-def masked_lm_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    """Return the mean cross entropy over labels that are not -100, or their sum over `num_items_in_batch` (gradient
-    accumulation). In float32 at least; transformers' own loss would round a float64 model's logits to float32.
-
-    Args:
-        logits: (..., V). labels: (...).
-    """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
-    labels = labels.flatten()
-    if num_items_in_batch is None:
-        return nn.functional.cross_entropy(logits, labels)
-    return nn.functional.cross_entropy(logits, labels, reduction="sum") / num_items_in_batch
-
-
 class M2BertForMaskedLM(M2BertPreTrainedModel):
     """The encoder with a masked-language-model head (paper section 4.2)."""
 
@@ -302,8 +275,8 @@ class M2BertForMaskedLM(M2BertPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:
         """Predict tokens. Inputs as M2BertModel.forward. labels: (B, L), -100 where nothing is predicted; the loss is
-        the mean cross entropy over the others. Logits (B, L, V), or (number of labels, V) with labels and
-        `sparse_prediction`."""
+        the mean cross entropy over the others, or their sum over `num_items_in_batch` (gradient accumulation). Logits
+        (B, L, V), or (number of labels, V) with labels and `sparse_prediction`."""
         outputs = self.model(input_ids, attention_mask, token_type_ids, inputs_embeds, return_dict=True, **kwargs)
         hidden_states = outputs.last_hidden_state
         if labels is not None and self.config.sparse_prediction:
@@ -311,8 +284,12 @@ class M2BertForMaskedLM(M2BertPreTrainedModel):
             hidden_states, labels = hidden_states[predicted], labels[predicted]
         logits = self.lm_head(hidden_states)
         loss = None
-        if labels is not None:
-            loss = masked_lm_loss(logits, labels, kwargs.get("num_items_in_batch"))
+        if labels is not None:  # in float32 at least; transformers' own loss would round a float64 model's logits to it
+            wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
+            items = kwargs.get("num_items_in_batch")
+            reduction = "mean" if items is None else "sum"
+            loss = nn.functional.cross_entropy(wide, labels.flatten(), reduction=reduction)
+            loss = loss if items is None else loss / items
         return MaskedLMOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
 

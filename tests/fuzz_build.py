@@ -23,7 +23,7 @@ from fuzz_models import (
     others,
     tiny_model,
     tiny_tokenizer,
-)  # fmt: skip
+)
 from fuzz_targets import PAIRS, TEXTS, WORDS, Target, m2bert
 from fuzz_training import MLM, MlmTexts, Resume, Texts, TokenCache, TrainValue, TrainYaml, Triples, train
 from original_model import FIXTURES, Fixture
@@ -33,6 +33,7 @@ from transformers.utils.logging import disable_progress_bar
 from m2bert.hub.folder import write_folder
 from m2bert.hub.handler import EndpointHandler
 from m2bert.train.loop import Log
+from m2bert.train.settings import read_yaml
 
 ABOUT = {"license": "apache-2.0", "language": ["en"], "limits": ["Short texts."], "text": "A model.",
          "data": [{"name": "pydocs", "license": "PSF-2.0", "hub": "org/data"}]}  # fmt: skip
@@ -151,9 +152,8 @@ def evaluations(root: Path, tokenizer) -> list[Target]:
     targets.append(ExportResults("export results", folder, ["results.json"], 8))
 
     folder, few = root / "results", {"queries": 8}
-    other = made.retrieval(
-        "other / truncate", by_length=made.by_length(0.1, 0.2, None, 0.3), failures=[made.example()], **few
-    )
+    groups = made.by_length(0.1, 0.2, None, 0.3)
+    other = made.retrieval("other / truncate", by_length=groups, failures=[made.example()], **few)
     all_kinds = [made.retrieval(**few), made.bm25(**few), made.mteb(), made.needle(places=range(4)), made.lengths(),
                  made.spans(), made.efficiency(), made.OVERLAP, other]  # fmt: skip
     for name, records in (("a", all_kinds[:1]), ("b", all_kinds[1:2]), ("all", all_kinds)):
@@ -195,12 +195,8 @@ def trainings(root: Path, tokenizer) -> list[Target]:
     targets.append(Triples("triples", folder, ["triples.jsonl", "triples.parquet"], 8))
 
     source = {"path": str(blocks), "validation_split": None}
-    arguments = [
-        *MLM,
-        f"data.sources={json.dumps([source])}",
-        "steps=2",
-        f"tokenizer.path={root / 'texts' / 'tokenizer'}",
-    ]
+    arguments = [*MLM, f"data.sources={json.dumps([source])}", "steps=2"]
+    arguments.append(f"tokenizer.path={root / 'texts' / 'tokenizer'}")
     cache = root / "token-cache"
     train("mlm", *arguments, f"output_dir={root / 'trained'}", f"data.token_cache={cache}")
     targets.append(TokenCache("token cache", cache, files_of(cache), 5, arguments=arguments))
@@ -211,8 +207,6 @@ def trainings(root: Path, tokenizer) -> list[Target]:
     targets.append(Resume("resume", folder, files_of(folder), 10, arguments=resumed))
 
     folder = root / "train-yaml"
-    from m2bert.train.settings import read_yaml
-
     mlm, opl = (read_yaml(f"{name}-small.yaml") for name in ("mlm", "opl"))
     mlm["data"]["sources"] = [source | {"variable": 0.5, "maximum": 0.5}]
     opl["data"]["triples"] = str(triples)

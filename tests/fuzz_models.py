@@ -8,28 +8,28 @@ from unittest import mock
 import numpy as np
 import torch
 from fuzz_targets import TEXTS, WORDS, Incomparable, Refused, Target, close, m2bert
+from peft import PeftModel
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer, BertTokenizerFast
+
+import modeling_m2bert
+from m2bert.hub import clean_load
 
 
 def tiny_tokenizer():
-    from transformers import BertTokenizerFast
-
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "the", "##s", "a", "b"]
     return BertTokenizerFast(vocab={token: i for i, token in enumerate(vocabulary)})
 
 
-def tiny_model(kind="M2BertModel", **changes):
-    import modeling_m2bert
-
+def tiny_model(**changes):
     torch.manual_seed(0)
     settings = {"vocab_size": 24, "hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 16, "filter_order": 4,
                 "max_position_embeddings": 16, "hidden_dropout_prob": 0.0}  # fmt: skip
-    return getattr(modeling_m2bert, kind)(modeling_m2bert.M2BertConfig(**settings | changes)).eval()
+    return modeling_m2bert.M2BertModel(modeling_m2bert.M2BertConfig(**settings | changes)).eval()
 
 
 def sentence_vectors(folder: Path):
     """By sentence-transformers, whatever it makes of a folder."""
-    from sentence_transformers import SentenceTransformer
-
     model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     return {"query": model.encode_query(TEXTS), "document": model.encode_document(TEXTS)}
 
@@ -43,35 +43,26 @@ def usable(vectors, folder: Path):
 
 
 @torch.no_grad()
-def pooled(model, tokenizer, padding=True):
+def pooled(model, folder: Path, padding=True):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     given = tokenizer(TEXTS, padding=padding, truncation=True, max_length=16, return_tensors="pt")
     return model(**given).pooler_output.numpy()
 
 
-def others(folder: Path, suffixes=(".json", ".safetensors")) -> list[str]:
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix in suffixes)
+def others(folder: Path) -> list[str]:
+    """The settings, tables and weights within a folder."""
+    paths = [path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors")]
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
 class Export(Target):
+    same = staticmethod(close)
+
     def run(self, folder, scratch):
         about = ["--about", folder / "about.yaml"] if (folder / "about.yaml").exists() else []
         if "about.yaml" in self.files and not about:
             raise Refused("about.yaml is not given")
         m2bert("export", "--model", folder, "--output", scratch / "out", *about)
-        return usable(sentence_vectors, scratch / "out")
-
-    def same(self, one, other):
-        return close(one, other)
-
-    def reference(self, folder, scratch):
-        return sentence_vectors(folder)
-
-
-class ExportPlain(Export):
-    """Of a checkpoint without sentence-transformers' files, in shards."""
-
-    def run(self, folder, scratch):
-        m2bert("export", "--model", folder, "--output", scratch / "out")
         return usable(self.vectors, scratch / "out")
 
     def reference(self, folder, scratch):
@@ -79,23 +70,24 @@ class ExportPlain(Export):
 
     @staticmethod
     def vectors(folder):
-        from transformers import AutoModel, AutoTokenizer
+        return sentence_vectors(folder)
 
-        model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-        return pooled(model, tokenizer)
+
+class ExportPlain(Export):
+    """Of a checkpoint without sentence-transformers' files, in shards."""
+
+    @staticmethod
+    def vectors(folder):
+        return pooled(AutoModel.from_pretrained(folder), folder)
 
 
 class ExportAdapter(ExportPlain):
     def reference(self, folder, scratch):
-        from peft import PeftModel
-        from transformers import AutoModel, AutoTokenizer
-
-        base, tokenizer = AutoModel.from_pretrained(self.base), AutoTokenizer.from_pretrained(folder)
-        model = PeftModel.from_pretrained(base, folder).merge_and_unload()
-        return pooled(model, tokenizer)
+        model = PeftModel.from_pretrained(AutoModel.from_pretrained(self.base), folder)
+        return pooled(model.merge_and_unload(), folder)
 
 
-class ExportResults(Export):
+class ExportResults(Target):
     def run(self, folder, scratch):
         m2bert("export", "--model", folder / "model", "--output", scratch / "out", "--results", folder / "results.json")
         card = (scratch / "out" / "README.md").read_text()
@@ -107,16 +99,11 @@ class ExportResults(Export):
         mean = sum(record["query_scores"].values()) / len(record["query_scores"])
         if math.isclose(record["ndcg_at_10"], mean, abs_tol=1e-6) and 0 <= mean <= 1:
             raise Incomparable("a score that may be")
-        return None
-
-    def same(self, one, other):
-        return one == other
+        return "no card at all"
 
 
 def load_here(folder: Path):
     """As `check_loading`, in this process, which is faster."""
-    from m2bert.hub import clean_load
-
     try:
         clean_load.main(folder)
     except Exception as error:
@@ -133,31 +120,22 @@ class Push(Target):
         return all(np.isfinite(vectors).all() for vectors in one.values())
 
 
-class PushAdapter(Push):
+class PushAdapter(Target):
     def run(self, folder, scratch):
         return "nothing was sent" in m2bert("push", folder, "--repo", "org/name")
 
-    def same(self, one, other):
-        return one == other
-
 
 class Convert(Target):
+    same = staticmethod(close)
+
     def run(self, folder, scratch):
         given = ["--config", folder / "config.json", "--tokenizer", folder / "tokenizer", "--output", scratch / "out"]
         m2bert("convert", folder / "weights.pt", *given)
-        return usable(self.summary, scratch / "out")
+        return usable(self.vectors, scratch / "out")
 
     @staticmethod
-    def summary(folder):
-        from transformers import AutoTokenizer
-
-        from modeling_m2bert import M2BertModel
-
-        tokenizer, model = AutoTokenizer.from_pretrained(folder), M2BertModel.from_pretrained(folder)
-        return pooled(model, tokenizer, padding="max_length")
-
-    def same(self, one, other):
-        return close(one, other)
+    def vectors(folder):
+        return pooled(modeling_m2bert.M2BertModel.from_pretrained(folder), folder, padding="max_length")
 
     def reference(self, folder, scratch):
         """The weights are those that torch reads, and each conversion is compared with the original's formulas."""
@@ -166,10 +144,12 @@ class Convert(Target):
 
 
 class Handler(Target):
+    same = staticmethod(close)
+
     def run(self, folder, scratch):
         try:
             body = json.loads((folder / "request.json").read_text())
-        except (ValueError, RecursionError, OSError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError, OSError) as error:
             raise Refused("request.json: the container refuses it") from error
         try:
             answer = self.handler(body)
@@ -185,6 +165,3 @@ class Handler(Target):
         model = self.handler.model
         encode = model.encode_query if options.get("task") == "query" else model.encode_document
         return encode(texts, normalize_embeddings=options.get("normalize", True)).tolist()
-
-    def same(self, one, other):
-        return close(one, other)

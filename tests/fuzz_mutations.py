@@ -4,9 +4,11 @@ import json
 import random
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 RAW = "\ue000"  # stands before JSON that json.dumps would not write
 RAW_VALUES = [
@@ -19,19 +21,19 @@ VALUES = [
     "../../etc/passwd", "/etc/passwd", ".", "..", "a/b", "\x00", "\x1b[31m", "é", "a" * 10_000, [], {}, [1], [[1]],
     [None], ["x"], {"x": 1}, {"": None}, [[[]]], [{}],
 ]  # fmt: skip
+WHOLE_JSON = [*map(json.dumps, VALUES), *RAW_VALUES]
+BOMB = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9 if i else ['x'] * 9)}]" for i in range(12))
+WHOLE_YAML = [BOMB, "a: b: c", "- x", "{{{", "!!python/object:os.system x", "x: !!binary a", "1: 2", "? [a]\n: b"]
 DAMAGES = ["bit", "bits", "cut", "empty", "delete", "twice", "insert", "zeros", "swap", "bom", "folder"]
 KEYS = ["", "x", "type", "model_type", "auto_map", "__class__", "\x1b[31m", "a" * 300, "é"]
 
 
-class Mutation:
-    """What was done to which file.
+class Mutation(NamedTuple):
+    """What was done to which file; the names within it that a refusal may speak of, instead of the file."""
 
-    Attributes:
-        keys: names within the file that a refusal may speak of, instead of the file.
-    """
-
-    def __init__(self, path: Path, what: str, keys: tuple[str, ...] = ()):
-        self.path, self.what, self.keys = path, what, tuple(key for key in keys if key)
+    path: Path
+    what: str
+    keys: tuple[str, ...] = ()
 
     def __str__(self):
         return f"{self.path.name}: {self.what}"
@@ -52,7 +54,8 @@ def mutate(path: Path, generator: random.Random) -> Mutation:
 
 def mutate_bytes(path: Path, generator: random.Random) -> Mutation:
     content = bytearray(path.read_bytes())
-    keys = keys_of(json.loads(content)) if path.suffix == ".yaml" else ()  # of settings from several places
+    found = places(json.loads(content)) if path.suffix == ".yaml" else ()  # settings may come from several places
+    keys = tuple(key for place in found for key in place if isinstance(key, str))
     place = generator.randrange(len(content) or 1)
     how = generator.choice(DAMAGES)
     if how == "bit" and content:
@@ -82,10 +85,6 @@ def mutate_bytes(path: Path, generator: random.Random) -> Mutation:
     if how not in ("delete", "folder"):
         path.write_bytes(content)
     return Mutation(path, f"{how} at {place}", keys)
-
-
-def keys_of(value) -> tuple[str, ...]:
-    return tuple(key for place in places(value) for key in place if isinstance(key, str))
 
 
 def places(value, place=()) -> list[tuple]:
@@ -135,41 +134,30 @@ def mutate_value(value, generator: random.Random):
 def dumps(value, **how) -> str:
     """JSON text, with what RAW marks written as it is."""
     text = json.dumps(value, **how)
-    mark = json.dumps(RAW)[1:-1]
     for raw in RAW_VALUES:
         text = text.replace(json.dumps(RAW + raw), raw)
-    return text.replace(mark, "")
+    return text.replace(json.dumps(RAW)[1:-1], "")
 
 
-def mutate_json(path: Path, generator: random.Random) -> Mutation:
+def mutate_json(path: Path, generator: random.Random, wholes=WHOLE_JSON, share=0.08, indent=2) -> Mutation:
+    """A place within the file, or by this share all of it."""
     value = json.loads(path.read_text())
-    if generator.random() < 0.08:
-        text = generator.choice([*map(json.dumps, VALUES), *RAW_VALUES])
+    if generator.random() < share:
+        text = generator.choice(wholes)
         path.write_text(text)
         return Mutation(path, f"all of it is {text[:30]!r}")
     value, what, keys = mutate_value(value, generator)
-    path.write_text(dumps(value, indent=2))
+    path.write_text(dumps(value, indent=indent))
     return Mutation(path, what, keys)
 
 
 def mutate_yaml(path: Path, generator: random.Random) -> Mutation:
-    value = json.loads(path.read_text())  # as they are written here
-    if generator.random() < 0.1:
-        bomb = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9 if i else ['x'] * 9)}]" for i in range(12))
-        text = generator.choice(
-            [bomb, "a: b: c", "- x", "{{{", "!!python/object:os.system x", "x: !!binary a", "1: 2", "? [a]\n: b"]
-        )
-        path.write_text(text)
-        return Mutation(path, f"all of it is {text[:30]!r}")
-    value, what, keys = mutate_value(value, generator)
-    path.write_text(dumps(value))  # YAML holds JSON
-    return Mutation(path, what, keys)
+    """Of YAML that is written as JSON."""
+    return mutate_json(path, generator, WHOLE_YAML, share=0.1, indent=None)
 
 
 def mutate_card(path: Path, generator: random.Random) -> Mutation:
     """A card's front matter."""
-    import yaml
-
     _, head, text = path.read_text().split("---\n", 2)
     value, what, keys = mutate_value(json.loads(json.dumps(yaml.safe_load(head), default=str)), generator)
     path.write_text(f"---\n{dumps(value)}\n---\n{text}")
@@ -193,12 +181,14 @@ def mutate_parquet(path: Path, generator: random.Random) -> Mutation:
     how = generator.choice(kinds.split())
     new = {
         "null": [None, *column.to_pylist()[1:]],
-        "nulls": pa.nulls(len(table)),
+        "nulls": [None] * len(table),
         "integers": list(range(len(table))),
         "nested": [[[1]]] * len(table),
         "struct": [{"x": 1}] * len(table),
         "binary": [b"\xff\xfe"] * len(table),
     }
+    if pa.types.is_string(column.type):
+        new |= {"view": column.cast(pa.string_view()), "dictionary": column.dictionary_encode()}
     if how == "drop":
         table = table.drop_columns([name])
     elif how == "rename":
@@ -207,12 +197,8 @@ def mutate_parquet(path: Path, generator: random.Random) -> Mutation:
         table = table.append_column(name, column)
     elif how == "empty":
         table = table.slice(0, 0)
-    elif how == "view" and pa.types.is_string(column.type):
-        table = table.set_column(number, name, column.cast(pa.string_view()))
-    elif how == "dictionary" and pa.types.is_string(column.type):
-        table = table.set_column(number, name, column.dictionary_encode())
     elif how in new:
-        table = table.set_column(number, name, new[how] if isinstance(new[how], pa.Array) else pa.array(new[how]))
+        table = table.set_column(number, name, [new[how]] if isinstance(new[how], list) else new[how])
     pq.write_table(table, path)
     return Mutation(path, f"{how} of column {name}", (name, *table.column_names))
 
@@ -232,9 +218,8 @@ def mutate_header(path: Path, generator: random.Random) -> Mutation:
         path.write_bytes(new.to_bytes(8, "little") + content[8:])
         return Mutation(path, f"header of {new} bytes")
     elif how == "shuffle":
-        one, other = (
-            generator.sample(sorted(set(header) - {"__metadata__"}), 2) if len(header) > 2 else (*header, *header)[:2]
-        )
+        names = sorted(set(header) - {"__metadata__"})
+        one, other = generator.sample(names, 2) if len(header) > 2 else (*header, *header)[:2]
         header[one], header[other] = header[other], header[one]
         what, keys = f"{one} and {other} change places", (one, other)
     else:

@@ -15,6 +15,8 @@ from pathlib import Path
 import fuzz_mutations as mutations
 import numpy as np
 
+from m2bert.hub.cli import app
+
 WORDS = ["apple", "pear", "boat", "sail", "stone", "wall", "cloud", "rain", "river", "bridge", "horse", "saddle"]
 TEXTS = ["apple pear", "the boat sails", "stone", ""]
 PAIRS = list(zip(WORDS[::2], WORDS[1::2], strict=True))
@@ -28,26 +30,24 @@ class Incomparable(Exception):
     """A reference cannot say what is right."""
 
 
-def command(app, *arguments) -> str:
+def command(run, *arguments) -> str:
     """Run a command in this process; its standard output. Raises Refused, or what would be a traceback."""
     out, err = io.StringIO(), io.StringIO()
     factory, hook = logging.getLogRecordFactory(), sys.excepthook
     code = 0
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            app([str(argument) for argument in arguments])
+            run([str(argument) for argument in arguments])
     except SystemExit as stop:
         code = stop.code or 0
     finally:
         logging.setLogRecordFactory(factory)
         sys.excepthook = hook
     for text in (out.getvalue(), err.getvalue()):
-        assert "\x1b" not in text, f"control characters reach the terminal: {text!r:.300}"
-        assert "\u202e" not in text, f"format characters reach the terminal: {text!r:.300}"
+        assert not {"\x1b", "\u202e"} & {*text}, f"control or format characters reach the terminal: {text!r:.300}"
     if code in (1, 2):
-        lines = [
-            line for line in err.getvalue().splitlines() if line.startswith(("m2bert: ", "mlm: ")) and "%|" not in line
-        ]
+        lines = [line for line in err.getvalue().splitlines() if line.startswith(("m2bert: ", "mlm: "))]
+        lines = [line for line in lines if "%|" not in line]
         assert len(lines) == 1, f"not one line: {err.getvalue()[-600:]!r}"
         raise Refused(lines[0])
     assert code == 0, f"exit code {code}: {err.getvalue()!r:.500}"
@@ -55,8 +55,6 @@ def command(app, *arguments) -> str:
 
 
 def m2bert(*arguments) -> str:
-    from m2bert.hub.cli import app
-
     return command(app, *arguments)
 
 
@@ -72,9 +70,6 @@ class Target:
     def __init__(self, name: str, folder: Path, files: list[str], weight: int = 10, **given):
         self.name, self.folder, self.files, self.weight, self.expected = name, folder, files, weight, None
         vars(self).update(given)
-
-    def run(self, folder: Path, scratch: Path):
-        raise NotImplementedError
 
     def reference(self, folder: Path, scratch: Path):
         raise Incomparable("nothing may change")

@@ -10,6 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fuzz_models import sentence_vectors
 from fuzz_targets import PAIRS, TEXTS, Incomparable, Target, close, m2bert
+from tokenizers import Tokenizer
+
+from m2bert.eval.config import load_encoder
+from m2bert.eval.tasks.load import load_csv_folder
+from m2bert.eval.tasks.schema import load_task, task_names
 
 
 def query_rows():
@@ -23,19 +28,19 @@ def document_rows():
     return [{"pid": f"p{i}", "passage": f"{a} {b} " * 3 + a, "dataset": "tiny"} for i, (a, b) in enumerate(PAIRS)]
 
 
-def write_task(folder: Path, splits=("test",)):
-    for split in splits:
-        for kind, rows in (("queries", query_rows()), ("documents", document_rows())):
-            (folder / kind).mkdir(parents=True, exist_ok=True)
-            pq.write_table(pa.Table.from_pylist(rows), folder / kind / f"{split}.parquet")
+def write_task(folder: Path):
+    for kind, rows in (("queries", query_rows()), ("documents", document_rows())):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(rows), folder / kind / "test.parquet")
     return folder
 
 
-def scores(path: Path):
-    return [
-        [r["task"], r["query_scores"], r["ndcg_at_10"], r["interval_95"]]
-        for r in json.loads(path.read_text())["results"]
-    ]
+def table(folder: Path, kind: str) -> list[dict]:
+    return pq.read_table(folder / kind / "test.parquet").to_pylist()
+
+
+def results(path: Path) -> list[dict]:
+    return json.loads(path.read_text())["results"]
 
 
 class EvalData(Target):
@@ -43,23 +48,18 @@ class EvalData(Target):
 
     def run(self, folder, scratch):
         m2bert("eval", "--encoder", "bm25", "--data", folder, "--output", scratch / "r.json", "--no-cache")
-        return self.read(folder)
-
-    def read(self, folder):
-        raise NotImplementedError
+        task = self.load(folder)
+        return task.queries, task.documents, {qid: sorted(found) for qid, found in task.qrels.items()}
 
 
 class Tables(EvalData):
-    def read(self, folder):
-        from m2bert.eval.tasks.schema import load_task, task_names
-
+    @staticmethod
+    def load(folder):
         [name] = task_names(folder, "test")
-        task = load_task(folder, name, "test")
-        return task.queries, task.documents, {qid: sorted(found) for qid, found in task.qrels.items()}
+        return load_task(folder, name, "test")
 
     def reference(self, folder, scratch):
-        queries = pq.read_table(folder / "queries" / "test.parquet").to_pylist()
-        documents = pq.read_table(folder / "documents" / "test.parquet").to_pylist()
+        queries, documents = table(folder, "queries"), table(folder, "documents")
         texts = {row["pid"]: row["passage"] for row in documents if row["passage"] is not None}
         [name] = {row["dataset"] for row in documents}
         queries = [row for row in queries if set(row["answer_pids"]) & texts.keys() and row["dataset"] == name]
@@ -71,11 +71,7 @@ class Tables(EvalData):
 
 
 class Csv(EvalData):
-    def read(self, folder):
-        from m2bert.eval.tasks.load import load_csv_folder
-
-        task = load_csv_folder(folder)
-        return task.queries, task.documents, {qid: sorted(found) for qid, found in task.qrels.items()}
+    load = staticmethod(load_csv_folder)
 
     def reference(self, folder, scratch):
         def rows(path):
@@ -99,8 +95,6 @@ class EvalModel(Target):
     """Any sentence-transformers model."""
 
     def run(self, folder, scratch):
-        from m2bert.eval.config import load_encoder
-
         arguments = ["--encoder", folder / "model", "--data", folder / "data"]
         m2bert("eval", *arguments, "--output", scratch / "r.json", "--no-cache")
         encoder = load_encoder(str(folder / "model"))
@@ -120,14 +114,14 @@ class EvalCache(Target):
     def run(self, folder, scratch):
         arguments = ["--encoder", self.model, "--data", self.data, "--cache", folder]
         m2bert("eval", *arguments, "--output", scratch / "r.json")
-        return scores(scratch / "r.json")
+        names = "task", "query_scores", "ndcg_at_10", "interval_95"
+        return [[record[name] for name in names] for record in results(scratch / "r.json")]
 
 
 class EvalYaml(Target):
     def run(self, folder, scratch):
         m2bert("eval", "--config", folder / "config.yaml", "--output", scratch / "r.json", "--no-cache")
-        records = json.loads((scratch / "r.json").read_text())["results"]
-        lexical = [r for r in records if r["hybrid"] is None and r["encoder"] == "bm25"]
+        lexical = [r for r in results(scratch / "r.json") if r["hybrid"] is None and r["encoder"] == "bm25"]
         return {(r["task"], tuple(sorted(r["query_scores"].items()))) for r in lexical}
 
     def same(self, one, other):
@@ -142,7 +136,7 @@ class Compare(Target):
         """Every difference that is shown is that of the means of the scores by query."""
         groups = {}
         for name in ("a.json", "b.json"):
-            for record in json.loads((folder / name).read_text())["results"]:
+            for record in results(folder / name):
                 if record["kind"] == "retrieval":
                     scores = record["query_scores"]
                     assert all(0 <= score <= 1 for score in scores.values()), "a score beyond 0 and 1 was compared"
@@ -168,33 +162,20 @@ class Report(Target):
 
 class Analyse(Target):
     def run(self, folder, scratch):
-        m2bert(
-            "analyse",
-            "lengths",
-            "--data",
-            folder / "data",
-            "--tokenizer",
-            folder / "tokenizer.json",
-            "--output",
-            scratch / "r.json",
-        )
-        m2bert("analyse", "spans", "--data", folder / "data", "--output", scratch / "s.json")
-        m2bert("analyse", "overlap", "--data", folder / "data", "--train-split", "test", "--output", scratch / "o.json")
-        [record] = json.loads((scratch / "r.json").read_text())["results"]
+        for kind, *options in (("lengths", "--tokenizer", folder / "tokenizer.json"), ("spans",),
+                               ("overlap", "--train-split", "test")):  # fmt: skip
+            m2bert("analyse", kind, "--data", folder / "data", *options, "--output", scratch / f"{kind}.json")
+        [record] = results(scratch / "lengths.json")
         return record["documents"]["mean_tokens"], record["documents"]["count"], record["queries"]["mean_tokens"]
 
     def reference(self, folder, scratch):
-        from tokenizers import Tokenizer
-
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         tokenizer.no_truncation()
         tokenizer.no_padding()
         found = []
         for kind, column in (("documents", "passage"), ("queries", "query")):
-            rows = pq.read_table(folder / "data" / kind / "test.parquet").to_pylist()
-            rows = [row for row in rows if kind == "queries" or row[column] is not None]
+            rows = [row for row in table(folder / "data", kind) if kind == "queries" or row[column] is not None]
             found.append([len(tokenizer.encode(row[column] or "", add_special_tokens=False).ids) for row in rows])
         return np.mean(found[0]), len(found[0]), np.mean(found[1])
 
-    def same(self, one, other):
-        return np.allclose(one, other)
+    same = staticmethod(np.allclose)

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import fuzz_mutations as mutations
 import pyarrow.parquet as pq
+from accelerate.state import AcceleratorState
 from fuzz_targets import Target, command, m2bert
+from safetensors.torch import load_file
+
+from m2bert.terminal import run_command
+from m2bert.train.cli import ready
+from m2bert.train.pairs.data import load_triples
+from m2bert.train.text.sources import TextFiles, find_files
 
 SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 16, "max_position_embeddings": 32,
          "filter_order": 4, "num_pooling_heads": 1, "hidden_dropout_prob": 0.1}  # fmt: skip
@@ -15,15 +22,16 @@ MLM = [*(f"model.architecture.{name}={value}" for name, value in SIZES.items()),
 
 
 def train(*arguments) -> str:
-    from accelerate.state import AcceleratorState
-
     AcceleratorState._reset_state(reset_partial_state=True)
     return m2bert("train", *arguments)
 
 
-def weights(folder: Path) -> dict:
-    from safetensors.torch import load_file
+def prepare(entry: str, *arguments) -> str:
+    """Do what comes before a training."""
+    return command(lambda given: run_command("m2bert", lambda: ready(entry, given)), *arguments)
 
+
+def weights(folder: Path) -> dict:
     return {name: tensor.tolist() for name, tensor in load_file(folder / "model.safetensors").items()}
 
 
@@ -33,10 +41,8 @@ class Texts(Target):
     def run(self, folder, scratch):
         found = []
         for name in ("lines.jsonl", "table.parquet", "blocks.txt"):
-            from m2bert.train.text.sources import TextFiles, find_files
-
             files = TextFiles(find_files(folder / name, "train"))
-            files.check_columns()
+            files.check()
             found.append(list(files))
         return found
 
@@ -66,8 +72,6 @@ class MlmTexts(Target):
 
 class Triples(Target):
     def run(self, folder, scratch):
-        from m2bert.train.pairs.data import load_triples
-
         found = []
         for name in ("triples.jsonl", "triples.parquet"):
             task, negatives = load_triples(str(folder / name), None, None)
@@ -107,16 +111,8 @@ class TokenCache(Target):
 
 class TrainYaml(Target):
     def run(self, folder, scratch):
-        from m2bert.train.cli import ready
-
         for name in ("mlm", "opl"):
-
-            def app(arguments, name=name):
-                from m2bert.terminal import run_command
-
-                run_command("m2bert", lambda: ready(name, arguments))
-
-            command(app, "--config", folder / f"{name}.yaml", f"output_dir={scratch / 'out'}")
+            prepare(name, "--config", folder / f"{name}.yaml", f"output_dir={scratch / 'out'}")
         return True
 
 
@@ -131,15 +127,11 @@ class TrainValue(Target):
     def damage(self, folder, generator):
         path = folder / "value.yaml"
         key = generator.choice(KEYS)
-        value = generator.choice([*map(json.dumps, mutations.VALUES), *mutations.RAW_VALUES])
+        value = generator.choice(mutations.WHOLE_JSON)
         path.write_text(f"{key}={value}")
         return mutations.Mutation(path, f"{key}={value[:30]}", (key, *key.split("."), value.strip('"')))
 
     def run(self, folder, scratch):
-        from m2bert.terminal import run_command
-        from m2bert.train.cli import ready
-
         value = (folder / "value.yaml").read_text()
-        given = *self.arguments, value, f"output_dir={scratch / 'out'}"
-        command(lambda arguments: run_command("m2bert", lambda: ready("mlm", arguments)), *given)
+        prepare("mlm", *self.arguments, value, f"output_dir={scratch / 'out'}")
         return True

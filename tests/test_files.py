@@ -33,14 +33,14 @@ from m2bert.terminal import Ended, LineFormatter, masked, one_line, run_command,
     ("parse", "text", "says"),
     [
         (parse_json, "{", "valid JSON"),
-        (parse_json, "[" * 100_000, "deep"),
+        (parse_json, "[" * 100_000, "recursion"),
         (parse_json, '{"a": NaN}', "NaN"),
         (parse_json, '{"a": -Infinity}', "Infinity"),
         (parse_json, '{"a": 1e999}', "1e999"),
         (parse_json, '{"a": 1, "b": {"c": 1, "c": 2}}', "'c' stands twice"),
         (parse_json, r'{"a": ["\ud83d"]}', "surrogate"),
         (parse_yaml, "a: [", "valid YAML"),
-        (parse_yaml, "[" * 10_000, "deep"),
+        (parse_yaml, "[" * 10_000, "recursion"),
         (parse_yaml, "a: &x [1]\nb: *x", "aliases"),
         (parse_yaml, "a: 1\nb: 2\na: 3", "'a' stands twice"),
         (parse_yaml, 'a: "\\ud83d"', "surrogate"),
@@ -64,11 +64,9 @@ def test_json_that_is_read(tmp_path):
     [
         ("[no, on, yes, OFF]", ["no", "on", "yes", "OFF"]),
         ("[true, False, ~, null, ]", [True, False, None, None]),
-        ("[010, -7, 0x1f, 0o17]", [10, -7, 31, 15]),
-        ("[1e-3, 1., .5, -2.5E2]", [1e-3, 1.0, 0.5, -250.0]),
+        ("[010, -7, 0x1f, 0o17, 1e-3, 1., .5, -2.5E2]", [10, -7, 31, 15, 1e-3, 1.0, 0.5, -250.0]),
         ("[12:30:00, 2026-11-28, '1']", ["12:30:00", "2026-11-28", "1"]),
         ("a:", {"a": None}),
-        ("", None),
     ],
 )
 def test_yaml_scalars_are_those_of_the_core_schema(text, value):
@@ -162,17 +160,13 @@ def test_a_claim_can_be_waited_for_while_its_folder_is_renamed(tmp_path):
         assert second.result(timeout=60)
 
 
-class Pooling(Schema):
+class Part(Schema):
     heads: int = 1
 
-
-class Named(Schema):
-    name: str
-
     @model_validator(mode="after")
-    def lower_case(self):
-        if not self.name.islower():
-            raise ValueError(f"{self.name} is not lower case")
+    def positive(self):
+        if self.heads < 1:
+            raise ValueError(f"{self.heads} is not positive")
         return self
 
 
@@ -183,11 +177,10 @@ class Foreign(Schema):
 
 class Card(Schema):
     foreign: Foreign | None = None
-    named: Named | None = None
-    parts: tuple[Pooling, ...] | None = None
+    parts: tuple[Part, ...] | None = None
     language: list[str] = []
     license: str | None = None
-    pooling: Pooling = Pooling()
+    pooling: Part = Part()
 
 
 @pytest.mark.parametrize(
@@ -198,9 +191,7 @@ class Card(Schema):
         ({"pooling": {"head": 1}}, "about.yaml: unknown key 'pooling.head'; did you mean 'heads'"),
         ({"parts": ({}, {"head": 1})}, r"about.yaml: unknown key 'parts\[1\].head'; did you mean 'heads'"),
         ({"pooling": {"heads": True}}, "about.yaml: pooling.heads is True"),
-        ({"pooling": {"heads": "2"}}, "about.yaml: pooling.heads is '2'"),
-        ({"named": {"nmae": "x"}}, "about.yaml: unknown key 'named.nmae'; did you mean 'name'"),
-        ({"named": {"name": "UPPER"}}, "^about.yaml: named: UPPER is not lower case$"),
+        ({"pooling": {"heads": 0}}, "^about.yaml: pooling: 0 is not positive$"),
         ({"foreign": {}}, "about.yaml: foreign.size is missing"),
         ([], "about.yaml: the value is"),
     ],
@@ -226,13 +217,10 @@ HF = "hf_" + "aB3" * 11
     ("text", "seen"),
     [
         (f"Bearer {HF}, sent", "Bearer <token>, sent"),
-        (f"name={HF}&x", "name=<token>&x"),
         (f"hf_oauth_{'a' * 30}.{'b' * 30}.c-d_{'e' * 20}!", "<token>!"),
         ("GET https://me:pass-word@hub.example/org/name: 1", "GET https://<secret>@hub.example/org/name: 1"),
-        ("https://hub.example/x?access_token=abc&page=2", "https://hub.example/x?access_token=<secret>&page=2"),
         ("https://hub.example/x?page=2&X-Amz-Signature=abc'", "https://hub.example/x?page=2&X-Amz-Signature=<secret>'"),
-        ("hf_hub_download(a) of https://hub.example/a@main, me@example.org", None),
-        ("tokens=12, max_token=3, layers.0.hf_weight", None),
+        ("hf_hub_download(a) of https://hub.example/a@main, me@example.org, max_token=3, layers.0.hf_weight", None),
     ],
 )
 def test_no_token_and_no_password_reaches_the_terminal(text, seen):
@@ -264,18 +252,14 @@ run_command("x", fail)
     assert HF not in result.stderr.replace(f'raise RuntimeError("{HF}")', "")
 
 
-class Stopped(Ended):
-    exit_code = 143
-
-
 @pytest.mark.parametrize(
     ("error", "code"),
     [
         (ValueError("bad\nthing"), 2),
         (OSError("gone"), 2),
-        (FloatingPointError("nan"), 2),
+        (ModuleNotFoundError(name="mteb.models"), 2),
         (KeyboardInterrupt(), 130),
-        (Stopped("by a signal"), 143),
+        (Ended("all there is"), 0),
     ],
 )
 def test_bad_input_is_one_line_and_a_status(error, code, capsys):

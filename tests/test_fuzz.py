@@ -7,6 +7,7 @@ key, takes long or much memory, or accepts the file and gives another result tha
 """
 
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -14,7 +15,6 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import fuzz_mutations as mutations
@@ -22,14 +22,15 @@ import pytest
 from fuzz_build import build
 from fuzz_targets import Incomparable, Refused, Target
 
+from m2bert.terminal import bad_input
+
 SECONDS = 2.0  # of processor time, beyond what the undamaged case takes
 MEGABYTES = 500
 
 
-@dataclass
 class Findings:
-    outcomes: Counter = field(default_factory=Counter)
-    found: list[str] = field(default_factory=list)
+    def __init__(self):
+        self.outcomes, self.found = Counter(), []
 
     def add(self, kind: str, what: str):
         self.outcomes[kind] += 1
@@ -42,19 +43,20 @@ def memory(name: str) -> int:
     return int(next(line for line in status.splitlines() if line.startswith(name)).split()[1]) // 1024
 
 
-def forget_peak():
-    Path("/proc/self/clear_refs").write_text("5")
+def lay_out(target: Target, place: Path) -> tuple[Path, Path]:
+    """Return a copy of a target's folder, and an empty one."""
+    shutil.rmtree(place, ignore_errors=True)
+    folder, scratch = mutations.copy(target.folder, place / target.folder.name), place / "scratch"
+    scratch.mkdir()
+    return folder, scratch
 
 
 def case(target: Target, seed: int, place: Path, findings: Findings):
     """Damage one file of a target, and judge what comes of it."""
-    generator = random.Random(seed)
-    shutil.rmtree(place, ignore_errors=True)
-    folder, scratch = mutations.copy(target.folder, place / target.folder.name), place / "scratch"
-    scratch.mkdir()
-    mutation = target.damage(folder, generator)
+    folder, scratch = lay_out(target, place)
+    mutation = target.damage(folder, random.Random(seed))
     name = f"case {seed}, {target.name}, {mutation}"
-    forget_peak()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak of memory starts again
     before, start = memory("VmRSS"), time.process_time()
     try:
         result = target.run(folder, scratch)
@@ -68,12 +70,9 @@ def case(target: Target, seed: int, place: Path, findings: Findings):
     except AssertionError as error:
         findings.add("wrong", f"{name}: {error!s:.600}")
     except Exception as error:
-        frames = [
-            frame
-            for frame in traceback.extract_tb(error.__traceback__)
-            if "/site-packages/" not in frame.filename and "/tests/" not in frame.filename
-        ]
-        where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if not re.search("/(site-packages|tests)/", frame.filename)]
+        where = f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "?"
         findings.add("traceback", f"{where}: {name}: {type(error).__name__}: {error!s:.300}")
     else:
         judge(target, result, folder, scratch, name, findings)
@@ -113,29 +112,23 @@ def judge(target: Target, result, folder: Path, scratch: Path, name: str, findin
         findings.add("accepted and wrong", f"{name}: got {result!s:.300}, not {right!s:.300}")
 
 
-def bad_input():
-    from m2bert.terminal import bad_input
-
-    return bad_input()
-
-
 def prepare(root: Path) -> list[Target]:
     targets = build(root / "whole")
     for target in targets:
         start = time.process_time()
-        folder, scratch = mutations.copy(target.folder, root / "case" / target.folder.name), root / "case" / "scratch"
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
-        target.expected = target.run(folder, scratch)
+        target.expected = target.run(*lay_out(target, root / "case"))
         target.seconds = time.process_time() - start
     return targets
 
 
 def fuzz(targets: list[Target], seeds, place: Path) -> Findings:
+    """Return the findings of some seeds, and print each when it is found."""
     findings, weights = Findings(), [target.weight for target in targets]
     for seed in seeds:
-        target = random.Random(f"target {seed}").choices(targets, weights)[0]
+        target, known = random.Random(f"target {seed}").choices(targets, weights)[0], len(findings.found)
         case(target, seed, place, findings)
+        for line in findings.found[known:]:
+            print(line, flush=True)
     return findings
 
 
@@ -155,22 +148,10 @@ def test_damaged_files_are_refused_or_read_right(targets, tmp_path, cases):
 
 def main(cases: str = "200", first: str = "0", only: str = ""):
     warnings.simplefilter("ignore")
-    root = Path(tempfile.mkdtemp(prefix="fuzz-"))
-    try:
-        targets = prepare(root)
-        for target in targets:
-            print(f"{target.name}: {target.seconds:.2f} s", flush=True)
-        targets = [target for target in targets if only in target.name]
-        findings, start = Findings(), time.time()
-        for seed in range(int(first), int(first) + int(cases)):
-            target = random.Random(f"target {seed}").choices(targets, [target.weight for target in targets])[0]
-            known = len(findings.found)
-            case(target, seed, root / "case", findings)
-            for line in findings.found[known:]:
-                print(line.replace(str(root), "ROOT"), flush=True)
-        print(dict(findings.outcomes), f"{time.time() - start:.0f} s")
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="fuzz-", ignore_cleanup_errors=True) as root:
+        targets = [target for target in prepare(Path(root)) if only in target.name]
+        findings = fuzz(targets, range(int(first), int(first) + int(cases)), Path(root, "case"))
+        print(dict(findings.outcomes))
 
 
 if __name__ == "__main__":

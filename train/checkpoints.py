@@ -31,7 +31,7 @@ from m2bert.files import sync
 from m2bert.schema import Schema, checked
 
 from .distributed import from_main, gather_lists
-from .kept import Manifest, check_manifest, manifest, read_sealed, write_sealed
+from .verified_files import Manifest, check_manifest, manifest, read_sealed, write_sealed
 
 logger = logging.getLogger(__name__)
 
@@ -71,22 +71,13 @@ class Saved(Schema):
 
 
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of the run of some settings, whose `data` go through JSON. Those that are there are resumed from
+    if the settings say so; else they are removed."""
 
-    Args:
-        folder: where they are.
-        config: the run's settings, plain dictionaries.
-        data: identifies the run's data; goes through JSON.
-        every: steps between checkpoints; 0 writes them on demand alone.
-        keep: how many of the newest stay.
-        resume: from the newest, if there is one; else those that are there are removed.
-    """
-
-    def __init__(
-        self, accelerator: Accelerator, folder: Path, *, config: dict, data: dict, every: int, keep: int, resume: bool
-    ):
-        self.accelerator, self.folder, self.every, self.keep, self.resume = accelerator, folder, every, keep, resume
-        self.identity = run_identity(config, accelerator) | {"data": json.loads(json.dumps(data))}
+    def __init__(self, accelerator: Accelerator, settings, data: dict):
+        self.accelerator, self.folder = accelerator, run_folder(settings)
+        self.every, self.keep, self.resume = settings.checkpoint_every, settings.checkpoint_keep, settings.resume
+        self.identity = run_identity(settings, accelerator) | {"data": json.loads(json.dumps(data))}
         self.best: Manifest = {}
 
     def complete(self) -> list[Path]:
@@ -100,8 +91,6 @@ class Checkpoints:
         if found is None:
             return None
         newest, saved = found
-        if not all(gather_lists([newest.is_dir()])):
-            raise ValueError(f"not every process sees {newest}; output_dir must lie where all machines see it")
         self.accelerator.load_state(str(newest))
         rank = self.accelerator.process_index
         if not all(gather_lists([generators_digest() == saved.generators[rank]])):  # accelerate skips a bad state
@@ -233,7 +222,12 @@ def whole_weights(accelerator: Accelerator, model) -> dict[str, Tensor]:
     return {name.replace("_orig_mod.", ""): tensor for name, tensor in accelerator.get_state_dict(model).items()}
 
 
-def run_identity(config: dict, accelerator: Accelerator) -> dict:
+def run_folder(settings) -> Path:
+    """Return the folder of checkpoints, and of what trackers write, next to the output."""
+    return Path(f"{Path(settings.output_dir)}.run")
+
+
+def run_identity(settings, accelerator: Accelerator) -> dict:
     """Return what a resumed run must match, but for its data: settings that change results, processes, precision."""
 
     def without_free(settings: dict) -> dict:
@@ -245,7 +239,7 @@ def run_identity(config: dict, accelerator: Accelerator) -> dict:
 
     how = {"processes": accelerator.num_processes, "precision": accelerator.mixed_precision,
            "distributed": accelerator.distributed_type.value}  # fmt: skip
-    return json.loads(json.dumps({"config": without_free(config), **how}))
+    return json.loads(json.dumps({"config": without_free(settings.model_dump()), **how}))
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import sys
-from itertools import product
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated
 
@@ -13,9 +13,18 @@ import typer
 
 from m2bert.files import check_writable, read_json
 from m2bert.hub.outputs import check_output
-from m2bert.terminal import nearest, run_command
+from m2bert.terminal import nearest, one_line, run_command
 
-from .settings import PYDOCS, MlmSettings, OplSettings, RunSettings, is_local, load_settings
+from .settings import (
+    METRIC_PACKAGES,
+    PYDOCS,
+    MlmSettings,
+    ModelSettings,
+    OplSettings,
+    RunSettings,
+    is_local,
+    load_settings,
+)
 from .text.sources import HUB_ID, parse_sources
 
 BODIES = {"mlm": "mlm_run", "opl": "retrieval_run"}
@@ -46,17 +55,9 @@ def opl(keys: Keys = None, config: Config = None, dry_run: DryRun = False, proce
 
 
 def start(name: str, keys: list[str] | None, config: list[str] | None, dry_run: bool, processes: int) -> None:
-    """Train with the arguments as train/mlm.py and train/opl.py take them."""
+    """Train with the arguments of a command line; files count before keys."""
     files = [part for file in config or [] for part in ("--config", file)]
     run_command(name, lambda: train(name, [*files, *(keys or []), *["--dry-run"] * dry_run], processes))
-
-
-def command_line(name: str, text: str) -> None:
-    """Run train/mlm.py or train/opl.py with the arguments of the process; `text` is what --help prints."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(text)
-        return
-    run_command(name, lambda: train(name, sys.argv[1:]))
 
 
 def train(name: str, argv: list[str], processes: int = 1) -> None:
@@ -93,72 +94,77 @@ def ready(name: str, argv: list[str]) -> RunSettings:
     if settings.prepare is not None:
         check_writable(settings.prepare, "prepare")
         there = Path(settings.prepare)
-        if settings.data.prepared is not None or there.is_file() or (there.is_dir() and any(there.iterdir())):
-            raise ValueError(f"prepare={there} takes a new or empty folder, and not data.prepared with it")
-    else:
-        check_writable(settings.output_dir, "output_dir")
-        if not settings.resume:  # else what is there may be the finished run: `setup.check_place` compares
-            check_output(settings.output_dir, settings.overwrite)
-    path, prepared = settings.tokenizer.path, settings.data.prepared
-    if path is not None and not Path(path).is_dir() and not HUB_ID.fullmatch(path):
-        raise ValueError(f"tokenizer.path={path} is no folder and no name on the Hub; name one")
-    packages = ["accelerate", "tokenizers"]
-    if prepared is None:
-        packages += ["pyarrow", *(check_texts(settings) if name == "mlm" else check_tasks(settings))]
-    elif not (Path(prepared) / "prepared.json").is_file():
-        raise ValueError(f"data.prepared={prepared} has no prepared.json; name a folder that `prepare` wrote")
-    for package in packages:
+        if there.is_file() or (there.is_dir() and any(there.iterdir())):
+            raise ValueError(f"prepare={there} is there already; name a new or empty folder")
+    elif not settings.resume:  # else what is there may be the finished run: `check_place` compares
+        check_output(settings.output_dir, settings.overwrite)
+    wrong, packages = check_texts(settings) if name == "mlm" else check_tasks(settings)
+    wrong += wrong_paths(settings)
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    for package in ("accelerate", "tokenizers", *packages):
         if importlib.util.find_spec(package) is None:
-            raise ValueError(f"this run needs the package {package}, which is not installed: pip install {package}")
-    check_model(settings, CONTEXT_LENGTHS[name])
+            raise ValueError(f"this run needs {package}, which is not installed: pip install 'm2bert[train,peft]'")
+    check_model(settings.model, {key: attrgetter(key)(settings) for key in CONTEXT_LENGTHS[name]})
     return settings
 
 
-def check_texts(settings: MlmSettings) -> list[str]:
-    """Return the packages that the sources need. Raise ValueError for a source that is not there or lacks a split."""
-    packages = []
+def wrong_paths(settings: RunSettings) -> list[str]:
+    """Return what is wrong with the paths of tokenizer, model and prepared data."""
+    tokenizer, model, prepared = settings.tokenizer.path, settings.model.path, settings.data.prepared
+    wrong = []
+    if tokenizer is not None and not Path(tokenizer).is_dir() and not HUB_ID.fullmatch(tokenizer):
+        wrong.append(f"tokenizer.path={tokenizer} is no folder and no name on the Hub")
+    config = Path(model or "", "config.json")
+    if model is not None and not (config.is_file() and read_json(config).get("model_type") == "m2bert"):
+        wrong.append(f"model.path={model} has no config.json of an m2bert")
+    if prepared is not None and not Path(prepared, "prepared.json").is_file():
+        wrong.append(f"data.prepared={prepared} has no prepared.json; name a folder that `prepare` wrote")
+    return wrong
+
+
+def check_texts(settings: MlmSettings) -> tuple[list[str], list[str]]:
+    """Return what is wrong with the sources, and the packages that they need. Raise ValueError for a source that is not
+    there or lacks a split."""
+    wrong, packages = [], ["pyarrow"]
+    if settings.data.prepared is not None:
+        return [], []
     for source in parse_sources(settings.data.sources, lambda _: PYDOCS):
-        if not source.on_hub:
-            if source.path is not PYDOCS:  # built where it is missing
-                source.splits()
-            continue
-        packages.append("datasets")
-        if settings.prepare is not None or (settings.tokenizer.path is None and settings.model.path is None):
-            raise ValueError(
-                f"source {source.path} is streamed: name a tokenizer.path to read it with; to prepare it, save a part "
-                "of it as parquet"
-            )
-    return packages
+        if source.on_hub:
+            packages.append("datasets")
+            if settings.prepare is not None or (settings.tokenizer.path is None and settings.model.path is None):
+                wrong.append(
+                    f"source {source.path} is streamed: name a tokenizer.path to read it with; to prepare it, save a "
+                    "part of it as parquet"
+                )
+        elif source.path is not PYDOCS:  # built where it is missing
+            source.splits()
+    return wrong, packages
 
 
-def check_tasks(settings: OplSettings) -> list[str]:
-    """Return the packages that a retrieval run needs. Raise ValueError for data or a teacher that are not there."""
+def check_tasks(settings: OplSettings) -> tuple[list[str], list[str]]:
+    """Return what is wrong with the paths of data and teacher, and the packages that a retrieval run needs."""
     data, loss = settings.data, settings.loss
+    packages = [*METRIC_PACKAGES] * settings.evaluation.select + ["peft"] * (settings.lora.rank > 0)
+    if data.prepared is not None:
+        return [], packages
+    wrong = []
     if is_local(data.path):
-        for split, kind in product(filter(None, ("train", data.development_split)), ("queries", "documents")):
-            if not Path(data.path, kind, f"{split}.parquet").is_file():
-                raise ValueError(f"data.path={data.path} has no {kind}/{split}.parquet; make it, or name another")
-    for key in ("triples", "negatives_path"):
-        path = getattr(data, key)
-        on_hub = key == "triples" and path is not None and not Path(path).suffix and not Path(path).exists()
-        if path is not None and not on_hub and not Path(path).is_file():
-            raise ValueError(f"data.{key}={path} is no file; name one")
+        splits = filter(None, ("train", data.development_split))
+        names = [f"{kind}/{split}.parquet" for split in splits for kind in ("queries", "documents")]
+        wrong += [f"data.path={data.path} has no {name}" for name in names if not Path(data.path, name).is_file()]
+    on_hub = data.triples is not None and not Path(data.triples).suffix and not Path(data.triples).exists()
+    for key, path in (("triples", None if on_hub else data.triples), ("negatives_path", data.negatives_path)):
+        if path is not None and not Path(path).is_file():
+            wrong.append(f"data.{key}={path} is no file")
     if loss.name == "prototype" and not Path(loss.teacher).is_dir() and not MODEL_NAME.fullmatch(loss.teacher):
-        raise ValueError(f"loss.teacher={loss.teacher} is no folder and no name on the Hub; name a model")
-    return ["peft"] if settings.lora.rank else []
+        wrong.append(f"loss.teacher={loss.teacher} is no folder and no name on the Hub")
+    return wrong, ["pyarrow", *packages]
 
 
-def check_model(settings: RunSettings, length_keys: tuple[str, ...] = ()) -> None:
-    """Raise ValueError for a model that cannot be made, or whose context is shorter than a length of `length_keys`."""
-    model, fields = settings.model, settings.model.new_model
-    if model.path is not None:
-        file = Path(model.path) / "config.json"
-        fields = read_json(file) if file.is_file() else {}
-        if fields.get("model_type") != "m2bert":
-            kind = f"model_type={fields.get('model_type')!r}" if fields else "no config.json"
-            raise ValueError(f"model.path={model.path} is no folder of an m2bert: it has {kind}; name another")
-    from huggingface_hub.errors import StrictDataclassError
-
+def check_model(model: ModelSettings, lengths: dict[str, int | None]) -> None:
+    """Raise ValueError for a model that cannot be made, or whose context is shorter than one of the `lengths`."""
+    fields = model.new_model if model.path is None else read_json(Path(model.path, "config.json"))
     from m2bert import M2BertConfig
 
     known = M2BertConfig.__dataclass_fields__
@@ -167,12 +173,9 @@ def check_model(settings: RunSettings, length_keys: tuple[str, ...] = ()) -> Non
             raise ValueError(f"model.{section}.{name} is no field of M2BertConfig{nearest(name, known)}")
     try:
         longest = M2BertConfig(**fields | model.architecture).max_position_embeddings
-    except (StrictDataclassError, TypeError, ValueError) as error:
+    except Exception as error:  # foreign settings can fail in any way
         where = f"model.path={model.path}" if model.path else "model.new_model"
-        changed = f", model.architecture={model.architecture}" if model.architecture else ""
-        raise ValueError(f"{where}{changed}: {' '.join(str(error).split())}") from error
-    for key in length_keys:
-        section, name = key.split(".")
-        tokens = getattr(getattr(settings, section), name)
-        if tokens is not None and tokens > longest:
-            raise ValueError(f"{key}={tokens} exceeds the model's max_position_embeddings={longest}; lower {key}")
+        raise ValueError(f"{where} with model.architecture describes no M2-BERT ({one_line(error)})") from error
+    long = [f"{key}={tokens}" for key, tokens in lengths.items() if tokens is not None and tokens > longest]
+    if long:
+        raise ValueError(f"{', '.join(long)} exceeds the model's max_position_embeddings={longest}; lower it")

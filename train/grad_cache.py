@@ -16,27 +16,18 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from .distributed import gather_lists, gather_rows, split_indices
 
 Objective = Callable[[Tensor, Tensor], Tensor]  # queries (Q, W) and documents (D, W) of all processes -> scalar
 
 
-def pad_rows(rows: list[np.ndarray], pad_id: int) -> dict[str, Tensor]:
-    """Return rows padded on the right to the longest: input_ids and attention_mask (B, L) int64."""
-    longest = max(map(len, rows))
-    ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
-    mask = np.zeros((len(rows), longest), dtype=np.int64)
-    for target, filled, row in zip(ids, mask, rows, strict=True):
-        target[: len(row)] = row
-        filled[: len(row)] = 1
-    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-
-
 def encode(model: torch.nn.Module, rows: list[np.ndarray], pad_id: int, device: torch.device) -> Tensor:
-    """Return the vectors of rows, (B, W), not normalised, in one forward."""
-    batch = {name: tensor.to(device) for name, tensor in pad_rows(rows, pad_id).items()}
-    return model(**batch).pooler_output
+    """Return the vectors of rows, (B, W), not normalised, in one forward; rows are padded on the right."""
+    ids = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True, padding_value=pad_id)
+    mask = torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
+    return model(input_ids=ids.to(device), attention_mask=mask.long().to(device)).pooler_output
 
 
 def token_chunks(rows: list[np.ndarray], budget_tokens: int) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -25,22 +25,6 @@ from .checkpoints import Checkpoints, Progress
 from .distributed import gather_lists, sum_over_processes
 
 logger = logging.getLogger(__name__)
-
-TrainStep = Callable[[torch.nn.Module, Any], tuple[Tensor, dict[str, float]]]
-Evaluate = Callable[[torch.nn.Module], dict[str, float]]
-
-
-class Batches(Protocol):
-    """One process's batches, endless."""
-
-    def next_batch(self) -> Any:
-        """Return the batch of one step, on the CPU. Called from a thread."""
-
-    def state(self) -> dict:
-        """Return the position after the batches returned so far; goes through JSON."""
-
-    def restore(self, state: dict) -> None:
-        """Resume from a position."""
 
 
 class Stopped(Ended):
@@ -66,7 +50,7 @@ def sigterm_noted() -> Iterator[threading.Event]:
 class Prefetch:
     """Make the next batch while the last one trains; `state` is the position after the batches that were used."""
 
-    def __init__(self, batches: Batches):
+    def __init__(self, batches):
         self.batches, self.state, self.waited_seconds = batches, batches.state(), 0.0
         self.thread = ThreadPoolExecutor(1)
         self.ahead = self.thread.submit(self._make)
@@ -158,27 +142,27 @@ def run_loop(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     schedule,
-    *,
+    settings,
     steps: int,
-    batches: Batches,
-    train_step: TrainStep,
-    clip_norm: float,
-    log_every: int,
-    evaluate: Evaluate | None = None,
-    evaluate_every: int = 0,
+    checkpoints: Checkpoints,
+    *,
+    batches,
+    train_step: Callable[[torch.nn.Module, Any], tuple[Tensor, dict[str, float]]],
+    evaluate: Callable[[torch.nn.Module], dict[str, float]] | None = None,
     select: str | None = None,
-    checkpoints: Checkpoints | None = None,
-    description: str = "train",
 ) -> Progress:
-    """Train for `steps` steps, from the last checkpoint where `checkpoints` finds one.
+    """Train for `steps` steps, from the last checkpoint where there is one to resume from.
 
     Args:
+        settings: `RunSettings`.
+        batches: one process's, endless: `next_batch()`, called from a thread, returns the batch of one step, `state()`
+            the position after those returned so far, which goes through JSON, and `restore(state)` goes back there.
         train_step: (model, batch) -> (loss, counts), after forward and backward. The loss is the step's global mean,
             equal on all processes; counts of this process are summed over steps and processes and hold "tokens".
-        evaluate: returns metrics of the model, every `evaluate_every` steps (0: never) and after the last step. Called
-            on all processes, and equal on all.
+        evaluate: returns metrics of the model, every `evaluation.every` steps (0: never) and after the last step.
+            Called on all processes, and equal on all.
         select: metric (larger is better) whose best weights are in the model at the end, those before the first step
-            included. Needs `checkpoints`.
+            included.
 
     Returns:
         The progress; its `history` has one record per `log_every` steps and per evaluation.
@@ -187,14 +171,15 @@ def run_loop(
         FloatingPointError: the loss, the gradient or a metric is not finite. The step is not taken and nothing saved.
         Stopped: after SIGTERM, with a checkpoint saved.
     """
-    progress = (checkpoints.load(batches) if checkpoints else None) or Progress()
+    progress = checkpoints.load(batches) or Progress()
     if progress.schedule:
         schedule.load_state_dict(dict(progress.schedule))
+    every, clip_norm = settings.evaluation.every, settings.optim.clip_norm
     log = Log(accelerator, progress, schedule)
     with (
         sigterm_noted() as stop,
         closing(Prefetch(batches)) as prefetch,
-        tqdm(desc=description, unit="step", initial=progress.step, total=steps,
+        tqdm(desc="train", unit="step", initial=progress.step, total=steps,
              disable=not accelerator.is_main_process) as bar,
     ):  # fmt: skip
 
@@ -218,20 +203,17 @@ def run_loop(
             progress.step += 1
             bar.update()
             last = progress.step == steps
-            due = last or (evaluate_every > 0 and progress.step % evaluate_every == 0)
-            if due or progress.step % log_every == 0:
+            due = last or (every > 0 and progress.step % every == 0)
+            if due or progress.step % settings.log_every == 0:
                 record(evaluating=due)
             stopping = not last and sum_over_processes([float(stop.is_set())])[0] > 0  # of any process
-            if (
-                checkpoints
-                and not last
-                and (stopping or (checkpoints.every and progress.step % checkpoints.every == 0))
-            ):
+            if not last and (stopping or (checkpoints.every and progress.step % checkpoints.every == 0)):
                 log.settle()
                 checkpoints.save(progress, prefetch.state)
             if stopping:
-                saved = "saved; go on with resume=true" if checkpoints else "nothing is saved"
-                raise Stopped(f"stopped by SIGTERM after step {progress.step} of {steps}, {saved}")
+                raise Stopped(
+                    f"stopped by SIGTERM after step {progress.step} of {steps}, saved; go on with resume=true"
+                )
     if select:
         checkpoints.load_best(model, progress)
     return progress
@@ -254,7 +236,7 @@ def update(accelerator, model, optimizer, schedule, clip_norm: float, step: int,
     return loss, norm
 
 
-def evaluated(model: torch.nn.Module, evaluate: Evaluate) -> dict[str, float]:
+def evaluated(model: torch.nn.Module, evaluate: Callable) -> dict[str, float]:
     """Return metrics of the model in evaluation mode, and the seconds they took."""
     start = time.perf_counter()
     model.eval()

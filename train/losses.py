@@ -74,23 +74,14 @@ def make_objective(settings, teacher: tuple[Tensor, Tensor] | None = None) -> Ca
         teacher: vectors of all queries and of all documents (prototype).
     """
 
-    def on_cosines(loss, *arguments):
-        def objective(batch, queries, documents):
-            relevant, compared = (batch[key].to(queries.device) for key in ("relevant", "compared"))
-            return loss(cosine_matrix(queries, documents), relevant, compared, *arguments)
+    def objective(batch, queries, documents):
+        if settings.name == "prototype":
+            sides = zip((queries, documents), teacher, ("query_ids", "document_ids"), strict=True)
+            return sum(prototype_loss(student, vectors[batch[ids]].to(student)) for student, vectors, ids in sides)
+        relevant, compared = (batch[key].to(queries.device) for key in ("relevant", "compared"))
+        cosine = cosine_matrix(queries, documents)
+        if settings.name == "opl":
+            return orthogonal_projection_loss(cosine, relevant, compared, settings.positive_weight)
+        return multiple_negatives_ranking_loss(cosine, relevant, compared, settings.temperature)
 
-        return objective
-
-    def prototype(batch, queries, documents):
-        query_targets, document_targets = (
-            vectors[batch[ids]].to(queries) for vectors, ids in zip(teacher, ("query_ids", "document_ids"), strict=True)
-        )
-        return prototype_loss(queries, query_targets) + prototype_loss(documents, document_targets)
-
-    if settings.name == "opl":
-        return on_cosines(orthogonal_projection_loss, settings.positive_weight)
-    if settings.name == "mnrl":
-        return on_cosines(multiple_negatives_ranking_loss, settings.temperature)
-    if settings.name == "prototype":
-        return prototype
-    raise NotImplementedError(f"loss.name={settings.name}")
+    return objective

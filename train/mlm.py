@@ -6,7 +6,9 @@
 Without arguments it trains a small model on pydocs, offline, in about a minute.
 """
 
-from m2bert.train.cli import command_line
+import sys
+
+from m2bert.train.cli import app
 
 if __name__ == "__main__":
-    command_line("mlm", __doc__)
+    app(["mlm", *sys.argv[1:]])

@@ -6,20 +6,16 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from accelerate.utils import send_to_device
 from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
 
-from m2bert.terminal import log_to_terminal
-
 from .cli import ready
 from .distributed import sum_over_processes
-from .kept import TOKENIZER, building, read_prepared, write_prepared
-from .loop import run_loop
-from .setup import build_optimizer, data_folder, finish, make_checkpoints, run, run_record
-from .starts import make_model, unigram_start_
+from .initialization import make_model, unigram_start_
 from .text.mixture import (
     IGNORE,
     HeldOut,
@@ -34,6 +30,8 @@ from .text.mixture import (
 from .text.sources import Source, parse_sources
 from .text.tokens import TokenStore, is_held_out, text_hash
 from .tokenizer import cached_wordpiece, load_tokenizer
+from .trainer import data_folder, fit, run
+from .verified_files import TOKENIZER, building, read_prepared, write_prepared
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +77,7 @@ def read_sources(config) -> tuple[list[Source], PreTrainedTokenizerBase, dict[st
     sources = parse_sources(config.data.sources, data_folder)
     for source in sources:
         for texts in () if source.on_hub else source.splits().values():
-            texts.check_columns()
+            texts.check()
     path = config.tokenizer.path or config.model.path
     if path is not None:
         return sources, load_tokenizer(path), {}
@@ -139,12 +137,7 @@ def train_step(accelerator, model, batch: list[dict]):
 def main(argv: list[str], settings=None):
     """Train with these arguments, or write what is to be trained on if `prepare` names a folder. `settings` are of
     `ready`, if the arguments were checked before."""
-    settings = settings or ready("mlm", argv)
-    if settings.prepare is None:
-        run("mlm", train, argv, settings)
-    else:
-        log_to_terminal(logging.INFO, "%(message)s")
-        write_data(settings)
+    run("mlm", argv, settings or ready("mlm", argv), train, write_data)
 
 
 def train(accelerator, config):
@@ -166,29 +159,25 @@ def train(accelerator, config):
     model.config.sparse_prediction = True
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    optimizer, schedule = build_optimizer(model, config.optim, config.steps)
-    model, optimizer = accelerator.prepare(model, optimizer)
     description = {one.source.name: one.description for one in data}
-    checkpoints = make_checkpoints(accelerator, config, description)
-    progress = run_loop(
+
+    def summarise(progress):
+        model.config.sparse_prediction = False
+        shares = observed_shares(data, progress.totals)
+        for name, share in shares.items():
+            logger.info("%s: %s", name, ", ".join(f"{what} {value:.4f}" for what, value in share.items()))
+        fingerprint = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+        return {"data_fingerprint": fingerprint, "data": description, "mixture": shares}
+
+    fit(
         accelerator,
+        config,
         model,
-        optimizer,
-        schedule,
+        tokenizer,
         steps=config.steps,
+        data=description,
+        summarise=summarise,
         batches=MixtureBatches(data, config.data, masking, seed=config.seed, rank=rank),
-        train_step=lambda model, batch: train_step(accelerator, model, batch),
-        clip_norm=config.optim.clip_norm,
-        log_every=config.log_every,
+        train_step=partial(train_step, accelerator),
         evaluate=lambda model: held_out.evaluate(model, accelerator),
-        evaluate_every=config.evaluation.every,
-        checkpoints=checkpoints,
-        description="mlm",
     )
-    accelerator.unwrap_model(model).config.sparse_prediction = False
-    shares = observed_shares(data, progress.totals)
-    for name, share in shares.items():
-        logger.info("%s: %s", name, ", ".join(f"{what} {value:.4f}" for what, value in share.items()))
-    fingerprint = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
-    record = run_record(config.model_dump(), fingerprint, world, progress) | {"data": description, "mixture": shares}
-    finish(accelerator, model, tokenizer, config, record, checkpoints)

@@ -7,7 +7,9 @@ Without arguments it fine-tunes a small new model on pydocs, offline, in about t
 checkpoint of train/mlm.py to start from.
 """
 
-from m2bert.train.cli import command_line
+import sys
+
+from m2bert.train.cli import app
 
 if __name__ == "__main__":
-    command_line("opl", __doc__)
+    app(["opl", *sys.argv[1:]])

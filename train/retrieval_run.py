@@ -7,19 +7,9 @@ from functools import cache, partial
 from accelerate import Accelerator
 from transformers import AutoModel
 
-from m2bert.terminal import log_to_terminal
-
 from .cli import ready
 from .grad_cache import cached_step, full_step
-from .loop import run_loop
-from .lora import add_lora
-from .losses import make_objective
-from .pairs.batches import PairBatches, query_limit, report_tasks, tokenise, vocabulary_hash
-from .pairs.development import METRIC, METRIC_PACKAGES, Development
-from .pairs.prepared import RetrievalTokens, read_tokens, write_tokens
-from .settings import is_local
-from .setup import build_optimizer, data_folder, finish, make_checkpoints, run, run_record
-from .starts import (
+from .initialization import (
     frame_start_,
     idf_start_,
     inverse_document_frequency,
@@ -27,17 +17,21 @@ from .starts import (
     make_tokenizer,
     token_energy,
 )
+from .lora import add_lora
+from .losses import make_objective
+from .pairs.batches import PairBatches, query_limit, report_tasks
+from .pairs.development import METRIC, Development
+from .pairs.tokens import RetrievalTokens, read_tokens, tokenise, vocabulary_hash, write_tokens
+from .settings import METRIC_PACKAGES, is_local
 from .teacher import MappedEncoder, teacher_hash, teacher_vectors
+from .trainer import data_folder, fit, run
 
 logger = logging.getLogger(__name__)
 
 
 def read_data(accelerator, config, tokenizer) -> RetrievalTokens:
-    """Return the texts of `data` as tokens: a folder, pydocs if nothing is named, a Hub id, or prepared ones.
-
-    Args:
-        tokenizer: that of `tokenizer.path` or of the checkpoint; None trains one on the texts.
-    """
+    """Return the texts of `data` as tokens: of a folder, pydocs if nothing is named, a Hub id, or prepared ones.
+    Without a tokenizer one is trained on the texts."""
     if config.data.prepared is not None:
         return read_tokens(config)
     from .pairs.data import load_data  # needs pyarrow
@@ -86,13 +80,8 @@ def make_train_step(accelerator, objective, pad_id: int, chunk_tokens: int | Non
 
 
 def finish_encoder(config, model, new_tensors: set[str], documents, idf):
-    """Return the model to train: with token weights from document frequency, and adapters where asked.
-
-    Args:
-        new_tensors: names of those that no checkpoint gave.
-        documents: of each training task, the documents' token ids.
-        idf: tokens -> (vocab_size,) inverse document frequency of them.
-    """
+    """Return the model to train: new token weights and embeddings started from the `idf` of the documents, and adapters
+    where asked."""
     if config.model.idf_start and "pooler.token_log_weights.weight" in new_tensors:
         weights = idf(model.config.vocab_size)
         idf_start_(model, weights, config.seed)
@@ -107,8 +96,6 @@ def make_development(config, tasks, special: tuple[int, int], pad_id: int) -> De
     """Return the development scores at the length of training, or at `evaluation.document_tokens`; None, with a
     warning, where the packages of the metric are not installed."""
     missing = [name for name in METRIC_PACKAGES if importlib.util.find_spec(name) is None]
-    if missing and config.evaluation.select:
-        raise ValueError(f"evaluation.select=true needs development scores, and {', '.join(missing)} is not installed")
     if missing:
         logger.warning("no development scores: %s not installed; pip install 'm2bert[eval]'", ", ".join(missing))
         return None
@@ -116,29 +103,17 @@ def make_development(config, tasks, special: tuple[int, int], pad_id: int) -> De
     return Development(tasks, tokens, query_limit(config.data), special, pad_id, config.evaluation.batch_tokens)
 
 
-def mapped_to(teacher_width: int, model):
-    """Return the model, with a linear map to the teacher's width where its own is another."""
-    width = model.config.projection_dim
-    if width == teacher_width:
-        return model
-    logger.info("vectors of width %d are mapped to the teacher's %d while training", width, teacher_width)
-    return MappedEncoder(model, width, teacher_width)
-
-
 def main(argv: list[str], settings=None):
-    """Train with these arguments, or write what is to be trained on if `prepare` names a folder.
+    """Train with these arguments, or write what is to be trained on if `prepare` names a folder. `settings` are of
+    `ready`, if the arguments were checked before."""
+    run("opl", argv, settings or ready("opl", argv), train, write_data)
 
-    Args:
-        settings: of `cli.ready`, if the arguments were checked before.
-    """
-    settings = settings or ready("opl", argv)
-    if settings.prepare is None:
-        run("opl", train, argv, settings)
-        return
-    log_to_terminal(logging.INFO, "%(message)s")
-    path = settings.tokenizer.path or settings.model.path
-    tokenizer = make_tokenizer(settings.tokenizer, settings.model.path, ()) if path else None
-    write_tokens(read_data(Accelerator(cpu=True), settings, tokenizer), settings)
+
+def write_data(config):
+    """Write the tokens of all tasks and the tokenizer into the folder `prepare`, which `data.prepared` reads."""
+    path = config.tokenizer.path or config.model.path
+    tokenizer = make_tokenizer(config.tokenizer, config.model.path, ()) if path else None
+    write_tokens(read_data(Accelerator(cpu=True), config, tokenizer), config)
 
 
 def train(accelerator, config):
@@ -154,38 +129,36 @@ def train(accelerator, config):
     report_tasks(training, config.data)
     documents = [task.documents for task in training]
     idf = cache(partial(inverse_document_frequency, documents, special_ids=tokenizer.all_special_ids))
-    encoder = finish_encoder(config, model, new_tensors, documents, idf)
+    model = finish_encoder(config, model, new_tensors, documents, idf)
     special, pad_id = (tokenizer.cls_token_id, tokenizer.sep_token_id), tokenizer.pad_token_id
-    dropout = idf(encoder.config.vocab_size) if config.data.query_dropout else None
+    dropout = idf(model.config.vocab_size) if config.data.query_dropout else None
     rank, world = accelerator.process_index, accelerator.num_processes
     batches = PairBatches(training, config.data, special, config.seed, rank, world, dropout)
     steps = config.steps if config.epochs is None else batches.steps_of(config.epochs)
     logger.info("%d labelled items an epoch, %d steps", batches.units, steps)
-    model = encoder if teacher is None else mapped_to(teacher[0].shape[1], encoder)
-    mapped = model is not encoder
-    optimizer, schedule = build_optimizer(model, config.optim, steps)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    width, teacher_width = model.config.projection_dim, None if teacher is None else teacher[0].shape[1]
+    if teacher_width not in (None, width):
+        logger.info("vectors of width %d are mapped to the teacher's %d while training", width, teacher_width)
+        model = MappedEncoder(model, width, teacher_width)
     scores = make_development(config, data.development, special, pad_id)
-    checkpoints = make_checkpoints(accelerator, config, data.identity)
-    progress = run_loop(
+
+    def summarise(progress):
+        totals = progress.totals
+        if totals.get("positives"):
+            forwards = (totals["query_forwards"] + totals["document_forwards"]) / totals["positives"]
+            logger.info("%.4g encoder forwards for each query and document that answers it", forwards)
+        return {"data_fingerprint": data.fingerprint}
+
+    fit(
         accelerator,
+        config,
         model,
-        optimizer,
-        schedule,
+        tokenizer,
         steps=steps,
+        data=data.identity,
+        summarise=summarise,
         batches=batches,
         train_step=make_train_step(accelerator, make_objective(config.loss, teacher), pad_id, config.data.chunk_tokens),
-        clip_norm=config.optim.clip_norm,
-        log_every=config.log_every,
         evaluate=None if scores is None else partial(scores, accelerator),
-        evaluate_every=config.evaluation.every,
         select=METRIC if config.evaluation.select else None,
-        checkpoints=checkpoints,
-        description="opl",
     )
-    totals = progress.totals
-    if totals.get("positives"):
-        forwards = (totals["query_forwards"] + totals["document_forwards"]) / totals["positives"]
-        logger.info("%.4g encoder forwards for each query and document that answers it", forwards)
-    record = run_record(config.model_dump(), data.fingerprint, world, progress)
-    finish(accelerator, encoder if mapped else model, tokenizer, config, record, checkpoints)

@@ -17,6 +17,7 @@ from m2bert.terminal import nearest
 from .text.sources import names_split, refuse_test
 
 PYDOCS = Path("runs") / "pydocs"  # the folder of a source without a path
+METRIC_PACKAGES = ("pytrec_eval", "evaluate", "datasets")  # of development scores
 SHORTEST_TOKENS = 10  # of a variable-length pretraining example, [CLS] and [SEP] included
 
 AtLeast0 = Annotated[int, Field(ge=0)]
@@ -51,12 +52,6 @@ class OptimSettings(Schema):
     warmup_share: Share
     clip_norm: Annotated[float, Field(gt=0)]
 
-    @model_validator(mode="after")
-    def _one_rate_of_the_filters(self):
-        if self.research_groups and self.filter_lr is not None:
-            raise ValueError(f"filter_lr={self.filter_lr} is the filters' rate, as is research_groups=true; set one")
-        return self
-
 
 class RunSettings(Schema):
     """Keys that both entry points have."""
@@ -77,6 +72,21 @@ class RunSettings(Schema):
     optim: OptimSettings
     prepare: str | None
 
+    def contradictions(self) -> list[str]:
+        """Return what is wrong between keys that are right each by itself."""
+        wrong, filter_lr = [], self.optim.filter_lr
+        if self.optim.research_groups and filter_lr is not None:
+            wrong.append(f"optim.filter_lr={filter_lr} is the filters' rate, as is research_groups=true; set one")
+        if self.prepare is not None and self.data.prepared is not None:
+            wrong.append(f"prepare={self.prepare} makes what data.prepared names; set one")
+        return wrong
+
+    @model_validator(mode="after")
+    def _keys_fit(self):
+        if wrong := self.contradictions():
+            raise ValueError("; ".join(wrong))
+        return self
+
 
 class MlmData(Schema):
     sources: Annotated[list[Any], Field(min_length=1)]  # `sources.Source`
@@ -86,14 +96,6 @@ class MlmData(Schema):
     mask_probability: Annotated[float, Field(gt=0, lt=1)]
     token_cache: str
     prepared: str | None
-
-    @model_validator(mode="after")
-    def _a_batch_holds_an_example(self):
-        if self.batch_tokens < self.max_tokens:
-            raise ValueError(
-                f"batch_tokens={self.batch_tokens} holds no example of max_tokens={self.max_tokens}; raise it"
-            )
-        return self
 
 
 class MlmEvaluation(Schema):
@@ -107,6 +109,12 @@ class MlmSettings(RunSettings):
     model: ModelSettings
     data: MlmData
     evaluation: MlmEvaluation
+
+    def contradictions(self):
+        wrong, data = super().contradictions(), self.data
+        if data.batch_tokens < data.max_tokens:
+            wrong.append(f"data.batch_tokens={data.batch_tokens} holds no example of data.max_tokens={data.max_tokens}")
+        return wrong
 
 
 class OplModelSettings(ModelSettings):
@@ -142,12 +150,6 @@ class OplData(Schema):
     chunk_tokens: AtLeast3 | None
     prepared: str | None
 
-    @model_validator(mode="after")
-    def _passages_from_short_to_long(self):
-        if self.passage_tokens[0] > self.passage_tokens[1]:
-            raise ValueError(f"passage_tokens={self.passage_tokens} must be [shortest, longest]")
-        return self
-
 
 class Loss(Schema):
     name: Literal["opl", "mnrl", "prototype"]
@@ -174,25 +176,24 @@ class OplSettings(RunSettings):
     loss: Loss
     evaluation: OplEvaluation
 
-    @model_validator(mode="after")
-    def _sections_fit(self):
-        data, loss = self.data, self.loss
+    def contradictions(self):
+        wrong, data, loss = super().contradictions(), self.data, self.loss
         check_splits(data)
+        if data.passage_tokens != sorted(data.passage_tokens):
+            wrong.append(f"data.passage_tokens={data.passage_tokens} must be [shortest, longest]")
         if self.epochs is not None and data.passage_share >= 1:
-            raise ValueError(
-                f"epochs={self.epochs} counts labelled queries; data.passage_share=1 leaves none; set steps"
-            )
+            wrong.append(f"epochs={self.epochs} counts labelled queries; data.passage_share=1 leaves none; set steps")
         if self.lora.rank and self.model.path is None:
-            raise ValueError(f"lora.rank={self.lora.rank} changes a checkpoint; name one as model.path")
+            wrong.append(f"lora.rank={self.lora.rank} changes a checkpoint; name one as model.path")
         if loss.name == "mnrl" and data.form == "pairs":
-            raise ValueError("loss.name=mnrl compares documents of one query; set data.form=all or grouped")
+            wrong.append("loss.name=mnrl compares documents of one query; set data.form=all or grouped")
         whole_texts = data.document_window == "first" and not data.passage_share and not data.query_dropout
         if loss.name == "prototype" and (loss.teacher is None or not whole_texts):
-            raise ValueError(
+            wrong.append(
                 "loss.name=prototype imitates a loss.teacher's vectors of whole texts; name one, and set "
                 "data.document_window=first, data.passage_share=0 and data.query_dropout=false"
             )
-        return self
+        return wrong
 
 
 def check_splits(data) -> None:
@@ -200,11 +201,13 @@ def check_splits(data) -> None:
     the training split."""
     for key in ("development_split", "triples", "negatives_path"):
         refuse_test(f"data.{key}", getattr(data, key))
-    split = data.development_split
-    if split is not None and names_split(split, "train"):
-        raise ValueError(f"data.development_split={split} is what is trained on; name another, or null to carve one")
-    if data.development_tasks is not None and split is None:
-        raise ValueError(f"data.development_tasks={data.development_tasks} needs data.development_split; name it")
+    split, wrong = data.development_split, None
+    if split is None and data.development_tasks is not None:
+        wrong = f"data.development_tasks={data.development_tasks} needs data.development_split; name it"
+    elif split is not None and names_split(split, "train"):
+        wrong = f"data.development_split={split} is what is trained on; name another, or null to carve one"
+    if wrong:
+        raise ValueError(wrong)
 
 
 SCHEMAS = {"mlm": MlmSettings, "opl": OplSettings}

@@ -5,16 +5,13 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from torch import Tensor, nn
 
-from m2bert.files import digest, sync
+from m2bert.files import digest
 
-from .kept import building
+from .verified_files import Arrays, prepared_once
 
 if TYPE_CHECKING:  # it needs pyarrow
     from m2bert.eval.tasks.schema import RetrievalTask
@@ -36,58 +33,23 @@ def teacher_vectors(
 
     Returns:
         (Q, W) and (D, W) float32, rows of length 1.
-
-    Raises:
-        ValueError: the teacher cannot be loaded.
     """
     queries = [text for task in tasks for text in task.queries.values()]
     documents = [text for task in tasks for text in task.documents.values()]
-    path = Path(cache) / f"{content_hash(teacher, queries, documents)}.safetensors"
+    folder = Path(cache) / content_hash(teacher, queries, documents)
     with accelerator.main_process_first():
-        stored = read_vectors(path)
-        if stored is None:
-            with building(path) as scratch:
-                stored = read_vectors(path)
-                if stored is None:
-                    stored = encode(teacher, queries, documents)
-                    save_file(stored, scratch / path.name, metadata={"sha256": rows_digest(stored)})
-                    sync(scratch / path.name)
-                    (scratch / path.name).replace(path)
-    return torch.from_numpy(stored["queries"]), torch.from_numpy(stored["documents"])
+        arrays, _ = prepared_once(folder, "teacher", lambda scratch: encode(teacher, queries, documents))
+    return tuple(torch.from_numpy(arrays["vectors"][name]) for name in ("queries", "documents"))
 
 
-def encode(teacher: str, queries: list[str], documents: list[str]) -> dict[str, np.ndarray]:
-    """Return the teacher's vectors of queries and of documents."""
+def encode(teacher: str, queries: list[str], documents: list[str]) -> tuple[Arrays, dict]:
+    """Return the teacher's vectors of queries and of documents, for a prepared folder."""
     from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
 
     logger.info("teacher %s encodes %d queries and %d documents", teacher, len(queries), len(documents))
     encoder = SentenceTransformerEncoder(teacher)
-    return {"queries": encoder.encode(queries, "query"), "documents": encoder.encode(documents, "document")}
-
-
-def read_vectors(path: Path) -> dict[str, np.ndarray] | None:
-    """Return stored vectors; None if they are missing or, with a warning, if they are damaged."""
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, "np") as file:
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no dictionary)
-            expected = (file.metadata() or {}).get("sha256")
-    except SafetensorError as error:
-        logger.warning("%s is damaged (%s); the teacher encodes again", path, error)
-        return None
-    if stored.keys() != {"queries", "documents"} or rows_digest(stored) != expected:
-        logger.warning("%s is damaged: its vectors do not have the sha256 in it; the teacher encodes again", path)
-        return None
-    return stored
-
-
-def rows_digest(vectors: dict[str, np.ndarray]) -> str:
-    """Return the sha256 of the names, shapes, types and rows of vectors."""
-    sha256 = hashlib.sha256()
-    for name, rows in sorted(vectors.items()):
-        sha256.update(f"{name} {rows.shape} {rows.dtype.str};".encode() + np.ascontiguousarray(rows).tobytes())
-    return sha256.hexdigest()
+    vectors = {"queries": encoder.encode(queries, "query"), "documents": encoder.encode(documents, "document")}
+    return {"vectors": vectors}, {}
 
 
 def content_hash(teacher: str, queries: list[str], documents: list[str]) -> str:

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBa
 from m2bert.model_files import check_model_files
 from m2bert.terminal import one_line
 
-from .kept import building, read_sealed, write_sealed
+from .verified_files import prepared_once
 
 logger = logging.getLogger(__name__)
 
@@ -47,22 +47,16 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def cached_wordpiece(texts, vocab_size: int, cache: str | Path) -> PreTrainedTokenizerBase:
-    """Return `train_wordpiece`, or its result from CACHE/vocabulary-KEY.json, where an earlier run or process left it.
+    """Return `train_wordpiece`, or its result from CACHE/KEY, where an earlier run or process left it.
     `texts.identity()` is JSON that changes when the texts may have changed."""
+
+    def train(scratch: Path):
+        logger.info("training a WordPiece tokenizer of %d tokens", vocab_size)
+        return {}, {"vocabulary": train_wordpiece(texts, vocab_size).get_vocab()}
+
     key = hashlib.sha256(json.dumps([texts.identity(), vocab_size]).encode()).hexdigest()[:24]
-    file, vocabulary = Path(cache) / f"vocabulary-{key}.json", None
-    with building(file) as scratch:
-        if file.exists():
-            try:
-                vocabulary = read_sealed(file)["vocabulary"]
-            except ValueError as error:
-                logger.warning("%s; the vocabulary is trained again", error)
-        if vocabulary is None:
-            logger.info("training a WordPiece tokenizer of %d tokens", vocab_size)
-            vocabulary = train_wordpiece(texts, vocab_size).get_vocab()
-            write_sealed(scratch / file.name, {"vocabulary": vocabulary})
-            (scratch / file.name).replace(file)
-    return BertTokenizerFast(vocab=vocabulary, do_lower_case=True)
+    _, content = prepared_once(Path(cache) / key, "vocabulary", train)
+    return BertTokenizerFast(vocab=content["vocabulary"], do_lower_case=True)
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:

@@ -62,8 +62,6 @@ def extend(
     old = model.config.max_position_embeddings
     if max_length <= old:
         raise ValueError(f"max_length={max_length} is not more than the {old} positions that the model has; name more")
-    if decay not in DECAYS:
-        raise ValueError(f"decay={decay!r} is none of {DECAYS}")
     grow = POSITIONS[positions]
     model = copy.deepcopy(model)
     embeddings = model.base_model.embeddings.position_embeddings

@@ -95,7 +95,7 @@ def needle(
     split: Split = "test",
     policy: Policies = None,
     passages: Annotated[int, typer.Option(min=2, help="Passages of each document, one of which answers.")] = 40,
-    positions: Annotated[int | None, typer.Option(help="Places to try, evenly spaced; all by default.")] = None,
+    positions: Annotated[int | None, typer.Option(min=1, help="Places to try, evenly spaced; all by default.")] = None,
     queries: Annotated[int, typer.Option(min=1, help="At most so many queries, drawn at random.")] = 100,
     passage_chars: Annotated[int, typer.Option(min=1, help="Length of a passage cut from a long document.")] = 1_000,
     seed: Seed = 0,

@@ -8,20 +8,14 @@ from ..statistics import align, points
 
 NEIGHBOURS = 10
 PERPLEXITY = 30.0  # t-SNE's usual value; few texts get a third of the neighbours that each has
-MIN_TEXTS = 8
 
 
 def parse_sources(arguments: list[str]) -> dict[str, Path]:
-    """Return {name: path} of arguments "NAME=PATH", each name once."""
-    sources: dict[str, Path] = {}
-    for argument in arguments:
-        name, _, path = argument.partition("=")
-        if not name or not path:
-            raise ValueError(f"source {argument!r} must have the form NAME=PATH, as in web=data/web")
-        if name in sources:
-            raise ValueError(f"source {name!r} is given twice, as {sources[name]} and {path}; rename one")
-        sources[name] = Path(path).expanduser()
-    return sources
+    """Return {name: path} of arguments "NAME=PATH", each name once, two at least."""
+    sources = dict(argument.partition("=")[::2] for argument in arguments)
+    if len(sources) < max(2, len(arguments)) or not all(map(all, sources.items())):
+        raise ValueError(f"sources {', '.join(arguments)} must be two or more of the form NAME=PATH, each name once")
+    return {name: Path(path).expanduser() for name, path in sources.items()}
 
 
 def cluster_sources(vectors: np.ndarray, sources: list[str], about: dict, seed: int = 0) -> dict:
@@ -40,15 +34,10 @@ def cluster_sources(vectors: np.ndarray, sources: list[str], about: dict, seed: 
 
     names = list(dict.fromkeys(sources))
     labels = np.array([names.index(source) for source in sources])
-    if len(labels) < MIN_TEXTS or len(names) < 2:
-        counted = f"{len(labels)} texts of {len(names)} source(s)"
-        raise ValueError(f"{counted} make no picture; give at least two sources and {MIN_TEXTS} texts")
-    if not np.isfinite(vectors).all():
-        row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-        raise ValueError(f"the vector of text {row} (from {sources[row]!r}) is not finite; the encoder is broken")
     counts = np.bincount(labels)
     perplexity = min(PERPLEXITY, (len(labels) - 1) / 3)
     picture = TSNE(perplexity=perplexity, init="pca", metric="cosine", random_state=seed).fit_transform(vectors)
+    places = zip(picture, labels.tolist(), strict=True)
     neighbours = min(NEIGHBOURS, len(labels) - 1)
     return {
         "kind": "clusters",
@@ -59,9 +48,7 @@ def cluster_sources(vectors: np.ndarray, sources: list[str], about: dict, seed: 
             "accuracy": knn_accuracy(vectors, labels, neighbours),
             "chance": float(counts.max() / counts.sum()),  # of always naming the largest source
         },
-        "points": [
-            [round(float(x), 3), round(float(y), 3), int(label)] for (x, y), label in zip(picture, labels, strict=True)
-        ],
+        "points": [[*(round(float(x), 3) for x in place), label] for place, label in places],
         "perplexity": perplexity,
         "seed": seed,
     }

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ..encoders.policies import DocumentVectors, Policy
+from ..encoders.policies import Policy
 from ..encoders.protocol import TokenEncoder
 from ..statistics import align, points
 
@@ -39,15 +39,16 @@ def measure_efficiency(
     """
     import torch
 
-    if not hasattr(encoder, "count_tokens"):
-        raise ValueError(f"encoder {encoder.name!r} shows no tokenizer, so its texts cannot be cut to a length")
+    modules = _outermost_modules(lambda: policy.embed(encoder, ["warm up"]))
+    parameter = next((parameter for module in modules for parameter in module.parameters()), None)
+    if parameter is None or not hasattr(encoder, "count_tokens"):
+        raise ValueError(
+            f"encoder {encoder.name!r} shows no tokenizer or runs no torch module here; it cannot be timed"
+        )
     rows = []
     for tokens in lengths_tokens:
         text = text_of_length(encoder, words, tokens)
-        modules, vectors = _outermost_modules(lambda text=text: policy.embed(encoder, [text]))  # also the warm-up
-        parameter = next((parameter for module in modules for parameter in module.parameters()), None)
-        if parameter is None:
-            raise ValueError(f"encoder {encoder.name!r} runs no torch module in this process; its time says nothing")
+        vectors = policy.embed(encoder, [text])  # the warm-up of this length
         seconds = {"tokenize": [], "encode": [], "total": []}
         for _ in range(repeats):
             seconds["tokenize"].append(_seconds_of(lambda text=text: encoder.count_tokens([text], "document")))
@@ -85,24 +86,21 @@ def text_of_length(encoder: TokenEncoder, words: list[str], tokens: int) -> str:
     def count(text: str) -> int:
         return int(encoder.count_tokens([text], "document")[0])
 
-    if not words:
-        raise ValueError("words is empty; the task's documents have no text to measure with")
-    if count("") >= tokens:
-        raise ValueError(f"tokens={tokens} leaves no text beside the {count('')} tokens that every text gets")
-    words = words * (1 + tokens // len(words))
+    words = words * (1 + tokens // max(len(words), 1))
     fits, too_long = 0, tokens + 1  # numbers of words; a word has at least one token
     while too_long - fits > 1:
         middle = (fits + too_long) // 2
         fits, too_long = (middle, too_long) if count(" ".join(words[:middle])) <= tokens else (fits, middle)
     text = " ".join(words[:fits])
     text += FILLER * (tokens - count(text))
-    if count(text) != tokens:
-        raise ValueError(f"the tokenizer of {encoder.name!r} makes no text of {tokens} tokens; it made {count(text)}")
+    if not (words and text and count(text) == tokens):
+        made = f"{len(words)} words made one of {count(text)}"
+        raise ValueError(f"the tokenizer of {encoder.name!r} makes no text of {tokens} tokens; {made}")
     return text
 
 
-def _outermost_modules(run: Callable[[], DocumentVectors]) -> tuple[list, DocumentVectors]:
-    """Return the torch modules that `run` calls and that no other module calls, each once; and what it returned."""
+def _outermost_modules(run: Callable[[], object]) -> list:
+    """Return the torch modules that `run` calls and that no other module calls, each once."""
     from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
     found: dict[int, object] = {}
@@ -119,8 +117,8 @@ def _outermost_modules(run: Callable[[], DocumentVectors]) -> tuple[list, Docume
         depth -= 1
 
     with register_module_forward_pre_hook(enter), register_module_forward_hook(leave):
-        result = run()
-    return list(found.values()), result
+        run()
+    return list(found.values())
 
 
 @contextmanager

@@ -116,10 +116,7 @@ def format_needle(records: list[dict]) -> str:
 
 def needle_positions(passages: int, count: int | None) -> list[int]:
     """Return `count` places from the first to the last of `passages`, evenly spaced; all of them if None."""
-    if count is None:
-        return list(range(passages))
-    if not 1 <= count <= passages:
-        raise ValueError(f"positions={count} must be from 1 to passages={passages}")
+    count = min(count or passages, passages)
     return [round(place * (passages - 1) / max(count - 1, 1)) for place in range(count)]
 
 

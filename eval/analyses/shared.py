@@ -35,14 +35,20 @@ def load_systems(encoders: list[str], policies: list[str], several: bool = True)
         several: whether a document may have several vectors.
     """
     parsed = [parse_policy(policy) for policy in dict.fromkeys(policies)]
-    for policy in parsed:
-        if policy.several and not several:
-            raise ValueError(f"policy {policy.spec!r} gives a text several vectors; use truncate or chunk-average")
+    if not several:
+        parsed = [*map(one_vector, parsed)]
     for name in encoders:
         if not is_dense(name):
             raise ValueError(f"encoder {name!r} gives no vectors that this analysis can use; name a model folder")
         check_system(name, encoders)
     return _load(labels(list(dict.fromkeys(encoders))), parsed)
+
+
+def one_vector(policy: Policy) -> Policy:
+    """Return the policy, if it gives a text one vector."""
+    if policy.several:
+        raise ValueError(f"policy {policy.spec!r} gives a text several vectors; use truncate or chunk-average")
+    return policy
 
 
 def _load(named: dict[str, str], policies: list[Policy]) -> Iterator[AnalysedSystem]:

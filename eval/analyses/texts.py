@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from m2bert.terminal import one_line
+
 from ..statistics import align
 from ..tasks.schema import RetrievalTask
 from .shared import origin, summarise
@@ -34,22 +36,15 @@ def load_token_counter(name: str) -> TokenCounter:
     from tokenizers import Tokenizer
 
     path = Path(name).expanduser()
-    if path.is_dir():
-        path /= "tokenizer.json"
-        if not path.is_file():
-            raise ValueError(f"tokenizer {name!r} is a folder without tokenizer.json; give a model folder or a Hub id")
-    elif not path.is_file():
-        from huggingface_hub import hf_hub_download  # slow to import
-
-        try:
-            path = hf_hub_download(name, "tokenizer.json")
-        except (OSError, ValueError) as error:  # what the Hub's errors derive from
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"tokenizer {name!r} is no file, no folder and not on the Hub: {reason}") from error
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        if not path.exists():
+            from huggingface_hub import hf_hub_download  # slow to import
+
+            path = hf_hub_download(name, "tokenizer.json")
+        tokenizer = Tokenizer.from_file(str(path / "tokenizer.json" if Path(path).is_dir() else path))
     except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"tokenizer {path} cannot be read: {' '.join(str(error).split())}") from error
+        expected = "a tokenizer.json, a folder with one or a model on the Hub"
+        raise ValueError(f"tokenizer {name!r} cannot be read ({one_line(error)}); name {expected}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
 
@@ -124,10 +119,8 @@ def by_length(query_scores: dict[str, float], answer_tokens: dict[str, int]) -> 
     Args:
         answer_tokens: {qid: tokens of the document that answers it}; 2048 are in "<2k", 2049 in "2k-8k".
     """
-    groups: dict[str, list[float]] = {name: [] for name in BUCKETS}
-    for qid, score in query_scores.items():
-        groups[BUCKETS[int(np.searchsorted(BOUNDARIES_TOKENS, answer_tokens[qid]))]].append(score)
-    return [{"bucket": name, **summarise(scores)} for name, scores in groups.items()]
+    buckets = {qid: BUCKETS[int(np.searchsorted(BOUNDARIES_TOKENS, answer_tokens[qid]))] for qid in query_scores}
+    return _by_group("bucket", BUCKETS, query_scores, buckets)
 
 
 def describe_spans(task: RetrievalTask) -> dict:
@@ -180,8 +173,11 @@ def ndcg_by_quarter(query_scores: dict[str, float], positions: dict[str, float])
     Args:
         positions: {qid: share of the document before the answer}; a query that is not there is left out.
     """
-    groups: dict[int, list[float]] = {number: [] for number in QUARTERS}
-    for qid, position in positions.items():
-        if qid in query_scores:
-            groups[quarter(position)].append(query_scores[qid])
-    return [{"quarter": number, **summarise(scores)} for number, scores in groups.items()]
+    quarters = {qid: quarter(position) for qid, position in positions.items() if qid in query_scores}
+    return _by_group("quarter", QUARTERS, query_scores, quarters)
+
+
+def _by_group(kind: str, names: tuple, query_scores: dict[str, float], groups: dict[str, str | int]) -> list[dict]:
+    """Return a row for every group, by the group of each query."""
+    members = {name: [query_scores[qid] for qid, group in groups.items() if group == name] for name in names}
+    return [{kind: name, **summarise(scores)} for name, scores in members.items()]

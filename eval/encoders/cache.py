@@ -194,12 +194,10 @@ class VectorFiles:
     def _load(self, path: Path) -> tuple[list[bytes], TimedVectors]:
         """Return the hashes of a file's texts and their vectors, if the file is this key's and as it was written."""
         with safe_open(path, "np") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("digest") != self.digest:
-                raise ValueError("it was written for another model or policy")
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-        if tensors.keys() != TENSORS or metadata.get("sha256") != _checksum(tensors):
-            raise ValueError("its checksum is wrong")
+            right = {"digest": self.digest, "sha256": _checksum(tensors)}
+            if tensors.keys() != TENSORS or file.metadata() != right:
+                raise ValueError("it is damaged, or was written for another model or policy")
         vectors = DocumentVectors(tensors["rows"], tensors["counts"], tensors["seen"])
         return list(map(bytes, tensors["hashes"])), TimedVectors(vectors, tensors["seconds"])
 

@@ -3,7 +3,6 @@
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 from m2bert.files import digest, visible
@@ -35,31 +34,29 @@ def model_fingerprint(model) -> str:
     It covers weights and dtypes, configuration, tokenizer, prompts, the versions of PACKAGES and all other code of the
     model. It does not cover its folder and its longest input.
     """
+    import torch
+
     sha256 = hashlib.sha256()
-    for part in _parts(model):
+
+    def add(part: bytes) -> None:
         sha256.update(len(part).to_bytes(8, "big"))
         sha256.update(part)
-    return sha256.hexdigest()
-
-
-def _parts(model) -> Iterator[bytes]:
-    """Yield all that decides a model's vectors: settings, tokenizer, code, weights."""
-    import torch
 
     modules = [(name, type(module).__name__, _config(module)) for name, module in model.named_children()]
     settings = [installed_versions(PACKAGES), model.prompts, model.default_prompt_name, model.truncate_dim, modules]
-    yield json.dumps(settings, sort_keys=True, default=str).encode()
-    yield json.dumps(_tokenizer(model.tokenizer), sort_keys=True, default=str).encode()
+    add(json.dumps(settings, sort_keys=True, default=str).encode())
+    add(json.dumps(_tokenizer(model.tokenizer), sort_keys=True, default=str).encode())
     # Every Python file of the folders from which the model's classes come, but for versioned packages.
     versioned = {name.replace("-", "_") for name in PACKAGES}
     foreign = {type(module) for module in model.modules() if type(module).__module__.split(".")[0] not in versioned}
     folders = {Path(inspect.getfile(cls)).parent for cls in foreign}
     for path in sorted((path for folder in folders for path in folder.glob("*.py")), key=lambda path: path.name):
-        yield path.name.encode()
-        yield path.read_bytes()
+        add(path.name.encode())
+        add(path.read_bytes())
     for name, tensor in sorted(model.state_dict().items()):
-        yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
-        yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        add(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        add(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return sha256.hexdigest()
 
 
 def _config(module) -> dict:

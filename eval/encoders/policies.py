@@ -1,11 +1,11 @@
 """What happens to documents that are longer than a model takes: how a document becomes one vector or several."""
 
-import re
-from dataclasses import dataclass, fields
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import numpy as np
+from pydantic import ConfigDict, Field
 
+from m2bert.schema import Schema, checked
 from m2bert.terminal import nearest
 
 from .protocol import Encoder, Task, TokenEncoder, tokenized, unit_rows
@@ -21,18 +21,20 @@ class DocumentVectors(NamedTuple):
     seen: np.ndarray  # (D,) float32, share of a document's tokens that some vector saw; NaN where tokens are not shown
 
 
-@dataclass(frozen=True)
-class Policy:
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Policy(Schema):
     """Turn documents into vectors. Fields are the settings in NAME:key=value; None: the model's own."""
 
+    model_config = ConfigDict(strict=False)  # settings are read from text
     name: ClassVar[str]
     several: ClassVar[bool]  # whether a document may get more than one vector
 
     @property
     def spec(self) -> str:
         """The canonical specification, which `parse_policy` reads: settings at their default are left out."""
-        settings = [(field, getattr(self, field.name)) for field in fields(self)]
-        changed = [f"{field.name}={value}" for field, value in settings if value != field.default]
+        changed = [f"{name}={value}" for name, value in self.model_dump(exclude_defaults=True).items()]
         return ":".join([self.name, ",".join(changed)] if changed else [self.name])
 
     def input_tokens(self, encoder: Encoder) -> int | None:
@@ -49,17 +51,23 @@ class Policy:
         """Return this policy's vectors from those of `stored`."""
         return vectors
 
-    def check(self, encoder: Encoder) -> None:
-        """Raise ValueError if this policy cannot work with an encoder: by its length, or by what it does not show."""
+    def problem(self, encoder: Encoder) -> str:
+        """Return why this policy cannot work with an encoder: its length, or what it does not show; empty if it can."""
         tokens = getattr(self, "tokens", None)
         if tokens is None:
-            return
+            return ""
         least = 1 + (overhead_tokens(encoder) if hasattr(encoder, "count_tokens") else 0)
-        if not least <= tokens <= (encoder.max_tokens or tokens):
-            raise ValueError(
-                f"policy {self.spec!r}: tokens={tokens} must be from {least} to {encoder.max_tokens or 'any'}: encoder "
-                f"{encoder.name!r} takes no more, and special tokens and prompt must leave room for text"
-            )
+        if least <= tokens <= (encoder.max_tokens or tokens):
+            return ""
+        return (
+            f"tokens={tokens} must be from {least} to {encoder.max_tokens or 'any'}: it takes no more, and special "
+            "tokens and prompt must leave room for text"
+        )
+
+    def check(self, encoder: Encoder) -> None:
+        """Raise ValueError if there is a `problem` with an encoder."""
+        if problem := self.problem(encoder):
+            raise ValueError(f"policy {self.spec!r} of encoder {encoder.name!r}: {problem}")
 
     def embed(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
         """Return the vectors of documents, independent of which documents are embedded together; see `check`."""
@@ -67,43 +75,39 @@ class Policy:
         return self.combine(self.stored.compute(encoder, texts))
 
     def compute(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
-        """Return the vectors of documents, without `check`. It is called on `stored` only."""
-        raise NotImplementedError
+        """Return the vectors of documents, without `check`. It is called on `stored` only; subclasses define it."""
 
 
-@dataclass(frozen=True)
 class Truncate(Policy):
     """One vector of the beginning; the rest is not read."""
 
     name = "truncate"
     several = False
-    tokens: int | None = None
+    tokens: Positive | None = None
 
     def compute(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
         return embed_beginning(encoder, texts, "document", self.tokens)
 
 
-@dataclass(frozen=True)
 class BestChunk(Policy):
     """A vector for each chunk; the best one counts."""
 
     name = "best-chunk"
     several = True
-    tokens: int | None = None
-    stride: int | None = None
+    tokens: Positive | None = None
+    stride: Positive | None = None
 
-    def check(self, encoder: Encoder) -> None:
+    def problem(self, encoder: Encoder) -> str:
         if not hasattr(encoder, "token_spans"):
-            raise ValueError(f"policy {self.spec!r}: encoder {encoder.name!r} does not show its tokens; use truncate")
-        super().check(encoder)
+            return "the encoder does not show its tokens; use truncate"
         tokens = self.input_tokens(encoder)
         if tokens is None:
-            fix = f"give the length of chunks, as in {self.name}:tokens=256"
-            raise ValueError(f"policy {self.spec!r}: encoder {encoder.name!r} takes texts of any length; {fix}")
+            return f"the encoder takes texts of any length; give that of chunks, as in {self.name}:tokens=256"
         content = tokens - overhead_tokens(encoder)
-        if self.stride and self.stride > content:
+        if content > 0 and self.stride and self.stride > content:
             held = f"a chunk of {tokens} tokens holds {content} of the document"
-            raise ValueError(f"policy {self.spec!r}: stride={self.stride} would skip text: {held}; lower it")
+            return f"stride={self.stride} would skip text: {held}; lower it"
+        return super().problem(encoder)
 
     def compute(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
         chunked = chunk_texts(encoder, texts, self.input_tokens(encoder), self.stride)
@@ -112,7 +116,6 @@ class BestChunk(Policy):
         return DocumentVectors(rows, counts, np.ones(len(texts), dtype=np.float32))
 
 
-@dataclass(frozen=True)
 class ChunkAverage(BestChunk):
     """One vector: the mean of the chunks' vectors (paper section 5.1)."""
 
@@ -121,7 +124,7 @@ class ChunkAverage(BestChunk):
 
     @property
     def stored(self) -> Policy:
-        return BestChunk(self.tokens, self.stride)
+        return BestChunk(tokens=self.tokens, stride=self.stride)
 
     def combine(self, vectors: DocumentVectors) -> DocumentVectors:
         rows, counts, seen = vectors
@@ -129,7 +132,6 @@ class ChunkAverage(BestChunk):
         return DocumentVectors(unit_rows(means), np.ones_like(counts), seen)
 
 
-@dataclass(frozen=True)
 class LateChunk(Policy):
     """Up to `vectors` vectors from one pass over the document.
 
@@ -139,11 +141,10 @@ class LateChunk(Policy):
 
     name = "late-chunk"
     several = True
-    vectors: int = 16
+    vectors: Positive = 16
 
-    def check(self, encoder: Encoder) -> None:
-        if not hasattr(encoder, "encode_parts"):
-            raise ValueError(f"policy {self.spec!r}: encoder {encoder.name!r} cannot pool its parts; use truncate")
+    def problem(self, encoder: Encoder) -> str:
+        return "" if hasattr(encoder, "encode_parts") else "the encoder cannot pool its parts; use truncate"
 
     def compute(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
         texts = tokenized(encoder, texts, "document")
@@ -160,15 +161,8 @@ def parse_policy(text: str) -> Policy:
     name, _, settings = text.strip().partition(":")
     if name not in POLICIES:
         raise ValueError(f"policy {name!r} is unknown; choose from: {', '.join(POLICIES)}{nearest(name, POLICIES)}")
-    known = [field.name for field in fields(POLICIES[name])]
-    values: dict[str, int] = {}
-    for setting in settings.split(",") if settings else []:
-        key, _, value = (part.strip() for part in setting.partition("="))
-        if key not in known or key in values or not re.fullmatch("0*[1-9][0-9]*", value):
-            takes = f"{name} takes, once each, a whole number of at least 1: {', '.join(known)}"
-            raise ValueError(f"policy {text!r} cannot set {key!r} to {value!r}; {takes}")
-        values[key] = int(value)
-    return POLICIES[name](**values)
+    values = dict(map(str.strip, setting.partition("=")[::2]) for setting in settings.split(",") if settings)
+    return checked(POLICIES[name], values, f"policy {text!r}")
 
 
 def embed_beginning(encoder: Encoder, texts: list[str], task: Task, tokens: int | None) -> DocumentVectors:

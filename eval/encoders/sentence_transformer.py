@@ -26,7 +26,6 @@ TEXTS_AT_ONCE = 64  # tokenized together
 UNLIMITED = 10**9  # tokenizers without a limit say 10**30
 FEWEST_TOKENS = 32  # of a part under late chunking: a short document gets fewer vectors
 POOLS_ONE_TOKEN = ("cls", "lasttoken")
-SETTINGS = ("modules.json", "config.json", "adapter_config.json")  # a model folder has one of them
 # The names under which sentence-transformers looks for the prompt of a task.
 PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
@@ -46,8 +45,6 @@ class SentenceTransformerEncoder:
         longest = (tokenizer.truncation or {}).get("max_length") if self._bare else self.model.max_seq_length
         self.max_tokens = int(longest) if longest and longest < UNLIMITED else None
         self.dimensions = self.model.get_embedding_dimension()
-        if not isinstance(self.dimensions, int):
-            raise ValueError(f"encoder {self.name!r}: dimension {self.dimensions!r} in a config.json is no number")
         self._warned: set[tuple[Task, int]] = set()
 
     @property
@@ -88,8 +85,6 @@ class SentenceTransformerEncoder:
         """See `Encoder.encode`. The first time that texts of a kind are truncated, a warning counts them."""
         import torch
 
-        if max_tokens and self.max_tokens and max_tokens > self.max_tokens:
-            raise ValueError(f"max_tokens={max_tokens} is more than the {self.max_tokens} of encoder {self.name!r}")
         order, vectors = [], [np.empty((0, self.dimensions), dtype=np.float32)]
         self.model.eval()
         with torch.inference_mode():
@@ -253,18 +248,12 @@ def load_model(name: str, device: str | None = None):
 
     A folder may bring its own code. A Hub id may only with its commit, whose content cannot change. If the Hub does
     not answer within seconds, only the cache is read.
-
-    Raises:
-        ValueError: it cannot be loaded; the error gives the cause and the remedy.
     """
     folder = Path(name)
-    is_model = any((folder / settings).is_file() for settings in SETTINGS)
+    is_model = folder.is_dir()
     if is_model:
         check_code_files(folder)
         check_model_files(folder)
-    elif folder.is_dir() or name.count("/") != 1:
-        has = f"model folder: it has none of {', '.join(SETTINGS)}" if folder.is_dir() else "folder"
-        raise ValueError(f"encoder {name!r} is no {has}; give a model folder, or a Hub id as org/name")
     pinned = None if is_model else re.fullmatch("(.+)@([0-9a-f]{40})", name)
     path, revision = pinned.groups() if pinned else (name, None)
     trusted = is_model or pinned is not None
@@ -282,38 +271,41 @@ def load_model(name: str, device: str | None = None):
             elif silent:
                 reason = f"is no folder and not in the cache, and the Hub does not answer ({silent}); go online"
             raise ValueError(f"encoder {name!r} {reason}") from error
-    if getattr(model, "tokenizer", None) is None:
-        raise ValueError(f"encoder {name!r}: its first module, {type(model[0]).__name__}, reads no text (modules.json)")
-    if len(model) == 1 and hasattr(model[0], "modality_config") and not pools_itself(model[0]):
-        raise ValueError(f"encoder {name!r} has no module that makes one vector of its tokens'; mend modules.json")
-    if is_model:
-        check_tensors(folder, model[0])
+    if problem := unusable(model, folder):
+        raise ValueError(f"encoder {name!r} {problem}")
     return model
 
 
-def check_tensors(folder: Path, transformer) -> None:
-    """Refuse a folder whose safetensors do not hold what its model reads: transformers would fill the gap at random.
+def unusable(model, folder: Path) -> str:
+    """Return why a loaded `SentenceTransformer` cannot be used, or is not what its folder holds; empty if it can be.
 
-    A pooler may be missing where sentence-transformers pools by itself. A folder of another class than the one that
-    was loaded may hold that class's head. Older folders hold tables that are made anew (`position_ids`).
+    transformers fills tensors that safetensors lack at random. A pooler may be missing where sentence-transformers
+    pools by itself. A folder of another class than the one that was loaded may hold that class's head. Older folders
+    hold tables that are made anew (`position_ids`).
     """
+    transformer, dimensions = model[0], model.get_embedding_dimension()
+    if getattr(model, "tokenizer", None) is None:
+        return f"begins with {type(transformer).__name__}, which reads no text; mend modules.json"
+    if len(model) == 1 and hasattr(transformer, "modality_config") and not pools_itself(transformer):
+        return "has no module that makes one vector of its tokens'; mend modules.json"
+    if not isinstance(dimensions, int):
+        return f"has a dimension in a config.json that is no number: {dimensions!r}"
     stored = set()
     for path in folder.glob("model*.safetensors"):
         with safe_open(path, "np") as tensors:
             stored |= set(tensors.keys())
-    model = getattr(transformer, "model", None)
-    if not stored or model is None:
-        return
-    expected = set(model.state_dict())
+    inner = getattr(transformer, "model", None)
+    if not stored or inner is None:
+        return ""
+    expected = set(inner.state_dict())
     without_prefix = stored | {name.split(".", 1)[-1] for name in stored}  # of a model with a head, `bert.` or `model.`
     missing = {
         name for name in expected - without_prefix if pools_itself(transformer) or not name.startswith("pooler.")
     }
-    same_class = type(model).__name__ in (model.config.architectures or [])
-    unexpected = stored - expected - {name for name, _ in model.named_buffers()} if same_class else set()
-    for what, names in (("lacks", missing), ("has, unexpectedly,", unexpected)):
-        if names:
-            raise ValueError(f"encoder {str(folder)!r} {what} {', '.join(sorted(names))}; save the whole model again")
+    same_class = type(inner).__name__ in (inner.config.architectures or [])
+    unexpected = stored - expected - {name for name, _ in inner.named_buffers()} if same_class else set()
+    names = ", ".join(sorted(missing or unexpected))
+    return f"{'lacks' if missing else 'has, unexpectedly,'} {names}; save the whole model again" if names else ""
 
 
 def pools_itself(transformer) -> bool:

@@ -2,6 +2,7 @@
 answer spans (12), efficiency (5), clusters (Figure 3)."""
 
 from collections import defaultdict
+from statistics import mean
 from typing import NamedTuple
 
 from . import tables as md
@@ -78,10 +79,6 @@ def _table_of(task: str) -> str | None:
     return next((name for name in TASK_TABLES if task in md.paper_columns(name)), None)
 
 
-def _mean(found: dict[str, Score]) -> float:
-    return sum(one.points for one in found.values()) / len(found)
-
-
 def _table_section(name: str, systems: dict[str, dict[str, Score]], sources: Sources) -> Section:
     """Return Table 14 or one of 18 to 22: each system's tasks and their average."""
 
@@ -100,7 +97,7 @@ def _table_section(name: str, systems: dict[str, dict[str, Score]], sources: Sou
             bounds = md.interval(one.record.get("interval_95"))
             rows.append([link, one.metric, *against(row, [task], one.points, bounds)])
         average = f"average over {len(found)} of {len(md.paper_columns(name))} tasks"
-        rows.append([average, "", *against(paper_rows[0], list(found), _mean(found), "")])
+        rows.append([average, "", *against(paper_rows[0], list(found), mean(one.points for one in found.values()), "")])
     about = md.paper_table(name)
     caption = (
         f"Points; in italics what the paper prints ({about['measure']}). The difference is ours minus {PAPER_MODEL}, "
@@ -118,15 +115,14 @@ def _averages_section(by_table: dict[str, dict[str, dict[str, Score]]]) -> list[
     for name, systems in by_table.items():
         for system, found in systems.items():
             if len(found) == len(md.paper_columns(name)):
-                complete[system][name] = _mean(found)
+                complete[system][name] = mean(one.points for one in found.values())
     names = [name for name in TASK_TABLES if any(name in means for means in complete.values())]
     if not names:
         return []
     rows = [[system, *(md.number(means.get(name)) for name in names)] for system, means in complete.items()]
     for model in (PAPER_MODEL, OTHER_MODEL):
-        rows.append(
-            md.paper_row(model, *(md.number(md.paper_mean(name, model, md.paper_columns(name))) for name in names))
-        )
+        means = [md.paper_mean(name, model, md.paper_columns(name)) for name in names]
+        rows.append(md.paper_row(model, *map(md.number, means)))
     answered = tuple(sorted({"4" if name == "14" else "9" for name in names}))
     caption = "Only groups with all of their tasks measured. In italics the means of the paper's own columns."
     header = ["system", *(f"{md.paper_table(name)['title']} (Table {name})" for name in names)]
@@ -168,7 +164,7 @@ def needle_section(records: list[dict], sources: Sources) -> Section | None:
         scores = [{str(entry["position"]): entry for entry in record["rows"]} for record in members]
         rows = []
         for record, found in zip(members, scores, strict=True):
-            ours = 100 * (sum(entry["ndcg_at_10"] for entry in record["rows"]) / len(record["rows"]))
+            ours = 100 * mean(entry["ndcg_at_10"] for entry in record["rows"])
             gap = md.difference(ours, md.paper_mean("17", md.row_of(record), list(found)) if theirs else None)
             places = f"{len(record['rows'])} of {record['passages']}"
             rows.append([sources.system(record), places, md.percent(record.get("seen_share")), md.number(ours), gap])
@@ -176,8 +172,8 @@ def needle_section(records: list[dict], sources: Sources) -> Section | None:
         if theirs:
             places = list(scores[0])
             for name in theirs:
-                mean = md.number(md.paper_mean("17", name, places))
-                rows.append(md.paper_row(name, f"{len(places)} of {PAPER_PASSAGES}", "", mean))
+                printed = md.number(md.paper_mean("17", name, places))
+                rows.append(md.paper_row(name, f"{len(places)} of {PAPER_PASSAGES}", "", printed))
             caption += (
                 " In italics the paper's models over the same places; its passages are from Natural Questions, so its "
                 "numbers are a reference for the shape and no target."
@@ -281,9 +277,8 @@ def clusters_section(records: list[dict], sources: Sources) -> Section | None:
     rows = []
     for record in records:
         found, texts = record["knn"], md.number(sum(record["sources"].values()), 0)
-        rows.append(
-            [sources.system(record), texts, str(found["k"]), *map(md.percent, (found["accuracy"], found["chance"]))]
-        )
+        shares = map(md.percent, (found["accuracy"], found["chance"]))
+        rows.append([sources.system(record), texts, str(found["k"]), *shares])
     caption = (
         "Texts whose source their nearest neighbours name, each text left out of its own vote, in the full space of "
         "the vectors. The maps below only illustrate it: t-SNE keeps neighbourhoods, not distances."

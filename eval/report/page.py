@@ -19,7 +19,6 @@ from urllib.parse import quote
 
 import typer
 from markdown_it import MarkdownIt
-from markdown_it.renderer import RendererHTML
 
 from m2bert.files import write_atomically
 from m2bert.records import check_record, free_output, read_results
@@ -141,8 +140,7 @@ def _usable(path: Path, problems: list[str]) -> list[dict]:
     usable, records = [], []
     try:
         records = read_results(path)
-        if not records:
-            raise ValueError(f"results {path} hold no records; write them with `m2bert eval`")
+        problems += [] if records else [f"results {path} hold no records; write them with `m2bert eval`"]
     except ValueError as error:
         problems.append(one_line(error))
     for index, record in enumerate(records):
@@ -227,48 +225,36 @@ def markdown_text(sections: list[Section], folder: str) -> str:
 
 
 def html_page(title: str, markdown: str, plots: dict[str, str]) -> str:
-    """Return one HTML page of a report's Markdown, with its plots, {file name: SVG}, embedded."""
-    env = {"plots": plots, "anchors": set(), "contents": [], "folded": False, "section": ""}
-    parser = MarkdownIt("commonmark", {"html": False}, renderer_cls=PageRenderer).enable("table")
-    body = parser.render(markdown, env) + "</details>\n" * env["folded"]
+    """Return one HTML page of a report's Markdown, with its plots, {file name: SVG}, embedded.
+
+    Headings are anchors, what is below one of level 4 is folded, and links to sources lead to their rows.
+    """
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
+    names: set[str] = set()
+    contents = []
+
+    def anchored(heading: re.Match) -> str:
+        tag, text = heading.groups()
+        name = unique(re.sub(r"[^a-z0-9]+", "-", html.unescape(text).lower()).strip("-") or "section", names)
+        link = f'<a href="#{name}">{text}</a>'
+        contents.append(f'<li class="{tag}">{link}</li>')
+        return f'<{tag} id="{name}">{link}</{tag}>'
+
+    def embedded(image: re.Match) -> str:
+        source = base64.b64encode(plots[image[1]].encode()).decode()
+        return f'<img alt="{image[2]}" src="data:image/svg+xml;base64,{source}">'
+
+    body = re.sub(r"<(h[23])>(.*)</h[23]>", anchored, body)
+    folded = r"<details>\n<summary>\1</summary>\n\2</details>\n"
+    body = re.sub(r"<h4>(.*?)</h4>\n(.*?)(?=<h[2-4]|\Z)", folded, body, flags=re.DOTALL)
+    body = re.sub(r'<img src="[^"]*/([^"]*)" alt="([^"]*)" />', embedded, body)
+    before, sources, after = body.partition('<h2 id="sources">')
+    body = before + sources + re.sub(r"<tr>\n<td>(\d+)</td>", r'<tr>\n<td id="source.\1">\1</td>', after)
+    body = re.sub(r'<a href="#sources">(\d+)</a>', r'<a class="source" href="#source.\1">[\1]</a>', body)
     box = '<div class="box" tabindex="0" role="region" aria-label="Table"><table>'
     body = body.replace("<table>", box).replace("</table>", "</table></div>")
-    body = re.sub(r'<a href="#sources">(\d+)</a>', r'<a class="source" href="#source.\1">[\1]</a>', body)
     template = files("m2bert.eval.report").joinpath("templates", "page.html").read_text(encoding="utf-8")
-    return Template(template).substitute(title=html.escape(title), contents="\n".join(env["contents"]), body=body)
-
-
-class PageRenderer(RendererHTML):
-    """Render a report: headings are anchors, what is below one of level 4 is folded, and plots are embedded."""
-
-    def heading_open(self, tokens, index, options, env) -> str:
-        """Begin a heading, which ends what is folded."""
-        end, tag = "</details>\n" * env["folded"], tokens[index].tag
-        env["folded"] = tag == "h4"
-        if env["folded"]:
-            return f"{end}<details>\n<summary>"
-        text = self.renderInlineAsText(tokens[index + 1].children, options, env)
-        env["section"] = unique(re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "section", env["anchors"])
-        link = f'<a href="#{env["section"]}">'
-        env["contents"].append(f'<li class="{tag}">{link}{html.escape(text)}</a></li>')
-        return f'{end}<{tag} id="{env["section"]}">{link}'
-
-    def heading_close(self, tokens, index, options, env) -> str:
-        """End a heading."""
-        return "</summary>\n" if env["folded"] else f"</a></{tokens[index].tag}>\n"
-
-    def td_open(self, tokens, index, options, env) -> str:
-        """Begin a cell; the first of a row in the table of sources can be led to."""
-        if env["section"] == "sources" and tokens[index - 1].type == "tr_open":
-            tokens[index].attrSet("id", f"source.{tokens[index + 1].content}")
-        return self.renderToken(tokens, index, options, env)
-
-    def image(self, tokens, index, options, env) -> str:
-        """Embed a plot."""
-        svg = env["plots"][tokens[index].attrs["src"].rpartition("/")[2]]
-        source = f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
-        caption = self.renderInlineAsText(tokens[index].children, options, env)
-        return f'<img alt="{html.escape(caption)}" src="{source}">'
+    return Template(template).substitute(title=html.escape(title), contents="\n".join(contents), body=body)
 
 
 def unique(name: str, taken: set[str]) -> str:

@@ -1,7 +1,8 @@
 """The pieces of a report, as Markdown (sections, tables, numbers, the table of sources), and the paper's numbers.
 
 A text is escaped when it is put into a page (`escape`), unless it is `Markdown` already. What the paper prints is in
-paper.json: {"source": citation, "models": {name: properties}, "tables": {number: table}, "errata": [...]}.
+paper.json: {"source": citation, "models": {name: properties}, "tables": {number: table}, "locov1": what mteb asks of
+its tasks, "errata": [...]}.
 """
 
 import json

@@ -50,16 +50,11 @@ def load_hub_tasks(
         revision: branch, tag or commit of both; or two, "QUERIES,DOCUMENTS". The default is `main`.
         setting: what errors call `path`.
     """
-    revisions = revision.split(",") if revision else [None]
-    if len(revisions) > 2 or "" in revisions:
-        raise ValueError(f"revision={revision} is neither one revision nor two, as in QUERIES,DOCUMENTS; write either")
+    first, _, second = (revision or "").partition(",")
     hint = f"a local {setting} is a folder with queries/{split}.parquet and documents/{split}.parquet"
     tables, commits = [], []
-    for kind, columns, one in (
-        ("Queries", QUERY_COLUMNS, revisions[0]),
-        ("Documents", DOCUMENT_COLUMNS, revisions[-1]),
-    ):
-        table, commit = load_table(f"{path}-{kind}", None, split, f"{setting}={path}", hint, one)
+    for kind, columns, one in (("Queries", QUERY_COLUMNS, first), ("Documents", DOCUMENT_COLUMNS, second or first)):
+        table, commit = load_table(f"{path}-{kind}", None, split, f"{setting}={path}", hint, one or None)
         tables.append(with_texts(table, columns, f"Hub data set '{path}-{kind}'"))
         commits.append(commit)
     known = names_in(tables[1])

@@ -32,7 +32,6 @@ from .schema import (
     make_task,
     read_table,
     task_names,
-    texts_by_id,
     with_texts,
 )
 
@@ -42,6 +41,7 @@ DOCUMENTS = "documents"
 NAMED = ("locov1", "locov0", "mteb")
 DISTRACTOR = "distractor_"
 QUERIES = "queries.csv"
+TAKES = {"tables": ("split", "documents"), "csv": (), "mteb": ("split",), "hub": ("split", "revision")}  # settings
 SUFFIXES = (".txt", ".md")
 TEXT_COLUMNS = ("text", "passage")  # of a parquet file with texts alone
 
@@ -57,31 +57,29 @@ def load_tasks(
         names: of tasks there; for mteb also of benchmarks and of the paper's tables. None takes all, except for mteb.
         revision: of data on the Hub, see `from_hub.load_hub_tasks`.
         documents: folder of the documents, for a local task that has them in several variants.
-
-    Raises:
-        ValueError: the source, a name, the split or the variant is unknown, or a setting does not apply to the source.
     """
     folder = Path(data).expanduser()
-    variant = None if documents == DOCUMENTS else documents
-    if (folder / "queries").is_dir():
-        _check_unused(data, revision=revision)
+    is_tables, is_csv = (folder / "queries").is_dir(), (folder / QUERIES).is_file()
+    is_hub_id = data.count("/") == 1 and not data.startswith((".", "/", "~"))
+    if not (is_tables or is_csv) and (folder.is_dir() or not (is_hub_id or data in NAMED)):
+        known = f"{', '.join(NAMED)} or a Hub id, as org/name{nearest(data.lower(), NAMED)}"
+        raise ValueError(f"data={data!r} is no folder with queries/{split}.parquet or {QUERIES}; name one, or {known}")
+    given = {"split": None if split == "test" else split, "revision": revision}
+    given |= {"documents": None if documents == DOCUMENTS else documents}
+    kind = "tables" if is_tables else "csv" if is_csv else "mteb" if data == "mteb" else "hub"
+    unused = [f"{name}={value!r}" for name, value in given.items() if value is not None and name not in TAKES[kind]]
+    problems = [f"{setting} does not apply to data={data!r}; leave it out" for setting in unused]
+    if kind == "mteb" and not names:
+        problems.append("data='mteb' has hundreds of tasks; name some, as in --task LongEmbed")
+    if problems:
+        raise ValueError(problems[0])
+    if is_tables:
         return [load_task(folder, name, split, documents) for name in names or task_names(folder, split)]
-    if (folder / QUERIES).is_file():
-        _check_unused(data, revision=revision, documents=variant, split=None if split == "test" else split)
+    if is_csv:
         task = load_csv_folder(folder)
         check_names(names, [task.name], data)
         return [task]
-    is_hub_id = data.count("/") == 1 and not data.startswith((".", "/", "~"))
-    if folder.is_dir() or not (is_hub_id or data in NAMED):
-        raise ValueError(
-            f"data={data!r} is no folder with queries/{split}.parquet or {QUERIES}; name one, or {', '.join(NAMED)} or "
-            f"a Hub id, as org/name{nearest(data.lower(), NAMED)}"
-        )
-    _check_unused(data, documents=variant)
     if data == "mteb":
-        _check_unused(data, revision=revision)
-        if not names:
-            raise ValueError("data='mteb' has hundreds of tasks; name some, as in --task LongEmbed")
         from ..from_mteb import from_mteb  # slow to import
 
         return from_mteb(names, split)
@@ -92,12 +90,6 @@ def load_tasks(
     return load_hub_tasks(LOCOV1, names or list(known), split, revision or default)
 
 
-def _check_unused(data: str, **settings: str | None) -> None:
-    for name, value in settings.items():
-        if value is not None:
-            raise ValueError(f"{name}={value!r} does not apply to data={data!r}; leave it out")
-
-
 def load_csv_folder(folder: Path) -> RetrievalTask:
     """Return the task of a folder with queries.csv, called by the folder's name; its split is "test"."""
     documents = folder / "documents"
@@ -105,17 +97,15 @@ def load_csv_folder(folder: Path) -> RetrievalTask:
         texts = read_folder(documents)
     else:
         documents = folder / "documents.csv"
-        texts = [(_name(row["id"]), row["text"]) for _, row in read_rows(documents, ("id", "text"), filled=("id",))]
-    known = texts_by_id("documents", texts, str(documents))
+        texts = [(_name(row["id"]), row["text"]) for row in read_rows(documents, ("id", "text"), filled=("id",))]
     query_rows = []
-    for where, row in read_rows(folder / QUERIES, ("query", "answer"), filled=("query", "answer")):
+    for row in read_rows(folder / QUERIES, ("query", "answer"), filled=("query", "answer")):
         answers = [_name(answer).replace("\\", "/") for answer in row["answer"].split(";") if answer.strip()]
-        for answer in answers:
-            if answer not in known:
-                hint = nearest(answer, known) or f"; the first is {next(iter(known))!r}"
-                raise ValueError(f"{where}: answer {answer!r} is no document of {documents}{hint}")
         query_rows.append({"qid": f"q{len(query_rows) + 1}", "query": row["query"].strip(), "answer_pids": answers})
-    document_rows = [{"pid": pid, "passage": text} for pid, text in known.items()]
+    repeated = len(query_rows) - len({row["query"] for row in query_rows})
+    if repeated:
+        logger.warning("%s: %d queries repeat another; put all answers of a query into one row", folder, repeated)
+    document_rows = [{"pid": pid, "passage": text} for pid, text in texts]
     return make_task(folder.resolve().name, "test", query_rows, document_rows, source=str(folder))
 
 
@@ -138,8 +128,8 @@ def _name(text: str) -> str:
     return unicodedata.normalize("NFC", text.strip())
 
 
-def read_rows(path: Path, columns: tuple[str, ...], filled: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield where it is (file and line) and {column: cell} of every row of a CSV that is not blank.
+def read_rows(path: Path, columns: tuple[str, ...], filled: tuple[str, ...]) -> Iterator[dict[str, str]]:
+    """Yield {column: cell} of every row of a CSV that is not blank.
 
     Not pandas.read_csv, which takes the first column for an index if every row has one cell more than the header.
 
@@ -158,18 +148,19 @@ def read_rows(path: Path, columns: tuple[str, ...], filled: tuple[str, ...]) -> 
         line = reader.line_num
         for row in reader:
             line = reader.line_num
-            where = f"{path}, line {line}"
-            if "".join(row.pop(None, [])).strip():
-                raise ValueError(f"{where} has more cells than the header; put quotes around texts with {delimiter!r}")
-            if not "".join(row.values()).strip():
+            too_many = "".join(row.pop(None, [])).strip()
+            if not too_many and not "".join(row.values()).strip():
                 continue
-            for column in filled:
-                if not row[column].strip():
-                    raise ValueError(f"{where}: column {column!r} is empty; fill it or delete the line")
-            yield where, row
+            empty = [column for column in filled if not row[column].strip()]
+            if too_many or empty:
+                problem = f"column {empty[0]!r} is empty; fill it or delete the line" if empty else ""
+                problem = (
+                    f"more cells than the header; put quotes around texts with {delimiter!r}" if too_many else problem
+                )
+                raise ValueError(f"{path}, line {line}: {problem}")
+            yield row
     except csv.Error as error:
-        fix = 'write " within a cell twice'
-        raise ValueError(f"{path}, after line {line}: quotes do not pair ({error}); {fix}") from error
+        raise ValueError(f'{path}, after line {line}: quotes do not pair ({error}); write " in a cell twice') from error
 
 
 def add_distractors(task: RetrievalTask, texts_from: str | Path, count: int, seed: int = 0) -> RetrievalTask:
@@ -218,18 +209,14 @@ def read_source(path: Path, count: int, split: str, seed: int = 0) -> list[str]:
     whole = (path, path / "documents" / f"{split}.parquet", path / f"{split}.parquet")
     files = [file for file in whole if file.is_file()][:1]
     files = files or visible(path, f"*/{split}.parquet") or visible(path, "*.parquet")
-    if not files:
-        raise ValueError(f"source {path} is no parquet file and no folder of them; give one with a column `text`")
     rows: list[str | None] = []
     for file in files:
         table = read_table(file, (), optional=TEXT_COLUMNS)
-        name = next((name for name in TEXT_COLUMNS if name in table.column_names), None)
-        if name is None:
-            raise ValueError(f"{file} has no column `text` or `passage`; add one")
+        name = next((name for name in TEXT_COLUMNS if name in table.column_names), TEXT_COLUMNS[0])
         rows += with_texts(table, (name,), str(file))[name].to_pylist()
     texts = [text for text in rows if text and text.strip()]
     if not texts:
-        raise ValueError(f"source {path} holds no text; choose another path")
+        raise ValueError(f"source {path} holds no text; give a parquet file with a column `text`, or a folder of them")
     if len(texts) < len(rows):
         logger.warning("%s: %d of %d texts are empty and are left out", path, len(rows) - len(texts), len(rows))
     return random.Random(seed).sample(texts, min(count, len(texts)))

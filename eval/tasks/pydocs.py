@@ -109,9 +109,8 @@ def read_package(package: str, prefixes: list[str] | None, seen: set[str]) -> li
     entries = []
     for path in sorted(metadata.files(package) or [], key=str):
         name = path.as_posix()
-        if not name.endswith(".py") or name.startswith("..") or SKIPPED_PATHS.search(name):
-            continue
-        if prefixes and not name.startswith(tuple(prefixes)):
+        wanted = name.endswith(".py") and not name.startswith("..") and not SKIPPED_PATHS.search(name)
+        if not wanted or (prefixes and not name.startswith(tuple(prefixes))):
             continue
         source = path.locate().read_bytes()
         if b'"""' not in source and b"'''" not in source:  # parsing takes much longer than this
@@ -208,15 +207,8 @@ def make_tables(split: str, documents: list[list[Entry]]) -> dict[str, list[dict
         remaining = list(document)
         for query in queries:
             remaining[query.entry_index] = document[query.entry_index]._replace(text=query.rest)
-            rows["queries"].append(
-                {
-                    "qid": f"pydocs_{split}_Query_{len(rows['queries'])}",
-                    "query": query.sentence,
-                    "answer_pids": [pid],
-                    "dataset": "pydocs",
-                    "position": query.position,
-                }
-            )
+            row = {"qid": f"pydocs_{split}_Query_{len(rows['queries'])}", "query": query.sentence, "answer_pids": [pid]}
+            rows["queries"].append({**row, "dataset": "pydocs", "position": query.position})
         rows["documents"].append({"pid": pid, "passage": render(remaining), "dataset": "pydocs"})
     return rows
 
@@ -276,14 +268,11 @@ def build_pydocs(output_dir: str | Path) -> str:
     fingerprint = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
     versions = package_versions(recipe)
     if fingerprint != recorded:
-        logger.warning(
+        others = [f"{name}: recorded {old}, installed {new}" for name, (old, new) in versions.items() if old != new]
+        message = (
             "the fingerprint of the pydocs corpus is %s, not the recorded %s: scores compare with this build only. "
-            "Packages: %s",
-            fingerprint,
-            recorded,
-            "; ".join(f"{name}: recorded {old}, installed {new}" for name, (old, new) in versions.items() if old != new)
-            or "all as recorded",
         )
+        logger.warning(message + "Packages: %s", fingerprint, recorded, "; ".join(others) or "all as recorded")
     record_path.unlink(missing_ok=True)  # its presence says that the tables are whole
     for split, tables in rows.items():
         for kind, table_rows in tables.items():

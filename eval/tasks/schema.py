@@ -37,9 +37,7 @@ class RetrievalTask:
     fingerprint: str  # sha256 of the content
     source: str = ""  # folder, file or Hub id that it was read from
     revision: str | None = None  # commit of the data, if they come from the Hub
-    positions: dict[str, float] | None = (
-        None  # {qid: where its answer begins, as a fraction of the characters}, if known
-    )
+    positions: dict[str, float] | None = None  # {qid: where its answer begins, as a fraction of characters}, if known
 
     @property
     def base_name(self) -> str:
@@ -139,12 +137,8 @@ def make_task(
 
     Documents with a null passage are left out, with the queries that they alone answer, as in the research code. Empty
     texts are kept; a null query becomes one. Warnings count both.
-
-    Raises:
-        ValueError: there are no queries or documents, an id is null or occurs twice, a query has no answer, an answer
-            is not a document, or a position is not from 0 to 1.
     """
-    where = f"task {task!r}, split {split!r}"
+    where = f"task {task!r}, split {split!r}" + (f" of {source}" if source else "")
     null = {row["pid"] for row in document_rows if row["passage"] is None}
     passages = ((row["pid"], row["passage"]) for row in document_rows if row["pid"] not in null)
     documents = texts_by_id("documents", passages, where)
@@ -160,26 +154,25 @@ def make_task(
             logger.warning("%s: %d of %d %s are empty", where, empty, len(texts), kind)
     qrels, positions = {}, {}
     for row, left in kept:
-        unknown = next((pid for pid in left if pid not in documents), None)
-        if unknown is not None or not left:
-            problem = f"name {unknown!r}, which no document has as pid" if left else "are empty; name some"
-            raise ValueError(f"{where}: answer_pids of query {row['qid']!r} {problem}")
+        unknown = [pid for pid in left if pid not in documents]
+        position = row.get("position")
+        if isinstance(position, int | float) and position != position:
+            position = None  # some tools write NaN for a missing number
+        problem = "" if left else "has no answer_pids; name some"
+        if unknown:
+            problem = f"is answered by {unknown[0]!r}, which is no document{nearest(unknown[0], documents)}"
+        elif position is not None and not (isinstance(position, int | float) and 0 <= position <= 1):
+            problem = f"has position={position!r}; it must be from 0 to 1, of the characters"
+        if problem:
+            raise ValueError(f"{where}: query {row['qid']!r} {problem}")
         qrels[row["qid"]] = dict.fromkeys(left, 1)
-        position = _answer_position(row, documents[left[0]])
+        passage, answer = documents[left[0]], row.get("answer")
+        if position is None and answer and isinstance(answer, str) and answer in passage:
+            position = passage.index(answer) / len(passage)
         if position is not None:
-            positions[row["qid"]] = position
+            positions[row["qid"]] = float(position)
     fingerprint = fingerprint_of(queries, documents, qrels)
     return RetrievalTask(task, split, queries, documents, qrels, fingerprint, source, revision, positions or None)
-
-
-def _answer_position(row: dict, passage: str) -> float | None:
-    """Return where a query's answer begins in its first document, by the columns `position` and `answer`."""
-    position, answer = row.get("position"), row.get("answer")
-    if position is not None and position == position:  # not NaN, which some tools write for a missing number
-        if not isinstance(position, int | float) or not 0 <= position <= 1:
-            raise ValueError(f"position={position!r} of query {row['qid']!r} must be from 0 to 1, of the characters")
-        return float(position)
-    return passage.index(answer) / len(passage) if answer and isinstance(answer, str) and answer in passage else None
 
 
 def texts_by_id(kind: str, pairs: Iterable[tuple[str, str]], where: str) -> dict[str, str]:
@@ -188,15 +181,17 @@ def texts_by_id(kind: str, pairs: Iterable[tuple[str, str]], where: str) -> dict
     Raises ValueError if there are none, an id occurs twice, or an id or a text is another type.
     """
     pairs = list(pairs)
-    if not pairs:
-        raise ValueError(f"{where} has no {kind}; add some (null texts do not count)")
-    for identifier, text in pairs:
-        if not (isinstance(identifier, str) and isinstance(text, str)):
-            raise ValueError(f"{where}, {kind}: id {identifier!r} has {text!r:.80}; both must be texts")
-    [(identifier, times)] = Counter(identifier for identifier, _ in pairs).most_common(1)
-    if times > 1:
-        raise ValueError(f"{where}, {kind}: id {identifier!r} occurs {times} times; ids must be unique within a task")
-    return dict(pairs)
+    others = [pair for pair in pairs if not all(isinstance(part, str) for part in pair)]
+    if pairs and not others and len(texts := dict(pairs)) == len(pairs):
+        return texts
+    problem = f" has no {kind}; add some (null texts do not count)"
+    if others:
+        [(identifier, text), *_] = others
+        problem = f", {kind}: id {identifier!r} has {text!r:.80}; both must be texts"
+    elif pairs:
+        [(identifier, times)] = Counter(identifier for identifier, _ in pairs).most_common(1)
+        problem = f", {kind}: id {identifier!r} occurs {times} times; ids must be unique within a task"
+    raise ValueError(where + problem)
 
 
 def fingerprint_of(queries: dict[str, str], documents: dict[str, str], qrels: dict[str, dict[str, int]]) -> str:

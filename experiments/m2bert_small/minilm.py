@@ -3,11 +3,10 @@
     python experiments/m2bert_small/minilm.py --model FOLDER --data runs/pairs --output runs/minilm-tuned \
         --tasks web encyclopedic books pydocs qmsum --steps 150
 
-Trainer, loss and schedule are those of sentence-transformers, in one process. The data have the LoCoV1 schema; the
-split train is read. The documents of a step are of one task, drawn by the root of its size, each once, so that no
-negative is of a query's own document (the library's NO_DUPLICATES compares texts, and two chunks of a document differ).
-A document gives one pair, and its side is as long as the model reads (MiniLM: 256 tokens, special tokens included).
-Half of the pairs are of each kind:
+Trainer, loss and schedule are those of sentence-transformers. The data have the LoCoV1 schema; the split train is
+read. The documents of a step are of one task, drawn by the root of its size, each once, so that no negative is of a
+query's own document (the library's NO_DUPLICATES compares texts, and two chunks of a document differ). A document gives
+one pair, whose chunk is as long as the model reads. Half of the pairs are of each kind:
 
 - a labelled query. Which chunk answers it is unknown: it gets the first (what the policy truncate reads) or a random
   one (as in chunk-average), in equal shares;
@@ -19,7 +18,6 @@ The output is a sentence-transformers folder for `m2bert eval --encoder`, with t
 
 import argparse
 import json
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +27,7 @@ from m2bert.eval.encoders.policies import cut, overhead_tokens
 from m2bert.eval.tasks.schema import RetrievalTask, load_task
 from m2bert.hub.card import public_record
 from m2bert.hub.folder import check_output, whole_folder
+from m2bert.records import installed_versions
 from m2bert.terminal import run_command
 from m2bert.train.text.sources import refuse_test
 
@@ -131,7 +130,7 @@ def train(options):
             "settings": {"scale": SCALE, "passage_share": PASSAGE_SHARE, "passage_tokens": PASSAGE_TOKENS},
             "model_fingerprint": fingerprint,  # of what was tuned
             "data_fingerprints": {source.task.name: source.task.fingerprint for source in sources},
-            "versions": {package: version(package) for package in PACKAGES},
+            "versions": installed_versions(PACKAGES),
             "history": trainer.state.log_history,
             "seconds": result.metrics["train_runtime"],
             "tokens": sum(tokens),  # without padding

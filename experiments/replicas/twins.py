@@ -11,28 +11,27 @@ import argparse
 import json
 import sys
 from collections import Counter
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from math import log2
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from twin_runs import LOSS, MIXERS, NDCG, RATES
 
 from m2bert.terminal import run_command
-from m2bert.train import checkpoints, mlm_run, retrieval_run, starts
+from m2bert.train import checkpoints, initialization, mlm_run, retrieval_run, trainer
 from modeling_m2bert import modeling_m2bert
 from modeling_m2bert.m2bert_layers import M2BertMixer
 from modeling_m2bert.m2bert_ops_torch_conv import transform_length
 from modeling_m2bert.m2bert_packing import Rows
 
 ENTRIES = {"opl": retrieval_run, "mlm": mlm_run}
-MIXERS = ("long-conv", "attention", "none")
 HEAD = 32  # channels of an attention head
 ROTARY_BASE = 10_000
-RATES = ("lr", "layer_lr", "pooler_lr", "filter_lr")
-SCORES = ("development_ndcg_at_10", "held_out_loss", "held_out_accuracy")
-convolution_identity_ = starts.identity_layer_
+SCORES = (NDCG, LOSS, "held_out_accuracy")
+convolution_identity_ = initialization.identity_layer_
 
 
 def parameters(module: nn.Module) -> int:
@@ -84,7 +83,7 @@ class AttentionMixer(nn.Module):
 
 @torch.no_grad()
 def identity_layer_(layer) -> None:
-    """Make a layer the identity, as m2bert.train.starts does, whichever mixer it has. Queries, keys and values
+    """Make a layer the identity, as m2bert.train.initialization does, whichever mixer it has. Queries, keys and values
     start with a standard deviation of H^(-1/2): at the 0.02 of wide models attention is uniform for longer."""
     if isinstance(layer.mixer, M2BertMixer):
         return convolution_identity_(layer)
@@ -96,23 +95,27 @@ def identity_layer_(layer) -> None:
 # --- floating-point operations, by formula ---
 
 
+def transform_flops(config, length: int) -> float:
+    """Count those of a real Fourier transform of all channels as 5 N log2(N), twice what it needs."""
+    n = 2 * transform_length(length)
+    return config.hidden_size * 5 * n * log2(n)
+
+
 def mixer_flops(config, mixer: str, length: int) -> float:
-    """Count those of one mixer, forward, on a row. A multiplication and an addition are two; a real Fourier transform
-    of length N counts as 5 N log2(N), twice what it needs."""
+    """Count those of one mixer, forward, on a row. A multiplication and an addition are two."""
     hidden = config.hidden_size
     if mixer == "attention":
         width = attention_width(config)
         return 2 * length * (4 * hidden * width + 2 * length * width)
-    n = 2 * transform_length(length)
-    transforms = 4 if config.residual_long_conv else 2
-    return 2 * length * (4 * hidden * hidden + 3 * 3 * hidden) + transforms * hidden * 5 * n * log2(n)
+    transforms = (4 if config.residual_long_conv else 2) * transform_flops(config, length)
+    return 2 * length * (4 * hidden * hidden + 3 * 3 * hidden) + transforms
 
 
 def filter_flops(config, taps: int) -> float:
     """Count those of the long filters of one mixer, per forward, whatever its rows: sine networks and transforms."""
-    order, hidden, n = config.filter_order, config.hidden_size, 2 * transform_length(taps)
-    network = 2 * taps * 2 * order * (config.filter_embedding_size + 2 * order + hidden)
-    return (2 if config.residual_long_conv else 1) * (network + hidden * 5 * n * log2(n))
+    order = config.filter_order
+    network = 2 * taps * 2 * order * (config.filter_embedding_size + 2 * order + config.hidden_size)
+    return (2 if config.residual_long_conv else 1) * (network + transform_flops(config, taps))
 
 
 def training_flops(config, mixer: str, seen: dict[str, Counter], masked_tokens: float) -> float:
@@ -146,11 +149,9 @@ def twin(mixer: str, seen: dict[str, Counter]):
             seen["longest"].update([packing.rows.longest])
         return packing
 
-    with ExitStack() as stack:
-        stack.enter_context(patch.object(modeling_m2bert, "pack_rows", count_rows))
-        stack.enter_context(patch.object(starts, "identity_layer_", identity_layer_))
-        if mixer == "attention":
-            stack.enter_context(patch.object(modeling_m2bert, "M2BertMixer", AttentionMixer))
+    replaced = patch.object(modeling_m2bert, "M2BertMixer", AttentionMixer) if mixer == "attention" else nullcontext()
+    counted = patch.object(modeling_m2bert, "pack_rows", count_rows)
+    with replaced, counted, patch.object(initialization, "identity_layer_", identity_layer_):
         yield
 
 
@@ -185,13 +186,13 @@ def run(mixer: str, entry: str, argv: list[str]) -> dict:
     """Run an entry point and return its compact record; its weights are not kept."""
     module, seen, found = ENTRIES[entry], {"lengths": Counter(), "longest": Counter()}, {}
 
-    def finish(accelerator, model, tokenizer, config, record, kept):
-        checkpoints.remove_all(kept.folder)
+    def finish(accelerator, model, tokenizer, config, record):
+        checkpoints.remove_all(trainer.run_folder(config))
         found.update(entry=entry, **compact_record(accelerator.unwrap_model(model), mixer, config, record, seen))
         accelerator.end_training()
 
     layer_free = ["model.architecture.num_hidden_layers=0"] if mixer == "none" else []
-    with twin(mixer, seen), patch.object(module, "finish", finish):
+    with twin(mixer, seen), patch.object(trainer, "finish", finish):
         module.main([*argv, *layer_free])
     return found
 

@@ -10,7 +10,7 @@ RESULTS=experiments/replicas/results/twins
 source experiments/replicas/environment.sh
 
 # ask {best,steps} ENTRY MIXER: what earlier runs say
-ask() { "$PYTHON" experiments/twin_runs.py "$@"; }
+ask() { "$PYTHON" experiments/replicas/twin_runs.py "$@"; }
 
 # run ENTRY MIXER NAME SEED [key=value ...]
 run() {

@@ -19,7 +19,7 @@ from copy import deepcopy
 from typing import NamedTuple
 
 import torch
-from harness import DTYPES, RedGate, wall_timed
+from harness import DTYPES, RedGate, timed
 from original import Original, taps
 from torch import Tensor, nn
 from transformers import AutoModel, BertConfig, MistralConfig, ModernBertConfig, PreTrainedConfig, Qwen3Config
@@ -186,9 +186,8 @@ def build(arms: list[Arm], device: str, longest: int, layers: int | None) -> tup
         if arm.is_ours:
             if arm.dtype not in ours:
                 ours[arm.dtype] = deepcopy(base).to(device=device, dtype=dtype)
-            runners.append(
-                Runner(arm, ours[arm.dtype], {"ours-graph": capture, "ours-compile": compiled}.get(arm.name))
-            )
+            prepare = {"ours-graph": capture, "ours-compile": compiled}.get(arm.name)
+            runners.append(Runner(arm, ours[arm.dtype], prepare))
         elif arm.name == "original":
             runners.append(Runner(arm, Original(base).to(device=device, dtype=dtype)))
         else:
@@ -269,7 +268,8 @@ class Gate:
 
     def _call(self, runner: Runner, ids: Tensor) -> tuple[float, Tensor, list[Tensor]]:
         """Return wall seconds of one call, hidden states, and gradients in training."""
-        seconds, (hidden, _) = wall_timed(lambda: runner.prepare(ids) or runner.call(ids, self.training), self.device)
+        call = lambda: runner.prepare(ids) or runner.call(ids, self.training)  # noqa: E731
+        seconds, (hidden, _) = timed(call, self.device, "perf_counter")
         gradients = runner.gradients() if self.training else []
         runner.model.zero_grad()
         return seconds, hidden, gradients

@@ -33,10 +33,10 @@ class Bench:
             runner.model.train(self.training)
         self.skipped: list[str] = []
         self.verdicts: dict[int, dict[Arm, dict]] = {}  # by length
-        self._last: dict[Runner, tuple[int, float, int | None]] = {}  # tokens per row, seconds, peak bytes
+        self._last: dict[Runner, dict] = {}  # the record of an arm at the last length
 
     def batch_of(self, length: int) -> int:
-        return self.options.batch_tokens // length if self.options.batch_tokens else self.options.batch
+        return (self.options.batch_tokens or length) // length
 
     def check(self) -> list[dict]:
         """Compare the arms that share our weights with the reference at every length; raise RedGate if one is wrong."""
@@ -80,7 +80,7 @@ class Bench:
                 weight_bytes=runner.weight_bytes, peak_bytes=peaks[runner], cache_bytes=cache_bytes[runner],
             )  # fmt: skip
             records.append(record | verdicts.get(runner.arm, NOT_COMPARED) | {"first_seconds": first[runner]})
-            self._last[runner] = length, record["seconds"], peaks[runner]
+            self._last[runner] = record
         harness.free_memory(self.device)
         return records
 
@@ -102,7 +102,7 @@ class Bench:
         elif verdict is not None and self.device == "cpu":
             return verdict["first_seconds"], None  # the gate has called it, and nothing was kept or lost since
         runner.prepare(ids)
-        seconds, _ = harness.wall_timed(lambda: call(runner, ids, self.training), self.device)
+        seconds, _ = harness.timed(lambda: call(runner, ids, self.training), self.device, "perf_counter")
         cache_bytes = filter_cache_bytes() if runner.arm.is_ours and not self.training else None
         if self.device == "cuda":
             harness.warm_up(lambda: call(runner, ids, self.training), self.device)
@@ -141,15 +141,15 @@ class Bench:
         attention over whole inputs grows at most with the square of the length."""
         if runner.arm.is_compared and runner.arm not in verdicts:
             return "out of memory"
-        if runner not in self._last:
+        if (last := self._last.get(runner)) is None:
             return None
-        last_length, seconds, peak_bytes = self._last[runner]
-        growth = (length / last_length) ** (2 if runner.arm.name in SHAPES and not runner.chunk else 1)
-        growth *= self.batch_of(length) / self.batch_of(last_length)
-        if seconds * growth > self.options.max_seconds:
-            return f"expected {seconds * growth:.3g} s a call, above --max-seconds={self.options.max_seconds:g}"
-        if self.device == "cpu" and peak_bytes and peak_bytes * growth > harness.proc_bytes("meminfo", "MemAvailable"):
-            return f"expected to need {peak_bytes * growth / 1e9:.0f} GB, more than is free"
+        growth = (length / last["length"]) ** (2 if runner.arm.name in SHAPES and not runner.chunk else 1)
+        growth *= self.batch_of(length) / last["batch"]
+        seconds, peak_bytes = growth * last["seconds"], growth * (last["peak_bytes"] or 0)
+        if seconds > self.options.max_seconds:
+            return f"expected {seconds:.3g} s a call, above --max-seconds={self.options.max_seconds:g}"
+        if self.device == "cpu" and peak_bytes > harness.proc_bytes("meminfo", "MemAvailable"):
+            return f"expected to need {peak_bytes / 1e9:.0f} GB, more than is free"
         return None
 
 
@@ -175,8 +175,7 @@ def main():
     parser = harness.make_parser(__doc__.split("\n")[0], epilog=f"arms: {', '.join(NAMES)}; each with :dtype if wanted")
     parser.add_argument("--arms", default="ours,original", help="comma-separated name or name:dtype")
     harness.add_turns(parser, lengths="512,2048", batch_tokens=None, dtype="float32")
-    parser.add_argument("--batch", type=harness.positive, default=1, help="rows per batch, without --batch-tokens")
-    parser.add_argument("--layers", type=harness.positive, help="depth of every arm (quick looks), not the published")
+    parser.add_argument("--layers", type=int, help="depth of every arm (quick looks), not the published")
     parser.add_argument("--budget-seconds", type=float, default=300, help="per length; after it three turns are enough")
     parser.add_argument("--max-seconds", type=float, default=600, help="leave an arm out where a call takes longer")
     parser.add_argument("--memory", action="store_true", help="on a CPU: peak memory too, each in a fresh process")

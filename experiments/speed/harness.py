@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from m2bert.files import write_atomically
+from m2bert.files import check_writable, write_atomically
 from m2bert.terminal import Ended
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def make_parser(description: str, **options) -> argparse.ArgumentParser:
     """Return a parser with the arguments that all benchmarks have."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False, **options)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--threads", type=positive, default=1, help="CPU threads; with one, CPU time is measured")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; with one, CPU time is measured")
     parser.add_argument("--output", type=Path, required=True, help="JSON file of records")
     return parser
 
@@ -49,17 +49,16 @@ def make_parser(description: str, **options) -> argparse.ArgumentParser:
 def add_turns(parser: argparse.ArgumentParser, lengths: str, batch_tokens: int | None, dtype: str | None) -> None:
     """Add the arguments of benchmarks whose arms take turns at several lengths, with their defaults."""
     parser.add_argument("--lengths", type=token_lengths, default=lengths, help="tokens per row, comma-separated")
-    parser.add_argument("--batch-tokens", type=positive, default=batch_tokens, help="per batch: as many rows as fit")
+    parser.add_argument("--batch-tokens", type=int, default=batch_tokens, help="per batch, of as many rows as fit")
     parser.add_argument("--dtype", choices=DTYPES, default=dtype, help="where no arm names one")
     parser.add_argument("--mode", choices=("forward", "training"), default="forward", help="training: with backward")
-    parser.add_argument("--rounds", type=positive, help="turns per length (default: 5 on a CPU, 50 on a GPU)")
+    parser.add_argument("--rounds", type=int, help="turns per length (default: 5 on a CPU, 50 on a GPU)")
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Return the arguments with the device resolved, and set the number of CPU threads."""
     options = parser.parse_args()
-    if options.output.is_dir() or not options.output.parent.is_dir():
-        parser.error(f"--output={options.output} must be a file in an existing folder")
+    check_writable(options.output, "--output")
     if "lengths" in options and (options.batch_tokens or options.lengths[-1]) < options.lengths[-1]:
         parser.error(f"--batch-tokens={options.batch_tokens} is below the longest of --lengths; raise it")
     torch.set_num_threads(options.threads)
@@ -68,16 +67,9 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return options
 
 
-def positive(text: str) -> int:
-    """Parse an integer from 1 on."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return int(text)
-
-
 def token_lengths(text: str) -> list[int]:
     """Parse comma-separated lengths in tokens; return them in increasing order."""
-    return sorted({positive(part) for part in text.split(",")})
+    return sorted({int(part) for part in text.split(",")})
 
 
 # --- clocks ---
@@ -90,51 +82,50 @@ def clock_name(device: str) -> str:
     return "process_time" if torch.get_num_threads() == 1 else "perf_counter"
 
 
-def timed(run: Callable[[], object], device: str) -> tuple[float, object]:
-    """Return seconds of one call and its result; on a GPU the call starts and ends with an idle device."""
-    if device == "cuda":
-        torch.cuda.synchronize()
+def timed(run: Callable[[], object], device: str, clock: str | None = None) -> tuple[float, object]:
+    """Return seconds of one call by `clock_name` or another clock, and its result. First calls, which may compile in
+    other processes, are timed by perf_counter. On a GPU the call starts and ends with an idle device."""
+    synchronize(device)
+    if (clock := clock or clock_name(device)) == "cuda_events":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         result = run()
         end.record()
-        torch.cuda.synchronize()
+        synchronize(device)
         return start.elapsed_time(end) / 1e3, result
-    clock = getattr(time, clock_name(device))
-    start = clock()
+    now = getattr(time, clock)
+    start = now()
     result = run()
-    return clock() - start, result
+    synchronize(device)
+    return now() - start, result
 
 
-def wall_timed(run: Callable[[], object], device: str) -> tuple[float, object]:
-    """Return wall seconds of one call and its result: for first calls, which may compile in other processes."""
-    start = time.perf_counter()
-    result = run()
+def synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start, result
 
 
 def warm_up(run: Callable[[], object], device: str) -> None:
     """Call once on a CPU, ten times on a GPU; there three are enough for slow calls."""
-    start = time.perf_counter()
-    for done in range(10 if device == "cuda" else 1):
-        if done >= 3 and time.perf_counter() - start > 3:
-            break
+    for _ in turns(10 if device == "cuda" else 1, budget_seconds=3):
         run()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        synchronize(device)
+
+
+def turns(rounds: int, budget_seconds: float) -> Iterator[int]:
+    """Yield at least three numbers of `rounds`, and no more once `budget_seconds` of wall time have passed."""
+    start = time.perf_counter()
+    for done in range(rounds):
+        if done >= 3 and time.perf_counter() - start > budget_seconds:
+            return
+        yield done
 
 
 def interleave(runs: dict, rounds: int, budget_seconds: float, title: str) -> dict:
     """Call {arm: function that returns the seconds it took} in turns, A B C A B C .., so that a drift of the machine
-    affects all arms alike. Return {arm: seconds of every turn}: at least three turns, at most `rounds`, and none more
-    once `budget_seconds` of wall time have passed."""
+    affects all arms alike. Return {arm: seconds of every turn}."""
     seconds = {arm: [] for arm in runs}
-    start = time.perf_counter()
-    for done in tqdm(range(rounds), desc=title, leave=False):
-        if done >= 3 and time.perf_counter() - start > budget_seconds:
-            break
+    for _ in tqdm(turns(rounds, budget_seconds), title, rounds, leave=False):
         for arm, run in runs.items():
             seconds[arm].append(run())
     return seconds

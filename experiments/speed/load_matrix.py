@@ -1,6 +1,6 @@
 """Load an exported folder in every way that a user may, each in a process of its own, and print a Markdown row per way.
 
-It knows nothing of this package, and so runs wherever a folder and Python are. The outcome is the largest absolute
+It imports nothing of this package, and so runs wherever a folder and Python are. The outcome is the largest absolute
 difference of hidden states and unit vectors from those of `AutoModel` in float32 on the CPU; "absent" names a package
 that is not installed, "failed" an error. The exit code is 1 if a way failed.
 
@@ -16,8 +16,18 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
+
+CHILD = "--child"  # of a process that tries one way; the packages that it must do without follow
+if sys.argv[1:2] == [CHILD]:
+    sys.modules.update(dict.fromkeys(sys.argv[2].split(",")))  # imports of these fail from here on
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+from torch.nn.functional import normalize  # noqa: E402
 
 LONG_TEXT = 5 * "minutes of a meeting about a budget, a report and the river "
 TEXTS = ["the budget of the committee", "a report", "", LONG_TEXT]
@@ -42,44 +52,34 @@ class Subject(NamedTuple):
 
     def load(self, auto_class: str = "AutoModel", **options):
         """Return the model, ready for inference."""
-        import transformers
-
         return getattr(transformers, auto_class).from_pretrained(self.name, **self.where, **options).eval()
 
     def pipeline(self, task: str):
-        import transformers
-
         return transformers.pipeline(task, model=self.name, **self.where, device="cpu")
 
     def tokenise(self, config, texts: list[str] = TEXTS):
         """Return a batch as the model's vectors are defined."""
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(self.name, **self.where)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(self.name, **self.where)
         return tokenizer(texts, padding=padding_of(config), truncation=True, return_tensors="pt")
 
-    def outputs(self, model, config) -> dict:
+    @torch.no_grad()
+    def outputs(self, model) -> dict:
         """Return hidden (B, L, H) and vector (B, P) of unit length, float32. A masked-LM folder has no pooler: its
         vector is plain pooling."""
-        import torch
-
-        batch = self.tokenise(config)
-        with torch.no_grad():
-            found = model(**batch)
+        config, batch = model.config, self.tokenise(model.config)
+        found = model(**batch)
         hidden, mask, vector = found.last_hidden_state.float(), batch["attention_mask"][..., None], found.pooler_output
         if config.architectures[0].endswith("ForMaskedLM"):
             vector = hidden[:, 0] if config.pooling.startswith("cls") else (hidden * mask).sum(1) / mask.sum(1)
-        return {"hidden": hidden.contiguous(), "vector": torch.nn.functional.normalize(vector.float(), dim=1)}
+        return {"hidden": hidden.contiguous(), "vector": normalize(vector.float(), dim=1)}
 
     def right(self) -> dict:
         """Return the outputs of AutoModel."""
-        from safetensors.torch import load_file
-
         return load_file(self.expected)
 
     def compare(self, model) -> str:
         """Return the largest absolute difference of a model's outputs from those of AutoModel."""
-        return difference(self.outputs(model, model.config), self.right())
+        return difference(self.outputs(model), self.right())
 
 
 def padding_of(config) -> str | bool:
@@ -101,10 +101,7 @@ def number(value: float) -> str:
 
 def expect(subject: Subject):
     """Write what the ways are compared with."""
-    from safetensors.torch import save_file
-
-    model = subject.load()
-    save_file(subject.outputs(model, model.config), subject.expected)
+    save_file(subject.outputs(subject.load()), subject.expected)
 
 
 def auto_model(subject: Subject, **options) -> str:
@@ -133,9 +130,6 @@ def offloaded(subject: Subject) -> str:
 
 def own_class(subject: Subject) -> str:
     """Load the class that was saved: every tensor is there and used, and the encoder is the same."""
-    import torch
-    import transformers
-
     config = transformers.AutoConfig.from_pretrained(subject.name, **subject.where)
     kind = "AutoModel" + config.architectures[0].removeprefix("M2Bert").removesuffix("Model")
     load = getattr(transformers, kind).from_pretrained
@@ -156,8 +150,6 @@ def sentence_transformer(subject: Subject) -> str:
 
 def feature_extraction(subject: Subject) -> str:
     """Pass one text at a time, and compare where tokens are."""
-    import torch
-
     run = subject.pipeline("feature-extraction")
     settings = {"padding": padding_of(run.model.config), "truncation": True}
     found = [torch.tensor(run(text, tokenize_kwargs=settings)[0]) for text in TEXTS]
@@ -188,39 +180,32 @@ def text_classification(subject: Subject) -> str:
 
 def bfloat16(subject: Subject) -> str:
     """Return the smallest cosine with the vectors in float32."""
-    import torch
-
-    model = subject.load(dtype=torch.bfloat16)
-    vector = subject.outputs(model, model.config)["vector"]
+    vector = subject.outputs(subject.load(dtype=torch.bfloat16))["vector"]
     return f"cosine {(vector * subject.right()['vector']).sum(1).min().item():.6f}"
 
 
 def compiled(subject: Subject) -> str:
     """Compile by inductor where there is a C++ compiler, else by the backend that only traces."""
-    import torch
-
     backend = "inductor" if shutil.which("g++") or shutil.which("clang++") else "eager"
     return f"{subject.compare(torch.compile(subject.load(), backend=backend))} (backend {backend})"
 
 
 def lora(subject: Subject) -> str:
     """Add an empty adapter, which changes nothing; fill it: it is the same once saved and loaded, and once merged."""
-    import torch
     from peft import LoraConfig, PeftModel, get_peft_model
 
     adapted = get_peft_model(subject.load(), LoraConfig(**LORA)).eval()
-    config = adapted.get_base_model().config
-    added = difference(subject.outputs(adapted, config), subject.right())
+    added = subject.compare(adapted)
     torch.manual_seed(0)
     for name, parameter in adapted.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    filled = subject.outputs(adapted, config)
+    filled = subject.outputs(adapted)
     moved = difference(filled, subject.right())
     adapted.save_pretrained(subject.scratch / "adapter")
     again = PeftModel.from_pretrained(subject.load(), subject.scratch / "adapter").eval()
-    loaded = difference(subject.outputs(again, config), filled)
-    merged = difference(subject.outputs(again.merge_and_unload(), config), filled)
+    loaded = difference(subject.outputs(again), filled)
+    merged = difference(subject.outputs(again.merge_and_unload()), filled)
     return f"added {added}, moves it by {moved}, loaded {loaded}, merged {merged}"
 
 
@@ -269,21 +254,17 @@ WAYS = {
 }
 
 
-def child(what: str, without: str, name: str, revision: str, expected: str, scratch: str):
-    """Run one way in this process; the last line of stdout is its outcome."""
-    sys.modules.update(dict.fromkeys(without.split(",")))  # imports of these fail
-    run = WAYS[what].run if what in WAYS else expect
-    print(run(Subject(name, revision, Path(expected), Path(scratch))))
+def versions_of(packages) -> dict[str, str]:
+    """Return the versions of the packages that are installed."""
+    installed = {found.name for found in metadata.distributions()}
+    return {name: metadata.version(name) for name in packages if name in installed}
 
 
 def start(what: str, way: Way, subject: Subject) -> str:
-    """Return the outcome of a way, tried in a process of its own."""
-    from m2bert.records import installed_versions  # which the process of a way cannot import
-
-    missing = set(way.needs) - set(installed_versions(way.needs))
-    if missing:
+    """Return the outcome of a way, tried in a process of its own: the last line that it prints."""
+    if missing := {*way.needs} - versions_of(way.needs).keys():
         return f"absent: {', '.join(missing)}"
-    command = [sys.executable, "-P", __file__, "--child", what, ",".join(way.without), *map(str, subject)]
+    command = [sys.executable, "-P", __file__, CHILD, ",".join(way.without), what, *map(str, subject)]
     own = {"HF_HOME": str(subject.scratch / "hf"), "TORCHINDUCTOR_CACHE_DIR": str(subject.scratch / "inductor")}
     environment = os.environ | ({} if what == FROM_HUB else own) | way.environment
     done = subprocess.run(command, capture_output=True, text=True, cwd=subject.scratch, env=environment)
@@ -293,8 +274,6 @@ def start(what: str, way: Way, subject: Subject) -> str:
 
 def rows(folder: Path, chosen: list[str], hub_id: str) -> Iterator[tuple[str, str, str, str]]:
     """Yield (class, way, versions, outcome) of every way that fits the folder."""
-    from m2bert.records import installed_versions
-
     config = json.loads((folder / "config.json").read_text())
     saved = config["architectures"][0]
     title = f"{saved}, {config['padding']}"
@@ -305,7 +284,8 @@ def rows(folder: Path, chosen: list[str], hub_id: str) -> Iterator[tuple[str, st
         (repository / "refs").mkdir()
         (repository / "refs" / "main").write_text(COMMIT)
         cached = here._replace(name="organisation/name", revision=COMMIT)
-        on_hub = here._replace(**dict(zip(("name", "revision"), hub_id.split("@"), strict=True)))
+        name, revision = hub_id.split("@")
+        on_hub = here._replace(name=name, revision=revision)
         outcome = start("expect", Way(expect), here)
         if not here.expected.is_file():
             yield title, "AutoModel", "", outcome
@@ -314,26 +294,21 @@ def rows(folder: Path, chosen: list[str], hub_id: str) -> Iterator[tuple[str, st
             way = WAYS[what]
             subject = on_hub if what == FROM_HUB else cached if way.environment == OFFLINE else here
             if saved.endswith(way.only) and subject.name:
-                found = installed_versions(["torch", "transformers", *way.needs])
-                versions = ", ".join(f"{name} {which}" for name, which in found.items())
-                yield title, what, versions, start(what, way, subject)
+                versions = versions_of(["torch", "transformers", *way.needs])
+                yield title, what, ", ".join(map(" ".join, versions.items())), start(what, way, subject)
 
 
 def main() -> int:
     """Print the table; return 1 if a way failed."""
-    if sys.argv[1:2] == ["--child"]:
-        child(*sys.argv[2:])
-        return 0
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument("--ways", default="", help="some of them: beginnings of their names, with commas between")
     parser.add_argument("--hub-id", metavar="ID@COMMIT", default="@", help="of the same model on the Hub, to load too")
     asked = parser.parse_args()
-    beginnings = asked.ways.split(",")
-    for beginning in beginnings:
+    for beginning in asked.ways.split(","):
         if not any(what.startswith(beginning) for what in WAYS):
             parser.error(f"--ways {beginning!r} begins none of: {'; '.join(WAYS)}")
-    chosen = [what for what in WAYS if what.startswith(tuple(beginnings))]
+    chosen = [what for what in WAYS if what.startswith(tuple(asked.ways.split(",")))]
     failed = False
     print("| class, padding | way | versions | outcome |\n|---|---|---|---|")
     for folder in asked.folders:
@@ -344,4 +319,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if sys.argv[1:2] == [CHILD]:
+        what, name, revision, *folders = sys.argv[3:]
+        print((WAYS[what].run if what in WAYS else expect)(Subject(name, revision, *map(Path, folders))))
+    else:
+        sys.exit(main())

@@ -9,91 +9,94 @@ batch of mixed lengths over the sum of its texts alone: the same real tokens, so
 
 from functools import partial
 
+import harness
 import torch
 from arms import Arm, Gate, Runner, build, parse_arms, token_ids
-from harness import interleave, make_parser, make_record, parse, positive, run_jobs, timed, token_lengths, warm_up
 
 from m2bert.terminal import run_command
 
-MIXED_LENGTHS = "64,128,192,256,384,512,768,1024"
 ROUNDS = {"cpu": 9, "cuda": 50}
 BUDGET_SECONDS = 120
 
 
-class QueryBench:
-    """Our arms and the original with shared weights, on one device."""
+def check(gate: Gate, runners: list[Runner], tokens: int) -> list[dict]:
+    """Compare the arms with the reference; raise RedGate if one is wrong."""
+    gate.check(runners, token_ids(1, tokens, gate.device))
+    return []
 
-    def __init__(self, options):
-        self.options, self.device, self.mixed = options, options.device, options.mixed_lengths
-        arms = parse_arms(options.arms, "float32", self.device, [options.tokens, *self.mixed])
-        if not all(arm.is_ours for arm in arms) or options.tokens > options.context:
-            raise ValueError(f"--arms={options.arms} must be ours, --tokens={options.tokens} at most --context")
-        original = Arm("original", "float32" if self.device == "cpu" else "bfloat16")
-        longest = max(options.context, *self.mixed)
-        (*self.ours, self.original), self.base = build([*arms, original], self.device, longest, options.layers)
 
-    def check(self) -> list[dict]:
-        """Compare the arms with the reference; raise RedGate if one is wrong."""
-        ids = token_ids(1, self.options.tokens, self.device)
-        Gate(self.base, self.device, training=False).check([*self.ours, self.original], ids)
-        return []
+@torch.no_grad()
+def query(options, runner: Runner) -> list[dict]:
+    """Measure one of our arms on a query."""
+    ids = token_ids(1, options.tokens, options.device)
+    runner.prepare(ids)
+    return measure(options, runner, {"query": lambda: runner.forward(ids)}, 1, ids.numel(), ids.numel())
 
-    @torch.no_grad()
-    def query(self, runner: Runner) -> list[dict]:
-        """Measure one of our arms on a query."""
-        ids = token_ids(1, self.options.tokens, self.device)
-        runner.prepare(ids)
-        return self._records(runner, {"query": lambda: runner.forward(ids)}, 1, ids.numel(), ids.numel())
 
-    @torch.no_grad()
-    def padded_query(self) -> list[dict]:
-        """Measure the original on a query padded with id 0; its first call is timed too."""
-        tokens, context = self.options.tokens, self.options.context
-        ids = torch.nn.functional.pad(token_ids(1, tokens, self.device), (0, context - tokens))
-        rounds = range(self.options.original_rounds)
-        seconds = [timed(lambda: self.original.forward(ids), self.device)[0] for _ in rounds]
-        return [self._record(self.original, "query", 1, context, tokens, seconds)] if seconds else []
+@torch.no_grad()
+def mixed_batch(options, runner: Runner) -> list[dict]:
+    """Measure a padded batch, and its texts one by one."""
+    lengths = torch.tensor(options.mixed_lengths, device=options.device)
+    ids = token_ids(len(lengths), max(options.mixed_lengths), options.device)
+    mask = (torch.arange(ids.shape[1], device=options.device) < lengths[:, None]).long()
 
-    @torch.no_grad()
-    def mixed_batch(self, runner: Runner) -> list[dict]:
-        """Measure a padded batch, and its texts one by one."""
-        lengths = torch.tensor(self.mixed, device=self.device)
-        ids = token_ids(len(lengths), max(self.mixed), self.device)
-        mask = (torch.arange(ids.shape[1], device=self.device) < lengths[:, None]).long()
+    def batch():
+        return runner.forward(ids * mask, attention_mask=mask)
 
-        def batch():
-            return runner.forward(ids * mask, attention_mask=mask)
+    def alone():
+        return [runner.forward(row[None, :length]) for row, length in zip(ids, options.mixed_lengths, strict=True)]
 
-        def alone():
-            return [runner.forward(row[None, :length]) for row, length in zip(ids, self.mixed, strict=True)]
+    return measure(options, runner, {"mixed": batch, "alone": alone}, *ids.shape, sum(options.mixed_lengths))
 
-        return self._records(runner, {"mixed": batch, "alone": alone}, *ids.shape, sum(self.mixed))
 
-    def _records(self, runner: Runner, calls: dict, batch: int, length: int, tokens: int) -> list[dict]:
-        for call in calls.values():
-            warm_up(call, self.device)
-        turns = {mode: lambda call=call: timed(call, self.device)[0] for mode, call in calls.items()}
-        seconds = interleave(turns, ROUNDS[self.device], BUDGET_SECONDS, str(runner.arm))
-        return [self._record(runner, mode, batch, length, tokens, values) for mode, values in seconds.items()]
+@torch.no_grad()
+def padded_query(options, original: Runner) -> list[dict]:
+    """Measure the original on a query padded with id 0; its first call is timed too."""
+    padding = options.context - options.tokens
+    ids = torch.nn.functional.pad(token_ids(1, options.tokens, options.device), (0, padding))
+    rounds = range(options.original_rounds)
+    seconds = {"query": [harness.timed(lambda: original.forward(ids), options.device)[0] for _ in rounds]}
+    return records(options, original, seconds, 1, options.context, options.tokens) if rounds else []
 
-    def _record(self, runner: Runner, mode: str, batch: int, length: int, tokens: int, values: list[float]) -> dict:
-        arm, layers, shallow = runner.arm, len(self.base.layers), self.options.layers is not None
-        return make_record(self.device, values, arm=arm.name, dtype=arm.dtype, mode=mode, length=length, batch=batch,
-                           tokens=tokens, layers=layers, shallow=shallow)  # fmt: skip
+
+def measure(options, runner: Runner, calls: dict, *sizes: int) -> list[dict]:
+    """Return records of calls that take turns."""
+    for call in calls.values():
+        harness.warm_up(call, options.device)
+    turns = {mode: lambda call=call: harness.timed(call, options.device)[0] for mode, call in calls.items()}
+    seconds = harness.interleave(turns, ROUNDS[options.device], BUDGET_SECONDS, str(runner.arm))
+    return records(options, runner, seconds, *sizes)
+
+
+def records(options, runner: Runner, seconds: dict, batch: int, length: int, tokens: int) -> list[dict]:
+    return [
+        harness.make_record(options.device, values, arm=runner.arm.name, dtype=runner.arm.dtype, mode=mode,
+                            length=length, batch=batch, tokens=tokens, layers=runner.layers,
+                            shallow=options.layers is not None)
+        for mode, values in seconds.items()
+    ]  # fmt: skip
 
 
 def main():
-    parser = make_parser(__doc__.split("\n")[0])
+    parser = harness.make_parser(__doc__.split("\n")[0])
     parser.add_argument("--arms", default="ours:float32,ours:bfloat16", help="of ours, comma-separated")
-    parser.add_argument("--tokens", type=positive, default=32, help="of the query")
-    parser.add_argument("--context", type=positive, default=32768, help="to which the original pads")
+    parser.add_argument("--tokens", type=int, default=32, help="of the query")
+    parser.add_argument("--context", type=int, default=32768, help="to which the original pads")
     parser.add_argument("--original-rounds", type=int, default=1, help="calls of the padded original; 0: none")
-    parser.add_argument("--mixed-lengths", type=token_lengths, default=MIXED_LENGTHS, help="tokens of the mixed batch")
-    parser.add_argument("--layers", type=positive, help="depth (quick looks); default: the published one")
-    bench = QueryBench(parse(parser))
-    jobs = [bench.check, *(partial(bench.query, runner) for runner in bench.ours)]
-    jobs += [partial(bench.mixed_batch, runner) for runner in bench.ours if runner.takes_any_shape]
-    run_jobs([*jobs, bench.padded_query], bench.options.output)
+    parser.add_argument("--mixed-lengths", type=harness.token_lengths, default="64,128,192,256,384,512,768,1024")
+    parser.add_argument("--layers", type=int, help="depth (quick looks); default: the published one")
+    options = harness.parse(parser)
+    arms = parse_arms(options.arms, "float32", options.device, [options.tokens, *options.mixed_lengths])
+    if not all(arm.is_ours for arm in arms) or options.tokens > options.context:
+        raise ValueError(f"--arms={options.arms} must be ours, --tokens={options.tokens} at most --context")
+    arms.append(Arm("original", "float32" if options.device == "cpu" else "bfloat16"))
+    longest = max(options.context, *options.mixed_lengths)
+    runners, base = build(arms, options.device, longest, options.layers)
+    *ours, original = runners
+    jobs = [partial(check, Gate(base, options.device, training=False), runners, options.tokens)]
+    jobs += [partial(query, options, runner) for runner in ours]
+    jobs += [partial(mixed_batch, options, runner) for runner in ours if runner.takes_any_shape]
+    harness.run_jobs([*jobs, partial(padded_query, options, original)], options.output)
 
 
 if __name__ == "__main__":

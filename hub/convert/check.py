@@ -52,9 +52,7 @@ def check_parity(conversion: Conversion, model: PreTrainedModel) -> dict:
     expected = reference_forward(conversion.original, conversion.options, **inputs)
     double = copy.deepcopy(model).double()
     double.load_state_dict(conversion.tensors)  # as they are in the file, not rounded to float32
-    differences = {"float64": _differences(double, inputs, expected)}
-    del double
-    differences["float32"] = _differences(model, inputs, expected)
+    differences = {"float64": _differences(double, inputs, expected), "float32": _differences(model, inputs, expected)}
     limits = {"float64": TOLERANCE, "float32": float("inf")}
     if not all(value < limits[name] for name, found in differences.items() for value in found.values()):  # NaN neither
         raise ValueError(
@@ -84,7 +82,7 @@ def compare_paddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase 
         lengths = sorted({lengths[0], lengths[len(lengths) // 2], lengths[-1]})
     cosines = []
     for tokens in tqdm(lengths, f"comparing padding visible and masked, padded to {longest} tokens", leave=False):
-        texts = _texts(per_length, tokens, model.config, tokenizer)
+        texts = _texts(per_length, tokens, model.config.vocab_size, tokenizer)
         found = []
         for ids in texts:
             padded = F.pad(ids, (0, longest - len(ids)), value=model.config.pad_token_id or 0)[None]
@@ -97,11 +95,11 @@ def compare_paddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase 
     return {"text": what, "cosine": cosines}
 
 
-def _texts(number: int, tokens: int, config, tokenizer: PreTrainedTokenizerBase | None) -> list[Tensor]:
+def _texts(number: int, tokens: int, vocab_size: int, tokenizer: PreTrainedTokenizerBase | None) -> list[Tensor]:
     """Return ids of `number` texts, each of `tokens` tokens, or fewer if the tokenizer takes several words as one."""
     if tokenizer is None:
         generator = torch.Generator().manual_seed(tokens)
-        return list(torch.randint(config.vocab_size, (number, tokens), generator=generator))
+        return list(torch.randint(vocab_size, (number, tokens), generator=generator))
     sentences = [f"{sentence}. " for sentence in PARAGRAPH.removesuffix(". ").split(". ")]
     repeats = 1 + tokens // len(sentences)  # a sentence has more than one token
     starts = [index % len(sentences) for index in range(number)]
@@ -147,8 +145,7 @@ def reference_forward(
         input_ids, attention_mask, token_type_ids: (B, L) int64.
 
     Returns:
-        In float64: last_hidden_state (B, L, H); with masked-LM tensors logits (B, L, V), otherwise pooler_output
-        (B, H).
+        In float64: last_hidden_state (B, L, H); with masked-LM tensors logits (B, L, V), else pooler_output (B, H).
     """
     bert, eps = Tensors(tensors, "bert."), options.layer_norm_eps
     words = Tensors(tensors).first_of([WORDS, DECODER])
@@ -166,7 +163,11 @@ def reference_forward(
         z = F.gelu(head.linear(x, "transform.dense"))
         z = head.layer_norm(z, "transform.LayerNorm", eps)
         return {"last_hidden_state": x, "logits": F.linear(z, words, head["decoder.bias"])}
-    return {"last_hidden_state": x, "pooler_output": pooled(x, attention_mask, bert, options)}
+    if options.use_cls_token:
+        return {"last_hidden_state": x, "pooler_output": x[:, 0]}
+    mask = attention_mask[..., None].to(x.dtype)
+    chosen = (x * mask).sum(1) / mask.sum(1) if options.pool_all else x[:, 0]
+    return {"last_hidden_state": x, "pooler_output": torch.tanh(bert.linear(chosen, "pooler.dense"))}
 
 
 def mixer(u: Tensor, attention: Tensors, options: Options) -> Tensor:
@@ -215,12 +216,3 @@ def blocks_linear(x: Tensor, weight: Tensor) -> Tensor:
     if weight.ndim == 2:
         return F.linear(x, weight)
     return torch.cat([F.linear(part, w) for part, w in zip(x.chunk(len(weight), -1), weight, strict=True)], dim=-1)
-
-
-def pooled(x: Tensor, attention_mask: Tensor, bert: Tensors, options: Options) -> Tensor:
-    """Pool (B, H): the first position as it is, or the pooler on it or on the mean of real positions."""
-    if options.use_cls_token:
-        return x[:, 0]
-    mask = attention_mask[..., None].to(x.dtype)
-    chosen = (x * mask).sum(1) / mask.sum(1) if options.pool_all else x[:, 0]
-    return torch.tanh(bert.linear(chosen, "pooler.dense"))

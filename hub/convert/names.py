@@ -4,6 +4,7 @@ Tensors are renamed, reshaped and folded; what became of each of them is recorde
 behaviour: `padding="visible"` and its pooling.
 """
 
+import itertools
 import logging
 import re
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ FIRST = "bert.encoder.layer.0."
 UP, DOWN = f"{FIRST}mlp.gated_layers.weight", f"{FIRST}mlp.wo.weight"
 FEATURES, HIDDEN = (f"{FIRST}attention.filter_fn.{name}" for name in ("pos_emb.z", "implicit_filter.0.weight"))
 DIMENSIONS = {WORDS: {2}, DECODER: {2}, TYPES: {2}, UP: {2, 3}, DOWN: {2, 3}, FEATURES: {3}, HIDDEN: {2}}
+PREFIXES = re.compile(r"^(module\.|model\.)*(?=bert\.|cls\.|classifier\.)")
 CONSTANT_TABLE = re.compile(r"bert\.encoder\.(layer\.\d+\.attention\.filter_fn2?\.)?flashfft\.\w+")  # of FlashFFTConv
 WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LAYER = r"bert\.encoder\.layer\.(\d+)\."
@@ -85,6 +87,8 @@ RENAMED = {  # pattern of the original's name: this model's name; the first that
     LAYER + r"attention\.short_filter\.": r"layers.\1.mixer.short_conv.",
     LAYER + r"attention\.layernorm\.": r"layers.\1.mixer.norm.",
     LAYER + r"mlp\.layernorm\.": r"layers.\1.norm.",
+    LAYER + r"mlp\.gated_layers\.": r"layers.\1.mlp.up.",
+    LAYER + r"mlp\.wo\.": r"layers.\1.mlp.down.",
     r"cls\.predictions\.transform\.dense\.": "lm_head.dense.",
     r"cls\.predictions\.transform\.LayerNorm\.": "lm_head.norm.",
     r"cls\.predictions\.decoder\.": "lm_head.decoder.",
@@ -92,6 +96,7 @@ RENAMED = {  # pattern of the original's name: this model's name; the first that
     r"bert\.embeddings\.LayerNorm\.": "embeddings.norm.",
     r"bert\.embeddings\.": "embeddings.",
 }
+DENSE = re.compile(r"layers\.\d+\.mlp\.(up|down)\.weight")  # (out, in) becomes one block, (1, out, in)
 
 
 class TensorAudit:
@@ -108,11 +113,9 @@ class TensorAudit:
         self.names = {"converted": [], "repeated": [], "rebuilt": [], "constant_tables": [], "not_converted": []}
 
     def take(self, name: str, group: str = "converted") -> Tensor:
-        """Take a tensor. Raises ValueError if there is none of that name."""
-        if name not in self.left:
-            raise ValueError(f"state_dict lacks {name!r}; num_hidden_layers or another option does not fit it")
+        tensor = self.left.pop(name)
         self.names[group].append(name)
-        return self.left.pop(name)
+        return tensor
 
     def take_shared(self, names: list[str]) -> Tensor:
         """Take one tensor that has several names, of which a file may keep any. Raises ValueError if two differ."""
@@ -155,23 +158,16 @@ def convert_state_dict(state_dict: dict[str, Tensor], configuration: dict) -> Co
         `config.architectures` says which.
 
     Raises:
-        ValueError: names options that are not supported or contradict the tensors, or tensors that are missing,
-            unexpected, of no weight's type, or would be lost.
+        ValueError: names options that are not supported or contradict the tensors, or tensors that do not fit.
     """
-    source = {}
-    for key, value in state_dict.items():
-        name = re.sub(r"^(module\.|model\.)*(?=bert\.|cls\.|classifier\.)", "", key)
-        if name in source:
-            raise ValueError(f"state_dict holds {name!r} twice, with and without the prefix of {key!r}; keep one model")
-        source[name] = value
-    if (words := word_embeddings(source)) is None:
-        raise ValueError(f"state_dict has no {WORDS}: not a checkpoint of the M2-BERT research code")
+    source = check_tensors(state_dict)
     told = infer_options(source)
     origins = options_by_origin(told, configuration)
     merged = {name: value for group in origins.values() for name, value in group.items()}
     options = checked(Options, merged, "option of the original's configuration (--config)")
-    config = convert_config(options, len(words))
-    check_contradictions(told, len(words), configuration)
+    rows = len(source.get(WORDS, source.get(DECODER)))
+    config = convert_config(options, rows)
+    check_contradictions(told, rows, configuration)
 
     audit = TensorAudit(source)
     masked_lm = any(name.startswith("cls.") for name in source)
@@ -182,46 +178,61 @@ def convert_state_dict(state_dict: dict[str, Tensor], configuration: dict) -> Co
         elif name.startswith(("classifier.", *pooler)):
             audit.take(name, "not_converted")
         elif name == POSITION_IDS:
-            positions, count = audit.take(name, "rebuilt"), config.max_position_embeddings
-            whole = positions.dtype in (torch.int64, torch.int32)
-            if not whole or not torch.equal(positions.flatten().long(), torch.arange(count)):
-                raise ValueError(f"{name} does not count 0, 1, .. to {count - 1}: other positions are not supported")
-        elif source[name].dtype not in WEIGHT_TYPES:
-            raise ValueError(f"{name} is {source[name].dtype}; weights are float16, bfloat16, float32 or float64")
-    tensors = {"embeddings.word_embeddings.weight": audit.take_shared([WORDS, DECODER])}
-    for layer in range(config.num_hidden_layers):
-        tensors |= _convert_layer(audit, f"bert.encoder.layer.{layer}.", f"layers.{layer}.", options)
-    for name in list(audit.left):  # what has no name here is unexpected when the tensors are loaded
-        pattern = next((pattern for pattern in RENAMED if re.match(pattern, name)), "(?!)")
-        tensors[re.sub(f"^{pattern}", RENAMED.get(pattern, ""), name)] = audit.take(name)
-    if masked_lm:
-        tensors["lm_head.decoder.weight"] = words
-        tensors = {name if name.startswith("lm_head.") else f"model.{name}": value for name, value in tensors.items()}
-    tensors = {name: value.contiguous() for name, value in tensors.items()}
-    with torch.device("meta"):
-        target = (AutoModelForMaskedLM if masked_lm else AutoModel).from_config(config)
+            audit.take(name, "rebuilt")
+    filters = {"filter_fn": "filter"} | ({"filter_fn2": "residual_filter"} if options.residual_long_conv else {})
     try:
+        words = audit.take_shared([WORDS, DECODER])
+        tensors = {"embeddings.word_embeddings.weight": words}
+        for layer, (theirs, ours) in itertools.product(range(config.num_hidden_layers), filters.items()):
+            prefix = f"bert.encoder.layer.{layer}.attention.{theirs}."
+            converted = _convert_filter(audit, prefix, options.hyena_w_mod)
+            tensors |= {f"layers.{layer}.mixer.{ours}.{name}": value for name, value in converted.items()}
+        for name in list(audit.left):  # what has no name here is unexpected when the tensors are loaded
+            pattern = next((pattern for pattern in RENAMED if re.match(pattern, name)), "(?!)")
+            renamed, value = re.sub(f"^{pattern}", RENAMED.get(pattern, ""), name), audit.take(name)
+            tensors[renamed] = value[None] if DENSE.fullmatch(renamed) and value.ndim == 2 else value
+        if masked_lm:
+            tensors["lm_head.decoder.weight"] = words
+            tensors = {name if name.startswith("lm_head.") else f"model.{name}": tensors[name] for name in tensors}
+        tensors = {name: value.contiguous() for name, value in tensors.items()}
+        with torch.device("meta"):
+            target = (AutoModelForMaskedLM if masked_lm else AutoModel).from_config(config)
         target.load_state_dict(tensors, strict=True, assign=True)
-    except RuntimeError as error:
-        raise ValueError(f"state_dict does not fit the configuration: {one_line(error)}") from error
+    except (KeyError, IndexError, RuntimeError, OverflowError) as error:
+        problem, last = f"{type(error).__name__}: {one_line(error)}", audit.names["converted"][-1]
+        raise ValueError(f"state_dict does not fit the options ({problem}; the last tensor read is {last})") from error
     config.architectures = [type(target).__name__]
     return Conversion(config, tensors, source, audit, options, origins)
 
 
-def word_embeddings(state_dict: dict[str, Tensor]) -> Tensor | None:
-    """Return the word embeddings (V, H) under whichever of their names the file keeps."""
-    return next((state_dict[name] for name in (WORDS, DECODER) if name in state_dict), None)
+def check_tensors(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors under their names without prefixes. Raises ValueError naming all that no model here has."""
+    source, odd = {}, []
+    for key, value in state_dict.items():
+        name = PREFIXES.sub("", str(key))
+        dense = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+        if not dense or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            odd.append(f"{key!r} is no dense tensor but {type(value).__name__}; save the tensors of the model alone")
+        elif name in source:
+            odd.append(f"{name!r} stands there twice, with and without the prefix of {key!r}")
+        elif name == POSITION_IDS:
+            whole = value.dtype in (torch.int64, torch.int32)
+            if not whole or not torch.equal(value.flatten().long(), torch.arange(value.numel())):
+                odd.append(f"{name} does not count 0, 1, 2, ..")
+        elif value.dtype not in WEIGHT_TYPES and not CONSTANT_TABLE.fullmatch(name):
+            odd.append(f"{name} is {value.dtype}; weights are float16, bfloat16, float32 or float64")
+        elif value.ndim not in DIMENSIONS.get(name, {value.ndim}):
+            odd.append(f"{name} has shape {tuple(value.shape)}; expected dimensions: {DIMENSIONS[name]}")
+        source[name] = value
+    if not source.keys() & {WORDS, DECODER}:
+        odd.append(f"there is no {WORDS}")
+    if odd:
+        raise ValueError(f"state_dict is of no M2-BERT of the research code: {', '.join(odd[:5])}")
+    return source
 
 
 def infer_options(state_dict: dict[str, Tensor]) -> dict:
-    """Infer options of the original's configuration from the shapes of its tensors; omit what they do not show.
-
-    Args:
-        state_dict: tensors (on any device, meta too) under the original's names, without prefixes.
-    """
-    for name, expected in DIMENSIONS.items():
-        if name in state_dict and state_dict[name].ndim not in expected:
-            raise ValueError(f"{name} has shape {tuple(state_dict[name].shape)}; expected dimensions: {expected}")
+    """Infer options of the original's configuration from the shapes of its tensors; omit what they do not show."""
     layers = {int(match[1]) for name in state_dict if (match := re.match(LAYER, name))}
     options = {
         "residual_long_conv": any(".attention.filter_fn2." in name for name in state_dict),
@@ -231,7 +242,7 @@ def infer_options(state_dict: dict[str, Tensor]) -> dict:
     }
     if layers:
         options["num_hidden_layers"] = max(layers) + 1
-    if (words := word_embeddings(state_dict)) is not None:
+    if (words := state_dict.get(WORDS, state_dict.get(DECODER))) is not None:
         options["hidden_size"] = words.shape[1]
     if (types := state_dict.get(TYPES)) is not None:
         options["type_vocab_size"] = types.shape[0]
@@ -266,6 +277,8 @@ def check_contradictions(told: dict, rows: int, configuration: dict) -> None:
     stated = configuration.get("vocab_size")
     if stated is not None and -(-stated // 8) * 8 != rows:  # the original rounds it up
         told["vocab_size"] = rows
+    if configuration.get("long_conv_l_max") is not None and "max_position_embeddings" in told:
+        told["long_conv_l_max"] = told["max_position_embeddings"]
     for name, value in told.items():
         if name in configuration and configuration[name] != value:
             raise ValueError(
@@ -275,34 +288,13 @@ def check_contradictions(told: dict, rows: int, configuration: dict) -> None:
 
 
 def convert_config(options: Options, vocab_size: int) -> "modeling_m2bert.M2BertConfig":
-    """Return the configuration of this model. Raises ValueError naming an option that is not supported."""
+    """Return the configuration of this model. Raises ValueError naming a field that it cannot have."""
     blocks = options.monarch_mlp_nblocks if options.use_monarch_mlp else 1
-    if options.long_conv_l_max not in (None, options.max_position_embeddings):
-        raise ValueError(f"option long_conv_l_max={options.long_conv_l_max} must equal max_position_embeddings")
-    if options.hidden_size % blocks or options.intermediate_size % blocks:
-        raise ValueError(f"option monarch_mlp_nblocks={blocks} must divide hidden_size and intermediate_size")
     fields = {ours: getattr(options, theirs) for theirs, ours in FIELDS.items()}
     pooling = "cls" if options.use_cls_token else "mean_tanh" if options.pool_all else "cls_tanh"
     return AutoConfig.for_model(
         "m2bert", vocab_size=vocab_size, num_blocks=blocks, pooling=pooling, padding="visible", **fields
     )
-
-
-def _convert_layer(audit: TensorAudit, theirs: str, ours: str, options: Options) -> dict[str, Tensor]:
-    """Convert what is not only renamed: the filters and the feed-forward matrices of a layer."""
-    tensors = {}
-    filters = {"filter_fn": "filter"} | ({"filter_fn2": "residual_filter"} if options.residual_long_conv else {})
-    for their_filter, our_filter in filters.items():
-        prefix = f"{theirs}attention.{their_filter}."
-        try:
-            converted = _convert_filter(audit, prefix, options.hyena_w_mod)
-        except (IndexError, RuntimeError, OverflowError) as error:
-            raise ValueError(f"{prefix}* has tensors of other shapes than the research code's ({error})") from error
-        tensors |= {f"{ours}mixer.{our_filter}.{name}": value for name, value in converted.items()}
-    for their_matrix, our_matrix in (("gated_layers", "up"), ("wo", "down")):
-        weight = audit.take(f"{theirs}mlp.{their_matrix}.weight")
-        tensors[f"{ours}mlp.{our_matrix}.weight"] = weight if weight.ndim == 3 else weight[None]
-    return tensors | {f"{ours}mlp.down.bias": audit.take(f"{theirs}mlp.wo.bias")}
 
 
 def _convert_filter(audit: TensorAudit, prefix: str, w_mod: float) -> dict[str, Tensor]:

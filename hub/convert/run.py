@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+import modeling_m2bert
 from m2bert.files import digest, format_yaml, read_json
 from m2bert.terminal import shown
 
@@ -16,8 +17,8 @@ from ..checkpoint import check_finite
 from ..folder import fill_folder
 from ..outputs import check_apart, check_output, whole_folder
 from .check import check_parity, compare_paddings
-from .names import Conversion, convert_state_dict
-from .source import INDEX, find_source, find_tokenizer, read_weights, shards
+from .names import convert_state_dict
+from .source import find_source, find_tokenizer, read_weights, shards
 
 logger = logging.getLogger(__name__)
 
@@ -41,14 +42,12 @@ def convert_source(
         ValueError: anything of this cannot be read, does not fit, or is not the original's model in the end. Nothing
             is written then.
     """
-    if padding not in ("visible", "masked"):
-        raise ValueError(f"padding={padding!r} is unknown; choose visible or masked (--padding)")
     output = check_output(output_dir, overwrite)
     found = find_source(source, revision, file)
-    read = [found.weights] if found.weights.name.endswith(INDEX) else []
-    read += [found.weights.parent / name for name in shards(found.weights)]
+    weights = found.weights
     options_file = Path(config_file) if config_file is not None else found.beside("config.json")
     configuration = read_json(options_file) if options_file else {}
+    read = list(dict.fromkeys([weights, *(weights.parent / name for name in shards(weights))]))
     read += [options_file] if options_file else []
     words = [Path(tokenizer)] if tokenizer and Path(tokenizer).exists() else []
     check_apart(output, [*read, *found.folders, *words])
@@ -58,13 +57,14 @@ def convert_source(
         logger.warning("%s: of the Hub only the cache is known, which lacks %s", found.name, " and ".join(lacking))
 
     with whole_folder(output, overwrite) as new:
-        state = read_weights(found.weights)
-        with _naming(found.weights):
+        state = read_weights(weights)
+        with _naming(weights):
             conversion = convert_state_dict(state, configuration)
-        check_finite(conversion.tensors, str(found.weights))
+            check_finite(conversion.tensors, "it")
         tokens, tokenizer_name = find_tokenizer(tokenizer, found, conversion.config)
-        model = build(conversion)
-        with _naming(found.weights):
+        model = getattr(modeling_m2bert, conversion.config.architectures[0])(conversion.config).eval()
+        model.load_state_dict(conversion.tensors)
+        with _naming(weights):
             parity = check_parity(conversion, model)
         record = {
             "source": found.name,
@@ -93,14 +93,6 @@ def _naming(weights: Path) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{weights}: {error}") from error
-
-
-def build(conversion: Conversion) -> PreTrainedModel:
-    """Return the converted model in float32, ready to run."""
-    masked_lm = conversion.config.architectures[0].endswith("ForMaskedLM")
-    model = (AutoModelForMaskedLM if masked_lm else AutoModel).from_config(conversion.config)
-    model.load_state_dict(conversion.tensors, strict=True)
-    return model.eval()
 
 
 def report(record: dict, model: PreTrainedModel, folder: Path) -> str:

@@ -9,31 +9,27 @@ import pickle
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from pydantic import Field
 from safetensors.torch import load_file
-from torch import Tensor
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedConfig, PreTrainedTokenizerBase
 
 from m2bert.files import read_json
 from m2bert.model_files import WeightsIndex, check_model_files
 from m2bert.schema import checked
+from m2bert.terminal import one_line
 
 from ..card import read_metadata
 from ..checkpoint import inside
+from ..client import HubError, explain, plain_errors
 from ..folder import check_tokenizer
-from ..hub_errors import HubError, plain_errors
 from .inert_pickle import read_inert
 
 logger = logging.getLogger(__name__)
@@ -47,6 +43,12 @@ BESIDE = (*TOKENIZER_FILES, "config.json", "README.md")
 ORIGINAL_TOKENIZER = "google-bert/bert-base-uncased"
 ORIGINAL_IDS = 30522  # the research code rounds its vocabulary up to a multiple of 8
 SENTENCE = "The committee met on Tuesday to discuss the budget."
+
+
+class ShardIndex(WeightsIndex):
+    """An index of files that may hold weights."""
+
+    weight_map: dict[str, Annotated[str, Field(pattern=r"\.(safetensors|bin|pt)$")]] = Field(min_length=1)
 
 
 @dataclass
@@ -92,56 +94,43 @@ def find_source(source: str, revision: str | None = None, file: str | None = Non
         if path.is_file():
             return Source(path.name, None, path, path.parent)
         names = [entry.name for entry in path.iterdir() if entry.is_file()]
-        if file is not None and not Path(file).is_absolute() and ".." not in Path(file).parts:
-            names += [file] if (path / file).is_file() else []
+        names += [file] if file is not None and inside(path, file).is_file() else []
         return Source(path.resolve().name, None, path / choose_weights(names, file, source), path)
-
-    def choose(names: list[str]) -> list[str]:
-        chosen = choose_weights(names, file, source)
-        folder = chosen.rpartition("/")[0]
-        return [chosen, *(f"{place}{name}" for name in BESIDE for place in {f"{folder}/" if folder else "", ""})]
-
-    root, names, cached = download(source, revision, choose)
-    weights = root / choose_weights(names, file, source)
-    if weights.name.endswith(INDEX):
-        folder = weights.parent.relative_to(root)
-        download(source, root.name, lambda _: [(folder / name).as_posix() for name in shards(weights)])
-    return Source(source, root.name, weights, root, cached)
+    names, cached = list_files(source, revision)
+    chosen = choose_weights(names, file, source)
+    folder = chosen.rpartition("/")[0]
+    beside = {f"{place}{name}" for name in BESIDE for place in (f"{folder}/" if folder else "", "")}
+    root = cached or fetch(source, revision, [chosen, *sorted(beside.intersection(names))])
+    if not cached and chosen.endswith(INDEX):
+        parts = {Path(folder, name).as_posix() for name in shards(root / chosen)}
+        fetch(source, root.name, sorted(parts.intersection(names)))
+    return Source(source, root.name, root / chosen, root, cached is not None)
 
 
-def download(
-    repo_id: str, revision: str | None, choose: Callable[[list[str]], list[str]]
-) -> tuple[Path, list[str], bool]:
-    """Download files of one commit, or find them in the cache. Raises HubError.
-
-    Args:
-        choose: names the files to download, given all that the repository has; those that it does not have are ignored.
-
-    Returns:
-        The folder of the commit, named after it; the repository's files; True if the Hub was not reached, and the
-        files are those that the cache has.
-    """
-    nothing = f"{repo_id} is no file or folder here and no Hub repository that you may read"
+def list_files(repo_id: str, revision: str | None) -> tuple[list[str], Path | None]:
+    """Return the files of a repository; if the Hub is not reached, those in the cache, and their folder there."""
     with plain_errors(repo_id):
         try:
-            names = HfApi().list_repo_files(repo_id, revision=revision)
-        except RepositoryNotFoundError as error:
-            raise HubError(f"{nothing}; if it is private or gated, ask for access and run `hf auth login`") from error
+            return HfApi().list_repo_files(repo_id, revision=revision), None
         except (HTTPError, OfflineModeIsEnabled) as error:
-            if isinstance(error, HfHubHTTPError):  # the Hub answers: what the cache has may be old, or not all
-                raise
-            try:
-                # without patterns it would ask for all files of the repository, of which only some were downloaded
-                folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=[], local_files_only=True))
-            except LocalEntryNotFoundError:
-                raise HubError(f"{nothing}: the Hub cannot be reached and the cache has no copy") from error
-            return folder, [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()], True
-    wanted = [name for name in choose(names) if name in names]
+            cached = None
+            if not isinstance(error, HfHubHTTPError):  # if the Hub answers, what the cache has may be old, or not all
+                with suppress(LocalEntryNotFoundError):
+                    # without patterns it would ask for all files of the repository, of which only some were downloaded
+                    cached = snapshot_download(repo_id, revision=revision, allow_patterns=[], local_files_only=True)
+            if cached is None:
+                raise HubError(one_line(f"{repo_id} is no file or folder here; {explain(error, repo_id)}")) from None
+    files = [path.relative_to(cached).as_posix() for path in Path(cached).rglob("*") if path.is_file()]
+    return files, Path(cached)
+
+
+def fetch(repo_id: str, revision: str | None, names: list[str]) -> Path:
+    """Download files of one commit. Return its folder, which has the commit's name."""
     with plain_errors(repo_id):
-        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(map(glob.escape, wanted))))
-    if missing := [name for name in wanted if not (folder / name).is_file()]:
+        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(map(glob.escape, names))))
+    if missing := [name for name in names if not (folder / name).is_file()]:
         raise HubError(f"{repo_id}: the Hub does not give {', '.join(missing)}; run it again later")
-    return folder, names, False
+    return folder
 
 
 def choose_weights(names: list[str], wanted: str | None, place: str) -> str:
@@ -157,57 +146,45 @@ def choose_weights(names: list[str], wanted: str | None, place: str) -> str:
 
 
 def shards(weights: Path) -> dict[str, list[str] | None]:
-    """Return the files that hold the tensors, beside `weights`, each with the tensors that an index says it holds."""
+    """Return the files that hold the tensors, beside `weights`, each with the tensors that an index takes from it."""
     if not weights.name.endswith(INDEX):
         return {weights.name: None}
     files = {}
-    for tensor, name in checked(WeightsIndex, read_json(weights), str(weights)).weight_map.items():
+    for tensor, name in checked(ShardIndex, read_json(weights), str(weights)).weight_map.items():
         inside(weights.parent, name)
         files.setdefault(name, []).append(tensor)
-    if not files or not all(name.endswith(SUFFIXES) for name in files):
-        raise ValueError(f"{weights} names other files than weights, or none, in its weight_map; copy it again")
     return files
 
 
-def read_weights(weights: Path) -> dict[str, Tensor]:
-    """Read tensors by name, of a file or of all files of an index."""
-    tensors = {}
-    for name, expected in shards(weights).items():
-        found = read_file(weights.parent / name)
-        if expected is not None and (odd := sorted(found.keys() ^ set(expected))):
-            raise ValueError(f"{weights} and {name} disagree about {', '.join(odd[:5])}; download them again")
-        tensors |= found
-    return tensors
+def read_weights(weights: Path) -> dict[str, Any]:
+    """Read the state dict of a file, or of the files of an index; composer's `state.model` is unwrapped.
 
-
-def read_file(path: Path) -> dict[str, Tensor]:
-    """Read the state dict of one file; composer's `state.model` is unwrapped. No code that the file names is run.
-
-    Raises:
-        ValueError: it is damaged, or holds anything but tensors by name: dense, on the CPU, not expanded from fewer
-            numbers than their shape has.
+    No code that a file names is run. `names.check_tensors` says whether all that was read are tensors.
     """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
+    entries = {}
+    for name, wanted in shards(weights).items():
+        path = weights.parent / name
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:  # foreign objects beside the weights, or worse
-            content = read_inert(path)
-            logger.info("%s holds more than tensors; what else it names was neither loaded nor run", path)
-        content = content["state"]["model"] if isinstance(content.get("state"), dict) else content
-        entries = list(content.items())
-    except Exception as error:  # a foreign file can fail in any way
-        raise ValueError(f"{path} cannot be read as a state dict ({error}); copy or download it again") from error
-    for name, value in entries:
-        plain = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
-        whole = plain and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
-        if not whole or not isinstance(name, str):
-            raise ValueError(
-                f"{path}: {name!r} is no dense tensor by name but a {type(value).__name__}; save the tensors of the "
-                "model alone, whole and dense"
-            )
-    return content
+            if path.suffix == ".safetensors":
+                content = load_file(path)
+            else:
+                content = read_pickle(path)
+                content = content["state"]["model"] if isinstance(content.get("state"), dict) else content
+            entries |= content if wanted is None else {tensor: content[tensor] for tensor in wanted}
+        except Exception as error:  # a foreign file can fail in any way
+            why = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{path} cannot be read as a state dict ({why}); copy or download it again") from error
+    return entries
+
+
+def read_pickle(path: Path) -> Any:
+    """Read a file of torch.save, on the CPU; if torch refuses it, what of it are tensors and plain containers."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # foreign objects beside the weights, or worse
+        content = read_inert(path)
+        logger.info("%s holds more than tensors; what else it names was neither loaded nor run", path)
+        return content
 
 
 def find_tokenizer(
@@ -219,54 +196,52 @@ def find_tokenizer(
         named: a folder, a vocab.txt or a Hub id.
 
     Returns:
-        The tokenizer and where it is from, for the record; (None, None) with a warning where there is none. Raises
-        ValueError if it does not work, or not with the model.
+        The tokenizer and where it is from, for the record; (None, None) with a warning where there is none.
     """
     own = next((folder for folder in source.folders if any((folder / name).is_file() for name in VOCABULARIES)), None)
+    place = None
     if named is None and own:
-        tokenizer, origin = read_tokenizer(own), "the source's own"
+        place, origin = own, "the source's own"
     elif named is not None and Path(named).exists():
-        tokenizer, origin = read_tokenizer(Path(named)), Path(named).resolve().name
-    else:
+        place, origin = Path(named), Path(named).resolve().name
+    elif named is not None or ORIGINAL_IDS <= config.vocab_size < ORIGINAL_IDS + 8:
         repo_id = named or ORIGINAL_TOKENIZER
-        try:
-            if named is None and not ORIGINAL_IDS <= config.vocab_size < ORIGINAL_IDS + 8:
-                raise HubError(f"{repo_id} is not of a model with vocab_size={config.vocab_size}")
-            folder, _, _ = download(repo_id, None, lambda _: list(TOKENIZER_FILES))
-        except HubError as error:
-            if named is not None:
-                raise
-            logger.warning("the folder is written without a tokenizer: %s; name one with --tokenizer", error)
-            return None, None
-        tokenizer, origin = read_tokenizer(folder), f"{repo_id}@{folder.name}"
-    try:
-        works = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens) and tokenizer(SENTENCE)["input_ids"]
-        why = "no words, or no tokens"
-    except Exception as error:  # of foreign settings, which can fail in any way
-        works, why = False, f"{type(error).__name__}: {error}"
-    if not works:
-        raise ValueError(f"tokenizer ({origin}) fails on {SENTENCE!r} ({why}); name another one (--tokenizer)")
-    if tokenizer.pad_token_id is None or config.pad_token_id not in (None, tokenizer.pad_token_id):
-        raise ValueError(
-            f"tokenizer ({origin}) pads with id {tokenizer.pad_token_id} but the model has "
-            f"pad_token_id={config.pad_token_id}; name the one it was trained with (--tokenizer), or correct "
-            "pad_token_id in the configuration (--config)"
-        )
-    check_tokenizer(tokenizer, config.vocab_size)
-    return tokenizer, origin
+        with nullcontext() if named is not None else suppress(HubError):
+            names, cached = list_files(repo_id, None)
+            place = cached or fetch(repo_id, None, [name for name in TOKENIZER_FILES if name in names])
+            origin = f"{repo_id}@{place.name}"
+    if place is None:
+        logger.warning(
+            "the folder is written without a tokenizer: the source has none, and %s is not to be had or of models with "
+            "another vocab_size; name one with --tokenizer", ORIGINAL_TOKENIZER,
+        )  # fmt: skip
+        return None, None
+    return read_tokenizer(place, config), origin
 
 
-def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """Read the tokenizer of a folder or a vocab.txt. Other files are not looked at: a config.json may name code."""
-    files = {"vocab.txt": path} if path.is_file() else {name: path / name for name in TOKENIZER_FILES}
+def read_tokenizer(place: Path, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+    """Read the tokenizer of a folder or a vocab.txt; raise ValueError if it does not work, or not with the model.
+
+    Other files are not looked at: a config.json may name code.
+    """
+    files = {"vocab.txt": place} if place.is_file() else {name: place / name for name in TOKENIZER_FILES}
     files = {name: file for name, file in files.items() if file.is_file()}
+    problem = None
     with tempfile.TemporaryDirectory() as scratch:
         for name, file in files.items():
             shutil.copyfile(file, Path(scratch) / name)
         try:
             check_model_files(Path(scratch))
             tokenizer_class = AutoTokenizer if "tokenizer_config.json" in files else BertTokenizerFast
-            return tokenizer_class.from_pretrained(scratch, trust_remote_code=False)
+            tokenizer = tokenizer_class.from_pretrained(scratch, trust_remote_code=False)
+            check_tokenizer(tokenizer, config.vocab_size)
+            words = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
+            if not words or not tokenizer(SENTENCE)["input_ids"]:
+                problem = f"has no words, or no tokens for {SENTENCE!r}"
+            elif config.pad_token_id not in (None, tokenizer.pad_token_id):
+                problem = f"pads with id {tokenizer.pad_token_id}, the model with {config.pad_token_id} (see --config)"
         except Exception as error:  # a foreign file can fail in any way
-            message = str(error).replace(scratch, str(path))
-            raise ValueError(f"tokenizer {path} cannot be read ({type(error).__name__}: {message})") from error
+            problem = f"cannot be used ({type(error).__name__}: {error})".replace(scratch, str(place))
+    if problem:
+        raise ValueError(f"tokenizer {place} {problem}; name the one that the model was trained with (--tokenizer)")
+    return tokenizer

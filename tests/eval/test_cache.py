@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_encoders import Words
 from safetensors import safe_open
 from safetensors.numpy import save
 
@@ -16,34 +17,22 @@ from m2bert.eval.encoders.policies import parse_policy
 TEXTS = ["boat", "apple pear", "", "boat", "stone wall cloud " * 4, "apple pear"]
 
 
-class Counting:
-    """A text's vectors come from its characters; one for each word under best-chunk:tokens=1. Counts the texts."""
+def characters(text, task):
+    return [len(text), 1 + sum(map(ord, text)) % 97, task == "query"]
+
+
+class Counting(Words):
+    """A text's vectors come from its characters; one for each word under best-chunk:tokens=1."""
 
     name, max_tokens, dimensions = "counting", 10, 3
 
     def __init__(self, fingerprint="aa", fails_at=None):
-        self.fingerprint = fingerprint
-        self.encoded = []
-        self.fails_at = fails_at
+        super().__init__(characters, fingerprint=fingerprint, fails_at=fails_at)
 
     def encode(self, texts, task, max_tokens=None):
         if self.fails_at in texts:
             raise RuntimeError("out of memory")
-        self.encoded += texts
-        rows = [[len(text), 1 + sum(map(ord, text)) % 97, task == "query"] for text in texts]
-        rows = np.array(rows, dtype=np.float32).reshape(-1, 3)
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-    def count_tokens(self, texts, task):
-        return np.array([len(text.split()) for text in texts])
-
-    def token_spans(self, texts):
-        starts = [np.cumsum([0, *(1 + len(word) for word in text.split(" "))])[:-1] for text in texts]
-        words = [text.split(" ") for text in texts]
-        return [
-            np.array([(at, at + len(word)) for at, word in zip(its, parts, strict=True) if word]).reshape(-1, 2)
-            for its, parts in zip(starts, words, strict=True)
-        ]
+        return super().encode(texts, task)
 
 
 @pytest.fixture
@@ -202,15 +191,6 @@ def test_two_runs_at_once_write_the_same_folder(tmp_path, policy):
     assert encoder.encoded == []
     np.testing.assert_array_equal(timed.vectors.rows, parse_policy("truncate").embed(Counting(), texts).rows)
     assert not list(tmp_path.glob("*/.*"))
-
-
-def test_only_what_is_asked_for_is_read(tmp_path, policy, monkeypatch):
-    VectorStore(tmp_path).embed(Counting(), policy, TEXTS)
-    opened, store = [], VectorStore(tmp_path)
-    store.embed(Counting(), policy, ["boat"])  # reads the index
-    monkeypatch.setattr(cache, "safe_open", lambda path, kind: opened.append(path) or safe_open(path, kind))
-    store.embed(Counting(), policy, ["boat"])
-    assert len(opened) == 1 < len(list(tmp_path.glob("*/*.safetensors")))
 
 
 def test_chunks_that_were_found_apart_are_averaged_without_a_model(tmp_path, policy):

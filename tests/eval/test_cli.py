@@ -69,7 +69,7 @@ def test_a_configuration_file_says_the_same(tiny_data, tmp_path):
 
 
 def test_an_output_that_cannot_be_written_is_told_before_the_work(tiny_data, tmp_path, monkeypatch):
-    monkeypatch.setattr("m2bert.eval.run.evaluate", lambda *_: pytest.fail("worked"))
+    monkeypatch.setattr("m2bert.eval.run.Evaluation", lambda *_: pytest.fail("worked"))
     file = tmp_path / "file"
     file.write_text("precious")
     cases = ((tmp_path, "is a folder"), (file / "results.json", "cannot be written"), (file, "exists"))
@@ -91,13 +91,10 @@ def test_cut_queries_and_documents_are_counted(write_task, tiny_rows, tiny_model
     queries, documents = tiny_rows
     queries[0]["query"] = "pear " * 30
     documents[0]["passage"] = "apple"
-    output = tmp_path / "results.json"
     arguments = ["--encoder", tiny_model, "--policy", "truncate", "--policy", "best-chunk"]
-    result = run(*arguments, data=write_task(tmp_path / "data", queries, documents), output=output)
-    counts = [record["counts"] for record in records_in(output)]
-    assert [(each["truncated_queries"], each["truncated_documents"]) for each in counts] == [(1, 5), (1, 0)]
-    assert "1/6" in result.stdout
-    assert "5/6" in result.stdout
+    data = write_task(tmp_path / "data", queries, documents)
+    table = run(*arguments, data=data, output=tmp_path / "results.json").stdout
+    assert re.findall(r"(\d)/6 +(\d)/6", table) == [("1", "5"), ("1", "0")]
 
 
 @pytest.mark.parametrize("name", ["one\nERROR fake line", "a\x1b[2Jb", "a\u202eb"])
@@ -115,17 +112,14 @@ def test_a_task_of_any_name_prints_no_line_of_its_own(write_task, tiny_rows, tmp
     ("arguments", "message"),
     [
         (["--encoder", "tfidf-rp"], "tfidf-rp:256"),
-        (["--encoder", "tfidf-rp:0"], "'tfidf-rp:0'"),
         (["--encoder", "bm52"], "did you mean 'bm25'?"),
         (["--encoder", "./nowhere"], "'./nowhere'"),
-        (["--encoder", "$NOT_SET_ANYWHERE"], "environment variable"),
-        (["--encoder", ""], "encoder ''"),
+        (["--encoder", "$NOT_SET_ANYWHERE"], "'$NOT_SET_ANYWHERE'"),
         (["--encoder", "bm25", "--policy", "best-chunks"], "did you mean 'best-chunk'?"),
         (["--encoder", "bm25", "--hybrid", "rerrank"], "'rerank', 'rrf' or 'weighted'"),
         (["--encoder", "bm25", "--split", "train"], "train.parquet"),
         (["--encoder", "bm25", "--hybrid", "weighted", "--development-split", "test"], "development_split='test'"),
         ([], "--encoder"),
-        (["--encoder", "bm25", "--distractor-count", "5"], "distractors.path"),
         (["--encoder", "bm25", "--task", "tinny"], "did you mean 'tiny'?"),
     ],
 )
@@ -160,21 +154,12 @@ def test_compare_sets_systems_against_each_other(tiny_data, tmp_path):
     assert "'nobody'" in unknown.stderr
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{}", "no result file"),
-        ('{"format": 1, "results": [1]}', "record 0 of"),
-        ('{"format": 1, "results": [{"kind": "retrieval"}]}', "system is missing"),
-    ],
-)
-def test_compare_names_a_record_that_it_cannot_read(tmp_path, text, message):
+def test_compare_names_a_record_that_it_cannot_read(tmp_path):
     path = tmp_path / "results.json"
-    path.write_text(text)
+    path.write_text('{"format": 1, "results": [{"kind": "retrieval"}]}')
     result = call("compare", path)
-    assert result.exit_code == 2
-    assert message in result.stderr
-    assert result.stderr.count("\n") == 1
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert f"record 0 of {path}: system is missing" in result.stderr
 
 
 def read(tmp_path, text):
@@ -206,14 +191,10 @@ hybrids: rrf
     ("text", "message"),
     [
         ("tasks: {data: x}\nencoders: bm25\npolices: truncate", "unknown key 'polices'; did you mean 'policies'"),
-        ("tasks: {data: x, slit: y}\nencoders: bm25", r"unknown key 'tasks\[0\].slit'; did you mean 'split'"),
         ("tasks: {data: x}\nencoders: [bm25, {modle: y}]", r"unknown key 'encoders\[1\].modle'; did you mean 'model'"),
-        ("encoders: bm25", "tasks is missing"),
         ("tasks: {data: x}\nencoders: []", "encoders is"),
-        ("tasks: {data: x, development_split: test}\nencoders: bm25\nhybrids: weighted", "development_split='test'"),
         ("tasks: {data: x, distractors: {path: y, count: 0}}\nencoders: bm25", "distractors.count is 0"),
         ("tasks: {data: x}\nencoders: {model: y, trained_on: {data: z}}", "name is missing"),
-        ("tasks: {data: x, documents: }\nencoders: bm25", r"tasks\[0\].documents is None"),
         ("tasks: {data: x}\nencoders: bm25\nencoders: bm25", "'encoders' stands twice"),
     ],
 )

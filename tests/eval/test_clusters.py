@@ -69,20 +69,17 @@ def test_texts_come_from_files_folders_and_tasks(tmp_path, tiny_data):
     assert drawn == read_source(file, 5, "test", seed=1) != read_source(file, 5, "test", seed=2)
 
 
-def test_bad_sources_and_vectors_are_refused(tmp_path):
-    rows, sources = blobs(spread=0.05)
-    rows[33, 2] = np.nan
+def test_bad_sources_are_refused(tmp_path):
     nowhere, words = tmp_path / "nowhere", write_texts(tmp_path / "a.parquet", ["x"], column="words")
     blank, numbers = write_texts(tmp_path / "b.parquet", [" "]), write_texts(tmp_path / "d.parquet", [7])
     for function, arguments, named in (
-        (read_source, [words, 5, "test"], "no column `text`"),
+        (read_source, [words, 5, "test"], "needs a column 'text'"),
         (read_source, [blank, 5, "test"], "holds no text"),
-        (read_source, [nowhere, 5, "test"], "no parquet file"),
+        (read_source, [nowhere, 5, "test"], "nowhere holds no text"),
         (read_source, [numbers, 5, "test"], "'text' of texts"),
-        (parse_sources, [["web"]], "NAME=PATH"),
-        (parse_sources, [["web=a", "books=c", "web=b"]], "'web' is given twice"),
-        (cluster_sources, [rows, ["one"] * 60, ABOUT], "60 texts of 1 source"),
-        (cluster_sources, [rows, sources, ABOUT], "text 33 .from 's1'. is not finite"),
+        (parse_sources, [["web=a", "books"]], "web=a, books must be two or more of the form NAME=PATH"),
+        (parse_sources, [["web=a"]], "two or more"),
+        (parse_sources, [["web=a", "books=c", "web=b"]], "each name once"),
     ):
         with pytest.raises(ValueError, match=named):
             function(*arguments)

@@ -33,6 +33,9 @@ def test_a_folder_becomes_a_task(folder, caplog):
     load_csv_folder(folder)
     assert "2 .pdf" in caplog.text
     assert "1 of 3 documents are empty" in caplog.text
+    (folder / "queries.csv").write_text("query,answer\nx,boats.txt\nx,more/walls.md\n")  # a row a judgement
+    load_csv_folder(folder)
+    assert "1 queries repeat another" in caplog.text
 
 
 def test_hidden_files_are_no_documents(tmp_path):
@@ -96,24 +99,22 @@ def test_documents_from_a_second_csv(folder):
     [
         ("queries.csv", "query\nwhat\n", r"queries.csv needs the columns query, answer, .* has \['query'\]"),
         ("queries.csv", "query,answer,answer\nx,boats.txt,more/walls.md\n", "each once"),
-        ("queries.csv", "", "queries.csv needs the columns query, answer"),
         ("queries.csv", "query,answer\n", "has no queries"),
         ("queries.csv", 'query,answer\n"a\nb",boats.txt\n ,boats.txt\n', "line 4: column 'query' is empty"),
         ("queries.csv", "query,answer\na,boats.txt\n\nb\n", "line 4: column 'answer' is empty"),
-        ("queries.csv", "query,answer\na,;\n", "answer_pids of query 'q1' are empty"),
+        ("queries.csv", "query,answer\na,;\n", "query 'q1' has no answer_pids"),
         (
             "queries.csv",
             "answer,query\nboats.txt,Who, and when?\n",
-            "line 2 has more cells than the header; put quotes",
+            "queries.csv, line 2: more cells than the header; put quotes",
         ),
         ("queries.csv", 'query,answer\na,boats.txt\n"b,boats.txt\n"c,boats.txt\n', "after line 2: quotes do not pair"),
         ("queries.csv", 'query,answer\n"a,boats.txt\n', "after line 1: quotes do not pair"),
-        ("queries.csv", "query,answer\na,boats.txt;boat.txt\n", "line 2: answer 'boat.txt' .*did you mean 'boats.txt'"),
+        ("queries.csv", "query,answer\na,boats.txt;boat.txt\n", "'q1' is answered by 'boat.txt', .*mean 'boats.txt'"),
         ("queries.csv", "query,answer\n\ncafé,boats.txt\n", "queries.csv, line 3 is not UTF-8"),
-        ("documents.csv", "id,text\na,x\na,y\n", "documents.csv, documents: id 'a' occurs 2 times"),
+        ("documents.csv", "id,text\na,x\na,y\n", "mine, documents: id 'a' occurs 2 times"),
         ("documents.csv", "id,text\n,x\n", "documents.csv, line 2: column 'id' is empty"),
-        ("documents.csv", "id,text\n", "documents.csv has no documents"),
-        ("documents.csv", "id,text\na,one, two\n", "documents.csv, line 2 has more cells"),
+        ("documents.csv", "id,text\n", "has no documents"),
         ("documents", "no folder", "documents.csv cannot be read"),
     ],
 )

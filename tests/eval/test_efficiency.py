@@ -86,13 +86,14 @@ def test_the_model_and_the_tokenizer_are_timed_apart():
 
 
 def test_what_cannot_be_timed_is_refused():
-    policy, pairs = parse_policy("truncate"), WordEncoder()
+    policy, pairs, mute = parse_policy("truncate"), WordEncoder(module=Slow()), SimpleNamespace()
+    mute.name, mute.max_tokens, mute.encode = "api", None, WordEncoder(module=Slow()).encode
     pairs.count_tokens = lambda texts, task: np.array([2 * len(texts[0].split())])
     for encoder, words, tokens, named in (
-        (WordEncoder(), ["word"], 18, "runs no torch module"),
-        (SimpleNamespace(name="api"), ["word"], 18, "'api' shows no tokenizer"),
-        (WordEncoder(), ["word"], 2, "tokens=2 leaves no text"),
-        (WordEncoder(), [], 10, "words is empty"),
+        (WordEncoder(), ["word"], 18, "'fake' shows no tokenizer or runs no torch module"),
+        (mute, ["word"], 18, "'api' shows no tokenizer"),
+        (WordEncoder(module=Slow()), ["word"], 2, "makes no text of 2 tokens"),
+        (WordEncoder(module=Slow()), [], 10, "0 words"),
         (pairs, ["word"], 5, "makes no text of 5 tokens"),
     ):
         with pytest.raises(ValueError, match=named):

@@ -85,9 +85,6 @@ def test_the_cache_of_another_commit_is_not_taken():
     [
         (("org/Set", ["onne"], "test"), "task 'onne' is not in org/Set; tasks there: one, two; did you mean 'one'"),
         (("org/Set", None, "train"), "data=org/Set: 'org/Set-Queries' is no local path, .* its split 'train' cannot"),
-        (("org/None", None, "test"), "a local data is a folder with queries/test.parquet and documents/test.parquet"),
-        (("org/Set", None, "test", "a,b,c"), "revision=a,b,c is neither one revision nor two"),
-        (("org/Set", None, "test", "a,"), "revision=a, is neither"),
     ],
 )
 def test_what_is_not_there_is_named(arguments, message):

@@ -13,7 +13,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from m2bert.eval.search import score_ranking
+from m2bert.eval.metrics.ndcg.ndcg import ndcg_at_k
+from m2bert.eval.search import score_metrics, score_ranking
 
 FOLDER = Path(__file__).resolve().parents[2] / "eval" / "metrics" / "ndcg"
 DOCUMENTS = st.text(alphabet=st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=3)
@@ -70,8 +71,7 @@ def test_what_would_give_a_wrong_value_is_refused():
     cases = [
         (run, qrels, 0, "k=0"),
         ({"q": {"a": None}}, qrels, 10, "'a' for query 'q' is None"),
-        (run, {"q": {"a": -1}}, 10, "relevance of document 'a' for query 'q' is -1"),
-        (run, {"q": {"a": 2**40}}, 10, "'a' for query 'q'"),
+        (run, {"q": {"a": 2**40}}, 10, "relevance of document 'a' for query 'q' is 1099511627776"),
     ]
     for *arguments, message in cases:
         with pytest.raises(ValueError, match=message):
@@ -115,15 +115,12 @@ FOUND, ONE = predicted("q", ["a"], [1.0]), judged("q", ["a"], [1])
     ("predictions", "references", "message"),
     [
         ([predicted("q", ["a", "b"], [1.0])], [ONE], "predictions of query 'q': 2 doc_ids"),
-        ([FOUND], [judged("q", ["a", "b"], [1])], "references of query 'q': 2 doc_ids"),
-        ([predicted("q", ["a", "a"], [1.0, 2.0])], [ONE], "1 of them different"),
-        ([predicted("q", None, [1.0])], [ONE], "predictions of query 'q': 0 doc_ids"),
-        ([FOUND] * 2, [ONE, judged("r", ["a"], [1])], "occurs twice in predictions"),
+        ([predicted("q", ["a", "a"], [1.0, 2.0])], [ONE], "each document once"),
+        ([FOUND] * 2, [ONE, judged("r", ["a"], [1])], "predictions of query 'q': .* each query one row"),
         ([predicted("x", ["a"], [1.0])], [ONE], "'x', which has no reference"),
         ([predicted("q", ["a"], [math.nan])], [ONE], "score of document 'a' for query 'q' is nan"),
-        ([FOUND], [judged("q", ["a"], [1.7])], "is 1.7; it must be a whole number"),
-        ([FOUND], [judged("q", ["a"], [math.nan])], "is nan; it must be a whole number"),
-        ([], [], "references are empty"),
+        ([FOUND], [judged("q", ["a"], [1.7])], "is 1.7; give a whole number"),
+        ([FOUND], [judged("q", ["a"], [math.nan])], "is nan; give a whole number"),
     ],
 )
 def test_the_evaluate_module_refuses_bad_tables(ndcg, predictions, references, message):
@@ -150,3 +147,10 @@ def test_the_card_is_a_space_of_evaluate_and_its_example_gives_what_it_says(ndcg
     shown = text.split("gives `")[1].split("`")[0]
     assert f"{result['ndcg_at_10']:.4f}"[:6] in shown
     assert f"{result['per_query']['q1']:.4f}"[:6] in shown
+
+
+def test_negative_relevance_counts_as_zero():
+    """trec_eval reads it so; BEIR's TREC-COVID and Touché have such judgments."""
+    run, qrels = {"q": {"d2": 2.0, "d1": 1.0}, "r": {"d2": 1.0}}, {"q": {"d1": 2, "d2": -1}, "r": {"d2": -1}}
+    assert ndcg_at_k(run, qrels) == {"q": pytest.approx(1 / math.log2(3)), "r": 0.0}
+    assert score_metrics(run, qrels)["recall_at_100"] == {"q": 1.0, "r": 0.0}

@@ -52,21 +52,17 @@ class FirstWords:
         }
 
 
-def parts(task):
-    return {pid: text.split(SEPARATOR) for pid, text in task.documents.items()}
-
-
 @pytest.mark.parametrize("task", [short_task(), long_task()], ids=["short", "long"])
 def test_only_the_needle_moves_and_is_in_its_own_haystack_only(task):
     haystacks, again, other = (build_haystacks(task, 7, 4, passage_chars=50, seed=seed) for seed in (3, 3, 4))
     assert haystacks.at(2).fingerprint == again.at(2).fingerprint != other.at(2).fingerprint
     assert len(haystacks.needles) == 4
-    first = parts(haystacks.at(0))
+    first = {pid: text.split(SEPARATOR) for pid, text in haystacks.at(0).documents.items()}
     for position in range(7):
         moved = haystacks.at(position)
-        for pid, passages in parts(moved).items():
+        for pid, text in moved.documents.items():
             needle, *distractors = first[pid]
-            assert passages == [*distractors[:position], needle, *distractors[position:]]
+            assert text == SEPARATOR.join([*distractors[:position], needle, *distractors[position:]])
         assert moved.queries == haystacks.at(0).queries
     documents = moved.documents
     for qid, needle in haystacks.needles.items():
@@ -90,12 +86,9 @@ def test_a_needle_begins_where_the_answer_does_and_is_cut_between_words():
         build_haystacks(long_task(positions=(None,)), passage_chars=50)
 
 
-def test_overlapping_needles_are_not_taken_together():
-    haystacks = build_haystacks(long_task(positions=(0.5, 0.505)), passages=5, passage_chars=100)
-    assert sorted(needle.pid for needle in haystacks.needles.values()) == ["p0", "p1", "p2"]
-
-
-def test_distractors_are_cut_around_the_needles_without_gaps():
+def test_needles_do_not_overlap_and_distractors_are_cut_around_the_needles_without_gaps():
+    overlapping = build_haystacks(long_task(positions=(0.5, 0.505)), passages=5, passage_chars=100)
+    assert sorted(needle.pid for needle in overlapping.needles.values()) == ["p0", "p1", "p2"]
     task = long_task()
     haystacks = build_haystacks(task, passages=5, passage_chars=200)
     everything = [*distractor_pool(task, haystacks.needles, 200), *haystacks.needles.values()]
@@ -106,15 +99,10 @@ def test_distractors_are_cut_around_the_needles_without_gaps():
         assert all(passage.end - passage.start <= 200 for passage in ordered)
 
 
-def test_places_are_evenly_spaced_from_first_to_last():
-    assert needle_positions(40, None) == list(range(40))
-    assert needle_positions(40, 8) == [0, 6, 11, 17, 22, 28, 33, 39]
-    assert needle_positions(40, 1) == [0]
-
-
 def test_the_curve_falls_for_a_reader_of_the_beginning_and_is_level_for_a_reader_of_everything():
-    haystacks = build_haystacks(short_task(), passages=6, queries=12)
-    whole, beginning = (run_needle(haystacks, list(range(6)), FirstWords(words), ABOUT) for words in (10_000, 2 * 6))
+    assert (needle_positions(40, 8), needle_positions(40, 1)) == ([0, 6, 11, 17, 22, 28, 33, 39], [0])
+    haystacks, places = build_haystacks(short_task(), passages=6, queries=12), needle_positions(6, None)
+    whole, beginning = (run_needle(haystacks, places, FirstWords(words), ABOUT) for words in (10_000, 2 * 6))
     assert [row["ndcg_at_10"] for row in whole["rows"]] == [1.0] * 6
     scores = [row["ndcg_at_10"] for row in beginning["rows"]]
     assert scores[:2] == [1.0, 1.0]

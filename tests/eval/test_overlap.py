@@ -2,10 +2,9 @@
 
 import random
 
-import numpy as np
 import pytest
 
-from m2bert.eval.tasks.overlap import RUN_WORDS, find_overlap, hashed_runs, sample
+from m2bert.eval.tasks.overlap import find_overlap
 from m2bert.eval.tasks.schema import load_task, make_task
 
 RANDOM = random.Random(0)
@@ -62,22 +61,6 @@ def test_nothing_shared(pair):
     assert record["documents"] == {"count": 4, "same": 0, "near": 0}
     assert record["queries"]["same"] == record["queries"]["in_documents"] == 0
     assert record["examples"] == []
-
-
-def test_runs_are_those_of_a_plain_reading():
-    words = text(40).split() * 2  # every run of the second half occurs twice
-    runs = hashed_runs(words)
-    assert [len(values) for values in runs] == [len(words) - length + 1 for length in range(RUN_WORDS + 1)]
-    for length in (1, 5, RUN_WORDS):
-        plain = [tuple(words[i : i + length]) for i in range(len(words) - length + 1)]
-        assert len(set(plain)) == len(np.unique(runs[length]))
-        assert len({*zip(plain, runs[length].tolist(), strict=True)}) == len(set(plain))
-    assert [len(values) for values in hashed_runs(["one", "two"])] == [3, 2, 1] + [0] * 11
-
-
-def test_a_sixteenth_is_sampled_whatever_the_text():
-    hashes = hashed_runs(text(40_000).split())[RUN_WORDS]
-    assert 0.055 < len(sample(hashes)) / len(hashes) < 0.07
 
 
 def test_qmsum(qmsum_data):

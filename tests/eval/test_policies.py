@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from fake_encoders import Opaque
 from torch import nn
 
 from m2bert.eval.encoders import sentence_transformer
@@ -23,15 +24,6 @@ def encoder(tiny_model):
     return SentenceTransformerEncoder(tiny_model)
 
 
-class Vectors:
-    """An encoder that only encodes."""
-
-    name, fingerprint, max_tokens, dimensions = "plain", "00", 12, 2
-
-    def encode(self, texts, task, max_tokens=None):
-        return np.tile(np.array([[1, 0]], dtype=np.float32), (len(texts), 1))
-
-
 def test_truncate_reads_the_beginning_and_says_how_much_it_saw(encoder):
     vectors = parse_policy("truncate").embed(encoder, TEXTS)
     np.testing.assert_array_equal(vectors.rows, encoder.encode(TEXTS, "document"))
@@ -40,7 +32,7 @@ def test_truncate_reads_the_beginning_and_says_how_much_it_saw(encoder):
     shorter = parse_policy("truncate:tokens=5").embed(encoder, TEXTS)
     np.testing.assert_allclose(shorter.rows, encoder.encode([" ".join(t.split()[:3]) for t in TEXTS], "document"))
     assert shorter.seen.tolist() == pytest.approx([1, 3 / 200, 3 / 10, 3 / 11, 3 / 57, 1])
-    assert np.isnan(parse_policy("truncate").embed(Vectors(), ["a"]).seen).all()
+    assert np.isnan(parse_policy("truncate").embed(Opaque(), ["a"]).seen).all()
 
 
 def test_best_chunk_has_the_vector_of_every_chunk(encoder):
@@ -55,14 +47,11 @@ def test_best_chunk_has_the_vector_of_every_chunk(encoder):
 
 
 def test_chunk_average_is_the_mean_direction_of_the_chunks(encoder):
-    chunks = parse_policy("best-chunk:tokens=7").embed(encoder, TEXTS)
+    rows, counts, _ = parse_policy("best-chunk:tokens=7").embed(encoder, TEXTS)
     average = parse_policy("chunk-average:tokens=7").embed(encoder, TEXTS)
     assert average.counts.tolist() == [1] * 6
-    np.testing.assert_allclose(np.linalg.norm(average.rows, axis=1), 1, atol=1e-6)
-    firsts = np.cumsum(chunks.counts) - chunks.counts
-    for i, (first, count) in enumerate(zip(firsts, chunks.counts, strict=True)):
-        mean = chunks.rows[first : first + count].mean(axis=0)
-        np.testing.assert_allclose(average.rows[i], mean / np.linalg.norm(mean), atol=1e-6)
+    means = [chunks.mean(axis=0) for chunks in np.split(rows, np.cumsum(counts)[:-1])]
+    np.testing.assert_allclose(average.rows, unit_rows(np.stack(means)), atol=1e-6)
 
 
 @pytest.mark.parametrize("spec", ALL)
@@ -121,14 +110,12 @@ def test_specifications_are_canonical():
     [
         ("best-chunks", "'best-chunks' is unknown; .*did you mean 'best-chunk'"),
         ("", "'' is unknown"),
-        ("truncate:stride=3", "cannot set 'stride'"),
-        ("truncate:tokens=3,tokens=4", "cannot set 'tokens'"),
-        ("truncate:tokens", "'tokens' to ''"),
-        ("truncate:tokens=0", "'tokens' to '0'"),
-        ("late-chunk:vectors=1.5", "'vectors' to '1.5'"),
-        ("truncate:tokens=13", "tokens=13 must be from 3 to 12: encoder"),
-        ("best-chunk:tokens=13", "tokens=13 must be from 3 to 12: encoder"),
-        ("chunk-average:tokens=2", "policy 'chunk-average:tokens=2': tokens=2 must be from 3"),
+        ("truncate:stride=3", "policy 'truncate:stride=3': unknown key 'stride'"),
+        ("truncate:tokens", "tokens is ''; .*integer"),
+        ("truncate:tokens=0", "tokens is '0'; .*greater"),
+        ("late-chunk:vectors=1.5", "vectors is '1.5'; .*integer"),
+        ("best-chunk:tokens=13", "policy 'best-chunk:tokens=13' of encoder '.*tiny': tokens=13 must be from 3 to 12"),
+        ("chunk-average:tokens=2", "tokens=2 must be from 3"),
         ("best-chunk:stride=11", "stride=11 would skip text"),
         ("chunk-average:tokens=5,stride=4", "stride=4 would skip text"),
     ],
@@ -140,8 +127,8 @@ def test_what_means_nothing_or_a_model_cannot_do_is_refused(encoder, text, messa
 
 @pytest.mark.parametrize("spec", ["chunk-average", "best-chunk", "late-chunk"])
 def test_an_encoder_that_shows_no_tokens_can_only_truncate(spec):
-    with pytest.raises(ValueError, match=f"policy '{spec}': encoder 'plain' .*; use truncate"):
-        parse_policy(spec).embed(Vectors(), ["a"])
+    with pytest.raises(ValueError, match=f"policy '{spec}' of encoder 'opaque': .*; use truncate"):
+        parse_policy(spec).embed(Opaque(), ["a"])
 
 
 def test_chunks_of_a_model_without_a_limit_need_a_length(encoder, monkeypatch):
@@ -181,12 +168,9 @@ class Thirds(Letters):
     ("text", "tokens", "stride", "chunks"),
     [
         ("a b c d e f g h i j", 4, None, ["a b c d", "e f g h", "i j"]),
-        ("a b c d e f g h i j", 10, None, ["a b c d e f g h i j"]),
         ("abcdef ghi jk", 4, None, ["abcd", "ef gh", "i jk"]),
         ("a b c d e f g h", 4, 2, ["a b c d", "c d e f", "e f g h"]),
         ("a b c d e f g h", 4, 3, ["a b c d", "d e f g", "g h"]),
-        ("a b c d e f g h", 4, 4, ["a b c d", "e f g h"]),
-        ("", 4, None, [""]),
         ("  \n ", 4, None, [""]),
     ],
 )
@@ -302,6 +286,3 @@ class TestLateChunking:
         transformer.model.pooler = transformer.model.bert.pooler  # of the hidden states alone
         with pytest.raises(ValueError, match="unknown or takes no mask of tokens"):
             pools_itself.encode_parts(self.TEXTS, 2)
-        pools_itself.model[0] = nn.Identity()
-        with pytest.raises(ValueError, match="Identity is unknown"):
-            sentence_transformer.check_late_chunking(pools_itself.model, "x")

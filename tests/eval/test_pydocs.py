@@ -16,49 +16,18 @@ LONG = "Something about this object that is long enough to be kept, word after w
 TAIL = " The rest of the text says more about it." * 8
 
 
-def as_document(sentences: list[str]) -> list[Entry]:
-    return [Entry(f"pkg.f{i}", sentence + TAIL) for i, sentence in enumerate(sentences)]
-
-
-def test_queries_come_from_every_part_of_a_document():
-    sentences = [f"Number {i} of these sentences is not like any other." for i in range(40)]
-    (queries,) = pydocs.choose_queries([as_document(sentences)])
-    assert [int(query.position * 4) for query in queries] == [0, 1, 2, 3]
-    assert all(query.sentence == sentences[query.entry_index] for query in queries)
-
-
 def test_a_sentence_that_stands_elsewhere_too_is_no_query():
     sentence = "Return the shortest path between two nodes of a graph."
     other = [Entry("pkg.other", f"See also: return the SHORTEST path\nbetween two nodes of a graph.{TAIL}")]
-    assert pydocs.choose_queries([as_document([sentence]), other])[0] == []
-    assert [query.sentence for query in pydocs.choose_queries([as_document([sentence])])[0]] == [sentence]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Only five surprisingly elongated words." + TAIL,
-        "Six short words are in it." + TAIL,
-        "This sentence is long enough but nothing follows after it.",
-        "A heading without any final punctuation in it at all\n\n" + TAIL,
-    ],
-)
-def test_sentences_that_make_poor_queries_are_passed_over(text):
-    assert pydocs.candidate_queries([Entry("pkg.f", text)]) == []
+    document = [Entry("pkg.f", sentence + TAIL)]
+    assert pydocs.choose_queries([document, other])[0] == []
+    assert [query.sentence for query in pydocs.choose_queries([document])[0]] == [sentence]
 
 
 def test_a_query_is_a_whole_sentence():
     (query,) = pydocs.candidate_queries([Entry("pkg.f", "Read a table, e.g. one of\n    numbers, into memory." + TAIL)])
     assert query.sentence == "Read a table, e.g. one of numbers, into memory."
     assert query.rest == TAIL.strip()
-
-
-def test_documents_hold_consecutive_entries_and_reach_the_size():
-    entries = [Entry(f"pkg.f{i}", "word " * 200) for i in range(100)]
-    documents = pydocs.pack_documents(entries, 32_000)
-    assert [entry for document in documents for entry in document] == entries[: sum(map(len, documents))]
-    assert all(31_000 - 2_000 < len(pydocs.render(document)) <= 32_000 for document in documents[:-1])
-    assert pydocs.pack_documents(entries[:3], 32_000) == []
 
 
 def test_layout_and_prompts_go_and_words_stay():

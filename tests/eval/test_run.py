@@ -1,10 +1,9 @@
 """Whole runs on a tiny task: what is in the records, and what one bad encoder must not spoil."""
 
 import dataclasses
-import re
 
-import numpy as np
 import pytest
+from fake_encoders import Words
 
 from m2bert.eval import run as module
 from m2bert.eval.config import EncoderSettings, EvalConfig, TaskSettings, TrainingTask
@@ -14,29 +13,9 @@ from m2bert.eval.records import best_ranks, examples
 from m2bert.eval.tasks.schema import load_task
 
 
-class WordEncoder:
-    """Counts the words of the tiny task; a document is read up to `max_tokens` words."""
-
-    def __init__(self, vocabulary, max_tokens=4):
-        self.name = self.fingerprint = "words"
-        self.vocabulary, self.dimensions, self.max_tokens = vocabulary, len(vocabulary), max_tokens
-        self.calls = 0
-
-    def encode(self, texts, task, max_tokens=None):
-        self.calls += len(texts)
-        limit = max_tokens or self.max_tokens
-        rows = np.array([[text.split()[:limit].count(word) + 1e-3 for word in self.vocabulary] for text in texts])
-        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-    def count_tokens(self, texts, task):
-        return np.array([len(text.split()) for text in texts])
-
-    def token_spans(self, texts):
-        return [np.array([match.span() for match in re.finditer(r"\S+", text)]).reshape(-1, 2) for text in texts]
-
-
 def evaluate(config, store):
-    return module.evaluate(module.make_plan(config), store)
+    run = module.Evaluation(config, store)
+    return run.run(), run.failures
 
 
 @pytest.fixture
@@ -44,7 +23,9 @@ def words(monkeypatch, tiny_rows, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name in ("words", "broken"):  # a plain name is a folder's
         (tmp_path / name).mkdir()
-    encoder = WordEncoder(sorted({word for row in tiny_rows[1] for word in row["passage"].split()}))
+    vocabulary = sorted({word for row in tiny_rows[1] for word in row["passage"].split()})
+    counts = lambda text, task: [text.split().count(word) + 1e-3 for word in vocabulary]  # noqa: E731
+    encoder = Words(counts, fingerprint="words", dimensions=len(vocabulary))
 
     def load(name):
         if name == "broken":
@@ -82,31 +63,24 @@ def test_a_record_holds_what_reports_need(settings, words):
 
 
 def test_policies_and_hybrids_are_systems_of_their_own(settings, words):
-    config = settings(
-        "bm25", "words", policies=("truncate", "best-chunk:tokens=3"), hybrids=("rerank", "rrf", "weighted")
-    )
-    records, _ = evaluate(config, VectorStore(None))
-    alone = ["bm25", "words / truncate", "words / best-chunk:tokens=3"]
-    hybrids = [f"{name} + bm25 ({how})" for name in alone[1:] for how in ("rerank:100", "rrf", "weighted")]
+    """Plain tfidf-rp takes its width from the models."""
+    policies, hybrids = ("truncate", "best-chunk:tokens=3"), ("rerank", "rrf", "weighted")
+    records, _ = evaluate(settings("tfidf-rp", "words", policies=policies, hybrids=hybrids), VectorStore(None))
+    alone = ["words / truncate", "words / best-chunk:tokens=3", "tfidf-rp:12"]
+    hybrids = [f"{name} + bm25 ({how})" for name in alone[:2] for how in ("rerank:100", "rrf", "weighted")]
     assert sorted(record["system"] for record in records) == sorted(alone + hybrids)
     weighted = next(record for record in records if record["system"].endswith("(weighted)"))
     assert weighted["hybrid"]["development_split"] == "validation"
     assert 0 <= weighted["hybrid"]["weight"] <= 1
-    assert [record["vectors"] for record in records if record["system"] in alone] == ["none", "one", "several"]
-
-
-def test_plain_tfidf_takes_its_width_from_the_models(settings, words):
-    records, _ = evaluate(settings("tfidf-rp", "words"), VectorStore(None))
-    assert [record["system"] for record in records] == ["words / truncate", "tfidf-rp:12"]
-    assert records[1]["seeds"] == 20
-    assert records[1]["ranks"] is None  # a mean over rankings has no ranks
+    assert [record["vectors"] for record in records if record["system"] in alone] == ["one", "several", "one"]
+    assert (records[-1]["seeds"], records[-1]["ranks"]) == (20, None)  # a mean over rankings has no ranks
 
 
 def test_one_bad_encoder_does_not_spoil_the_others_of_one_process(settings, words, monkeypatch):
     records, failures = evaluate(settings("tfidf-rp", "bm25", "broken"), VectorStore(None))
     assert [record["system"] for record in records] == ["bm25"]
-    assert failures[0] == "encoder 'broken' failed and is left out: encoder 'broken' cannot be loaded"
-    assert "'tfidf-rp' failed and is left out: no encoder beside it gave vectors" in failures[1]
+    assert failures[0] == "encoder 'broken' failed, and it is left out: encoder 'broken' cannot be loaded"
+    assert "tfidf-rp is left out: no other encoder gave vectors" in failures[1]
     with pytest.raises(ValueError, match="cannot be loaded"):
         evaluate(settings("broken"), VectorStore(None))
     monkeypatch.setenv("WORLD_SIZE", "2")  # the others would wait for this process at the next encoder
@@ -115,9 +89,8 @@ def test_one_bad_encoder_does_not_spoil_the_others_of_one_process(settings, word
 
 
 def test_a_model_trained_on_the_task_is_fine_tuned_and_its_overlap_counted(settings, words, tiny_data):
-    seen = EncoderSettings(
-        model="words", trained_on=(TrainingTask(data=str(tiny_data), name="tiny", split="validation"),)
-    )
+    training = TrainingTask(data=str(tiny_data), name="tiny", split="validation")
+    seen = EncoderSettings(model="words", trained_on=(training,))
     other = EncoderSettings(model="words", name="other", trained_on=("MS MARCO",))
     records, _ = evaluate(settings(seen, other), VectorStore(None))
     assert [record["claim"] for record in records] == ["fine-tuned", "zero-shot"]
@@ -168,17 +141,11 @@ def test_models_of_the_same_short_name_are_told_apart(settings, words):
         evaluate(settings(one, other), VectorStore(None))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"trained_on": (TrainingTask(data="/not/there", name="tiny"),)}, "'/not/there' is no folder"),
-        ({"policies": ("best-chunks",)}, "best-chunk"),
-    ],
-)
-def test_what_is_not_there_is_named_before_any_model_runs(settings, words, changes, message):
-    with pytest.raises(ValueError, match=message):
-        evaluate(settings("bm25", EncoderSettings(model="words", **changes)), VectorStore(None))
-    assert not words.calls
+def test_what_is_not_there_is_named_before_any_model_runs(settings, words):
+    lost = EncoderSettings(model="words", trained_on=(TrainingTask(data="/not/there", name="tiny"),))
+    with pytest.raises(ValueError, match="'/not/there' is no folder"):
+        evaluate(settings("bm25", lost), VectorStore(None))
+    assert not words.encoded
 
 
 def test_the_weight_is_never_chosen_on_the_split_that_is_scored(settings, words, monkeypatch):

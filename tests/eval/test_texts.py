@@ -29,9 +29,8 @@ def task_with(positions):
 
 
 def test_scores_fall_into_the_bucket_of_the_model_that_reads_their_answer_whole():
-    tokens = dict(zip("abcdefgh", [0, 2_048, 2_049, 8_192, 8_193, 32_768, 32_769, 10**6], strict=True))
-    rows = by_length(dict.fromkeys(tokens, 0.5), tokens)
-    assert [(row["bucket"], row["queries"]) for row in rows] == [("<2k", 2), ("2k-8k", 2), ("8k-32k", 2), (">32k", 2)]
+    tokens = {f"q{count}": count for count in [0, 2_048, 2_049, 8_192, 8_193, 32_768, 32_769, 10**6]}
+    assert [row["queries"] for row in by_length(dict.fromkeys(tokens, 0.5), tokens)] == [2, 2, 2, 2]
     rows = by_length({"a": 1.0, "b": 0.0, "c": 0.5, "d": 0.25}, {"a": 10, "b": 2_000, "c": 9_000, "d": 40_000})
     assert [list(row.values()) for row in rows] == [
         ["<2k", 2, 0.5, [0, 1]], ["2k-8k", 0, None, None], ["8k-32k", 1, 0.5, None], [">32k", 1, 0.25, None],
@@ -91,12 +90,11 @@ def test_qmsum_has_the_lengths_of_table_11(qmsum_data):
 
 
 def test_quartiles_are_in_characters_of_the_answers_document():
-    record = describe_spans(task_with([("long", 0.0), ("long", 0.2), ("long", 0.4), ("short", 0.5), ("long", 0.9)]))
+    places = [("long", 0.0), ("long", 0.2), ("long", None), ("long", 0.4), ("short", 0.5), ("long", 0.9)]
+    record = describe_spans(task_with(places))
     assert record["positions"] == {"count": 5, "quartiles": [50, 200, 400], "mean_document_chars": 550}
     assert record["quarters"] == [2, 1, 1, 1]
     json.dumps(record)
-    some = describe_spans(task_with([("long", 0.3), ("long", None), ("long", 0.3)]))
-    assert some["positions"] == {"count": 2, "quartiles": [300, 300, 300], "mean_document_chars": 1000}
     with pytest.raises(ValueError, match="'tiny' does not say where answers begin.*`position`.*`answer`"):
         describe_spans(task_with([("long", None)]))
 

@@ -22,22 +22,8 @@ def test_the_tables_of_docs_are_those_of_the_results(script, tmp_path, monkeypat
         pages.fill(tmp_path / "results.md", {"nothing": ""})
 
 
-def test_the_plot_of_the_search_demo_names_every_system(script, tmp_path):
-    plots = script("experiments/plots.py")
-    interval = {"ndcg_at_10": 0.8, "interval_95": [0.75, 0.85]}
-    records = [
-        {"name": name, "policy": policy, "hybrid": hybrid, "counts": {"queries": 9, "documents": 3}, **interval}
-        | {"by_quarter": [interval] * 4}
-        for name, policy, hybrid in [("bm25", "whole", None), ("m", "truncate", None), ("m", "truncate", "weighted")]
-    ]
-    labels = ["BM25, words and no vectors", "m, one vector a document", "m, one vector a document, with BM25"]
-    assert [plots.search_label(record) for record in records] == labels
-    plots.demo(records, tmp_path / "scores.png")
-    assert (tmp_path / "scores.png").stat().st_size > 10_000
-
-
 def test_twins_are_run_at_the_best_rate_and_at_equal_operations(script, tmp_path, monkeypatch):
-    runs = script("experiments/twin_runs.py")
+    runs = script("experiments/replicas/twin_runs.py")
     monkeypatch.setattr(runs, "RESULTS", tmp_path)
     rates = {"lr": 1e-3, "pooler_lr": None, "filter_lr": 1e-3}
     for mixer, flops in (("none", 1), ("long-conv", 2), ("attention", 5)):

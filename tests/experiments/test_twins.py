@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from m2bert.train.starts import identity_layer_
+from m2bert.train.initialization import identity_layer_
 from modeling_m2bert import M2BertConfig
 from modeling_m2bert.m2bert_packing import Rows, pack_rows
 
@@ -105,7 +105,7 @@ def test_the_entry_points_train_the_mixer_that_was_asked_for(twins, entry, mixer
 def test_nothing_stays_replaced_and_another_mixer_than_asked_for_is_refused(twins, made, tiny_config):
     made("attention", tiny_config())
     model = AutoModel.from_config(tiny_config())
-    assert twins.starts.identity_layer_ is identity_layer_
+    assert twins.initialization.identity_layer_ is identity_layer_
     with pytest.raises(RuntimeError, match="M2BertMixer.* not attention"):
         twins.compact_record(model, "attention", None, {}, {})
 

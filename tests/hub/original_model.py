@@ -14,37 +14,26 @@ needs_fixtures = pytest.mark.skipif(
 KEPT = ["base_full", "base_padded_256", "short_input", "short_padded_pool_all", "three_layers_pool_all_types",
         "no_residual_long_conv", "no_positional_embeddings", "training_additions", "training_additions_no_residual",
         "dense_mlp_emb3_wmod", "float64_with_grads"]  # fmt: skip
+CLASSIFIER = ("classifier.weight", "classifier.bias")
 
 
 class Fixture:
     def __init__(self, name):
         with safe_open(FIXTURES / f"{name}.safetensors", "pt") as file:
-            meta = file.metadata()
+            meta = {key: json.loads(value) for key, value in file.metadata().items() if value[:1] in "[{"}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        self.config = json.loads(meta["config"])
+        self.config, self.float32_noise = meta["config"], meta["fp32_max_abs_dev"]
+        self.masked_lm_only, self.classifier_only = meta["mlm_only_keys"], meta["seqcls_only_keys"]
         self.tolerance = 1e-9 if name == "float64_with_grads" else 1e-5
-        self.float32_noise = json.loads(meta["fp32_max_abs_dev"])
-        self.masked_lm_only, self.classifier_only = (
-            json.loads(meta["mlm_only_keys"]),
-            json.loads(meta["seqcls_only_keys"]),
+        self.state, self.outputs, self.inputs = (
+            {key.removeprefix(group): value for key, value in tensors.items() if key.startswith(group)}
+            for group in ("state_dict.", "outputs.", "inputs.")
         )
-        self.state = {
-            key.removeprefix("state_dict."): value for key, value in tensors.items() if key.startswith("state_dict.")
-        }
-        self.outputs = {
-            key.removeprefix("outputs."): value for key, value in tensors.items() if key.startswith("outputs.")
-        }
-        self.inputs = {
-            key.removeprefix("inputs."): value for key, value in tensors.items() if key.startswith("inputs.")
-        }
         self.labels = self.inputs.pop("mlm_labels")
-
-    def without(self, keys):
-        return {key: value for key, value in self.state.items() if key not in keys}
 
     def embedding_state(self):
         """As of a retrieval model: with a pooler, without a classifier."""
-        return {key: value for key, value in self.without(self.masked_lm_only).items() if "classifier" not in key}
+        return {key: self.state[key] for key in self.state if key not in [*self.masked_lm_only, *CLASSIFIER]}
 
     def masked_lm_state(self):
-        return self.without(self.classifier_only)
+        return {key: value for key, value in self.state.items() if key not in self.classifier_only}

@@ -12,7 +12,7 @@ from test_scores import record
 
 from m2bert.eval.encoders.fingerprint import model_files
 from m2bert.files import parse_yaml
-from m2bert.hub.card import About, Card, Data, read_about, without_private
+from m2bert.hub.card import About, Card, Data
 from m2bert.hub.folder import export_checkpoint, write_folder
 from m2bert.hub.scores import read_scores
 from m2bert.hub.sentence_files import SentenceSettings
@@ -96,13 +96,10 @@ def test_what_its_maker_says_is_on_the_card(tmp_path, checkpoint):
         ("licence: mit", "unknown key 'licence'; did you mean 'license'"),
         ("license: 'mit | #'", "license"),
         ("data: [{name: a, license: b, hub: ../../x y}]", r"data\[0\].hub"),
-        ("data: [{name: books}]", r"data\[0\].license"),
         ("text: &a [x]\nlimits: *a", "aliases"),
     ],
 )
 def test_a_broken_about_file_is_named_and_nothing_is_written(tmp_path, checkpoint, text, named):
-    (tmp_path / "about.yaml").write_text("")
-    assert read_about(tmp_path / "about.yaml") == About()
     (tmp_path / "about.yaml").write_text(text)
     with pytest.raises(ValueError, match=named):
         export(tmp_path, checkpoint, about=tmp_path / "about.yaml")
@@ -165,37 +162,25 @@ def test_the_twin_with_masked_padding_is_compared_in_ndcg(tmp_path, tiny_config,
     assert "was not measured" not in text
 
 
-def test_settings_of_training_are_shown_without_paths_of_the_machine(tmp_path, tiny_config):
-    settings = {"data": {"path": "/home/somebody/secret/qmsum"}, "steps": 7, "tasks": ["/home/somebody/x", 3]}
+def test_settings_of_training_are_shown_without_paths_and_tokens(tmp_path, tiny_config):
+    settings = {
+        "data": {"path": "/home/somebody/secret/qmsum", "cache": "~/somebody/cache", "note": "path=/home/somebody/x"},
+        "/home/somebody/key": ["/home/somebody/y", 3], "steps": 7, "token": "hf_" + "a" * 34,
+        "model": "org/name", "page": "https://huggingface.co/org/name",
+    }  # fmt: skip
+    public = {
+        "data": {"path": "qmsum", "cache": "cache", "note": "path=x"}, "key": ["y", 3], "steps": 7, "token": "hf_...",
+        "model": "org/name", "page": "https://huggingface.co/org/name",
+    }  # fmt: skip
     record = {"training.json": json.dumps({"config": settings, "data_fingerprint": "b" * 64})}
-    about = About(data=[Data(name="qmsum", license="MIT")])
-    folder = write_folder(
-        M2BertForMaskedLM(tiny_config()), None, tmp_path / "out", extra_files=record, card=Card(about=about)
-    )
+    card = Card(about=About(data=[Data(name="qmsum", license="MIT")]))
+    folder = write_folder(M2BertForMaskedLM(tiny_config()), None, tmp_path / "out", extra_files=record, card=card)
     text = (folder / "README.md").read_text()
     assert "path: qmsum" in text
-    assert "steps: 7" in text
     assert "b" * 64 in text
     assert "somebody" not in text
     exported = export_checkpoint(folder, tmp_path / "public")
-    assert "somebody" not in (exported / "training.json").read_text()
-    assert json.loads((exported / "training.json").read_text())["config"]["steps"] == 7
-
-
-@pytest.mark.parametrize(
-    ("value", "public"),
-    [
-        ("/home/me/data/qmsum", "qmsum"),
-        ("path=/home/me/qmsum", "path=qmsum"),
-        ("~/data/qmsum", "qmsum"),
-        ({"/home/me": ["/a/b", 3]}, {"me": ["b", 3]}),
-        ("hf_" + "a" * 34, "hf_..."),
-        ("org/name", "org/name"),
-        ("https://huggingface.co/org/name", "https://huggingface.co/org/name"),
-    ],
-)
-def test_paths_and_tokens_stay_at_home(value, public):
-    assert without_private(value) == public
+    assert json.loads((exported / "training.json").read_text())["config"] == public
 
 
 @pytest.mark.parametrize("prompt", ["Represent it:\n", '"]); import os; (["'])
@@ -209,18 +194,13 @@ def test_the_cards_code_holds_any_prompt_as_text(tmp_path, tiny_config, tokenize
 
 def test_foreign_text_stays_in_its_cell(tmp_path, tiny_config, tokenizer):
     foreign = "a |\n\n# Mine\n<img src=x>"
-    conversion = CONVERSION | {
-        "source": foreign,
-        "revision": None,
-        "license": "mit |\n# Mine",
-        "tensors": {"total": foreign},
-    }
-    conversion["masked"] = {"text": foreign, "cosine": [{"tokens": foreign, "texts": foreign, "mean": 1, "lowest": 1}]}
-    conversion["parity"] = conversion["parity"] | {"texts": foreign, "tokens": foreign}
-    folder = write_folder(
-        M2BertModel(tiny_config()), tokenizer, tmp_path / "out", extra_files={"conversion.json": json.dumps(conversion)}
+    changes = {"source": foreign, "revision": None, "license": "mit |\n# Mine", "tensors": {"total": foreign},
+               "masked": {"text": foreign, "cosine": [{"tokens": foreign, "texts": foreign, "mean": 1, "lowest": 1}]},
+               "parity": CONVERSION["parity"] | {"texts": foreign, "tokens": foreign}}  # fmt: skip
+    record = {"conversion.json": json.dumps(CONVERSION | changes)}
+    card = ModelCard.load(
+        write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out", extra_files=record) / "README.md"
     )
-    card = ModelCard.load(folder / "README.md")
     assert "\n# Mine" not in card.text
     assert "<img" not in card.text.replace("\\<", "")
     assert card.data.license is None
@@ -229,9 +209,8 @@ def test_foreign_text_stays_in_its_cell(tmp_path, tiny_config, tokenizer):
 @pytest.mark.parametrize("value", ["a\n```\n\n# Mine", "a\n````\n<script>\n", "a\n\n  ```\n# Mine\n"])
 def test_a_setting_stays_in_its_code_block(tmp_path, tiny_config, value):
     record = {"training.json": json.dumps({"config": {"a": value, value: ["b", value]}})}
-    text = (
-        write_folder(M2BertModel(tiny_config()), None, tmp_path / "out", extra_files=record) / "README.md"
-    ).read_text()
+    folder = write_folder(M2BertModel(tiny_config()), None, tmp_path / "out", extra_files=record)
+    text = (folder / "README.md").read_text()
     opening = re.search(r"^(`{3,})yaml$", text, flags=re.MULTILINE)
     block, rest = re.split(rf"^ {{0,3}}{opening[1]}`*\s*$", text[opening.end() :], maxsplit=1, flags=re.MULTILINE)
     assert parse_yaml(block, "the block") == {"a": value, value: ["b", value]}
@@ -242,7 +221,6 @@ def test_a_setting_stays_in_its_code_block(tmp_path, tiny_config, value):
     ("name", "change", "place"),
     [
         ("training.json", {"config": {}, "versions": [1]}, "versions"),
-        ("training.json", {"config": [1]}, "config"),
         ("conversion.json", {"tensors": {}}, "total"),
         ("conversion.json", {"parity": CONVERSION["parity"] | {"float32": {}}}, "float32|last_hidden_state"),
         (
@@ -269,25 +247,22 @@ def test_without_a_tokenizer_the_card_shows_no_code_that_needs_one(tmp_path, tin
     assert "```python" not in text
 
 
-def test_a_masked_lm_card_does_not_speak_of_vectors_of_sentence_transformers(tmp_path, tiny_config, tokenizer):
-    model = M2BertForMaskedLM(tiny_config(padding="visible"))
-    text = (write_folder(model, tokenizer, tmp_path / "out") / "README.md").read_text()
-    assert "sees its padding" in text
-    assert "sentence-transformers pads" not in text
-    visible = M2BertModel(tiny_config(padding="visible", pooling="cls_tanh"))
-    text = (write_folder(visible, tokenizer, tmp_path / "other") / "README.md").read_text()
-    assert "sentence-transformers pads every text to 48 tokens" in text
-    assert "the original's:" not in text
+def test_padding_and_lengths_on_the_card_are_those_that_are_used(tmp_path, tiny_config, tokenizer):
+    def text(model, **settings):
+        settings = SentenceSettings(**settings)
+        name = f"{len(list(tmp_path.iterdir()))}"
+        return (write_folder(model, tokenizer, tmp_path / name, settings=settings) / "README.md").read_text()
 
-
-def test_lengths_on_the_card_are_those_that_are_used(tmp_path, tiny_config, tokenizer):
-    folder = write_folder(
-        M2BertModel(tiny_config()), tokenizer, tmp_path / "out", settings=SentenceSettings(max_tokens=32)
-    )
-    text = (folder / "README.md").read_text()
-    assert "| longest input | 32 tokens |" in text
-    assert "Texts beyond 32 tokens" in text
-    assert "48" not in text
+    masked_lm = text(M2BertForMaskedLM(tiny_config(padding="visible")))
+    assert "sees its padding" in masked_lm
+    assert "sentence-transformers pads" not in masked_lm
+    visible = text(M2BertModel(tiny_config(padding="visible", pooling="cls_tanh")))
+    assert "sentence-transformers pads every text to 48 tokens" in visible
+    assert "the original's:" not in visible
+    short = text(M2BertModel(tiny_config()), max_tokens=32)
+    assert "| longest input | 32 tokens |" in short
+    assert "Texts beyond 32 tokens" in short
+    assert "48" not in short
 
 
 def test_from_an_evaluation_to_the_card(tmp_path, checkpoint):
@@ -298,14 +273,12 @@ def test_from_an_evaluation_to_the_card(tmp_path, checkpoint):
 
     from m2bert.eval.cli import app
 
-    names = ("a report about the budget", "minutes of the committee")
-    documents = [{"pid": str(i), "passage": text, "dataset": "tiny"} for i, text in enumerate(names)]
-    queries = [
-        {"qid": f"q{i}", "query": text, "answer_pids": [str(i)], "dataset": "tiny"} for i, text in enumerate(names)
-    ]
-    for kind, rows in (("queries", queries), ("documents", documents)):
+    rows = list(enumerate(("a report about the budget", "minutes of the committee")))
+    documents = [{"pid": str(i), "passage": text, "dataset": "tiny"} for i, text in rows]
+    queries = [{"qid": f"q{i}", "query": text, "answer_pids": [str(i)], "dataset": "tiny"} for i, text in rows]
+    for kind, table in (("queries", queries), ("documents", documents)):
         (tmp_path / "data" / kind).mkdir(parents=True)
-        pq.write_table(Table.from_pylist(rows), tmp_path / "data" / kind / "test.parquet")
+        pq.write_table(Table.from_pylist(table), tmp_path / "data" / kind / "test.parquet")
     (tmp_path / "eval.yaml").write_text(
         f"tasks: [{{data: {tmp_path / 'data'}, names: tiny}}]\npolicies: [truncate]\n"
         f"output: {tmp_path / 'scores.json'}\n"

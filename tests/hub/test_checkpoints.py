@@ -13,9 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from m2bert.hub.checkpoint import load_checkpoint, load_strictly, load_tokenizer
+from m2bert.hub.checkpoint import load_strictly, load_tokenizer
 from m2bert.hub.folder import export_checkpoint, write_folder
-from m2bert.hub.sentence_files import read_sentence_files
 from modeling_m2bert import M2BertModel
 
 AUTO_NAMES = ("AutoConfig", "AutoModel", "AutoModelForMaskedLM", "AutoTokenizer")
@@ -37,10 +36,15 @@ def checkpoint(tiny_config, randomised, tokenizer, tmp_path):
     return write_folder(randomised(M2BertModel(tiny_config(pooling="mean_tanh"))), tokenizer, tmp_path / "checkpoint")
 
 
-def change_json(path: Path, change):
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
+def change_json(path: Path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def refused(checkpoint, tmp_path, match):
+    with pytest.raises(ValueError, match=match) as error:
+        export_checkpoint(checkpoint, tmp_path / "out")
+    assert "checkpoint" in str(error.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_weights_as_a_pickle_are_refused(checkpoint, tmp_path):
@@ -48,8 +52,7 @@ def test_weights_as_a_pickle_are_refused(checkpoint, tmp_path):
     (checkpoint / "model.safetensors").unlink()
     for content in (tensors, {"x": Attack(tmp_path / "ran")}):
         torch.save(content, checkpoint / "pytorch_model.bin")
-        with pytest.raises(ValueError, match="safetensors hold 0 layers"):
-            load_checkpoint(checkpoint)
+        refused(checkpoint, tmp_path, "layers from 0 on .* in files of safetensors")
     assert not (tmp_path / "ran").exists()
 
 
@@ -68,28 +71,20 @@ def test_states_of_a_run_as_a_foreign_pickle_are_not_run(tmp_path, name):
     assert not (tmp_path / "ran").exists()
 
 
-def test_exporting_runs_none_of_the_checkpoints_code(checkpoint, tmp_path):
+@pytest.mark.parametrize("reference", ["stranger/model--evil.X", "evil.X"])
+def test_exporting_runs_and_names_no_code_of_the_checkpoint(checkpoint, tmp_path, reference):
+    """`stranger/model--evil.X` would run another repository's code for whoever trusts this one."""
     mark = tmp_path / "ran"
-    (checkpoint / "evil.py").write_text(f"open({str(mark)!r}, 'w')\nclass X: pass\n")
-    for name in ("modeling_m2bert.py", "configuration_m2bert.py"):
-        (checkpoint / name).write_text(f"open({str(mark)!r}, 'w')\n")
-    for name in ("config.json", "tokenizer_config.json"):
-        change_json(checkpoint / name, lambda content: content.update(auto_map=dict.fromkeys(AUTO_NAMES, "evil.X")))
+    for name in ("evil.py", "modeling_m2bert.py", "configuration_m2bert.py"):
+        (checkpoint / name).write_text(f"open({str(mark)!r}, 'w')\nclass X: pass\n")
+    foreign = {"auto_map": dict.fromkeys(AUTO_NAMES, reference)}
+    foreign["custom_pipelines"] = {"fill-mask": {"impl": reference, "pt": ["AutoModelForMaskedLM"]}}
+    change_json(checkpoint / "config.json", _home="/home/evil", **foreign)
+    change_json(checkpoint / "tokenizer_config.json", **foreign)
     exported = export_checkpoint(checkpoint, tmp_path / "exported")
     assert not mark.exists()
     assert not (exported / "evil.py").exists()
     assert "open(" not in (exported / "modeling_m2bert.py").read_text()
-
-
-@pytest.mark.parametrize("reference", ["stranger/model--evil.X", "evil.X"])
-@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
-def test_an_exported_folder_names_no_code_but_its_own(checkpoint, tmp_path, name, reference):
-    """`stranger/model--evil.X` would run another repository's code for whoever trusts this one."""
-    foreign = {"auto_map": dict.fromkeys(AUTO_NAMES, reference)}
-    foreign["_home"] = "/home/evil" if name == "config.json" else None
-    foreign["custom_pipelines"] = {"fill-mask": {"impl": reference, "pt": ["AutoModelForMaskedLM"]}}
-    change_json(checkpoint / name, lambda content: content.update(foreign))
-    exported = export_checkpoint(checkpoint, tmp_path / "exported")
     for path in exported.rglob("*.json"):
         assert "evil" not in path.read_text(), path.name
 
@@ -98,29 +93,19 @@ def test_an_exported_folder_names_no_code_but_its_own(checkpoint, tmp_path, name
 def test_modules_and_shards_lie_in_their_folder(checkpoint, tmp_path, absolute):
     shutil.copytree(checkpoint / "2_Dense", tmp_path / "outside")
     where = str(tmp_path / "outside") if absolute else "../outside"
-    change_json(checkpoint / "modules.json", lambda modules: modules[2].update(path=where))
-    with pytest.raises(ValueError, match="outside"):
-        read_sentence_files(load_checkpoint(checkpoint), checkpoint)
+    modules = json.loads((checkpoint / "modules.json").read_text())
+    modules[2]["path"] = where
+    (checkpoint / "modules.json").write_text(json.dumps(modules))
+    refused(checkpoint, tmp_path, "outside")
     tensors = load_file(checkpoint / "model.safetensors")
     moved = {name: tensors.pop(name) for name in list(tensors)[:3]}
     save_file(moved, tmp_path / "outside.safetensors", metadata={"format": "pt"})
     save_file(tensors, checkpoint / "model-1.safetensors", metadata={"format": "pt"})
     (checkpoint / "model.safetensors").unlink()
     places = dict.fromkeys(tensors, "model-1.safetensors") | dict.fromkeys(moved, f"{where}.safetensors")
-    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    with pytest.raises(ValueError, match="outside"):
-        load_checkpoint(checkpoint)
-    for weight_map, says in ((["a"], "weight_map"), ({"x": "model-2.safetensors"}, "does not fit")):
+    for weight_map, says in ((places, "outside"), (["a"], "weight_map"), ({"x": "model-2.safetensors"}, "missing")):
         (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-        with pytest.raises(ValueError, match=says):
-            load_checkpoint(checkpoint)
-
-
-def refused(checkpoint, tmp_path, match):
-    with pytest.raises(ValueError, match=match) as error:
-        export_checkpoint(checkpoint, tmp_path / "out")
-    assert "checkpoint" in str(error.value)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
+        refused(checkpoint, tmp_path, says)
 
 
 @pytest.mark.parametrize(
@@ -128,26 +113,23 @@ def refused(checkpoint, tmp_path, match):
     [
         ("config.json", {"auto_map": 3}, "auto_map is 3"),
         ("config.json", {"dtype": "float99"}, "float99|config.json"),
-        ("config.json", {"architectures": ["BertModel"]}, "class BertModel"),
+        ("config.json", {"architectures": ["BertModel"]}, "'BertModel'"),
         ("config.json", {"num_hidden_layers": 1_000_000}, "num_hidden_layers=1000000"),
         ("config.json", {"vocab_size": 10**12}, "word_embeddings"),
         ("config.json", {"hidden_size": 4 * 10**9}, "config.json|of another shape"),
-        ("config.json", {"pooling": "weighted_mean", "num_pooling_heads": 10**9}, "config"),
+        ("config.json", {"pooling": "weighted_mean", "num_pooling_heads": 10**9}, "token_log_weights"),
         ("tokenizer_config.json", {"model_max_length": "512"}, "model_max_length"),
         ("tokenizer.json", {"padding": 7}, "tokenizer of"),
         ("tokenizer.json", {"model": {"type": "WordPiece", "vocab": "/etc/hostname"}}, "stands for a file"),
         ("tokenizer.json", {"model": {"type": "WordPiece", "vocab": {"a": 0, "b": -5}}}, "tokenizer of"),
-        ("modules.json", None, "modules.json"),
         ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case"),
         ("config_sentence_transformers.json", {"default_prompt_name": "mine"}, "'mine'"),
         ("1_Pooling/config.json", {"include_prompt": False}, "include_prompt"),
-        ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "pools by 'mean.max'"),
+        ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, r"Pooling by mean\+max"),
     ],
 )
 def test_a_value_of_another_kind(checkpoint, tmp_path, name, change, match):
-    file = checkpoint / name
-    content = None if change is None else json.loads(file.read_text()) | change
-    file.write_text(json.dumps(content))
+    change_json(checkpoint / name, **change)
     refused(checkpoint, tmp_path, match)
 
 
@@ -176,7 +158,7 @@ def test_weights_that_are_not_finite(checkpoint, tmp_path, value, file, tensor):
     tensors = load_file(checkpoint / file)
     tensors[tensor].view(-1)[3] = value
     save_file(tensors, checkpoint / file, metadata={"format": "pt"})
-    refused(checkpoint, tmp_path, f"not finite .{tensor}")
+    refused(checkpoint, tmp_path, f"not finite: {tensor}")
 
 
 def test_layers_may_be_added_but_not_by_the_checkpoint(checkpoint):
@@ -207,7 +189,7 @@ def test_a_link_out_of_the_checkpoint_is_not_followed(checkpoint, tmp_path_facto
     else:
         outside.write_text('{"secret": 1}')
     (checkpoint / name).symlink_to(outside)
-    refused(checkpoint, tmp_path, f"{name} is a link")
+    refused(checkpoint, tmp_path, f"{name} lies, or is a link")
 
 
 def test_a_link_within_the_checkpoint_is_read(checkpoint, tmp_path):

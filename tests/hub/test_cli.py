@@ -3,8 +3,6 @@
 import subprocess
 import sys
 
-import pytest
-
 import m2bert
 from m2bert.hub import cli
 from modeling_m2bert import M2BertModel
@@ -35,16 +33,12 @@ def test_export_writes_a_folder_and_refuses_to_replace_it(monkeypatch, capsys, t
     assert run(monkeypatch, capsys, *arguments, "--overwrite")[0] == 0
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "named"),
-    [("model.safetensors", b"", "model.safetensors"), ("config.json", b'{"architectures": ["Other"]}', "Other")],
-)
-def test_a_broken_checkpoint_is_one_line(monkeypatch, capsys, tmp_path, tiny_config, name, content, named):
+def test_a_broken_checkpoint_is_one_line(monkeypatch, capsys, tmp_path, tiny_config):
     M2BertModel(tiny_config()).save_pretrained(tmp_path / "checkpoint")
-    (tmp_path / "checkpoint" / name).write_bytes(content)
+    (tmp_path / "checkpoint" / "model.safetensors").write_bytes(b"")
     code, _, err = run(monkeypatch, capsys, "export", "--model", tmp_path / "checkpoint", "--output", tmp_path / "out")
     assert code == 2
-    assert [named in line for line in err.splitlines() if line.startswith("m2bert: ")] == [True]
+    assert ["model.safetensors" in line for line in err.splitlines() if line.startswith("m2bert: ")] == [True]
     assert "Traceback" not in err
     assert not (tmp_path / "out").exists()
 
@@ -68,19 +62,19 @@ def test_mistakes_are_told_before_anything_slow_is_imported(tmp_path):
         ([*run, "bm25", "--output", "file/x.json"], "cannot be written"),
         ([*run, "bm25", "--output", "x" * 300], "cannot be written"),
         (["eval", "--config", "run.yaml", "--output", "x.json"], "'encoder'; did you mean 'encoders'"),
-        (["compare", "file"], "no result file: file"),
+        (["compare", "file"], "file is no valid JSON"),
         (["report", "file", "--output", "file/x.md"], "cannot be written"),
         (["report", "file", "--output", "x.md"], "none of the files holds a result"),
         (["analyse", "spans", "--data", "./nowhere", "--output", "x.json"], "'./nowhere' is no folder"),
         (["analyse", "needle", "--encoder", "./no", "--data", "x/y", "--output", "x.json"], "'./no' is no folder"),
         (["analyse", "efficiency", "--encoder", "bm25", "--data", "x/y", "--output", "x.json"], "gives no vectors"),
-        (["export", "--model", "nowhere", "--output", "out"], "nowhere does not exist"),
+        (["export", "--model", "nowhere", "--output", "out"], "'nowhere' does not exist"),
         (["export", "--model", "model", "--output", "file"], "file exists and is no folder"),
         (["export", "--model", "model", "--output", "out", "--about", "about.yaml"], "'license'"),
-        (["convert", "./nowhere", "--output", "out"], "./nowhere is no file"),
+        (["convert", "./nowhere", "--output", "out"], "'./nowhere' is no repository"),
         (["convert", "model", "--output", "file/out"], "cannot be written"),
         (["convert", "model", "--output", "out", "--config", "file"], "file is no valid JSON"),
-        (["push", "nowhere", "--repo", "a/b"], "nowhere does not exist"),
+        (["push", "nowhere", "--repo", "a/b"], "'nowhere' does not exist"),
         (["push", "model", "--repo", "a b"], "'a b'"),
     ]
     code = f"""
@@ -112,7 +106,7 @@ def test_an_interruption_is_one_line_and_130(monkeypatch, capsys, tmp_path):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("m2bert.eval.run.make_plan", interrupt)
+    monkeypatch.setattr("m2bert.eval.run.Evaluation", interrupt)
     arguments = ["eval", "--encoder", "bm25", "--data", tmp_path, "--output", tmp_path / "x.json"]
     code, out, err = run(monkeypatch, capsys, *arguments)
     assert (code, out, err.strip()) == (130, "", "m2bert: interrupted")

@@ -93,7 +93,7 @@ def test_modules_that_an_export_would_drop_are_refused(tmp_path, tiny_config, to
     path = tmp_path / "first" / "1_Pooling" / "config.json"
     content = path.read_text()
     path.write_text(content.replace('"pooling_mode_cls_token": false', '"pooling_mode_cls_token": true'))
-    with pytest.raises(ValueError, match="pools by 'cls.mean'"):
+    with pytest.raises(ValueError, match="Pooling by cls.mean"):
         export_checkpoint(tmp_path / "first", tmp_path / "out")
     path.write_text(content)
     modules = SentenceTransformer(str(tmp_path / "first"), trust_remote_code=True, device="cpu")
@@ -101,10 +101,10 @@ def test_modules_that_an_export_would_drop_are_refused(tmp_path, tiny_config, to
 
     longer = SentenceTransformer(modules=[modules[0], modules[1], Dense(32, 16)], device="cpu")
     bare = SentenceTransformer(modules=[modules[0], modules[1]], device="cpu")  # is not given a normalisation
-    for model, kinds in ((longer, "Transformer, Pooling, Dense"), (bare, "Transformer, Pooling")):
-        model.save_pretrained(str(tmp_path / kinds))
-        with pytest.raises(ValueError, match=f"modules {kinds} .*exported as Transformer .* Pooling, Normalize"):
-            export_checkpoint(tmp_path / kinds, tmp_path / "out")
+    for model, last in ((longer, r"Pooling by mean, Dense \(.*\)"), (bare, "Pooling by mean")):
+        model.save_pretrained(str(tmp_path / "second"))
+        with pytest.raises(ValueError, match=f"Transformer, {last}, but .*exported as Transformer, .* mean, Normalize"):
+            export_checkpoint(tmp_path / "second", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -141,18 +141,3 @@ def test_a_model_that_sees_its_padding_is_padded_alike_everywhere(tmp_path, tiny
     loaded.save_pretrained(str(tmp_path / "saved"))
     again = SentenceTransformer(str(tmp_path / "saved"), trust_remote_code=True, device="cpu")
     assert abs(again.encode(TEXTS, batch_size=1) - expected).max() < 1e-5
-
-
-@pytest.mark.parametrize("broken", [False, True])
-def test_code_that_is_a_link_becomes_a_file(tmp_path, tiny_config, tokenizer, broken):
-    """As in models/m2bert-small; also where the links lead nowhere."""
-    folder = write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "first")
-    (tmp_path / "code").mkdir()
-    for path in folder.glob("*.py"):
-        target = path.rename(tmp_path / "code" / path.name)
-        path.symlink_to(f"../{'gone' if broken else 'code'}/{target.name}")
-    exported = export_checkpoint(folder, tmp_path / "out")
-    assert {path.name for path in exported.glob("*.py")} == {path.name for path in (tmp_path / "code").iterdir()}
-    for path in exported.glob("*.py"):
-        assert not path.is_symlink()
-        assert path.read_bytes() == (tmp_path / "code" / path.name).read_bytes()

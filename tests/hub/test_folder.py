@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard
 
 import modeling_m2bert
 from m2bert.hub.card import About, Card
+from m2bert.hub.clean_load import OURS
 from m2bert.hub.folder import check_output, whole_folder, write_folder
 from m2bert.hub.handler import EndpointHandler
 from m2bert.hub.sentence_files import SentenceSettings
@@ -25,24 +26,17 @@ SOURCE = Path(modeling_m2bert.__file__).parent
 POOLINGS = ["mean", "weighted_mean", "cls", "cls_tanh", "mean_tanh"]
 TEXTS = ["the budget of the committee", "a report", "", "minutes of a meeting about a budget report and the committee"]
 
-OURS = ["m2bert", "modeling_m2bert", "configuration_m2bert"]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 # Every way of loading in one process, and the steps of an Inference Endpoint, without this package and without network.
 STRANGER = """
-import importlib.abc, importlib.util, json, os, socket, sys
+import importlib.util, json, os, socket, sys
 blocked, texts, bodies, pairs = map(json.loads, sys.argv[1:])
-
-class Blocker(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in blocked:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
 connections = []
 def refuse(*arguments):
     connections.append(arguments)
     raise OSError("no network here")
 
-sys.meta_path.insert(0, Blocker())
+sys.modules.update(dict.fromkeys(blocked))
 socket.socket.connect = socket.getaddrinfo = refuse
 import torch
 from sentence_transformers import SentenceTransformer
@@ -148,21 +142,11 @@ def test_the_folder_is_complete(tmp_path, tiny_config, tokenizer):
 
 
 def test_the_exported_code_is_harmless(tmp_path, tiny_config, tokenizer):
+    """It imports little, reads and writes no files, and runs no text."""
     allowed = {"torch", "transformers", "huggingface_hub"}
     allowed |= {"collections", "functools", "itertools", "logging", "math", "os", "threading", "typing", "weakref"}
-    forbidden = {
-        "eval",
-        "exec",
-        "compile",
-        "__import__",
-        "import_module",
-        "open",
-        "system",
-        "popen",
-        "Popen",
-        "urlopen",
-    }
-    forbidden |= {"save", "load", "write", "write_text", "write_bytes", "remove", "unlink", "rename", "rmtree", "mkdir"}
+    forbidden = {"eval", "exec", "compile", "__import__", "import_module", "system", "popen", "Popen", "urlopen"}
+    forbidden |= {"open", "save", "load", "write", "write_text", "write_bytes", "remove", "unlink", "rename", "rmtree"}
     folder = write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out")
     for path in set(folder.glob("*.py")) - {folder / "handler.py"}:  # which has an audit of its own
         tree = ast.parse(path.read_text())
@@ -183,48 +167,50 @@ def test_the_exported_code_is_harmless(tmp_path, tiny_config, tokenizer):
                 assert name not in forbidden, (path, name)
 
 
-def test_a_folder_that_is_not_empty_is_refused_and_kept(tmp_path, tiny_config, tokenizer):
+@pytest.fixture
+def out(tmp_path, tiny_config, tokenizer):
+    """A model folder that is there already."""
+    return write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out")
+
+
+def test_a_folder_that_is_not_empty_is_refused_and_kept(tmp_path, tiny_config, tokenizer, out):
     model = M2BertModel(tiny_config())
-    (tmp_path / "out").mkdir()
-    write_folder(model, tokenizer, tmp_path / "out")  # empty: fine
-    before = (tmp_path / "out" / "model.safetensors").read_bytes()
-    (tmp_path / "out" / "mine.txt").write_text("keep")
+    before = (out / "model.safetensors").read_bytes()
+    (out / "mine.txt").write_text("keep")
     for overwrite in (False, True):
         with pytest.raises(ValueError, match=r"mine.txt"):
-            write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out", overwrite=overwrite)
-    assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
-    (tmp_path / "out" / "mine.txt").unlink()
+            write_folder(model, tokenizer, out, overwrite=overwrite)
+    (out / "mine.txt").unlink()
     with pytest.raises(ValueError, match="--overwrite"):
-        write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out")
-    write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out", overwrite=True)
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() != before
+        write_folder(model, tokenizer, out)
+    assert (out / "model.safetensors").read_bytes() == before
+    write_folder(model, tokenizer, out, overwrite=True)
+    assert (out / "model.safetensors").read_bytes() != before
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is no folder"):
         write_folder(model, tokenizer, tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    write_folder(model, tokenizer, tmp_path / "empty")
 
 
 def names_and_weights(tmp_path):
     return sorted(path.name for path in tmp_path.iterdir()), (tmp_path / "out" / "model.safetensors").read_bytes()
 
 
-def test_a_failed_export_leaves_nothing_and_keeps_what_was_there(tmp_path, tiny_config, tokenizer, monkeypatch):
-    write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out")
+def test_a_failed_export_leaves_nothing_and_keeps_what_was_there(tmp_path, tiny_config, tokenizer, monkeypatch, out):
     before = names_and_weights(tmp_path)
 
     def fail(*_):
         raise OSError("disk full")
 
     monkeypatch.setattr("m2bert.hub.folder.render_card", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out", overwrite=True)
-    with pytest.raises(OSError, match="disk full"):
-        write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "new")
+    for output in (out, tmp_path / "new"):
+        with pytest.raises(OSError, match="disk full"):
+            write_folder(M2BertModel(tiny_config()), tokenizer, output, overwrite=True)
     assert names_and_weights(tmp_path) == before
 
 
-def test_a_failed_replacement_puts_the_old_folder_back(tmp_path, tiny_config, tokenizer, monkeypatch):
-    write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out")
+def test_a_failed_replacement_puts_the_old_folder_back(tmp_path, tiny_config, tokenizer, monkeypatch, out):
     before = names_and_weights(tmp_path)
     rename = Path.rename
 
@@ -236,32 +222,32 @@ def test_a_failed_replacement_puts_the_old_folder_back(tmp_path, tiny_config, to
     monkeypatch.setattr("m2bert.hub.outputs._exchange", lambda *_: False)
     monkeypatch.setattr(Path, "rename", fail_for_new)
     with pytest.raises(OSError, match="interrupted"):
-        write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out", overwrite=True)
+        write_folder(M2BertModel(tiny_config()), tokenizer, out, overwrite=True)
     assert names_and_weights(tmp_path) == before
 
 
-def test_a_folder_filled_meanwhile_is_not_replaced(tmp_path, tiny_config, tokenizer, monkeypatch):
-    def fill(*_):
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "mine.txt").write_text("precious")
-        return ""
+def test_a_folder_filled_meanwhile_is_not_replaced(tmp_path):
+    def fill():
+        with whole_folder(tmp_path / "out", True):
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "mine.txt").write_text("precious")
 
-    monkeypatch.setattr("m2bert.hub.folder.render_card", fill)
-    with pytest.raises(ValueError, match="not empty"):
-        write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out")
+    with pytest.raises(ValueError, match="mine.txt"):
+        fill()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
-def test_links_are_followed_and_the_working_folder_is_refused(tmp_path, tiny_config, tokenizer, monkeypatch):
+def test_links_are_followed_and_the_working_folder_is_refused(tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(tmp_path / "target")
-    write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "link")
+    with whole_folder(tmp_path / "link", False) as new:
+        (new / "config.json").write_text("{}")
     assert (tmp_path / "target" / "config.json").is_file()
     assert (tmp_path / "link").is_symlink()
     (tmp_path / "inner").mkdir()
     for place, name in ((".", "."), (".", ""), ("inner", "..")):
         monkeypatch.chdir(tmp_path / place)
         with pytest.raises(ValueError, match="holds the working folder"):
-            write_folder(M2BertModel(tiny_config()), tokenizer, name, overwrite=True)
+            check_output(name, overwrite=True)
 
 
 @pytest.mark.parametrize(
@@ -302,15 +288,6 @@ def test_a_full_disk_is_one_line_that_names_the_output(tmp_path, tiny_config, to
                 write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "parent" / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not list(tmp_path.iterdir())
-
-
-def test_weights_that_are_not_finite_are_not_written(tmp_path, tiny_config, tokenizer):
-    model = M2BertModel(tiny_config())
-    with torch.no_grad():
-        model.layers[1].norm.weight[3] = float("nan")
-    with pytest.raises(ValueError, match="layers.1.norm.weight"):
-        write_folder(model, tokenizer, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -384,24 +361,28 @@ def test_the_scratch_folders_name_may_be_taken(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("cls", "pooling"),
-    [(M2BertModel, pooling) for pooling in POOLINGS]
-    + [(M2BertForMaskedLM, "cls_tanh"), (M2BertForMaskedLM, "weighted_mean")]
-    + [(M2BertForSequenceClassification, "mean"), (M2BertForSequenceClassification, "cls_tanh")],
-)
-def test_every_class_and_pooling_makes_a_folder(tmp_path, tiny_config, tokenizer, cls, pooling):
+    ("cls", "task"),
+    [(M2BertModel, "sentence-similarity"), (M2BertForMaskedLM, "fill-mask"),
+     (M2BertForSequenceClassification, "text-classification")],
+)  # fmt: skip
+@pytest.mark.parametrize("pooling", ["cls_tanh", "weighted_mean"])
+def test_every_class_makes_a_folder(tmp_path, tiny_config, tokenizer, cls, task, pooling):
     """A masked-LM model has no pooler: sentence-transformers then pools plainly, never with random weights."""
     folder = write_folder(cls(tiny_config(pooling=pooling)), tokenizer, tmp_path / "out")
     kinds = [module["type"].rsplit(".", 1)[-1] for module in json.loads((folder / "modules.json").read_text())]
     if cls is M2BertForMaskedLM:
         assert kinds == ["Transformer", "Pooling", "Normalize"]
-    tasks = {M2BertModel: "sentence-similarity", M2BertForMaskedLM: "fill-mask",
-             M2BertForSequenceClassification: "text-classification"}  # fmt: skip
     card = ModelCard.load(folder / "README.md")
-    assert card.data.pipeline_tag == tasks[cls]
+    assert card.data.pipeline_tag == task
     assert ("SentenceTransformer(" in card.text) == (cls is M2BertModel)
 
 
-def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path, tiny_config, tokenizer):
+def test_a_model_or_tokenizer_that_nobody_can_use_is_not_written(tmp_path, tiny_config, tokenizer):
     with pytest.raises(ValueError, match="vocab_size=8"):
         write_folder(M2BertModel(tiny_config(vocab_size=8)), tokenizer, tmp_path / "out")
+    model = M2BertModel(tiny_config())
+    with torch.no_grad():
+        model.layers[1].norm.weight[3] = float("nan")
+    with pytest.raises(ValueError, match="layers.1.norm.weight"):
+        write_folder(model, tokenizer, tmp_path / "out")
+    assert not list(tmp_path.iterdir())

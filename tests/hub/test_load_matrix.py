@@ -38,25 +38,10 @@ def folder(tiny_config, randomised, tokenizer, tmp_path):
     return make
 
 
-def test_the_quick_ways_give_the_vectors_of_auto_model(folder):
-    found = matrix(folder(M2BertModel, pooling="cls_tanh"), "--ways", "AutoModel,SentenceTransformer")
-    outcomes = {way: outcome for (_, way), outcome in found.items()}
-    assert outcomes.pop("AutoModel, without this package") == "0"
-    assert numbers(outcomes.pop("SentenceTransformer"))[0] <= ROUNDING
-    assert not outcomes
-
-
 def test_a_folder_that_does_not_load_is_a_row_and_an_exit_code(folder):
     broken = folder(M2BertModel)
     (broken / "m2bert_layers.py").write_text("raise RuntimeError('broken')\n")
     assert matrix(broken, code=1) == {("M2BertModel, masked", "AutoModel"): "failed: RuntimeError: broken"}
-
-
-def test_a_way_that_there_is_not_is_named(tmp_path):
-    command = [sys.executable, SCRIPT, tmp_path, "--ways", "AutoModel,Nope"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "--ways 'Nope' begins none of" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """What transformers expects of a model: construction, saving, loading, resizing, outputs, pipelines."""
 
+import copy
+
 import pytest
 import torch
 from transformers import (
@@ -18,20 +20,22 @@ CLASSES = [M2BertModel, M2BertForMaskedLM, M2BertForSequenceClassification]
 
 @pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.parametrize(
-    "options",
+    ("options", "saving"),
     [
-        {},
-        {"pooling": "weighted_mean", "num_pooling_heads": 2},
-        {"num_hidden_layers": 0},
-        {"pooling": "cls_tanh", "residual_long_conv": False, "mixer_layer_norm": True},
+        ({}, {"max_shard_size": "20KB"}),
+        ({"pooling": "weighted_mean", "num_pooling_heads": 2}, {"variant": "other"}),
+        ({"num_hidden_layers": 0}, {}),
+        ({"pooling": "cls_tanh", "residual_long_conv": False, "mixer_layer_norm": True}, {}),
     ],
 )
-def test_saving_and_loading_changes_nothing(tiny_config, randomised, tmp_path, cls, options):
+def test_saving_and_loading_changes_nothing(tiny_config, randomised, tmp_path, cls, options, saving):
     model = randomised(cls(tiny_config(**options)))
-    model.save_pretrained(tmp_path)
-    loaded, report = cls.from_pretrained(tmp_path, output_loading_info=True)
-    assert not report["missing_keys"]
-    assert not report["unexpected_keys"]
+    model.save_pretrained(tmp_path, **saving)
+    weights = [path.name for path in tmp_path.iterdir() if path.suffix in (".safetensors", ".bin", ".pt")]
+    assert all(name.endswith(".safetensors") and (".other." in name) == ("variant" in saving) for name in weights)
+    assert (len(weights) > 1) == ("max_shard_size" in saving)
+    loaded, report = cls.from_pretrained(tmp_path, variant=saving.get("variant"), output_loading_info=True)
+    assert not any(report.values())
     with torch.no_grad():
         assert torch.equal(model(IDS)[0], loaded.eval()(IDS)[0])
     for (name, ours), theirs in zip(model.state_dict().items(), loaded.state_dict().values(), strict=True):
@@ -95,22 +99,42 @@ def test_masked_lm_head_is_tied_and_learns(tiny_config):
     assert torch.allclose(model(IDS, labels=labels, num_items_in_batch=4).loss, expected / 2)
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize(("cls", "tied"), [*((cls, True) for cls in CLASSES), (M2BertForMaskedLM, False)])
 @pytest.mark.parametrize(("size", "multiple", "expected"), [(130, None, 130), (60, None, 60), (130, 64, 192)])
-def test_resizing_the_vocabulary(tiny_config, randomised, tmp_path, cls, size, multiple, expected):
-    model = randomised(cls(tiny_config(pooling="weighted_mean", num_pooling_heads=2)))
-    before = model(IDS)[0]
+def test_resizing_the_vocabulary(tiny_config, randomised, tmp_path, cls, tied, size, multiple, expected):
+    config = tiny_config(pooling="weighted_mean", num_pooling_heads=2, tie_word_embeddings=tied)
+    model = randomised(cls(config))
+    before, decoder = model(IDS)[0].detach(), copy.deepcopy(model.get_output_embeddings())
+    if cls is not M2BertForMaskedLM:
+        model.base_model.pooler.token_log_weights.requires_grad_(False)
     model.resize_token_embeddings(size, pad_to_multiple_of=multiple, mean_resizing=False)
     assert model.config.vocab_size == expected
-    after = model(IDS)[0]
+    after, kept = model(IDS)[0].detach(), min(expected, 120)
     width = min(before.shape[-1], after.shape[-1])
     assert torch.allclose(after[..., :width], before[..., :width], atol=1e-6)
     assert model(torch.full((1, 3), expected - 1))[0].isfinite().all()
-    if cls is not M2BertForMaskedLM and expected > 120:
+    if cls is M2BertForMaskedLM:
+        assert after.shape[-1] == model.lm_head.decoder.out_features == expected
+        assert torch.equal(model.lm_head.decoder.weight[:kept], decoder.weight[:kept])
+        assert torch.equal(model.lm_head.decoder.bias[:kept], decoder.bias[:kept])
+        model(IDS, labels=IDS).loss.backward()
+        assert model.lm_head.decoder.bias.grad.isfinite().all()
+    else:
         weights = model.base_model.pooler.token_log_weights.weight
-        assert torch.allclose(weights[120:], weights[:120].mean(0).expand(expected - 120, -1), atol=1e-6)
+        assert (weights.shape, weights.requires_grad) == ((expected, 2), False)
+        assert torch.allclose(weights[120:], weights[:120].mean(0).expand(max(expected - 120, 0), -1), atol=1e-6)
     model.save_pretrained(tmp_path)
-    assert torch.equal(cls.from_pretrained(tmp_path).eval()(IDS)[0], after)
+    loaded, report = cls.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values())
+    assert torch.equal(loaded.eval()(IDS)[0], after)
+    for each in (model, loaded) if cls is M2BertForMaskedLM else ():
+        assert (each.get_output_embeddings().weight is each.get_input_embeddings().weight) == tied
+
+
+def test_resizing_keeps_the_precision_of_pooling_weights(tiny_config):
+    model = M2BertModel(tiny_config(pooling="weighted_mean")).bfloat16()
+    model.resize_token_embeddings(130)
+    assert model.pooler.token_log_weights.weight.dtype == torch.bfloat16
 
 
 def test_device_maps_and_float64(tiny_config, randomised, tmp_path):

@@ -76,10 +76,6 @@ def test_casts_and_autocast_leave_the_filters_alone(tiny_config, randomised, cas
     assert torch.equal(before, taps_of(model))
 
 
-def test_a_float64_model_has_float64_filters(tiny_config):
-    assert taps_of(M2BertModel(tiny_config()).double()).dtype == torch.float64
-
-
 # prepared filters
 
 
@@ -122,27 +118,20 @@ def test_filters_are_generated_once_per_transform_length(model, generated):
     assert filter_cache_bytes() == PER_LENGTH * 32 * (21 + 11) * 8  # H * (M + 1) complex64
 
 
-def test_with_gradients_the_cache_is_neither_read_nor_filled(model, generated):
-    embed(model)
+def test_with_gradients_and_in_training_mode_the_cache_is_neither_read_nor_filled(model, generated):
+    """An update may follow, and optimizers may change weights unannounced, through flat buffers."""
+    expected = embed(model)
     assert len(generated) == PER_LENGTH
-    model(IDS)
+    assert torch.allclose(model(IDS).pooler_output, expected, atol=1e-5)
+    assert not filter_cache_bytes()
+    assert torch.allclose(embed(model.train()), expected, atol=1e-5)
     assert len(generated) == PER_LENGTH
-    assert filter_cache_bytes() == 0  # an update may follow
+    assert not filter_cache_bytes()
 
 
 def change_in_place(model):
     with torch.no_grad():
         model.layers[1].mixer.filter.output_weight.mul_(2)
-
-
-def change_by_optimizer(model):
-    model(IDS).pooler_output.square().sum().backward()
-    torch.optim.SGD(model.parameters(), lr=0.1).step()
-
-
-def change_by_assignment(model):
-    old = model.layers[0].mixer.residual_filter.hidden_weight
-    model.layers[0].mixer.residual_filter.hidden_weight = torch.nn.Parameter(old.detach() * 1.5)
 
 
 def change_by_assignment_of_the_same_version(model):
@@ -180,8 +169,8 @@ def change_of_data(model):
     model.layers[0].mixer.filter.output_weight.data.mul_(2)
 
 
-CHANGES = [change_of_data, change_by_fused_optimizer, change_by_merged_adapter, change_in_place, change_by_optimizer,
-           change_by_assignment, change_by_assignment_of_the_same_version, change_of_shape_in_place, change_by_loading,
+CHANGES = [change_of_data, change_by_fused_optimizer, change_by_merged_adapter, change_in_place,
+           change_by_assignment_of_the_same_version, change_of_shape_in_place, change_by_loading,
            lambda model: model.double()]  # fmt: skip
 
 
@@ -201,14 +190,6 @@ def test_what_makes_filters_useless_frees_their_memory(model, change):
     model.eval()  # as sentence-transformers does before every text
     assert filter_cache_bytes()
     change(model)
-    assert not filter_cache_bytes()
-
-
-def test_in_training_mode_there_is_no_cache(model, generated):
-    """Optimizers may change weights unannounced, through flat buffers."""
-    expected = embed(model)
-    model.train()
-    assert torch.allclose(embed(model), expected, atol=1e-5)
     assert not filter_cache_bytes()
 
 

@@ -80,15 +80,6 @@ def test_one_module_is_offloaded(model, name):
         assert torch.equal(vectors(model), expected)
 
 
-@pytest.mark.parametrize("offload", [cpu_offload, disk_offload])
-def test_all_modules_are_offloaded(model, tmp_path, offload):
-    expected = vectors(model)
-    offload(model, execution_device="cpu", **({"offload_dir": tmp_path} if offload is disk_offload else {}))
-    assert all(parameter.is_meta for parameter in model.parameters())
-    for _ in range(2):
-        assert torch.equal(vectors(model), expected)
-
-
 SPREAD = {"embeddings": "cpu", "layers": "disk", "pooler": "cpu"}
 
 
@@ -246,16 +237,6 @@ def test_tuning_of_every_norm(model):
     assert all(parameter.grad.abs().sum() > 0 for parameter in trained)
 
 
-def test_adapters_for_each_text_of_a_batch_are_refused_by_name(model):
-    peft = pytest.importorskip("peft")
-    settings = peft.LoraConfig(target_modules=["in_proj"], init_lora_weights=False)
-    tuned = peft.get_peft_model(model, settings, "a")
-    tuned.add_adapter("b", settings)
-    tuned.eval()
-    with pytest.raises(ValueError, match="adapter_names"):
-        tuned(input_ids=IDS, attention_mask=MASK, adapter_names=["a", "b", "a"])
-
-
 # products and layouts
 
 
@@ -379,3 +360,22 @@ def test_a_full_length_is_reported_once(tiny_config, caplog):
         assert caplog.text.count("at least one text reached 48 tokens; what is longer was cut") == 1
     finally:
         library.removeHandler(caplog.handler)
+
+
+@pytest.mark.parametrize("offload", [cpu_offload, disk_offload])
+def test_all_modules_are_offloaded(model, tmp_path, offload):
+    expected = vectors(model)
+    offload(model, execution_device="cpu", **({"offload_dir": tmp_path} if offload is disk_offload else {}))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    for _ in range(2):
+        assert torch.equal(vectors(model), expected)
+
+
+def test_adapters_for_each_text_of_a_batch_are_refused_by_name(model):
+    peft = pytest.importorskip("peft")
+    settings = peft.LoraConfig(target_modules=["in_proj"], init_lora_weights=False)
+    tuned = peft.get_peft_model(model, settings, "a")
+    tuned.add_adapter("b", settings)
+    tuned.eval()
+    with pytest.raises(ValueError, match="adapter_names"):
+        tuned(input_ids=IDS, attention_mask=MASK, adapter_names=["a", "b", "a"])

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from modeling_m2bert import M2BertConfig, M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
-from modeling_m2bert.m2bert_pooling import log_saturation, masked_mean, occurrences, weighted_mean
+from modeling_m2bert.m2bert_pooling import masked_mean, weighted_mean
 
 POOLINGS = ["mean", "weighted_mean", "cls", "cls_tanh", "mean_tanh"]
 LENGTHS = [1, 2, 5, 17, 29, 40]
@@ -181,20 +181,6 @@ def test_weighted_mean_shares_its_weights_among_heads():
         for head in range(4):
             expected = (weights[:, head, None] * x[row, :length]).sum(0)
             assert torch.allclose(pooled[row, 3 * head : 3 * head + 3], expected, atol=1e-6)
-
-
-def test_occurrences_are_counted_among_real_positions_of_their_row():
-    ids = torch.tensor([[7, 3, 7, 7, 0], [7, 0, 0, 7, 7]])
-    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).bool()
-    counts = occurrences(ids, mask)
-    assert counts[0].tolist() == [3, 1, 3, 3, 1]
-    assert counts[1, :3].tolist() == [1, 2, 2]
-
-
-def test_all_occurrences_together_weigh_the_logarithm():
-    counts = torch.tensor([1.0, 2, 10, 1000])
-    together = counts * log_saturation(counts, 2.0).exp()
-    assert torch.allclose(together, (1 + counts / 2.0).log())
 
 
 @pytest.mark.parametrize("contextual", [False, True])

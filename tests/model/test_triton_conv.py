@@ -56,28 +56,19 @@ def check(form, case, hold_to_composite):
     assert (y[:, ~case.real] == 0).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize(("lengths", "slots"), SHORT)
-def test_toeplitz_form(lengths, slots, dtype, device, poisoned, hold_to_composite):
-    check("toeplitz", Case(lengths, slots, dtype, device), hold_to_composite)
+def forms():
+    """Form, lengths, slots and dtype of what is checked."""
+    for form, batches in (("toeplitz", SHORT), ("fused", LONG), ("three_kernels", [*LONG, ([5, 1], [5, 2])])):
+        for dtype in (torch.float16,) if form == "fused" else (torch.float32, torch.float16):
+            yield from ((form, *batch, dtype, 2) for batch in batches)
+    for length in (2048, 2311, 4096, 7919):
+        for form in ("fused", "three_kernels"):
+            yield pytest.param(form, [length], [length], torch.float16, 1, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("lengths", "slots"), LONG)
-def test_fused_form(lengths, slots, device, poisoned, hold_to_composite):
-    check("fused", Case(lengths, slots, torch.float16, device), hold_to_composite)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize(("lengths", "slots"), [*LONG, ([5, 1], [5, 2])])
-def test_three_kernels(lengths, slots, dtype, device, poisoned, hold_to_composite):
-    check("three_kernels", Case(lengths, slots, dtype, device), hold_to_composite)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("length", [2048, 2311, 4096, 7919])
-@pytest.mark.parametrize("form", ["fused", "three_kernels"])
-def test_longer_rows(form, length, device, poisoned, hold_to_composite):
-    check(form, Case([length], [length], torch.float16, device, channels=1), hold_to_composite)
+@pytest.mark.parametrize(("form", "lengths", "slots", "dtype", "channels"), list(forms()))
+def test_each_form(form, lengths, slots, dtype, channels, device, poisoned, hold_to_composite):
+    check(form, Case(lengths, slots, dtype, device, channels=channels), hold_to_composite)
 
 
 def test_number_of_rows_that_is_no_power_of_two(device, poisoned, hold_to_composite):

@@ -18,7 +18,6 @@ CONFIGURATION = Path(__file__).parents[2] / "train" / "accelerate" / "fsdp2.yaml
 
 SCRIPT = """
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -31,9 +30,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForMaskedLM
 
-from m2bert.train.checkpoints import Checkpoints
-from m2bert.train.checkpoints import Progress
-from m2bert.train.setup import finish
+from m2bert.train.checkpoints import Checkpoints, Progress
+from m2bert.train.trainer import finish
 
 (folder,) = sys.argv[1:]
 accelerator = Accelerator(cpu=True)
@@ -76,9 +74,10 @@ if rank == 0:
 # what accelerate's own does for a model that it has sharded itself
 options = StateDictOptions(full_state_dict=True, cpu_offload=True)
 accelerator.get_state_dict = lambda model: get_model_state_dict(model, options=options)
-place = Path(folder + "/sharded.run")
-place.mkdir(exist_ok=True)
-checkpoints = Checkpoints(accelerator, place, config={}, data={}, every=0, keep=1, resume=False)
+settings = SimpleNamespace(output_dir=folder + "/sharded", overwrite=False, checkpoint_every=0, checkpoint_keep=1,
+                           resume=False, model_dump=dict)
+checkpoints = Checkpoints(accelerator, settings, {})
+checkpoints.folder.mkdir(exist_ok=True)
 progress = Progress(step=3)
 checkpoints.keep_best(model, progress, 0.5)
 with torch.no_grad():
@@ -86,8 +85,7 @@ with torch.no_grad():
         parameter.zero_()
 accelerator.wait_for_everyone()
 checkpoints.load_best(model, progress)
-settings = SimpleNamespace(output_dir=folder + "/sharded", overwrite=False)
-finish(accelerator, model, None, settings, {"config": {}}, checkpoints)
+finish(accelerator, model, None, settings, {"config": {}})
 """
 
 

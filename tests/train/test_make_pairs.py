@@ -60,14 +60,23 @@ def test_retrieval_data_are_taken_over(text_folder, toy_corpus, tmp_path):
 @pytest.mark.parametrize(
     ("sources", "options", "message"),
     [
-        (["raw"], {}, "NAME=FOLDER"),
-        (["raw={folder}", "raw={folder}"], {}, "twice: raw, raw"),
+        (["raw"], {}, "NAME=FOLDER.*not raw"),
+        (["raw={folder}", "raw={folder}"], {}, "each NAME once"),
         (["raw={folder}"], {"document-chars": 10}, "--document-chars=10"),
         (["raw=no-such-folder"], {}, "no-such-folder"),
+        (["raw={folder}", "short={folder}/short"], {}, "short: no text of validation is long enough"),
     ],
 )
 def test_bad_input_is_named_and_writes_nothing(text_folder, tmp_path, sources, options, message):
+    (text_folder / "short").mkdir()
+    for split in make_pairs.SPLITS:
+        (text_folder / "short" / f"{split}.txt").write_text("too short")
     sources = [source.format(folder=text_folder) for source in sources]
-    with pytest.raises((ValueError, OSError), match=message):
+    with pytest.raises(ValueError, match=message):
         make_pairs.main(arguments(tmp_path / "out", *sources, **options))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(text_folder, tmp_path):
+    with pytest.raises(ValueError, match="--output .* not an empty folder"):
+        make_pairs.main(arguments(text_folder, f"raw={text_folder}"))

@@ -3,8 +3,7 @@
 import pyarrow.parquet as pq
 import pytest
 
-from m2bert.eval import rankers
-from m2bert.eval.rankers import Bm25Index, Bm25Ranker
+from m2bert.eval.rankers import Bm25Ranker
 from m2bert.eval.tasks.schema import load_task, make_task
 from m2bert.train.pairs import mine_negatives
 from m2bert.train.pairs.data import read_negatives
@@ -32,14 +31,6 @@ def test_the_best_documents_that_do_not_answer(toy_corpus, tmp_path, monkeypatch
     assert pq.read_schema(output).names == ["qid", "negative_pids", "dataset"]
 
 
-def test_the_documents_are_indexed_once(toy_corpus, tmp_path, monkeypatch):
-    indexed = []
-    monkeypatch.setattr(mine_negatives, "SCORES_AT_ONCE", 1)
-    monkeypatch.setattr(rankers, "Bm25Index", lambda task: indexed.append(task.name) or Bm25Index(task))
-    mine_negatives.main(arguments(toy_corpus, tmp_path / "negatives.parquet"))
-    assert indexed == ["toy"]
-
-
 def test_equal_scores_are_ordered_by_id_and_answers_left_out():
     """As many answers as a query may have, all ranked above what is to be found."""
     documents = [{"pid": f"p{i}", "passage": "river" if i < 6 else "violin"} for i in (3, 0, 7, 5, 1, 6, 4, 2)]
@@ -56,8 +47,8 @@ def test_equal_scores_are_ordered_by_id_and_answers_left_out():
     [
         ({"split": "test"}, "--split=test is the test split"),
         ({"task": "other"}, "'other' is not in .*; tasks there: toy"),
-        ({"negatives": 13}, "negatives=13 must be at least 1, and task 'toy' has 13 documents, up to 1 of which"),
-        ({"negatives": 0}, "negatives=0 must be at least 1"),
+        ({"negatives": 13}, "--negatives=13 must be 1 to 12"),
+        ({"negatives": 0}, "--negatives=0 must be 1 to 12"),
     ],
 )
 def test_bad_input_writes_nothing(toy_corpus, tmp_path, changes, message):

@@ -90,25 +90,16 @@ def test_a_row_may_hold_any_number_of_documents():
 
 
 @pytest.mark.parametrize("kind", ["variable", "maximum"])
-def test_processes_share_the_examples_of_one(kind):
+def test_processes_share_the_examples_of_one_and_go_on_from_a_position(kind):
     alone = examples(LENGTHS).take(kind, 60)  # several epochs
-    shares = [examples(LENGTHS, rank=rank, world=3) for rank in range(3)]
-    taken = [[*share.take(kind, 7), *share.take(kind, 13)] for share in shares]
+    taken = []
+    for rank in range(3):
+        first, resumed = (examples(LENGTHS, rank=rank, world=3) for _ in range(2))
+        rows = first.take(kind, 7)
+        resumed.restore(first.state())
+        taken.append([*rows, *resumed.take(kind, 13)])
     together = [taken[i % 3][i // 3] for i in range(60)]
     assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
-
-
-@pytest.mark.parametrize("kind", ["variable", "maximum"])
-def test_a_position_is_enough_to_go_on(kind):
-    data = examples(LENGTHS)
-    data.take(kind, 11)
-    state = data.state()
-    expected = data.take(kind, 50)
-    data.restore(state)
-    other = examples(LENGTHS)
-    other.restore(state)
-    for again in (data.take(kind, 50), other.take(kind, 50)):
-        assert all(np.array_equal(a, b) for a, b in zip(expected, again, strict=True))
 
 
 def test_sources_and_seeds_draw_differently():

@@ -1,17 +1,12 @@
 """Fine-tuning runs: forms, losses, caching, processes, selection."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
+from tiny_runs import OPL, PLAIN, ROOT, finish, launch, record, run_bare, same, weights
 from transformers import AutoModel, AutoTokenizer
 
 from m2bert.eval.search import score_ranking
@@ -20,24 +15,17 @@ from m2bert.train import retrieval_run as opl
 from m2bert.train.grad_cache import encode
 from m2bert.train.losses import make_objective
 from m2bert.train.pairs import mine_negatives
-from m2bert.train.pairs.batches import PairBatches, TokenTask, tokenise, wrap
+from m2bert.train.pairs.batches import PairBatches
 from m2bert.train.pairs.development import METRIC, Development
-from m2bert.train.settings import load_settings, read_chain
+from m2bert.train.pairs.tokens import TokenTask, tokenise, wrap
+from m2bert.train.settings import load_settings
 from m2bert.train.teacher import MappedEncoder
 from m2bert.train.tokenizer import train_wordpiece
 
-ROOT = Path(__file__).parents[2]
-TINY = ["model.architecture.hidden_size=16", "model.architecture.num_hidden_layers=1", "steps=3", "log_every=1",
-        "model.architecture.intermediate_size=32", "model.architecture.max_position_embeddings=64",
-        "model.architecture.filter_order=8", "tokenizer.vocab_size=200", "data.batch_size=4", "data.document_tokens=40",
-        "data.passage_tokens=[2, 4]"]  # fmt: skip
-PLAIN = ["data.document_window=first", "data.passage_share=0", "data.query_dropout=false"]
-
 
 def run(folder, output, *arguments):
-    opl.main([*TINY, f"data.path={folder}", f"output_dir={output}", *arguments])
-    record = json.loads((output / "training.json").read_text())
-    return load_file(output / "model.safetensors"), record
+    opl.main([*OPL, f"data.path={folder}", f"output_dir={output}", *arguments])
+    return weights(output), record(output)
 
 
 @pytest.mark.parametrize(
@@ -50,15 +38,15 @@ def run(folder, output, *arguments):
     ],
 )
 def test_forms_and_losses(toy_corpus, tmp_path, arguments, forwards):
-    weights, record = run(toy_corpus, tmp_path / "out", *PLAIN, *arguments)
-    assert all(tensor.isfinite().all() for tensor in weights.values())
-    totals = record["totals"]
+    trained, found = run(toy_corpus, tmp_path / "out", *PLAIN, *arguments)
+    assert all(tensor.isfinite().all() for tensor in trained.values())
+    totals = found["totals"]
     assert totals["query_forwards"] == 12
     if forwards is None:
         assert totals["document_forwards"] == totals["pairs"] == 12
     else:
         assert totals["query_forwards"] + totals["document_forwards"] == forwards * totals["positives"]
-    assert 0 <= record["history"][-1][METRIC] <= 1
+    assert 0 <= found["history"][-1][METRIC] <= 1
 
 
 def test_forwards_and_gradients_of_single_pairs_and_groups(tiny_config):
@@ -90,27 +78,9 @@ def test_forwards_and_gradients_of_single_pairs_and_groups(tiny_config):
 
 
 def test_an_epoch_sets_the_steps(toy_corpus, tmp_path):
-    _, record = run(toy_corpus, tmp_path / "out", *PLAIN, "epochs=1", "data.form=pairs", "data.negatives=2")
-    assert record["history"][-1]["step"] == 10  # 13 queries, 3 pairs each, 4 pairs a step
-    assert record["totals"]["positives"] >= 13
-
-
-def test_the_weights_that_were_best_are_kept(toy_corpus, tmp_path):
-    arguments = ["optim.lr=3.0", "optim.pooler_lr=3.0", "evaluation.every=1"]
-    _, record = run(toy_corpus, tmp_path / "out", *PLAIN, *arguments, "evaluation.select=true")
-    scores = {row["step"]: row[METRIC] for row in record["history"] if METRIC in row}
-    assert set(scores) == {0, 1, 2, 3}
-    assert record["best"]["score"] == max(scores.values()) > scores[3]
-
-
-def test_development_texts_that_are_cut_are_counted(caplog):
-    texts = [torch.arange(5, 5 + count).numpy() for count in (3, 9, 30)]
-    task = TokenTask("one", ["a", "b", "c"], texts, texts, [[0], [1], [2]], [[], [], []])
-    with caplog.at_level("INFO"):
-        development = Development([task], 20, 10, (2, 3), 0, 100)
-    assert "development: 2 of 3 queries are cut to 10 tokens" in caplog.text
-    assert "development: 1 of 3 documents are cut to 20 tokens" in caplog.text
-    assert [len(row) for row in development.queries[0]] == [5, 10, 10]
+    _, found = run(toy_corpus, tmp_path / "out", *PLAIN, "epochs=1", "data.form=pairs", "data.negatives=2")
+    assert found["history"][-1]["step"] == 10  # 13 queries, 3 pairs each, 4 pairs a step
+    assert found["totals"]["positives"] >= 13
 
 
 def test_development_scores_are_those_of_the_metric(toy_corpus, tiny_config):
@@ -141,24 +111,15 @@ def test_development_scores_are_those_of_the_metric(toy_corpus, tiny_config):
 def test_passages_fit_a_model_no_longer_than_the_documents(toy_corpus, tmp_path):
     changes = ["model.architecture.max_position_embeddings=24", "data.document_tokens=24", "data.passage_share=1",
                "data.passage_tokens=[20, 60]", "data.query_dropout=false"]  # fmt: skip
-    weights, _ = run(toy_corpus, tmp_path / "out", *changes)
-    assert all(tensor.isfinite().all() for tensor in weights.values())
-
-
-def test_a_path_into_a_local_folder_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").mkdir()
-    assert opl.is_local("data/locov1")
-    assert opl.is_local("./locov1")
-    assert opl.is_local("locov1")
-    assert not opl.is_local("org/locov1")
+    trained, _ = run(toy_corpus, tmp_path / "out", *changes)
+    assert all(tensor.isfinite().all() for tensor in trained.values())
 
 
 def test_a_run_goes_on_with_its_vocabulary_and_teacher_alone(toy_corpus, tmp_path):
     """Both are named by path, and the files there may change."""
     teacher = tmp_path / "teacher"
     run(toy_corpus, teacher)
-    given = [*TINY, *PLAIN, f"data.path={toy_corpus}", "loss.name=prototype", f"loss.teacher={teacher}",
+    given = [*OPL, *PLAIN, f"data.path={toy_corpus}", "loss.name=prototype", f"loss.teacher={teacher}",
              f"loss.teacher_cache={tmp_path / 'cache'}", f"output_dir={tmp_path / 'out'}"]  # fmt: skip
     accelerator, config = Accelerator(cpu=True), load_settings("opl", given)
     texts = list(load_task(toy_corpus, "toy", "train").documents.values())
@@ -173,41 +134,21 @@ def test_a_run_goes_on_with_its_vocabulary_and_teacher_alone(toy_corpus, tmp_pat
     assert {key for key, value in identity(110).items() if first[key] != value} == {"teacher"}
 
 
-# With None in sys.modules a package cannot be imported, nor found by code that looks for it.
-BARE = """
-import sys
-missing = "datasets pyarrow sentence_transformers pandas sklearn scipy evaluate mteb bm25s pytrec_eval matplotlib peft"
-sys.modules.update(dict.fromkeys(missing.split()))
-from m2bert.train.cli import train
-train("opl", sys.argv[1:])
-"""
-
-
 @pytest.mark.parametrize("loss", [[], ["loss.name=prototype", *PLAIN]], ids=["opl", "prototype"])
 def test_a_machine_without_data_libraries_trains_the_same_model_from_prepared_data(toy_corpus, tmp_path, loss):
-    given = [*TINY, *loss]
     if loss:
         run(toy_corpus, tmp_path / "teacher", "seed=3")
-        given += [f"loss.teacher={tmp_path / 'teacher'}", f"loss.teacher_cache={tmp_path / 'cache'}"]
-    opl.main([*given, f"data.path={toy_corpus}", f"prepare={tmp_path / 'made'}"])
-    usual, record = run(toy_corpus, tmp_path / "usual", *given[len(TINY) :])
+        loss = [*loss, f"loss.teacher={tmp_path / 'teacher'}", f"loss.teacher_cache={tmp_path / 'cache'}"]
+    opl.main([*OPL, *loss, f"data.path={toy_corpus}", f"prepare={tmp_path / 'made'}"])
+    usual, whole_record = run(toy_corpus, tmp_path / "usual", *loss)
     if loss:
         (tmp_path / "teacher").rename(tmp_path / "gone")
-    given += [f"data.prepared={tmp_path / 'made'}", f"output_dir={tmp_path / 'bare'}"]
-    done = subprocess.run([sys.executable, "-c", BARE, *given], capture_output=True, text=True, timeout=300)
+    given = [*OPL, *loss, f"data.prepared={tmp_path / 'made'}", f"output_dir={tmp_path / 'bare'}"]
+    done = run_bare("opl", given)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "no development scores" in done.stderr
-    bare = json.loads((tmp_path / "bare" / "training.json").read_text())
-    assert bare["data_fingerprint"] == record["data_fingerprint"]
-    found = load_file(tmp_path / "bare" / "model.safetensors")
-    assert found.keys() == usual.keys()
-    assert all(torch.equal(found[name], usual[name]) for name in usual)
-    given += ["overwrite=true"]
-    done = subprocess.run(
-        [sys.executable, "-c", BARE, *given, "evaluation.select=true"], capture_output=True, text=True
-    )
-    assert done.returncode
-    assert "evaluation.select=true needs development scores" in done.stderr
+    assert record(tmp_path / "bare")["data_fingerprint"] == whole_record["data_fingerprint"]
+    assert same(weights(tmp_path / "bare"), usual)
     with pytest.raises(ValueError, match=r"made with data.tasks=None, not \['toy'\]"):
         opl.main([*given, "data.tasks=[toy]", "overwrite=true"])
 
@@ -229,10 +170,10 @@ def test_a_student_turns_towards_its_teacher(toy_corpus, tmp_path, heads):
     arguments = [*PLAIN, "loss.name=prototype", f"loss.teacher={teacher}", f"loss.teacher_cache={tmp_path / 'cache'}",
                  f"tokenizer.path={teacher}", "steps=25", f"model.architecture.num_pooling_heads={heads}",
                  "optim.lr=1e-2", "data.batch_size=13", "log_every=1"]  # fmt: skip
-    weights, record = run(toy_corpus, tmp_path / "student", *arguments)
-    losses = [row["loss"] for row in record["history"]]
+    trained, found = run(toy_corpus, tmp_path / "student", *arguments)
+    losses = [row["loss"] for row in found["history"]]
     assert losses[-1] < 0.5 * losses[0]
-    assert not any(name.startswith(("encoder.", "map.")) for name in weights)
+    assert not any(name.startswith(("encoder.", "map.")) for name in trained)
     assert AutoModel.from_pretrained(tmp_path / "student").config.num_pooling_heads == heads
     assert AutoTokenizer.from_pretrained(tmp_path / "student").get_vocab()
 
@@ -246,32 +187,9 @@ def test_a_compiled_student_of_another_width_loses_its_map(toy_corpus, tmp_path,
     )
     arguments = [*PLAIN, "loss.name=prototype", f"loss.teacher={teacher}", f"loss.teacher_cache={tmp_path / 'cache'}",
                  f"tokenizer.path={teacher}", "model.architecture.num_pooling_heads=2"]  # fmt: skip
-    weights, _ = run(toy_corpus, tmp_path / "student", *arguments, "compile=true", "evaluation.select=true")
+    trained, _ = run(toy_corpus, tmp_path / "student", *arguments, "compile=true", "evaluation.select=true")
     assert [type(model) for model in compiled] == [MappedEncoder]
-    assert weights.keys() == load_file(teacher / "model.safetensors").keys()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["data.negatives=13", "data.passage_share=0"], "task 'toy' has 13 documents, too few for data.negatives=13"),
-        (["data.path=./gone"], "data.path=.*gone has no queries/train.parquet"),
-        (["data.query_tokens=65"], "data.query_tokens=65 exceeds"),
-    ],
-)
-def test_bad_settings_are_named(toy_corpus, tmp_path, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        run(toy_corpus, tmp_path / "out", *arguments)
-    assert not (tmp_path / "out").exists()
-
-
-CONFIGURATIONS = {path.stem for path in (ROOT / "train" / "configs").glob("*.yaml")}
-
-
-@pytest.mark.parametrize("name", sorted(name for name in CONFIGURATIONS if not name.startswith("mlm")))
-def test_shipped_configurations_say_where_they_write(name):
-    assert read_chain(name)[-1]["output_dir"] == f"runs/{name}"
-    assert load_settings("opl", ["--config", name]).loss.name in ("opl", "mnrl", "prototype")
+    assert trained.keys() == weights(teacher).keys()
 
 
 @pytest.mark.slow
@@ -288,18 +206,13 @@ def test_two_processes_learn_what_one_does(toy_corpus, tmp_path, arguments):
     if "loss.name=prototype" in arguments:
         arguments = [*arguments, f"loss.teacher={tmp_path / 'teacher'}", f"loss.teacher_cache={tmp_path / 'cache'}"]
     arguments = [*arguments, f"tokenizer.path={tmp_path / 'teacher'}", "optim.eps=1e-3"]
-    one, record = run(toy_corpus, tmp_path / "one", *arguments)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
-    launch += ["--rdzv-endpoint=localhost:0", str(ROOT / "train" / "opl.py"), *TINY, f"data.path={toy_corpus}"]
-    launch += [f"output_dir={tmp_path / 'two'}", *arguments]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(launch, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    two, shared = load_file(tmp_path / "two" / "model.safetensors"), json.loads(
-        (tmp_path / "two" / "training.json").read_text())  # fmt: skip
+    one, alone = run(toy_corpus, tmp_path / "one", *arguments)
+    given = [*OPL, f"data.path={toy_corpus}", f"output_dir={tmp_path / 'two'}", *arguments]
+    finish(launch([ROOT / "train" / "opl.py", *given], processes=2))
+    two, shared = weights(tmp_path / "two"), record(tmp_path / "two")
     assert shared["processes"] == 2
-    assert shared["totals"] == record["totals"]
-    for a, b in zip(record["history"], shared["history"], strict=True):
+    assert shared["totals"] == alone["totals"]
+    for a, b in zip(alone["history"], shared["history"], strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
     for name, tensor in one.items():
         assert (two[name] - tensor).abs().max() <= 1e-4 * max(1, tensor.abs().max()), name

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from m2bert.train.setup import build_optimizer, parameter_groups
+from m2bert.train.trainer import build_optimizer, parameter_groups
 
 OPTIM = {"lr": 1e-3, "layer_lr": 1e-4, "filter_lr": 1e-6, "pooler_lr": 1e-2, "betas": [0.9, 0.98], "eps": 1e-6,
          "weight_decay": 0.01, "warmup_share": 0.2, "research_groups": False}  # fmt: skip

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from m2bert.train.pairs.batches import PairBatches, TokenTask, report_tasks
+from m2bert.train.pairs.batches import PairBatches, report_tasks
+from m2bert.train.pairs.tokens import TokenTask
 
 CLS, SEP = 2, 3
 SETTINGS = {"form": "all", "batch_size": 4, "negatives": 0, "document_window": "random", "document_tokens": 100,
@@ -27,6 +28,10 @@ def make_task(answers=((0,), (0,), (3,), (5,)), negatives=None, count=6, name="o
     given = [list(pids) for pids in negatives or [()] * len(answers)]
     pids = [f"{name}{i}" for i in range(count)]
     return TokenTask(name, pids, texts, queries, [list(own) for own in answers], given)
+
+
+def one_document(tokens):
+    return TokenTask("one", ["a"], [np.arange(5, 5 + tokens)], [np.arange(3)], [[0]], [[]])
 
 
 def make(*tasks, seed=0, rank=0, world=1, idf=None, **changes):
@@ -97,12 +102,14 @@ def test_the_text_around_a_passage_stays_in_the_document(document_tokens):
 
 def test_a_short_document_keeps_enough_and_never_more_than_is_read():
     for tokens in range(1, 140):
-        task = TokenTask("one", ["a"], [np.arange(5, 5 + tokens)], [np.arange(3)], [[0]], [[]])
-        data = make(task, document_tokens=40, passage_tokens=[5, 30])
+        data = make(one_document(tokens), document_tokens=40, passage_tokens=[5, 30])
         passages, rest = data._cut(0, np.random.default_rng(tokens))
         assert len(rest) <= 38
         assert len(rest) + sum(map(len, passages)) <= tokens
         assert len(rest) >= min(38, tokens) / 2
+    assert len(make(one_document(8), passage_share=1.0).batch(1)["relevant"])
+    with pytest.raises(ValueError, match="too short; set data.passage_share=0"):
+        make(one_document(1), passage_share=1.0).batch(1)
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (0.25, 5), (0.5, 10), (1.0, 20)])
@@ -115,26 +122,20 @@ def test_the_share_of_passage_steps_is_exact_and_costs_no_labelled_query(share, 
         assert sorted(labelled[first : first + 4]) == [0, 1, 2, 3]  # an epoch
 
 
-def test_labelled_queries_meet_their_documents_once():
-    batch = make().batch(1)
-    assert batch["relevant"].shape == (4, 3)  # two queries share a document
-    assert batch["compared"].all()
-    for query, answer in zip(batch["queries"], batch["relevant"].int().argmax(1).tolist(), strict=True):
-        source = next(d for d in documents() if d[:7].tolist() == unwrap(query)[:7])
-        assert contains(source.tolist(), unwrap(batch["documents"][answer]))
-        assert len(batch["documents"][answer]) == 100
-
-
 def test_every_answer_of_a_query_is_relevant_and_none_a_negative():
     data = make(make_task([(0, 1), (0,), (1,)]), batch_size=3, negatives=2, count=6)
     seen = set()
     for step in range(1, 9):
         batch = data.batch(step)
         queries, found = ids(batch)
-        assert len(set(found)) == len(found)
+        assert len(set(found)) == len(found)  # queries share a document
+        assert batch["compared"].all()
         for query, row in zip(queries, batch["relevant"], strict=True):
             answers = {0: {0, 1}, 1: {0}, 2: {1}}[query]
             assert {found[i] for i in row.nonzero().flatten()} == answers & set(found) != set()
+        for document, row in zip(found, batch["documents"], strict=True):
+            assert len(row) == 100
+            assert contains(documents()[document].tolist(), unwrap(row))
         seen.add(tuple(found))
     assert len(seen) > 1
 
@@ -161,23 +162,15 @@ def test_single_pairs_and_groups_have_the_same_terms():
         assert relevant == (document in {0: {0, 1}, 1: {0}, 2: {3}, 3: {7}, 4: {8}}[query])
 
 
-def test_negatives_are_new_in_every_epoch_and_distinct():
-    data = make(make_task(count=40), form="grouped", negatives=8)
-    first, second = (data.negatives(epoch, 2) for epoch in (0, 1))
-    assert first == data.negatives(0, 2)
-    assert first != second
-    assert len(set(first)) == 8
-    drawn = {document for epoch in range(60) for document in data.negatives(epoch, 2)}
-    assert drawn == set(range(40)) - {3}
-
-
-def test_given_negatives_come_first_and_random_ones_fill_up(caplog):
-    task = make_task(negatives=[(4, 2, 1), (5,), (), ()])
+def test_given_negatives_come_first_and_random_ones_of_the_epoch_fill_up(caplog):
+    task = make_task(negatives=[(4, 2, 1), (5,), (), ()], count=40)
     data = make(task, form="grouped", negatives=2)
     assert data.negatives(0, 0) == [4, 2]
-    first, second = data.negatives(0, 1)
-    assert first == 5
-    assert second not in (0, 5)
+    assert data.negatives(0, 1) == data.negatives(0, 1) != data.negatives(1, 1)
+    assert data.negatives(0, 1)[0] == 5
+    drawn = [data.negatives(epoch, 1)[1] for epoch in range(300)]
+    assert {*drawn} == {*range(40)} - {0, 5}
+    assert all(len({*data.negatives(epoch, 2)}) == 2 for epoch in range(60))
     with caplog.at_level("INFO"):
         report_tasks([task], data.settings)
     assert "2 queries have given negatives; for 3 the rest is random" in caplog.text
@@ -251,14 +244,6 @@ def test_query_dropout_prefers_rare_tokens_and_leaves_one():
     assert (kept >= 250).mean() > 0.8
     assert len(data._drop(np.array([5]), rng)) == 1
     assert min(map(len, data.batch(1)["queries"])) < 7  # passages have at least 5 tokens, and 2 around
-
-
-def test_tiny_documents_still_make_pairs():
-    task = TokenTask("one", ["a", "b"], [np.arange(5, 13), np.arange(20, 40)], [np.arange(3)], [[0]], [[]])
-    assert len(make(task, passage_share=1.0).batch(1)["relevant"]) >= 3
-    task = TokenTask("one", ["a"], [np.arange(5, 6)], [np.arange(3)], [[0]], [[]])
-    with pytest.raises(ValueError, match="too short; set data.passage_share=0"):
-        make(task, passage_share=1.0).batch(1)
 
 
 @pytest.mark.parametrize(

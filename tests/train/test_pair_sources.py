@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -114,34 +113,23 @@ def test_tasks_of_a_folder(tmp_path):
     assert set(data.describe()) == {"train/two", "validation/two"}
 
 
-TEST_SPLITS = ("test", "TEST", "test[:50%]", "validation+test", "test_256")
-TEST_FILES = ("test/0000", "test", "test-00000-of-00001")
-
-
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
         ({"tasks": ["three"]}, "'three' is not in .*; tasks there: one, two"),
         ({"development_tasks": ["one"]}, "data.development_tasks"),
         ({"negatives": 0, "triples": "short.jsonl"}, "data.negatives=0"),
-        ({"triples": "gone.parquet"}, "data.triples=gone.parquet"),
-        *(({"development_split": split}, "is the test split") for split in TEST_SPLITS),
-        *(({"triples": f"somewhere/{name}.parquet"}, "is the test split") for name in TEST_FILES),
+        ({"development_split": "validation+test"}, "is the test split"),
+        ({"triples": "somewhere/test/0000.parquet"}, "is the test split"),
         ({"negatives_path": "test.parquet"}, "is the test split"),
-        *(({"development_split": split}, f"development_split={re.escape(split)} is what is trained on")
-          for split in ("train", "train[:10%]", "validation+train")),
+        ({"development_split": "train[:10%]"}, r"development_split=train\[:10%\] is what is trained on"),
     ],
-)  # fmt: skip
+)
 def test_bad_settings_are_named(tmp_path, monkeypatch, changes, named):
     write_triples(tmp_path / "short.jsonl")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=named):
         load(write(tmp_path), **changes)
-
-
-def test_a_word_that_holds_test_is_no_test_split(tmp_path):
-    folder = write(tmp_path, splits=("train", "latest"))
-    assert load(folder, development_split="latest").development[0].split == "latest"
 
 
 TRIPLES = [
@@ -181,38 +169,27 @@ def test_triples_and_tasks_are_one_run(tmp_path):
     assert [task.name for task in load(None, path=None, triples=triples).training] == ["short"]
 
 
-def test_rows_of_any_length_are_read(tmp_path):
-    row = TRIPLES[0] | {"positive": "long " * 500_000}
-    (tmp_path / "long.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(TRIPLES[1]) + "\n")
-    task, _ = load_triples(str(tmp_path / "long.jsonl"), None, None)
-    assert max(map(len, task.documents.values())) == 2_500_000
-
-
-BAD_ROWS = [
-    ({"query": None, "positive": "a"}, "'query'"),
-    ({"query": "a", "positive": None}, "'positive'"),
-    ({"query": "a", "positive": "b", "negatives": ["c"]}, "'negatives'"),
-    ({"query": "a"}, "'positive'"),
-]
-
-
+@pytest.mark.parametrize("name", ["short.parquet", "short.jsonl"])
 @pytest.mark.parametrize(
-    ("name", "row", "named"),
+    ("row", "named"),
     [
-        *((name, row, column) for name in ("short.parquet", "short.jsonl") for row, column in BAD_ROWS),
-        ("short.jsonl", '{"query": "a", ', "no valid JSON"),
-        ("short.jsonl", '["a", "b"]', "'query'"),
-        ("short.jsonl", '{"query": "a \\ud83d", "positive": "b"}', "half of a surrogate pair"),
-        ("short.jsonl", "[" * 100_000, "nested too deeply"),
+        ({"query": None, "positive": "a"}, "query is None"),
+        ({"query": "a", "positive": "b", "negatives": ["c"]}, r"negatives.negatives is \['c'\]"),
+        ({"query": "a"}, "positive is (missing|None)"),
+        ("nonsense", "no valid JSON"),
+        ('["a", "b"]', "the value is"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_row_is_named_by_its_number(tmp_path, name, row, named):
     path, first = tmp_path / name, {"query": "x", "positive": "y", "negatives": None}
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist([row | {"query": "x", "positive": "y", "negatives": None}, row]), path)
+    if isinstance(row, str):
+        path = tmp_path / "short.jsonl"
+        path.write_text(f"{json.dumps(first)}\n{row}\n")
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist([row | first, row]), path)
     else:
-        path.write_text(json.dumps(first) + "\n" + (row if isinstance(row, str) else json.dumps(row)) + "\n")
-    with pytest.raises(ValueError, match=f"{name}, (row|line) 2.*{named}"):
+        path.write_text(f"{json.dumps(first)}\n{json.dumps(row)}\n")
+    with pytest.raises(ValueError, match=f"{path.name}, (row|line) 2.*{named}"):
         load_triples(str(path), None, None)
 
 
@@ -234,20 +211,16 @@ def test_a_source_without_rows_is_named(tmp_path):
 def test_given_negatives_are_checked(tmp_path, row, message):
     task = make_task("one", "train", *rows("one"))
     good = {"qid": "q0", "negative_pids": ["one_7", "one_3"], "dataset": "one"}
-    other = {"qid": "x", "negative_pids": ["y"], "dataset": "other"}
     path = str(tmp_path / "negatives.parquet")
-    pq.write_table(pa.Table.from_pylist([good, other]), path)
+    pq.write_table(pa.Table.from_pylist([good, good | {"qid": "x", "dataset": "other"}]), path)
     assert read_negatives(path, [task]) == {"one": {"q0": ["one_7", "one_3"]}}
     pq.write_table(pa.Table.from_pylist([row, good]), path)
     with pytest.raises(ValueError, match=message):
         read_negatives(path, [task])
-    with pytest.raises(ValueError, match="gone.parquet"):
-        read_negatives("gone.parquet", [task])
 
 
-@pytest.fixture
-def hub(monkeypatch):
-    """`datasets.load_dataset` over tables in memory; the calls are recorded."""
+def test_tasks_and_triples_from_the_hub(monkeypatch):
+    """`datasets.load_dataset` reads tables in memory."""
     import datasets
 
     calls, queries, documents = [], *([row for name in ("one", "two") for row in rows(name)[i]] for i in (0, 1))
@@ -255,32 +228,14 @@ def hub(monkeypatch):
 
     def load_dataset(path, name=None, *, split, revision=None):
         calls.append((path, name, split))
-        if path not in tables or split.split("[")[0] != "train":
-            raise ValueError(f"no {split} of {path}")
         limit = int(split.split(":")[1][:-1]) if ":" in split else None
         return datasets.Dataset.from_list(tables[path][:limit])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    return SimpleNamespace(calls=calls, tables=tables)
-
-
-def test_tasks_and_triples_from_the_hub(hub):
-    changes = {"path": "org/set", "triples": "org/triples", "triples_config": "hard", "triples_limit": 2}
-    data = load(None, **changes | {"triples_limit": 3, "development_share": 0.1})
+    changes = {"path": "org/set", "triples": "org/triples", "triples_config": "hard", "triples_limit": 3}
+    data = load(None, **changes, development_share=0.1)
     assert [task.name for task in data.training] == ["one", "two", "triples"]
-    assert ("org/set-Queries", None, "train") in hub.calls
-    assert ("org/triples", "hard", "train[:3]") in hub.calls
-    local = make_task("one", "train", *rows("one"))
-    assert data.training[0].fingerprint == local.fingerprint
+    assert {("org/set-Queries", None, "train"), ("org/triples", "hard", "train[:3]")} <= {*calls}
+    assert data.training[0].fingerprint == make_task("one", "train", *rows("one")).fingerprint
+    assert data.negatives["triples"]
     assert [task.name for task in load(None, path="org/set", tasks=["two"]).training] == ["two"]
-    with pytest.raises(ValueError, match="'three' is not in org/set; tasks there: one, two"):
-        load(None, path="org/set", tasks=["three"])
-    message = "data.path=org/none: 'org/none-Queries' is no local path, and as a data set of the Hub .*"
-    with pytest.raises(ValueError, match=message + "folder with queries/train.parquet and documents/train.parquet"):
-        load(None, path="org/none")
-
-
-def test_a_hub_task_without_queries_is_named(hub):
-    hub.tables["org/set-Queries"] = [row for row in hub.tables["org/set-Queries"] if row["dataset"] == "one"]
-    with pytest.raises(ValueError, match="task 'two'.* has no queries"):
-        load(None, path="org/set")

@@ -1,6 +1,5 @@
 """Runs that are killed, at any moment, and go on: the result is that of the run that nothing killed, bit for bit."""
 
-import json
 import os
 import random
 import signal
@@ -9,11 +8,9 @@ import sys
 import time
 
 import pytest
+import tiny_runs
 import torch
-from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
-
-from m2bert.train import mlm_run, retrieval_run
+from tiny_runs import computed, record, same, weights
 
 # Kills its own process: `step N` after N steps, `write N` when half of the optimizer of checkpoint N is written.
 KILLER = """
@@ -45,20 +42,15 @@ def saving(what, path, *args, **kwargs):
 loop.Log.count, torch.save = counting, saving
 entry.main(sys.argv[3:])
 """
-MODEL = ["model.architecture.hidden_size=16", "model.architecture.num_hidden_layers=1", "log_every=2",
-         "model.architecture.intermediate_size=32", "model.architecture.max_position_embeddings=64",
-         "model.architecture.filter_order=8", "model.architecture.hidden_dropout_prob=0.1", "tokenizer.vocab_size=200",
-         "checkpoint_every=1", "resume=true", "evaluation.every=2"]  # fmt: skip
-ARGUMENTS = {
-    "mlm": [*MODEL, "data.max_tokens=32", "data.batch_tokens=64", "data.accumulate=2", "evaluation.examples=2"],
-    "opl": [*MODEL, "data.tasks=[toy]", "data.batch_size=3", "data.document_tokens=40", "data.passage_tokens=[2, 4]"],
-}
+
+
+MORE = ["model.architecture.hidden_dropout_prob=0.1", "checkpoint_every=1", "resume=true", "evaluation.every=2",
+        "log_every=2"]  # fmt: skip
 
 
 def arguments(entry, corpus, output, steps=6):
-    data = [f"data.sources=[{{path: {corpus}}}]", f"data.token_cache={corpus}/tokens"]
-    data = data if entry == "mlm" else [f"data.path={corpus}"]
-    return [*ARGUMENTS[entry], *data, f"steps={steps}", f"output_dir={output}"]
+    size = "data.accumulate=2" if entry == "mlm" else "data.batch_size=3"
+    return tiny_runs.arguments(entry, corpus, output, *MORE, size, f"steps={steps}")
 
 
 def start(entry, kind, number, given):
@@ -69,11 +61,10 @@ def start(entry, kind, number, given):
 
 def here(entry, given):
     """Run in this process, on one thread as the others."""
-    AcceleratorState._reset_state(reset_partial_state=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        {"mlm": mlm_run, "opl": retrieval_run}[entry].main(given)
+        tiny_runs.here(entry, given)
     finally:
         torch.set_num_threads(threads)
 
@@ -85,14 +76,9 @@ def finish(process) -> int:
 
 
 def assert_same_run(a, b):
-    first, second = (load_file(path / "model.safetensors") for path in (a, b))
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    first, second = (json.loads((path / "training.json").read_text()) for path in (a, b))
-    assert first["totals"] == second["totals"]
-    measured = {"seconds", "tokens_per_second", "waiting_share", "peak_memory_bytes", "evaluation_seconds"}
-    computed = [[{k: row[k] for k in row.keys() - measured} for row in run["history"]] for run in (first, second)]
-    assert computed[0] == computed[1]
+    assert same(weights(a), weights(b))
+    assert record(a)["totals"] == record(b)["totals"]
+    assert computed(record(a)["history"]) == computed(record(b)["history"])
 
 
 @pytest.mark.parametrize(

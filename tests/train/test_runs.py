@@ -1,48 +1,17 @@
 """Both entry points, end to end on a tiny corpus: repeatable, loadable, careful with what exists, and their options."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from tiny_runs import ENTRIES, ROOT, arguments, finish, here, launch, record, same, weights
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-from m2bert.train import mlm_run, retrieval_run
-from m2bert.train.setup import Finished
-
-ROOT = Path(__file__).parents[2]
-ENTRIES = {"mlm": mlm_run, "opl": retrieval_run}
-TINY = ["model.architecture.hidden_size=16", "model.architecture.num_hidden_layers=1", "log_every=1", "steps=3",
-        "model.architecture.intermediate_size=32", "model.architecture.max_position_embeddings=64",
-        "model.architecture.filter_order=8", "tokenizer.vocab_size=200", "evaluation.every=2"]  # fmt: skip
-MLM = [*TINY, "data.max_tokens=32", "data.batch_tokens=64", "evaluation.examples=2"]
-OPL = [*TINY, "data.tasks=[toy]", "data.batch_size=4", "data.document_tokens=40", "data.passage_tokens=[2, 4]"]
-
-
-def arguments(entry, corpus, output, *more):
-    if entry == "opl":
-        return [*OPL, f"data.path={corpus}", f"output_dir={output}", *more]
-    data = [f"data.sources=[{{path: {corpus}}}]", f"data.token_cache={corpus}/tokens"]
-    return [*MLM, *data, f"output_dir={output}", *more]
-
-
-def weights(folder):
-    return load_file(folder / "model.safetensors")
-
-
-def record(folder):
-    return json.loads((folder / "training.json").read_text())
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+from m2bert.train import trainer
+from m2bert.train.trainer import Finished
 
 
 @pytest.fixture
@@ -50,19 +19,10 @@ def train(toy_corpus, tmp_path):
     """Run an entry point in this process with more arguments; return the output of that name."""
 
     def run(entry, name, *more):
-        AcceleratorState._reset_state(reset_partial_state=True)
-        ENTRIES[entry].main(arguments(entry, toy_corpus, tmp_path / name, *more))
+        here(entry, arguments(entry, toy_corpus, tmp_path / name, "evaluation.every=2", *more))
         return tmp_path / name
 
     return run
-
-
-def launch(entry, given, processes=1):
-    command = [sys.executable, str(ROOT / "train" / f"{entry}.py"), *given]
-    if processes > 1:
-        command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def test_pretraining_then_fine_tuning(train):
@@ -94,18 +54,10 @@ def test_a_run_repeats_bit_for_bit(train, entry):
     assert len(record(a)["data_fingerprint"]) == 64
 
 
-def test_command_line_without_arguments_says_so(monkeypatch, caplog, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(mlm_run, "data_folder", lambda path: (_ for _ in ()).throw(InterruptedError))
-    with caplog.at_level("INFO"), pytest.raises(InterruptedError):
-        mlm_run.main([])
-    assert "without arguments: the small offline default" in caplog.text
-
-
 def test_a_checkpoint_keeps_its_architecture_and_its_token_weights(toy_corpus, train, tmp_path):
     first = train("opl", "first", "model.architecture.num_hidden_layers=3", "model.architecture.num_pooling_heads=2")
     given = arguments("opl", toy_corpus, tmp_path / "again", "steps=0", f"model.path={first}")
-    retrieval_run.main([argument for argument in given if "architecture" not in argument])
+    here("opl", [argument for argument in given if "architecture" not in argument])
     assert same(weights(first), weights(tmp_path / "again"))
 
 
@@ -178,7 +130,7 @@ def test_runs_that_are_there_are_left_alone_unless_the_arguments_say_what_to_do(
 
 def test_a_second_run_into_the_same_output_is_refused_at_once(train, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(mlm_run, "run_loop", lambda *_, **__: train("mlm", "out", "overwrite=true"))
+        patch.setattr(trainer, "run_loop", lambda *_, **__: train("mlm", "out", "overwrite=true"))
         with pytest.raises(ValueError, match=f"another process writes to {tmp_path / 'out.run'}"):
             train("mlm", "out")
     assert (train("mlm", "out/") / "model.safetensors").is_file()
@@ -188,7 +140,7 @@ def test_a_second_run_into_the_same_output_is_refused_at_once(train, tmp_path, m
 def test_a_run_that_replaces_a_finished_one_goes_on_too(train, tmp_path, monkeypatch):
     train("mlm", "out", "steps=2")
     with monkeypatch.context() as patch:
-        patch.setattr(mlm_run, "finish", lambda *_: (_ for _ in ()).throw(InterruptedError))
+        patch.setattr(trainer, "finish", lambda *_: (_ for _ in ()).throw(InterruptedError))
         with pytest.raises(InterruptedError):
             train("mlm", "out", "steps=4", "overwrite=true", "checkpoint_every=1")
     assert (tmp_path / "out.run" / "step-00000003").is_dir()
@@ -212,9 +164,9 @@ def test_what_is_found_late_is_named_and_leaves_nothing(train, tmp_path, monkeyp
 def test_a_run_stopped_by_sigterm_goes_on(toy_corpus, tmp_path, processes):
     more = ["steps=300", "checkpoint_every=30", "resume=true", "log_every=100", "evaluation.every=0",
             "model.architecture.hidden_dropout_prob=0.1", "gradient_checkpointing=true"]  # fmt: skip
-    whole = launch("mlm", arguments("mlm", toy_corpus, tmp_path / "whole", *more), processes)
-    given = arguments("mlm", toy_corpus, tmp_path / "out", *more)
-    process = launch("mlm", given, processes)
+    given, unbroken = (arguments("mlm", toy_corpus, tmp_path / name, *more) for name in ("out", "whole"))
+    whole, process = (launch([ROOT / "train" / "mlm.py", *each], processes, start_new_session=True)
+                      for each in (unbroken, given))  # fmt: skip
     while not list((tmp_path / "out.run").glob("step-*")) and process.poll() is None:
         time.sleep(0.02)
     assert process.poll() is None, process.stderr.read()
@@ -227,10 +179,9 @@ def test_a_run_stopped_by_sigterm_goes_on(toy_corpus, tmp_path, processes):
         assert process.returncode == 128 + signal.SIGTERM
     else:
         with pytest.raises(ValueError, match="processes: 2 there, 1 here"):
-            mlm_run.main(given)
-    for run in (launch("mlm", given, processes), whole):
-        _, errors = run.communicate(timeout=200)
-        assert run.returncode == 0, errors
+            here("mlm", given)
+    for run in (launch([ROOT / "train" / "mlm.py", *given], processes), whole):
+        finish(run)
     assert same(weights(tmp_path / "out"), weights(tmp_path / "whole"))
     assert record(tmp_path / "out")["processes"] == processes
 
@@ -239,10 +190,9 @@ def test_a_run_stopped_by_sigterm_goes_on(toy_corpus, tmp_path, processes):
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_a_compiled_run_trains_the_same_model(toy_corpus, tmp_path, entry):
     more = ["checkpoint_every=2", *(["evaluation.select=true"] if entry == "opl" else [])]
-    for name, value in (("plain", "false"), ("compiled", "true")):
-        process = launch(entry, arguments(entry, toy_corpus, tmp_path / name, *more, f"compile={value}"))
-        _, errors = process.communicate(timeout=560)
-        assert process.returncode == 0, errors
-    a, b = weights(tmp_path / "plain"), weights(tmp_path / "compiled")
+    for value in ("false", "true"):
+        given = arguments(entry, toy_corpus, tmp_path / value, *more, f"compile={value}")
+        finish(launch([ROOT / "train" / f"{entry}.py", *given]), timeout=560)
+    a, b = weights(tmp_path / "false"), weights(tmp_path / "true")
     assert a.keys() == b.keys()
     assert all(torch.allclose(a[name], b[name], rtol=1e-3, atol=1e-4) for name in a)

@@ -31,10 +31,6 @@ def model(folder):
     return SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")
 
 
-def features(model, texts):
-    return model.preprocess(texts)
-
-
 def gradients(model, loss):
     model.zero_grad()
     loss.backward()
@@ -58,10 +54,10 @@ def test_cosine_similarity_loss_is_orthogonal_projection(model):
     model.eval()
     queries, documents = TEXTS + TEXTS, TEXTS + TEXTS[::-1]
     labels = torch.tensor([1.0, 1.0, 0.0, 0.0])
-    theirs = CosineSimilarityLoss(model)([features(model, queries), features(model, documents)], labels)
+    theirs = CosineSimilarityLoss(model)([model.preprocess(queries), model.preprocess(documents)], labels)
 
     def ours():
-        vectors = [model(features(model, texts))["sentence_embedding"] for texts in (queries, documents)]
+        vectors = [model(model.preprocess(texts))["sentence_embedding"] for texts in (queries, documents)]
         diagonal = torch.eye(4, dtype=torch.bool)
         return orthogonal_projection_loss(cosine_matrix(*vectors), diagonal & (labels > 0.5)[:, None], diagonal)
 
@@ -73,18 +69,18 @@ def test_cached_ranking_loss_replays_dropout(model):
     model.train()
     cached = CachedMultipleNegativesRankingLoss(model, scale=20.0, mini_batch_size=1)
     torch.manual_seed(3)
-    theirs = cached([features(model, TEXTS), features(model, TEXTS[::-1])], None)
+    theirs = cached([model.preprocess(TEXTS), model.preprocess(TEXTS[::-1])], None)
 
     def ours():
         torch.manual_seed(3)
         sides = [
-            torch.cat([model(features(model, [text]))["sentence_embedding"] for text in texts])
+            torch.cat([model(model.preprocess([text]))["sentence_embedding"] for text in texts])
             for texts in (TEXTS, TEXTS[::-1])
         ]
         cosine = cosine_matrix(*sides)
         return multiple_negatives_ranking_loss(cosine, torch.eye(2, dtype=torch.bool), torch.ones(2, 2).bool())
 
-    assert theirs.item() != cached([features(model, TEXTS), features(model, TEXTS[::-1])], None).item()  # it drops
+    assert theirs.item() != cached([model.preprocess(TEXTS), model.preprocess(TEXTS[::-1])], None).item()  # it drops
     hold_equal(model, theirs, ours)
 
 

@@ -3,9 +3,8 @@
 from importlib.resources import files
 
 import pytest
-import yaml
 
-from m2bert.train.settings import load_settings
+from m2bert.train.settings import load_settings, read_yaml
 
 CONFIGS = sorted(path.name for path in files("m2bert.train").joinpath("configs").iterdir())
 
@@ -42,7 +41,7 @@ BAD = {
         data.development_split=null+data.development_tasks=[a] data.development_split=test data.development_split=train
         data.triples=org/queries-test data.batch_size=0 data.passages_per_document=0 data.passage_tokens=[96,16]
         data.passage_tokens=[16] data.passage_tokens=[0,16] evaluation.batch_tokens=0 data.passage_share=1+epochs=1
-        epochs=abc epochs=-1 lora.rank=8""",
+        epochs=abc epochs=-1 prepare=x+data.prepared=y lora.rank=8""",
 }
 
 
@@ -63,10 +62,11 @@ def test_the_nearest_key_and_the_nearest_file_are_suggested():
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_shipped_configuration_fits_its_schema(name):
+def test_every_shipped_configuration_fits_its_schema_and_says_where_it_writes(name):
     entry = "mlm" if name.startswith("mlm-") else "opl"
-    every_key = yaml.safe_load(files("m2bert.train").joinpath("configs", f"{entry}-small.yaml").read_text())
-    assert set(load_settings(entry, ["--config", name]).model_dump()) == set(every_key)
+    settings = load_settings(entry, ["--config", name]).model_dump()
+    assert set(settings) == set(read_yaml(f"{entry}-small"))
+    assert settings["output_dir"] == f"runs/{name.removesuffix('.yaml')}"
 
 
 @pytest.mark.parametrize(

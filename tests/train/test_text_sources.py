@@ -7,14 +7,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from m2bert.train.text.sources import TextFiles, find_files, parse_sources
+from m2bert.train.text.sources import TextFiles, find_files, parse_sources, split_files
 
 TEXTS = ["One text.\nTwo lines.", "Zwei: äöü.", "2011-01-01", "3"]  # datasets' JSON reader makes other texts of dates
 
 
 def write_parquet(path, texts, column="text"):
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({column: pa.array(texts, pa.string())}), path)
+    pq.write_table(pa.table({column: texts}), path)
 
 
 def write(folder, kind, texts=TEXTS):
@@ -54,13 +54,12 @@ def test_rows_are_joined_to_documents(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "named"),
     [
-        ("train.jsonl", b'{"text": "a"}\n{"body": "b"}\n', "line 2 .*'text'"),
-        ("train.jsonl", b'{"text": "a"}\nnonsense\n', "line 2"),
-        ("train.jsonl", b'{"text": "a"}\n{"text": "a \\ud83d"}\n', "line 2, holds half of a surrogate pair"),
-        ("train.jsonl", b"[" * 100_000, "line 1, is nested too deeply"),
-        ("train.jsonl", b'{"text": ["a"]}\n', "line 1, key 'text' holds list"),
-        ("train.txt", b"\xff\xfe bytes", "train.txt is not UTF-8"),
-        ("train.parquet", b"PAR1 no more", "train.parquet"),
+        ("train.jsonl", b'{"text": "a"}\n{"body": "b"}\n', "line 2 holds no text as 'text': {'body': 'b'}"),
+        ("train.jsonl", b'{"text": "a"}\n["b"]\n', "line 2 holds no text"),
+        ("train.jsonl", b'{"text": "a"}\n{"text": "a \\ud83d"}\n', "line 2, .*surrogates not allowed"),
+        ("train.jsonl", b"[" * 100_000, "line 1, .*recursion"),
+        ("train.txt", b"\xff\xfe bytes", "train.txt cannot be read .*UTF-8"),
+        ("train.parquet", b"PAR1 no more", "train.parquet cannot be read"),
         ("train.csv", b"text", "it holds train.csv"),
     ],
 )
@@ -68,6 +67,34 @@ def test_unreadable_text_is_named(tmp_path, name, content, named):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=named):
         list(TextFiles(find_files(tmp_path, "train")))
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (pa.table([["a"], ["b"]], ["text", "text"]), "needs the columns text, each once; it has text, text"),
+        (pa.table({"text": [["a"]]}), "row 1 holds no text as 'text'"),
+        (pa.table({"text": pa.array([b"\xff"]).view(pa.string())}), "cannot be read .*utf-8"),
+        (pa.table({"body": ["a"]}), "needs the columns text, each once; it has body"),
+    ],
+)
+def test_columns_that_are_no_text_are_named_before_all_is_read(tmp_path, table, message):
+    pq.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=f"train.parquet.*{message}"):
+        TextFiles(find_files(tmp_path, "train")).check()
+
+
+def test_text_of_every_arrow_type_is_read(tmp_path):
+    for kind in (pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())):
+        pq.write_table(pa.table({"text": pa.array(["a", None], pa.string()).cast(kind)}), tmp_path / "train.parquet")
+        assert list(TextFiles(find_files(tmp_path, "train"))) == ["a", ""]
+
+
+def test_hidden_files_are_no_text_and_other_types_are_known(tmp_path):
+    for name in ("train-1.txt", "._train-2.txt", ".train-3.txt", "train.csv", "train-3.md", "notes.txt"):
+        (tmp_path / name).write_text("words")
+    assert [path.name for path in find_files(tmp_path, "train")] == ["train-1.txt"]
+    assert [path.name for path in split_files(tmp_path, "train")] == ["train-1.txt", "train-3.md", "train.csv"]
 
 
 def test_without_shares_sources_are_equal_and_a_third_variable(tmp_path):
@@ -94,30 +121,23 @@ def test_a_name_that_is_no_local_path_is_on_the_hub():
 
 def test_the_validation_of_a_single_file_is_carved(tmp_path):
     path = str(write(tmp_path, "txt") / "train.txt")
-    (source,) = parse({"path": path})
-    assert source.validation_split is None
-    with pytest.raises(ValueError, match="validation_split"):
+    assert parse({"path": path})[0].validation_split is None
+    with pytest.raises(ValueError, match="is local and has no validation_split"):
         parse({"path": path, "validation_split": "dev"})
 
 
 @pytest.mark.parametrize(
     ("entries", "named"),
     [
-        (["folder"], r"data.sources\[0\].*'folder'"),
-        ([{"name": "a"}], "path is missing"),
-        ([{"path": 5}], "path is 5"),
+        ([{"name": "a"}], r"data.sources\[0\]: path is missing"),
         ([{"path": None, "variabel": 0.3}], "'variabel'; did you mean 'variable'"),
-        ([{"path": None, "variable": "a"}], "variable is 'a'"),
         ([{"path": None, "variable": 0.3, "maximum": 0.6}], "sum to 1, not 0.9"),
         ([{"path": None, "variable": -0.5, "maximum": 1.5}], "variable is -0.5"),
-        ([{"path": None}, {"path": None}], "'pydocs'"),
+        ([{"path": None}, {"path": None}], "names must differ.*'pydocs'"),
         ([{"path": None, "name": "a/b"}], "'a/b'"),
-        ([{"path": None, "split": "validation"}], "both 'validation'"),
         ([{"path": "a/b", "validation_split": "train"}], "both 'train'"),
         ([{"path": "/nowhere/at/all"}], "'/nowhere/at/all'"),
         ([{"path": None, "config": "en"}], "config"),
-        ([{"path": None, "rows_per_document": 0}], "rows_per_document is 0"),
-        ([{"path": None, "split": "test"}], "split=test is the test split"),
         ([{"path": "a/b", "split": "train+test[:50%]"}], "the test split"),
         ([{"path": None, "split": "test_full"}], "split=test_full is the test split"),
         ([{"path": "a/b", "validation_split": "Test2"}], "validation_split=Test2 is the test split"),
@@ -129,11 +149,10 @@ def test_bad_entries_are_named(entries, named):
 
 
 def test_a_file_of_the_test_split_is_refused(tmp_path):
-    for name in ("test.parquet", "test-00000-of-00001.parquet", "locov1_test.parquet", "TEST_full.parquet"):
+    for name in ("test-00000-of-00001.parquet", "locov1_test.parquet", "TEST_full.parquet"):
         write_parquet(tmp_path / name, TEXTS)
-        (source,) = parse({"path": str(tmp_path / name)})
         with pytest.raises(ValueError, match="is the test split"):
-            source.splits()
+            parse({"path": str(tmp_path / name)})[0].splits()
     for name in ("latest.parquet", "tested_words.parquet", "contest.parquet"):
         write_parquet(tmp_path / name, TEXTS)
         assert list(parse({"path": str(tmp_path / name)})[0].splits()["train"]) == TEXTS

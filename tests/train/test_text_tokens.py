@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from m2bert.train import kept as prepared
-from m2bert.train.kept import building
+from m2bert.train import verified_files as prepared
 from m2bert.train.text import tokens
 from m2bert.train.text.sources import TextFiles
 from m2bert.train.text.tokens import HELD_OUT_LIMIT, open_store, text_hash
 from m2bert.train.tokenizer import cached_wordpiece, encode_all, load_tokenizer, train_wordpiece
+from m2bert.train.verified_files import building
 
 TEXTS = [f"document {i} about " + "words and more words " * (i % 7) for i in range(300)]
 
@@ -57,21 +57,19 @@ def test_empty_documents_are_left_out_and_counted(tokenizer, tmp_path, caplog):
 
 
 def test_a_store_is_built_once_and_anew_for_other_text_or_tokenizer(texts, tokenizer, tmp_path):
-    def built(texts, tokenizer):
-        count = len(os.listdir(tmp_path / "cache")) if (tmp_path / "cache").exists() else 0
+    def stores(texts, tokenizer):
         open_store(texts, tokenizer, tmp_path / "cache")
-        return len(os.listdir(tmp_path / "cache")) - count
+        return len(os.listdir(tmp_path / "cache"))
 
-    assert built(texts, tokenizer) == 1
+    assert stores(texts, tokenizer) == 1
     tokenizer(["a text"], truncation=True, max_length=4, padding=True)  # leaves its mark on a fast tokenizer
-    assert built(texts, tokenizer) == 0
-    assert built(texts, train_wordpiece(TEXTS, 110)) == 1
-    assert built(TextFiles(texts.files, rows_per_document=2), tokenizer) == 1
+    assert stores(texts, tokenizer) == 1
+    assert stores(texts, train_wordpiece(TEXTS, 110)) == 2
+    assert stores(TextFiles(texts.files, rows_per_document=2), tokenizer) == 3
     texts.files[0].write_text("other text")
-    assert built(texts, tokenizer) == 1
-    assert documents(open_store(texts, tokenizer, tmp_path / "cache")) == [
-        encode_all(tokenizer, ["other text"])[0].tolist()
-    ]
+    assert stores(texts, tokenizer) == 4
+    (ids,) = encode_all(tokenizer, ["other text"])
+    assert documents(open_store(texts, tokenizer, tmp_path / "cache")) == [ids.tolist()]
 
 
 def test_a_large_vocabulary_needs_wider_ids(texts, tokenizer, tmp_path, monkeypatch):
@@ -102,7 +100,7 @@ def test_two_processes_tokenise_once(texts, tokenizer, tmp_path, monkeypatch):
         built.append(arguments)
         begun.set()
         time.sleep(0.1)
-        slow(*arguments)
+        return slow(*arguments)
 
     monkeypatch.setattr(tokens, "build_store", build)
     with ThreadPoolExecutor(1) as threads:
@@ -127,22 +125,19 @@ def test_another_machine_may_be_faster(texts, tokenizer, tmp_path, monkeypatch):
     assert len(os.listdir(tmp_path / "cache")) == 1
 
 
-def damage(file, how):
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    if how == "gone":
-        file.unlink()
-    else:
-        file.write_bytes(content if how == "one bit" else content[: len(content) // 2])
-
-
-@pytest.mark.parametrize("name", ["documents.safetensors", "prepared.json"])
-@pytest.mark.parametrize("how", ["one bit", "cut", "gone"])
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [("documents.safetensors", "one bit"), ("documents.safetensors", "gone"), ("prepared.json", "cut")],
+)
 def test_damaged_tokens_are_made_again(texts, tokenizer, tmp_path, caplog, name, how):
     expected = open_store(texts, tokenizer, tmp_path / "cache")
     before, hashes = documents(expected), expected.hashes.tolist()
     (file,) = (tmp_path / "cache").rglob(name)
-    damage(file, how)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.unlink()
+    if how != "gone":
+        file.write_bytes(content if how == "one bit" else content[: len(content) // 2])
     again = open_store(texts, tokenizer, tmp_path / "cache")
     assert name in caplog.text
     assert (documents(again), again.hashes.tolist(), again.fingerprint) == (before, hashes, expected.fingerprint)
@@ -166,14 +161,10 @@ def test_what_a_killed_process_left_goes_and_what_another_is_making_stays(texts,
 
 def test_a_damaged_vocabulary_is_trained_again(texts, tmp_path, caplog):
     first = cached_wordpiece(texts, 120, tmp_path / "cache").get_vocab()
-    (file,) = (tmp_path / "cache").iterdir()
+    (file,) = (tmp_path / "cache").rglob("prepared.json")
     file.write_text(file.read_text().replace('"document"', '"docunemt"'))
     assert cached_wordpiece(texts, 120, tmp_path / "cache").get_vocab() == first
-    assert file.name in caplog.text
-    assert os.listdir(tmp_path / "cache") == [file.name]
-    caplog.clear()
-    assert cached_wordpiece(texts, 120, tmp_path / "cache").get_vocab() == first
-    assert not caplog.text
+    assert f"{file} is damaged" in caplog.text
 
 
 def test_validation_is_carved_by_the_text_alone(tokenizer, tmp_path):
@@ -193,16 +184,10 @@ def test_validation_is_carved_by_the_text_alone(tokenizer, tmp_path):
     few, one = carved(numbered[:3], "c.txt")
     assert (len(few.starts), len(one.starts)) == (2, 1)
     assert one.hashes[0] < few.hashes.min()
+    assert train.token_counts(130).tolist() == np.bincount(np.concatenate(documents(train)), minlength=130).tolist()
     for texts in (["only one"], ["the same"] * 3):
         nothing, all_of_it = carved(texts, "d.txt")
         assert (len(nothing.starts), len(all_of_it.starts)) == (0, len(texts))
-
-
-def test_token_counts_are_of_the_documents_of_a_part(texts, tokenizer, tmp_path):
-    store = open_store(texts, tokenizer, tmp_path / "cache")
-    part = store.part(np.arange(len(TEXTS)) % 2 == 0)
-    flat = [token for ids in encode_all(tokenizer, TEXTS[::2]) for token in ids]
-    assert part.token_counts(130).tolist() == np.bincount(flat, minlength=130).tolist()
 
 
 @pytest.fixture
@@ -227,10 +212,7 @@ def test_code_of_a_tokenizer_is_not_run(tokenizer_folder):
     ("name", "old", "new"),
     [
         ("tokenizer.json", '"[PAD]": 0', '"[PAD]": -5'),
-        ("tokenizer.json", '"padding"', '"pad"'),
         ("tokenizer.json", '"vocab": {', '"vocab": "/etc/hostname", "was": {'),
-        ("tokenizer.json", '"truncation": null', '"truncation": NaN'),
-        ("tokenizer.json", '"version"', '"version": "0.1", "version"'),
         ("tokenizer.json", '"version"', '"deep": ' + "[" * 5000 + "]" * 5000 + ', "version"'),
         ("tokenizer_config.json", '"tokenizer_class": "', '"tokenizer_class": 1e308, "was": "'),
     ],

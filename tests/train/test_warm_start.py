@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 from m2bert.hub.folder import write_folder
 from m2bert.hub.sentence_files import SentenceSettings
 from m2bert.train import warm_start
-from m2bert.train.warm_start import extend, resample
+from m2bert.train.warm_start import extend
 from modeling_m2bert.m2bert_filter import normalised_time, positional_features
 
 OLD = 48
@@ -114,19 +114,6 @@ def test_extending_step_by_step_is_extending_at_once(tiny_config, chain, decay_l
         torch.testing.assert_close(a.time, b.time, rtol=2e-6, atol=0)
 
 
-@pytest.mark.parametrize("decay_length", [None, 20])
-def test_kept_rows_join_on_to_whatever_was_done_before(tiny_config, decay_length):
-    """Across every seam the features of a fresh model go on smoothly, and its first one in a line."""
-    model = AutoModel.from_config(tiny_config(filter_decay_length=decay_length)).double()
-    model = extended(model, (96, "keep"), (192, "stretch"), (384, "keep"))
-    for module in filters(model):
-        features = module.positional_features.detach()
-        line = torch.arange(384, dtype=torch.float64) * (95 / 47 / 191)
-        assert (features[:, 0] - line).abs().max() < 1e-5
-        slopes = features.diff(dim=0).abs().amax(1)  # a seam is no longer than a few steps between taps
-        assert slopes.max() < 4 * slopes[:100].max()
-
-
 def test_drift_does_not_change_how_a_model_is_continued(tiny_config, randomised):
     """Where the decay length was not chosen, the untrained time tells the period: the rows that are new are exact."""
     features = filters(extend(trained(tiny_config, randomised), 96))[0].positional_features[OLD:].detach()
@@ -167,12 +154,7 @@ def test_contexts_beyond_32k(tiny_config, randomised, length):
     assert (time - normalised_time(length, length)).abs().max() < 1e-6
 
 
-def test_bfloat16_embeddings_are_interpolated_in_double_precision():
-    table = torch.tensor([[0.0], [1.0]], dtype=torch.bfloat16)
-    assert torch.equal(resample(table, 5), torch.tensor([[0.0], [0.25], [0.5], [0.75], [1.0]], dtype=torch.bfloat16))
-
-
-@pytest.mark.parametrize("arguments", [(40,), (48,), (96, "repeat"), (96, "replicate", "scale")])
+@pytest.mark.parametrize("arguments", [(40,), (48,), (96, "repeat")])
 def test_bad_arguments_are_named(tiny_config, arguments):
     with pytest.raises((ValueError, KeyError), match=str(arguments[-1])):
         extend(AutoModel.from_config(tiny_config()), *arguments)

@@ -7,88 +7,24 @@ A step's batch is made as a whole, from (seed, step) alone, and dealt out to the
 changes who encodes a text, not what is learned.
 """
 
-import hashlib
 import logging
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
-from ..tokenizer import encode_all
-
-if TYPE_CHECKING:  # they need pyarrow, and prepared data do not
-    from m2bert.eval.tasks.schema import RetrievalTask
-
-    from .data import Negatives
+from .tokens import TokenTask, wrap
 
 logger = logging.getLogger(__name__)
 
-TEXTS_AT_ONCE = 1000
 KEEP_IDF = 4.0  # a query token of this inverse document frequency or more is kept with the largest probability
 KEEP_RANGE = 0.1, 0.9
 ORDER, STEP, NEGATIVES = range(3)  # what a random stream is for
 
 
-@dataclass(frozen=True)
-class TokenTask:
-    """Hold a task as token ids, without special tokens and untruncated. Documents are known by their index.
-
-    Attributes:
-        answers: of each query, the documents that answer it.
-        negatives: of each query, the documents given as negatives, best first; may be empty.
-    """
-
-    name: str
-    pids: list[str]
-    documents: list[np.ndarray]
-    queries: list[np.ndarray]
-    answers: list[list[int]]
-    negatives: list[list[int]]
-
-
-def tokenise(
-    tokenizer: PreTrainedTokenizerBase, task: "RetrievalTask", negatives: "Negatives | None" = None, show: bool = True
-) -> TokenTask:
-    """Tokenise a task.
-
-    Args:
-        negatives: {qid: pids}; documents that the task does not hold (set aside for development) are left out.
-        show: a progress bar, where there is enough to wait for.
-    """
-    index, given = {pid: i for i, pid in enumerate(task.documents)}, negatives or {}
-    texts = [*task.documents.values(), *task.queries.values()]
-    rows, disable = [], not show or len(texts) <= TEXTS_AT_ONCE
-    with tqdm(total=len(texts), desc=f"tokenising {task.name}", unit="text", disable=disable) as progress:
-        for first in range(0, len(texts), TEXTS_AT_ONCE):
-            rows += encode_all(tokenizer, texts[first : first + TEXTS_AT_ONCE])
-            progress.update(len(rows) - progress.n)
-    return TokenTask(
-        name=task.name,
-        pids=list(task.documents),
-        documents=rows[: len(index)],
-        queries=rows[len(index) :],
-        answers=[[index[pid] for pid in answers] for answers in task.qrels.values()],
-        negatives=[[index[pid] for pid in given.get(qid, ()) if pid in index] for qid in task.qrels],
-    )
-
-
-def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the sha256 of the tokens and their ids."""
-    return hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
-
-
 def query_limit(settings) -> int:
     """Return the tokens of the longest query, special tokens included."""
     return settings.query_tokens or settings.document_tokens
-
-
-def wrap(row: np.ndarray, special: tuple[int, int]) -> np.ndarray:
-    """Return [CLS] row [SEP], int64."""
-    return np.concatenate([special[:1], row, special[1:]]).astype(np.int64)
 
 
 def report_tasks(tasks: list[TokenTask], settings):

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
+from pydantic import model_validator
+
 from m2bert.eval.tasks.schema import RetrievalTask, load_task, make_task, task_names
-from m2bert.files import read_json_lines
 from m2bert.schema import FOREIGN, Schema, checked
 
 from ..settings import check_splits
-from .parquet import open_columns, read_rows
+from ..text.sources import read_rows
 
 Negatives = dict[str, list[str]]  # {qid: pids}, best first
 
@@ -53,8 +54,7 @@ def load_data(settings, folder: Path | None) -> RetrievalData:
         folder: data in the LoCoV1 schema, or None where `settings.path` is a Hub id or there are triples alone.
 
     Raises:
-        ValueError: an unknown task, the test split, a task too small to carve, unreadable triples or negatives, or
-            given negatives that `settings.negatives=0` would not use.
+        ValueError: the test split is named, data cannot be read or carved, or given negatives would not be used.
     """
     check_splits(settings)
     tasks = load_split(settings.path, folder, settings.tasks, "train")
@@ -166,19 +166,35 @@ def read_negatives(path: str, tasks: list[RetrievalTask]) -> dict[str, Negatives
         ValueError: the file cannot be read, a row does not fit, an id is unknown, or a negative answers its query.
     """
     by_name, negatives = {task.name: task for task in tasks}, {}
-    for number, found in enumerate(read_rows(path, list(NegativesRow.model_fields)), 1):
-        row = checked(NegativesRow, found, f"{path}, row {number}")
+    for where, found in read_rows(Path(path), tuple(NegativesRow.model_fields)):
+        row = checked(NegativesRow, found, where)
         task = by_name.get(row.dataset)
         if task is None:
             continue
         known = row.qid in task.queries and task.documents.keys() >= set(row.negative_pids)
         if not known or task.qrels[row.qid].keys() & set(row.negative_pids):
             raise ValueError(
-                f"{path}, row {number}: query {row.qid!r} and its negatives {row.negative_pids} must be in task "
-                f"{task.name!r}, and none may answer the query; mine the negatives of this data again"
+                f"{where}: query {row.qid!r} and its negatives {row.negative_pids} must be in task {task.name!r}, and "
+                "none may answer the query; mine the negatives of this data again"
             )
         negatives.setdefault(task.name, {})[row.qid] = row.negative_pids
     return negatives
+
+
+class Triple(Schema):
+    """A row of `data.triples`. Its negatives are the columns whose names begin with negative; null is none."""
+
+    query: str
+    positive: str
+    negatives: dict[str, str | None]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_negatives(cls, row):
+        if not isinstance(row, dict):
+            return row
+        fixed = {name: row[name] for name in ("query", "positive") if name in row}
+        return fixed | {"negatives": {name: text for name, text in row.items() if name.startswith("negative")}}
 
 
 def load_triples(source: str, config: str | None, limit: int | None) -> tuple[RetrievalTask, Negatives]:
@@ -186,35 +202,30 @@ def load_triples(source: str, config: str | None, limit: int | None) -> tuple[Re
     that is both positive and negative of a query is its positive.
 
     Args:
-        source: parquet or JSON-lines file, or Hub id; columns query, positive, and none or more whose names begin with
-            negative, a text each. A negative may be null.
+        source: parquet or JSON-lines file, or Hub id; see `Triple` for its columns.
         config: of the Hub data set.
         limit: number of rows to read; None reads all.
 
     Raises:
-        ValueError: the source cannot be read or is empty, or a row lacks a column or holds no text in it.
+        ValueError: the source cannot be read or is empty, or a row is no `Triple`.
     """
-    path, where = Path(source), f"data.triples={source}, row"
-    if path.suffix == ".parquet" and path.is_file():
-        rows = enumerate(read_rows(path, text_columns(open_columns(path, []).schema_arrow.names), limit), 1)
-    elif path.suffix in (".jsonl", ".json") and path.is_file():
-        where, rows = f"{path}, line", islice(read_json_lines(path), limit)
-    elif not path.exists() and not path.suffix:
+    path, columns = Path(source), ("query", "positive")
+    if path.is_file():
+        rows = islice(read_rows(path, columns, prefix="negative"), limit)
+    else:
         from m2bert.eval.tasks.from_hub import load_table
 
-        split = "train" if limit is None else f"train[:{limit}]"
-        hint = "a local data.triples is a parquet or JSON-lines file"
-        table, _ = load_table(source, config, split, f"data.triples={source}", hint)
-        rows = enumerate(table.select(text_columns(table.column_names)).to_pylist(), 1)
-    else:
-        raise ValueError(f"data.triples={source} is no parquet file, JSON-lines file or Hub id; name one")
+        where, split = f"data.triples={source}", "train" if limit is None else f"train[:{limit}]"
+        table, _ = load_table(source, config, split, where, "a local data.triples is a parquet or JSON-lines file")
+        read = [name for name in table.column_names if name in columns or name.startswith("negative")]
+        rows = ((f"{where}, row {number}", row) for number, row in enumerate(table.select(read).to_pylist(), 1))
     queries, documents, answers, negatives = {}, {}, {}, {}
-    for number, row in rows:
-        check_row(row, f"{where} {number}")
-        qid, positive = text_id(row["query"]), text_id(row["positive"])
-        queries[qid], documents[positive] = row["query"], row["positive"]
+    for where, row in rows:
+        triple = checked(Triple, row, where)
+        qid, positive = text_id(triple.query), text_id(triple.positive)
+        queries[qid], documents[positive] = triple.query, triple.positive
         answers.setdefault(qid, []).append(positive)
-        for text in filter(None, (row[column] for column in row if column.startswith("negative"))):
+        for text in filter(None, triple.negatives.values()):
             documents[text_id(text)] = text
             negatives.setdefault(qid, []).append(text_id(text))
     query_rows = [{"qid": qid, "query": text, "answer_pids": answers[qid]} for qid, text in queries.items()]
@@ -222,20 +233,6 @@ def load_triples(source: str, config: str | None, limit: int | None) -> tuple[Re
     return task, {
         qid: [pid for pid in dict.fromkeys(pids) if pid not in task.qrels[qid]] for qid, pids in negatives.items()
     }
-
-
-def text_columns(names: Iterable[str]) -> list[str]:
-    """Return those of the columns of triples that are read."""
-    return [name for name in names if name in ("query", "positive") or name.startswith("negative")]
-
-
-def check_row(row: dict, where: str):
-    """Raise ValueError unless query and positive are text, and every negative is text or null."""
-    held = row if isinstance(row, dict) else {}
-    for column in {"query": 0, "positive": 0} | dict.fromkeys(text_columns(held), 0):
-        value = held.get(column)
-        if not isinstance(value, str) and (value is not None or not column.startswith("negative")):
-            raise ValueError(f"{where}: the column {column!r} must hold one text, and the row is {row!r:.80}")
 
 
 def text_id(text: str) -> str:

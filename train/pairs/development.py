@@ -8,12 +8,11 @@ from accelerate import Accelerator
 from torch.nn import functional as F
 
 from ..grad_cache import encode_shared
-from .batches import TokenTask, wrap
+from .tokens import TokenTask, wrap
 
 logger = logging.getLogger(__name__)
 
 METRIC = "development_ndcg_at_10"
-METRIC_PACKAGES = ("pytrec_eval", "evaluate", "datasets")  # of `score_ranking`
 
 
 class Development:
@@ -50,10 +49,8 @@ class Development:
     def __call__(self, accelerator: Accelerator, model: torch.nn.Module) -> dict[str, float]:
         """Return {"development_ndcg_at_10": mean over tasks}, and of several tasks each as
         "development_ndcg_at_10/TASK"."""
-        from m2bert.eval.search import (  # their packages may be missing where nothing is measured
-            ExactSearch,
-            score_ranking,
-        )
+        # their packages may be missing where nothing is measured
+        from m2bert.eval.search import ExactSearch, score_ranking
 
         scores = {}
         for task, queries, documents in zip(self.tasks, self.queries, self.documents, strict=True):

@@ -58,20 +58,16 @@ def from_text(name: str, folder: Path, split: str, document_chars: int) -> tuple
     """Return query and document rows of raw text."""
     queries, documents = [], []
     for text in tqdm(TextFiles(find_files(folder, split)), desc=f"{name} {split}", unit="text"):
-        for part in parts(text, document_chars):
-            divided = lead_and_rest(part)
-            if divided is None:
-                continue
-            number = len(documents)
-            pid = f"{name}_{split}_{number}"
-            queries.append({"qid": f"{pid}_lead", "query": divided[0], "answer_pids": [pid], "dataset": name})
-            documents.append({"pid": pid, "passage": divided[1], "dataset": name})
+        for lead, rest in filter(None, map(lead_and_rest, parts(text, document_chars))):
+            pid = f"{name}_{split}_{len(documents)}"
+            queries.append({"qid": f"{pid}_lead", "query": lead, "answer_pids": [pid], "dataset": name})
+            documents.append({"pid": pid, "passage": rest, "dataset": name})
     if not documents:
         raise ValueError(f"--source {name}={folder}: no text of {split} is long enough to make a pair")
     return queries, documents
 
 
-def from_task(name: str, folder: Path, split: str) -> tuple[list[dict], list[dict]]:
+def from_tasks(name: str, folder: Path, split: str) -> tuple[list[dict], list[dict]]:
     """Return query and document rows of retrieval data, all its tasks as one of this name."""
     queries, documents = [], []
     for task in (load_task(folder, task, split) for task in task_names(folder, split)):
@@ -81,29 +77,6 @@ def from_task(name: str, folder: Path, split: str) -> tuple[list[dict], list[dic
     return queries, documents
 
 
-def parse_source(source: str) -> tuple[str, Path]:
-    """Return the name and the folder of NAME=FOLDER. Raises ValueError if it is none, or lacks a split."""
-    name, _, folder = source.partition("=")
-    if not (name and folder):
-        raise ValueError(f"--source {source} must be NAME=FOLDER")
-    folder = Path(folder)
-    for split in SPLITS:
-        if not (folder / "queries").is_dir():
-            find_files(folder, split)
-            continue
-        for kind in ("queries", "documents"):
-            if not (folder / kind / f"{split}.parquet").is_file():
-                raise ValueError(f"--source {source} has no {kind}/{split}.parquet; make it, or name another folder")
-    return name, folder
-
-
-def read_source(name: str, folder: Path, split: str, document_chars: int) -> tuple[list[dict], list[dict]]:
-    """Return query and document rows of a source."""
-    if (folder / "queries").is_dir():
-        return from_task(name, folder, split)
-    return from_text(name, folder, split, document_chars)
-
-
 def main(argv: list[str]):
     parser = argparse.ArgumentParser(prog="make_pairs", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
@@ -111,23 +84,28 @@ def main(argv: list[str]):
     parser.add_argument("--document-chars", type=int, default=60_000, help="longest document made of raw text")
     parser.add_argument("--output", required=True, type=Path)
     arguments = parser.parse_args(argv)
+    sources = dict(source.partition("=")[::2] for source in arguments.source)
+    if len(sources) < len(arguments.source) or not all(map(all, sources.items())):
+        raise ValueError(f"--source must be NAME=FOLDER, each NAME once; not {', '.join(arguments.source)}")
     if arguments.document_chars < 2 * SHORTEST_REST_CHARS:
         raise ValueError(f"--document-chars={arguments.document_chars} must be at least {2 * SHORTEST_REST_CHARS}")
-    sources = [parse_source(source) for source in arguments.source]
-    names = [name for name, _ in sources]
-    if len({*names}) < len(names):
-        raise ValueError(f"--source has a name twice: {', '.join(names)}")
     check_writable(arguments.output, "--output")
     if arguments.output.exists() and (not arguments.output.is_dir() or any(arguments.output.iterdir())):
         raise ValueError(f"--output {arguments.output} is there and not an empty folder; name another")
+    rows = {}
+    for split in reversed(SPLITS):  # all is read before any is written; the small split first, where faults show soon
+        for name, folder in sources.items():
+            if (Path(folder) / "queries").is_dir():
+                rows[split, name] = from_tasks(name, Path(folder), split)
+            else:
+                rows[split, name] = from_text(name, Path(folder), split, arguments.document_chars)
     for split in SPLITS:
-        rows = [read_source(name, folder, split, arguments.document_chars) for name, folder in sources]
-        for what, chosen in (("queries", 0), ("documents", 1)):
-            table = pa.Table.from_pylist([row for pair in rows for row in pair[chosen]])
+        for kind, what in enumerate(("queries", "documents")):
+            table = pa.Table.from_pylist([row for name in sources for row in rows[split, name][kind]])
             file = arguments.output / what / f"{split}.parquet"
             write_atomically(file, lambda path, table=table: pq.write_table(table, path))
-        for name, (queries, documents) in zip(names, rows, strict=True):
-            print(f"{split}: {name}, {len(queries)} queries, {len(documents)} documents")
+        for name in sources:
+            print(f"{split}: {name}, {len(rows[split, name][0])} queries, {len(rows[split, name][1])} documents")
 
 
 if __name__ == "__main__":

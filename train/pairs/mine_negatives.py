@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from m2bert.eval.tasks.schema import RetrievalTask, load_task
-from m2bert.files import check_writable, write_atomically
+from m2bert.files import write_atomically
+from m2bert.records import free_output
 from m2bert.terminal import run_command
 
 from ..text.sources import refuse_test
@@ -27,21 +28,7 @@ SCORES_AT_ONCE = 2_000_000  # pairs scored between two updates of the progress b
 
 def mine(task: RetrievalTask, count: int) -> Iterator[dict]:
     """Yield rows of qid, negative_pids, dataset: for every query the `count` documents that BM25 ranks first among
-    those that do not answer it; equal scores by descending id. Raises at once, and mines when the rows are taken.
-
-    Raises:
-        ValueError: count < 1, or a query has fewer documents that do not answer it.
-    """
-    most_answers = max(map(len, task.qrels.values()))
-    if not 1 <= count <= len(task.documents) - most_answers:
-        raise ValueError(
-            f"negatives={count} must be at least 1, and task {task.name!r} has {len(task.documents)} documents, up to "
-            f"{most_answers} of which answer a query; ask for fewer"
-        )
-    return _mined(task, count, most_answers)
-
-
-def _mined(task: RetrievalTask, count: int, most_answers: int) -> Iterator[dict]:
+    those that do not answer it; equal scores by descending id."""
     from m2bert.eval.rankers import Bm25Index
 
     pids = sorted(task.documents, reverse=True)
@@ -52,10 +39,9 @@ def _mined(task: RetrievalTask, count: int, most_answers: int) -> Iterator[dict]
             chosen = qids[first : first + size]
             scores = index.scores([task.queries[qid] for qid in chosen])
             for qid, order in zip(chosen, np.argsort(-scores, axis=1, kind="stable"), strict=True):
-                best = [pids[i] for i in order[: count + most_answers]]
-                negatives = [pid for pid in best if pid not in task.qrels[qid]][:count]
+                others = (pids[i] for i in order if pids[i] not in task.qrels[qid])
                 progress.update()
-                yield {"qid": qid, "negative_pids": negatives, "dataset": task.name}
+                yield {"qid": qid, "negative_pids": list(islice(others, count)), "dataset": task.name}
 
 
 def main(argv: list[str]):
@@ -67,13 +53,14 @@ def main(argv: list[str]):
     parser.add_argument("--output", required=True, help="parquet file to write")
     arguments = parser.parse_args(argv)
     refuse_test("--split", arguments.split)
-    output = Path(arguments.output)
-    check_writable(output, "--output")
-    if output.is_dir():
-        raise ValueError(f"--output {output} is a folder; name a parquet file")
+    output = free_output(arguments.output, overwrite=True)
     tasks = [load_task(arguments.data, name, arguments.split) for name in arguments.task]
-    mined = [mine(task, arguments.negatives) for task in tasks]  # each is refused before any is mined
-    rows = [row for each in mined for row in each]
+    most = min(len(task.documents) - max(map(len, task.qrels.values())) for task in tasks)
+    if not 1 <= arguments.negatives <= most:
+        raise ValueError(
+            f"--negatives={arguments.negatives} must be 1 to {most}, the fewest documents that do not answer a query"
+        )
+    rows = [row for task in tasks for row in mine(task, arguments.negatives)]
     write_atomically(output, lambda temporary: pq.write_table(pa.Table.from_pylist(rows), temporary))
     print(f"wrote {output}: {arguments.negatives} negatives for each of {len(rows)} queries")
 

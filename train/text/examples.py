@@ -15,7 +15,7 @@ import numpy as np
 
 from ..settings import SHORTEST_TOKENS
 from ..tokenizer import encode_all
-from .sources import Source, check_text
+from .sources import Source, text_of
 from .tokens import TokenStore, batches_of_texts
 
 STREAMED_ROWS = 64  # read at once
@@ -143,21 +143,22 @@ def open_stream(source: Source, split: str, tokenizer, keep: Callable[[str], boo
     from datasets import load_dataset
     from datasets.distributed import split_dataset_by_node
 
-    column, where = source.column or "text", f"{source.path}, column {source.column or 'text'!r}"
+    column, size = source.column or "text", source.rows_per_document
     try:
         rows = load_dataset(source.path, source.config, split=split, revision=source.revision, streaming=True)
-        names = rows.column_names or list(next(iter(rows), {column: None}))
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"source {source.path!r} is no local path and cannot be read from the Hub: {error}") from error
-    if column not in names:
-        raise ValueError(f"source {source.path} has no column {column!r} (it has {', '.join(names)})")
-    rows = rows.select_columns(column)
-    if source.rows_per_document > 1:  # before the split, which may deal out single rows
-        rows = rows.batch(source.rows_per_document)
+        rows = rows.select_columns(column)
+        if rows.features is None:  # not known before a row is read
+            next(iter(rows), None)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ValueError(
+            f"source {source.path!r} is no local path, and its column {column!r} cannot be read from the Hub: {error}"
+        ) from error
+    if size > 1:  # before the split, which may deal out single rows
+        rows = rows.batch(size)
 
     def tokenise(batch: dict) -> dict:
-        groups = batch[column] if source.rows_per_document > 1 else [[text] for text in batch[column]]
-        texts = ["\n".join(check_text(text, where) for text in group) for group in groups]
+        groups = batch[column] if size > 1 else [[text] for text in batch[column]]
+        texts = ["\n".join(text_of({column: text}, column, source.path) for text in group) for group in groups]
         texts = [text if keep(text) else "" for text in texts]
         ids = [row for part in batches_of_texts(texts) for row in encode_all(tokenizer, part)]
         return {"ids": ids, "chars": [len(text) for text in texts]}

@@ -131,7 +131,7 @@ class Example(NamedTuple):
 
 
 class MixtureBatches:
-    """One process's masked batches, endless; `Batches` of the training loop.
+    """One process's masked batches, endless; for `run_loop`.
 
     A batch is a function of (seed, step, rank) and the data. With local data the position regenerates the very window
     it lies in, so that a resumed run sees the same batches bit for bit.

@@ -1,4 +1,4 @@
-"""Text for pretraining: the entries of `data.sources`, the files they name, and the documents in those files.
+"""Text for training: the entries of `data.sources`, the files they name, and the documents in those files.
 
 documents/SPLIT.parquet          LoCoV1 schema, column `passage`
 SPLIT.parquet, SPLIT-*.parquet   column `text`
@@ -14,12 +14,13 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from m2bert.files import read_json_lines
 from m2bert.schema import Schema, checked
+from m2bert.terminal import one_line
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 DEFAULT_SHARES = {"variable": 0.3, "maximum": 0.7}  # of the examples, over all sources (paper section A.3)
@@ -36,7 +37,7 @@ class Source(Schema):
     """
 
     path: str | None  # as written; in what `parse_sources` returns a Path if it is local, a str if it is on the Hub
-    name: str | None = None  # in logs and metrics; default the last part of the path
+    name: Annotated[str, Field(pattern="^[^/]+$")] | None = None  # in logs and metrics; default the end of the path
     split: str | None = None  # trained on
     validation_split: str | None = "validation"  # held out
     column: str | None = None  # holds the text; default `text`, or `passage` in a LoCoV1 folder
@@ -68,13 +69,10 @@ def parse_sources(entries: list[dict], local_folder: Callable[[str | None], Path
     if not any(DEFAULT_SHARES.keys() & source.model_fields_set for source in sources):
         equal = {kind: share / len(sources) for kind, share in DEFAULT_SHARES.items()}
         sources = [source.model_copy(update=equal) for source in sources]
-    names = [source.name for source in sources]
-    if len({*names}) < len(names) or any("/" in name for name in names):
-        raise ValueError(f"data.sources: a name of {names} occurs twice, or holds a /; set another `name`")
     total = sum(source.variable + source.maximum for source in sources)
-    if abs(total - 1) > TOLERANCE:
-        listed = {source.name: source.shares for source in sources}
-        raise ValueError(f"data.sources: the shares must sum to 1, not {total:g}: {listed}")
+    if len({source.name for source in sources}) < len(sources) or abs(total - 1) > TOLERANCE:
+        listed = ", ".join(f"{source.name!r} {source.shares}" for source in sources)
+        raise ValueError(f"data.sources: names must differ, and shares sum to 1, not {total:g}: {listed}")
     return [source for source in sources if source.variable + source.maximum]
 
 
@@ -82,19 +80,17 @@ def parse_source(entry: dict, where: str, local_folder: Callable[[str | None], P
     """Return one entry with its path found and its defaults filled in."""
     source = checked(Source, entry, where)
     path = local_folder(None) if source.path is None else Path(source.path).expanduser()
-    if not (source.path is None or path.exists()):
-        path = source.path
-        if not HUB_ID.fullmatch(path):
-            raise ValueError(f"{where}: {path!r} is neither a file, a folder, nor on the Hub (ORGANISATION/NAME)")
-    found = {"path": path, "split": source.split or "train"}
-    found["name"] = source.name or ("pydocs" if source.path is None else Path(source.path).name)
-    useless = {"config", "revision"} if isinstance(path, Path) else set()
-    if useless and path.is_file():
-        useless |= {"split", "validation_split"}
-        found["validation_split"] = None
-    for key in sorted(useless & source.model_fields_set):
-        if getattr(source, key) is not None:
-            raise ValueError(f"{where}: {path} is a local {'file' if path.is_file() else 'folder'} and has no {key}")
+    name = source.name or ("pydocs" if source.path is None else path.name)
+    found, useless = {"path": path, "name": name, "split": source.split or "train"}, ("config", "revision")
+    if path.is_file():
+        found["validation_split"], useless = None, (*useless, "split", "validation_split")
+    elif source.path is not None and not path.is_dir():
+        if not HUB_ID.fullmatch(source.path):
+            raise ValueError(f"{where}: {source.path!r} is no file, no folder and not on the Hub (ORGANISATION/NAME)")
+        found["path"], useless = source.path, ()
+    given = [key for key in useless if key in source.model_fields_set and getattr(source, key) is not None]
+    if given:
+        raise ValueError(f"{where}: {path} is local and has no {' and no '.join(given)}")
     source = source.model_copy(update=found)
     for key in ("split", "validation_split"):
         refuse_test(f"{where}: {key}", getattr(source, key))
@@ -142,41 +138,14 @@ class TextFiles:
                 yield "\n".join(group)
 
     def rows(self, path: Path) -> Iterator[str]:
-        """Yield the rows of one file: of a column, of a key of every line, or between blank lines."""
-        column = self.column_of(path)
-        if path.suffix == ".parquet":
-            from ..pairs.parquet import naming, open_columns
+        """Yield the texts of the rows of one file."""
+        column = self.column or ("passage" if path.parent.name == "documents" else "text")
+        return (text_of(row, column, where) for where, row in read_rows(path, (column,)))
 
-            file, where = open_columns(path, [column]), f"{path}, column {column!r}"
-            with naming(where):
-                for batch in file.iter_batches(PARQUET_ROWS, columns=[column]):
-                    yield from (check_text(text, where) for text in batch.column(0).to_pylist())
-        elif path.suffix == ".txt":
-            with path.open("rb") as file:
-                for blank, lines in itertools.groupby(file, key=lambda line: not line.strip()):
-                    try:
-                        text = b"".join(lines).decode()
-                    except UnicodeDecodeError as error:
-                        raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
-                    if not blank:
-                        yield text.lstrip("\ufeff").strip()
-        else:
-            for number, row in read_json_lines(path):
-                if not isinstance(row, dict) or column not in row:
-                    raise ValueError(f"{path}, line {number} is no object with a key {column!r}")
-                yield check_text(row[column], f"{path}, line {number}, key {column!r}")
-
-    def column_of(self, path: Path) -> str:
-        """Return the column that is read of a file."""
-        return self.column or ("passage" if path.parent.name == "documents" else "text")
-
-    def check_columns(self):
-        """Raise ValueError if a parquet file lacks the column, or the column holds no text."""
-        from ..pairs.parquet import check_text_column
-
+    def check(self):
+        """Raise ValueError if the first row of a file is no text, before all are read."""
         for path in self.files:
-            if path.suffix == ".parquet":
-                check_text_column(path, self.column_of(path))
+            next(self.rows(path), None)
 
     def identity(self) -> list:
         """Return what changes when the text may have changed: real paths, sizes, times of change, how they are read."""
@@ -206,8 +175,44 @@ def split_files(folder: Path, split: str) -> list[Path]:
     return [path for path in sorted(folder.glob(f"{split}[.-]*")) if path.is_file()] if folder.is_dir() else []
 
 
-def check_text(text, where: str) -> str:
-    """Return the text, or an empty one for null. Raise ValueError for anything else."""
-    if not isinstance(text, str | None):
-        raise ValueError(f"{where} holds {type(text).__name__}, not text")
-    return text or ""
+def read_rows(path: Path, columns: tuple[str, ...], prefix: str | None = None) -> Iterator[tuple[str, Any]]:
+    """Yield where each row of a file is, to be named in errors, and the row.
+
+    A row of a parquet file holds `columns`, and the others whose names begin with `prefix`. A row of a plain text, the
+    lines between two blank ones, holds it as each column. A row of any other file is the JSON of a line, unchecked.
+
+    Raises:
+        ValueError: names a file that cannot be read, or parquet that lacks one of `columns` or has one twice.
+    """
+    errors = (OSError, UnicodeDecodeError)
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow as pa
+            from pyarrow.parquet import ParquetFile
+
+            errors += (pa.ArrowException,)
+            file = ParquetFile(path)
+            names = file.schema_arrow.names
+            read = [name for name in names if name in columns or (prefix and name.startswith(prefix))]
+            if len({*read}) < len(read) or not {*columns} <= {*read}:
+                raise ValueError(f"{path} needs the columns {', '.join(columns)}, each once; it has {', '.join(names)}")
+            batches = file.iter_batches(PARQUET_ROWS, columns=read)
+            rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+            yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
+        elif path.suffix == ".txt":
+            with path.open("rb") as file:
+                for blank, lines in itertools.groupby(file, key=lambda line: not line.strip()):
+                    text = b"".join(lines).decode()
+                    if not blank:
+                        yield str(path), dict.fromkeys(columns, text.lstrip("\ufeff").strip())
+        else:
+            yield from ((f"{path}, line {number}", row) for number, row in read_json_lines(path))
+    except errors as error:
+        raise ValueError(f"{path} cannot be read ({one_line(error)}); write it again, text as UTF-8") from error
+
+
+def text_of(row, column: str, where: str) -> str:
+    """Return the text of a row, or an empty one for null. Raise ValueError if there is anything else."""
+    if not isinstance(row, dict) or not isinstance(row.get(column, 0), str | None):
+        raise ValueError(f"{where} holds no text as {column!r}: {row!r:.80}")
+    return row[column] or ""

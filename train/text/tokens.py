@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ..kept import building, read_prepared, write_prepared
 from ..tokenizer import encode_all, tokenizer_fingerprint
+from ..verified_files import Arrays, prepared_once
 from .sources import TextFiles
 
 logger = logging.getLogger(__name__)
@@ -80,32 +80,16 @@ def is_held_out(hashes: np.ndarray) -> np.ndarray:
 
 
 def open_store(texts: TextFiles, tokenizer, cache: str | Path) -> TokenStore:
-    """Return the tokens of texts, from CACHE/KEY or tokenised into it. Empty documents are left out and counted. A
-    damaged store is made again; nothing half-written is left in the cache."""
+    """Return the tokens of texts, from CACHE/KEY or tokenised into it. A damaged store is made again."""
     identity = json.dumps([FORMAT, texts.identity(), tokenizer_fingerprint(tokenizer)])
     folder = Path(cache) / hashlib.sha256(identity.encode()).hexdigest()[:24]
-
-    def read() -> TokenStore | None:
-        if not folder.is_dir():
-            return None
-        try:
-            arrays, content = read_prepared(folder, "text")
-        except ValueError as error:
-            logger.warning("%s; the text is tokenised again", error)
-            return None
-        return TokenStore.of(arrays["documents"], content["fingerprint"])
-
-    store = read()
-    if store is None:
-        with building(folder) as scratch:
-            if read() is None:
-                build_store(texts, tokenizer, folder, scratch)
-            store = read()
-    return store
+    arrays, content = prepared_once(folder, "text", lambda scratch: build_store(texts, tokenizer, scratch))
+    return TokenStore.of(arrays["documents"], content["fingerprint"])
 
 
-def build_store(texts: TextFiles, tokenizer, folder: Path, scratch: Path):
-    """Tokenise texts into a store; see `write_prepared` for the folders."""
+def build_store(texts: TextFiles, tokenizer, scratch: Path) -> tuple[Arrays, dict[str, str]]:
+    """Return the arrays of a store, and its fingerprint. Empty documents are left out and counted. The tokens are
+    mapped from a file in `scratch`, since they may not fit into memory."""
     dtype = "uint16" if max(tokenizer.get_vocab().values()) < 2**16 else "uint32"
     names = ", ".join(str(path) for path in texts.files[:3]) + (" .." if len(texts.files) > 3 else "")
     lengths, hashes, empty, digest = array("q"), array("Q"), 0, hashlib.sha256()
@@ -123,13 +107,13 @@ def build_store(texts: TextFiles, tokenizer, folder: Path, scratch: Path):
             bar.update(len(batch))
     if not lengths:
         raise ValueError(f"source {names} has no text ({empty} empty documents)")
+    logger.info("%s: %d documents, %d tokens, %d empty ones left out", names, len(lengths), sum(lengths), empty)
     arrays = {
         "tokens": np.memmap(scratch / "tokens.bin", dtype, "r"),
         "lengths": np.array(lengths, dtype=np.int64),
         "hashes": np.array(hashes, dtype=np.uint64),
     }
-    write_prepared(folder, scratch, "text", {"documents": arrays}, {"fingerprint": digest.hexdigest()})
-    logger.info("%s: %d documents, %d tokens, %d empty ones left out", names, len(lengths), sum(lengths), empty)
+    return {"documents": arrays}, {"fingerprint": digest.hexdigest()}
 
 
 def batches_of_texts(texts: Iterable[str]) -> Iterator[list[str]]:

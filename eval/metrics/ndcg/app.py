@@ -20,8 +20,6 @@ def compute(predictions: str, references: str, k: float) -> dict:
     """Return the metric's result, with the value of each query. Bad input is shown as the metric words it."""
     try:
         tables = {"predictions": json.loads(predictions), "references": json.loads(references)}
-        if not all(isinstance(table, list) for table in tables.values()):
-            raise ValueError("predictions and references are lists of objects, one a query")
         return metric.compute(**tables, k=int(k), per_query=True)
     except (ValueError, TypeError, KeyError) as error:  # KeyError: a row lacks a column
         raise gradio.Error(f"{type(error).__name__}: {error}") from error

@@ -18,7 +18,7 @@ _CITATION = "Järvelin and Kekäläinen: Cumulated gain-based evaluation of IR t
 _KWARGS_DESCRIPTION = """
 Args:
     predictions: one dict a query: `query_id` (str), `doc_ids` (list of str), `scores` (list of float).
-    references: one dict a query: `query_id` (str), `doc_ids` (list of str), `relevance` (list of whole numbers >= 0).
+    references: one dict a query: `query_id` (str), `doc_ids` (list of str), `relevance` (list of whole numbers).
         `evaluate` wants as many predictions as references: give a query that found nothing empty lists.
     k: cut-off, at least 1. Defaults to 10.
     per_query: also return the value of each query. Defaults to False.
@@ -50,7 +50,7 @@ Examples:
     0.32
 """
 
-HIGHEST_RELEVANCE = 1_000_000  # trec_eval keeps a table of all grades, and reads grades of 2**32 as 0
+HIGHEST_RELEVANCE = 1_000_000  # trec_eval keeps a table of all grades, and reads a grade of 2**32 as 0
 
 
 def ndcg_at_k(run: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]], k: int = 10) -> dict[str, float]:
@@ -58,48 +58,45 @@ def ndcg_at_k(run: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]]
 
     Args:
         run: {query id: {document id: score}}, higher is better.
-        qrels: {query id: {document id: relevance >= 0}}.
+        qrels: {query id: {document id: relevance}}; a negative relevance counts as 0.
 
     Raises:
-        ValueError: k < 1, a score is missing or NaN, a relevance is not a whole number from 0 to HIGHEST_RELEVANCE, or
-            `run` ranks a query that has no qrel.
+        ValueError: k < 1, a score is missing or NaN, a relevance is not a whole number up to HIGHEST_RELEVANCE,
+            or `run` ranks a query that has no qrel.
     """
     k = operator.index(k)
-    if k < 1:
-        raise ValueError(f"k={k} is no cut-off; k must be a whole number from 1 on")
-    for query_id, scores in run.items():
-        if query_id not in qrels:
-            raise ValueError(f"predictions rank query {query_id!r}, which has no reference; drop or judge it")
-        for document_id, score in scores.items():
-            if score is None or math.isnan(score):
-                raise ValueError(f"the score of document {document_id!r} for query {query_id!r} is {score}; fix it")
-    grades: dict[str, dict[str, int]] = {}  # integers are all that pytrec_eval takes
-    for query_id, judged in qrels.items():
-        for document_id, relevance in judged.items():
-            if relevance is None or not 0 <= relevance <= HIGHEST_RELEVANCE or relevance != int(relevance):
-                raise ValueError(
-                    f"the relevance of document {document_id!r} for query {query_id!r} is {relevance}; it must be a "
-                    f"whole number from 0 to {HIGHEST_RELEVANCE:,}"
-                )
-        grades[query_id] = {document_id: int(relevance) for document_id, relevance in judged.items()}
+    problems = [f"k={k} is no cut-off; k must be a whole number from 1 on"] if k < 1 else []
+    problems += [f"predictions rank query {query!r}, which has no reference" for query in run if query not in qrels]
+    for query, scores in run.items():
+        bad = {document: score for document, score in scores.items() if score is None or math.isnan(score)}
+        problems += [f"the score of document {each!r} for query {query!r} is {score}" for each, score in bad.items()]
+    for query, judged in qrels.items():
+        problems += [
+            f"the relevance of document {document!r} for query {query!r} is {grade}; give a whole number up to "
+            f"{HIGHEST_RELEVANCE:,}"
+            for document, grade in judged.items()
+            if grade is None or grade % 1 or grade > HIGHEST_RELEVANCE
+        ]
+    if problems:
+        raise ValueError(problems[0])
+    # pytrec_eval takes integers alone, and fails on queries whose judgments are all negative.
+    grades = {query: {pid: max(0, int(grade)) for pid, grade in judged.items()} for query, judged in qrels.items()}
     evaluator = pytrec_eval.RelevanceEvaluator(grades, {f"ndcg_cut.{k}"})
-    ranked = evaluator.evaluate({query_id: scores for query_id, scores in run.items() if scores})
-    return {query_id: ranked.get(query_id, {}).get(f"ndcg_cut_{k}", 0.0) for query_id in qrels}
+    ranked = evaluator.evaluate({query: scores for query, scores in run.items() if scores})
+    return {query: ranked.get(query, {}).get(f"ndcg_cut_{k}", 0.0) for query in qrels}
 
 
 def _by_query(rows: list[dict], values: str, name: str) -> dict[str, dict]:
     """Return {query id: {document id: value}}; no document and no query may occur twice."""
     table = {}
     for row in rows:
-        query_id, document_ids, its_values = row["query_id"], row["doc_ids"] or [], row[values] or []
-        table[query_id] = dict(zip(document_ids, its_values, strict=False))
-        if not len(document_ids) == len(its_values) == len(table[query_id]):
+        query, documents, its_values = row["query_id"], row["doc_ids"] or [], row[values] or []
+        if query in table or not len(set(documents)) == len(documents) == len(its_values):
             raise ValueError(
-                f"{name} of query {query_id!r}: {len(document_ids)} doc_ids, {len(set(document_ids))} of them "
-                f"different, but {len(its_values)} {values}; give each document once, with its value"
+                f"{name} of query {query!r}: {len(documents)} doc_ids and {len(its_values)} {values}; give each query "
+                "one row, and each document once, with its value"
             )
-    if len(table) < len(rows):
-        raise ValueError(f"a query occurs twice in {name}; give each query one row")
+        table[query] = dict(zip(documents, its_values, strict=True))
     return table
 
 
@@ -134,7 +131,7 @@ class NDCG(evaluate.Metric):
         run = _by_query(predictions, "scores", "predictions")
         qrels = _by_query(references, "relevance", "references")
         if not qrels:
-            raise ValueError("references are empty; a mean needs at least one query")
+            raise ValueError("references are empty; a mean needs a query")
         values = ndcg_at_k(run, qrels, k)
         result = {f"ndcg_at_{k}": sum(values.values()) / len(values)}
         if per_query:

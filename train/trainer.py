@@ -1,4 +1,4 @@
-"""Setup and teardown shared by both entry points: processes, output folder, optimizer, and the written model."""
+"""What both entry points do around the loop: processes, output folder, optimizer, checkpoints, the written model."""
 
 import json
 import logging
@@ -21,11 +21,13 @@ from m2bert.records import installed_versions
 from m2bert.schema import FOREIGN, Schema, checked
 from m2bert.terminal import Ended, log_to_terminal
 
-from .checkpoints import Checkpoints, Progress, differences, remove_all, run_identity, whole_weights
+from .checkpoints import Checkpoints, Progress, differences, remove_all, run_folder, run_identity, whole_weights
 from .distributed import from_main
 from .dry_run import is_dry_run
+from .loop import run_loop
 from .lora import write_adapter
 from .settings import PYDOCS, RunSettings
+from .teacher import MappedEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +50,22 @@ class Record(Schema):
     identity: dict[str, Any]
 
 
-def run(name: str, train: Callable[[Accelerator, RunSettings], None], argv: list[str], settings: RunSettings):
-    """Train by `train`, in an output folder that no other run writes to meanwhile. `settings` are those of `argv`."""
+def run(
+    name: str,
+    argv: list[str],
+    settings: RunSettings,
+    train: Callable[[Accelerator, RunSettings], None],
+    prepare: Callable[[RunSettings], None],
+) -> None:
+    """Call `train` in an output folder that no other run writes to meanwhile; or `prepare`, where the settings ask for
+    that. `settings` are those of `argv`."""
+    log_to_terminal(logging.INFO, "%(message)s")
+    if settings.prepare is not None:
+        prepare(settings)
+        return
     accelerator = make_accelerator(settings)
-    log_to_terminal(logging.INFO if accelerator.is_main_process else logging.WARNING, "%(message)s")
+    if not accelerator.is_main_process:
+        log_to_terminal(logging.WARNING, "%(message)s")
     logging.getLogger("accelerate").setLevel(logging.ERROR)  # it reports every file of a checkpoint
     transformers.utils.logging.disable_progress_bar()
     default = f"without arguments: the small offline default (pydocs, configs/{name}-small.yaml)"
@@ -86,11 +100,6 @@ def make_accelerator(settings: RunSettings) -> Accelerator:
     return accelerator
 
 
-def run_folder(settings: RunSettings) -> Path:
-    """Return the folder of checkpoints, and of what trackers write, next to the output."""
-    return Path(f"{Path(settings.output_dir)}.run")
-
-
 @contextmanager
 def claimed_output(settings: RunSettings, accelerator: Accelerator) -> Iterator[None]:
     """Check where the output is to be, and keep other runs out of there until the block ends. Errors are raised on all
@@ -111,37 +120,24 @@ def check_place(settings: RunSettings, accelerator: Accelerator) -> None:
     """Raise ValueError if the run may not begin, or resume, where its output is to be: another one is there. Raise
     Finished, and remove its checkpoints, if it is this one, and `resume`."""
     output, folder = Path(settings.output_dir), run_folder(settings)
-    unfinished = sorted(folder.glob("step-*"))
+    unfinished, problem = sorted(folder.glob("step-*")), None
     if settings.resume and (output / RECORD).is_file():
         there = checked(Record, read_json(output / RECORD), str(output / RECORD)).identity
-        changes = differences(there, run_identity(settings.model_dump(), accelerator))
+        changes = differences(there, run_identity(settings, accelerator))
         if not changes:
             remove_all(folder)
             raise Finished(f"{output} is finished; nothing to do")
         if not (unfinished and settings.overwrite):
-            raise ValueError(
-                f"{output} is finished, and of another run ({'; '.join(changes)}); change that back, or name another "
-                "output_dir"
+            problem = f"is finished, and of another run ({'; '.join(changes)}); change that back, or name another"
+    if problem is None:
+        check_output(output, settings.overwrite)
+        if unfinished and not (settings.resume or settings.overwrite):
+            problem = (
+                f"has an unfinished run ({unfinished[-1]}); resume it with resume=true, or start anew with "
+                "overwrite=true"
             )
-    check_output(output, settings.overwrite)
-    if unfinished and not (settings.resume or settings.overwrite):
-        raise ValueError(
-            f"output_dir={output} has an unfinished run ({unfinished[-1]}); resume it with resume=true, or start anew "
-            "with overwrite=true"
-        )
-
-
-def make_checkpoints(accelerator: Accelerator, settings: RunSettings, data: dict) -> Checkpoints:
-    """Return the checkpoints of a run; `data` identifies its data."""
-    return Checkpoints(
-        accelerator,
-        run_folder(settings),
-        config=settings.model_dump(),
-        data=data,
-        every=settings.checkpoint_every,
-        keep=settings.checkpoint_keep,
-        resume=settings.resume,
-    )
+    if problem:
+        raise ValueError(f"output_dir={output} {problem}")
 
 
 def data_folder(path: str | None) -> Path:
@@ -190,34 +186,52 @@ def parameter_groups(model: torch.nn.Module, optim) -> list[dict]:
     return [{"params": groups[settings], "lr": settings[0], "weight_decay": settings[1]} for settings in ordered]
 
 
-def run_record(config: dict, data_fingerprint: str, world: int, progress: Progress) -> dict:
-    """Return the record of a whole run: configuration, data, number of processes, versions, learning curve, totals."""
-    return {
-        "config": config,
-        "data_fingerprint": data_fingerprint,
-        "processes": world,
+def fit(
+    accelerator: Accelerator,
+    settings: RunSettings,
+    model: torch.nn.Module,
+    tokenizer,
+    steps: int,
+    data: dict,
+    summarise: Callable[[Progress], dict],
+    **parts,
+) -> None:
+    """Train a model and write it with the record of its run, training.json.
+
+    Args:
+        data: identifies the data; a run is resumed with the same alone.
+        summarise: progress -> what the record says of the data, with their `data_fingerprint`. Called at the end.
+        parts: batches, train_step, evaluate and select, for `run_loop`.
+    """
+    optimizer, schedule = build_optimizer(model, settings.optim, steps)
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    checkpoints = Checkpoints(accelerator, settings, data)
+    progress = run_loop(accelerator, prepared, optimizer, schedule, settings, steps, checkpoints, **parts)
+    record = {
+        "identity": run_identity(settings, accelerator),
+        "config": settings.model_dump(),
+        "processes": accelerator.num_processes,
         "versions": {"python": platform.python_version()} | installed_versions(PACKAGES),
         "history": progress.history,
         "totals": progress.totals,
         "best": progress.best,
+        **summarise(progress),
     }
+    finish(accelerator, model.encoder if isinstance(model, MappedEncoder) else prepared, tokenizer, settings, record)
 
 
-def finish(
-    accelerator: Accelerator, model, tokenizer, settings: RunSettings, record: dict, checkpoints: Checkpoints
-) -> None:
+def finish(accelerator: Accelerator, model, tokenizer, settings: RunSettings, record: dict) -> None:
     """Write the trained model as a complete Hub folder with `training.json`, then remove the checkpoints. Of a model
     with adapters (peft) the folder holds these alone."""
     weights = whole_weights(accelerator, model)
     if accelerator.is_main_process:
-        record = {"identity": run_identity(record["config"], accelerator), **record}
         extra = {RECORD: json.dumps(record, indent=2, allow_nan=False) + "\n"}
         model = accelerator.unwrap_model(model, keep_torch_compile=False)
         write = write_adapter if hasattr(model, "peft_config") else write_folder
         output = write(
             model, tokenizer, settings.output_dir, overwrite=settings.overwrite, extra_files=extra, state_dict=weights
         )
-        remove_all(checkpoints.folder)
+        remove_all(run_folder(settings))
         if is_dry_run(settings):
             logger.info("dry run: every part ran once on stand-in data; nothing is kept, your paths were not read")
         else:

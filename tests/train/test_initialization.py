@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertTokenizerFast
 
-from m2bert.train import starts
-from m2bert.train.starts import MAX_IDF, MIN_IDF, OTHER_HEADS, identity_start_, idf_start_, make_model
+from m2bert.train import initialization
+from m2bert.train.initialization import MAX_IDF, MIN_IDF, OTHER_HEADS, identity_start_, idf_start_, make_model
 from m2bert.train.tokenizer import train_wordpiece
 
 IDS = torch.arange(1, 41).view(2, 20)
@@ -39,11 +39,11 @@ def test_identity_start_needs_the_residual_convolution(tiny_config):
 
 def test_inverse_document_frequency_counts_chunks_in_the_task_where_a_word_is_most_common():
     documents = [np.array([10, 11, 10]), np.array([10, 12]), np.concatenate([np.full(1024, 13), [11]])]  # 4 chunks
-    idf = starts.inverse_document_frequency([documents], 20, special_ids=[0, 13])
+    idf = initialization.inverse_document_frequency([documents], 20, special_ids=[0, 13])
     assert idf[[10, 11, 12]] == pytest.approx([math.log(2), math.log(2), math.log(4)])
     assert (idf[15], idf[13]) == (MAX_IDF, np.float32(MIN_IDF))
     rare, common = [np.array([n]) for n in (10, 12, 13, 14)], [np.array([10]), np.array([11])]
-    idf = starts.inverse_document_frequency([rare, common], 20, special_ids=[0])
+    idf = initialization.inverse_document_frequency([rare, common], 20, special_ids=[0])
     assert idf[[10, 12]] == pytest.approx([math.log(2), math.log(4)])
 
 
@@ -80,9 +80,9 @@ def test_idf_start_weighs_each_token_in_one_head(tiny_config):
 def test_token_energy_is_the_share_of_a_document_s_square():
     idf = np.array([1.0, 2.0, 4.0, 1.0])
     documents = [np.array([0, 0, 1]), np.array([2]), np.array([], dtype=int)]
-    energy = starts.token_energy([documents[:1], documents[1:]], idf, saturation=None)
+    energy = initialization.token_energy([documents[:1], documents[1:]], idf, saturation=None)
     assert energy == pytest.approx([4 / 6 / 2, 2 / 6 / 2, 1 / 2 / 2, 0])  # of the second task half is an empty document
-    saturated = starts.token_energy([documents[:1]], idf, saturation=2)
+    saturated = initialization.token_energy([documents[:1]], idf, saturation=2)
     zero, one = math.log1p(2 / 2) ** 2, 2 * math.log1p(1 / 2) ** 2
     assert saturated == pytest.approx([zero / (zero + one), one / (zero + one), 0, 0])
 
@@ -107,7 +107,7 @@ def test_frame_start_spreads_the_words_that_documents_are_made_of(tiny_config):
 
     random, width = interference(), model.config.hidden_size
     length = model.get_input_embeddings().weight.norm(dim=1).mean()
-    starts.frame_start_(model, energy)
+    initialization.frame_start_(model, energy)
     least = 1 / (width - 1)  # Welch's bound; LayerNorm takes one dimension
     assert least - 1e-9 < interference() < least + 0.1 * (random - least)
     lengths = model.get_input_embeddings().weight.norm(dim=1)
@@ -117,7 +117,7 @@ def test_frame_start_spreads_the_words_that_documents_are_made_of(tiny_config):
 
 def test_unigram_start_predicts_token_frequency(tiny_config):
     model = AutoModelForMaskedLM.from_config(tiny_config())
-    starts.unigram_start_(model, np.bincount([7, 7, 7, 9, 9, 4]))  # shorter than the vocabulary
+    initialization.unigram_start_(model, np.bincount([7, 7, 7, 9, 9, 4]))  # shorter than the vocabulary
     probabilities = model.lm_head.decoder.bias.detach().softmax(0)
     assert probabilities[7] == pytest.approx(4 / 126, rel=1e-5)
     assert probabilities[9] == pytest.approx(3 / 126, rel=1e-5)
@@ -135,7 +135,7 @@ def tokenizer_path(tmp_path):
 def make(tokenizer_path, name, *arguments):
     folder = tokenizer_path.parent / name
     sizes = ["model.new_model.hidden_size=16", "model.new_model.max_position_embeddings=64"]
-    starts.main([*arguments, *sizes, f"tokenizer.path={tokenizer_path}", "--output", str(folder)])
+    initialization.main([*arguments, *sizes, f"tokenizer.path={tokenizer_path}", "--output", str(folder)])
     return folder
 
 
@@ -169,7 +169,7 @@ def test_the_command_follows_the_configuration(tokenizer_path):
     [
         (["--start", "zeros"], "model.start"),
         (["step=3"], "'steps'"),
-        (["loss.nam=opl"], "'loss'.*'loss.nam'.*'name'"),  # why it is none of mlm, and none of opl
+        (["loss.nam=opl"], "mlm: .*'loss'.*opl: .*'loss.nam'.*'name'"),  # why it is none of mlm, and none of opl
         (["model.new_model.num_layers=3"], "model.new_model.num_layers"),
     ],
 )
@@ -177,5 +177,5 @@ def test_the_command_names_bad_input(tokenizer_path, arguments, named):
     with pytest.raises(ValueError, match=named):
         make(tokenizer_path, "out", *arguments)
     with pytest.raises(ValueError, match="tokenizer.path"):
-        starts.main(["--output", str(tokenizer_path.parent / "out")])
+        initialization.main(["--output", str(tokenizer_path.parent / "out")])
     assert not (tokenizer_path.parent / "out").exists()

@@ -10,9 +10,10 @@ A prepared folder holds arrays, made once where the data libraries are and mappe
 
 import hashlib
 import json
+import logging
 import platform
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
@@ -24,6 +25,8 @@ from safetensors.torch import load_file
 
 from m2bert.files import claimed, digest, empty, read_json, sync, write_atomically
 from m2bert.schema import Schema, checked
+
+logger = logging.getLogger(__name__)
 
 SEAL = "sha256"
 META = "prepared.json"
@@ -45,7 +48,7 @@ Manifest = dict[str, FileDigest]
 class Prepared(Schema):
     """Describe a prepared folder in its prepared.json."""
 
-    kind: Literal["text", "mlm", "opl"]  # what reads it: the cache of tokenised text, train/mlm.py or train/opl.py
+    kind: Literal["text", "vocabulary", "teacher", "mlm", "opl"]  # of a cache, or of the run that it is prepared for
     content: dict[str, Any]  # what the reader wants to know besides the arrays; goes through JSON
     files: Manifest  # of the other files
 
@@ -139,3 +142,25 @@ def read_prepared(folder: Path, kind: str) -> tuple[Arrays, dict[str, Any]]:
     names = [Path(file).stem for file in meta.files if file.endswith(".safetensors")]
     tensors = {name: load_file(folder / f"{name}.safetensors") for name in names}
     return {name: {key: one.numpy() for key, one in group.items()} for name, group in tensors.items()}, meta.content
+
+
+def prepared_once(
+    folder: Path, kind: str, make: Callable[[Path], tuple[Arrays, dict[str, Any]]]
+) -> tuple[Arrays, dict[str, Any]]:
+    """Return the arrays and the content of a prepared folder in a cache. If it is missing or damaged, one process of
+    this machine writes what `make` returns, while the others wait; `make` gets a scratch folder."""
+
+    def read():
+        try:
+            return read_prepared(folder, kind) if folder.is_dir() else None
+        except ValueError as error:
+            logger.warning("%s; it is made again", error)
+
+    found = read()
+    if found is None:
+        with building(folder) as scratch:
+            found = read()
+            if found is None:
+                write_prepared(folder, scratch, kind, *make(scratch))
+                found = read_prepared(folder, kind)
+    return found

@@ -1,14 +1,14 @@
-"""The records of replicas/twins.sh, and what its later runs need of its earlier ones.
+"""The records of twins.sh, and what its later runs need of its earlier ones.
 
-python experiments/twin_runs.py best {opl,mlm} MIXER     # rates of the best run of seed 0, as key=value
-python experiments/twin_runs.py steps {opl,mlm} MIXER    # steps that cost as much as the most expensive mixer's
+python experiments/replicas/twin_runs.py best {opl,mlm} MIXER     # rates of the best run of seed 0, as key=value
+python experiments/replicas/twin_runs.py steps {opl,mlm} MIXER    # steps that cost as much as the dearest mixer's
 """
 
 import json
 import sys
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "replicas" / "results" / "twins"
+RESULTS = Path(__file__).parent / "results" / "twins"
 MIXERS = ("none", "long-conv", "attention")
 RATES = ("lr", "layer_lr", "pooler_lr", "filter_lr")
 TUNED = {"opl": "pooler_lr", "mlm": "lr"}  # without layers; with them it is layer_lr

@@ -3,7 +3,7 @@
 Standard initialisation sends every text through random filters, and a small budget is spent on undoing that. Layers
 started as the identity change nothing at first. Token weights and biases start at token frequencies.
 
-    python -m m2bert.train.starts [--config NAME_OR_FILE] [section.key=value ...] --output DIR
+    python -m m2bert.train.initialization [--config NAME_OR_FILE] [section.key=value ...] --output DIR
 
 writes the new model of a configuration, untrained and without token frequencies, as a complete folder;
 `tokenizer.path` must name a tokenizer, and `model.path` is not read.
@@ -54,7 +54,7 @@ def make_model(auto_class, settings, tokenizer) -> tuple[PreTrainedModel, set[st
         if settings.start == "identity":
             identity_start_(model)
         return model, set(model.state_dict())
-    old = read_config(Path(settings.path)).get("num_hidden_layers", 0)
+    old = read_config(Path(settings.path)).num_hidden_layers
     added = range(old, settings.architecture.get("num_hidden_layers", old))
     may_miss = ("pooler.", *(f"{prefix}layers.{number}." for prefix in ("", "model.") for number in added))
     model, missing = load_strictly(auto_class, settings.path, may_miss=may_miss, **settings.architecture)
@@ -187,7 +187,10 @@ def frame_start_(model, energy: np.ndarray):
 
 def main(argv: list[str]):
     parser = argparse.ArgumentParser(
-        prog="starts", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="initialization",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--start", help="model.start: identity or standard")
     parser.add_argument("--output", required=True)
@@ -199,13 +202,13 @@ def main(argv: list[str]):
             settings = load_settings(name, [*rest, "model.path=null"])
             break
         except ValueError as error:
-            reasons.append(str(error))
+            reasons.append(f"{name}: {error}")
     else:
-        raise ValueError(reasons[0] if len({*reasons}) == 1 else f"neither mlm ({reasons[0]}) nor opl ({reasons[1]})")
+        raise ValueError("; ".join(reasons))
     if settings.tokenizer.path is None:
         raise ValueError("tokenizer.path is null; name the folder of the tokenizer that the model is to be made for")
     check_output(arguments.output, overwrite=False)
-    check_model(settings)
+    check_model(settings.model, {})
     disable_progress_bar()
     set_seed(settings.seed)
     tokenizer = load_tokenizer(settings.tokenizer.path)
@@ -215,4 +218,4 @@ def main(argv: list[str]):
 
 
 if __name__ == "__main__":
-    run_command("starts", lambda: main(sys.argv[1:]))
+    run_command("initialization", lambda: main(sys.argv[1:]))

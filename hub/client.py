@@ -1,4 +1,4 @@
-"""Names of repositories on the Hub, and the Hub's failures as one line that names the fix, without a token in it."""
+"""Use the Hub's client: check names of repositories, and raise its failures as one line that names the fix."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 from m2bert.terminal import one_line
 
 NETWORK = (HfHubHTTPError.__bases__[0], OfflineModeIsEnabled)  # the client's HTTP library changes its name over time
-LOGIN = "run `hf auth login` with a token that may write, or set HF_TOKEN to one"
+LOGIN = "run `hf auth login` with a token that may read it (to push: write), or set HF_TOKEN to one"
 
 
 class HubError(ValueError):
@@ -41,10 +41,8 @@ def plain_errors(repo_id: str) -> Iterator[None]:
     server sent."""
     try:
         yield
-    except HubError:
-        raise
     except Exception as error:  # the client wraps some failures, and trusts the form of answers
-        raise HubError(one_line(explain(error, repo_id))) from None
+        raise HubError(one_line(error if isinstance(error, HubError) else explain(error, repo_id))) from None
 
 
 def explain(error: Exception, repo_id: str) -> str:
@@ -57,12 +55,12 @@ def explain(error: Exception, repo_id: str) -> str:
     if isinstance(cause, GatedRepoError):
         return f"{repo_id} is gated, and the token's owner has no access; ask for it on the repository's page"
     if isinstance(cause, RepositoryNotFoundError):
-        return f"{repo_id} does not exist on the Hub, or the token may not see it; check --repo, or {LOGIN}"
+        return f"{repo_id} does not exist on the Hub, or needs another token; check the name, or {LOGIN}"
     if isinstance(cause, HfHubHTTPError):
         status, said = cause.response.status_code, " ".join((cause.server_message or "").split())[:300]
         broken = "the Hub is busy or broken; run it again later"
         advice = {
-            401: f"the Hub does not accept the token; {LOGIN}",
+            401: f"the Hub does not accept the token, or there is none; {LOGIN}",
             403: f"the token may not write to {repo_id}; take a token with the right to write there, or another --repo",
             412: f"{repo_id} got another commit meanwhile; run it again to see the changes against that",
             429: broken,
@@ -70,8 +68,5 @@ def explain(error: Exception, repo_id: str) -> str:
         return f"{advice} (status {status}: {said})"
     what = f"({type(cause).__name__}: {cause})"
     if isinstance(cause, NETWORK):
-        return (
-            f"the Hub cannot be reached {what}; check the network and run it again: files that were uploaded already "
-            "are not sent twice"
-        )
+        return f"the Hub cannot be reached {what}; check the network and run it again: what was uploaded is kept there"
     return f"{repo_id} could not be read or written {what}"
