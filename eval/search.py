@@ -1,11 +1,15 @@
 """Rankings in trec_eval's order: exact search, hybrids of two rankings, and their scores."""
 
+import math
+
 import numpy as np
 
 Run = dict[str, dict[str, float]]  # {qid: {pid: score}}, higher is better, at most DEPTH documents a query
 
 DEPTH = 1_000  # documents kept for each query
 SCORES_AT_ONCE = 2**22  # queries times vectors scored together: 16 MiB
+METRICS = {"ndcg_at_1": "ndcg_cut_1", "ndcg_at_10": "ndcg_cut_10", "recall_at_100": "recall_100"}  # to pytrec_eval's
+HIGHEST_GRADE = 1_000_000  # trec_eval keeps a table of all grades, and reads a grade of 2**32 as 0
 WEIGHT_STEPS = 20  # weights of a hybrid are tried at 0, 0.05, ..., 1
 
 
@@ -131,14 +135,20 @@ def score_ranking(run: Run, qrels: dict[str, dict[str, int]], k: int = 10) -> di
 
 
 def score_metrics(run: Run, qrels: dict[str, dict[str, int]]) -> dict[str, dict[str, float]]:
-    """Return {metric: {qid: 0 to 1}} of nDCG@1, nDCG@10 and recall@100; a query that `run` does not rank counts 0."""
+    """Return {metric: {qid: 0 to 1}} of METRICS; a query that `run` does not rank counts 0.
+
+    The numbers are those of `ndcg_at_k`, whose module imports `evaluate`: that takes longer than most scoring.
+
+    Raises ValueError if a score is NaN or a grade is higher than HIGHEST_GRADE.
+    """
     import pytrec_eval
 
-    ranked = {qid: scores for qid, scores in run.items() if scores}
+    unclear = [qid for qid, scores in run.items() if any(map(math.isnan, scores.values()))]
+    steep = [qid for qid, judged in qrels.items() if max(judged.values(), default=0) > HIGHEST_GRADE]
+    if unclear or steep:
+        problem = "a score that is NaN" if unclear else f"a grade above {HIGHEST_GRADE:,}"
+        raise ValueError(f"query {(unclear or steep)[0]!r} has {problem}")
     grades = {qid: {pid: max(0, grade) for pid, grade in judged.items()} for qid, judged in qrels.items()}
-    recall = pytrec_eval.RelevanceEvaluator(grades, {"recall.100"}).evaluate(ranked)
-    return {
-        "ndcg_at_1": score_ranking(run, qrels, 1),
-        "ndcg_at_10": score_ranking(run, qrels, 10),
-        "recall_at_100": {qid: recall.get(qid, {}).get("recall_100", 0.0) for qid in qrels},
-    }
+    evaluator = pytrec_eval.RelevanceEvaluator(grades, {"ndcg_cut.1,10", "recall.100"})
+    found = evaluator.evaluate({qid: scores for qid, scores in run.items() if scores})
+    return {name: {qid: found.get(qid, {}).get(key, 0.0) for qid in qrels} for name, key in METRICS.items()}

@@ -7,6 +7,7 @@ separated by spaces or tabs. Files may be gzipped.
 import gzip
 import io
 import itertools
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -27,28 +28,26 @@ def read_run(path: Path, depth: int = DEPTH) -> Run:
 
     Ranks in the file are ignored, as trec_eval ignores them: scores decide.
 
-    Raises ValueError if a line does not have six columns, a score is no finite number, or a query names a document twice.
+    Raises ValueError if a line does not have six columns, a score is no number, or one of these documents stands twice.
     """
-    names, starts, table = _by_query(_read(path, RUN), path)
-    scores, pids = table["score"].to_numpy(), table["pid"].combine_chunks()
-    if not np.isfinite(scores).all():
-        raise ValueError(f"{path}: a score is not finite, on line {int(np.isfinite(scores).argmin()) + 1}")
+    table = _read(path, RUN)
+    wrong = np.isnan(table["score"].to_numpy())
+    if wrong.any():
+        raise ValueError(f"{path}: the score on line {int(wrong.argmax()) + 1} is NaN; give every document a number")
+    names, starts, table = _by_query(table)
+    scores = table["score"].to_numpy()
     kept = np.ones(len(scores), dtype=bool)
     for first, end in itertools.pairwise(starts):
         if end - first > depth:
-            kept[first:end] = scores[first:end] >= np.partition(scores[first:end], first - end + depth)[-depth]
-    pids, scores = pids.filter(pa.array(kept)).to_pylist(), scores[kept].tolist()
+            kept[first:end] = scores[first:end] >= np.partition(scores[first:end], -depth)[-depth]
     starts = np.append(0, np.cumsum(kept))[starts].tolist()
-    bounds = zip(names, *zip(*itertools.pairwise(starts), strict=True), strict=True)
-    return {name: dict(zip(pids[first:end], scores[first:end], strict=True)) for name, first, end in bounds}
+    return _as_dicts(names, starts, table["pid"].filter(pa.array(kept)).to_pylist(), scores[kept].tolist(), path)
 
 
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     """Read the grades of judged documents, {qid: {pid: grade}}. Raises ValueError if a document is judged twice."""
-    names, starts, table = _by_query(_read(path, QRELS), path)
-    pids, grades = table["pid"].to_pylist(), table["grade"].to_pylist()
-    bounds = zip(names, *zip(*itertools.pairwise(starts), strict=True), strict=True)
-    return {name: dict(zip(pids[first:end], grades[first:end], strict=True)) for name, first, end in bounds}
+    names, starts, table = _by_query(_read(path, QRELS))
+    return _as_dicts(names, starts, table["pid"].to_pylist(), table["grade"].to_pylist(), path)
 
 
 def write_run(path: Path, run: Run, tag: str) -> None:
@@ -89,21 +88,23 @@ def _read(path: Path, columns: tuple[str, ...]) -> pa.Table:
         raise ValueError(f"{path} has not the columns {' '.join(columns)}: {error}") from error
 
 
-def _by_query(table: pa.Table, path: Path) -> tuple[list[str], list[int], pa.Table]:
+def _by_query(table: pa.Table) -> tuple[list[str], list[int], pa.Table]:
     """Return the queries, the row at which each begins (and the end), and the rows in their order."""
-    table = table.unify_dictionaries().combine_chunks()
-    if not len(table):
-        raise ValueError(f"{path} is empty")
-    queries = table["qid"].combine_chunks()
+    queries = table["qid"].unify_dictionaries().combine_chunks()
     codes = queries.indices.to_numpy()
-    if (np.diff(codes) < 0).any():
+    if (codes[1:] < codes[:-1]).any():
         order = np.argsort(codes, kind="stable")
         table, codes = table.take(order), codes[order]
     names = queries.dictionary.to_pylist()
-    documents = table["pid"].combine_chunks().dictionary_encode()
-    pairs = np.sort(codes.astype(np.int64) << 32 | documents.indices.to_numpy())
-    twice = pairs[1:][pairs[1:] == pairs[:-1]]
-    if len(twice):
-        name, pid = names[twice[0] >> 32], documents.dictionary[int(twice[0] & 0xFFFFFFFF)].as_py()
-        raise ValueError(f"{path}: query {name!r} has document {pid!r} twice; keep one line of it")
     return names, np.searchsorted(codes, np.arange(len(names) + 1)).tolist(), table
+
+
+def _as_dicts(names: list[str], starts: list[int], pids: list[str], values: list, path: Path) -> dict[str, dict]:
+    """Return {qid: {pid: value}}. Raises ValueError if a query has a document twice."""
+    found = {}
+    for name, (first, end) in zip(names, itertools.pairwise(starts), strict=True):
+        found[name] = dict(zip(pids[first:end], values[first:end], strict=True))
+        if len(found[name]) < end - first:
+            [(pid, _)] = Counter(pids[first:end]).most_common(1)
+            raise ValueError(f"{path}: query {name!r} has document {pid!r} twice; keep one line of it")
+    return found
