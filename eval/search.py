@@ -9,6 +9,7 @@ Run = dict[str, dict[str, float]]  # {qid: {pid: score}}, higher is better, at m
 DEPTH = 1_000  # documents kept for each query
 SCORES_AT_ONCE = 2**22  # queries times vectors scored together: 16 MiB
 METRICS = {"ndcg_at_1": "ndcg_cut_1", "ndcg_at_10": "ndcg_cut_10", "recall_at_100": "recall_100"}  # to pytrec_eval's
+METRICS_DEPTH = 100  # documents of a query that decide METRICS
 HIGHEST_GRADE = 1_000_000  # trec_eval keeps a table of all grades, and reads a grade of 2**32 as 0
 WEIGHT_STEPS = 20  # weights of a hybrid are tried at 0, 0.05, ..., 1
 
@@ -108,7 +109,7 @@ def choose_weight(run: Run, other: Run, qrels: dict[str, dict[str, int]]) -> tup
     """
     tried = []
     for step in range(WEIGHT_STEPS + 1):
-        scores = score_ranking(weighted_fusion(run, other, step / WEIGHT_STEPS), qrels)
+        scores = score_metrics(weighted_fusion(run, other, step / WEIGHT_STEPS), qrels)["ndcg_at_10"]
         tried.append((sum(scores.values()) / len(scores), step))
     ndcg, step = max(tried, key=lambda entry: (round(entry[0], 12), -abs(2 * entry[1] - WEIGHT_STEPS)))
     return step / WEIGHT_STEPS, ndcg

@@ -2,13 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from m2bert.terminal import shown
 
 RESAMPLES = 10_000
-PERCENTILES = (2.5, 97.5)
 DRAWN_AT_ONCE = 2**17  # queries drawn at a time: 1 MiB, which stays in a processor's cache
 # One of two equal systems wins all of n queries with probability 2 ** (1 - n): below six queries that is more than 5 %,
 # whatever a bootstrap over so few says.
@@ -25,8 +25,7 @@ def mean_interval(scores: Sequence[float] | np.ndarray, seed: int = 0) -> tuple[
 
 def mean_intervals(rows: Sequence[Sequence[float]] | np.ndarray, seed: int = 0) -> list[tuple[float, float]]:
     """Return the `mean_interval` of each of `rows` (m, n), all of them from the same samples of the n queries."""
-    means = resampled_means(np.asarray(rows, dtype=np.float64), np.random.default_rng(seed))
-    return [(float(low), float(high)) for low, high in np.percentile(means, PERCENTILES, axis=1).T]
+    return _bounds(resampled_means(np.asarray(rows, dtype=np.float64), np.random.default_rng(seed)))
 
 
 def resampled_means(rows: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -39,6 +38,10 @@ def resampled_means(rows: np.ndarray, generator: np.random.Generator) -> np.ndar
         for row, found in zip(rows, means, strict=True):
             found[first : first + step] = row[drawn].mean(axis=1)
     return means
+
+
+def _bounds(means: np.ndarray) -> list[tuple[float, float]]:
+    return [(float(low), float(high)) for low, high in np.percentile(means, (2.5, 97.5), axis=1).T]
 
 
 def paired_difference_interval(
@@ -100,6 +103,34 @@ def differences(records: list[dict], against: str | None = None) -> list[dict]:
 def beyond_chance(bounds: Sequence[float], queries: int) -> bool:
     """Return whether the interval of a difference excludes zero, over FEWEST_QUERIES queries or more."""
     return queries >= FEWEST_QUERIES and (bounds[0] > 0 or bounds[1] < 0)
+
+
+class OverTasks(NamedTuple):
+    """A system's mean over tasks, its difference to the first system, and the 95 % intervals of both."""
+
+    mean: float
+    interval: tuple[float, float]
+    difference: float
+    difference_interval: tuple[float, float]
+
+
+def mean_over_tasks(tasks: list[list[dict[str, float]]], seed: int = 0) -> list[OverTasks]:
+    """Return what each system reaches on average over tasks, which all count the same.
+
+    The intervals are of a bootstrap that resamples the queries within each task, for all systems alike.
+
+    Args:
+        tasks: of each task {qid: score} of every system, in one order of systems.
+    """
+    generator = np.random.default_rng(seed)
+    means, resampled = 0.0, 0.0
+    for systems in tasks:
+        qids = sorted(systems[0])
+        rows = np.array([[scores[qid] for qid in qids] for scores in systems])  # (m, n)
+        means = means + rows.mean(axis=1) / len(tasks)
+        resampled = resampled + resampled_means(rows, generator) / len(tasks)
+    found = zip(means, _bounds(resampled), means - means[0], _bounds(resampled - resampled[0]), strict=True)
+    return [OverTasks(float(mean), bounds, float(gap), gap_bounds) for mean, bounds, gap, gap_bounds in found]
 
 
 def align(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,13 +1,14 @@
 """Runs and judgments in the text formats of TREC, as trec_eval, ir_measures and ranx read them.
 
-A run has the columns query, Q0, document, rank, score, tag; judgments have query, iteration, document, grade. Columns are
-separated by spaces or tabs. Files may be gzipped.
+A run has the columns query, Q0, document, rank, score, tag; judgments have query, iteration, document, grade. Columns
+are separated by spaces or tabs. Files may be gzipped.
 """
 
 import gzip
 import io
 import itertools
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -53,18 +54,38 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
 def write_run(path: Path, run: Run, tag: str) -> None:
     """Write a run, the best document of every query first. Scores are written as 32-bit floats, exactly."""
     tag = "-".join(tag.split())
+    _write(
+        path,
+        (
+            f"{qid} Q0 {pid} {rank} {np.float32(scores[pid])!s} {tag}"
+            for qid, scores in run.items()
+            for rank, pid in enumerate(trec_order(scores), start=1)
+        ),
+    )
 
+
+def write_qrels(path: Path, qrels: dict[str, dict[str, int]]) -> None:
+    """Write judgments."""
+    _write(path, (f"{qid} 0 {pid} {grade}" for qid, judged in qrels.items() for pid, grade in judged.items()))
+
+
+def check_ids(ids: Iterable[str], where: str) -> None:
+    """Raise ValueError if an id is empty or holds white space, which separates columns here."""
+    wrong = [each for each in ids if each.split() != [each]]
+    if wrong:
+        raise ValueError(f"{where}: {len(wrong)} ids have white space, as {min(wrong)!r}; run files cannot hold them")
+
+
+def _write(path: Path, lines: Iterable[str]) -> None:
     def write(temporary: Path) -> None:
         with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            for qid, scores in run.items():
-                for rank, pid in enumerate(trec_order(scores), start=1):
-                    file.write(f"{qid} Q0 {pid} {rank} {np.float32(scores[pid])!s} {tag}\n")
+            file.writelines(f"{line}\n" for line in lines)
 
     write_atomically(path, write)
 
 
 def _read(path: Path, columns: tuple[str, ...]) -> pa.Table:
-    """Read the columns that `TYPES` knows; columns separated in any other way than by one space or tab are tried too."""
+    """Read the columns that `TYPES` knows, at once if one space or tab separates columns; else they are split first."""
     read = pa_csv.ReadOptions(column_names=list(columns), block_size=2**24)
     convert = pa_csv.ConvertOptions(
         column_types={name: TYPES[name] for name in columns if name in TYPES},

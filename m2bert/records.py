@@ -96,7 +96,7 @@ class Retrieval(Origin, Measurement):
     interval_95: Interval
     query_scores: dict[str, Share] = Field(min_length=1)
     metrics: dict[str, part(mean=Share)] | None = None
-    counts: part(queries=Count, documents=Count)
+    counts: part(queries=Count, documents=Count | None)
     vectors_per_document: float | None = None
     seen_share: Share | None = None
     seconds_per_document: Seconds | None = None

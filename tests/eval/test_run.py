@@ -117,7 +117,7 @@ def test_what_was_scored_before_a_failure_stays(settings, words, monkeypatch):
     monkeypatch.setattr(module.DenseRanker, "rank", rank)
     records, failures = evaluate(settings("words", policies=("truncate", "best-chunk")), VectorStore(None))
     assert [record["system"] for record in records] == ["words / truncate"]
-    assert failures == ["encoder 'words' failed, and the rest of it is left out: out of memory"]
+    assert failures == ["encoder 'words' failed on task 'tiny', and the rest of it there is left out: out of memory"]
 
 
 def test_nothing_is_scored_twice(settings, words, tiny_data):
