@@ -19,9 +19,14 @@ from m2bert.files import write_atomically
 
 from .search import DEPTH, Run, trec_order
 
-RUN = ("qid", "q0", "pid", "rank", "score", "tag")
-QRELS = ("qid", "iteration", "pid", "grade")
-TYPES = {"qid": pa.dictionary(pa.int32(), pa.string()), "pid": pa.string(), "score": pa.float32(), "grade": pa.int64()}
+RUN = ("query", "Q0", "document", "rank", "score", "tag")
+QRELS = ("query", "iteration", "document", "grade")
+TYPES = {
+    "query": pa.dictionary(pa.int32(), pa.string()),
+    "document": pa.string(),
+    "score": pa.float32(),
+    "grade": pa.int64(),
+}
 
 
 def read_run(path: Path, depth: int = DEPTH) -> Run:
@@ -42,13 +47,13 @@ def read_run(path: Path, depth: int = DEPTH) -> Run:
         if end - first > depth:
             kept[first:end] = scores[first:end] >= np.partition(scores[first:end], -depth)[-depth]
     starts = np.append(0, np.cumsum(kept))[starts].tolist()
-    return _as_dicts(names, starts, table["pid"].filter(pa.array(kept)).to_pylist(), scores[kept].tolist(), path)
+    return _as_dicts(names, starts, table["document"].filter(pa.array(kept)).to_pylist(), scores[kept].tolist(), path)
 
 
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     """Read the grades of judged documents, {qid: {pid: grade}}. Raises ValueError if a document is judged twice."""
     names, starts, table = _by_query(_read(path, QRELS))
-    return _as_dicts(names, starts, table["pid"].to_pylist(), table["grade"].to_pylist(), path)
+    return _as_dicts(names, starts, table["document"].to_pylist(), table["grade"].to_pylist(), path)
 
 
 def write_run(path: Path, run: Run, tag: str) -> None:
@@ -111,7 +116,7 @@ def _read(path: Path, columns: tuple[str, ...]) -> pa.Table:
 
 def _by_query(table: pa.Table) -> tuple[list[str], list[int], pa.Table]:
     """Return the queries, the row at which each begins (and the end), and the rows in their order."""
-    queries = table["qid"].unify_dictionaries().combine_chunks()
+    queries = table["query"].unify_dictionaries().combine_chunks()
     codes = queries.indices.to_numpy()
     if (codes[1:] < codes[:-1]).any():
         order = np.argsort(codes, kind="stable")
