@@ -182,7 +182,7 @@ def parse_policy(text: str) -> Policy:
 
 
 def same_pass(encoder: Encoder, policy: Policy, others: Sequence[Policy]) -> list[Policy]:
-    """Return those of other policies that can be pooled from the pass over documents that this one takes."""
+    """Return the other policies that can be pooled from the pass over documents that this one takes."""
     if not policy.divisions or LateChunk().problem(encoder):
         return []
     return [other for other in dict.fromkeys(others) if other.divisions and other != policy]

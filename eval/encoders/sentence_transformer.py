@@ -4,8 +4,9 @@ import gc
 import inspect
 import logging
 import re
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 
@@ -227,15 +228,21 @@ class SentenceTransformerEncoder:
             self._backend.enable_truncation(limit, direction=tokenizer.truncation_side)
         encodings = [self._backend.post_process(text.encoding) for text in texts]  # special tokens, truncation
         self._backend.no_truncation()
-        columns = {"input_ids": "ids", "token_type_ids": "type_ids", "attention_mask": "attention_mask"}
-        rows = {
-            name: [getattr(encoding, attribute) for encoding in encodings]
-            for name, attribute in columns.items()
-            if name in tokenizer.model_input_names or name == "input_ids"
+        columns = {
+            "input_ids": ("ids", tokenizer.pad_token_id or 0),
+            "token_type_ids": ("type_ids", tokenizer.pad_token_type_id),
+            "attention_mask": ("attention_mask", 0),
         }
-        tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True  # that tokenizing pads faster
-        to_maximum = {"padding": "max_length", "max_length": limit or self.max_tokens} if self._pads_to_maximum else {}
-        return {**tokenizer.pad(rows, return_tensors="pt", **to_maximum), "modality": "text"}
+        longest = (limit or self.max_tokens) if self._pads_to_maximum else max(map(len, encodings))
+        features: dict = {"modality": "text"}
+        for name, (attribute, padding) in columns.items():
+            if name in tokenizer.model_input_names or name == "input_ids":
+                table = np.full((len(encodings), longest), padding, dtype=np.int64)
+                for row, encoding in zip(table, encodings, strict=True):
+                    first = longest - len(encoding) if tokenizer.padding_side == "left" else 0
+                    row[first : first + len(encoding)] = getattr(encoding, attribute)
+                features[name] = torch.from_numpy(table)
+        return features
 
     def _numbers(self, outputs: dict) -> np.ndarray:
         """Return the vectors (n, dimensions) among what the model's modules made."""
@@ -279,12 +286,9 @@ def load_model(name: str, device: str | None = None):
     pinned = None if is_model else re.fullmatch("(.+)@([0-9a-f]{40})", name)
     path, revision = pinned.groups() if pinned else (name, None)
     trusted = is_model or pinned is not None
+    SentenceTransformer = _sentence_transformers()  # noqa: N806
     # `silent`: why the Hub does not answer
-    with nullcontext("") if is_model else hub_or_cache(path, revision) as silent, _nothing_collected():
-        from sentence_transformers import SentenceTransformer  # slow, and no baseline needs it
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()  # of loading weights, which takes no time
+    with nullcontext("") if is_model else hub_or_cache(path, revision) as silent:
         try:
             model = SentenceTransformer(path, device=device, revision=revision, trust_remote_code=trusted)
         except Exception as error:  # other people's files, read by other people's code
@@ -299,16 +303,22 @@ def load_model(name: str, device: str | None = None):
     return model
 
 
-@contextmanager
-def _nothing_collected() -> Iterator[None]:
-    """Let Python look for no garbage: among thousands of modules that are imported it takes a quarter of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
+def _sentence_transformers():
+    """Import the class, which is slow, and no baseline needs it.
+
+    Python looks for no garbage meanwhile, and never among what was imported: that takes a quarter of the time.
+    """
+    if first := "sentence_transformers" not in sys.modules and gc.isenabled():
+        gc.disable()
     try:
-        yield
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils.logging import disable_progress_bar
     finally:
-        if enabled:
+        if first:
+            gc.freeze()
             gc.enable()
+    disable_progress_bar()  # of loading weights, which takes no time
+    return SentenceTransformer
 
 
 def unusable(model, folder: Path) -> str:

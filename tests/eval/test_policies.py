@@ -242,15 +242,15 @@ class TestLateChunking:
         np.testing.assert_allclose(one.rows, truncated.rows, atol=1e-6)
         assert one.counts.tolist() == [1] * 4
         assert one.seen.tolist() == truncated.seen.tolist() == pytest.approx([1, 1, 1, 10 / 12])
-        together, counts = encoder.encode_parts(self.TEXTS, 4)
-        alone = [encoder.encode_parts([text], 4) for text in self.TEXTS]
+        ((together, counts),) = encoder.encode_parts(self.TEXTS, [4])
+        alone = [encoder.encode_parts([text], [4])[0] for text in self.TEXTS]
         np.testing.assert_allclose(together, np.concatenate([rows for rows, _ in alone]), atol=1e-5)
         assert counts.tolist() == [int(its[0]) for _, its in alone]
         assert np.abs(together[0] - together[1]).max() > 1e-3
 
     def test_parts_are_means_over_equal_stretches_of_one_pass(self, pools_outside):
         """The special tokens belong to the first and the last part."""
-        rows, counts = pools_outside.encode_parts(self.TEXTS, 3)
+        ((rows, counts),) = pools_outside.encode_parts(self.TEXTS, [3])
         assert counts.tolist() == [2, 3, 1, 3]  # 4, 8, 2 and 12 tokens: at least two a part
         states = pools_outside.model.encode(self.TEXTS, output_value="token_embeddings")
         stretches = [(0, 0, 2), (0, 2, 4), (1, 0, 3), (1, 3, 6), (1, 6, 8), (2, 0, 2), (3, 0, 4), (3, 4, 8), (3, 8, 12)]
@@ -262,27 +262,27 @@ class TestLateChunking:
         monkeypatch.setitem(model.prompts, "document", "rain ")
         for include in (True, False):
             model.set_pooling_include_prompt(include)
-            one, _ = pools_outside.encode_parts(self.TEXTS, 1)
+            ((one, _),) = pools_outside.encode_parts(self.TEXTS, [1])
             np.testing.assert_allclose(one, pools_outside.encode(self.TEXTS, "document"), atol=1e-6)
             np.testing.assert_allclose(one, unit_rows(model.encode_document(self.TEXTS)), atol=1e-6)
-        rows, counts = pools_outside.encode_parts(["wall cloud"], 2)
+        ((rows, counts),) = pools_outside.encode_parts(["wall cloud"], [2])
         state = model.encode_document(["wall cloud"], output_value="token_embeddings")[0]  # [CLS] rain wall ...
         assert counts.tolist() == [2]
         np.testing.assert_allclose(rows, unit_rows(np.stack([state[2:4].mean(0), state[4:].mean(0)])), atol=1e-6)
 
     def test_pooling_that_is_no_mean_is_refused_by_name(self, pools_outside):
         pools_outside.model[1].pooling_mode = "weightedmean"
-        assert pools_outside.encode_parts(self.TEXTS, 2)[1].tolist() == [2, 2, 1, 2]
+        assert pools_outside.encode_parts(self.TEXTS, [2])[0][1].tolist() == [2, 2, 1, 2]
         for mode in ("cls", "lasttoken"):
             pools_outside.model[1].pooling_mode = mode
             with pytest.raises(ValueError, match=f"encoder '.*tiny' .*pooling {mode} is no mean"):
-                pools_outside.encode_parts(self.TEXTS, 2)
+                pools_outside.encode_parts(self.TEXTS, [2])
 
     def test_models_that_pool_in_an_unknown_way_are_refused(self, pools_itself):
         transformer = pools_itself.model[0]
         transformer.model.pooler.pooling = "cls_tanh"
         with pytest.raises(ValueError, match="pooling cls_tanh is no mean"):
-            pools_itself.encode_parts(self.TEXTS, 2)
+            pools_itself.encode_parts(self.TEXTS, [2])
         transformer.model.pooler = transformer.model.bert.pooler  # of the hidden states alone
         with pytest.raises(ValueError, match="unknown or takes no mask of tokens"):
-            pools_itself.encode_parts(self.TEXTS, 2)
+            pools_itself.encode_parts(self.TEXTS, [2])
