@@ -8,6 +8,7 @@ import traceback
 import unicodedata
 from collections.abc import Callable, Iterable
 
+from typer import BadParameter
 from typer.core import TyperGroup
 
 HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode categories that a terminal obeys, hides or cannot show
@@ -106,6 +107,8 @@ def run_command(name: str, command: Callable[[], object]) -> None:
         if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] not in OURS:
             extras = "pip install 'm2bert[eval]' brings what evaluation needs, 'm2bert[train]' what training needs too"
             error = ValueError(f"the package {error.name!r} is not installed; {extras}")
+        elif isinstance(error, BadParameter):
+            error = ValueError(error.format_message())
         elif not isinstance(error, (Ended, *bad_input())):
             sys.excepthook = lambda *parts: sys.stderr.write(masked("".join(traceback.format_exception(*parts))))
             raise

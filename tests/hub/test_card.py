@@ -93,7 +93,7 @@ def test_what_its_maker_says_is_on_the_card(tmp_path, checkpoint):
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("license: mit", "unknown key 'license'; did you mean 'license'"),
+        ("licence: mit", "unknown key 'licence'; did you mean 'license'"),
         ("license: 'mit | #'", "license"),
         ("data: [{name: a, license: b, hub: ../../x y}]", r"data\[0\].hub"),
         ("text: &a [x]\nlimits: *a", "aliases"),
