@@ -286,11 +286,10 @@ def load_model(name: str, device: str | None = None):
     pinned = None if is_model else re.fullmatch("(.+)@([0-9a-f]{40})", name)
     path, revision = pinned.groups() if pinned else (name, None)
     trusted = is_model or pinned is not None
-    SentenceTransformer = _sentence_transformers()  # noqa: N806
-    # `silent`: why the Hub does not answer
-    with nullcontext("") if is_model else hub_or_cache(path, revision) as silent:
+    make = _sentence_transformers()
+    with nullcontext("") if is_model else hub_or_cache(path, revision) as silent:  # why the Hub does not answer
         try:
-            model = SentenceTransformer(path, device=device, revision=revision, trust_remote_code=trusted)
+            model = make(path, device=device, revision=revision, trust_remote_code=trusted)
         except Exception as error:  # other people's files, read by other people's code
             reason = f"cannot be loaded ({type(error).__name__}: {one_line(error)}); mend it, or name another"
             if "trust_remote_code" in str(error) and not trusted:
@@ -413,16 +412,10 @@ class TokenStates:
         if pools_itself(self.transformer):
             first = -(-part * total // counts[:, None])  # the rank of its part's first token
             return self._finished({"sentence_embedding": self._slices(part, rank - first, counts)})
-        chosen = [
-            (self.mask & (part == number)).to(self.features["attention_mask"].dtype)
-            for number in range(int(counts.max()))
-        ]
-        parts = [self._finished({**self.features, "attention_mask": mask})["sentence_embedding"] for mask in chosen]
-        return {
-            "sentence_embedding": torch.stack(parts, 1)[
-                torch.arange(len(parts), device=counts.device) < counts[:, None]
-            ]
-        }
+        numbers = torch.arange(int(counts.max()), device=counts.device)
+        masks = [(self.mask & (part == number)).to(self.features["attention_mask"].dtype) for number in numbers]
+        parts = [self._finished({**self.features, "attention_mask": mask})["sentence_embedding"] for mask in masks]
+        return {"sentence_embedding": torch.stack(parts, 1)[numbers < counts[:, None]]}
 
     def _finished(self, outputs: dict) -> dict:
         for module in self.others:
@@ -430,7 +423,7 @@ class TokenStates:
         return outputs
 
     def _slices(self, part, offset, counts):
-        """Pool each part as a text of its own by the model's pooler: as many tokens as in one pass over the whole."""
+        """Pool each part as a text of its own: the pooler reads every token once, not once for every part."""
         row = (counts.cumsum(0) - counts)[:, None] + part  # (B, L): of the part among all parts
         places = row[self.mask], offset[self.mask]
         shape = int(counts.sum()), int(places[1].max()) + 1
