@@ -1,5 +1,6 @@
 """Any sentence-transformers model as an encoder: loading it, tokenizing once, batches, late chunking."""
 
+import atexit
 import gc
 import inspect
 import logging
@@ -305,7 +306,7 @@ def load_model(name: str, device: str | None = None):
 def _sentence_transformers():
     """Import the class, which is slow, and no baseline needs it.
 
-    Python looks for no garbage meanwhile, and never among what was imported: that takes a quarter of the time.
+    Python looks for no garbage meanwhile, and later not among what was imported: that takes a quarter of the time.
     """
     if first := "sentence_transformers" not in sys.modules and gc.isenabled():
         gc.disable()
@@ -316,6 +317,7 @@ def _sentence_transformers():
         if first:
             gc.freeze()
             gc.enable()
+            atexit.register(gc.unfreeze)  # else triton reports leaks
     disable_progress_bar()  # of loading weights, which takes no time
     return SentenceTransformer
 
