@@ -317,6 +317,7 @@ def _sentence_transformers():
         if first:
             gc.freeze()
             gc.enable()
+            atexit.register(gc.disable)  # one collection at exit is enough
             atexit.register(gc.unfreeze)  # else triton reports leaks
     disable_progress_bar()  # of loading weights, which takes no time
     return SentenceTransformer
