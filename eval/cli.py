@@ -55,7 +55,9 @@ def eval_command(
         list[str],
         typer.Option(help="What happens to long documents: truncate, chunk-average, best-chunk, late-chunk; repeat."),
     ] = ["truncate"],  # noqa: B006
-    hybrid: Annotated[list[str], typer.Option(help="Also combined with BM25: rerank, rrf, weighted; repeat.")] = [],  # noqa: B006
+    hybrid: Annotated[
+        list[str], typer.Option(help="Also combined with BM25: rerank, rrf, standardized, weighted; repeat.")
+    ] = [],  # noqa: B006
     development_split: Annotated[str, typer.Option(help="Where a weighted hybrid's weight is chosen.")] = "validation",
     documents: Annotated[str, typer.Option(help="Folder of the documents within the data.")] = "documents",
     distractors: Annotated[str | None, typer.Option(help="Text to draw documents from that answer nothing.")] = None,

@@ -28,7 +28,7 @@ from .encoders.protocol import Encoder
 from .progress import has_others
 from .rankers import DenseRanker
 from .records import LoadedTask, retrieval_record, score_tfidf
-from .search import Run, choose_weight, reciprocal_rank_fusion, score_metrics, weighted_fusion
+from .search import Run, choose_weight, reciprocal_rank_fusion, score_metrics, standardized_fusion, weighted_fusion
 from .tasks.load import add_distractors, load_tasks
 from .tasks.overlap import find_overlap
 from .tasks.schema import RetrievalTask
@@ -268,7 +268,7 @@ class Evaluation:
         lengths = None
         for policy in policies:
             details = about | {"policy": policy.spec, "vectors": "several" if policy.several else "one"}
-            ranker = DenseRanker(encoder, policy, self.store)
+            ranker = DenseRanker(encoder, policy, self.store, policies)
             for record in self.measured(settings, loaded, f"{name} / {policy.spec}", ranker, details):
                 if "by_length" not in record:
                     lengths = lengths or answer_tokens(encoder, loaded.task)
@@ -325,6 +325,8 @@ class Evaluation:
             return ranker.rerank(loaded.task, loaded.bm25, depth), {"depth": depth}
         if method == "rrf":
             return reciprocal_rank_fusion([loaded.bm25, run]), {}
+        if method == "standardized":
+            return standardized_fusion(run, loaded.bm25), {}
         development = ranker.rank(loaded.development)
         weight, score = choose_weight(development, loaded.development_bm25, loaded.development.qrels)
         logger.info("weight %.2f of the model next to BM25: nDCG@10 %.4f on development data", weight, score)

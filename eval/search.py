@@ -102,6 +102,20 @@ def weighted_fusion(run: Run, other: Run, weight: float) -> Run:
     return fused
 
 
+def standardized_fusion(run: Run, other: Run) -> Run:
+    """Return the sums of both scores, each minus its mean and divided by its standard deviation over the documents
+    that a run ranks for the query (Montague and Aslam, CIKM 2001).
+
+    A document that a run does not rank gets the lowest score of that run's. A run whose scores are equal adds nothing.
+    """
+    fused: Run = {}
+    for qid in [*run, *(qid for qid in other if qid not in run)]:
+        ours, theirs = _standardized(run.get(qid, {})), _standardized(other.get(qid, {}))
+        lowest, its_lowest = (min(scores.values(), default=0.0) for scores in (ours, theirs))
+        fused[qid] = _truncated({pid: ours.get(pid, lowest) + theirs.get(pid, its_lowest) for pid in ours | theirs})
+    return fused
+
+
 def choose_weight(run: Run, other: Run, qrels: dict[str, dict[str, int]]) -> tuple[float, float]:
     """Return the weight of `run` next to `other` that gives the best nDCG@10, and that nDCG@10.
 
@@ -121,6 +135,13 @@ def _scaled(scores: dict[str, float]) -> dict[str, float]:
     if not width:
         return dict.fromkeys(scores, 0.0)
     return dict(zip(scores, ((values - values.min()) / width).tolist(), strict=True))
+
+
+def _standardized(scores: dict[str, float]) -> dict[str, float]:
+    values = np.array(list(scores.values()))
+    if not scores or not np.ptp(values):
+        return dict.fromkeys(scores, 0.0)
+    return dict(zip(scores, ((values - values.mean()) / values.std()).tolist(), strict=True))
 
 
 def _truncated(scores: dict[str, float]) -> dict[str, float]:

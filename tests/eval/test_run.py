@@ -64,10 +64,12 @@ def test_a_record_holds_what_reports_need(settings, words):
 
 def test_policies_and_hybrids_are_systems_of_their_own(settings, words):
     """Plain tfidf-rp takes its width from the models."""
-    policies, hybrids = ("truncate", "best-chunk:tokens=3"), ("rerank", "rrf", "weighted")
+    policies, hybrids = ("truncate", "best-chunk:tokens=3"), ("rerank", "rrf", "standardized", "weighted")
     records, _ = evaluate(settings("tfidf-rp", "words", policies=policies, hybrids=hybrids), VectorStore(None))
     alone = ["words / truncate", "words / best-chunk:tokens=3", "tfidf-rp:12"]
-    hybrids = [f"{name} + bm25 ({how})" for name in alone[:2] for how in ("rerank:100", "rrf", "weighted")]
+    hybrids = [
+        f"{name} + bm25 ({how})" for name in alone[:2] for how in ("rerank:100", "rrf", "standardized", "weighted")
+    ]
     assert sorted(record["system"] for record in records) == sorted(alone + hybrids)
     weighted = next(record for record in records if record["system"].endswith("(weighted)"))
     assert weighted["hybrid"]["development_split"] == "validation"
