@@ -302,7 +302,7 @@ def load_model(name: str, device: str | None = None):
 
 
 def _sentence_transformers():
-    """Import the class: slow, and no baseline needs it. Looking for garbage meanwhile would take a fifth of the time."""
+    """Import the class, which is slow: a fifth of the time would go into looking for garbage."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
