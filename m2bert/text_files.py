@@ -51,15 +51,19 @@ class _Visible(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.hidden = self.hidden or (tag if tag in HIDDEN else None)
-        self._end_of(tag)
+        self._add(_break(tag))
 
     def handle_endtag(self, tag):
+        self._add(_break(tag))
         self.hidden = None if tag == self.hidden else self.hidden
-        self._end_of(tag)
-
-    def _end_of(self, tag):
-        self.parts.append("" if tag in INLINE else " " if tag in CELLS else "\n")
 
     def handle_data(self, data):
-        if self.hidden is None:
-            self.parts.append(data if self.lasttag == "pre" else self.breaks.sub(" ", data))
+        self._add(data if self.lasttag == "pre" else self.breaks.sub(" ", data))
+
+    def _add(self, part):
+        self.parts += [part] * (self.hidden is None)
+
+
+def _break(tag: str) -> str:
+    """Return what parts the text before a tag from the text after it."""
+    return "" if tag in INLINE | HIDDEN else " " if tag in CELLS else "\n"

@@ -62,10 +62,7 @@ def load_data(settings, folder: Path | None) -> RetrievalData:
     tasks = load_split(settings.path, folder, settings.tasks, "train")
     given = read_negatives(settings.negatives_path, tasks) if settings.negatives_path is not None else {}
     training, development, carve_from = [], [], tasks
-    if settings.development_split is not None:
-        if folder is not None and kind_of(folder) == "csv":
-            split = settings.development_split
-            raise ValueError(f"data.development_split={split}: {folder} has no splits; with null a part is set aside")
+    if settings.development_split is not None and (folder is None or kind_of(folder) != "csv"):  # it has no splits
         names = settings.development_tasks or [task.name for task in tasks]
         training, carve_from = tasks, []
         development = load_split(settings.path, folder, names, settings.development_split)

@@ -61,8 +61,10 @@ class Source(Schema):
 
     def splits(self) -> dict[str, "TextFiles"]:
         """Return the local files of the split that is trained on, and of the validation split if there is one."""
-        names = [name for name in (self.split, self.validation_split) if name is not None]
-        return {name: find_texts(self.path, name, self.column, self.rows_per_document) for name in names}
+        found = {self.split: find_texts(self.path, self.split, self.column, self.rows_per_document)}
+        if (held := self.validation_split) is not None:
+            found[held] = TextFiles(find_files(self.path, held), self.column, self.rows_per_document)
+        return found
 
 
 def parse_sources(entries: list[dict], local_folder: Callable[[str | None], Path]) -> list[Source]:
@@ -86,7 +88,7 @@ def parse_source(entry: dict, where: str, local_folder: Callable[[str | None], P
     path = local_folder(None) if source.path is None else Path(source.path).expanduser()
     name = source.name or ("pydocs" if source.path is None else path.name)
     found, useless = {"path": path, "name": name, "split": source.split or "train"}, ("config", "revision")
-    if path.is_file() or (source.split is None and has_no_splits(path)):
+    if path.is_file() or has_no_splits(path, found["split"]):
         found["validation_split"], useless = None, (*useless, "split", "validation_split")
     elif source.path is not None and not path.is_dir():
         if not HUB_ID.fullmatch(source.path):
@@ -164,16 +166,16 @@ class TextFiles:
 def find_texts(path: Path, split: str, column: str | None = None, rows_per_document: int = 1) -> TextFiles:
     """Return the texts of a split in a folder, of a file, or of a folder without splits. Raise ValueError if there are
     none to read."""
-    if has_no_splits(path) and not split_files(path, split):
+    if has_no_splits(path, split):
         return TextFiles(tuple(text_files(path)), column, rows_per_document, whole=True)
     return TextFiles(find_files(path, split), column, rows_per_document)
 
 
-def has_no_splits(folder: Path) -> bool:
-    """Return whether a folder holds texts, and neither tables nor files called after a split."""
+def has_no_splits(folder: Path, split: str) -> bool:
+    """Return whether a folder holds texts, and neither tables nor files called after this split or a usual one."""
     there = visible(folder, "*") if folder.is_dir() else []
     tables = [path.name for path in [*there, *visible(folder, f"{DOCUMENTS}/*")] if path.name.endswith(TABLES)]
-    named = any(SPLIT_FILE.match(path.name) for path in there)
+    named = split_files(folder, split) or any(SPLIT_FILE.match(path.name) for path in there)
     return not tables and not named and any(path.suffix.lower() in TEXTS for path in visible(folder, "**/*"))
 
 
