@@ -31,7 +31,7 @@ def eval_command(
     ] = [],  # noqa: B006
     data: Annotated[
         str | None,
-        typer.Option(help="Folder of tables or with queries.csv; locov1, locov0 or a pair on the Hub; mteb."),
+        typer.Option(help="Folder of tables, of BEIR or with queries.csv; locov1, locov0 or a pair on the Hub; mteb."),
     ] = None,
     task: Annotated[list[str], typer.Option(help="Task in the data; repeat for more. All by default.")] = [],  # noqa: B006
     split: Annotated[str, typer.Option(help="Split to score.")] = "test",

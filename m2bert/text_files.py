@@ -47,7 +47,6 @@ class _Visible(HTMLParser):
         super().__init__()
         self.parts: list[str] = []
         self.hidden: str | None = None  # the element that is not shown and still open
-        self.breaks = re.compile(r"\s+")
 
     def handle_starttag(self, tag, attrs):
         self.hidden = self.hidden or (tag if tag in HIDDEN else None)
@@ -58,7 +57,7 @@ class _Visible(HTMLParser):
         self.hidden = None if tag == self.hidden else self.hidden
 
     def handle_data(self, data):
-        self._add(data if self.lasttag == "pre" else self.breaks.sub(" ", data))
+        self._add(data if self.lasttag == "pre" else re.sub(r"\s+", " ", data))
 
     def _add(self, part):
         self.parts += [part] * (self.hidden is None)

@@ -95,9 +95,8 @@ def load_folder(folder: Path, names: list[str] | None, split: str, documents: st
     kind = kind_of(folder)
     if kind == "tables":
         return [load_task(folder, name, split, documents) for name in names or task_names(folder, split)]
-    task = load_csv_folder(folder, split) if kind == "csv" else load_beir_folder(folder, split)
-    check_names(names, [task.name], str(folder))
-    return [task]
+    check_names(names, [folder.resolve().name], str(folder))
+    return [load_csv_folder(folder, split) if kind == "csv" else load_beir_folder(folder, split)]
 
 
 def load_csv_folder(folder: Path, split: str = "test") -> RetrievalTask:
