@@ -40,7 +40,7 @@ class TaskSettings(Schema):
     """Tasks to load from one place.
 
     Attributes:
-        data: a folder of tables, a folder with queries.csv, "locov1", "locov0", a Hub pair, or "mteb".
+        data: a folder of tables, of BEIR or with queries.csv, "locov1", "locov0", a Hub pair, or "mteb".
         names: tasks in it; all if empty.
         development_split: where the weight of a weighted hybrid is chosen.
     """

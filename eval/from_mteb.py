@@ -22,7 +22,7 @@ from .encoders.protocol import Task
 from .report.tables import paper_columns
 from .search import DEPTH, Run, rerank_order, trec_order
 from .tasks.from_hub import hub_or_cache
-from .tasks.schema import RetrievalTask, fingerprint_of, texts_by_id
+from .tasks.schema import RetrievalTask, judged_task, texts_by_id, where_of
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def from_mteb(names: list[str], split: str = "test") -> list[RetrievalTask]:
     """Load tasks of mteb at its own revisions: one for each split and subset, English ones where there are.
 
     A document's text is its title, a space and its body, as mteb gives it to encoders; a query's instruction follows
-    the query. Queries without a relevant document are left out, as mteb does.
+    the query. Queries without a judgment are left out, as mteb does.
 
     Args:
         names: of tasks, benchmarks, or the groups of the paper's tables (`table-14`).
@@ -135,26 +135,15 @@ def reason(error: Exception, silent: str = "") -> str:
 
 
 def _retrieval_task(name: str, split: str, data: dict, dataset: dict) -> RetrievalTask:
-    """Return a split of mteb's data as a task. A negative grade becomes 0, which is how mteb scores it."""
-    where = f"mteb task {name!r}, split {split!r}"
+    """Return a split of mteb's data as a task, with the queries that it judges, as mteb."""
+    where = where_of(name, split, "mteb")
     documents = texts_by_id("documents", ((row["id"], document_text(row)) for row in data["corpus"]), where)
     texts = texts_by_id("queries", ((row["id"], query_text(row)) for row in data["queries"]), where)
-    judgements = {qid: data["relevant_docs"].get(qid) or {} for qid in texts}
-    qrels, absent = {}, 0
-    for qid, judged in judgements.items():
-        present = {pid: max(int(grade), 0) for pid, grade in judged.items() if pid in documents}
-        absent += sum(grade > 0 and pid not in documents for pid, grade in judged.items())
-        if any(present.values()):
-            qrels[qid] = present
-    unanswered = sum(map(bool, judgements.values())) - len(qrels)
-    if unanswered or absent:
-        odd = (
-            "%s: %d queries have no relevant document there and are left out, mteb counts 0; %d relevant documents are "
-        )
-        logger.warning(odd + "not in the corpus and are not counted, mteb counts them", name, unanswered, absent)
-    queries = texts_by_id("queries with a relevant document", ((qid, texts[qid]) for qid in qrels), where)
-    fingerprint = fingerprint_of(queries, documents, qrels)
-    return RetrievalTask(name, split, queries, documents, qrels, fingerprint, dataset["path"], dataset.get("revision"))
+    judged = {qid: its for qid in texts if (its := data["relevant_docs"].get(qid))}
+    qrels = {qid: {pid: int(grade) if grade == int(grade) else grade for pid, grade in its.items()}
+             for qid, its in judged.items()}  # fmt: skip
+    queries = texts_by_id("judged queries", ((qid, texts[qid]) for qid in qrels), where)
+    return judged_task(name, split, queries, documents, qrels, dataset["path"], dataset.get("revision"))
 
 
 def document_text(row: dict) -> str:

@@ -149,13 +149,13 @@ def examples(
     }
 
     def example(qid: str) -> dict:
-        answer = next(pid for pid, grade in task.qrels[qid].items() if grade)
+        answer = next(iter(task.answers(qid)), None)
         found = next(iter(trec_order(run.get(qid, {}))), None)
         return {
             "qid": qid,
             "query": task.queries[qid][:SHOWN_CHARS],
             "answer": answer,
-            "answer_start": task.documents[answer][:SHOWN_CHARS],
+            "answer_start": task.documents.get(answer, "")[:SHOWN_CHARS],
             "rank": ranks[qid],
             "found": found,
             "found_start": task.documents[found][:SHOWN_CHARS] if found else None,

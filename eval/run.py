@@ -335,10 +335,11 @@ class Evaluation:
 
 
 def answer_tokens(encoder: Encoder, task: RetrievalTask) -> dict[str, int] | None:
-    """Return {qid: tokens of its longest answer}; None if the encoder does not show its tokens."""
+    """Return {qid: tokens of its longest answer}, where one is there; None if the encoder shows no tokens."""
     if not hasattr(encoder, "count_tokens"):
         return None
-    answers = sorted({pid for judged in task.qrels.values() for pid, grade in judged.items() if grade})
-    tokens = encoder.count_tokens([task.documents[pid] for pid in answers], "document").tolist()
-    counts = dict(zip(answers, tokens, strict=True))
-    return {qid: max(counts[pid] for pid, grade in judged.items() if grade) for qid, judged in task.qrels.items()}
+    answers = {qid: found for qid in task.qrels if (found := task.answers(qid))}
+    pids = sorted({pid for found in answers.values() for pid in found})
+    tokens = encoder.count_tokens([task.documents[pid] for pid in pids], "document").tolist()
+    counts = dict(zip(pids, tokens, strict=True))
+    return {qid: max(counts[pid] for pid in found) for qid, found in answers.items()}

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from m2bert.files import visible
 
+from .tasks.kinds import kind_of, lacks
+
 logger = logging.getLogger(__name__)
 
 
@@ -23,13 +25,9 @@ def suite_folders(suite: Path, split: str) -> list[Path]:
 
 def _problem(folder: Path, split: str) -> str:
     """Return why a folder has no task in this split, told by the names in it alone, or nothing."""
-    if (folder / "queries").is_dir():
-        files = visible(folder / "queries", f"{split}.*") or visible(folder / "queries", f"{split}-*")
-    elif (folder / "queries.csv").is_file():
-        files = [split] * (split == "test")
-    else:
+    if kind_of(folder) is None:
         return "no retrieval data"
-    return "" if files else f"no {split} split"
+    return f"no {split} split" if lacks(folder, split) else ""
 
 
 def format_suite(records: list[dict]) -> str:

@@ -5,19 +5,22 @@ in two ways: a key that stands twice, NaN, half a surrogate pair, a YAML alias. 
 (`m2bert.schema`), not by guards where it is used.
 """
 
+import gzip
 import hashlib
+import io
 import json
 import math
 import os
 import re
 import shutil
 import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -75,26 +78,55 @@ def _mapping(value: Any, path: str | Path, kind: str) -> dict[str, Any]:
 
 
 def read_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
-    """Yield the number, counted from 1, and the value of every line that is not blank. Errors name file and line."""
+    """Yield the number, counted from 1, and the value of every line that is not blank; a name that ends in `.gz` is
+    unpacked. Errors name file and line."""
     number = 0
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with open_packed(path) as packed, io.TextIOWrapper(packed, encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, parse_json(line, f"{path}, line {number},")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}, after line {number}, is not UTF-8 ({error}); save the file as UTF-8") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}, after line {number}, cannot be unpacked ({error}); copy it again") from error
 
 
 def read_text(path: str | Path) -> str:
-    """Read a UTF-8 file, with or without a byte order mark. Raises ValueError naming the file."""
+    """Read a UTF-8 file, with or without a byte order mark; a name that ends in `.gz` is unpacked. Raises ValueError
+    naming the file."""
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        with open_packed(path) as file:
+            return file.read().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise ValueError(f"{path}, line {line} is not UTF-8; save the file as UTF-8") from error
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror or error})") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def open_packed(path: str | Path) -> BinaryIO:
+    """Open a file to read its bytes, those that were packed if its name ends in `.gz`."""
+    return gzip.open(path) if str(path).endswith(".gz") else open(path, "rb")
+
+
+def shards(folder: Path, split: str, suffixes: tuple[str, ...]) -> list[Path]:
+    """Return the files of a split in a folder, of the first suffix that has any: SPLIT.SUFFIX, or else all parts
+    SPLIT-00000-of-00002.SUFFIX, ..., as on the Hub. Raises ValueError if a part is missing."""
+    names = {path.name: path for path in visible(folder, "*")}
+    for suffix in suffixes:
+        if f"{split}{suffix}" in names:
+            return [names[f"{split}{suffix}"]]
+        pattern = re.compile(rf"{re.escape(split)}-[0-9]{{5}}-of-([0-9]{{5}}){re.escape(suffix)}")
+        parts = [name for name in names if pattern.fullmatch(name)]
+        if parts:
+            count = int(pattern.fullmatch(parts[0])[1])
+            if parts != [f"{split}-{number:05d}-of-{count:05d}{suffix}" for number in range(count)]:
+                raise ValueError(
+                    f"{folder} has {', '.join(parts)}: not all {count} parts of one split; copy them again"
+                )
+            return [names[name] for name in parts]
+    return []
 
 
 def visible(folder: Path, pattern: str) -> list[Path]:

@@ -62,11 +62,12 @@ class Tables(EvalData):
         queries, documents = table(folder, "queries"), table(folder, "documents")
         texts = {row["pid"]: row["passage"] for row in documents if row["passage"] is not None}
         [name] = {row["dataset"] for row in documents}
-        queries = [row for row in queries if set(row["answer_pids"]) & texts.keys() and row["dataset"] == name]
+        null = {row["pid"] for row in documents} - texts.keys()
+        queries = [row for row in queries if set(row["answer_pids"]) - null and row["dataset"] == name]
         return (
             {row["qid"]: row["query"] or "" for row in queries},
             texts,
-            {row["qid"]: sorted(set(row["answer_pids"]) & texts.keys()) for row in queries},
+            {row["qid"]: sorted(set(row["answer_pids"]) - null) for row in queries},
         )
 
 
@@ -84,11 +85,12 @@ class Csv(EvalData):
             documents = {row["id"].strip(): row["text"] or "" for row in rows(folder / "documents.csv")}
         else:
             documents = {p.name: p.read_text("utf-8-sig") for p in (folder / "documents").iterdir() if p.is_file()}
-        queries = rows(folder / "queries.csv")
-        answers = [sorted({answer.strip() for answer in row["answer"].split(";") if answer.strip()}) for row in queries]
-        qids = [f"q{i}" for i in range(1, len(queries) + 1)]
-        texts = (row["query"].strip() for row in queries)
-        return dict(zip(qids, texts, strict=True)), documents, dict(zip(qids, answers, strict=True))
+        answers = {}
+        for row in rows(folder / "queries.csv"):
+            found = {answer.strip() for answer in row["answer"].split(";") if answer.strip()}
+            answers[row["query"].strip()] = answers.get(row["query"].strip(), set()) | found
+        numbered = [(f"q{i}", query, sorted(found)) for i, (query, found) in enumerate(answers.items(), 1)]
+        return {qid: query for qid, query, _ in numbered}, documents, {qid: found for qid, _, found in numbered}
 
 
 class EvalModel(Target):

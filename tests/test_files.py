@@ -1,5 +1,6 @@
 """Strict readers, whole writes, claims, schemas and foreign text."""
 
+import gzip
 import json
 import logging
 import subprocess
@@ -23,6 +24,7 @@ from m2bert.files import (
     read_json_lines,
     read_text,
     read_yaml,
+    shards,
     visible,
     write_atomically,
 )
@@ -277,3 +279,32 @@ def test_what_other_programs_put_into_a_folder_is_not_visible(tmp_path):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     assert visible(folder, "**/*.txt") == [folder / "b" / "c.txt", folder / "d.txt"]
+
+
+def test_packed_lines_and_texts_are_read(tmp_path):
+    path = tmp_path / "x.jsonl.gz"
+    packed = gzip.compress(b'\xef\xbb\xbf{"a": 1}\r\n\n[2]\n')
+    path.write_bytes(packed)
+    assert list(read_json_lines(path)) == [(1, {"a": 1}), (3, [2])]
+    assert read_text(path) == '{"a": 1}\n\n[2]\n'
+    for damaged in (packed[:-12], packed[:12] + b"x" * 9, b"{}"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"x.jsonl.gz, after line \d, cannot be unpacked"):
+            list(read_json_lines(path))
+        with pytest.raises(ValueError, match="x.jsonl.gz cannot be read"):
+            read_text(path)
+
+
+def test_the_parts_of_a_split_are_found_all_or_none(tmp_path):
+    names = [f"test-0000{number}-of-00002.parquet" for number in range(2)]
+    for name in (*names, "test-hard.parquet", "._test.parquet", "a-test.jsonl", "train.jsonl"):
+        (tmp_path / name).touch()
+    suffixes = (".parquet", ".jsonl")
+    assert [path.name for path in shards(tmp_path, "test", suffixes)] == names
+    assert [path.name for path in shards(tmp_path, "train", suffixes)] == ["train.jsonl"]
+    assert shards(tmp_path, "dev", suffixes) == shards(tmp_path / "gone", "test", suffixes) == []
+    (tmp_path / names[0]).unlink()
+    with pytest.raises(ValueError, match="test-00001-of-00002.parquet: not all 2 parts"):
+        shards(tmp_path, "test", suffixes)
+    (tmp_path / "test.parquet").touch()
+    assert [path.name for path in shards(tmp_path, "test", suffixes)] == ["test.parquet"]

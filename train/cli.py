@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from m2bert.eval.tasks.kinds import lacks
 from m2bert.files import check_writable, read_json
 from m2bert.hub.outputs import check_output
 from m2bert.terminal import nearest, one_line, run_command
@@ -151,8 +152,7 @@ def check_tasks(settings: OplSettings) -> tuple[list[str], list[str]]:
     wrong = []
     if is_local(data.path):
         splits = filter(None, ("train", data.development_split))
-        names = [f"{kind}/{split}.parquet" for split in splits for kind in ("queries", "documents")]
-        wrong += [f"data.path={data.path} has no {name}" for name in names if not Path(data.path, name).is_file()]
+        wrong += [f"data.path={data.path} has no {name}" for split in splits for name in lacks(Path(data.path), split)]
     on_hub = data.triples is not None and not Path(data.triples).suffix and not Path(data.triples).exists()
     for key, path in (("triples", None if on_hub else data.triples), ("negatives_path", data.negatives_path)):
         if path is not None and not Path(path).is_file():

@@ -66,8 +66,7 @@ def describe_lengths(task: RetrievalTask, count_tokens: TokenCounter, tokenizer_
         A record of kind "lengths". Its histogram has the same edges for every task, so that tasks share an axis.
     """
     queries, documents = list(task.queries.values()), list(task.documents.values())
-    qid, query = next(iter(task.queries.items()))
-    answer = next(pid for pid, grade in task.qrels[qid].items() if grade > 0)
+    qid, answer = next((qid, found[0]) for qid in task.queries if (found := task.answers(qid)))
     answers = [sum(grade > 0 for grade in judged.values()) for judged in task.qrels.values()]
     chars, tokens = np.array([len(text) for text in documents]), count_tokens(documents)
     return {
@@ -86,7 +85,7 @@ def describe_lengths(task: RetrievalTask, count_tokens: TokenCounter, tokenizer_
             "histogram": token_histogram(tokens),
         },
         "answers_per_query": sum(answers) / len(answers),
-        "example": {"query": query[:EXAMPLE_CHARS], "passage": task.documents[answer][:EXAMPLE_CHARS]},
+        "example": {"query": task.queries[qid][:EXAMPLE_CHARS], "passage": task.documents[answer][:EXAMPLE_CHARS]},
     }
 
 
@@ -117,9 +116,14 @@ def by_length(query_scores: dict[str, float], answer_tokens: dict[str, int]) -> 
     """Return nDCG@10 (0 to 1) by the length of the answer's document, one row for every bucket of Table 24.
 
     Args:
-        answer_tokens: {qid: tokens of the document that answers it}; 2048 are in "<2k", 2049 in "2k-8k".
+        answer_tokens: {qid: tokens of the document that answers it}; 2048 are in "<2k", 2049 in "2k-8k". A query that
+            is not there is left out.
     """
-    buckets = {qid: BUCKETS[int(np.searchsorted(BOUNDARIES_TOKENS, answer_tokens[qid]))] for qid in query_scores}
+    buckets = {
+        qid: BUCKETS[int(np.searchsorted(BOUNDARIES_TOKENS, answer_tokens[qid]))]
+        for qid in query_scores
+        if qid in answer_tokens
+    }
     return _by_group("bucket", BUCKETS, query_scores, buckets)
 
 
@@ -134,7 +138,7 @@ def describe_spans(task: RetrievalTask) -> dict:
             f"task {task.name!r} does not say where answers begin; give its queries a column `position` "
             "(0 to 1, the share of the document before it) or `answer` (text that the passage holds)"
         )
-    answers = {qid: next(iter(task.qrels[qid])) for qid in task.positions}
+    answers = {qid: task.answers(qid)[0] for qid in task.positions}
     begins = [share * len(task.documents[answers[qid]]) for qid, share in task.positions.items()]  # in characters
     document_chars = [len(task.documents[pid]) for pid in dict.fromkeys(answers.values())]
     quarters = [quarter(share) for share in task.positions.values()]

@@ -2,11 +2,12 @@
 
     my-folder/
         queries.csv       columns query and answer: the document that answers it; several are separated by ;
-        documents/        .txt and .md files, each called by its path in this folder; or else
+        documents/        .txt, .md and .html files, each called by its path in this folder; or else
         documents.csv     columns id and text
 
 Columns are separated by commas, semicolons or tabs. The text must be UTF-8. Hidden files are not read. Names are
-compared in Unicode's composed form (NFC), since systems and archives differ in how they write an accent.
+compared in Unicode's composed form (NFC), since systems and archives differ in how they write an accent. A name that
+holds a ; is the whole cell, or stands in quotes within it. Rows of one query are one query.
 """
 
 import csv
@@ -15,15 +16,17 @@ import logging
 import random
 import sys
 import unicodedata
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from m2bert.files import read_text, visible
+from m2bert.files import read_text, shards, visible
 from m2bert.terminal import nearest
+from m2bert.text_files import read_document, text_files
 
+from .from_beir import load_beir_folder
 from .from_hub import LOCOV0_REVISION, LOCOV0_TASKS, LOCOV1, LOCOV1_TASKS, load_hub_tasks
+from .kinds import DOCUMENTS, QUERIES, TABLES, kind_of
 from .schema import (
     RetrievalTask,
     check_names,
@@ -32,17 +35,17 @@ from .schema import (
     make_task,
     read_table,
     task_names,
+    texts_by_id,
+    where_of,
     with_texts,
 )
 
 logger = logging.getLogger(__name__)
 
-DOCUMENTS = "documents"
 NAMED = ("locov1", "locov0", "mteb")
 DISTRACTOR = "distractor_"
-QUERIES = "queries.csv"
-TAKES = {"tables": ("split", "documents"), "csv": (), "mteb": ("split",), "hub": ("split", "revision")}  # settings
-SUFFIXES = (".txt", ".md")
+TAKES = {"tables": ("split", "documents"), "beir": ("split",), "csv": (), "mteb": ("split",),
+         "hub": ("split", "revision")}  # fmt: skip
 TEXT_COLUMNS = ("text", "passage")  # of a parquet file with texts alone
 
 
@@ -52,33 +55,30 @@ def load_tasks(
     """Load the named tasks of a source, or all of them.
 
     Args:
-        data: a folder with queries/SPLIT.parquet and documents/SPLIT.parquet; a folder with queries.csv; "locov1" or
-            "locov0"; PATH of a pair PATH-Queries and PATH-Documents on the Hub, as in org/name; or "mteb".
+        data: a folder of one of the kinds in `kinds`; "locov1" or "locov0"; PATH of a pair PATH-Queries and
+            PATH-Documents on the Hub, as in org/name; or "mteb".
         names: of tasks there; for mteb also of benchmarks and of the paper's tables. None takes all, except for mteb.
         revision: of data on the Hub, see `from_hub.load_hub_tasks`.
         documents: folder of the documents, for a local task that has them in several variants.
     """
     folder = Path(data).expanduser()
-    is_tables, is_csv = (folder / "queries").is_dir(), (folder / QUERIES).is_file()
-    is_hub_id = data.count("/") == 1 and not data.startswith((".", "/", "~"))
-    if not (is_tables or is_csv) and (folder.is_dir() or not (is_hub_id or data in NAMED)):
+    kind, is_hub_id = kind_of(folder), data.count("/") == 1 and not data.startswith((".", "/", "~"))
+    if kind is None and (folder.is_dir() or not (is_hub_id or data in NAMED)):
         known = f"{', '.join(NAMED)} or a Hub id, as org/name{nearest(data.lower(), NAMED)}"
-        raise ValueError(f"data={data!r} is no folder with queries/{split}.parquet or {QUERIES}; name one, or {known}")
+        raise ValueError(
+            f"data={data!r} is no folder with queries/{split}.parquet, {QUERIES} or corpus.jsonl; name one, or {known}"
+        )
     given = {"split": None if split == "test" else split, "revision": revision}
     given |= {"documents": None if documents == DOCUMENTS else documents}
-    kind = "tables" if is_tables else "csv" if is_csv else "mteb" if data == "mteb" else "hub"
+    local, kind = kind is not None, kind or ("mteb" if data == "mteb" else "hub")
     unused = [f"{name}={value!r}" for name, value in given.items() if value is not None and name not in TAKES[kind]]
     problems = [f"{setting} does not apply to data={data!r}; leave it out" for setting in unused]
     if kind == "mteb" and not names:
         problems.append("data='mteb' has hundreds of tasks; name some, as in --task LongEmbed")
     if problems:
         raise ValueError(problems[0])
-    if is_tables:
-        return [load_task(folder, name, split, documents) for name in names or task_names(folder, split)]
-    if is_csv:
-        task = load_csv_folder(folder)
-        check_names(names, [task.name], data)
-        return [task]
+    if local:
+        return load_folder(folder, names, split, documents)
     if data == "mteb":
         from ..from_mteb import from_mteb  # slow to import
 
@@ -90,37 +90,49 @@ def load_tasks(
     return load_hub_tasks(LOCOV1, names or list(known), split, revision or default)
 
 
-def load_csv_folder(folder: Path) -> RetrievalTask:
-    """Return the task of a folder with queries.csv, called by the folder's name; its split is "test"."""
-    documents = folder / "documents"
+def load_folder(folder: Path, names: list[str] | None, split: str, documents: str = DOCUMENTS) -> list[RetrievalTask]:
+    """Load the named tasks of a local folder, or all. A folder with queries.csv has no splits: all of it is any."""
+    kind = kind_of(folder)
+    if kind == "tables":
+        return [load_task(folder, name, split, documents) for name in names or task_names(folder, split)]
+    check_names(names, [folder.resolve().name], str(folder))
+    return [load_csv_folder(folder, split) if kind == "csv" else load_beir_folder(folder, split)]
+
+
+def load_csv_folder(folder: Path, split: str = "test") -> RetrievalTask:
+    """Return the task of a folder with queries.csv, called by the folder's name."""
+    documents = folder / DOCUMENTS
     if documents.is_dir():
-        texts = read_folder(documents)
+        texts = [(_name(path.relative_to(documents).as_posix()), read_document(path)) for path in text_files(documents)]
     else:
-        documents = folder / "documents.csv"
-        texts = [(_name(row["id"]), row["text"]) for row in read_rows(documents, ("id", "text"), filled=("id",))]
-    query_rows = []
-    for row in read_rows(folder / QUERIES, ("query", "answer"), filled=("query", "answer")):
-        answers = [_name(answer).replace("\\", "/") for answer in row["answer"].split(";") if answer.strip()]
-        query_rows.append({"qid": f"q{len(query_rows) + 1}", "query": row["query"].strip(), "answer_pids": answers})
-    repeated = len(query_rows) - len({row["query"] for row in query_rows})
-    if repeated:
-        logger.warning("%s: %d queries repeat another; put all answers of a query into one row", folder, repeated)
+        rows = read_rows(folder / "documents.csv", ("id", "text"), filled=("id",))
+        texts = [(_name(row["id"]), row["text"]) for _, row in rows]
+    names = texts_by_id("documents", texts, where_of(folder.resolve().name, split, str(folder)))
+    path, answers, unknown, count = folder / QUERIES, {}, [], 0
+    for line, row in read_rows(path, ("query", "answer"), filled=("query", "answer")):
+        found = answers_in(row["answer"], names)
+        unknown += [(line, name) for name in found if name not in names]
+        answers.setdefault(row["query"].strip(), []).extend(found)
+        count += 1
+    if unknown:
+        (line, name), more = unknown[0], f"; {len(unknown) - 1} more answers are none" if unknown[1:] else ""
+        raise ValueError(f"{path}, line {line}: answer {name!r} is no document{nearest(name, names)}{more}")
+    if count > len(answers):
+        repeat = "%s: %d rows repeat a query; each query is asked once, with the answers of all of its rows"
+        logger.warning(repeat, path, count - len(answers))
+    query_rows = [{"qid": f"q{number}", "query": query, "answer_pids": found}
+                  for number, (query, found) in enumerate(answers.items(), 1)]  # fmt: skip
     document_rows = [{"pid": pid, "passage": text} for pid, text in texts]
-    return make_task(folder.resolve().name, "test", query_rows, document_rows, source=str(folder))
+    return make_task(folder.resolve().name, split, query_rows, document_rows, source=str(folder))
 
 
-def read_folder(folder: Path) -> list[tuple[str, str]]:
-    """Return (path in the folder, text) of its .txt and .md files; a warning counts the files of other types."""
-    texts, others = [], Counter()
-    for path in visible(folder, "**/*"):
-        if path.suffix.lower() in SUFFIXES and path.is_file():
-            texts.append((_name(path.relative_to(folder).as_posix()), read_text(path)))
-        elif path.is_file():
-            others[path.suffix.lower() or "no suffix"] += 1
-    if others:
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common())
-        logger.warning("%s: left out for their type: %s; documents are %s", folder, kinds, " and ".join(SUFFIXES))
-    return texts
+def answers_in(cell: str, names: Container[str]) -> list[str]:
+    """Return the names in a cell of the column `answer`: the cell itself if it is a name, else its parts between ;."""
+    if _name(cell) in names:
+        return [_name(cell)]
+    rows = csv.reader(io.StringIO(cell, newline=""), delimiter=";", skipinitialspace=True)
+    parts = [_name(part) for row in rows for part in row if part.strip()]
+    return [part if part in names else part.replace("\\", "/") for part in parts]
 
 
 def _name(text: str) -> str:
@@ -128,8 +140,8 @@ def _name(text: str) -> str:
     return unicodedata.normalize("NFC", text.strip())
 
 
-def read_rows(path: Path, columns: tuple[str, ...], filled: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    """Yield {column: cell} of every row of a CSV that is not blank.
+def read_rows(path: Path, columns: tuple[str, ...], filled: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the last line and {column: cell} of every row of a CSV that is not blank.
 
     Not pandas.read_csv, which takes the first column for an index if every row has one cell more than the header.
 
@@ -158,7 +170,7 @@ def read_rows(path: Path, columns: tuple[str, ...], filled: tuple[str, ...]) -> 
                     f"more cells than the header; put quotes around texts with {delimiter!r}" if too_many else problem
                 )
                 raise ValueError(f"{path}, line {line}: {problem}")
-            yield row
+            yield line, row
     except csv.Error as error:
         raise ValueError(f'{path}, after line {line}: quotes do not pair ({error}); write " in a cell twice') from error
 
@@ -206,8 +218,7 @@ def read_source(path: Path, count: int, split: str, seed: int = 0) -> list[str]:
             SPLIT.parquet; or a task's folder, of which documents/SPLIT.parquet is read.
         split: of a folder that has splits.
     """
-    whole = (path, path / "documents" / f"{split}.parquet", path / f"{split}.parquet")
-    files = [file for file in whole if file.is_file()][:1]
+    files = [path] if path.is_file() else shards(path / DOCUMENTS, split, TABLES) or shards(path, split, TABLES)
     files = files or visible(path, f"*/{split}.parquet") or visible(path, "*.parquet")
     rows: list[str | None] = []
     for file in files:

@@ -33,9 +33,26 @@ def test_a_folder_becomes_a_task(folder, caplog):
     load_csv_folder(folder)
     assert "2 .pdf" in caplog.text
     assert "1 of 3 documents are empty" in caplog.text
-    (folder / "queries.csv").write_text("query,answer\nx,boats.txt\nx,more/walls.md\n")  # a row a judgement
-    load_csv_folder(folder)
-    assert "1 queries repeat another" in caplog.text
+
+
+def test_rows_of_one_query_are_one_query(folder, caplog):
+    (folder / "queries.csv").write_text("query,answer\nx,boats.txt\ny,boats.txt\n x ,more/walls.md;boats.txt\n")
+    task = load_csv_folder(folder)
+    assert task.queries == {"q1": "x", "q2": "y"}
+    assert task.qrels == {"q1": {"boats.txt": 1, "more/walls.md": 1}, "q2": {"boats.txt": 1}}
+    assert "1 rows repeat a query" in caplog.text
+
+
+def test_a_name_with_a_semicolon_is_the_cell_or_stands_in_quotes(folder):
+    (folder / "documents" / "sails; oars.txt").write_text("rowing")
+    rows = ["a,sails; oars.txt", 'b,"""sails; oars.txt"";boats.txt"', 'c,"boats.txt; ""sails; oars.txt"""']
+    (folder / "queries.csv").write_text("\n".join(["query,answer", *rows, 'd,"more\\walls.md\nboats.txt"']))
+    assert [list(judged) for judged in load_csv_folder(folder).qrels.values()] == [
+        ["sails; oars.txt"],
+        ["sails; oars.txt", "boats.txt"],
+        ["boats.txt", "sails; oars.txt"],
+        ["more/walls.md", "boats.txt"],
+    ]
 
 
 def test_hidden_files_are_no_documents(tmp_path):
@@ -110,7 +127,11 @@ def test_documents_from_a_second_csv(folder):
         ),
         ("queries.csv", 'query,answer\na,boats.txt\n"b,boats.txt\n"c,boats.txt\n', "after line 2: quotes do not pair"),
         ("queries.csv", 'query,answer\n"a,boats.txt\n', "after line 1: quotes do not pair"),
-        ("queries.csv", "query,answer\na,boats.txt;boat.txt\n", "'q1' is answered by 'boat.txt', .*mean 'boats.txt'"),
+        (
+            "queries.csv",
+            "query,answer\na,boats.txt;boat.txt\nb,x\n",
+            "queries.csv, line 2: answer 'boat.txt' is no document; did you mean 'boats.txt'.; 1 more answers are none",
+        ),
         ("queries.csv", "query,answer\n\ncafé,boats.txt\n", "queries.csv, line 3 is not UTF-8"),
         ("documents.csv", "id,text\na,x\na,y\n", "mine, documents: id 'a' occurs 2 times"),
         ("documents.csv", "id,text\n,x\n", "documents.csv, line 2: column 'id' is empty"),

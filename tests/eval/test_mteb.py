@@ -43,10 +43,10 @@ def encoder(tiny_model):
 
 
 def score_there(model, task, metric="ndcg_at_10"):
-    """mteb's own score of a model on a task of one split and subset."""
+    """mteb's own score of a model on a task, on its first split and subset."""
     task = to_mteb(task) if isinstance(task, RetrievalTask) else task
     (result,) = mteb.evaluate(model, [task], cache=None, co2_tracker=False, show_progress_bar=False).task_results
-    (scores,) = next(iter(result.scores.values()))
+    scores, *_ = next(iter(result.scores.values()))  # of the first subset
     return scores[metric]
 
 
@@ -171,14 +171,20 @@ class TestTasksHere:
             (f"Foreign ({language})", f"test_{split}") for language in ("en", "de") for split in "ab"
         ]
         assert tasks[0].documents == {"d0": "Boats and sails", "d1": "walls"}
-        assert tasks[0].queries == {"q0": "sails"}
-        assert tasks[0].qrels == {"q0": {"d0": 3, "d1": 0}}
+        assert tasks[0].queries == {"q0": "sails", "q1": "nothing", "q2": "gone"}
+        assert tasks[0].qrels == Foreign.judged
         assert (tasks[0].source, tasks[0].revision) == ("org/foreign", "abc")
-        assert "2 queries have no relevant document there" in caplog.text
-        assert "2 relevant documents are not in the corpus" in caplog.text
+        assert "2 of 3 queries are answered by no document there" in caplog.text
+        assert "1 of 3 judged documents are not there to be found" in caplog.text
         assert [task.split for task in from_mteb(["Foreign"], "test_b")] == ["test_b", "test_b"]
         with pytest.raises(ValueError, match="'Foreign' has no split 'dev'; it has test_a, test_b"):
             from_mteb(["Foreign"], "dev")
+
+    def test_scores_are_mtebs(self, knows, encoder):
+        """A query with no judgment is left out; grades below 1 and documents that are not there count."""
+        knows(Foreign())
+        ours = score_here(DenseRanker(encoder), from_mteb(["Foreign"], "test_a")[0])
+        assert score_there(encoder.model, Foreign()) == pytest.approx(ours, abs=ROUNDED)
 
     def test_there_and_back(self, task, knows):
         knows(to_mteb(task))
@@ -193,7 +199,10 @@ class TestTasksHere:
         ("attribute", "value", "message"),
         [
             ("corpus_rows", {"d0": {"title": "a title", "text": None}}, "documents: id 'd0' has None"),
-            ("judged", {"q0": {"d9": 1}}, "no queries with a relevant document"),
+            ("corpus_rows", {"d\0": {"title": "", "text": "a"}}, "id 'd.x00' has 'a';.*without null characters"),
+            ("judged", {"q0": {"d9": 1}}, "no document answers any query; 'd9' is judged, 'd0' is a document"),
+            ("judged", {"q0": {"d0": 0.5}}, "'q0' judges document 'd0' as 0.5; grades must be whole numbers"),
+            ("judged", {}, "no judged queries"),
             ("load_data", no_network, "data of mteb task 'Foreign' cannot be loaded: ConnectionError: no network"),
         ],
     )

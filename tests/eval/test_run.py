@@ -1,16 +1,24 @@
 """Whole runs on a tiny task: what is in the records, and what one bad encoder must not spoil."""
 
 import dataclasses
+import json
+import math
 
+import numpy as np
 import pytest
 from fake_encoders import Words
 
 from m2bert.eval import run as module
+from m2bert.eval.analyses.needle import build_haystacks
+from m2bert.eval.analyses.texts import by_length, describe_lengths
 from m2bert.eval.config import EncoderSettings, EvalConfig, TaskSettings, TrainingTask
 from m2bert.eval.encoders.cache import VectorStore
 from m2bert.eval.rankers import Bm25Ranker
 from m2bert.eval.records import best_ranks, examples
+from m2bert.eval.run import answer_tokens
+from m2bert.eval.tasks.load import load_tasks
 from m2bert.eval.tasks.schema import load_task
+from m2bert.records import check_record
 
 
 def evaluate(config, store):
@@ -60,6 +68,32 @@ def test_a_record_holds_what_reports_need(settings, words):
     assert record["by_length"]["rows"][0]["queries"] == 6
     assert record["failures"] == []
     assert record["successes"][0]["found"] == record["successes"][0]["answer"]
+
+
+def test_answers_that_are_not_there_and_grades_below_one_are_no_answers(settings, words, tiny_data, tiny_rows):
+    """Queries q0 to q2: one of two answers is there; none is; the only judgment is of grade 0 (as -1 in q3)."""
+    documents, queries = tiny_rows[1], tiny_rows[0][:4]
+    lines = [("q0", "gone", 2), ("q0", "p0", 1), ("q1", "away", 1), ("q2", "p2", 0), ("q3", "p2", -1), ("q3", "p3", 1)]
+    folder = tiny_data.parent / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "qrels" / "test.tsv").write_text("".join(f"{qid}\t{pid}\t{grade}\n" for qid, pid, grade in lines))
+    for name, rows, columns in (("corpus", documents, ("pid", "passage")), ("queries", queries, ("qid", "query"))):
+        rows = [{"_id": row[columns[0]], "text": row[columns[1]]} for row in rows]
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    config = settings("words", "bm25", hybrids=("rrf",))
+    config = config.model_copy(update={"tasks": (TaskSettings(data=str(folder)),)})
+    for record in evaluate(config, VectorStore(None))[0]:
+        check_record(record, record["system"])
+        ideal = 2 + 1 / math.log2(3)  # grades 2, 1
+        assert record["query_scores"] == pytest.approx({"q0": 1 / ideal, "q1": 0, "q2": 0, "q3": 1})
+        assert record["ranks"] == {"q0": 1, "q1": None, "q2": None, "q3": 1}
+        assert [(entry["qid"], entry["answer"]) for entry in record["failures"]] == [
+            ("q1", None), ("q2", None), ("q0", "p0")]  # fmt: skip
+    (task,) = load_tasks(str(folder), None, "test")
+    assert [row["queries"] for row in by_length({"q0": 1.0, "q1": 0.0}, answer_tokens(words, task))] == [1, 0, 0, 0]
+    lengths = describe_lengths(task, lambda texts: np.array([len(text) for text in texts]), "characters")
+    assert lengths["answers_per_query"] == 1
+    assert build_haystacks(task, 2).needles.keys() == {"q0", "q3"}
 
 
 def test_policies_and_hybrids_are_systems_of_their_own(settings, words):

@@ -1,5 +1,7 @@
 """Tasks from tables: what is read, left out and counted, and what is refused with its place."""
 
+import gzip
+import json
 import math
 
 import pyarrow as pa
@@ -39,6 +41,55 @@ def test_null_passages_are_left_out_and_empty_texts_kept(tmp_path, write_task, t
     assert "1 of 6 documents have a null passage; left out with 1 queries" in caplog.text
     for kind in ("documents", "queries"):
         assert f"1 of 5 {kind} are empty" in caplog.text
+
+
+def test_judged_documents_that_are_not_there_count_as_missed(tmp_path, write_task, tiny_rows, caplog):
+    queries, documents = tiny_rows
+    queries[0]["answer_pids"], queries[1]["answer_pids"] = ["gone", "p0"], ["away"]
+    all_have(queries, answer="a")
+    documents[0]["passage"] = "1234a678"
+    task = load_task(write_task(tmp_path, queries, documents), "tiny", "test")
+    assert task.qrels["q0"] == {"gone": 1, "p0": 1}
+    assert (task.answers("q0"), task.answers("q1")) == (["p0"], [])
+    assert task.positions["q0"] == 0.5
+    assert "q1" not in task.positions
+    assert "2 of 7 judged documents are not there to be found, such as 'away'" in caplog.text
+    assert "1 of 6 queries are answered by no document there" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["parts", "lines", "packed lines"])
+def test_the_parts_of_a_split_are_one_table(tiny_data, kind):
+    whole = load_task(tiny_data, "tiny", "test")
+    for path in list(tiny_data.glob("*/test.parquet")):
+        table = pq.read_table(path)
+        path.unlink()
+        for number, part in enumerate([table[:2], table[2:5], table[5:]]):
+            name = path.with_name(f"test-0000{number}-of-00003")
+            lines = "".join(f"{json.dumps(row)}\n" for row in part.to_pylist()).encode()
+            if kind == "parts":
+                pq.write_table(part, f"{name}.parquet")
+            elif kind == "lines":
+                name.with_suffix(".jsonl").write_bytes(lines)
+            else:
+                name.with_suffix(".jsonl.gz").write_bytes(gzip.compress(lines))
+    assert load_task(tiny_data, "tiny", "test") == whole
+    assert task_names(tiny_data, "test") == ["tiny"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ('{"qid": "q"}\n["q"]', "test.jsonl, line 2 is no JSON object"),
+        ('{"qid": "q"}\n{"qid": 1}', "test.jsonl cannot be read .*; write it again"),
+        ('{"qid": 1}', "'qid' of texts; it has qid .int64"),
+        ('{"qid": "q"}\n{"qid"', "test.jsonl, line 2, is no valid JSON"),
+    ],
+)
+def test_lines_that_are_no_rows_are_named(tiny_data, lines, message):
+    (tiny_data / "queries" / "test.parquet").unlink()
+    (tiny_data / "queries" / "test.jsonl").write_text(lines)
+    with pytest.raises(ValueError, match=message):
+        load_task(tiny_data, "tiny", "test")
 
 
 def test_where_the_answers_begin(tmp_path, write_task, tiny_rows):
@@ -88,7 +139,9 @@ def drop_passages(queries, documents):
         (lambda q, d: all_have(d, passage=None), "task 'tiny', split 'test' .*has no documents; add some"),
         (lambda q, d: d.append(d[0]), "documents: id 'p0' occurs 2 times"),
         (lambda q, d: q.append(q[0]), "queries: id 'q0' occurs 2 times"),
-        (lambda q, d: q[0].update(answer_pids=["p0", "nowhere"]), "query 'q0' is answered by 'nowhere'"),
+        (lambda q, d: all_have(q, answer_pids=["0"]), "no document answers any query; '0' is judged, 'p0' is a doc"),
+        (lambda q, d: d[0].update(pid="p\0"), r"id 'p.x00' has .*; both must be texts, ids without null characters"),
+        (lambda q, d: q[0].update(answer_pids=["p0", "p\0"]), r"'q0' judges document 'p.x00' as 1; ids must be texts"),
         (lambda q, d: q[0].update(answer_pids=[]), "query 'q0' has no answer_pids"),
         (lambda q, d: all_have(q, dataset="other"), "task 'tiny'.* has no queries"),
         (lambda q, d: all_have(d, dataset="other"), "'tiny' is not in .*; tasks there: other"),
@@ -104,17 +157,19 @@ def test_spoiled_tables_are_refused(tmp_path, write_task, tiny_rows, spoil, mess
 def test_files_that_cannot_be_read_are_named(tiny_data, write_task, tiny_rows):
     for kind in ("documents", "queries"):
         (tiny_data / kind / "._train.parquet").write_bytes(b"what a Mac leaves in archives")
-    with pytest.raises(ValueError, match="splits there, one file each: test$"):
+    with pytest.raises(
+        ValueError, match="queries has no train.parquet and no train.jsonl; tables there: test.parquet$"
+    ):
         load_task(tiny_data, "tiny", "train")
     (tiny_data / "queries" / "test.parquet").write_text("no parquet")
-    with pytest.raises(ValueError, match="queries/test.parquet cannot be read"):
+    with pytest.raises(ValueError, match="queries/test.parquet cannot be read .*; write it again$"):
         load_task(tiny_data, "tiny", "test")
     write_task(tiny_data, tiny_rows[0], [row | {"dataset": None} for row in tiny_rows[1]])
     with pytest.raises(ValueError, match="names no task in the column 'dataset'"):
         task_names(tiny_data, "test")
     path = tiny_data / "documents" / "test.parquet"
-    path.rename(path.with_name("test-00000-of-00001.parquet"))
-    with pytest.raises(ValueError, match="one file each: test-00000-of-00001"):
+    path.rename(path.with_name("test-00000-of-00002.parquet"))
+    with pytest.raises(ValueError, match="documents has test-00000-of-00002.parquet: not all 2 parts"):
         task_names(tiny_data, "test")
 
 

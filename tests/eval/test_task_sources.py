@@ -43,7 +43,7 @@ def test_a_variant_of_the_documents(tiny_data):
     pq.write_table(pq.read_table(tiny_data / "documents" / "test.parquet"), path)
     (task,) = load_tasks(str(tiny_data), None, "test", documents="documents_short")
     assert task.name == "tiny (documents_short)"
-    with pytest.raises(ValueError, match="documents_long/test.parquet cannot be read"):
+    with pytest.raises(ValueError, match="documents_long has no test.parquet"):
         load_tasks(str(tiny_data), None, "test", documents="documents_long")
 
 
@@ -87,7 +87,7 @@ def test_what_means_nothing_is_explained(csv_folder, hub, settings, message):
 def test_an_empty_folder_is_no_hub_id(tmp_path, monkeypatch, hub, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir(parents=True)
-    with pytest.raises(ValueError, match="no folder with queries/test.parquet or queries.csv"):
+    with pytest.raises(ValueError, match="no folder with queries/test.parquet, queries.csv or corpus.jsonl"):
         load_tasks(name, None, "test")
     assert not hub
 

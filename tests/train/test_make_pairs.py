@@ -38,6 +38,22 @@ def test_a_lead_finds_the_rest_of_its_text(text_folder, tmp_path):
         assert text in (" ".join(SENTENCES[:60]), " ".join(SENTENCES))
 
 
+def test_a_folder_of_texts_has_pairs_set_aside_by_text(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for i in range(4):
+        (folder / f"{i}.md").write_text("\n".join(SENTENCES[i * 90 : i * 90 + 90]))
+    (folder / "short.txt").write_text("too short")
+    make_pairs.main(arguments(tmp_path / "out", f"raw={folder}", **{"document-chars": 3000}))
+    train, held = (load_task(tmp_path / "out", "raw", split) for split in make_pairs.SPLITS)
+    parts = len(held.queries)
+    assert len(train.queries) == 3 * parts > 3
+    texts = [" ".join([*task.queries.values(), *task.documents.values()]) for task in (train, held)]
+    found = [{i // 90 for i in range(360) if f"number {i} tells" in text} for text in texts]
+    assert (len(found[0]), len(found[1])) == (3, 1)
+    assert found[0] | found[1] == {0, 1, 2, 3}
+
+
 def test_long_texts_are_parted_at_line_ends_and_nothing_is_lost():
     text = "\n".join(SENTENCES)
     parts = list(make_pairs.parts(text, 5000))

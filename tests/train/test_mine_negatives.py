@@ -31,6 +31,15 @@ def test_the_best_documents_that_do_not_answer(toy_corpus, tmp_path, monkeypatch
     assert pq.read_schema(output).names == ["qid", "negative_pids", "dataset"]
 
 
+def test_the_tasks_of_any_folder_are_mined(tmp_path):
+    (tmp_path / "documents.csv").write_text("id,text\na,river\nb,river bridge\nc,stone\n")
+    (tmp_path / "queries.csv").write_text("query,answer\nbridge,a\nriver,b\n")
+    mine_negatives.main(["--data", str(tmp_path), "--negatives", "1", "--output", str(tmp_path / "n.parquet")])
+    rows = pq.read_table(tmp_path / "n.parquet").to_pylist()
+    assert [(row["qid"], row["negative_pids"], row["dataset"]) for row in rows] == [
+        ("q1", ["b"], tmp_path.name), ("q2", ["a"], tmp_path.name)]  # fmt: skip
+
+
 def test_equal_scores_are_ordered_by_id_and_answers_left_out():
     """As many answers as a query may have, all ranked above what is to be found."""
     documents = [{"pid": f"p{i}", "passage": "river" if i < 6 else "violin"} for i in (3, 0, 7, 5, 1, 6, 4, 2)]

@@ -113,6 +113,46 @@ def test_tasks_of_a_folder(tmp_path):
     assert set(data.describe()) == {"train/two", "validation/two"}
 
 
+def test_the_folder_of_ones_own_queries_is_trained_on_whole(tmp_path):
+    folder = tmp_path / "mine"
+    (folder / "documents").mkdir(parents=True)
+    for i in range(30):
+        (folder / "documents" / f"{i}.txt").write_text(f"text {i}")
+    (folder / "queries.csv").write_text("query,answer\n" + "".join(f"query {i},{i}.txt\n" for i in range(30)))
+    data = load(folder, development_split="validation")  # the default; the folder has no splits
+    ((train,), (held,)) = data.training, data.development
+    assert (train.name, train.split, held.split) == ("mine", "train", "development")
+    assert len(train.queries) + len(held.queries) == 30
+    assert len(held.queries) < 15
+    assert load(folder, tasks=["mine"]).fingerprint() == data.fingerprint()
+    with pytest.raises(ValueError, match="'other' is not in .*; tasks there: mine"):
+        load(folder, tasks=["other"])
+
+
+def test_only_answers_that_are_there_are_trained_on(tmp_path):
+    """BEIR's grades below 1 are no answers, and may be negatives."""
+    (tmp_path / "qrels").mkdir()
+    lines = [
+        "q0\td0\t1",
+        "q0\td1\t0",
+        "q0\tgone\t1",
+        "q1\tgone\t1",
+        "q2\td2\t-1",
+        *(f"q{i}\td{i}\t2" for i in range(3, 9)),
+    ]
+    (tmp_path / "qrels" / "train.tsv").write_text("\n".join(lines))
+    for name, letter in (("corpus", "d"), ("queries", "q")):
+        rows = [json.dumps({"_id": f"{letter}{i}", "text": f"{letter} {i}"}) for i in range(9)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    data = load(tmp_path)
+    qrels = data.training[0].qrels | data.development[0].qrels
+    assert qrels == {"q0": {"d0": 1}} | {f"q{i}": {f"d{i}": 2} for i in range(3, 9)}
+    assert data.training[0].queries.keys() | data.development[0].queries.keys() == qrels.keys()
+    row = {"qid": "q0", "negative_pids": ["d1"], "dataset": tmp_path.name}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "negatives.parquet")
+    assert load(tmp_path, negatives_path=str(tmp_path / "negatives.parquet")).negatives[tmp_path.name] == {"q0": ["d1"]}
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

@@ -1,5 +1,6 @@
 """Sources: what files hold, which entries are accepted, how shares are made."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from m2bert.train.text.sources import TextFiles, find_files, parse_sources, split_files
+from m2bert.train.text.sources import TextFiles, find_files, find_texts, parse_sources, split_files
 
 TEXTS = ["One text.\nTwo lines.", "Zwei: äöü.", "2011-01-01", "3"]  # datasets' JSON reader makes other texts of dates
 
@@ -27,9 +28,13 @@ def write(folder, kind, texts=TEXTS):
         write_parquet(folder / "train-00001-of-00002.parquet", texts[1:])
     elif kind == "parquet":
         write_parquet(folder / "train.parquet", texts)
-    elif kind in ("jsonl", "json"):
-        lines = [json.dumps({"other": 1, "text": text}) for text in texts]
-        (folder / f"train.{kind}").write_text("\ufeff" + "\n".join(lines) + "\n\n")
+    elif kind == "parts":
+        write_parquet(folder / "documents" / "train-00000-of-00002.parquet", texts[:1], "passage")
+        write_parquet(folder / "documents" / "train-00001-of-00002.parquet", texts[1:], "passage")
+    elif kind in ("jsonl", "json", "jsonl.gz"):
+        lines = "\ufeff" + "\n".join(json.dumps({"other": 1, "text": text}) for text in texts) + "\n\n"
+        packed = gzip.compress(lines.encode()) if kind.endswith("gz") else lines.encode()
+        (folder / f"train.{kind}").write_bytes(packed)
     else:
         (folder / "train.txt").write_text("\ufeff" + "\n\n  \n".join(texts) + "\n\n")
     return folder
@@ -39,10 +44,38 @@ def parse(*entries):
     return parse_sources(list(entries), lambda path: Path("pydocs-folder"))
 
 
-@pytest.mark.parametrize("kind", ["locov1", "shards", "parquet", "jsonl", "json", "txt"])
+@pytest.mark.parametrize("kind", ["locov1", "parts", "shards", "parquet", "jsonl", "json", "jsonl.gz", "txt"])
 def test_every_kind_of_file_gives_its_documents_again_and_again(tmp_path, kind):
     texts = TextFiles(find_files(write(tmp_path, kind), "train"))
     assert list(texts) == list(texts) == TEXTS
+
+
+def test_a_folder_of_texts_without_splits_holds_a_document_a_file(tmp_path):
+    """It may be the folder of an evaluation: queries.csv is no text."""
+    for name, text in (("a.txt", "one\n\ntwo"), ("b.md", "# three"), ("c.html", "<p>four<script>x</script>")):
+        (tmp_path / "documents").mkdir(exist_ok=True)
+        (tmp_path / "documents" / name).write_text(text)
+    (tmp_path / "queries.csv").write_text("query,answer\nx,a.txt\n")
+    (source,) = parse({"path": str(tmp_path)})
+    assert source.validation_split is None
+    texts = source.splits()["train"]
+    assert list(texts) == ["one\n\ntwo", "# three", "four"]
+    assert texts.identity() != TextFiles(texts.files).identity()
+    for key in ("split", "validation_split"):  # a split is looked for
+        with pytest.raises(ValueError, match=f"is local and has no {key}"):
+            parse({"path": str(tmp_path), key: "dev"})
+    (tmp_path / "web.txt").write_text("a file of a split\n\nif one asks for it")
+    with pytest.raises(ValueError, match="holds neither documents/validation"):
+        parse({"path": str(tmp_path), "split": "web"})[0].splits()
+    assert len(list(parse({"path": str(tmp_path), "split": "web", "validation_split": None})[0].splits()["web"])) == 2
+    (tmp_path / "train.txt").write_text("one\n\ntwo")
+    assert list(find_texts(tmp_path, "train")) == ["one", "two"]
+    with pytest.raises(ValueError, match="holds neither"):
+        find_texts(tmp_path, "validation")
+    write_parquet(tmp_path / "documents" / "test.parquet", TEXTS, "passage")
+    (tmp_path / "train.txt").unlink()
+    with pytest.raises(ValueError, match="holds neither"):
+        find_texts(tmp_path, "train")
 
 
 def test_rows_are_joined_to_documents(tmp_path):

@@ -1,5 +1,5 @@
-"""Retrieval tasks to train on, as text: folders in the LoCoV1 schema, data sets on the Hub, triples; and the part of
-them that is set aside for development.
+"""Retrieval tasks to train on, as text: folders of every kind that evaluation reads, data sets on the Hub, triples; and
+the part of them that is set aside for development.
 
 The split `test` is refused wherever training could see it.
 """
@@ -12,7 +12,9 @@ from pathlib import Path
 
 from pydantic import model_validator
 
-from m2bert.eval.tasks.schema import RetrievalTask, load_task, make_task, task_names
+from m2bert.eval.tasks.kinds import kind_of
+from m2bert.eval.tasks.load import load_folder
+from m2bert.eval.tasks.schema import RetrievalTask, make_task
 from m2bert.schema import FOREIGN, Schema, checked
 
 from ..settings import check_splits
@@ -51,7 +53,7 @@ def load_data(settings, folder: Path | None) -> RetrievalData:
     """Load the tasks of the configuration's section `data`.
 
     Args:
-        folder: data in the LoCoV1 schema, or None where `settings.path` is a Hub id or there are triples alone.
+        folder: of a kind in `m2bert.eval.tasks.kinds`; None where `settings.path` is a Hub id, or with triples alone.
 
     Raises:
         ValueError: the test split is named, data cannot be read or carved, or given negatives would not be used.
@@ -60,7 +62,7 @@ def load_data(settings, folder: Path | None) -> RetrievalData:
     tasks = load_split(settings.path, folder, settings.tasks, "train")
     given = read_negatives(settings.negatives_path, tasks) if settings.negatives_path is not None else {}
     training, development, carve_from = [], [], tasks
-    if settings.development_split is not None:
+    if settings.development_split is not None and (folder is None or kind_of(folder) != "csv"):  # it has no splits
         names = settings.development_tasks or [task.name for task in tasks]
         training, carve_from = tasks, []
         development = load_split(settings.path, folder, names, settings.development_split)
@@ -83,14 +85,21 @@ def load_data(settings, folder: Path | None) -> RetrievalData:
 
 
 def load_split(path: str | None, folder: Path | None, names: list[str] | None, split: str) -> list[RetrievalTask]:
-    """Load the named tasks of a split, or all; from a folder, or else from the Hub."""
+    """Load what can be trained on of the named tasks of a split, or of all; from a folder, or else from the Hub."""
     if folder is not None:
-        return [load_task(folder, name, split) for name in names or task_names(folder, split)]
+        return [answered(task) for task in load_folder(folder, names, split)]
     if path is None:
         return []
     from m2bert.eval.tasks.from_hub import load_hub_tasks
 
-    return load_hub_tasks(path, names, split, setting="data.path")
+    return [answered(task) for task in load_hub_tasks(path, names, split, setting="data.path")]
+
+
+def answered(task: RetrievalTask) -> RetrievalTask:
+    """Return the task with the judgments of relevant documents that it holds alone, and the queries that have one. It
+    keeps the fingerprint of the whole."""
+    qrels = {qid: {pid: task.qrels[qid][pid] for pid in found} for qid in task.qrels if (found := task.answers(qid))}
+    return replace(task, queries={qid: task.queries[qid] for qid in qrels}, qrels=qrels)
 
 
 def set_aside(task: RetrievalTask, share: float) -> set[str]:
@@ -229,7 +238,8 @@ def load_triples(source: str, config: str | None, limit: int | None) -> tuple[Re
             documents[text_id(text)] = text
             negatives.setdefault(qid, []).append(text_id(text))
     query_rows = [{"qid": qid, "query": text, "answer_pids": answers[qid]} for qid, text in queries.items()]
-    task = make_task(path.stem, "train", query_rows, [{"pid": pid, "passage": text} for pid, text in documents.items()])
+    name = Path(path.name.removesuffix(".gz")).stem
+    task = make_task(name, "train", query_rows, [{"pid": pid, "passage": text} for pid, text in documents.items()])
     return task, {
         qid: [pid for pid in dict.fromkeys(pids) if pid not in task.qrels[qid]] for qid, pids in negatives.items()
     }

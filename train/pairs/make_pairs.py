@@ -2,11 +2,11 @@
 
     python -m m2bert.train.pairs.make_pairs --source NAME=FOLDER [--source ...] --output DIR
 
-FOLDER holds plain text (`train.parquet` with a column `text`, or another form that train/mlm.py reads) or retrieval
-data in the LoCoV1 schema, which is taken over as it is. Of raw text every document, in parts of at most
---document-chars, becomes a query, its lead (title and first sentences), and a document, the rest; passages from
-anywhere in it are for `data.passage_share` of train/opl.py. DIR has the LoCoV1 schema, a task for every source, splits
-train and validation.
+FOLDER holds plain text (`train.parquet` with a column `text`, a folder of .txt, .md and .html files, or another form
+that train/mlm.py reads) or retrieval data in the LoCoV1 schema, which is taken over as it is. Of raw text every
+document, in parts of at most --document-chars, becomes a query, its lead (title and first sentences), and a document,
+the rest; passages from anywhere in it are for `data.passage_share` of train/opl.py. DIR has the LoCoV1 schema, a task
+for every source, splits train and validation.
 """
 
 import argparse
@@ -15,15 +15,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from m2bert.eval.tasks.schema import load_task, task_names
+from m2bert.eval.tasks.load import load_folder
 from m2bert.files import check_writable, write_atomically
 from m2bert.terminal import run_command
 
-from ..text.sources import TextFiles, find_files
+from ..text.sources import TextFiles, find_texts
+from .data import answered
 
 SPLITS = ("train", "validation")
 SENTENCE_END = re.compile(r"(?<=[.!?])\s")
@@ -56,9 +58,9 @@ def lead_and_rest(text: str) -> tuple[str, str] | None:
 
 def from_text(name: str, folder: Path, split: str, document_chars: int) -> tuple[list[dict], list[dict]]:
     """Return query and document rows of raw text."""
-    queries, documents = [], []
-    for text in tqdm(TextFiles(find_files(folder, split)), desc=f"{name} {split}", unit="text"):
-        for lead, rest in filter(None, map(lead_and_rest, parts(text, document_chars))):
+    queries, documents, texts = [], [], find_texts(folder, split)
+    for pairs in tqdm(held_apart(texts, split, document_chars), desc=f"{name} {split}", unit="text"):
+        for lead, rest in pairs:
             pid = f"{name}_{split}_{len(documents)}"
             queries.append({"qid": f"{pid}_lead", "query": lead, "answer_pids": [pid], "dataset": name})
             documents.append({"pid": pid, "passage": rest, "dataset": name})
@@ -67,10 +69,23 @@ def from_text(name: str, folder: Path, split: str, document_chars: int) -> tuple
     return queries, documents
 
 
+def held_apart(texts: TextFiles, split: str, document_chars: int) -> Iterator[list[tuple[str, str]]]:
+    """Yield the pairs of each text of a split. Where the texts have no splits, a hundredth of those that make a pair is
+    the split validation, and at least one."""
+    found = (list(filter(None, map(lead_and_rest, parts(text, document_chars)))) for text in texts)
+    if not texts.whole:
+        yield from found
+    elif found := [pairs for pairs in found if pairs]:
+        from ..text.tokens import is_held_out, text_hash  # slow to import
+
+        held = is_held_out(np.array([text_hash(pairs[0][1]) for pairs in found], dtype=np.uint64))
+        yield from (pairs for pairs, is_held in zip(found, held, strict=True) if is_held == (split == "validation"))
+
+
 def from_tasks(name: str, folder: Path, split: str) -> tuple[list[dict], list[dict]]:
     """Return query and document rows of retrieval data, all its tasks as one of this name."""
     queries, documents = [], []
-    for task in (load_task(folder, task, split) for task in task_names(folder, split)):
+    for task in map(answered, load_folder(folder, None, split)):
         queries += [{"qid": qid, "query": query, "answer_pids": sorted(task.qrels[qid]), "dataset": name}
                     for qid, query in task.queries.items()]  # fmt: skip
         documents += [{"pid": pid, "passage": text, "dataset": name} for pid, text in task.documents.items()]

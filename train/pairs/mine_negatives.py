@@ -1,6 +1,6 @@
 """Negatives found by BM25: documents that share words with a query and do not answer it.
 
-    python -m m2bert.train.pairs.mine_negatives --data DIR --task T --negatives 32 --output FILE.parquet
+    python -m m2bert.train.pairs.mine_negatives --data DIR --negatives 32 --output FILE.parquet
 
 FILE has the columns qid, negative_pids (best first), dataset; `data.negatives_path` of train/opl.py reads it.
 """
@@ -10,18 +10,20 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from m2bert.eval.tasks.schema import RetrievalTask, load_task
+from m2bert.eval.tasks.schema import RetrievalTask
 from m2bert.files import write_atomically
 from m2bert.records import free_output
 from m2bert.terminal import run_command
 
 from ..text.sources import refuse_test
+from .data import load_split
 
 SCORES_AT_ONCE = 2_000_000  # pairs scored between two updates of the progress bar: bounds memory
 
@@ -46,15 +48,15 @@ def mine(task: RetrievalTask, count: int) -> Iterator[dict]:
 
 def main(argv: list[str]):
     parser = argparse.ArgumentParser(description="Negatives found by BM25.")
-    parser.add_argument("--data", required=True, help="folder in the LoCoV1 schema")
-    parser.add_argument("--task", required=True, nargs="+", help="values of its dataset column")
+    parser.add_argument("--data", required=True, help="folder as data.path of train/opl.py")
+    parser.add_argument("--task", nargs="+", help="tasks in it; all by default")
     parser.add_argument("--negatives", type=int, default=32, help="negatives of each query")
     parser.add_argument("--split", default="train")
     parser.add_argument("--output", required=True, help="parquet file to write")
     arguments = parser.parse_args(argv)
     refuse_test("--split", arguments.split)
     output = free_output(arguments.output, overwrite=True)
-    tasks = [load_task(arguments.data, name, arguments.split) for name in arguments.task]
+    tasks = load_split(None, Path(arguments.data), arguments.task, arguments.split)
     most = min(len(task.documents) - max(map(len, task.qrels.values())) for task in tasks)
     if not 1 <= arguments.negatives <= most:
         raise ValueError(

@@ -1,9 +1,10 @@
 """Text for training: the entries of `data.sources`, the files they name, and the documents in those files.
 
-documents/SPLIT.parquet          LoCoV1 schema, column `passage`
+documents/SPLIT.parquet          LoCoV1 schema, column `passage`; in one file or in the Hub's parts
 SPLIT.parquet, SPLIT-*.parquet   column `text`
-SPLIT.jsonl, SPLIT-*.jsonl       (or .json) one object a line, key `text`
+SPLIT.jsonl, SPLIT-*.jsonl       (or .json, also packed as .gz) one object a line, key `text`
 SPLIT.txt, SPLIT-*.txt           documents separated by blank lines
+any .txt, .md and .html files    a document each, where the folder has neither tables nor files called after a split
 
 JSON lines and plain text are read here and not by `datasets`, whose readers turn texts like "2011-01-01" into other
 ones, and which do not name the line that is wrong.
@@ -18,14 +19,17 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from m2bert.files import read_json_lines
+from m2bert.eval.tasks.kinds import DOCUMENTS, TABLES
+from m2bert.files import read_json_lines, shards, visible
 from m2bert.schema import Schema, checked
 from m2bert.terminal import one_line
+from m2bert.text_files import TEXTS, read_document, text_files
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 DEFAULT_SHARES = {"variable": 0.3, "maximum": 0.7}  # of the examples, over all sources (paper section A.3)
 TOLERANCE = 1e-6
-SUFFIXES = (".parquet", ".jsonl", ".json", ".txt")
+SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".txt")
+SPLIT_FILE = re.compile(r"(train|validation|dev|test)[.-]")
 PARQUET_ROWS = 16  # read at once: a row can be a whole book
 
 
@@ -33,7 +37,7 @@ class Source(Schema):
     """One entry of `data.sources`.
 
     `validation_split` null carves a hundredth of the documents out of `split`, by the hash of their text; it is always
-    null for a single file.
+    null for a single file and for a folder without splits.
     """
 
     path: str | None  # as written; in what `parse_sources` returns a Path if it is local, a str if it is on the Hub
@@ -57,8 +61,10 @@ class Source(Schema):
 
     def splits(self) -> dict[str, "TextFiles"]:
         """Return the local files of the split that is trained on, and of the validation split if there is one."""
-        names = [name for name in (self.split, self.validation_split) if name is not None]
-        return {name: TextFiles(find_files(self.path, name), self.column, self.rows_per_document) for name in names}
+        found = {self.split: find_texts(self.path, self.split, self.column, self.rows_per_document)}
+        if (held := self.validation_split) is not None:
+            found[held] = TextFiles(find_files(self.path, held), self.column, self.rows_per_document)
+        return found
 
 
 def parse_sources(entries: list[dict], local_folder: Callable[[str | None], Path]) -> list[Source]:
@@ -82,7 +88,7 @@ def parse_source(entry: dict, where: str, local_folder: Callable[[str | None], P
     path = local_folder(None) if source.path is None else Path(source.path).expanduser()
     name = source.name or ("pydocs" if source.path is None else path.name)
     found, useless = {"path": path, "name": name, "split": source.split or "train"}, ("config", "revision")
-    if path.is_file():
+    if path.is_file() or has_no_splits(path, found["split"]):
         found["validation_split"], useless = None, (*useless, "split", "validation_split")
     elif source.path is not None and not path.is_dir():
         if not HUB_ID.fullmatch(source.path):
@@ -124,11 +130,13 @@ class TextFiles:
     Args:
         column: of parquet, key of JSON lines; None takes `text`, or `passage` in a LoCoV1 folder.
         rows_per_document: how many successive rows make one document, joined by line breaks.
+        whole: whether a file is a row.
     """
 
     files: tuple[Path, ...]
     column: str | None = None
     rows_per_document: int = 1
+    whole: bool = False
 
     def __iter__(self) -> Iterator[str]:
         """Yield the documents. Raise ValueError for what is no text, with file and line."""
@@ -139,7 +147,9 @@ class TextFiles:
 
     def rows(self, path: Path) -> Iterator[str]:
         """Yield the texts of the rows of one file."""
-        column = self.column or ("passage" if path.parent.name == "documents" else "text")
+        if self.whole:
+            return map(read_document, (path,))
+        column = self.column or ("passage" if path.parent.name == DOCUMENTS else "text")
         return (text_of(row, column, where) for where, row in read_rows(path, (column,)))
 
     def check(self):
@@ -150,22 +160,38 @@ class TextFiles:
     def identity(self) -> list:
         """Return what changes when the text may have changed: real paths, sizes, times of change, how they are read."""
         stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
-        return [stats, self.column, self.rows_per_document]
+        return [stats, self.column, self.rows_per_document, *["whole"] * self.whole]
+
+
+def find_texts(path: Path, split: str, column: str | None = None, rows_per_document: int = 1) -> TextFiles:
+    """Return the texts of a split in a folder, of a file, or of a folder without splits. Raise ValueError if there are
+    none to read."""
+    if has_no_splits(path, split):
+        return TextFiles(tuple(text_files(path)), column, rows_per_document, whole=True)
+    return TextFiles(find_files(path, split), column, rows_per_document)
+
+
+def has_no_splits(folder: Path, split: str) -> bool:
+    """Return whether a folder holds texts, and neither tables nor files called after this split or a usual one."""
+    there = visible(folder, "*") if folder.is_dir() else []
+    tables = [path.name for path in [*there, *visible(folder, f"{DOCUMENTS}/*")] if path.name.endswith(TABLES)]
+    named = split_files(folder, split) or any(SPLIT_FILE.match(path.name) for path in there)
+    return not tables and not named and any(path.suffix.lower() in TEXTS for path in visible(folder, "**/*"))
 
 
 def find_files(path: Path, split: str) -> tuple[Path, ...]:
-    """Return the files of a split in a folder, or the file itself. Raise ValueError if there are none to read."""
+    """Return the files of a split in a folder that has splits, or the file itself. Raise ValueError if there are none
+    to read."""
     refuse_test("path" if path.is_file() else "split", path.stem if path.is_file() else split)
-    found = (path,) if path.suffix in SUFFIXES else ()
+    found = (path,) if path.name.endswith(SUFFIXES) else ()
     if path.is_dir():
-        locov1 = path / "documents" / f"{split}.parquet"
         kinds = ([*path.glob(f"{split}{suffix}"), *sorted(path.glob(f"{split}-*{suffix}"))] for suffix in SUFFIXES)
-        found = (locov1,) if locov1.is_file() else next(filter(None, map(tuple, kinds)), ())
+        found = tuple(shards(path / DOCUMENTS, split, TABLES)) or next(filter(None, map(tuple, kinds)), ())
     if not found:
         there = ", ".join(file.name for file in split_files(path, split)[:3]) or "nothing of that name"
         raise ValueError(
             f"source {path} holds neither documents/{split}.parquet nor {split}.* or {split}-*.* of the types "
-            f"{', '.join(SUFFIXES)}; it holds {there}"
+            f"{', '.join(SUFFIXES)}, nor texts without splits; it holds {there}"
         )
     return found
 

@@ -1,0 +1,38 @@
+"""Texts in a folder: which files they are, and what HTML shows."""
+
+import pytest
+
+from m2bert.text_files import read_document, text_files, visible_text
+
+
+def test_texts_are_found_and_other_types_counted(tmp_path, caplog):
+    for name in ("b.txt", "a/c.MD", "a/d.html", "e.htm", "f.pdf", "g.PDF", "README", ".h.txt", "__MACOSX/i.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("<p>a &amp; b</p>")
+    found = text_files(tmp_path)
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a/c.MD", "a/d.html", "b.txt", "e.htm"]
+    assert [read_document(path) for path in found] == ["<p>a &amp; b</p>", "a & b"] * 2
+    assert "left out for their type: 2 .pdf, 1 no suffix" in caplog.text
+    (tmp_path / "e.htm").write_bytes(b"one\n\xff")
+    with pytest.raises(ValueError, match="e.htm, line 2 is not UTF-8"):
+        read_document(tmp_path / "e.htm")
+
+
+@pytest.mark.parametrize(
+    ("html", "text"),
+    [
+        ("<h1>Stone <b>br</b>idges</h1><p>carry\n a <a href='x'>road</a>.", "Stone bridges\ncarry a road."),
+        ("one<br>two<li>three&nbsp;&lt;3<!-- no --></li>four", "one\ntwo\nthree <3\nfour"),
+        ("<table><tr><td>a<td>b</tr><tr><th>c</th><th>d</th></table>", "a b\nc d"),
+        (
+            "<title>T</title><style>p{}</style><script>if (a<b) '<p>no'</script>x<template><p>no</p></template>y",
+            "T\nxy",
+        ),
+        ("<pre>one\n  two</pre>", "one\ntwo"),
+        ("a<![if IE]>b<![endif]><![odd]>c<![CDATA[no]]>d</p></div>", "abcd"),
+        ("</script>a<script>unclosed", "a"),
+        ("plain & simple < words", "plain & simple < words"),
+    ],
+)
+def test_html_gives_what_is_seen(html, text):
+    assert visible_text(html) == text
