@@ -85,8 +85,8 @@ def eval_command(
         earlier = [check_record(each, f"record {place} of {target}") for place, each in enumerate(read_results(target))]
     from .encoders.cache import VectorStore, default_cache_folder  # slow to import
     from .progress import has_others, is_first
-    from .rankings import looker
     from .run import Evaluation
+    from .runs.show import looker
 
     logging.getLogger("m2bert.eval").setLevel(logging.INFO)
     store = VectorStore(None if no_cache else cache or default_cache_folder())
@@ -110,8 +110,8 @@ def eval_command(
 
 def score_files(runs: list[Path], qrels: Path, target: Path | None, show: int | None, write_run: Path | None) -> None:
     """Score run files, print their table and their paired differences, and write their records to `target`."""
-    from .rankings import looker  # slow to import
-    from .run_files import score_run_files
+    from .runs.score import score_run_files
+    from .runs.show import looker  # slow to import
 
     records = score_run_files(runs, qrels, looker(show, write_run))
     typer.echo(format_records(records))

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from m2bert.eval.cli import app
 from m2bert.eval.records import best_rank
+from m2bert.eval.runs.trec import read_qrels, read_run
 from m2bert.eval.search import score_metrics, trec_order
 from m2bert.eval.tasks.schema import load_task
-from m2bert.eval.trec import read_qrels, read_run
 from m2bert.records import check_record
 
 QRELS = "q1 0 a 1\nq1 0 b 0\nq2 0 c 2\nq2 0 d -1\nq3 0 e 1\n"

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import pytrec_eval
 
+from m2bert.eval.runs.trec import read_qrels, read_run, write_run
 from m2bert.eval.search import score_metrics, trec_order
-from m2bert.eval.trec import read_qrels, read_run, write_run
 
 
 def random_run(seed: int, queries: int) -> tuple[dict, dict]:

@@ -56,7 +56,7 @@ def test_mistakes_are_told_before_anything_slow_is_imported(tmp_path):
         ([*run, "bm52"], "did you mean 'bm25'"),
         ([*run, "./nowhere"], "is no folder"),
         ([*run, "bm25", "--policy", "trunc"], "did you mean 'truncate'"),
-        ([*run, "bm25", "--hybrid", "rff"], "'rerank', 'rrf' or 'weighted'"),
+        ([*run, "bm25", "--hybrid", "rff"], "'standardized' or 'weighted'"),
         ([*run, "bm25", "--data", "./nowhere"], "'./nowhere' is no folder"),
         ([*run, "bm25", "--output", "file"], "file exists"),
         ([*run, "bm25", "--output", "file/x.json"], "cannot be written"),

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from m2bert.files import digest
 
-from .config import EncoderSettings, TaskSettings
-from .records import LoadedTask, retrieval_record
-from .search import DEPTH, METRICS_DEPTH, Run, score_metrics
-from .tasks.schema import RetrievalTask, fingerprint_of
+from ..config import EncoderSettings, TaskSettings
+from ..records import LoadedTask, retrieval_record
+from ..search import DEPTH, METRICS_DEPTH, Run, score_metrics
+from ..tasks.schema import RetrievalTask, fingerprint_of
 from .trec import read_qrels, read_run
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ import pyarrow.csv as pa_csv
 
 from m2bert.files import write_atomically
 
-from .search import DEPTH, Run, trec_order
+from ..search import DEPTH, Run, trec_order
 
 RUN = ("query", "Q0", "document", "rank", "score", "tag")
 QRELS = ("query", "iteration", "document", "grade")

@@ -9,9 +9,9 @@ import typer
 
 from m2bert.terminal import shown
 
-from .records import best_rank
-from .search import Run, trec_order
-from .tasks.schema import RetrievalTask
+from ..records import best_rank
+from ..search import Run, trec_order
+from ..tasks.schema import RetrievalTask
 from .trec import check_ids, write_qrels, write_run
 
 TEXT_CHARS = 80  # of a query and of a document
