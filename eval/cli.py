@@ -9,15 +9,24 @@ from typing import Annotated
 
 import typer
 
+from m2bert.files import check_writable
 from m2bert.records import check_record, free_output, read_results, write_results
 from m2bert.schema import checked
 from m2bert.terminal import CommandGroup, one_line, shown
 
 from .config import EvalConfig
+from .suite import format_suite, suite_folders
 
 app = typer.Typer(cls=CommandGroup, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
-BESIDE_CONFIG = {"config", "output", "cache", "no_cache", "overwrite"}  # parameters that go with a configuration
+OUTPUTS = {"output", "overwrite", "write_run", "show"}
+BESIDE = {  # parameters that go with one that says what is scored
+    "config": {"config", "cache", "no_cache"} | OUTPUTS,
+    "run": {"run", "qrels"} | OUTPUTS,
+    "suite": {"suite", "encoder", "split", "policy", "hybrid", "development_split", "documents", "distractors"}
+    | {"distractor_count", "cache", "no_cache"}
+    | OUTPUTS,
+}
 
 
 @app.command("eval")
@@ -33,56 +42,124 @@ def eval_command(
         str | None,
         typer.Option(help="Folder of tables, of BEIR or with queries.csv; locov1, locov0 or a pair on the Hub; mteb."),
     ] = None,
+    suite: Annotated[
+        Path | None, typer.Option(help="Folder of such folders, instead of --data: all their tasks, and the mean.")
+    ] = None,
+    run: Annotated[
+        list[Path], typer.Option(help="Run file of any system, in TREC format, instead of encoders and data; repeat.")
+    ] = [],  # noqa: B006
+    qrels: Annotated[Path | None, typer.Option(help="Judgments in TREC format, for --run.")] = None,
     task: Annotated[list[str], typer.Option(help="Task in the data; repeat for more. All by default.")] = [],  # noqa: B006
     split: Annotated[str, typer.Option(help="Split to score.")] = "test",
     policy: Annotated[
         list[str],
         typer.Option(help="What happens to long documents: truncate, chunk-average, best-chunk, late-chunk; repeat."),
     ] = ["truncate"],  # noqa: B006
-    hybrid: Annotated[list[str], typer.Option(help="Also combined with BM25: rerank, rrf, weighted; repeat.")] = [],  # noqa: B006
+    hybrid: Annotated[
+        list[str], typer.Option(help="Also combined with BM25: rerank, rrf, standardized, weighted; repeat.")
+    ] = [],  # noqa: B006
     development_split: Annotated[str, typer.Option(help="Where a weighted hybrid's weight is chosen.")] = "validation",
     documents: Annotated[str, typer.Option(help="Folder of the documents within the data.")] = "documents",
     distractors: Annotated[str | None, typer.Option(help="Text to draw documents from that answer nothing.")] = None,
     distractor_count: Annotated[int | None, typer.Option(help="How many of them; 2000 by default.")] = None,
     revision: Annotated[str | None, typer.Option(help="Commit of data on the Hub.")] = None,
     output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    show: Annotated[
+        int | None, typer.Option(min=1, help="Print so many documents of every query, and where its answer stands.")
+    ] = None,
+    write_run: Annotated[Path | None, typer.Option(help="Folder for rankings and judgments in TREC formats.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder for vectors; by default under HF_HOME.")] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep no vectors.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
     """Score systems on retrieval tasks: nDCG@10 with 95 % intervals, nDCG@1, recall@100, written as JSON."""
     settings = settings_of(context)
-    target = free_output(output or settings.output, overwrite)
+    if write_run:
+        check_folder(write_run, overwrite)
+    if settings is None:
+        score_files(run, qrels, output and free_output(output, overwrite), show, write_run)
+        return
+    target = free_output(output or settings.output, overwrite or suite is not None)
+    earlier = []
+    if target.exists() and not overwrite:  # an interrupted run of a suite goes on
+        earlier = [check_record(each, f"record {place} of {target}") for place, each in enumerate(read_results(target))]
     from .encoders.cache import VectorStore, default_cache_folder  # slow to import
-    from .progress import is_first
+    from .progress import has_others, is_first
+    from .rankings import looker
     from .run import Evaluation
 
     logging.getLogger("m2bert.eval").setLevel(logging.INFO)
-    run = Evaluation(settings, VectorStore(None if no_cache else cache or default_cache_folder()))
-    records = run.run()
-    if is_first():  # under `accelerate launch` every process has the same records
-        write_results(target, records)
-        typer.echo(format_records(records))
+    store = VectorStore(None if no_cache else cache or default_cache_folder())
+    known = [] if show or write_run or has_others() else earlier
+    evaluation = Evaluation(settings, store, suite=suite is not None, earlier=known)
+    tasks = [loaded.task for loaded in evaluation.tasks]
+
+    def write(records: list[dict]) -> None:
+        if is_first():  # under `accelerate launch` every process has the same records
+            write_results(target, [*without(earlier, records), *records])
+
+    records = evaluation.run(looker(show, write_run, tasks) if is_first() else None, write if suite else None)
+    write(records)
+    if is_first():
+        typer.echo(format_suite(records) if suite else format_records(records))
         typer.echo(f"written to {shown(target)}")
-    if run.failures:
-        typer.echo(f"m2bert: {'; '.join(map(one_line, run.failures))}", err=True)
+    if evaluation.failures:
+        typer.echo(f"m2bert: {'; '.join(map(one_line, evaluation.failures))}", err=True)
         raise typer.Exit(1)
 
 
-def settings_of(context: typer.Context) -> EvalConfig:
-    """Return the settings of a run, from its configuration file or from the flags."""
+def score_files(runs: list[Path], qrels: Path, target: Path | None, show: int | None, write_run: Path | None) -> None:
+    """Score run files, print their table and their paired differences, and write their records to `target`."""
+    from .rankings import looker  # slow to import
+    from .run_files import score_run_files
+
+    records = score_run_files(runs, qrels, looker(show, write_run))
+    typer.echo(format_records(records))
+    if len(records) > 1:
+        typer.echo(f"\n{format_differences(records)}")
+    if target:
+        write_results(target, records)
+        typer.echo(f"written to {shown(target)}")
+
+
+def settings_of(context: typer.Context) -> EvalConfig | None:
+    """Return the settings of a run, from its configuration file or from the flags; None if it scores run files."""
     flags = context.params
+    given = {name for name in flags if context.get_parameter_source(name).name == "COMMANDLINE"}
+    for whole in BESIDE.keys() & given:
+        if ignored := ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given - BESIDE[whole])):
+            raise ValueError(f"--{whole} names all that is scored; leave out {ignored}")
+    if flags["run"] or flags["qrels"]:
+        missing = [path for path in (*flags["run"], flags["qrels"]) if path and not path.is_file()]
+        if missing or not (flags["run"] and flags["qrels"]):
+            raise ValueError(f"{missing[0]} is no file" if missing else "--run and --qrels go together; give both")
+        return None
     if flags["config"] is not None:
-        given = {name for name in flags if context.get_parameter_source(name).name == "COMMANDLINE"}
-        if ignored := ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given - BESIDE_CONFIG)):
-            raise ValueError(f"--config names encoders, data and what goes with them; leave out {ignored}")
         return EvalConfig.from_yaml(flags["config"])
-    task = {name: flags[name] for name in ("data", "split", "documents", "revision", "development_split")}
+    data = [flags["data"]]
+    if flags["suite"] is not None:
+        data = [str(folder) for folder in suite_folders(flags["suite"], flags["split"])]
+    task = {name: flags[name] for name in ("split", "documents", "revision", "development_split")}
     distractors = {"path": flags["distractors"], "count": flags["distractor_count"]}
     distractors = {name: value for name, value in distractors.items() if value is not None}
     task |= {"names": flags["task"], "distractors": distractors or None}
-    settings = {"tasks": task, "encoders": flags["encoder"], "policies": flags["policy"], "hybrids": flags["hybrid"]}
+    tasks = [{"data": each} | task for each in data]
+    settings = {"tasks": tasks, "encoders": flags["encoder"], "policies": flags["policy"], "hybrids": flags["hybrid"]}
     return checked(EvalConfig, settings, "--data, --encoder and other flags")
+
+
+def check_folder(folder: Path, overwrite: bool) -> None:
+    """Raise ValueError, before the work begins, if rankings cannot be written into a folder, or it has files."""
+    check_writable(folder / "run", "write-run")
+    if folder.exists() and any(folder.iterdir()) and not overwrite:
+        raise ValueError(f"write-run={folder} is not empty; choose another folder or pass --overwrite")
+
+
+def without(earlier: list[dict], records: list[dict]) -> list[dict]:
+    """Return the earlier records of other systems or data than those of `records`."""
+    fields = ("kind", "system", "task", "split", "data_fingerprint")
+    keys = {tuple(map(record.get, fields)) for record in records}
+    return [record for record in earlier if tuple(map(record.get, fields)) not in keys]
 
 
 @app.command("compare")
@@ -91,7 +168,7 @@ def compare_command(
     against: Annotated[str | None, typer.Option(help="System to compare with; every pair by default.")] = None,
 ) -> None:
     """Compare systems by nDCG@10 on the same queries: paired bootstrap, 95 % intervals."""
-    from .statistics import align, by_task, differences
+    from .statistics import by_task
 
     groups = by_task(
         check_record(record, f"record {number} of {path}")
@@ -101,15 +178,22 @@ def compare_command(
     if not groups:
         raise ValueError("no retrieval scores in these files; `m2bert eval` writes them")
     for (task, split, fingerprint), group in groups.items():
-        rows = []
-        for row in differences(group, against):
-            low, high = (100 * bound for bound in row["interval_95"])
-            star = "*" if row["beyond_chance"] else ""
-            difference = f"{100 * row['difference']:+.1f}"
-            rows.append([row["system"], row["other"], difference, f"{low:+.1f} to {high:+.1f}", star])
         counted = f"{len(group[0]['query_scores'])} queries (fingerprint of task and split {fingerprint[:8]})"
         typer.echo(shown(f"{task}, {split}, {counted}"))
-        typer.echo(align(["system", "minus", "points", "95 % interval", ""], rows))
+        typer.echo(format_differences(group, against))
+
+
+def format_differences(records: list[dict], against: str | None = None) -> str:
+    """Return an aligned table of differences between systems on one task, in points, with 95 % intervals."""
+    from .statistics import align, differences
+
+    rows = []
+    for row in differences(records, against):
+        low, high = (100 * bound for bound in row["interval_95"])
+        star = "*" if row["beyond_chance"] else ""
+        difference = f"{100 * row['difference']:+.1f}"
+        rows.append([row["system"], row["other"], difference, f"{low:+.1f} to {high:+.1f}", star])
+    return align(["system", "minus", "points", "95 % interval", ""], rows)
 
 
 def format_records(records: list[dict]) -> str:

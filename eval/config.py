@@ -94,7 +94,7 @@ class EvalConfig(Schema):
     tasks: Several[TaskSettings] = Field(min_length=1)
     encoders: Several[EncoderSettings] = Field(min_length=1)
     policies: Several[str] = ("truncate",)
-    hybrids: Several[Literal["rerank", "rrf", "weighted"]] = ()
+    hybrids: Several[Literal["rerank", "rrf", "standardized", "weighted"]] = ()
     rerank_depth: int = Field(100, ge=1)
     output: str | None = None
 

@@ -1,7 +1,7 @@
 """Rankers: a retrieval task in, the best documents of every query out."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -22,16 +22,24 @@ class DenseRanker:
     Args:
         policy: what happens to documents that are longer than the encoder takes.
         store: where vectors are kept; by default nowhere.
+        beside: the other policies of the run; what shares a pass with this one is computed with it, and kept.
 
     Attributes:
         report: what the last `rank` or `rerank` read and cost, None where the encoder does not show its tokens. Seconds
             are those of when the vectors were computed, tokenization included.
     """
 
-    def __init__(self, encoder: Encoder, policy: Policy | None = None, store: VectorStore | None = None):
+    def __init__(
+        self,
+        encoder: Encoder,
+        policy: Policy | None = None,
+        store: VectorStore | None = None,
+        beside: Sequence[Policy] = (),
+    ):
         self.encoder = encoder
         self.policy = policy or Truncate()
         self.store = store or VectorStore(None)
+        self.beside = beside
         self.report: dict = {}
 
     def rank(self, task: RetrievalTask) -> Run:
@@ -77,7 +85,7 @@ class DenseRanker:
                 asked = self.store.embed(self.encoder, None, queries)
             for block in portions(texts, BLOCK_CHARS, BLOCK_DOCUMENTS):
                 with count.part(_chars(texts[block])):
-                    vectors, seconds = self.store.embed(self.encoder, self.policy, texts[block])
+                    vectors, seconds = self.store.embed(self.encoder, self.policy, texts[block], self.beside)
                 yield asked.vectors.rows, pids[block], vectors
                 measured.append((vectors.counts, vectors.seen, seconds))
         counts, seen, seconds = (np.concatenate(parts) for parts in zip(*measured, strict=True))

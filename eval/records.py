@@ -1,5 +1,6 @@
 """Records of retrieval scores as plain JSON: everything that tables, plots and a careful reader need."""
 
+import itertools
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -11,7 +12,7 @@ from .analyses.texts import ndcg_by_quarter
 from .config import EncoderSettings, TaskSettings, TrainingTask, is_dense
 from .rankers import Bm25Ranker, rank_tfidf
 from .search import Run, score_metrics, trec_order
-from .statistics import mean_interval
+from .statistics import mean_intervals
 from .tasks.schema import RetrievalTask
 
 SHOWN_CHARS = 300  # of a text among the successes and failures
@@ -69,9 +70,10 @@ def retrieval_record(
         details: further fields of the record: vectors_per_document, seen_share, seconds_per_document, ...
     """
     task, distractors = loaded.task, loaded.settings.distractors
+    rows = np.array([list(values.values()) for values in scores.values()])
     metrics = {
-        name: {"mean": float(np.mean(list(values.values()))), "interval_95": list(mean_interval(list(values.values())))}
-        for name, values in scores.items()
+        name: {"mean": float(row.mean()), "interval_95": list(bounds)}
+        for name, row, bounds in zip(scores, rows, mean_intervals(rows), strict=True)
     }
     details = dict(details)
     # None where the encoder does not show its tokens; missing means that nothing was truncated.
@@ -94,8 +96,8 @@ def retrieval_record(
         "metrics": metrics,
         **details,
         "counts": {
-            "queries": len(task.queries),
-            "documents": len(task.documents),
+            "queries": len(task.qrels),
+            "documents": len(task.documents) or None,  # of a run file nobody knows
             "truncated_documents": cut,
             "truncated_queries": cut_queries,
         },
@@ -105,7 +107,7 @@ def retrieval_record(
         "query_scores": query_scores,
         "ranks": ranks,
         "by_quarter": ndcg_by_quarter(query_scores, task.positions) if task.positions else None,
-        **(examples(task, run, query_scores, ranks) if run else {}),
+        **(examples(task, run, query_scores, ranks) if run and task.documents else {}),
     }
 
 
@@ -121,11 +123,18 @@ def claim(settings: EncoderSettings, task: RetrievalTask) -> str:
 
 def best_ranks(task: RetrievalTask, run: Run) -> dict[str, int | None]:
     """Return each query's rank of its best answer, from 1; None if the system did not return one."""
-    ranks = {}
-    for qid, judged in task.qrels.items():
-        ranked = enumerate(trec_order(run.get(qid, {})), 1)
-        ranks[qid] = next((place for place, pid in ranked if judged.get(pid, 0) > 0), None)
-    return ranks
+    return {qid: best_rank(run.get(qid, {}), judged) for qid, judged in task.qrels.items()}
+
+
+def best_rank(scores: dict[str, float], judged: dict[str, int]) -> int | None:
+    """Return the rank, from 1, at which the first relevant document stands in trec_eval's order, or None."""
+    found = [pid for pid in scores if judged.get(pid, 0) > 0]
+    if not found:
+        return None
+    rounded = np.array(list(scores.values()), dtype=np.float32)
+    score, best = max((np.float32(scores[pid]), pid) for pid in found)
+    equal = itertools.compress(scores, rounded == score)
+    return 1 + int((rounded > score).sum()) + sum(pid > best for pid in equal)
 
 
 def examples(

@@ -3,8 +3,12 @@
 import itertools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+from m2bert.terminal import one_line
+
+from .analyses.shared import decisive_versions
 from .analyses.texts import by_length
 from .config import (
     EncoderSettings,
@@ -24,12 +28,14 @@ from .encoders.protocol import Encoder
 from .progress import has_others
 from .rankers import DenseRanker
 from .records import LoadedTask, retrieval_record, score_tfidf
-from .search import Run, choose_weight, reciprocal_rank_fusion, score_metrics, weighted_fusion
+from .search import Run, choose_weight, reciprocal_rank_fusion, score_metrics, standardized_fusion, weighted_fusion
 from .tasks.load import add_distractors, load_tasks
 from .tasks.overlap import find_overlap
 from .tasks.schema import RetrievalTask
 
 logger = logging.getLogger(__name__)
+
+Ranked = Callable[[str, RetrievalTask, Run], None]  # takes the name of a system, a task and the ranking
 
 
 def named_systems(config: EvalConfig) -> dict[EncoderSettings, tuple[str, tuple[Policy, ...]]]:
@@ -52,21 +58,26 @@ def named_systems(config: EvalConfig) -> dict[EncoderSettings, tuple[str, tuple[
     return systems
 
 
-def load_all(config: EvalConfig) -> list[LoadedTask]:
-    """Load every task of the configuration once, with its development task where a weighted hybrid needs one."""
+def load_all(config: EvalConfig, others_go_on: Callable) -> list[LoadedTask]:
+    """Load every task of the configuration once, with its development task where a weighted hybrid needs one.
+
+    Args:
+        others_go_on: context, made from the text that begins a message, which decides what a failure ends.
+    """
     loaded: dict[tuple, LoadedTask] = {}
     weighted = "weighted" in config.hybrids
     for settings in config.tasks:
-        found = load_split(settings, settings.development_split) if weighted else []
-        development = {task.name: task for task in found}
-        for task in load_split(settings, settings.split):
-            other = development.get(task.name)
-            if weighted and (other is None or other.split == task.split):
-                raise ValueError(
-                    f"development_split={settings.development_split!r} of task {task.name!r} is "
-                    f"{'missing' if other is None else 'the split that is scored'}; choose another"
-                )
-            loaded.setdefault((task.name, task.split, task.fingerprint), LoadedTask(settings, task, other))
+        with others_go_on(f"data {settings.data!r} failed"):
+            found = load_split(settings, settings.development_split) if weighted else []
+            development = {task.name: task for task in found}
+            for task in load_split(settings, settings.split):
+                other = development.get(task.name)
+                if weighted and (other is None or other.split == task.split):
+                    raise ValueError(
+                        f"development_split={settings.development_split!r} of task {task.name!r} is "
+                        f"{'missing' if other is None else 'the split that is scored'}; choose another"
+                    )
+                loaded.setdefault((task.name, task.split, task.fingerprint), LoadedTask(settings, task, other))
     return list(loaded.values())
 
 
@@ -93,20 +104,36 @@ def _mteb_tasks(names: list[str], ranked: bool) -> list:
     return [task for task in mteb_tasks(names) if ranked_here(task) == ranked]
 
 
+@contextmanager
+def _nothing_goes_on(_: str) -> Iterator[None]:
+    yield
+
+
 class Evaluation:
     """A run. Making it checks names and policies, then loads every task; models are loaded one by one as it runs.
 
     Attributes:
         systems: what tables call each encoder, and its policies.
+        earlier: records of an interrupted run, which are not made again, by task, fingerprint and system.
         mteb_scored: mteb's task objects that mteb scores itself: classification, clustering, similarity, ...
         overlaps: {(fingerprint of a task, training task): what they share}.
-        failures: one line for each encoder or policy that failed.
+        failures: one line for each task, encoder or policy that failed.
     """
 
-    def __init__(self, config: EvalConfig, store: VectorStore):
+    def __init__(
+        self,
+        config: EvalConfig,
+        store: VectorStore,
+        suite: bool = False,  # leave out tasks that cannot be loaded
+        earlier: list[dict] | None = None,
+    ):
         self.config, self.store = config, store
+        self.ranked: Ranked = lambda system, task, run: None
+        self.failures: list[str] = []
+        fields = ("task", "data_fingerprint", "system")
+        self.earlier = {tuple(map(record.get, fields)): record for record in earlier or []}
         self.systems = named_systems(config)
-        self.tasks = load_all(config)
+        self.tasks = load_all(config, self.others_go_on if suite else _nothing_goes_on)
         names = [name for settings in config.tasks if settings.data == "mteb" for name in settings.names]
         self.mteb_scored = _mteb_tasks(names, ranked=False)
         self.overlaps: dict[tuple[str, TrainingTask], list[dict]] = {}
@@ -116,77 +143,104 @@ class Evaluation:
                 for loaded in self.tasks:
                     shared = [find_overlap(loaded.task, train) for train in found]
                     self.overlaps[loaded.task.fingerprint, training] = shared
-        self.failures: list[str] = []
 
-    def run(self) -> list[dict]:
+    def run(self, ranked: Ranked | None = None, written: Callable[[list[dict]], None] | None = None) -> list[dict]:
         """Score all systems on all tasks; return the records.
 
-        If an encoder or a policy fails, the others' results stay. Among several processes a failing encoder ends the
-        run, because the other processes would wait for this one; their vectors are kept.
+        If an encoder or a policy fails, the others' results stay, and its own on other tasks. Among several processes
+        a failing encoder ends the run, because the other processes would wait for this one; their vectors are kept.
+
+        Args:
+            ranked: called with every ranking.
+            written: called with the records so far whenever one is there.
 
         Raises:
             ValueError: nothing was scored.
         """
         records: list[dict] = []
+        self.ranked = ranked or self.ranked
         # Plain tfidf-rp comes last: it needs the widths of the others.
         for encoder in sorted(self.systems, key=lambda encoder: encoder.model == "tfidf-rp"):
-            before = len(records)
-            found = self.dense(encoder) if is_dense(encoder.model) else self.lexical(encoder, records)
-            try:
-                for record in found:
-                    records.append(record)
-            except (
-                ValueError,
-                OSError,
-                ImportError,
-                RuntimeError,
-            ) as error:  # RuntimeError: torch's
-                if has_others():
-                    raise
-                left_out = "it is left out" if len(records) == before else "the rest of it is left out"
-                self.report_failure(f"encoder {encoder.model!r} failed, and {left_out}: {' '.join(str(error).split())}")
+            name = f"encoder {encoder.model!r} failed"
+            with self.others_go_on(f"{name}, and it is left out"):
+                parts = self.dense(encoder) if is_dense(encoder.model) else self.lexical(encoder, records)
+                for task, found in parts:
+                    with self.others_go_on(f"{name} on task {task!r}, and the rest of it there is left out"):
+                        for record in found:
+                            records.append(record)
+                            if written:
+                                written(records)
         if not records:
             nothing = "no task here is ranked, and mteb's other tasks need a model that gives vectors; add one"
             raise ValueError("; ".join(self.failures) or nothing)
         return records
+
+    @contextmanager
+    def others_go_on(self, failed: str) -> Iterator[None]:
+        """Report an error in the block, begun by `failed`, and leave the block; among several processes raise it."""
+        try:
+            yield
+        except (ValueError, OSError, ImportError, RuntimeError) as error:  # RuntimeError: torch's
+            if has_others():
+                raise
+            self.report_failure(f"{failed}: {one_line(error)}")
 
     def report_failure(self, failure: str) -> None:
         """Log a failure and remember it while the others continue."""
         self.failures.append(failure)
         logger.error(failure)
 
-    def lexical(self, settings: EncoderSettings, earlier: list[dict]) -> Iterator[dict]:
-        """Yield the records of BM25 or TF-IDF. Plain `tfidf-rp` takes the widths of the models in `earlier`."""
+    def known(self, loaded: LoadedTask, systems: list[str], model_fingerprint: str | None = None) -> list[dict]:
+        """Return these systems' records of an interrupted run, if all are there and would be the same again."""
+        task = loaded.task
+        records = [self.earlier.get((task.name, task.fingerprint, system), {}) for system in systems]
+        now = {"versions": decisive_versions(), "model_fingerprint": model_fingerprint}
+        same = all(record and {key: record.get(key) for key in now} == now for record in records)
+        return records if same else []
+
+    def lexical(self, settings: EncoderSettings, others: list[dict]) -> Iterator[tuple[str, Iterator[dict]]]:
+        """Yield each task's name with the records there of BM25 or TF-IDF.
+
+        Plain `tfidf-rp` takes the widths of the models in the records of `others`.
+        """
         names = [settings.model]
         if settings.model == "tfidf-rp":
-            widths = sorted({record["dimensions"] for record in earlier if record.get("dimensions")})
+            widths = sorted({record["dimensions"] for record in others if record.get("dimensions")})
             if not widths:
                 self.report_failure("tfidf-rp is left out: no other encoder gave vectors whose width it could take")
-            named = {record["encoder"] for record in earlier}
+            named = {record["encoder"] for record in others}
             names = [name for name in (f"tfidf-rp:{width}" for width in widths) if name not in named]
         for loaded, name in itertools.product(self.tasks, names):
-            logger.info("%s on %s", name, loaded.task.name)
-            start = time.perf_counter()
-            details = {"name": name, "policy": "whole", "hybrid": None, "vectors": "none", "seen_share": 1.0}
-            run = loaded.bm25 if name == "bm25" else None
-            if run is not None:
-                scores = score_metrics(run, loaded.task.qrels)
-            else:
-                scores, about = score_tfidf(int(name.removeprefix("tfidf-rp:")), loaded.task)
-                details |= {"vectors": "one", **about}
-            seconds = time.perf_counter() - start
-            named_so = settings.model_copy(update={"model": name})
-            yield retrieval_record(name, named_so, loaded, scores, run, details, seconds)
+            yield loaded.task.name, self.lexical_records(settings, loaded, name)
 
-    def dense(self, settings: EncoderSettings) -> Iterator[dict]:
-        """Yield the records of every policy and hybrid of a model on every task."""
+    def lexical_records(self, settings: EncoderSettings, loaded: LoadedTask, name: str) -> Iterator[dict]:
+        """Yield the record of `bm25` or `tfidf-rp:WIDTH` on a task."""
+        if known := self.known(loaded, [name]):
+            yield from known
+            return
+        logger.info("%s on %s", name, loaded.task.name)
+        start = time.perf_counter()
+        details = {"name": name, "policy": "whole", "hybrid": None, "vectors": "none", "seen_share": 1.0}
+        run = loaded.bm25 if name == "bm25" else None
+        if run is not None:
+            self.ranked(name, loaded.task, run)
+            scores = score_metrics(run, loaded.task.qrels)
+        else:
+            scores, about = score_tfidf(int(name.removeprefix("tfidf-rp:")), loaded.task)
+            details |= {"vectors": "one", **about}
+        seconds = time.perf_counter() - start
+        named_so = settings.model_copy(update={"model": name})
+        yield retrieval_record(name, named_so, loaded, scores, run, details, seconds)
+
+    def dense(self, settings: EncoderSettings) -> Iterator[tuple[str, Iterator[dict]]]:
+        """Yield each task's name with the records there of every policy and hybrid of a model."""
         name, policies = self.systems[settings]
         encoder = load_system(settings.model)
         if hasattr(encoder, "rank"):  # a model of mteb that searches by itself
             lexical = {"vectors": "none", "claim": "untrained"}
             details = {"policy": "whole", **(lexical if encoder.is_lexical else {"vectors": "several"})}
             for loaded in self.tasks:
-                yield from self.measured(settings, loaded, name, encoder, details)
+                yield loaded.task.name, self.measured(settings, loaded, name, encoder, details)
             return
         problems = {policy: policy.problem(encoder) for policy in policies}
         for policy, problem in problems.items():
@@ -202,16 +256,29 @@ class Evaluation:
             "dtype": getattr(encoder, "dtype", None),
         }
         for loaded in self.tasks:
-            lengths = answer_tokens(encoder, loaded.task)
-            for policy in policies:
-                details = about | {"policy": policy.spec, "vectors": "several" if policy.several else "one"}
-                ranker = DenseRanker(encoder, policy, self.store)
-                for record in self.measured(settings, loaded, f"{name} / {policy.spec}", ranker, details):
-                    if lengths:  # Table 24
-                        rows = by_length(record["query_scores"], lengths)
-                        record["by_length"] = {"tokenizer": name, "rows": rows}
-                    yield record
-        for policy in policies if self.mteb_scored else ():
+            yield loaded.task.name, self.dense_records(settings, loaded, encoder, policies, about)
+        if self.mteb_scored:
+            yield "of mteb", self.scored_by_mteb(name, encoder, policies)
+
+    def dense_records(
+        self, settings: EncoderSettings, loaded: LoadedTask, encoder: Encoder, policies: list[Policy], about: dict
+    ) -> Iterator[dict]:
+        """Yield the records of a model's policies and hybrids on a task, with nDCG@10 by length (Table 24)."""
+        name, _ = self.systems[settings]
+        lengths = None
+        for policy in policies:
+            details = about | {"policy": policy.spec, "vectors": "several" if policy.several else "one"}
+            ranker = DenseRanker(encoder, policy, self.store, policies)
+            for record in self.measured(settings, loaded, f"{name} / {policy.spec}", ranker, details):
+                if "by_length" not in record:
+                    lengths = lengths or answer_tokens(encoder, loaded.task)
+                    rows = lengths and by_length(record["query_scores"], lengths)
+                    record["by_length"] = rows and {"tokenizer": name, "rows": rows}
+                yield record
+
+    def scored_by_mteb(self, name: str, encoder: Encoder, policies: list[Policy]) -> Iterator[dict]:
+        """Yield the records of mteb's own tasks under policies that give one vector."""
+        for policy in policies:
             if policy.several:
                 message = "policy %s gives several vectors; mteb's own tasks take one, so it is left out"
                 logger.warning(message, policy.spec)
@@ -226,23 +293,30 @@ class Evaluation:
         """Yield the record of a ranker alone, then of its hybrids with BM25."""
 
         def record(system: str, run: Run, seconds: float) -> dict:
+            self.ranked(system, loaded.task, run)
             scores = score_metrics(run, loaded.task.qrels)
             made = retrieval_record(system, settings, loaded, scores, run, details, seconds)
             keys = [(loaded.task.fingerprint, training) for training in settings.trained_on]
             return made | {"overlap": [each for key in keys for each in self.overlaps.get(key, [])] or None}
 
+        methods = {
+            method: f"{system} + bm25 ({method}{f':{self.config.rerank_depth}' * (method == 'rerank')})"
+            for method in self.config.hybrids
+        }
+        if known := self.known(loaded, [system, *methods.values()], details.get("model_fingerprint")):
+            yield from known
+            return
         logger.info("%s on %s", system, loaded.task.name)
         start = time.perf_counter()
         run = ranker.rank(loaded.task)
         name, _ = self.systems[settings]
         details = details | {"name": name, **getattr(ranker, "report", {}), "hybrid": None}
         yield record(system, run, time.perf_counter() - start)
-        for method in dict.fromkeys(self.config.hybrids):
+        for method, called in methods.items():
             start = time.perf_counter()
             combined, how = self.hybrid(method, loaded, ranker, run)
-            label = f"{method}:{how['depth']}" if "depth" in how else method
             details = details | {"hybrid": {"with": "bm25", "method": method, **how}}
-            yield record(f"{system} + bm25 ({label})", combined, time.perf_counter() - start)
+            yield record(called, combined, time.perf_counter() - start)
 
     def hybrid(self, method: str, loaded: LoadedTask, ranker, run: Run) -> tuple[Run, dict]:
         """Return the ranking of a hybrid with BM25, and the settings that the record keeps."""
@@ -251,6 +325,8 @@ class Evaluation:
             return ranker.rerank(loaded.task, loaded.bm25, depth), {"depth": depth}
         if method == "rrf":
             return reciprocal_rank_fusion([loaded.bm25, run]), {}
+        if method == "standardized":
+            return standardized_fusion(run, loaded.bm25), {}
         development = ranker.rank(loaded.development)
         weight, score = choose_weight(development, loaded.development_bm25, loaded.development.qrels)
         logger.info("weight %.2f of the model next to BM25: nDCG@10 %.4f on development data", weight, score)

@@ -1,11 +1,16 @@
 """Rankings in trec_eval's order: exact search, hybrids of two rankings, and their scores."""
 
+import math
+
 import numpy as np
 
 Run = dict[str, dict[str, float]]  # {qid: {pid: score}}, higher is better, at most DEPTH documents a query
 
 DEPTH = 1_000  # documents kept for each query
 SCORES_AT_ONCE = 2**22  # queries times vectors scored together: 16 MiB
+METRICS = {"ndcg_at_1": "ndcg_cut_1", "ndcg_at_10": "ndcg_cut_10", "recall_at_100": "recall_100"}  # to pytrec_eval's
+METRICS_DEPTH = 100  # documents of a query that decide METRICS
+HIGHEST_GRADE = 1_000_000  # trec_eval keeps a table of all grades, and reads a grade of 2**32 as 0
 WEIGHT_STEPS = 20  # weights of a hybrid are tried at 0, 0.05, ..., 1
 
 
@@ -97,6 +102,20 @@ def weighted_fusion(run: Run, other: Run, weight: float) -> Run:
     return fused
 
 
+def standardized_fusion(run: Run, other: Run) -> Run:
+    """Return the sums of both scores, each minus its mean and divided by its standard deviation over the documents
+    that a run ranks for the query (Montague and Aslam, CIKM 2001).
+
+    A document that a run does not rank gets the lowest score of that run's. A run whose scores are equal adds nothing.
+    """
+    fused: Run = {}
+    for qid in [*run, *(qid for qid in other if qid not in run)]:
+        ours, theirs = _standardized(run.get(qid, {})), _standardized(other.get(qid, {}))
+        lowest, its_lowest = (min(scores.values(), default=0.0) for scores in (ours, theirs))
+        fused[qid] = _truncated({pid: ours.get(pid, lowest) + theirs.get(pid, its_lowest) for pid in ours | theirs})
+    return fused
+
+
 def choose_weight(run: Run, other: Run, qrels: dict[str, dict[str, int]]) -> tuple[float, float]:
     """Return the weight of `run` next to `other` that gives the best nDCG@10, and that nDCG@10.
 
@@ -104,7 +123,7 @@ def choose_weight(run: Run, other: Run, qrels: dict[str, dict[str, int]]) -> tup
     """
     tried = []
     for step in range(WEIGHT_STEPS + 1):
-        scores = score_ranking(weighted_fusion(run, other, step / WEIGHT_STEPS), qrels)
+        scores = score_metrics(weighted_fusion(run, other, step / WEIGHT_STEPS), qrels)["ndcg_at_10"]
         tried.append((sum(scores.values()) / len(scores), step))
     ndcg, step = max(tried, key=lambda entry: (round(entry[0], 12), -abs(2 * entry[1] - WEIGHT_STEPS)))
     return step / WEIGHT_STEPS, ndcg
@@ -116,6 +135,13 @@ def _scaled(scores: dict[str, float]) -> dict[str, float]:
     if not width:
         return dict.fromkeys(scores, 0.0)
     return dict(zip(scores, ((values - values.min()) / width).tolist(), strict=True))
+
+
+def _standardized(scores: dict[str, float]) -> dict[str, float]:
+    values = np.array(list(scores.values()))
+    if not scores or not np.ptp(values):
+        return dict.fromkeys(scores, 0.0)
+    return dict(zip(scores, ((values - values.mean()) / values.std()).tolist(), strict=True))
 
 
 def _truncated(scores: dict[str, float]) -> dict[str, float]:
@@ -131,14 +157,20 @@ def score_ranking(run: Run, qrels: dict[str, dict[str, int]], k: int = 10) -> di
 
 
 def score_metrics(run: Run, qrels: dict[str, dict[str, int]]) -> dict[str, dict[str, float]]:
-    """Return {metric: {qid: 0 to 1}} of nDCG@1, nDCG@10 and recall@100; a query that `run` does not rank counts 0."""
+    """Return {metric: {qid: 0 to 1}} of METRICS; a query that `run` does not rank counts 0.
+
+    The numbers are those of `ndcg_at_k`, whose module imports `evaluate`: that takes longer than most scoring.
+
+    Raises ValueError if a score is NaN or a grade is higher than HIGHEST_GRADE.
+    """
     import pytrec_eval
 
-    ranked = {qid: scores for qid, scores in run.items() if scores}
+    unclear = [qid for qid, scores in run.items() if any(map(math.isnan, scores.values()))]
+    steep = [qid for qid, judged in qrels.items() if max(judged.values(), default=0) > HIGHEST_GRADE]
+    if unclear or steep:
+        problem = "a score that is NaN" if unclear else f"a grade above {HIGHEST_GRADE:,}"
+        raise ValueError(f"query {(unclear or steep)[0]!r} has {problem}")
     grades = {qid: {pid: max(0, grade) for pid, grade in judged.items()} for qid, judged in qrels.items()}
-    recall = pytrec_eval.RelevanceEvaluator(grades, {"recall.100"}).evaluate(ranked)
-    return {
-        "ndcg_at_1": score_ranking(run, qrels, 1),
-        "ndcg_at_10": score_ranking(run, qrels, 10),
-        "recall_at_100": {qid: recall.get(qid, {}).get("recall_100", 0.0) for qid in qrels},
-    }
+    evaluator = pytrec_eval.RelevanceEvaluator(grades, {"ndcg_cut.1,10", "recall.100"})
+    found = evaluator.evaluate({qid: scores for qid, scores in run.items() if scores})
+    return {name: {qid: found.get(qid, {}).get(key, 0.0) for qid in qrels} for name, key in METRICS.items()}

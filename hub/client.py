@@ -68,5 +68,5 @@ def explain(error: Exception, repo_id: str) -> str:
         return f"{advice} (status {status}: {said})"
     what = f"({type(cause).__name__}: {cause})"
     if isinstance(cause, NETWORK):
-        return f"the Hub cannot be reached {what}; check the network and run it again: what was uploaded is kept there"
+        return f"the Hub cannot be reached {what}; check the network and run it again"
     return f"{repo_id} could not be read or written {what}"

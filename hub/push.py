@@ -84,11 +84,11 @@ class Plan:
     branch: str = "main"  # where the commit goes, or where a pull request is to be merged
     create_pr: bool = False
     private: bool = False  # as the repository is or will be made
-    exists: bool | None = False  # None: the Hub could not be asked, for the reason `unknown`
+    exists: bool | None = False  # None: the Hub could not be asked, see `why_unknown`
     branch_exists: bool = False  # a missing one starts from main
     parent: str | None = None  # the commit that the folder was compared with
     there: dict[str, RepoFile] = field(default_factory=dict)  # the files of that commit
-    unknown: str = ""
+    why_unknown: str = ""
 
     @cached_property
     def changes(self) -> dict[str, str]:
@@ -128,7 +128,7 @@ def plan_push(
         with plain_errors(repo_id):
             look(plan)
     except HubError as error:
-        plan.exists, plan.unknown = None, str(error)
+        plan.exists, plan.why_unknown = None, str(error)
         return plan
     other = {"model": ADAPTER_CONFIG, "adapter": "config.json"}.get(upload.kind)
     problem = (
@@ -185,7 +185,7 @@ def collect(folder: str | Path) -> Upload:
             inside = path.relative_to(root).as_posix()
             if stays_here(path):
                 left_out.append(f"{inside}/" if name in folders else inside)
-            elif name in names or path.is_symlink():
+            elif name in names or path.is_symlink():  # a link to a folder is refused later, as a file
                 files[inside] = path
         folders[:] = sorted(name for name in folders if not stays_here(Path(here, name)))
     metadata = read_metadata(root / "README.md")
@@ -235,7 +235,9 @@ def why_not(name: str, path: Path, folder: Path) -> str:
     weights, size = path.suffix == ".safetensors", path.stat().st_size
     if size:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            end = min(size, 8 + int.from_bytes(content[:8], "little")) if weights else size  # of weights, the header
+            end = size
+            if weights:  # only their header can hold text
+                end = min(size, 8 + int.from_bytes(content[:8], "little"))
             if SECRET.search(content, 0, end):
                 return "holds what looks like a token of the Hub or a private key, remove and revoke it"
     if weights:
@@ -254,7 +256,7 @@ def private_path(name: str, path: Path) -> str | None:
         return found[0] if found and not is_vocabulary else None
     content = parse_json(read_text(path), str(path))
     if name in RECORDS and without_private(content) != content:
-        return "it is a record"
+        return "a path in a record of training or conversion"
     if is_vocabulary:
         content = {key: value for key, value in content.items() if key != "model"} if isinstance(content, dict) else {}
     return next((text for text in strings(content) if HOME.search(text) or ABSOLUTE.fullmatch(text)), None)
@@ -289,7 +291,7 @@ def wrong_settings(upload: Upload, repo_id: str) -> Iterator[str]:
 def strings(content) -> Iterator[str]:
     """Yield the strings of a JSON value, keys too."""
     waiting = [content]
-    for value in waiting:
+    for value in waiting:  # it grows in the loop
         if isinstance(value, dict):
             waiting += [*value, *value.values()]
         elif isinstance(value, list):
@@ -317,8 +319,8 @@ def carry_out(plan: Plan) -> CommitInfo | None:
     """Send a plan as one commit on top of the commit that it was compared with; None if there is nothing to send. If it
     is cut off, the branch stays as it was (a repository or branch that had to be made stays, without the files). Raises
     HubError, also if another commit came in between."""
-    if plan.unknown:
-        raise HubError(plan.unknown)
+    if plan.why_unknown:
+        raise HubError(plan.why_unknown)
     added = [name for name, change in plan.changes.items() if change != "same"]
     if plan.exists and plan.branch_exists and not added and not plan.stale:
         return None
@@ -349,14 +351,14 @@ def describe(plan: Plan) -> str:
     else:
         missing = "not found (or not visible with this token), so it will be made"
         repository = {True: "exists", False: missing, None: "unknown"}[plan.exists]
-        visible = "unknown whether private" if plan.unknown else "private" if plan.private else "public"
-        known = plan.branch_exists or plan.branch == "main" or plan.unknown
+        visible = "unknown whether private" if plan.why_unknown else "private" if plan.private else "public"
+        known = plan.branch_exists or plan.branch == "main" or plan.why_unknown
         branch = plan.branch if known else f"{plan.branch} (will be made)"
         lines = [f"{target}, branch {branch}, repository {repository}, {visible}"]
-    lines += [f"not compared with what is there: {plan.unknown}"] if plan.unknown else []
+    lines += [f"not compared with what is there: {plan.why_unknown}"] if plan.why_unknown else []
     sizes = {name: path.stat().st_size for name, path in upload.files.items()}
     for name, size in sizes.items():
-        status = "" if plan.unknown else plan.changes[name]
+        status = "" if plan.why_unknown else plan.changes[name]
         large = name.endswith(".safetensors") or size > LARGE_BYTES  # a guess; the server decides
         lines.append(f"  {status:8}{size:>14,}  {'LFS' if large else '   '}  {name}")
     lines.append(f"{len(sizes)} files, {sum(sizes.values()):,} bytes")

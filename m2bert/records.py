@@ -96,7 +96,7 @@ class Retrieval(Origin, Measurement):
     interval_95: Interval
     query_scores: dict[str, Share] = Field(min_length=1)
     metrics: dict[str, part(mean=Share)] | None = None
-    counts: part(queries=Count, documents=Count)
+    counts: part(queries=Count, documents=Count | None)
     vectors_per_document: float | None = None
     seen_share: Share | None = None
     seconds_per_document: Seconds | None = None
@@ -130,12 +130,23 @@ class Needle(Origin, Measurement):
     rows: Some[part(position=Count, ndcg_at_10=Share, interval_95=(Interval | None, None))]
 
 
+class Histogram(Part):
+    counts: Some[Count]
+    edges: list[float]
+
+    @model_validator(mode="after")
+    def _one_edge_more(self):
+        if len(self.edges) != len(self.counts) + 1:
+            raise ValueError("a histogram has one edge more than counts")
+        return self
+
+
 class Lengths(Origin):
     data_fingerprint: str
     tokenizer: str
     queries: part(count=Count, mean_chars=float)
     documents: part(count=Count, mean_chars=float, mean_tokens=float, median_tokens=float, max_tokens=float,
-                    histogram=part(counts=Some[Count], edges=list[float]))  # fmt: skip
+                    histogram=Histogram)  # fmt: skip
     example: part(query=str, passage=str)
 
 

@@ -8,10 +8,12 @@ import traceback
 import unicodedata
 from collections.abc import Callable, Iterable
 
+from typer import BadParameter
 from typer.core import TyperGroup
 
 HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode categories that a terminal obeys, hides or cannot show
 LONGEST_MESSAGE_CHARS = 2000
+UsageError = BadParameter.__base__  # typer does not export it
 OURS = ("m2bert", "modeling_m2bert")
 LIBRARY_ERRORS = (  # that stand for bad input; looked up only in modules that are loaded
     ("safetensors", "SafetensorError"),
@@ -106,6 +108,8 @@ def run_command(name: str, command: Callable[[], object]) -> None:
         if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] not in OURS:
             extras = "pip install 'm2bert[eval]' brings what evaluation needs, 'm2bert[train]' what training needs too"
             error = ValueError(f"the package {error.name!r} is not installed; {extras}")
+        elif isinstance(error, UsageError) and "\n" not in error.format_message():  # the message of some is a help page
+            error = ValueError(error.format_message())
         elif not isinstance(error, (Ended, *bad_input())):
             sys.excepthook = lambda *parts: sys.stderr.write(masked("".join(traceback.format_exception(*parts))))
             raise

@@ -77,9 +77,13 @@ class M2BertPooler(nn.Module):
                     "pass input_ids, or use a model with pooling='mean'"
                 )
             return weighted_mean(hidden_states, mask, self.log_weights(hidden_states, mask, input_ids))
-        first_token = self.pooling.startswith("cls")  # summed, since a batch of no texts may have none
-        pooled = hidden_states[:, :1].sum(1) if first_token else masked_mean(hidden_states, mask)
-        return torch.tanh(self.dense(pooled)) if self.pooling.endswith("_tanh") else pooled
+        kind, _, tanh = self.pooling.partition("_")
+        if kind == "cls":  # summed, since a batch of no texts has no first token
+            pooled = hidden_states[:, :1].sum(1)
+        else:
+            assert kind == "mean"  # the configuration allows no other
+            pooled = masked_mean(hidden_states, mask)
+        return torch.tanh(self.dense(pooled)) if tanh else pooled
 
     def log_weights(self, hidden_states: Tensor, mask: Tensor, input_ids: Tensor) -> Tensor:
         """Return (B, L, K) in float32 at least: from the token's id, its state in this text, and how often it

@@ -70,7 +70,8 @@ class M2BertAddNorm(nn.LayerNorm):
 
 
 class M2BertLayer(GradientCheckpointingLayer):
-    """y = mixer(x); output = LayerNorm(y + MLP(y)). There is no skip around the mixer but the one inside it."""
+    """y = mixer(x); output = LayerNorm(y + MLP(y)). The mixer has no skip around it: its residual convolution takes
+    that place."""
 
     def __init__(self, config, cache: FilterCache | None = None):
         super().__init__()
@@ -89,7 +90,7 @@ class M2BertPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["M2BertLayer", "M2BertEmbeddings"]
-    _keep_in_fp32_modules_strict = ["filter", "residual_filter"]  # what M2BertFilter itself holds, for the loader
+    _keep_in_fp32_modules_strict = ["filter", "residual_filter"]  # says to the loader what M2BertFilter does
 
     def __init__(self, config: M2BertConfig, *inputs, **kwargs):
         config.validate_architecture()  # fields that from_pretrained was asked to change are not checked on the way
@@ -97,8 +98,8 @@ class M2BertPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """Load as transformers does. Weights on a CPU are moved to where matrix products expect them: products round by
-        how their operands are aligned, a file aligns them arbitrarily, and loading must not change a vector."""
+        """Load as transformers does. Weights on a CPU that are not aligned to 64 bytes are copied: the alignment
+        changes how matrix products round, and loading must not change a vector."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         for tensor in (*model.parameters(), *model.buffers()):
@@ -200,15 +201,16 @@ class M2BertModel(M2BertPreTrainedModel):
             self._warn_if_full(input_ids, attention_mask)
         x = input_ids if input_ids is not None else inputs_embeds
         mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        hidden = None
+        padding_mask = None
         if attention_mask is not None:
             mask = attention_mask.to(device=x.device, dtype=torch.bool)
-            hidden = visible_tokens(mask) if self.config.padding == "masked" else None
+            padding_mask = visible_tokens(mask) if self.config.padding == "masked" else None
 
-        packing = pack_rows(x.shape[:2], x.device, hidden)
+        packing = pack_rows(x.shape[:2], x.device, padding_mask)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        x, states = self.embeddings(input_ids, token_type_ids, inputs_embeds, packing), []
+        states = []
+        x = self.embeddings(input_ids, token_type_ids, inputs_embeds, packing)
         for layer in self.layers:
             if output_hidden_states:  # what is returned is what the next layer reads, so that gradients reach it
                 states.append(packing.unpack(x))

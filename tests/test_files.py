@@ -12,6 +12,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import typer
 from pydantic import model_validator
 
 from m2bert.files import (
@@ -260,6 +261,7 @@ run_command("x", fail)
         (ValueError("bad\nthing"), 2),
         (OSError("gone"), 2),
         (ModuleNotFoundError(name="mteb.models"), 2),
+        (typer.BadParameter("no such folder", param_hint="--data"), 2),
         (KeyboardInterrupt(), 130),
         (Ended("all there is"), 0),
     ],

@@ -82,6 +82,7 @@ def make_objective(settings, teacher: tuple[Tensor, Tensor] | None = None) -> Ca
         cosine = cosine_matrix(queries, documents)
         if settings.name == "opl":
             return orthogonal_projection_loss(cosine, relevant, compared, settings.positive_weight)
+        assert settings.name == "mnrl"  # the settings allow no other
         return multiple_negatives_ranking_loss(cosine, relevant, compared, settings.temperature)
 
     return objective

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -26,13 +26,14 @@ from m2bert.records import installed_versions
 
 from ..progress import Processes, counted
 from .fingerprint import PACKAGES
-from .policies import DocumentVectors, Policy, embed_beginning
+from .policies import DocumentVectors, Policy, compute_divisions, embed_beginning, same_pass
 from .protocol import Encoder
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 2  # to be raised when a policy gives other vectors than before, or files another form
 PORTION_CHARS = 800_000  # some 200,000 tokens: computed, then written, before the next
+MEMORY_BYTES = 2**26  # of vectors that are remembered for the rest of a run that keeps none on disk
 HASH_BYTES = 32
 TENSORS = {"rows", "counts", "seen", "seconds", "hashes"}  # of a file
 ABANDONED_SECONDS = 3_600  # a file is written within seconds
@@ -68,20 +69,25 @@ class VectorStore:
     """Compute vectors once.
 
     Args:
-        folder: root of the stored vectors; None keeps nothing. All processes of a run must see it.
+        folder: root of the stored vectors; None keeps none but a few in memory. All processes of a run must see it.
     """
 
     def __init__(self, folder: str | Path | None):
         self.folder = None if folder is None else Path(folder)
         self._files: dict[Path, VectorFiles] = {}
+        self._memory: dict[str, VectorMemory] = {}
 
-    def embed(self, encoder: Encoder, policy: Policy | None, texts: list[str]) -> TimedVectors:
+    def embed(
+        self, encoder: Encoder, policy: Policy | None, texts: list[str], beside: Sequence[Policy] = ()
+    ) -> TimedVectors:
         """Return the vectors of texts, equal texts computed once, and the seconds that each took when computed.
 
         Every process of a run has to make the same calls, and gets all vectors.
 
         Args:
             policy: for documents; None for queries, of which a model reads as much as it takes.
+            beside: policies that will be asked for next. Vectors that come from the same pass are computed now, and
+                the seconds of the pass count for each.
 
         Raises:
             ValueError: a vector is not finite; the error names its text, and no vector of its portion is kept.
@@ -93,17 +99,22 @@ class VectorStore:
         processes = Processes()
         with self._root(processes) as root:
             if not texts:
-                timed = _compute(encoder, policy, [])
-            elif root is None:
-                timed = _gathered(list(_portions_of(encoder, policy, unique, processes)), hashes)
+                timed = _compute(encoder, [policy], [])[0]
             else:
-                files = self._files_of(root, encoder, policy, processes)
-                missing = {each: text for each, text in unique.items() if each not in files.places}
-                for some, part in _portions_of(encoder, policy, missing, processes):
-                    files.write(some, part)
+                kept = {policy: self._kept(root, encoder, policy, processes)}
+                missing = {each: text for each, text in unique.items() if each not in kept[policy].places}
+                if policy is not None and (self.folder is not None or root is None):
+                    for other in same_pass(encoder, policy, beside):
+                        kept[other] = self._kept(root, encoder, other, processes)
+                kept = {each: its for each, its in kept.items() if not missing.keys() & its.places.keys()}
+                for some, parts in _portions_of(encoder, list(kept), missing, processes):
+                    for its, part in zip(kept.values(), parts, strict=True):
+                        its.write(some, part)
                 processes.wait()
-                files.refresh()
-                timed = files.read(hashes)
+                kept[policy].refresh()
+                timed = kept[policy].read(hashes)
+                if sum(memory.bytes for memory in self._memory.values()) > MEMORY_BYTES:
+                    self._memory.clear()
         return timed if policy is None else TimedVectors(policy.combine(timed.vectors), timed.seconds)
 
     @contextmanager
@@ -116,8 +127,10 @@ class VectorStore:
             yield Path(processes.from_first(own))
             processes.wait()  # until all have read it
 
-    def _files_of(self, root: Path, encoder: Encoder, policy: Policy | None, processes: Processes) -> "VectorFiles":
-        """Return what is stored under what decides a vector beside its text, the same in all processes."""
+    def _kept(
+        self, root: Path | None, encoder: Encoder, policy: Policy | None, processes: Processes
+    ) -> "VectorFiles | VectorMemory":
+        """Return what is kept under what decides a vector beside its text, the same in all processes."""
         key = {
             "format": FORMAT,
             "encoder": encoder.fingerprint,
@@ -126,6 +139,8 @@ class VectorStore:
             "max_tokens": encoder.max_tokens if policy is None else policy.input_tokens(encoder),
         }
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        if root is None:
+            return self._memory.setdefault(digest, VectorMemory())
         folder = root / digest
         if folder not in self._files:
             self._files[folder] = VectorFiles(folder, digest)
@@ -135,6 +150,34 @@ class VectorStore:
         self._files[folder].refresh()
         processes.wait()  # nobody writes before everybody knows what is missing
         return self._files[folder]
+
+
+class VectorMemory:
+    """The vectors of one key as `VectorFiles` has them, in memory: a run asks for its queries under every policy.
+
+    Attributes:
+        places: {hash of a text: the number of its part}.
+        bytes: of all rows.
+    """
+
+    def __init__(self):
+        self.places: dict[bytes, int] = {}
+        self.bytes = 0
+        self._parts: list[tuple[list[bytes], TimedVectors]] = []
+
+    def refresh(self) -> None:
+        """Nobody else writes here."""
+
+    def write(self, hashes: list[bytes], timed: TimedVectors) -> None:
+        """Keep the vectors of texts with these hashes."""
+        self.places.update(dict.fromkeys(hashes, len(self._parts)))
+        self.bytes += timed.vectors.rows.nbytes
+        self._parts.append((hashes, timed))
+
+    def read(self, hashes: list[bytes]) -> TimedVectors:
+        """Return the vectors of texts with these hashes, in their order."""
+        chosen = sorted({self.places[each] for each in hashes})
+        return _gathered([self._parts[number] for number in chosen], hashes)
 
 
 class VectorFiles:
@@ -203,34 +246,42 @@ class VectorFiles:
 
 
 def _portions_of(
-    encoder: Encoder, policy: Policy | None, missing: dict[bytes, str], processes: Processes
-) -> Iterator[tuple[list[bytes], TimedVectors]]:
-    """Compute missing texts, longest first, each process its part; yield the hashes of a portion and its vectors."""
+    encoder: Encoder, policies: Sequence[Policy | None], missing: dict[bytes, str], processes: Processes
+) -> Iterator[tuple[list[bytes], list[TimedVectors]]]:
+    """Compute missing texts, longest first, each process its part; yield the hashes of a portion and its vectors
+    under each policy."""
     longest_first = sorted(missing, key=lambda each: -len(missing[each]))
     mine = longest_first[processes.rank :: processes.world]
     chosen = [missing[each] for each in mine]
     with counted(sum(map(len, chosen)), encoder.name, "text", shown_total=len(mine)) as count:
         for part in portions(chosen, PORTION_CHARS):
             with count.part(sum(map(len, chosen[part]))):
-                timed = _compute(encoder, policy, chosen[part])
+                timed = _compute(encoder, policies, chosen[part])
             yield mine[part], timed
 
 
-def _compute(encoder: Encoder, policy: Policy | None, texts: list[str]) -> TimedVectors:
-    """Return the vectors of the policy that is stored. The seconds are those of all texts, divided by characters."""
+def _compute(encoder: Encoder, policies: Sequence[Policy | None], texts: list[str]) -> list[TimedVectors]:
+    """Return the vectors of the policies that are stored. The seconds are those of all texts, divided by characters."""
     start = time.perf_counter()
-    if policy is None:
-        vectors = embed_beginning(encoder, texts, "query", None)
+    if policies[0] is None:
+        found = [embed_beginning(encoder, texts, "query", None)]
+    elif len(policies) == 1:
+        found = [policies[0].stored.compute(encoder, texts)]
     else:
-        vectors = policy.stored.compute(encoder, texts)
+        found = compute_divisions(encoder, policies, texts)
     seconds = time.perf_counter() - start
+    for vectors in found:
+        _check_finite(encoder, vectors, texts)
+    chars = np.array([1 + len(text) for text in texts], dtype=np.float32)
+    return [TimedVectors(vectors, seconds * chars / chars.sum()) for vectors in found]
+
+
+def _check_finite(encoder: Encoder, vectors: DocumentVectors, texts: list[str]) -> None:
     finite = np.isfinite(vectors.rows).all(axis=1)
     if not finite.all():
         text = texts[np.repeat(np.arange(len(texts)), vectors.counts)[finite.argmin()]]
         broken = f"the vector of the text that begins {text[:60]!r} is not finite ({(~finite).sum()} of {len(finite)})"
         raise ValueError(f"encoder {encoder.name!r}: {broken}; it is broken, or computes in too narrow a dtype")
-    chars = np.array([1 + len(text) for text in texts], dtype=np.float32)
-    return TimedVectors(vectors, seconds * chars / chars.sum())
 
 
 def _gathered(parts: list[tuple[list[bytes], TimedVectors]], wanted: list[bytes]) -> TimedVectors:

@@ -1,5 +1,6 @@
 """What happens to documents that are longer than a model takes: how a document becomes one vector or several."""
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, NamedTuple
 
 import numpy as np
@@ -51,6 +52,11 @@ class Policy(Schema):
         """Return this policy's vectors from those of `stored`."""
         return vectors
 
+    @property
+    def divisions(self) -> tuple[int, ...]:
+        """Return in how many parts one pass over the whole input is pooled, side by side; empty for other policies."""
+        return ()
+
     def problem(self, encoder: Encoder) -> str:
         """Return why this policy cannot work with an encoder: its length, or what it does not show; empty if it can."""
         tokens = getattr(self, "tokens", None)
@@ -84,6 +90,10 @@ class Truncate(Policy):
     name = "truncate"
     several = False
     tokens: Positive | None = None
+
+    @property
+    def divisions(self) -> tuple[int, ...]:
+        return () if self.tokens else (1,)
 
     def compute(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
         return embed_beginning(encoder, texts, "document", self.tokens)
@@ -136,20 +146,26 @@ class LateChunk(Policy):
     """Up to `vectors` vectors from one pass over the document.
 
     The model reads the document once, so that every token has seen all of it. Only then are the tokens divided into
-    equal consecutive parts, and each part is pooled to a vector (Guenther et al. 2024, arXiv 2409.04701).
+    equal consecutive parts, and each part is pooled to a vector (Guenther et al. 2024, arXiv 2409.04701). With
+    `document=1` the vector of the whole document, which is that of truncate, comes before them.
     """
 
     name = "late-chunk"
     several = True
     vectors: Positive = 16
+    document: Annotated[int, Field(ge=0, le=1)] = 0
+
+    @property
+    def divisions(self) -> tuple[int, ...]:
+        return (1, self.vectors) if self.document else (self.vectors,)
 
     def problem(self, encoder: Encoder) -> str:
-        return "" if hasattr(encoder, "encode_parts") else "the encoder cannot pool its parts; use truncate"
+        if not hasattr(encoder, "encode_parts"):
+            return "the encoder cannot pool its parts; use truncate"
+        return getattr(encoder, "parts_problem", "")
 
     def compute(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
-        texts = tokenized(encoder, texts, "document")
-        rows, counts = encoder.encode_parts(texts, self.vectors)
-        return DocumentVectors(rows, counts, seen_shares(encoder, texts, "document", encoder.max_tokens))
+        return compute_divisions(encoder, [self], texts)[0]
 
 
 POLICIES = {policy.name: policy for policy in (Truncate, ChunkAverage, BestChunk, LateChunk)}
@@ -157,12 +173,35 @@ POLICIES = {policy.name: policy for policy in (Truncate, ChunkAverage, BestChunk
 
 def parse_policy(text: str) -> Policy:
     """Read `NAME[:key=value,...]`: truncate[:tokens=N], chunk-average[:tokens=N,stride=S], best-chunk (the same),
-    late-chunk[:vectors=K]."""
+    late-chunk[:vectors=K,document=1]."""
     name, _, settings = text.strip().partition(":")
     if name not in POLICIES:
         raise ValueError(f"policy {name!r} is unknown; choose from: {', '.join(POLICIES)}{nearest(name, POLICIES)}")
     values = dict(map(str.strip, setting.partition("=")[::2]) for setting in settings.split(",") if settings)
     return checked(POLICIES[name], values, f"policy {text!r}")
+
+
+def same_pass(encoder: Encoder, policy: Policy, others: Sequence[Policy]) -> list[Policy]:
+    """Return the other policies that can be pooled from the pass over documents that this one takes."""
+    if not policy.divisions or LateChunk().problem(encoder):
+        return []
+    return [other for other in dict.fromkeys(others) if other.divisions and other != policy]
+
+
+def compute_divisions(encoder: Encoder, policies: Sequence[Policy], texts: list[str]) -> list[DocumentVectors]:
+    """Return the vectors of documents under each of several policies that have `divisions`, from one pass."""
+    texts = tokenized(encoder, texts, "document")
+    parts = sorted({number for policy in policies for number in policy.divisions})
+    pooled = dict(zip(parts, encoder.encode_parts(texts, parts), strict=True))
+    seen = seen_shares(encoder, texts, "document", encoder.max_tokens)
+    return [DocumentVectors(*_side_by_side([pooled[number] for number in each.divisions]), seen) for each in policies]
+
+
+def _side_by_side(divisions: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows and counts of documents that have the rows of all divisions, in their order."""
+    rows, counts = zip(*divisions, strict=True)
+    documents = np.concatenate([np.repeat(np.arange(len(its)), its) for its in counts])
+    return np.concatenate(rows)[np.argsort(documents, kind="stable")], np.sum(counts, axis=0)
 
 
 def embed_beginning(encoder: Encoder, texts: list[str], task: Task, tokens: int | None) -> DocumentVectors:

@@ -1,5 +1,6 @@
 """What evaluation asks of a model: texts in, unit vectors out. It knows every model through these protocols only."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -55,12 +56,15 @@ class TokenEncoder(Encoder, Protocol):
         """
         ...
 
-    def encode_parts(self, texts: list[str], parts: int) -> tuple[np.ndarray, np.ndarray]:
-        """Embed documents as up to `parts` vectors each, of equal consecutive stretches of tokens read in one pass.
+    def encode_parts(self, texts: list[str], parts: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Embed documents in one pass, for each number of `parts` as up to so many equal consecutive stretches of
+        tokens. One part is the vector that `encode` gives.
+
+        An encoder that has this method and cannot do it for its model says why in the attribute `parts_problem`.
 
         Returns:
-            rows (N, dimensions) float32 of length 1, a document's rows consecutive; and their number for each
-            document, (n,) int64, at least 1.
+            For each number rows (N, dimensions) float32 of length 1, a document's rows consecutive; and how many they
+            are of each document, (n,) int64, at least 1.
         """
         ...
 

@@ -1,9 +1,10 @@
 """Any sentence-transformers model as an encoder: loading it, tokenizing once, batches, late chunking."""
 
+import gc
 import inspect
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 BATCH_TOKENS = 16_384  # padded tokens a batch: bounds memory whatever the lengths
 TEXTS_AT_ONCE = 64  # tokenized together
 UNLIMITED = 10**9  # tokenizers without a limit say 10**30
+COUNTS_KEPT = 100_000  # texts whose number of tokens is remembered
 FEWEST_TOKENS = 32  # of a part under late chunking: a short document gets fewer vectors
 POOLS_ONE_TOKEN = ("cls", "lasttoken")
 # The names under which sentence-transformers looks for the prompt of a task.
@@ -46,6 +48,7 @@ class SentenceTransformerEncoder:
         self.max_tokens = int(longest) if longest and longest < UNLIMITED else None
         self.dimensions = self.model.get_embedding_dimension()
         self._warned: set[tuple[Task, int]] = set()
+        self._counts: dict[tuple[str, int, int], int] = {}  # tokens of texts, by `_key`
 
     @property
     def device(self) -> str:
@@ -70,8 +73,12 @@ class SentenceTransformerEncoder:
 
     def count_tokens(self, texts: list[str], task: Task) -> np.ndarray:
         """See `TokenEncoder.count_tokens`."""
-        counts = (text.tokens for text in self._tokenized(texts, self._prompt(task)))  # the tokens are not kept
-        return np.fromiter(counts, dtype=np.int64, count=len(texts))
+        prompt = self._prompt(task)
+        keys = [_key(text, prompt) for text in texts]
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._counts}
+        tokenized = self._tokenized(list(new.values()), prompt)  # the tokens are not kept
+        counts = {key: text.tokens for key, text in zip(new, tokenized, strict=True)}
+        return np.array([counts[key] if key in counts else self._counts[key] for key in keys], dtype=np.int64)
 
     def token_spans(self, texts: list[str]) -> list[np.ndarray]:
         """See `TokenEncoder.token_spans`."""
@@ -93,22 +100,31 @@ class SentenceTransformerEncoder:
                 order += batch
         return unit_rows(np.concatenate(vectors)[np.argsort(order)])  # here: the model may compute in bfloat16
 
-    def encode_parts(self, texts: list[str], parts: int) -> tuple[np.ndarray, np.ndarray]:
+    @property
+    def parts_problem(self) -> str:
+        """Why `encode_parts` cannot work: the model's pooling; empty if it can."""
+        return late_chunking_problem(self.model)
+
+    def encode_parts(self, texts: list[str], parts: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
         """See `TokenEncoder.encode_parts`."""
         import torch
 
-        check_late_chunking(self.model, self.name)
+        if self.parts_problem:
+            raise ValueError(f"encoder {self.name!r} cannot divide a document after one pass: {self.parts_problem}")
         lengths = np.minimum(self.count_tokens(texts, "document"), self.max_tokens or UNLIMITED)
-        counts = np.clip(lengths // FEWEST_TOKENS, 1, parts).astype(np.int64)
-        vectors: list = [None] * len(texts)
+        counts = [np.clip(lengths // FEWEST_TOKENS, 1, number).astype(np.int64) for number in parts]
+        order = np.empty(0, dtype=np.int64)
+        pooled: list = [[np.empty((0, self.dimensions), dtype=np.float32)] for _ in parts]
         self.model.eval()
         with torch.inference_mode():
             for batch, features in self._batches(texts, "document", self.max_tokens):
-                its_counts = torch.from_numpy(counts[batch]).to(self.model.device)
-                pooled = [self._numbers(outputs) for outputs in pool_parts(self.model, features, its_counts)]
-                for i, rows in zip(batch, np.stack(pooled, axis=1), strict=True):  # (parts, dimensions)
-                    vectors[i] = rows[: counts[i]]
-        return unit_rows(np.concatenate([np.empty((0, self.dimensions), dtype=np.float32), *vectors])), counts
+                order = np.append(order, batch)
+                states = TokenStates(self.model, features)
+                for rows, its_counts in zip(pooled, counts, strict=True):
+                    rows.append(self._numbers(states.pooled(torch.from_numpy(its_counts[batch]))))
+        places = [np.argsort(np.repeat(order, its_counts[order]), kind="stable") for its_counts in counts]
+        vectors = [unit_rows(np.concatenate(rows)[its]) for rows, its in zip(pooled, places, strict=True)]
+        return list(zip(vectors, counts, strict=True))
 
     @cached_property
     def _bare(self) -> bool:
@@ -169,6 +185,8 @@ class SentenceTransformerEncoder:
                 if getattr(text, "prompt", None) != prompt:
                     encoding = next(encodings)
                     text = TokenizedText(text, prompt, len(encoding) + special, encoding)
+                    if len(self._counts) < COUNTS_KEPT:
+                        self._counts[_key(text, prompt)] = text.tokens
                 yield text
 
     def _batches(self, texts: list[str], task: Task, limit: int | None) -> Iterator[tuple[list[int], dict]]:
@@ -209,15 +227,21 @@ class SentenceTransformerEncoder:
             self._backend.enable_truncation(limit, direction=tokenizer.truncation_side)
         encodings = [self._backend.post_process(text.encoding) for text in texts]  # special tokens, truncation
         self._backend.no_truncation()
-        columns = {"input_ids": "ids", "token_type_ids": "type_ids", "attention_mask": "attention_mask"}
-        rows = {
-            name: [getattr(encoding, attribute) for encoding in encodings]
-            for name, attribute in columns.items()
-            if name in tokenizer.model_input_names or name == "input_ids"
+        columns = {
+            "input_ids": ("ids", tokenizer.pad_token_id or 0),
+            "token_type_ids": ("type_ids", tokenizer.pad_token_type_id),
+            "attention_mask": ("attention_mask", 0),
         }
-        tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True  # that tokenizing pads faster
-        to_maximum = {"padding": "max_length", "max_length": limit or self.max_tokens} if self._pads_to_maximum else {}
-        return {**tokenizer.pad(rows, return_tensors="pt", **to_maximum), "modality": "text"}
+        longest = (limit or self.max_tokens) if self._pads_to_maximum else max(map(len, encodings))
+        features: dict = {"modality": "text"}
+        for name, (attribute, padding) in columns.items():
+            if name in tokenizer.model_input_names or name == "input_ids":
+                table = np.full((len(encodings), longest), padding, dtype=np.int64)
+                for row, encoding in zip(table, encodings, strict=True):
+                    first = longest - len(encoding) if tokenizer.padding_side == "left" else 0
+                    row[first : first + len(encoding)] = getattr(encoding, attribute)
+                features[name] = torch.from_numpy(table)
+        return features
 
     def _numbers(self, outputs: dict) -> np.ndarray:
         """Return the vectors (n, dimensions) among what the model's modules made."""
@@ -227,6 +251,10 @@ class SentenceTransformerEncoder:
             fix = "mend modules.json, or the config.json of its Pooling or Dense"
             raise ValueError(f"encoder {self.name!r} gives {given}, and its settings say {self.dimensions}; {fix}")
         return rows.float().cpu().numpy()
+
+
+def _key(text: str, prompt: str) -> tuple[str, int, int]:
+    return prompt, len(text), hash(text)
 
 
 def token_batches(lengths: np.ndarray, budget_tokens: int) -> list[list[int]]:
@@ -257,13 +285,10 @@ def load_model(name: str, device: str | None = None):
     pinned = None if is_model else re.fullmatch("(.+)@([0-9a-f]{40})", name)
     path, revision = pinned.groups() if pinned else (name, None)
     trusted = is_model or pinned is not None
-    from sentence_transformers import SentenceTransformer  # slow, and no baseline needs it
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # of loading weights, which takes no time
+    make = _sentence_transformers()
     with nullcontext("") if is_model else hub_or_cache(path, revision) as silent:  # why the Hub does not answer
         try:
-            model = SentenceTransformer(path, device=device, revision=revision, trust_remote_code=trusted)
+            model = make(path, device=device, revision=revision, trust_remote_code=trusted)
         except Exception as error:  # other people's files, read by other people's code
             reason = f"cannot be loaded ({type(error).__name__}: {one_line(error)}); mend it, or name another"
             if "trust_remote_code" in str(error) and not trusted:
@@ -274,6 +299,20 @@ def load_model(name: str, device: str | None = None):
     if problem := unusable(model, folder):
         raise ValueError(f"encoder {name!r} {problem}")
     return model
+
+
+def _sentence_transformers():
+    """Import the class, which is slow: a fifth of the time would go into looking for garbage."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils.logging import disable_progress_bar
+    finally:
+        if was_enabled:
+            gc.enable()
+    disable_progress_bar()  # of loading weights, which takes no time
+    return SentenceTransformer
 
 
 def unusable(model, folder: Path) -> str:
@@ -313,8 +352,8 @@ def pools_itself(transformer) -> bool:
     return getattr(transformer, "module_output_name", None) == "sentence_embedding"
 
 
-def check_late_chunking(model, name: str) -> None:
-    """Refuse a `SentenceTransformer` whose vector is not some mean over its tokens."""
+def late_chunking_problem(model) -> str:
+    """Return why a `SentenceTransformer` cannot pool parts of a text: its vector is not some mean over its tokens."""
     transformer, *others = model
     inner, modes = getattr(transformer, "model", None), []
     if pools_itself(transformer):
@@ -324,40 +363,66 @@ def check_late_chunking(model, name: str) -> None:
     elif inner is not None and hasattr(transformer, "modality_config"):
         modes = [mode for module in others for mode in np.atleast_1d(getattr(module, "pooling_mode", []))]
     single = [str(mode) for mode in modes if str(mode).startswith(POOLS_ONE_TOKEN)]
-    if single or not modes:
-        kind = ", ".join(single) or f"of {type(transformer).__name__} is unknown or takes no mask of tokens, so it"
-        whole = f"encoder {name!r} cannot divide a document after one pass"
-        raise ValueError(f"{whole}: its pooling {kind} is no mean over tokens; use best-chunk")
+    if modes and not single:
+        return ""
+    kind = ", ".join(single) or f"of {type(transformer).__name__} is unknown or takes no mask of tokens, so it"
+    return f"its pooling {kind} is no mean over tokens; use best-chunk"
 
 
-def pool_parts(model, features: dict, counts) -> Iterator[dict]:
-    """Run the model once, and yield what its modules make of the first part of each row, of the second, ...
-
-    Special tokens belong to the first and the last part, a prompt to the first.
+class TokenStates:
+    """What a model makes of every token of a batch: read once, then pooled in any number of parts.
 
     Args:
-        model: a `SentenceTransformer` in evaluation mode that `check_late_chunking` accepts.
+        model: a `SentenceTransformer` in evaluation mode that has no `late_chunking_problem`.
         features: what its `preprocess` returns, on its device.
-        counts: (B,), in how many equal parts each row is divided. The others of a row mean nothing.
     """
-    transformer, *others = model
-    mask = features["attention_mask"].bool()  # (B, L)
-    prompt = features.pop("prompt_length", None)  # else the pooling would drop as many tokens of every part
-    if prompt is not None and not all(getattr(module, "include_prompt", True) for module in others):
-        mask = mask & (mask.cumsum(1) > int(prompt))
-    part = (mask.cumsum(1) - 1) * counts[:, None] // mask.sum(1, keepdim=True).clamp(min=1)
-    part = part.masked_fill(~mask, -1)  # (B, L): which part a token belongs to
-    if pools_itself(transformer):
-        names = ("input_ids", "attention_mask", "token_type_ids")
-        hidden = transformer.model(**{name: features[name] for name in names if name in features}).last_hidden_state
-    else:
-        features = transformer(features)
-    for number in range(int(counts.max())):
-        chosen = part == number
-        if pools_itself(transformer):
-            outputs = {"sentence_embedding": transformer.model.pooler(hidden, chosen, features["input_ids"])}
+
+    def __init__(self, model, features: dict):
+        self.transformer, *self.others = model
+        self.mask = features["attention_mask"].bool()  # (B, L)
+        prompt = features.pop("prompt_length", None)  # else the pooling would drop as many tokens of every part
+        if prompt is not None and not all(getattr(module, "include_prompt", True) for module in self.others):
+            self.mask = self.mask & (self.mask.cumsum(1) > int(prompt))
+        if pools_itself(self.transformer):
+            names = ("input_ids", "attention_mask", "token_type_ids")
+            outputs = self.transformer.model(**{name: features[name] for name in names if name in features})
+            self.features = {**features, "hidden": outputs.last_hidden_state}
         else:
-            outputs = {**features, "attention_mask": chosen.to(features["attention_mask"].dtype)}
-        for module in others:
+            self.features = self.transformer(features)
+
+    def pooled(self, counts) -> dict:
+        """Return the vectors (sum of counts, d) that the model's modules make of all parts, a row's side by side.
+
+        Special tokens belong to the first and the last part, a prompt to the first.
+
+        Args:
+            counts: (B,), in how many equal parts each row is divided.
+        """
+        import torch
+
+        counts = counts.to(self.mask.device)
+        total = self.mask.sum(1, keepdim=True).clamp(min=1)
+        rank = self.mask.cumsum(1) - 1  # (B, L): of a token among those of its row
+        part = rank * counts[:, None] // total  # (B, L): which part it belongs to
+        if pools_itself(self.transformer):
+            first = -(-part * total // counts[:, None])  # the rank of its part's first token
+            return self._finished({"sentence_embedding": self._slices(part, rank - first, counts)})
+        numbers = torch.arange(int(counts.max()), device=counts.device)
+        masks = [(self.mask & (part == number)).to(self.features["attention_mask"].dtype) for number in numbers]
+        parts = [self._finished({**self.features, "attention_mask": mask})["sentence_embedding"] for mask in masks]
+        return {"sentence_embedding": torch.stack(parts, 1)[numbers < counts[:, None]]}
+
+    def _finished(self, outputs: dict) -> dict:
+        for module in self.others:
             outputs = module(outputs)
-        yield outputs
+        return outputs
+
+    def _slices(self, part, offset, counts):
+        """Pool each part as a text of its own: the pooler reads every token once, not once for every part."""
+        row = (counts.cumsum(0) - counts)[:, None] + part  # (B, L): of the part among all parts
+        places = row[self.mask], offset[self.mask]
+        shape = int(counts.sum()), int(places[1].max()) + 1
+        slices = []
+        for whole in (self.features["hidden"], self.mask, self.features["input_ids"]):
+            slices.append(whole.new_zeros(*shape, *whole.shape[2:]).index_put(places, whole[self.mask]))
+        return self.transformer.model.pooler(*slices)

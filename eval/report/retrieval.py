@@ -1,5 +1,6 @@
 """Retrieval scores: the paper's two benchmarks at a glance, each task with every system, and scores in detail."""
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable
 
@@ -22,6 +23,7 @@ GROUPS = {
     ("hybrid", "not stated"): "Hybrid with BM25, training not stated",
     ("one", "not stated"): "One vector a document, training not stated",
     ("several", "not stated"): "Several vectors a document, training not stated",
+    ("not stated", "not stated"): "Run files",
 }
 LEXICAL = GROUPS["lexical", "untrained"]
 BENCHMARKS = {"15": ("LoCoV1", ("3", "15")), "23": ("LoCoV0", ("23",))}  # name, and the tables its scores belong to
@@ -29,7 +31,8 @@ BENCHMARKS = {"15": ("LoCoV1", ("3", "15")), "23": ("LoCoV0", ("23",))}  # name,
 
 def group_of(system: dict) -> str:
     """Return the title of the group of a retrieval record or of a model of the paper."""
-    kind = "hybrid" if system.get("hybrid") else "one" if system["vectors"] == "one" else "several"
+    kind = system["vectors"] if system["vectors"] in ("one", "not stated") else "several"
+    kind = "hybrid" if system.get("hybrid") else kind
     kind = "lexical" if system["claim"] == "untrained" else kind
     return GROUPS.get((kind, system["claim"])) or GROUPS[kind, "not stated"]
 
@@ -148,17 +151,17 @@ def overview_table(paper_table: str, tasks: Tasks) -> Markdown:
 def scores_table(records: list[dict], sources: Sources) -> Markdown:
     """Return all systems on a task in their groups, beside the paper's where the paper has this task."""
     found, column, counts = paper_table_of(records[0]), column_of(records[0]), records[0]["counts"]
-    caption = (
-        f"{counts['queries']:,} queries, {counts['documents']:,} documents. Scores in points, intervals over queries."
-    )
+    documents = counts["documents"] or math.inf  # not known of run files
+    pool = "" if documents == math.inf else f", {documents:,} documents"
+    caption = f"{counts['queries']:,} queries{pool}. Scores in points, intervals over queries."
     if found:
         caption += (
             f" Rows in italics are printed in the paper (Table {found}), which gives no intervals. The difference is "
             "ours minus the paper's row of the same system, in bold where the paper's value is outside our interval."
         )
-    if counts["documents"] <= 100:
+    if documents <= 100:
         caption += " With so few documents recall@100 says nothing."
-    if any(((record.get("hybrid") or {}).get("depth") or 0) >= counts["documents"] for record in records):
+    if any(((record.get("hybrid") or {}).get("depth") or 0) >= documents for record in records):
         caption += " Reranking as many candidates as there are documents gives the model's own ranking."
     caption += (
         " Seen: the share of the documents' tokens that reached a vector. Vectors and seconds are for one document. "

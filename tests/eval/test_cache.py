@@ -78,6 +78,20 @@ def test_equal_texts_are_computed_once_and_a_second_run_computes_nothing(tmp_pat
     assert again.encoded == ["rain"]
 
 
+@pytest.mark.parametrize(("limit", "again"), [(2**26, []), (8, ["boat"])])
+def test_without_a_folder_a_few_vectors_are_remembered(policy, monkeypatch, limit, again):
+    monkeypatch.setattr(cache, "MEMORY_BYTES", limit)
+    encoder, store = Counting(), VectorStore(None)
+    first = store.embed(encoder, policy, TEXTS)
+    del encoder.encoded[:]
+    some = store.embed(encoder, policy, ["boat"])
+    assert encoder.encoded == again
+    np.testing.assert_array_equal(some.vectors.rows, first.vectors.rows[:1])
+    store.embed(Counting("bb"), policy, ["boat"])
+    store.embed(encoder, None, ["boat"])
+    assert encoder.encoded[len(again) :] == ["boat"]  # another model's and queries' are others
+
+
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path, policy):
     interrupted = Counting(fails_at="boat")
     with pytest.raises(RuntimeError, match="out of memory"):

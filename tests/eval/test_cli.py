@@ -116,7 +116,7 @@ def test_a_task_of_any_name_prints_no_line_of_its_own(write_task, tiny_rows, tmp
         (["--encoder", "./nowhere"], "'./nowhere'"),
         (["--encoder", "$NOT_SET_ANYWHERE"], "'$NOT_SET_ANYWHERE'"),
         (["--encoder", "bm25", "--policy", "best-chunks"], "did you mean 'best-chunk'?"),
-        (["--encoder", "bm25", "--hybrid", "rerrank"], "'rerank', 'rrf' or 'weighted'"),
+        (["--encoder", "bm25", "--hybrid", "rerrank"], "'rerank', 'rrf', 'standardized' or 'weighted'"),
         (["--encoder", "bm25", "--split", "train"], "train.parquet"),
         (["--encoder", "bm25", "--hybrid", "weighted", "--development-split", "test"], "development_split='test'"),
         ([], "--encoder"),

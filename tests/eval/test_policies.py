@@ -10,13 +10,21 @@ from fake_encoders import Opaque
 from torch import nn
 
 from m2bert.eval.encoders import sentence_transformer
+from m2bert.eval.encoders.cache import VectorStore
 from m2bert.eval.encoders.policies import POLICIES, chunk_texts, cut, parse_policy
 from m2bert.eval.encoders.protocol import unit_rows
 from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
 
 WORDS = ["apple", "pear", "boat", "sail", "stone", "wall", "cloud", "rain", "river", "bridge", "horse", "saddle"]
 TEXTS = [" ".join(np.random.default_rng(i).choice(WORDS, size)) for i, size in enumerate([3, 200, 10, 11, 57])] + [""]
-ALL = ["truncate", "truncate:tokens=5", "chunk-average", "best-chunk:tokens=8,stride=3", "late-chunk:vectors=3"]
+ALL = [
+    "truncate",
+    "truncate:tokens=5",
+    "chunk-average",
+    "best-chunk:tokens=8,stride=3",
+    "late-chunk:vectors=3",
+    "late-chunk:vectors=3,document=1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +106,8 @@ def test_specifications_are_canonical():
         (" best-chunk:stride=4, tokens=08 ", "best-chunk:tokens=8,stride=4"),
         ("late-chunk:vectors=16", "late-chunk"),
         ("late-chunk:vectors=4", "late-chunk:vectors=4"),
+        ("late-chunk:document=0", "late-chunk"),
+        ("late-chunk:document=1, vectors=4", "late-chunk:vectors=4,document=1"),
         ("chunk-average:tokens=256", "chunk-average:tokens=256"),
     ]:
         assert parse_policy(text).spec == spec
@@ -114,6 +124,7 @@ def test_specifications_are_canonical():
         ("truncate:tokens", "tokens is ''; .*integer"),
         ("truncate:tokens=0", "tokens is '0'; .*greater"),
         ("late-chunk:vectors=1.5", "vectors is '1.5'; .*integer"),
+        ("late-chunk:document=2", "document is '2'; .*less"),
         ("best-chunk:tokens=13", "policy 'best-chunk:tokens=13' of encoder '.*tiny': tokens=13 must be from 3 to 12"),
         ("chunk-average:tokens=2", "tokens=2 must be from 3"),
         ("best-chunk:stride=11", "stride=11 would skip text"),
@@ -242,15 +253,49 @@ class TestLateChunking:
         np.testing.assert_allclose(one.rows, truncated.rows, atol=1e-6)
         assert one.counts.tolist() == [1] * 4
         assert one.seen.tolist() == truncated.seen.tolist() == pytest.approx([1, 1, 1, 10 / 12])
-        together, counts = encoder.encode_parts(self.TEXTS, 4)
-        alone = [encoder.encode_parts([text], 4) for text in self.TEXTS]
+        ((together, counts),) = encoder.encode_parts(self.TEXTS, [4])
+        alone = [encoder.encode_parts([text], [4])[0] for text in self.TEXTS]
         np.testing.assert_allclose(together, np.concatenate([rows for rows, _ in alone]), atol=1e-5)
         assert counts.tolist() == [int(its[0]) for _, its in alone]
         assert np.abs(together[0] - together[1]).max() > 1e-3
 
+    @pytest.mark.parametrize("kind", ["pools_outside", "pools_itself"])
+    def test_the_vector_of_the_whole_document_comes_before_its_parts(self, kind, request):
+        encoder = request.getfixturevalue(kind)
+        rows, counts, _ = parse_policy("late-chunk:vectors=3,document=1").embed(encoder, self.TEXTS)
+        parts = parse_policy("late-chunk:vectors=3").embed(encoder, self.TEXTS)
+        assert counts.tolist() == (parts.counts + 1).tolist() == [3, 4, 2, 4]
+        firsts = np.cumsum(counts) - counts
+        truncated = parse_policy("truncate").embed(encoder, self.TEXTS).rows
+        np.testing.assert_allclose(rows[firsts], truncated, atol=1e-6)
+        np.testing.assert_allclose(np.delete(rows, firsts, axis=0), parts.rows, atol=1e-6)
+
+    @pytest.mark.parametrize("kept", [True, False])
+    @pytest.mark.parametrize("kind", ["pools_outside", "pools_itself"])
+    def test_policies_of_one_pass_share_it(self, kind, kept, request, tmp_path, monkeypatch):
+        encoder = request.getfixturevalue(kind)
+        policies = [parse_policy(spec) for spec in ("late-chunk", "best-chunk", "truncate", "late-chunk:document=1")]
+        expected = [policy.embed(encoder, self.TEXTS) for policy in policies]
+        store = VectorStore(tmp_path if kept else None)
+        shared = [store.embed(encoder, policies[0], self.TEXTS, policies)]
+        store.embed(encoder, policies[1], self.TEXTS, policies)
+        monkeypatch.setattr(encoder, "_batches", lambda *_: pytest.fail("the model reads again"))
+        shared += [store.embed(encoder, policy, self.TEXTS, policies) for policy in policies[2:]]
+        for timed, vectors in zip(shared, [expected[0], *expected[2:]], strict=True):
+            np.testing.assert_allclose(timed.vectors.rows, vectors.rows, atol=1e-6)
+            assert timed.vectors.counts.tolist() == vectors.counts.tolist()
+            np.testing.assert_array_equal(timed.vectors.seen, vectors.seen)
+
+    def test_a_model_that_cannot_be_divided_still_truncates(self, pools_outside):
+        pools_outside.model[1].pooling_mode = "cls"
+        late, truncate = parse_policy("late-chunk"), parse_policy("truncate")
+        assert "pooling cls is no mean" in late.problem(pools_outside)
+        timed = VectorStore(None).embed(pools_outside, truncate, self.TEXTS, [late, truncate])
+        np.testing.assert_array_equal(timed.vectors.rows, truncate.embed(pools_outside, self.TEXTS).rows)
+
     def test_parts_are_means_over_equal_stretches_of_one_pass(self, pools_outside):
         """The special tokens belong to the first and the last part."""
-        rows, counts = pools_outside.encode_parts(self.TEXTS, 3)
+        ((rows, counts),) = pools_outside.encode_parts(self.TEXTS, [3])
         assert counts.tolist() == [2, 3, 1, 3]  # 4, 8, 2 and 12 tokens: at least two a part
         states = pools_outside.model.encode(self.TEXTS, output_value="token_embeddings")
         stretches = [(0, 0, 2), (0, 2, 4), (1, 0, 3), (1, 3, 6), (1, 6, 8), (2, 0, 2), (3, 0, 4), (3, 4, 8), (3, 8, 12)]
@@ -262,27 +307,27 @@ class TestLateChunking:
         monkeypatch.setitem(model.prompts, "document", "rain ")
         for include in (True, False):
             model.set_pooling_include_prompt(include)
-            one, _ = pools_outside.encode_parts(self.TEXTS, 1)
+            ((one, _),) = pools_outside.encode_parts(self.TEXTS, [1])
             np.testing.assert_allclose(one, pools_outside.encode(self.TEXTS, "document"), atol=1e-6)
             np.testing.assert_allclose(one, unit_rows(model.encode_document(self.TEXTS)), atol=1e-6)
-        rows, counts = pools_outside.encode_parts(["wall cloud"], 2)
+        ((rows, counts),) = pools_outside.encode_parts(["wall cloud"], [2])
         state = model.encode_document(["wall cloud"], output_value="token_embeddings")[0]  # [CLS] rain wall ...
         assert counts.tolist() == [2]
         np.testing.assert_allclose(rows, unit_rows(np.stack([state[2:4].mean(0), state[4:].mean(0)])), atol=1e-6)
 
     def test_pooling_that_is_no_mean_is_refused_by_name(self, pools_outside):
         pools_outside.model[1].pooling_mode = "weightedmean"
-        assert pools_outside.encode_parts(self.TEXTS, 2)[1].tolist() == [2, 2, 1, 2]
+        assert pools_outside.encode_parts(self.TEXTS, [2])[0][1].tolist() == [2, 2, 1, 2]
         for mode in ("cls", "lasttoken"):
             pools_outside.model[1].pooling_mode = mode
             with pytest.raises(ValueError, match=f"encoder '.*tiny' .*pooling {mode} is no mean"):
-                pools_outside.encode_parts(self.TEXTS, 2)
+                pools_outside.encode_parts(self.TEXTS, [2])
 
     def test_models_that_pool_in_an_unknown_way_are_refused(self, pools_itself):
         transformer = pools_itself.model[0]
         transformer.model.pooler.pooling = "cls_tanh"
         with pytest.raises(ValueError, match="pooling cls_tanh is no mean"):
-            pools_itself.encode_parts(self.TEXTS, 2)
+            pools_itself.encode_parts(self.TEXTS, [2])
         transformer.model.pooler = transformer.model.bert.pooler  # of the hidden states alone
         with pytest.raises(ValueError, match="unknown or takes no mask of tokens"):
-            pools_itself.encode_parts(self.TEXTS, 2)
+            pools_itself.encode_parts(self.TEXTS, [2])

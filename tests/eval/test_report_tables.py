@@ -276,3 +276,12 @@ def test_the_papers_columns_average_to_what_the_errata_say():
     transformers = [name for name in paper_values("15") if name != "BM25" and not name.startswith("M2-BERT")]
     best = {task: max(paper_value("15", name, task) for name in transformers) for task in paper_columns("15")}
     assert sum(paper_value("15", "M2-BERT-32k", task) > score for task, score in best.items()) == 9
+
+
+def test_run_files_are_a_group_of_their_own():
+    """Nobody knows their pool, or how they treat documents."""
+    unknown = dict.fromkeys(("policy", "vectors", "claim"), "not stated")
+    record = made.retrieval("theirs", counts={"queries": 40, "documents": None}, **unknown)
+    section = sections_of(record, made.bm25())["qmsum, test"]
+    assert groups_of(section) == {"Lexical": ["bm25"], "Run files": ["theirs"]}
+    assert "40 queries. Scores" in sections_of(record)["qmsum, test"]

@@ -98,10 +98,12 @@ def test_answers_that_are_not_there_and_grades_below_one_are_no_answers(settings
 
 def test_policies_and_hybrids_are_systems_of_their_own(settings, words):
     """Plain tfidf-rp takes its width from the models."""
-    policies, hybrids = ("truncate", "best-chunk:tokens=3"), ("rerank", "rrf", "weighted")
+    policies, hybrids = ("truncate", "best-chunk:tokens=3"), ("rerank", "rrf", "standardized", "weighted")
     records, _ = evaluate(settings("tfidf-rp", "words", policies=policies, hybrids=hybrids), VectorStore(None))
     alone = ["words / truncate", "words / best-chunk:tokens=3", "tfidf-rp:12"]
-    hybrids = [f"{name} + bm25 ({how})" for name in alone[:2] for how in ("rerank:100", "rrf", "weighted")]
+    hybrids = [
+        f"{name} + bm25 ({how})" for name in alone[:2] for how in ("rerank:100", "rrf", "standardized", "weighted")
+    ]
     assert sorted(record["system"] for record in records) == sorted(alone + hybrids)
     weighted = next(record for record in records if record["system"].endswith("(weighted)"))
     assert weighted["hybrid"]["development_split"] == "validation"
@@ -151,7 +153,7 @@ def test_what_was_scored_before_a_failure_stays(settings, words, monkeypatch):
     monkeypatch.setattr(module.DenseRanker, "rank", rank)
     records, failures = evaluate(settings("words", policies=("truncate", "best-chunk")), VectorStore(None))
     assert [record["system"] for record in records] == ["words / truncate"]
-    assert failures == ["encoder 'words' failed, and the rest of it is left out: out of memory"]
+    assert failures == ["encoder 'words' failed on task 'tiny', and the rest of it there is left out: out of memory"]
 
 
 def test_nothing_is_scored_twice(settings, words, tiny_data):

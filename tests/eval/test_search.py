@@ -12,6 +12,7 @@ from m2bert.eval.search import (
     ExactSearch,
     choose_weight,
     reciprocal_rank_fusion,
+    standardized_fusion,
     trec_order,
     weighted_fusion,
 )
@@ -96,6 +97,19 @@ def test_scores_are_scaled_per_query_before_they_are_weighed():
     assert fused["no words known"] == {"b": 0.0, "a": 0.0}
 
 
+def test_scores_are_standardized_per_query_and_a_document_that_is_not_ranked_counts_as_the_last():
+    """The mean of 1, 2, 3 is 2 and their deviation sqrt(2 / 3); those of 10, 30 are 20 and 10."""
+    ours = {"q": {"a": 3.0, "b": 2.0, "c": 1.0}, "only ours": {"a": 2.0, "b": 1.0}}
+    theirs = {"q": {"c": 30.0, "d": 10.0}, "no words known": {"a": 0.0, "b": 0.0}}
+    fused, step = standardized_fusion(ours, theirs), 1.5**0.5
+    assert fused["q"] == pytest.approx({"a": step - 1, "b": -1, "c": 1 - step, "d": -1 - step})
+    assert list(fused["q"]) == ["a", "c", "b", "d"]
+    assert fused["only ours"] == pytest.approx({"a": 1.0, "b": -1.0})
+    assert fused["no words known"] == {"b": 0.0, "a": 0.0}
+    moved = {"q": {pid: 100 * score - 7 for pid, score in ours["q"].items()}}
+    assert standardized_fusion(moved, theirs)["q"] == pytest.approx(fused["q"])
+
+
 def test_the_weight_is_the_best_on_the_grid():
     """One query needs weight >= 0.35, the other <= 0.65; between them all weights are perfect, and 0.5 is chosen."""
     ours = {"q": {"a": 1.0, "b": 0.5, "c": 0.0}, "r": {"a": 1.0, "b": 0.0, "c": 0.55}}
@@ -111,3 +125,4 @@ def test_a_fusion_holds_no_more_documents_than_a_run_may(monkeypatch):
     ours, theirs = {"q": {"a": 1.0, "b": 0.5}}, {"q": {"c": 1.0, "d": 0.2}}
     assert list(reciprocal_rank_fusion([ours, theirs])["q"]) == ["c", "a"]
     assert list(weighted_fusion(ours, theirs, 0.4)["q"]) == ["c", "a"]
+    assert sorted(standardized_fusion(ours, theirs)["q"]) == ["a", "c"]

@@ -69,11 +69,11 @@ def test_exporting_keeps_the_files_that_scores_are_tied_to(tmp_path, checkpoint)
     assert len(read_scores([tmp_path / "scores.json"], folder).own) == 1
 
 
-def test_no_number_and_no_licence_is_made_up(tmp_path, checkpoint):
+def test_no_number_and_no_license_is_made_up(tmp_path, checkpoint):
     card = ModelCard.load(export(tmp_path, checkpoint) / "README.md")
     assert card.data.eval_results is None
     assert card.data.license is None
-    assert "| licence of the weights | not stated |" in card.text
+    assert "| license of the weights | not stated |" in card.text
     assert "## Evaluation" not in card.text
     assert "## Training" not in card.text
 

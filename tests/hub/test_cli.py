@@ -103,7 +103,7 @@ def test_the_version_is_shown(monkeypatch, capsys):
 
 
 def test_an_interruption_is_one_line_and_130(monkeypatch, capsys, tmp_path):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("m2bert.eval.run.Evaluation", interrupt)

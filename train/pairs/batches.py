@@ -35,16 +35,17 @@ def report_tasks(tasks: list[TokenTask], settings):
         settings: document_tokens, document_window, query_tokens (None: as documents), passage_share, passage_tokens,
             negatives.
     """
-    limit = settings.document_tokens
+    longest = settings.document_tokens
     documents = [document for task in tasks for document in task.documents]
-    long = sum(len(document) + 2 > limit for document in documents)
-    if long:
+    long_documents = sum(len(document) + 2 > longest for document in documents)
+    if long_documents:
         what = "cut to their first tokens" if settings.document_window == "first" else "read in random windows"
-        logger.warning("%d of %d documents exceed data.document_tokens=%d: %s", long, len(documents), limit, what)
+        counts = long_documents, len(documents)
+        logger.warning("%d of %d documents exceed data.document_tokens=%d: %s", *counts, longest, what)
     key, limit = "document_tokens" if settings.query_tokens is None else "query_tokens", query_limit(settings)
-    long = sum(len(query) + 2 > limit for task in tasks for query in task.queries)
-    if long:
-        logger.warning("%d queries are cut to data.%s=%d", long, key, limit)
+    long_queries = sum(len(query) + 2 > limit for task in tasks for query in task.queries)
+    if long_queries:
+        logger.warning("%d queries are cut to data.%s=%d", long_queries, key, limit)
     if settings.passage_share and settings.passage_tokens[1] + 2 > limit:
         logger.warning("passages of more than %d tokens are cut to data.%s=%d", limit - 2, key, limit)
     given = [len(negatives) for task in tasks for negatives in task.negatives]
@@ -82,7 +83,9 @@ class PairBatches:
         self.documents = [document for task in tasks for document in task.documents]
         self.queries = [query for task in tasks for query in task.queries]
         self.ranges = []  # of each task's documents: the first, how many
-        self.answers, self.given, self.pools = [], [], []  # of each query; the pool is its task's range of documents
+        # Of each query: its answers, its given negatives, and its pool: the name of its task, and the first and the end
+        # of the task's documents.
+        self.answers, self.given, self.pools = [], [], []
         first = 0
         for task in tasks:
             self.pools += [(task.name, first, first + len(task.documents))] * len(task.queries)
@@ -91,15 +94,17 @@ class PairBatches:
             self.ranges.append((first, len(task.documents)))
             first += len(task.documents)
         self.items = [(query, answer) for query, answers in enumerate(self.answers) for answer in answers]
-        for query, (name, first, last) in enumerate(self.pools):
+        for query, (name, first, end) in enumerate(self.pools):
             answers = len(self.answers[query])
-            if last - first - answers < settings.negatives:
+            if end - first - answers < settings.negatives:
                 raise ValueError(
-                    f"task {name!r} has {last - first} documents, too few for data.negatives={settings.negatives} "
+                    f"task {name!r} has {end - first} documents, too few for data.negatives={settings.negatives} "
                     f"besides the {answers} that answer a query; lower data.negatives, or leave it out of data.tasks"
                 )
-        self.units = len(self.items) * (1 + settings.negatives if settings.form == "pairs" else 1)
-        self.step, self._order = 0, (None, None)
+        self.units = len(self.items) * (
+            (1 + settings.negatives) if settings.form == "pairs" else 1
+        )  # what a batch counts
+        self.step, self._order = 0, (None, None)  # the order: an epoch and its permutation of the units
 
     def steps_of(self, epochs: float) -> int:
         """Return the steps in which every labelled item is met `epochs` times; in form pairs, with each of its
@@ -127,6 +132,7 @@ class PairBatches:
             query_ids, document_ids: (Q,), (D,) numbers of all processes' texts; None for passages.
         """
         rng = np.random.default_rng([self.seed, STEP, step])
+        # Of the first n steps, floor(n * passage_share) are steps of passages; the others count the labelled steps.
         passages_before, passages = (math.floor(n * self.settings.passage_share) for n in (step - 1, step))
         batch = self._passages(rng) if passages > passages_before else self._labelled(step - 1 - passages, rng)
         if self.idf is not None:
@@ -183,18 +189,18 @@ class PairBatches:
         """Return the negatives of an item in an epoch, the same in every form: the given ones, then documents of the
         task drawn at random among those that do not answer the query."""
         query = self.items[item][0]
-        given, (_, first, last) = self.given[query], self.pools[query]
+        given, (_, first, end) = self.given[query], self.pools[query]
         missing = self.settings.negatives - len(given)
         if missing == 0:
             return given
         excluded = {*self.answers[query], *given}
         rng = np.random.default_rng([self.seed, NEGATIVES, epoch, item])
-        drawn = first + rng.choice(last - first, missing + len(excluded), replace=False)
+        drawn = first + rng.choice(end - first, missing + len(excluded), replace=False)
         return given + [int(document) for document in drawn if int(document) not in excluded][:missing]
 
     def _passages(self, rng) -> dict:
-        """Cut passages out of documents of one task, drawn at random; return both. Documents of the same kind are the
-        negatives that teach. A task is drawn with a probability that grows with the square root of its size."""
+        """Cut passages out of documents of one task, drawn at random; return both. All documents come from one task, so
+        that they are hard negatives of each other. A task is drawn in proportion to the square root of its size."""
         counts = np.sqrt([count for _, count in self.ranges])
         first, count = self.ranges[rng.choice(len(self.ranges), p=counts / counts.sum())]
         size = min(self.settings.batch_size, count)
@@ -211,9 +217,11 @@ class PairBatches:
                 "compared": torch.ones_like(relevant), "query_ids": None, "document_ids": None}  # fmt: skip
 
     def _cut(self, document: int, rng) -> tuple[list[np.ndarray], np.ndarray]:
-        """Return passages of a document, and a window of it without them, of at most document_tokens. The window has a
-        part for every passage, and each part keeps its share of what the document keeps, so that there is always text
-        around a passage. If the document does not fill the window, a part keeps its share or half of itself."""
+        """Return passages of a document, and a window of it without them, of at most document_tokens.
+
+        The window has a part for every passage. A passage is cut from its part, and at most half of the part, or what
+        exceeds the part's share of document_tokens. So there is always text around a passage.
+        """
         count, kept_tokens = self.settings.passages_per_document, self.settings.document_tokens - 2
         shortest, longest = self.settings.passage_tokens
         lengths = np.minimum(rng.integers(shortest, longest + 1, count), query_limit(self.settings) - 2)
