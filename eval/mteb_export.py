@@ -28,7 +28,7 @@ from .tasks.schema import RetrievalTask
 
 logger = logging.getLogger(__name__)
 
-ORGANISATION = "m2bert-eval"  # mteb's models are called organisation/name
+ORGANIZATION = "m2bert-eval"  # mteb's models are called organization/name
 # What the paper prints in Tables 20 and 22, and the cosine's average precision; mteb's main scores there are others.
 ALSO = ("cosine_pearson", "cosine_accuracy", "cosine_ap", "ndcg_at_10")
 
@@ -51,7 +51,7 @@ class EncoderForMteb:
         self.policy = one_vector(policy or Truncate())
         self.policy.check(encoder)
         name = f"{encoder.name} ({self.policy.spec})".replace("/", "_")
-        about = {"name": f"{ORGANISATION}/{name}", "revision": encoder.fingerprint, "languages": None}
+        about = {"name": f"{ORGANIZATION}/{name}", "revision": encoder.fingerprint, "languages": None}
         self.mteb_model_meta = ModelMeta.create_empty(overwrites=about)
 
     def encode(self, inputs: Iterable[dict], *, prompt_type=None, **_) -> np.ndarray:

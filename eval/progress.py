@@ -1,6 +1,6 @@
 """The processes of a run, and one progress bar for all of its nested work.
 
-`accelerate launch` or torchrun start several processes; a single one initialises nothing.
+`accelerate launch` or torchrun start several processes; a single one initializes nothing.
 """
 
 import os

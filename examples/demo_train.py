@@ -55,7 +55,7 @@ def train(entry: str, name: str, *overrides: str, log: Path | None = None):
 
 
 def train_controls(log: Path):
-    """Train what the model is compared with: standard initialisation, with and without training, and no layers."""
+    """Train what the model is compared with: standard initialization, with and without training, and no layers."""
     train("mlm", "mlm-standard", *STANDARD, *MEAN_POOLING, log=log)
     train("opl", "standard", "model.path=mlm-standard", *STANDARD, log=log)
     new = "tokenizer.path=mlm-standard"

@@ -108,7 +108,7 @@ def load_strictly(
     Sizes are compared before anything is allocated. None of the checkpoint's code is run.
 
     Args:
-        may_miss: prefixes of tensors that may be absent and are then newly initialised (a pooler on top of a
+        may_miss: prefixes of tensors that may be absent and are then newly initialized (a pooler on top of a
             masked-LM checkpoint).
         changes: fields of the configuration to change.
 

@@ -28,7 +28,7 @@ def check_repo_id(repo_id: str, name: str = "--repo"):
     """Raise ValueError, with the setting's `name`, unless it is org/name, and not a folder here."""
     try:
         validate_repo_id(repo_id)
-        problem = "" if "/" in repo_id and not Path(repo_id).is_dir() else "a folder here, or without an organisation"
+        problem = "" if "/" in repo_id and not Path(repo_id).is_dir() else "a folder here, or without an organization"
     except HFValidationError as error:
         problem = error
     if problem:

@@ -17,7 +17,7 @@ The answer, every list in the order of the inputs (one text gives lists of one):
 `truncated` says whether any of it was not read. `chunk-average` reads all of it: the text is cut into consecutive
 chunks that the model takes whole, and its vector is the mean of their unit vectors (section 5.1 of the paper).
 `normalize` scales vectors to length 1; without it `truncate` gives the model's own pooler_output. An empty text gets
-the vector of the special tokens, as from sentence-transformers. A text's vector does not depend on its neighbours.
+the vector of the special tokens, as from sentence-transformers. A text's vector does not depend on its neighbors.
 
 Requests may come from any number of threads. One thread does all the work, piece by piece, and takes the next piece
 from the request that is first in line. A request stands as far behind as it is long: a short query waits for the piece

@@ -29,7 +29,7 @@ class M2BertConfig(PreTrainedConfig):
         num_blocks: diagonal blocks of the feed-forward matrices; 1 is a dense layer.
         max_position_embeddings: longest sequence in tokens, and the length of the long filters.
         filter_decay_length: length in tokens over which the exponential decay of the filters is spread when a model
-            is initialised (`None`: max_position_embeddings). Keep it when the context grows, and the decay per token
+            is initialized (`None`: max_position_embeddings). Keep it when the context grows, and the decay per token
             stays what it was.
         position_embeddings: learn a vector for every position. Convolutions see the order of tokens without it, and a
             small model for long texts would be mostly this table.
@@ -37,13 +37,13 @@ class M2BertConfig(PreTrainedConfig):
         hidden_dropout_prob: dropout after the embeddings and inside the feed-forward network.
         classifier_dropout: dropout before the classifier (`None`: hidden_dropout_prob).
         layer_norm_eps: epsilon of every LayerNorm except the mixer's own (`mixer_layer_norm`).
-        initializer_range: standard deviation of the normal initialisation.
+        initializer_range: standard deviation of the normal initialization.
         filter_order: width O of the sine networks that generate the filters.
-        filter_embedding_size: number E of positional features per filter tap, odd: normalised time and (E - 1) / 2
+        filter_embedding_size: number E of positional features per filter tap, odd: normalized time and (E - 1) / 2
             pairs of cosine and sine.
         filter_frequency: initial frequency inside the sines.
         residual_long_conv: add a second, ungated long convolution of the mixer's input to the mixer's output.
-        mixer_layer_norm: normalise the mixer's input (the "training additions" of some older checkpoints).
+        mixer_layer_norm: normalize the mixer's input (the "training additions" of some older checkpoints).
         pooling: how `pooler_output` is made: `mean`, `weighted_mean` (one learned weight per token id and head),
             `cls` (position 0), `cls_tanh` and `mean_tanh` (dense layer and tanh on top).
         num_pooling_heads: heads of `weighted_mean`; their pooled vectors are concatenated.
@@ -51,7 +51,7 @@ class M2BertConfig(PreTrainedConfig):
             log(1 + n / pooling_saturation); `None`: as n.
         contextual_pooling: in `weighted_mean`, a token's weight depends on its last hidden state, too.
         padding: `masked` (padding cannot be seen: a text's vector is that of the text alone) or `visible` (the
-            research code's behaviour: results depend on how far a text is padded).
+            research code's behavior: results depend on how far a text is padded).
         sparse_prediction: compute masked-LM logits only where `labels` is not -100 (training memory).
         pad_token_id: id of the padding token.
         tie_word_embeddings: share the token embedding with the masked-LM decoder.
@@ -114,7 +114,7 @@ class M2BertConfig(PreTrainedConfig):
             (("layer_norm_eps", "initializer_range", "filter_frequency"), lambda value: 0 <= value < math.inf,
              "0 or more, and finite"),
             (("filter_embedding_size",), lambda value: value >= 3 and value % 2 == 1,
-             "odd and at least 3: normalised time and pairs of cosine and sine"),
+             "odd and at least 3: normalized time and pairs of cosine and sine"),
             (("pad_token_id",), lambda value: value is None or 0 <= value < self.vocab_size,
              f"in the vocabulary of vocab_size={self.vocab_size}"),
             (("pooling",), lambda value: value in POOLINGS, f"one of {', '.join(POOLINGS)}"),

@@ -29,7 +29,7 @@ def positional_features(num_positions: int, size: int) -> Tensor:
     return torch.cat([steps / max(num_positions - 1, 1), angles.cos(), -angles.sin()], dim=1)
 
 
-def normalised_time(num_positions: int, decay_length: int) -> Tensor:
+def normalized_time(num_positions: int, decay_length: int) -> Tensor:
     """Return the time of every tap (num_positions,) float32: 0 at the first, 1 at tap decay_length - 1."""
     return torch.arange(num_positions, device="cpu", dtype=torch.float32) / max(decay_length - 1, 1)
 
@@ -70,9 +70,9 @@ class M2BertFilter(nn.Module):
 
         return super()._apply(keep_precision, recurse)
 
-    def initialise(self, config):
+    def initialize(self, config):
         """Fill with initial values; in `decay` those of the slowest channel come first."""
-        time = normalised_time(config.max_position_embeddings, config.filter_decay_length)
+        time = normalized_time(config.max_position_embeddings, config.filter_decay_length)
         init.copy_(self.time, time)
         init.copy_(self.positional_features, positional_features(len(time), config.filter_embedding_size))
         slowest, fastest = (-math.log(1e-2) / share for share in (SLOWEST_DECAY_SHARE, FASTEST_DECAY_SHARE))

@@ -71,7 +71,7 @@ def _normal_cdf(x):
 def _dropout_scale(seed, dropout, kept_scale, t, group, groups, TILE_T: tl.constexpr, TILE_I: tl.constexpr):
     """Return the factors of a tile's dropout, 0 or kept_scale: a function of seed and position alone.
 
-    Philox makes four numbers at a time: for four neighbouring channels, the group-th of `groups` of the token.
+    Philox makes four numbers at a time: for four neighboring channels, the group-th of `groups` of the token.
     """
     counter = (t.to(tl.int64)[:, None] * groups + group[None, :]).to(tl.uint32)
     r0, r1, r2, r3 = tl.randint4x(tl.load(seed), counter)
@@ -89,7 +89,7 @@ def _glu_kernel(
     TILE_T: tl.constexpr, TILE_I: tl.constexpr, TILE_K: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
     """Fill act (T, I) in forward (d_up_output None). Backward: act holds its gradient and receives act; d_up_output
-    (T, 2 I) receives [d_gate | d_value]. A program makes `steps` tiles; programs of the same tokens are neighbours."""
+    (T, 2 I) receives [d_gate | d_value]. A program makes `steps` tiles; programs of the same tokens are neighbors."""
     parts = tl.cdiv(tl.cdiv(width, TILE_I), steps)
     chunk = tl.program_id(0) % (blocks * parts) // parts
     first = tl.program_id(0) % parts * steps * TILE_I

@@ -29,11 +29,11 @@ def _sum_of_streams(x, y, t, h, stride_xt, stride_xh, stride_yt, stride_yh, mask
 
 
 @triton.jit
-def _normalise(x, mask, channels, eps):
+def _normalize(x, mask, channels, eps):
     """Return (x - mean) * rstd, zero outside the mask, and rstd (tokens, 1)."""
-    centred = tl.where(mask, x - (tl.sum(x, axis=1) / channels)[:, None], 0.0)
-    rstd = tl.rsqrt(tl.sum(centred * centred, axis=1) / channels + eps)[:, None]
-    return centred * rstd, rstd
+    centered = tl.where(mask, x - (tl.sum(x, axis=1) / channels)[:, None], 0.0)
+    rstd = tl.rsqrt(tl.sum(centered * centered, axis=1) / channels + eps)[:, None]
+    return centered * rstd, rstd
 
 
 @triton.jit
@@ -45,10 +45,10 @@ def _add_layer_norm_kernel(
     h = tl.arange(0, TILE_H)
     mask = (t < tokens)[:, None] & (h < channels)[None, :]
     total = _sum_of_streams(x, y, t, h, stride_xt, stride_xh, stride_yt, stride_yh, mask)
-    normalised, _ = _normalise(total, mask, channels, eps)
+    normalized, _ = _normalize(total, mask, channels, eps)
     w = tl.load(weight + h, mask=h < channels, other=0.0).to(tl.float32)[None, :]
     b = tl.load(bias + h, mask=h < channels, other=0.0).to(tl.float32)[None, :]
-    tl.store(z + h.to(tl.int64)[None, :] * stride_zh + t[:, None], normalised * w + b, mask=mask)
+    tl.store(z + h.to(tl.int64)[None, :] * stride_zh + t[:, None], normalized * w + b, mask=mask)
 
 
 @triton.jit
@@ -61,20 +61,20 @@ def _add_layer_norm_backward_kernel(
     w = tl.load(weight + h, mask=h < channels, other=0.0).to(tl.float32)[None, :]
     d_weight = tl.zeros((TILE_H,), tl.float32)
     d_bias = tl.zeros((TILE_H,), tl.float32)
-    # Neighbouring tiles, one after the other: a channel-major dz has them in the same sectors.
+    # Neighboring tiles, one after the other: a channel-major dz has them in the same sectors.
     tiles = tl.cdiv(tl.cdiv(tokens, TILE_T), tl.num_programs(0))
     for tile in range(tiles):
         t = (tl.program_id(0) * tiles + tile) * TILE_T + tl.arange(0, TILE_T)
         mask = (t < tokens)[:, None] & (h < channels)[None, :]
         total = _sum_of_streams(x, y, t, h, stride_xt, stride_xh, stride_yt, stride_yh, mask)
-        normalised, rstd = _normalise(total, mask, channels, eps)
+        normalized, rstd = _normalize(total, mask, channels, eps)
         gradient = _load(dz, t, h, stride_dzt, stride_dzh, mask).to(tl.float32)
-        d_weight += tl.sum(gradient * normalised, axis=0)
+        d_weight += tl.sum(gradient * normalized, axis=0)
         d_bias += tl.sum(gradient, axis=0)
         gradient *= w
         mean = (tl.sum(gradient, axis=1) / channels)[:, None]
-        projection = (tl.sum(gradient * normalised, axis=1) / channels)[:, None]
-        d_total = rstd * (gradient - mean - normalised * projection)
+        projection = (tl.sum(gradient * normalized, axis=1) / channels)[:, None]
+        d_total = rstd * (gradient - mean - normalized * projection)
         tl.store(dx + t.to(tl.int64)[:, None] * channels + h[None, :], d_total, mask=mask)
     partials += tl.program_id(0) * 2 * channels + h  # (programs, 2, H)
     tl.store(partials, d_weight, mask=h < channels)

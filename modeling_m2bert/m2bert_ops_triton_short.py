@@ -97,7 +97,7 @@ def _short_conv_gate_kernel(
     TILE_T: tl.constexpr, TILE_C: tl.constexpr, STEPS_C: tl.constexpr, TILE_R: tl.constexpr,
 ):  # fmt: skip
     # The first column is read, not assumed to be zero, so that the compiler expects no alignment: t - 1 and t - 2 have
-    # none, and one layout with neighbouring columns in neighbouring threads suits all three.
+    # none, and one layout with neighboring columns in neighboring threads suits all three.
     first = tl.load(offsets) + tl.program_id(0) * TILE_T
     t = first + tl.arange(0, TILE_T)
     begin, end = _row_bounds(t, first, offsets, lengths, rows, TILE_T, TILE_R)

@@ -2,9 +2,9 @@
 
 Where it differs from the research code, on purpose:
 - padding is invisible by default (`padding="masked"`): every vector of a text is that of the text alone;
-- layers are initialised independently (the research code builds one and copies it);
-- the short convolution keeps torch's own initialisation (a standard deviation of 0.02 would all but close the gates);
-- block-diagonal layers have one initialisation, with one block as with several;
+- layers are initialized independently (the research code builds one and copies it);
+- the short convolution keeps torch's own initialization (a standard deviation of 0.02 would all but close the gates);
+- block-diagonal layers have one initialization, with one block as with several;
 - filters are computed in float32 at least, and their parameters stay in float32 through every cast;
 - label -100 alone is ignored by the masked-LM loss (the research code ignored id 0 as well);
 - no NaN checks and no anomaly mode in forward.
@@ -34,7 +34,7 @@ ALIGNMENT_BYTES = 64  # of memory that torch allocates on a CPU
 
 
 class M2BertEmbeddings(nn.Module):
-    """Token, type and, where the configuration has them, position embeddings, summed, normalised, dropped out."""
+    """Token, type and, where the configuration has them, position embeddings, summed, normalized, dropped out."""
 
     def __init__(self, config):
         super().__init__()
@@ -64,7 +64,7 @@ class M2BertAddNorm(nn.LayerNorm):
     """LayerNorm of a sum."""
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Add and normalise (T, H) and (T, H) -> (T, H), which lies in memory as the channels (H, T) that the next
+        """Add and normalize (T, H) and (T, H) -> (T, H), which lies in memory as the channels (H, T) that the next
         mixer reads."""
         return add_layer_norm(x, y, self.weight, self.bias, self.eps)
 
@@ -133,7 +133,7 @@ class M2BertPreTrainedModel(PreTrainedModel):
                 bound = 1 / math.sqrt(module.bias.shape[0])
                 init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, M2BertFilter):
-            module.initialise(self.config)
+            module.initialize(self.config)
 
     def _resize_token_embeddings(self, new_num_tokens, pad_to_multiple_of=None, mean_resizing=True):
         embeddings = super()._resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
@@ -148,7 +148,7 @@ class M2BertPreTrainedModel(PreTrainedModel):
 
 
 class M2BertModel(M2BertPreTrainedModel):
-    """The encoder: hidden states of every position, and one vector per text (`pooler_output`, not normalised)."""
+    """The encoder: hidden states of every position, and one vector per text (`pooler_output`, not normalized)."""
 
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^classifier\."]
 

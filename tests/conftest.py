@@ -33,7 +33,7 @@ def tiny_config():
     return make
 
 
-def randomise(model):
+def randomize(model):
     """Weights large enough for every term to matter: a fresh model's filters are almost zero."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -55,5 +55,5 @@ def shared():
 
 
 @pytest.fixture
-def randomised():
-    return randomise
+def randomized():
+    return randomize

@@ -55,7 +55,7 @@ def test_it_finds_documents_whoever_their_batch_mates_are(model):
     assert (together - alone).abs().max() < 1e-6
 
 
-def test_its_card_states_scores_licences_and_limits():
+def test_its_card_states_scores_licenses_and_limits():
     card = (FOLDER / "README.md").read_text()
     for words in ("license: apache-2.0", "ndcg_at_10", "CC-BY-SA-4.0", "fine-tuned", "BM25 is better"):
         assert words in card

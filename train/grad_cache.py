@@ -24,7 +24,7 @@ Objective = Callable[[Tensor, Tensor], Tensor]  # queries (Q, W) and documents (
 
 
 def encode(model: torch.nn.Module, rows: list[np.ndarray], pad_id: int, device: torch.device) -> Tensor:
-    """Return the vectors of rows, (B, W), not normalised, in one forward; rows are padded on the right."""
+    """Return the vectors of rows, (B, W), not normalized, in one forward; rows are padded on the right."""
     ids = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True, padding_value=pad_id)
     mask = torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
     return model(input_ids=ids.to(device), attention_mask=mask.long().to(device)).pooler_output
@@ -44,7 +44,7 @@ def token_chunks(rows: list[np.ndarray], budget_tokens: int) -> list[np.ndarray]
 
 def with_repeats(chunks: list[np.ndarray]) -> list[tuple[np.ndarray, bool]]:
     """Return the chunks and whether each is the process's own. Where another process has more, the first is repeated:
-    sharded and synchronised models hang unless all processes make the same number of forwards."""
+    sharded and synchronized models hang unless all processes make the same number of forwards."""
     repeats = max(gather_lists([len(chunks)])) - len(chunks)
     return [(chunk, True) for chunk in chunks] + [(chunks[0], False)] * repeats
 

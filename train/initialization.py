@@ -1,6 +1,6 @@
 """Models that a run begins with: a checkpoint or a new one, and starts that help a small model.
 
-Standard initialisation sends every text through random filters, and a small budget is spent on undoing that. Layers
+Standard initialization sends every text through random filters, and a small budget is spent on undoing that. Layers
 started as the identity change nothing at first. Token weights and biases start at token frequencies.
 
     python -m m2bert.train.initialization [--config NAME_OR_FILE] [section.key=value ...] --output DIR

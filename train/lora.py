@@ -33,7 +33,7 @@ model = PeftModel.from_pretrained(AutoModel.from_pretrained("{base}", trust_remo
 `m2bert export --model path --output merged` writes the merged model as a complete folder.
 
 Before pushing this folder, push the base, and write its Hub id in place of the local path: into this card, with a line
-`base_model: ORGANISATION/NAME` at its head and with `revision="COMMIT"` where it is loaded, and, as
+`base_model: ORGANIZATION/NAME` at its head and with `revision="COMMIT"` where it is loaded, and, as
 `base_model_name_or_path`, into adapter_config.json. Then remove this paragraph.
 """
 

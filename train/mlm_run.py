@@ -25,7 +25,7 @@ from .text.mixture import (
     held_out_examples,
     observed_shares,
     open_source,
-    tokenise_source,
+    tokenize_source,
 )
 from .text.sources import Source, parse_sources
 from .text.tokens import TokenStore, is_held_out, text_hash
@@ -89,7 +89,7 @@ def write_data(config):
     sources, tokenizer, _ = read_sources(config)
     arrays, stores = {}, {}
     for source in sources:
-        made = tokenise_source(source, tokenizer, config.data.token_cache)
+        made = tokenize_source(source, tokenizer, config.data.token_cache)
         stores[source.name] = {}
         for store in made:
             file = f"text{len(arrays)}"
@@ -145,7 +145,7 @@ def train(accelerator, config):
     rank, world = accelerator.process_index, accelerator.num_processes
     with accelerator.local_main_process_first():
         sources, tokenizer, stores = read_sources(config)
-        model, _ = make_model(AutoModelForMaskedLM, config.model, tokenizer)  # a bad one before the text is tokenised
+        model, _ = make_model(AutoModelForMaskedLM, config.model, tokenizer)  # a bad one before the text is tokenized
         data = [
             open_source(
                 source, config.data, tokenizer, seed=config.seed, rank=rank, world=world, stores=stores.get(source.name)
@@ -161,7 +161,7 @@ def train(accelerator, config):
         model.gradient_checkpointing_enable({"use_reentrant": False})
     description = {one.source.name: one.description for one in data}
 
-    def summarise(progress):
+    def summarize(progress):
         model.config.sparse_prediction = False
         shares = observed_shares(data, progress.totals)
         for name, share in shares.items():
@@ -176,7 +176,7 @@ def train(accelerator, config):
         tokenizer,
         steps=config.steps,
         data=description,
-        summarise=summarise,
+        summarize=summarize,
         batches=MixtureBatches(data, config.data, masking, seed=config.seed, rank=rank),
         train_step=partial(train_step, accelerator),
         evaluate=lambda model: held_out.evaluate(model, accelerator),

@@ -21,7 +21,7 @@ from .lora import add_lora
 from .losses import make_objective
 from .pairs.batches import PairBatches, query_limit, report_tasks
 from .pairs.development import METRIC, Development
-from .pairs.tokens import RetrievalTokens, read_tokens, tokenise, vocabulary_hash, write_tokens
+from .pairs.tokens import RetrievalTokens, read_tokens, tokenize, vocabulary_hash, write_tokens
 from .settings import METRIC_PACKAGES, is_local
 from .teacher import MappedEncoder, teacher_hash, teacher_vectors
 from .trainer import data_folder, fit, run
@@ -50,8 +50,8 @@ def read_data(accelerator, config, tokenizer) -> RetrievalTokens:
     show = accelerator.is_main_process
     return RetrievalTokens(
         tokenizer=tokenizer,
-        training=[tokenise(tokenizer, task, data.negatives.get(task.name), show) for task in data.training],
-        development=[tokenise(tokenizer, task, show=show) for task in data.development],
+        training=[tokenize(tokenizer, task, data.negatives.get(task.name), show) for task in data.training],
+        development=[tokenize(tokenizer, task, show=show) for task in data.development],
         teacher=teacher,
         identity=identity,
         fingerprint=data.fingerprint(),
@@ -135,14 +135,14 @@ def train(accelerator, config):
     rank, world = accelerator.process_index, accelerator.num_processes
     batches = PairBatches(training, config.data, special, config.seed, rank, world, dropout)
     steps = config.steps if config.epochs is None else batches.steps_of(config.epochs)
-    logger.info("%d labelled items an epoch, %d steps", batches.units, steps)
+    logger.info("%d labeled items an epoch, %d steps", batches.units, steps)
     width, teacher_width = model.config.projection_dim, None if teacher is None else teacher[0].shape[1]
     if teacher_width not in (None, width):
         logger.info("vectors of width %d are mapped to the teacher's %d while training", width, teacher_width)
         model = MappedEncoder(model, width, teacher_width)
     scores = make_development(config, data.development, special, pad_id)
 
-    def summarise(progress):
+    def summarize(progress):
         totals = progress.totals
         if totals.get("positives"):
             forwards = (totals["query_forwards"] + totals["document_forwards"]) / totals["positives"]
@@ -156,7 +156,7 @@ def train(accelerator, config):
         tokenizer,
         steps=steps,
         data=data.identity,
-        summarise=summarise,
+        summarize=summarize,
         batches=batches,
         train_step=make_train_step(accelerator, make_objective(config.loss, teacher), pad_id, config.data.chunk_tokens),
         evaluate=None if scores is None else partial(scores, accelerator),

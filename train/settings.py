@@ -182,7 +182,7 @@ class OplSettings(RunSettings):
         if data.passage_tokens != sorted(data.passage_tokens):
             wrong.append(f"data.passage_tokens={data.passage_tokens} must be [shortest, longest]")
         if self.epochs is not None and data.passage_share >= 1:
-            wrong.append(f"epochs={self.epochs} counts labelled queries; data.passage_share=1 leaves none; set steps")
+            wrong.append(f"epochs={self.epochs} counts labeled queries; data.passage_share=1 leaves none; set steps")
         if self.lora.rank and self.model.path is None:
             wrong.append(f"lora.rank={self.lora.rank} changes a checkpoint; name one as model.path")
         if loss.name == "mnrl" and data.form == "pairs":

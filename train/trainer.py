@@ -31,7 +31,7 @@ from .teacher import MappedEncoder
 
 logger = logging.getLogger(__name__)
 
-LONGEST_WAIT = timedelta(hours=12)  # of processes, while one of them tokenises or encodes with a teacher
+LONGEST_WAIT = timedelta(hours=12)  # of processes, while one of them tokenizes or encodes with a teacher
 RECORD = "training.json"  # of a finished run, next to its weights
 PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
 # The research code's marks of its filters: (learning rate, weight decay).
@@ -193,14 +193,14 @@ def fit(
     tokenizer,
     steps: int,
     data: dict,
-    summarise: Callable[[Progress], dict],
+    summarize: Callable[[Progress], dict],
     **parts,
 ) -> None:
     """Train a model and write it with the record of its run, training.json.
 
     Args:
         data: identifies the data; a run is resumed with the same alone.
-        summarise: progress -> what the record says of the data, with their `data_fingerprint`. Called at the end.
+        summarize: progress -> what the record says of the data, with their `data_fingerprint`. Called at the end.
         parts: batches, train_step, evaluate and select, for `run_loop`.
     """
     optimizer, schedule = build_optimizer(model, settings.optim, steps)
@@ -215,7 +215,7 @@ def fit(
         "history": progress.history,
         "totals": progress.totals,
         "best": progress.best,
-        **summarise(progress),
+        **summarize(progress),
     }
     finish(accelerator, model.encoder if isinstance(model, MappedEncoder) else prepared, tokenizer, settings, record)
 

@@ -9,7 +9,7 @@ The number of positions N is the length of the position embeddings (N, H) and, i
 - `--positions replicate` (default) repeats the position embeddings as often as they fit, as the paper does;
   `interpolate` stretches the table to M rows, linearly, which moves every position.
 - `--decay keep` (default) leaves the N taps and continues them: time by its own step, so that the decay per token
-  stays, and the features by the formula of their initialisation, at the speed of the present taps (`tap_speed`).
+  stays, and the features by the formula of their initialization, at the speed of the present taps (`tap_speed`).
   Training moved each row of features away from that formula; new rows follow the formula alone. `stretch`
   interpolates features and time to M taps, so that a filter reaches M / N times as far, and scales
   `filter_decay_length` with them. Tap values are not rescaled: a smooth filter then sums to M / N times as much.
@@ -105,7 +105,7 @@ def tap_speed(features: Tensor, time: Tensor) -> float:
 
 
 def continue_features(features: Tensor, speed: float, length: int) -> Tensor:
-    """Continue features by the initialisation of a model of P = 1 + 1 / speed positions: (N, E) -> (length, E).
+    """Continue features by the initialization of a model of P = 1 + 1 / speed positions: (N, E) -> (length, E).
 
     Row t >= N is [t / (P - 1), cos(f w_t) .., -sin(f w_t) ..], w_t = 2 pi t / P, with (E - 1) / 2 frequencies f spread
     evenly from 1e-4 upwards.

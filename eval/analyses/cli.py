@@ -138,7 +138,7 @@ def clusters(
     no_cache: NoCache = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Whether texts of one source lie together: t-SNE and the accuracy of nearest neighbours (Figure 3)."""
+    """Whether texts of one source lie together: t-SNE and the accuracy of nearest neighbors (Figure 3)."""
     from .clusters import cluster_sources, format_clusters, parse_sources
     from .shared import load_systems
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from ..statistics import align, points
 
-NEIGHBOURS = 10
-PERPLEXITY = 30.0  # t-SNE's usual value; few texts get a third of the neighbours that each has
+NEIGHBORS = 10
+PERPLEXITY = 30.0  # t-SNE's usual value; few texts get a third of the neighbors that each has
 
 
 def parse_sources(arguments: list[str]) -> dict[str, Path]:
@@ -28,7 +28,7 @@ def cluster_sources(vectors: np.ndarray, sources: list[str], about: dict, seed: 
 
     Returns:
         A record of kind "clusters": points [x, y, index of the source] for the picture, and the accuracy of naming a
-        text's source by its nearest neighbours among the others, in the space of the vectors and not of the picture.
+        text's source by its nearest neighbors among the others, in the space of the vectors and not of the picture.
     """
     from sklearn.manifold import TSNE
 
@@ -38,14 +38,14 @@ def cluster_sources(vectors: np.ndarray, sources: list[str], about: dict, seed: 
     perplexity = min(PERPLEXITY, (len(labels) - 1) / 3)
     picture = TSNE(perplexity=perplexity, init="pca", metric="cosine", random_state=seed).fit_transform(vectors)
     places = zip(picture, labels.tolist(), strict=True)
-    neighbours = min(NEIGHBOURS, len(labels) - 1)
+    neighbors = min(NEIGHBORS, len(labels) - 1)
     return {
         "kind": "clusters",
         **about,
         "sources": dict(zip(names, counts.tolist(), strict=True)),
         "knn": {
-            "k": neighbours,
-            "accuracy": knn_accuracy(vectors, labels, neighbours),
+            "k": neighbors,
+            "accuracy": knn_accuracy(vectors, labels, neighbors),
             "chance": float(counts.max() / counts.sum()),  # of always naming the largest source
         },
         "points": [[*(round(float(x), 3) for x in place), label] for place, label in places],
@@ -54,7 +54,7 @@ def cluster_sources(vectors: np.ndarray, sources: list[str], about: dict, seed: 
     }
 
 
-def knn_accuracy(vectors: np.ndarray, labels: np.ndarray, neighbours: int) -> float:
+def knn_accuracy(vectors: np.ndarray, labels: np.ndarray, neighbors: int) -> float:
     """Return the share of rows whose nearest others, by cosine, have mostly their own label; a nearer one breaks a tie.
 
     Args:
@@ -63,10 +63,10 @@ def knn_accuracy(vectors: np.ndarray, labels: np.ndarray, neighbours: int) -> fl
     """
     from sklearn.neighbors import NearestNeighbors
 
-    index = NearestNeighbors(n_neighbors=neighbours, metric="cosine").fit(vectors)
+    index = NearestNeighbors(n_neighbors=neighbors, metric="cosine").fit(vectors)
     nearest = index.kneighbors(return_distance=False)  # (n, k): of the rows themselves, each without itself
     votes = np.zeros((len(labels), labels.max() + 1))
-    for place in range(neighbours):
+    for place in range(neighbors):
         votes[np.arange(len(labels)), labels[nearest[:, place]]] += 1 - 1e-6 * place
     return float((votes.argmax(axis=1) == labels).mean())
 
@@ -78,4 +78,4 @@ def format_clusters(records: list[dict]) -> str:
         cut = "-" if record["truncated_texts"] is None else str(record["truncated_texts"])
         shares = [points(record["knn"][name]) for name in ("accuracy", "chance")]
         rows.append([record["system"], str(len(record["points"])), cut, str(len(record["sources"])), *shares])
-    return align(["system", "texts", "cut", "sources", "neighbours' accuracy", "chance"], rows)
+    return align(["system", "texts", "cut", "sources", "neighbors' accuracy", "chance"], rows)

@@ -1,12 +1,12 @@
 """Seconds to embed one document of a given length (Table 5), the model and the tokenizer apart.
 
-For each length three medians, all with the accelerator synchronised before and after:
+For each length three medians, all with the accelerator synchronized before and after:
 
-    tokenize_seconds   tokenising the text once
+    tokenize_seconds   tokenizing the text once
     encode_seconds     inside the model: the forward calls of its modules, all chunks of the text together
-    total_seconds      the whole call as a user makes it: tokenising as often as the policy does, batches, copies
+    total_seconds      the whole call as a user makes it: tokenizing as often as the policy does, batches, copies
 
-The paper's times are of tokenising and embedding a document, so tokenize_seconds + encode_seconds compares with them.
+The paper's times are of tokenizing and embedding a document, so tokenize_seconds + encode_seconds compares with them.
 """
 
 import statistics

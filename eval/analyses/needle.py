@@ -16,7 +16,7 @@ import numpy as np
 
 from ..statistics import align, points
 from ..tasks.schema import RetrievalTask, fingerprint_of
-from .shared import origin, summarise
+from .shared import origin, summarize
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def run_needle(haystacks: Haystacks, positions: list[int], ranker, about: dict) 
             task = haystacks.at(position)
             with count.part(1):
                 scores = score_ranking(ranker.rank(task), task.qrels)
-            rows.append({"position": position, **summarise(list(scores.values()))})
+            rows.append({"position": position, **summarize(list(scores.values()))})
     return {
         "kind": "needle",
         **about,

@@ -88,7 +88,7 @@ def origin(task: RetrievalTask) -> dict:
     return {**about, "data_fingerprint": task.fingerprint}
 
 
-def summarise(scores: list[float]) -> dict:
+def summarize(scores: list[float]) -> dict:
     """Return {"queries", "ndcg_at_10", "interval_95"} of a group of queries with these scores from 0 to 1.
 
     No queries have no mean, and one query has no interval: both are None then.

@@ -12,7 +12,7 @@ from m2bert.terminal import one_line
 
 from ..statistics import align
 from ..tasks.schema import RetrievalTask
-from .shared import origin, summarise
+from .shared import origin, summarize
 
 BUCKETS = ("<2k", "2k-8k", "8k-32k", ">32k")
 # The lengths for which the paper has a model each. A text of exactly so many tokens is read whole by that model, so it
@@ -184,4 +184,4 @@ def ndcg_by_quarter(query_scores: dict[str, float], positions: dict[str, float])
 def _by_group(kind: str, names: tuple, query_scores: dict[str, float], groups: dict[str, str | int]) -> list[dict]:
     """Return a row for every group, by the group of each query."""
     members = {name: [query_scores[qid] for qid, group in groups.items() if group == name] for name in names}
-    return [{kind: name, **summarise(scores)} for name, scores in members.items()]
+    return [{kind: name, **summarize(scores)} for name, scores in members.items()]

@@ -280,8 +280,8 @@ def clusters_section(records: list[dict], sources: Sources) -> Section | None:
         shares = map(md.percent, (found["accuracy"], found["chance"]))
         rows.append([sources.system(record), texts, str(found["k"]), *shares])
     caption = (
-        "Texts whose source their nearest neighbours name, each text left out of its own vote, in the full space of "
-        "the vectors. The maps below only illustrate it: t-SNE keeps neighbourhoods, not distances."
+        "Texts whose source their nearest neighbors name, each text left out of its own vote, in the full space of "
+        "the vectors. The maps below only illustrate it: t-SNE keeps neighborhoods, not distances."
     )
-    found = md.table(caption, ["system", "texts", "neighbours", "named rightly", "by chance"], rows)
+    found = md.table(caption, ["system", "texts", "neighbors", "named rightly", "by chance"], rows)
     return Section("Clusters (Figure 3)", [found, *map(cluster_plot, records)]) if rows else None

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from .tables import Plot
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; their yellow is too pale on white.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F"]
+# Okabe and Ito's colors, which color-blind readers can tell apart; their yellow is too pale on white.
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 STYLE = {
     "font.size": 9, "text.parse_math": False, "svg.fonttype": "path", "svg.hashsalt": "m2bert",
@@ -51,8 +51,8 @@ def as_plot(name: str, made, caption: str, legend: bool = True) -> Plot:
 
 
 def look(index: int) -> dict:
-    """Return the colour and the marker of the system or group with this number."""
-    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+    """Return the color and the marker of the system or group with this number."""
+    return {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
 def plain_number(value: float, _: int | None = None) -> str:
@@ -121,8 +121,8 @@ def needle_plot(title: str, records: list[dict], theirs: dict[str, float]) -> Pl
             axes.plot(places, scores, label=record["system"], markersize=4, **look(index))
             known = [entry for entry in rows if entry.get("interval_95")]
             low, high = ([100 * entry["interval_95"][side] for entry in known] for side in (0, 1))
-            colour = look(index)["color"]
-            axes.fill_between([entry["position"] for entry in known], low, high, color=colour, alpha=0.15, linewidth=0)
+            color = look(index)["color"]
+            axes.fill_between([entry["position"] for entry in known], low, high, color=color, alpha=0.15, linewidth=0)
         if theirs:
             label = "M2-BERT-32k in the paper (Natural Questions)"
             axes.plot([*map(int, theirs)], [*theirs.values()], color=INK, linestyle="--", linewidth=1.2, label=label)
@@ -164,11 +164,11 @@ def efficiency_plot(machine: str, records: list[dict]) -> Plot:
         axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
         axes.minorticks_off()
         axes.set(xlabel="tokens (logarithmic)", ylabel="seconds to encode (logarithmic)")
-        return as_plot(f"efficiency {machine}", made, f"Seconds to encode one text on {machine}, without tokenising.")
+        return as_plot(f"efficiency {machine}", made, f"Seconds to encode one text on {machine}, without tokenizing.")
 
 
 def cluster_plot(record: dict) -> Plot:
-    """Plot Figure 3: each text a point, coloured by where it comes from."""
+    """Plot Figure 3: each text a point, colored by where it comes from."""
     with figure(5.2) as (made, axes):
         for index, name in enumerate(record["sources"]):
             xs, ys = ([point[axis] for point in record["points"] if point[2] == index] for axis in (0, 1))

@@ -1,1 +1,1 @@
-"""Retrieval tasks: where texts, queries and judgements come from."""
+"""Retrieval tasks: where texts, queries and judgments come from."""

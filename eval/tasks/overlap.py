@@ -29,9 +29,9 @@ def find_overlap(test: RetrievalTask, train: RetrievalTask) -> dict:
     It has the counts of documents, of the same and of other nearly equal ones; of queries, of those that are a training
     query, and of those with SHORTEST_QUERY_WORDS words or more that occur in a training document; a few examples.
     """
-    documents, queries = normalised(test.documents), normalised(test.queries)
-    same_documents = same_texts(documents, normalised(train.documents))
-    same_queries = same_texts(queries, normalised(train.queries))
+    documents, queries = normalized(test.documents), normalized(test.queries)
+    same_documents = same_texts(documents, normalized(train.documents))
+    same_queries = same_texts(queries, normalized(train.queries))
     near_documents, quoted_queries = search_documents(documents, queries, train)
     near_documents = dict.fromkeys(sorted(near_documents - same_documents.keys()))
     examples = [
@@ -54,7 +54,7 @@ def find_overlap(test: RetrievalTask, train: RetrievalTask) -> dict:
     }
 
 
-def normalised(texts: dict[str, str]) -> dict[str, str]:
+def normalized(texts: dict[str, str]) -> dict[str, str]:
     """Return {id: text in lower case with single spaces}, without empty texts."""
     return {key: normal for key, text in texts.items() if (normal := " ".join(text.lower().split()))}
 
@@ -79,7 +79,7 @@ def search_documents(
             (value,) = hashed_runs(words)[len(words)]
             beginnings[len(words)].setdefault(int(value), []).append(qid)
     sampled, quoted = [np.zeros(0, np.uint64)], {}
-    for pid, text in tqdm(normalised(train.documents).items(), desc="training documents", unit="text", leave=False):
+    for pid, text in tqdm(normalized(train.documents).items(), desc="training documents", unit="text", leave=False):
         runs = hashed_runs(text.split())
         sampled.append(sample(runs[RUN_WORDS]))
         for length, wanted in enumerate(beginnings):

@@ -8,7 +8,7 @@ read. The documents of a step are of one task, drawn by the root of its size, ea
 query's own document (the library's NO_DUPLICATES compares texts, and two chunks of a document differ). A document gives
 one pair, whose chunk is as long as the model reads. Half of the pairs are of each kind:
 
-- a labelled query. Which chunk answers it is unknown: it gets the first (what the policy truncate reads) or a random
+- a labeled query. Which chunk answers it is unknown: it gets the first (what the policy truncate reads) or a random
   one (as in chunk-average), in equal shares;
 - or a passage cut out of the document, with the window around its place or a random chunk, in equal shares, both of
   the document without the passage.

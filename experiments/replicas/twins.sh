@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What the long convolution is worth beside attention and beside no layers: retrieval, then masked-language modelling,
-# three quarters of an hour on one core. MODEL is a model without layers, PAIRS a folder of labelled pairs
+# What the long convolution is worth beside attention and beside no layers: retrieval, then masked-language modeling,
+# three quarters of an hour on one core. MODEL is a model without layers, PAIRS a folder of labeled pairs
 # (experiments/m2bert_small/run.sh makes both), DATA the shared data. A run whose record is there is not repeated.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -42,7 +42,7 @@ done
 rates=$(ask best opl long-conv) steps=$(ask steps opl long-conv)
 run opl long-conv flops 0 $rates steps="$steps"
 
-# Masked-language modelling, from nothing: two layers of 128, no position embeddings, one rate for filters and layers.
+# Masked-language modeling, from nothing: two layers of 128, no position embeddings, one rate for filters and layers.
 text() { echo "{path: $DATA/pretrain/$1}"; }
 common=(--config mlm-small data.token_cache=runs/twins/token-cache data.max_tokens=512 data.batch_tokens=8192
     "data.sources=[$(text web), $(text encyclopedic), $(text books)]" data.mask_probability=0.2

@@ -57,7 +57,7 @@ class Subject(NamedTuple):
     def pipeline(self, task: str):
         return transformers.pipeline(task, model=self.name, **self.where, device="cpu")
 
-    def tokenise(self, config, texts: list[str] = TEXTS):
+    def tokenize(self, config, texts: list[str] = TEXTS):
         """Return a batch as the model's vectors are defined."""
         tokenizer = transformers.AutoTokenizer.from_pretrained(self.name, **self.where)
         return tokenizer(texts, padding=padding_of(config), truncation=True, return_tensors="pt")
@@ -66,7 +66,7 @@ class Subject(NamedTuple):
     def outputs(self, model) -> dict:
         """Return hidden (B, L, H) and vector (B, P) of unit length, float32. A masked-LM folder has no pooler: its
         vector is plain pooling."""
-        config, batch = model.config, self.tokenise(model.config)
+        config, batch = model.config, self.tokenize(model.config)
         found = model(**batch)
         hidden, mask, vector = found.last_hidden_state.float(), batch["attention_mask"][..., None], found.pooler_output
         if config.architectures[0].endswith("ForMaskedLM"):
@@ -137,7 +137,7 @@ def own_class(subject: Subject) -> str:
     if any(report.values()):
         raise RuntimeError(f"tensors do not fit: {report}")
     with torch.no_grad():
-        hidden = model.eval()(**subject.tokenise(config), output_hidden_states=True).hidden_states[-1]
+        hidden = model.eval()(**subject.tokenize(config), output_hidden_states=True).hidden_states[-1]
     return difference({"hidden": hidden}, subject.right())
 
 
@@ -161,7 +161,7 @@ def fill_mask(subject: Subject) -> str:
     """Compare probabilities with those of the logits."""
     run = subject.pipeline("fill-mask")
     text, config = f"the {run.tokenizer.mask_token} of the committee", run.model.config
-    batch = subject.tokenise(config, [text])
+    batch = subject.tokenize(config, [text])
     place = (batch["input_ids"][0] == run.tokenizer.mask_token_id).nonzero().item()
     exact = subject.load("AutoModelForMaskedLM")(**batch).logits[0, place].softmax(-1)
     found = run(text, tokenizer_kwargs={"padding": padding_of(config)})
@@ -172,7 +172,7 @@ def text_classification(subject: Subject) -> str:
     """Compare probabilities with those of the logits."""
     run = subject.pipeline("text-classification")
     config = run.model.config
-    exact = subject.load("AutoModelForSequenceClassification")(**subject.tokenise(config)).logits.softmax(-1)
+    exact = subject.load("AutoModelForSequenceClassification")(**subject.tokenize(config)).logits.softmax(-1)
     found = run(TEXTS, top_k=None, padding=padding_of(config), truncation=True)
     pairs = [(row, each) for row, scores in zip(exact, found, strict=True) for each in scores]
     return number(max(abs(each["score"] - row[config.label2id[each["label"]]].item()) for row, each in pairs))
@@ -279,11 +279,11 @@ def rows(folder: Path, chosen: list[str], hub_id: str) -> Iterator[tuple[str, st
     title = f"{saved}, {config['padding']}"
     with tempfile.TemporaryDirectory() as scratch:
         here = Subject(str(folder.resolve()), "", Path(scratch, "expected.safetensors"), Path(scratch))
-        repository = Path(scratch, "hf", "hub", "models--organisation--name")  # as if downloaded before
+        repository = Path(scratch, "hf", "hub", "models--organization--name")  # as if downloaded before
         shutil.copytree(folder, repository / "snapshots" / COMMIT)
         (repository / "refs").mkdir()
         (repository / "refs" / "main").write_text(COMMIT)
-        cached = here._replace(name="organisation/name", revision=COMMIT)
+        cached = here._replace(name="organization/name", revision=COMMIT)
         name, revision = hub_id.split("@")
         on_hub = here._replace(name=name, revision=revision)
         outcome = start("expect", Way(expect), here)

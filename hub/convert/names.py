@@ -1,7 +1,7 @@
 """Convert a state dict of the original M2-BERT research code (HazyResearch/m2, folder bert/) to this model's names.
 
 Tensors are renamed, reshaped and folded; what became of each of them is recorded. Converted models keep the original's
-behaviour: `padding="visible"` and its pooling.
+behavior: `padding="visible"` and its pooling.
 """
 
 import itertools

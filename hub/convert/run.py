@@ -52,7 +52,7 @@ def convert_source(
     words = [Path(tokenizer)] if tokenizer and Path(tokenizer).exists() else []
     check_apart(output, [*read, *found.folders, *words])
     lacking = [] if options_file else ["config.json (its options are guessed from the tensors; see --config)"]
-    lacking += [] if found.beside("README.md") else ["README.md (which may state a licence)"]
+    lacking += [] if found.beside("README.md") else ["README.md (which may state a license)"]
     if found.cached and lacking:
         logger.warning("%s: of the Hub only the cache is known, which lacks %s", found.name, " and ".join(lacking))
 

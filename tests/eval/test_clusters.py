@@ -20,7 +20,7 @@ def blobs(spread, sources=3, each=20, seed=0):
     return rows.astype(np.float32), [f"s{number}" for number in range(sources) for _ in range(each)]
 
 
-def test_sources_that_lie_apart_are_told_apart_and_the_picture_is_seeded_and_keeps_neighbours():
+def test_sources_that_lie_apart_are_told_apart_and_the_picture_is_seeded_and_keeps_neighbors():
     rows, sources = blobs(spread=0.05)
     record, again = (cluster_sources(rows, sources, ABOUT, seed=1) for _ in range(2))
     assert record["knn"] == {"k": 10, "accuracy": 1.0, "chance": pytest.approx(1 / 3)}
@@ -36,7 +36,7 @@ def test_sources_that_lie_apart_are_told_apart_and_the_picture_is_seeded_and_kee
     assert (distances.argmin(axis=1) == points[:, 2]).all()
 
 
-def test_a_text_is_no_neighbour_of_itself_and_the_nearer_neighbour_breaks_a_tie():
+def test_a_text_is_no_neighbor_of_itself_and_the_nearer_neighbor_breaks_a_tie():
     angles = np.radians([0, 10, 25, 90])  # the nearest of 0 and 25 is 10, of 10 is 0, of 90 is 25
     rows = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     labels = np.array([0, 1, 1, 0])

@@ -40,7 +40,7 @@ class Slow(torch.nn.Module):
 
 
 class WordEncoder:
-    """A token is a character of a word beside two special ones; tokenising takes TOKENIZER_SECONDS."""
+    """A token is a character of a word beside two special ones; tokenizing takes TOKENIZER_SECONDS."""
 
     name, fingerprint, dimensions = "fake", "0" * 64, 4
 

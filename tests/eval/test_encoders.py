@@ -93,9 +93,9 @@ def test_spans_are_the_characters_of_the_tokens(model, request):
     ("name", "revision", "trusted"),
     [
         (None, None, True),
-        ("organisation/model", None, False),
-        (f"organisation/model@{'0a' * 20}", "0a" * 20, True),
-        ("organisation/model@main", None, False),  # a branch can move
+        ("organization/model", None, False),
+        (f"organization/model@{'0a' * 20}", "0a" * 20, True),
+        ("organization/model@main", None, False),  # a branch can move
     ],
 )
 def test_code_may_come_with_a_folder_or_a_commit(tiny_model, monkeypatch, name, revision, trusted):

@@ -48,7 +48,7 @@ def batches(recipe):
     return make
 
 
-def labelled(batches):
+def labeled(batches):
     return [pair for batch in batches for pair in batch if pair["query"].startswith("about")]
 
 
@@ -62,8 +62,8 @@ def test_a_step_is_of_distinct_documents_of_one_task_and_every_task_has_its_turn
     assert 20 < seen["a"] < 46  # of 100; the root of the sizes says a third
 
 
-def test_labelled_queries_have_their_document_and_half_of_the_chunks_are_the_first(batches):
-    pairs = labelled(batches(task_of("a")))
+def test_labeled_queries_have_their_document_and_half_of_the_chunks_are_the_first(batches):
+    pairs = labeled(batches(task_of("a")))
     assert 160 < len(pairs) < 240  # half of 400
     assert all(pair["document"].startswith(pair["query"].removeprefix("about ") + "_") for pair in pairs)
     starts = Counter(places(pair["document"])[0] for pair in pairs)
@@ -96,7 +96,7 @@ def test_a_passage_is_at_most_half_of_a_short_document_and_shorter_ones_are_left
 
 def test_a_query_that_two_documents_of_the_step_answer_is_not_asked_and_a_seed_makes_the_same_pairs(batches):
     both = task_of("a", answers=lambda i: [i, (i + 1) % 4], documents=4)  # a step has all four
-    assert not labelled(batches(both))
+    assert not labeled(batches(both))
     assert batches(both, count=5) == batches(both, count=5)
 
 

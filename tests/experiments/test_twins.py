@@ -30,9 +30,9 @@ def made(twins):
 
 
 @pytest.fixture
-def attention(twins, tiny_config, randomised):
+def attention(twins, tiny_config, randomized):
     """A mixer with weights that matter."""
-    return randomised(twins.AttentionMixer(tiny_config())).double()
+    return randomized(twins.AttentionMixer(tiny_config())).double()
 
 
 def rows_of(*lengths):

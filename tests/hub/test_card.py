@@ -39,8 +39,8 @@ def one_record(folder, **changes):
 
 
 @pytest.fixture
-def checkpoint(tmp_path, tiny_config, randomised, tokenizer):
-    return write_folder(randomised(M2BertModel(tiny_config())), tokenizer, tmp_path / "checkpoint")
+def checkpoint(tmp_path, tiny_config, randomized, tokenizer):
+    return write_folder(randomized(M2BertModel(tiny_config())), tokenizer, tmp_path / "checkpoint")
 
 
 def export(tmp_path, checkpoint, *records, **options):
@@ -118,9 +118,9 @@ def test_every_command_of_a_published_card_pins_a_revision(tmp_path, checkpoint)
 
 @pytest.mark.parametrize("padding", ["masked", "visible"])
 @pytest.mark.parametrize("prompt", ["", "passage: "])
-def test_both_ways_on_the_card_give_the_same_vector(tmp_path, tiny_config, randomised, tokenizer, padding, prompt):
+def test_both_ways_on_the_card_give_the_same_vector(tmp_path, tiny_config, randomized, tokenizer, padding, prompt):
     pooling = "weighted_mean" if padding == "masked" else "cls_tanh"
-    model = randomised(M2BertModel(tiny_config(padding=padding, pooling=pooling)))
+    model = randomized(M2BertModel(tiny_config(padding=padding, pooling=pooling)))
     settings = SentenceSettings(prompts={"query": "", "document": prompt})
     folder = write_folder(model, tokenizer, tmp_path / "out", settings=settings)
     (other,) = [block for block in blocks((folder / "README.md").read_text()) if "AutoModel" in block]

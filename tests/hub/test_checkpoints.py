@@ -31,9 +31,9 @@ class Attack:
 
 
 @pytest.fixture
-def checkpoint(tiny_config, randomised, tokenizer, tmp_path):
+def checkpoint(tiny_config, randomized, tokenizer, tmp_path):
     """A complete folder with sentence-transformers' Dense."""
-    return write_folder(randomised(M2BertModel(tiny_config(pooling="mean_tanh"))), tokenizer, tmp_path / "checkpoint")
+    return write_folder(randomized(M2BertModel(tiny_config(pooling="mean_tanh"))), tokenizer, tmp_path / "checkpoint")
 
 
 def change_json(path: Path, **changes):

@@ -13,8 +13,8 @@ TEXTS = ["the budget of the committee", "a report", "", "minutes of a meeting ab
 
 
 @pytest.mark.parametrize("cls", [M2BertModel, M2BertForMaskedLM, M2BertForSequenceClassification])
-def test_export_of_a_checkpoint_changes_no_tensor(tmp_path, tiny_config, randomised, tokenizer, cls):
-    model = randomised(cls(tiny_config())).to(torch.bfloat16)
+def test_export_of_a_checkpoint_changes_no_tensor(tmp_path, tiny_config, randomized, tokenizer, cls):
+    model = randomized(cls(tiny_config())).to(torch.bfloat16)
     model.save_pretrained(tmp_path / "checkpoint")
     tokenizer.save_pretrained(tmp_path / "checkpoint")
     export_checkpoint(tmp_path / "checkpoint", tmp_path / "out")
@@ -45,9 +45,9 @@ def test_checkpoints_with_other_tensors_are_refused_by_name(tmp_path, tiny_confi
     assert not (tmp_path / "out").exists()
 
 
-def test_a_dense_layer_trained_by_sentence_transformers_comes_back(tmp_path, tiny_config, randomised, tokenizer):
+def test_a_dense_layer_trained_by_sentence_transformers_comes_back(tmp_path, tiny_config, randomized, tokenizer):
     """Train the Dense, save with sentence-transformers, export again: all three agree."""
-    model = randomised(M2BertModel(tiny_config(pooling="mean_tanh")))
+    model = randomized(M2BertModel(tiny_config(pooling="mean_tanh")))
     settings = SentenceSettings(prompts={"query": "budget ", "document": ""}, max_tokens=20)
     first = write_folder(model, tokenizer, tmp_path / "first", settings=settings)
     trained = SentenceTransformer(str(first), trust_remote_code=True, device="cpu")
@@ -70,9 +70,9 @@ def test_a_dense_layer_trained_by_sentence_transformers_comes_back(tmp_path, tin
 
 
 def test_token_weights_trained_by_sentence_transformers_are_the_models_own(
-    tmp_path, tiny_config, randomised, tokenizer
+    tmp_path, tiny_config, randomized, tokenizer
 ):
-    model = randomised(M2BertModel(tiny_config(pooling="weighted_mean", num_pooling_heads=2)))
+    model = randomized(M2BertModel(tiny_config(pooling="weighted_mean", num_pooling_heads=2)))
     first = write_folder(model, tokenizer, tmp_path / "first")
     trained = SentenceTransformer(str(first), trust_remote_code=True, device="cpu")
     optimizer = torch.optim.SGD(trained.parameters(), 1.0)
@@ -100,7 +100,7 @@ def test_modules_that_an_export_would_drop_are_refused(tmp_path, tiny_config, to
     from sentence_transformers.models import Dense
 
     longer = SentenceTransformer(modules=[modules[0], modules[1], Dense(32, 16)], device="cpu")
-    bare = SentenceTransformer(modules=[modules[0], modules[1]], device="cpu")  # is not given a normalisation
+    bare = SentenceTransformer(modules=[modules[0], modules[1]], device="cpu")  # is not given a normalization
     for model, last in ((longer, r"Pooling by mean, Dense \(.*\)"), (bare, "Pooling by mean")):
         model.save_pretrained(str(tmp_path / "second"))
         with pytest.raises(ValueError, match=f"Transformer, {last}, but .*exported as Transformer, .* mean, Normalize"):
@@ -126,9 +126,9 @@ def test_the_record_of_training_comes_along_and_the_source_is_safe(tmp_path, tin
     assert about.is_file()
 
 
-def test_a_model_that_sees_its_padding_is_padded_alike_everywhere(tmp_path, tiny_config, randomised, tokenizer):
+def test_a_model_that_sees_its_padding_is_padded_alike_everywhere(tmp_path, tiny_config, randomized, tokenizer):
     """Otherwise its vectors would depend on the longest text of a batch."""
-    model = randomised(M2BertModel(tiny_config(padding="visible", pooling="cls_tanh")))
+    model = randomized(M2BertModel(tiny_config(padding="visible", pooling="cls_tanh")))
     folder = write_folder(model, tokenizer, tmp_path / "out")
     loaded = SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")
     together = loaded.encode(TEXTS, batch_size=4)

@@ -80,7 +80,7 @@ print(json.dumps([worst, answers], allow_nan=False))
 """
 
 
-def test_loads_and_serves_where_this_package_is_not(tmp_path, tiny_config, randomised, tokenizer):
+def test_loads_and_serves_where_this_package_is_not(tmp_path, tiny_config, randomized, tokenizer):
     """From a folder, and from the Hub's cache, where the loader checks the imports of every file."""
     models = {pooling: M2BertModel(tiny_config(pooling=pooling, num_pooling_heads=1 + (pooling == "weighted_mean")))
               for pooling in POOLINGS}  # fmt: skip
@@ -88,7 +88,7 @@ def test_loads_and_serves_where_this_package_is_not(tmp_path, tiny_config, rando
     settings = SentenceSettings({"query": "about ", "document": ""})
     pairs, batch = {}, tokenizer(TEXTS, padding=True, return_tensors="pt")
     for name, model in models.items():
-        folder = write_folder(randomised(model), tokenizer, tmp_path / name, settings=settings)
+        folder = write_folder(randomized(model), tokenizer, tmp_path / name, settings=settings)
         with torch.no_grad():
             expected = {"logits": model(**batch).logits} if name == "masked_lm" else {}
             encoder = M2BertModel.from_pretrained(folder).eval() if name == "masked_lm" else model

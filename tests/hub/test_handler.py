@@ -43,11 +43,11 @@ def pieces():
 
 
 @pytest.fixture
-def make(tmp_path, tiny_config, randomised, pieces):
+def make(tmp_path, tiny_config, randomized, pieces):
     """Write the folder of a small model with prompts; keyword arguments change its configuration."""
 
     def write(name="model", dtype=torch.float32, settings=None, **changes):
-        model = randomised(M2BertModel(tiny_config(**changes))).to(dtype)
+        model = randomized(M2BertModel(tiny_config(**changes))).to(dtype)
         return write_folder(model, pieces, tmp_path / name, settings=settings or SentenceSettings(dict(PROMPTS)))
 
     return write
@@ -188,7 +188,7 @@ def test_a_bfloat16_folder_is_run_as_it_is(make):
     handler = EndpointHandler(folder)
     assert handler.model.dtype == torch.bfloat16
     vectors = embed(handler, TEXTS)
-    assert largest_difference(vectors.norm(dim=1), torch.ones(5)) < 1e-6  # normalised in float32
+    assert largest_difference(vectors.norm(dim=1), torch.ones(5)) < 1e-6  # normalized in float32
     expected = torch.nn.functional.normalize(pooler_outputs(folder, TEXTS, PROMPTS["document"]).float())
     assert torch.nn.functional.cosine_similarity(vectors, expected).min() > 0.99
 

@@ -44,7 +44,7 @@ with torch.no_grad():
 
 @pytest.mark.slow
 def test_a_stranger_loads_the_pinned_commit_of_a_private_model_and_an_adapter_on_it(
-    monkeypatch, tmp_path, tiny_config, randomised, tokenizer
+    monkeypatch, tmp_path, tiny_config, randomized, tokenizer
 ):
     """The vectors are the same, also after the branch moved on. Without a token the model does not exist."""
     peft = pytest.importorskip("peft")
@@ -66,7 +66,7 @@ def test_a_stranger_loads_the_pinned_commit_of_a_private_model_and_an_adapter_on
 
     with FakeHub() as hub:
         hub.connect(monkeypatch, tmp_path / "home")
-        model = randomised(M2BertModel(tiny_config(pooling="weighted_mean", num_pooling_heads=2)))
+        model = randomized(M2BertModel(tiny_config(pooling="weighted_mean", num_pooling_heads=2)))
         expected = pooled(model, "expected.pt")
         folder = write_folder(model, tokenizer, tmp_path / "model")
         sha = push(folder, "org/m2bert", private=True)
@@ -78,7 +78,7 @@ def test_a_stranger_loads_the_pinned_commit_of_a_private_model_and_an_adapter_on
         assert result.returncode == 0, result.stderr[-3000:]
 
         settings = peft.LoraConfig(r=2, target_modules=["in_proj"], target_parameters=["up.weight"])
-        adapted = randomised(peft.get_peft_model(M2BertModel.from_pretrained(folder), settings))
+        adapted = randomized(peft.get_peft_model(M2BertModel.from_pretrained(folder), settings))
         adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
         reloaded = peft.PeftModel.from_pretrained(M2BertModel.from_pretrained(folder).eval(), tmp_path / "adapter")
         plain, expected = expected, pooled(reloaded.eval(), "adapted.pt")

@@ -30,9 +30,9 @@ def numbers(outcome: str) -> list[float]:
 
 
 @pytest.fixture
-def folder(tiny_config, randomised, tokenizer, tmp_path):
+def folder(tiny_config, randomized, tokenizer, tmp_path):
     def make(cls, **options):
-        model = randomised(cls(tiny_config(num_labels=3, **options)))
+        model = randomized(cls(tiny_config(num_labels=3, **options)))
         return write_folder(model, tokenizer, tmp_path / f"{cls.__name__}-{model.config.padding}")
 
     return make

@@ -23,8 +23,8 @@ EACH_CLASS = pytest.mark.parametrize("cls", CLASSES)
 
 
 @pytest.fixture(params=CLASSES)
-def model(request, tiny_config, randomised):
-    return randomised(request.param(tiny_config()))
+def model(request, tiny_config, randomized):
+    return randomized(request.param(tiny_config()))
 
 
 def run(model: PreTrainedModel, *args, **kwargs) -> torch.Tensor:
@@ -60,8 +60,8 @@ def is_filter(name: str) -> bool:
 
 @EACH_CLASS
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_filters_stay_float32_from_saving_to_loading_and_back(tiny_config, randomised, tmp_path, cls, dtype):
-    model = randomised(cls(tiny_config()))
+def test_filters_stay_float32_from_saving_to_loading_and_back(tiny_config, randomized, tmp_path, cls, dtype):
+    model = randomized(cls(tiny_config()))
     exact = {name: tensor.clone() for name, tensor in model.state_dict().items() if is_filter(name)}
     assert exact
     model.to(dtype).save_pretrained(tmp_path)
@@ -86,8 +86,8 @@ def test_half_precision_outputs_have_the_type_and_nearly_the_values(model, dtype
     assert (rounded.float() - exact).abs().max() < tolerance * exact.abs().max()
 
 
-def test_the_decoder_stays_tied_through_whatever_is_done_to_the_model(tiny_config, randomised, tmp_path):
-    model = randomised(M2BertForMaskedLM(tiny_config()))
+def test_the_decoder_stays_tied_through_whatever_is_done_to_the_model(tiny_config, randomized, tmp_path):
+    model = randomized(M2BertForMaskedLM(tiny_config()))
     model.save_pretrained(tmp_path)
     assert "lm_head.decoder.weight" not in stored(tmp_path)
     resized = copy.deepcopy(model)
@@ -112,11 +112,11 @@ def test_the_decoder_stays_tied_through_whatever_is_done_to_the_model(tiny_confi
 
 
 @EACH_CLASS
-@pytest.mark.parametrize("labelled", [False, True])
-def test_hidden_states_and_tuples_by_argument_and_by_configuration(tiny_config, randomised, cls, labelled):
-    model = randomised(cls(tiny_config(num_hidden_layers=3)))
+@pytest.mark.parametrize("labeled", [False, True])
+def test_hidden_states_and_tuples_by_argument_and_by_configuration(tiny_config, randomized, cls, labeled):
+    model = randomized(cls(tiny_config(num_hidden_layers=3)))
     labels = {M2BertForMaskedLM: IDS, M2BertForSequenceClassification: torch.tensor([0, 1])}
-    asked = {"labels": labels[cls]} if labelled and cls in labels else {}
+    asked = {"labels": labels[cls]} if labeled and cls in labels else {}
     with torch.no_grad():
         assert model(IDS, MASK, **asked).hidden_states is None
         named = model(IDS, MASK, output_hidden_states=True, **asked)
@@ -133,10 +133,10 @@ def test_hidden_states_and_tuples_by_argument_and_by_configuration(tiny_config, 
 
 
 @EACH_CLASS
-def test_the_first_arguments_are_those_of_any_encoder(tiny_config, randomised, cls):
+def test_the_first_arguments_are_those_of_any_encoder(tiny_config, randomized, cls):
     names = ["self", "input_ids", "attention_mask", "token_type_ids", "inputs_embeds"]
     assert list(inspect.signature(cls.forward).parameters)[:5] == names
-    model = randomised(cls(tiny_config()))
+    model = randomized(cls(tiny_config()))
     types = torch.arange(30).view(2, 15) % 2
     expected = run(model, input_ids=IDS, attention_mask=MASK, token_type_ids=types)
     assert torch.equal(run(model, IDS, MASK, types), expected)
@@ -148,8 +148,8 @@ def test_the_first_arguments_are_those_of_any_encoder(tiny_config, randomised, c
 
 @EACH_CLASS
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_every_parameter_learns(tiny_config, randomised, cls, pooling):
-    model = randomised(cls(tiny_config(pooling=pooling))).train()
+def test_every_parameter_learns(tiny_config, randomized, cls, pooling):
+    model = randomized(cls(tiny_config(pooling=pooling))).train()
     loss_of(model).backward()
     assert [name for name, each in model.named_parameters() if each.grad is None or not each.grad.any()] == []
 
@@ -164,8 +164,8 @@ def test_embeddings_given_by_the_caller_get_gradients(model):
 
 @EACH_CLASS
 @pytest.mark.parametrize("pooling", ["weighted_mean", "cls_tanh"])
-def test_gradient_checkpointing_replays_dropout(tiny_config, randomised, cls, pooling):
-    model = randomised(cls(tiny_config(pooling=pooling, hidden_dropout_prob=0.3))).train()
+def test_gradient_checkpointing_replays_dropout(tiny_config, randomized, cls, pooling):
+    model = randomized(cls(tiny_config(pooling=pooling, hidden_dropout_prob=0.3))).train()
     forwards, results = [], []
     model.base_model.layers[0].mixer.register_forward_hook(lambda *_: forwards.append(len(results)))
     for checkpointing in (False, True):
@@ -184,22 +184,22 @@ def test_gradient_checkpointing_replays_dropout(tiny_config, randomised, cls, po
         assert torch.allclose(gradient, replayed[name], atol=1e-6), name
 
 
-def test_frozen_models_train_adapters_on_their_inputs(tiny_config, randomised):
+def test_frozen_models_train_adapters_on_their_inputs(tiny_config, randomized):
     """What peft does before it turns gradient checkpointing on."""
-    model = randomised(M2BertModel(tiny_config())).requires_grad_(False)
+    model = randomized(M2BertModel(tiny_config())).requires_grad_(False)
     model.enable_input_require_grads()
     assert model(IDS).pooler_output.requires_grad
 
 
-def test_the_classifier_has_a_dropout_of_its_own(tiny_config, randomised):
-    model = randomised(M2BertForSequenceClassification(tiny_config(classifier_dropout=0.5))).train()
+def test_the_classifier_has_a_dropout_of_its_own(tiny_config, randomized):
+    model = randomized(M2BertForSequenceClassification(tiny_config(classifier_dropout=0.5))).train()
     assert torch.equal(run(model.base_model, IDS), run(model.base_model, IDS))
     assert not torch.equal(run(model, IDS), run(model, IDS))
 
 
 @EACH_CLASS
-def test_equally_padded_texts_give_what_each_gives_alone(tiny_config, randomised, cls):
-    model = randomised(cls(tiny_config(padding="visible"))).double()
+def test_equally_padded_texts_give_what_each_gives_alone(tiny_config, randomized, cls):
+    model = randomized(cls(tiny_config(padding="visible"))).double()
     with torch.no_grad():
         together = model(IDS, MASK)
         for i in range(2):
@@ -218,7 +218,7 @@ def test_a_forward_leaves_no_trace_in_what_is_saved(model):
 
 
 @EACH_CLASS
-def test_a_seed_decides_the_initialisation(tiny_config, cls):
+def test_a_seed_decides_the_initialization(tiny_config, cls):
     states = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
@@ -228,9 +228,9 @@ def test_a_seed_decides_the_initialisation(tiny_config, cls):
     assert all(tensor.isfinite().all() for tensor in states[0].values())
 
 
-def test_heads_that_a_checkpoint_lacks_are_initialised_and_named(tiny_config, randomised, tmp_path):
-    """The loader makes the model on the meta device: what no file fills must be initialised, not left as it was."""
-    randomised(M2BertModel(tiny_config(hidden_size=64))).save_pretrained(tmp_path)
+def test_heads_that_a_checkpoint_lacks_are_initialized_and_named(tiny_config, randomized, tmp_path):
+    """The loader makes the model on the meta device: what no file fills must be initialized, not left as it was."""
+    randomized(M2BertModel(tiny_config(hidden_size=64))).save_pretrained(tmp_path)
     torch.manual_seed(0)
     loaded, report = M2BertForSequenceClassification.from_pretrained(tmp_path, num_labels=40, output_loading_info=True)
     assert set(report["missing_keys"]) == {"classifier.weight", "classifier.bias"}
@@ -249,18 +249,18 @@ def test_heads_that_a_checkpoint_lacks_are_initialised_and_named(tiny_config, ra
         ("multi_label_classification", 3, torch.tensor([[1.0, 0, 1], [0, 0, 1]]), binary_cross_entropy_with_logits),
     ],
 )
-def test_each_kind_of_label_has_its_loss(tiny_config, randomised, problem, num_labels, labels, expected):
+def test_each_kind_of_label_has_its_loss(tiny_config, randomized, problem, num_labels, labels, expected):
     """Told, or found out from the labels, which cannot tell several numbers from several labels."""
     untold = [] if problem == "regression" and num_labels > 1 else [{}]
     for told in ({"problem_type": problem}, *untold):
-        model = randomised(M2BertForSequenceClassification(tiny_config(num_labels=num_labels, **told)))
+        model = randomized(M2BertForSequenceClassification(tiny_config(num_labels=num_labels, **told)))
         outputs = model(IDS, MASK, labels=labels)
         assert model.config.problem_type == problem
         assert torch.allclose(outputs.loss, expected(outputs.logits, labels))
 
 
-def test_torch_export_gives_one_program_for_all_batches_and_lengths(tiny_config, randomised):
-    model = randomised(M2BertModel(tiny_config()))
+def test_torch_export_gives_one_program_for_all_batches_and_lengths(tiny_config, randomized):
+    model = randomized(M2BertModel(tiny_config()))
     batch, length = torch.export.Dim("batch", min=1, max=8), torch.export.Dim("length", min=2, max=48)
     shapes = {name: {0: batch, 1: length} for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
@@ -271,16 +271,16 @@ def test_torch_export_gives_one_program_for_all_batches_and_lengths(tiny_config,
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_torch_export_with_gradients(tiny_config, randomised, strict):
-    model = randomised(M2BertModel(tiny_config()))
+def test_torch_export_with_gradients(tiny_config, randomized, strict):
+    model = randomized(M2BertModel(tiny_config()))
     program = torch.export.export(model, (IDS, MASK), strict=strict).module()
     assert torch.allclose(program(IDS, MASK).pooler_output, model(IDS, MASK).pooler_output, atol=1e-6)
 
 
 @pytest.mark.parametrize("cls", [M2BertForMaskedLM, M2BertForSequenceClassification])
-def test_a_step_of_transformers_own_trainer(tiny_config, randomised, tmp_path, cls):
+def test_a_step_of_transformers_own_trainer(tiny_config, randomized, tmp_path, cls):
     pytest.importorskip("accelerate")
-    model = randomised(cls(tiny_config()))
+    model = randomized(cls(tiny_config()))
     before = {name: each.detach().clone() for name, each in model.named_parameters()}
     labels = IDS if cls is M2BertForMaskedLM else torch.tensor([0, 1])
     rows = [

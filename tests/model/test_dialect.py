@@ -28,8 +28,8 @@ CLASSES = [M2BertModel, M2BertForMaskedLM, M2BertForSequenceClassification]
         ({"pooling": "cls_tanh", "residual_long_conv": False, "mixer_layer_norm": True}, {}),
     ],
 )
-def test_saving_and_loading_changes_nothing(tiny_config, randomised, tmp_path, cls, options, saving):
-    model = randomised(cls(tiny_config(**options)))
+def test_saving_and_loading_changes_nothing(tiny_config, randomized, tmp_path, cls, options, saving):
+    model = randomized(cls(tiny_config(**options)))
     model.save_pretrained(tmp_path, **saving)
     weights = [path.name for path in tmp_path.iterdir() if path.suffix in (".safetensors", ".bin", ".pt")]
     assert all(name.endswith(".safetensors") and (".other." in name) == ("variant" in saving) for name in weights)
@@ -42,8 +42,8 @@ def test_saving_and_loading_changes_nothing(tiny_config, randomised, tmp_path, c
         assert torch.equal(ours, theirs), name
 
 
-def test_every_class_loads_from_one_checkpoint(tiny_config, randomised, tmp_path):
-    model = randomised(M2BertForMaskedLM(tiny_config()))
+def test_every_class_loads_from_one_checkpoint(tiny_config, randomized, tmp_path):
+    model = randomized(M2BertForMaskedLM(tiny_config()))
     model.save_pretrained(tmp_path)
     with torch.no_grad():
         expected = model.model(IDS).last_hidden_state
@@ -63,7 +63,7 @@ def test_construction_on_the_meta_device_and_under_a_default_dtype(tiny_config):
     assert model(IDS).pooler_output.isfinite().all()
 
 
-def test_missing_filter_tensors_are_initialised_not_garbage(tiny_config, tmp_path):
+def test_missing_filter_tensors_are_initialized_not_garbage(tiny_config, tmp_path):
     model = M2BertModel(tiny_config())
     buffers = dict(model.named_buffers())
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in buffers}
@@ -74,7 +74,7 @@ def test_missing_filter_tensors_are_initialised_not_garbage(tiny_config, tmp_pat
         assert torch.equal(buffer, buffers[name]), name
 
 
-def test_layers_are_initialised_independently_and_gates_are_open(tiny_config):
+def test_layers_are_initialized_independently_and_gates_are_open(tiny_config):
     torch.manual_seed(0)
     first, second = M2BertModel(tiny_config()).layers
     for name, parameter in first.named_parameters():
@@ -101,9 +101,9 @@ def test_masked_lm_head_is_tied_and_learns(tiny_config):
 
 @pytest.mark.parametrize(("cls", "tied"), [*((cls, True) for cls in CLASSES), (M2BertForMaskedLM, False)])
 @pytest.mark.parametrize(("size", "multiple", "expected"), [(130, None, 130), (60, None, 60), (130, 64, 192)])
-def test_resizing_the_vocabulary(tiny_config, randomised, tmp_path, cls, tied, size, multiple, expected):
+def test_resizing_the_vocabulary(tiny_config, randomized, tmp_path, cls, tied, size, multiple, expected):
     config = tiny_config(pooling="weighted_mean", num_pooling_heads=2, tie_word_embeddings=tied)
-    model = randomised(cls(config))
+    model = randomized(cls(config))
     before, decoder = model(IDS)[0].detach(), copy.deepcopy(model.get_output_embeddings())
     if cls is not M2BertForMaskedLM:
         model.base_model.pooler.token_log_weights.requires_grad_(False)
@@ -137,8 +137,8 @@ def test_resizing_keeps_the_precision_of_pooling_weights(tiny_config):
     assert model.pooler.token_log_weights.weight.dtype == torch.bfloat16
 
 
-def test_device_maps_and_float64(tiny_config, randomised, tmp_path):
-    model = randomised(M2BertModel(tiny_config(pooling="mean_tanh")))
+def test_device_maps_and_float64(tiny_config, randomized, tmp_path):
+    model = randomized(M2BertModel(tiny_config(pooling="mean_tanh")))
     model.save_pretrained(tmp_path)
     mapped = M2BertModel.from_pretrained(tmp_path, device_map="cpu").eval()
     assert torch.equal(mapped(IDS).pooler_output, model(IDS).pooler_output)
@@ -159,8 +159,8 @@ def test_initial_spread_of_every_part(tiny_config):
         assert tensor.std().item() == pytest.approx(spread, rel=0.15)
 
 
-def test_compiles_without_graph_breaks_for_many_lengths(tiny_config, randomised):
-    model = randomised(M2BertModel(tiny_config()))
+def test_compiles_without_graph_breaks_for_many_lengths(tiny_config, randomized):
+    model = randomized(M2BertModel(tiny_config()))
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
     with torch.no_grad():

@@ -44,14 +44,14 @@ def test_decay_per_token_is_kept_when_the_context_grows(tiny_config):
     assert torch.equal(short.time, long.time[:24])
 
 
-def test_a_shorter_filter_is_a_prefix(tiny_config, randomised):
-    source = randomised(M2BertModel(tiny_config()).double()).layers[0].mixer.filter
+def test_a_shorter_filter_is_a_prefix(tiny_config, randomized):
+    source = randomized(M2BertModel(tiny_config()).double()).layers[0].mixer.filter
     whole, part = (implicit_filter(source.parameters_for(length)) for length in (48, 13))
     assert (whole[..., :13] - part).abs().max() < 1e-12
 
 
-def test_filters_are_the_same_together_alone_and_in_pieces(tiny_config, randomised, monkeypatch):
-    mixer = randomised(M2BertModel(tiny_config()).double()).layers[0].mixer
+def test_filters_are_the_same_together_alone_and_in_pieces(tiny_config, randomized, monkeypatch):
+    mixer = randomized(M2BertModel(tiny_config()).double()).layers[0].mixer
     sources = [module.parameters_for(48) for module in (mixer.filter, mixer.residual_filter)]
     monkeypatch.setattr("modeling_m2bert.m2bert_ops_filter.POSITIONS_PER_CHUNK", 10)
     for together, source in zip(implicit_filters(sources), sources, strict=True):
@@ -66,8 +66,8 @@ def cast_one_by_one(model):
 
 @pytest.mark.parametrize("cast", [lambda m: m.half(), lambda m: m.bfloat16(), cast_one_by_one,
                                   lambda m: m.to(dtype=torch.float16, device="cpu")])  # fmt: skip
-def test_casts_and_autocast_leave_the_filters_alone(tiny_config, randomised, cast):
-    model = randomised(M2BertModel(tiny_config()))
+def test_casts_and_autocast_leave_the_filters_alone(tiny_config, randomized, cast):
+    model = randomized(M2BertModel(tiny_config()))
     before = taps_of(model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(before, taps_of(model))
@@ -93,9 +93,9 @@ def generated(monkeypatch):
 
 
 @pytest.fixture
-def model(tiny_config, randomised):
+def model(tiny_config, randomized):
     torch.manual_seed(0)
-    return randomised(M2BertModel(tiny_config()))
+    return randomized(M2BertModel(tiny_config()))
 
 
 IDS = torch.arange(1, 21)[None]
@@ -193,9 +193,9 @@ def test_what_makes_filters_useless_frees_their_memory(model, change):
     assert not filter_cache_bytes()
 
 
-def test_each_precision_and_each_choice_of_kernels_has_its_own(tiny_config, randomised, monkeypatch):
+def test_each_precision_and_each_choice_of_kernels_has_its_own(tiny_config, randomized, monkeypatch):
     pytest.importorskip("triton")
-    model = randomised(M2BertModel(tiny_config(hidden_size=8, intermediate_size=8, num_hidden_layers=1)))
+    model = randomized(M2BertModel(tiny_config(hidden_size=8, intermediate_size=8, num_hidden_layers=1)))
     for kernels in ("torch", "triton", "torch"):
         monkeypatch.setenv("M2BERT_KERNELS", kernels)
         with torch.no_grad():
@@ -298,9 +298,9 @@ def test_compiled_as_one_graph_with_a_cache_that_follows_the_weights(model, gene
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_layers_compiled_one_by_one_share_their_graph(tiny_config, randomised):
+def test_layers_compiled_one_by_one_share_their_graph(tiny_config, randomized):
     torch._dynamo.reset()
-    model = randomised(M2BertModel(tiny_config(num_hidden_layers=10)))
+    model = randomized(M2BertModel(tiny_config(num_hidden_layers=10)))
     expected = embed(model)
     for layer in model.layers:
         layer.compile(fullgraph=True, backend="aot_eager")

@@ -37,9 +37,9 @@ WEIGHTS = [name for name, each in META.named_parameters() if each.dim() >= 2 and
 
 
 @pytest.fixture
-def model(randomised):
+def model(randomized):
     torch.manual_seed(0)
-    return randomised(M2BertModel(config()))
+    return randomized(M2BertModel(config()))
 
 
 @torch.no_grad()

@@ -108,9 +108,9 @@ def batch():
 
 
 @pytest.fixture
-def model(tiny_config, randomised):
+def model(tiny_config, randomized):
     torch.manual_seed(0)
-    return randomised(M2BertForMaskedLM(tiny_config(mixer_layer_norm=True)))
+    return randomized(M2BertForMaskedLM(tiny_config(mixer_layer_norm=True)))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -170,10 +170,10 @@ def config(tiny_config):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_both_kernels_give_the_same_vectors(config, randomised, monkeypatch, dtype):
+def test_both_kernels_give_the_same_vectors(config, randomized, monkeypatch, dtype):
     pytest.importorskip("triton")
     torch.manual_seed(0)
-    model = randomised(M2BertModel(config)).to(DEVICE)
+    model = randomized(M2BertModel(config)).to(DEVICE)
     inputs = random_batch([40, 1, 7], 40)
     vectors = {}
     for kernels, precision in (("torch", torch.float64), ("torch", dtype), ("triton", dtype)):
@@ -187,7 +187,7 @@ def test_both_kernels_give_the_same_vectors(config, randomised, monkeypatch, dty
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16] if GPU else [torch.float32])
-def test_both_kernels_give_the_same_course_of_training(config, randomised, monkeypatch, dtype):
+def test_both_kernels_give_the_same_course_of_training(config, randomized, monkeypatch, dtype):
     """30 steps on a GPU; 3 where the kernels are interpreted."""
     pytest.importorskip("triton")
     ids, mask = random_batch([40, 5] if not GPU else [300, 40, 5], 40 if not GPU else 300)
@@ -196,7 +196,7 @@ def test_both_kernels_give_the_same_course_of_training(config, randomised, monke
     for kernels in ("torch", "triton"):
         monkeypatch.setenv("M2BERT_KERNELS", kernels)
         torch.manual_seed(0)
-        model = randomised(M2BertForMaskedLM(config)).to(DEVICE).train()
+        model = randomized(M2BertForMaskedLM(config)).to(DEVICE).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         losses[kernels] = []
         for _ in range(30 if GPU else 3):

@@ -12,9 +12,9 @@ POOLINGS = ["mean", "weighted_mean", "cls", "cls_tanh", "mean_tanh"]
 LENGTHS = [1, 2, 5, 17, 29, 40]
 
 
-def make(config, randomised, dtype=torch.float64):
+def make(config, randomized, dtype=torch.float64):
     torch.manual_seed(0)
-    return randomised(M2BertModel(config)).to(dtype)
+    return randomized(M2BertModel(config)).to(dtype)
 
 
 def texts(seed=0):
@@ -47,15 +47,15 @@ SATURATED = {"pooling_saturation": 2, "contextual_pooling": True}
 @pytest.mark.parametrize(
     "options", [{}, {"mixer_layer_norm": True}, {"residual_long_conv": False}, {"num_hidden_layers": 0}]
 )
-def test_padding_and_batch_mates_change_nothing(tiny_config, randomised, pooling, options):
+def test_padding_and_batch_mates_change_nothing(tiny_config, randomized, pooling, options):
     heads = {"num_pooling_heads": 3} | (SATURATED if options else {}) if pooling == "weighted_mean" else {}
-    model = make(tiny_config(pooling=pooling, **heads, **options), randomised)
+    model = make(tiny_config(pooling=pooling, **heads, **options), randomized)
     for length in (40, 41, 48):
         assert largest_difference(model, texts(), length) < 1e-10
 
 
-def test_order_changes_nothing(tiny_config, randomised):
-    model = make(tiny_config(), randomised)
+def test_order_changes_nothing(tiny_config, randomized):
+    model = make(tiny_config(), randomized)
     ids, mask = pad(texts(), 40)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     with torch.no_grad():
@@ -63,8 +63,8 @@ def test_order_changes_nothing(tiny_config, randomised):
     assert (expected - found).abs().max() < 1e-12
 
 
-def test_what_stands_in_padded_positions_cannot_be_seen(tiny_config, randomised):
-    model = make(tiny_config(), randomised)
+def test_what_stands_in_padded_positions_cannot_be_seen(tiny_config, randomized):
+    model = make(tiny_config(), randomized)
     ids, mask = pad(texts(), 48)
     other = torch.where(mask.bool(), ids, torch.randint(1, 120, ids.shape))
     with torch.no_grad():
@@ -76,8 +76,8 @@ def test_what_stands_in_padded_positions_cannot_be_seen(tiny_config, randomised)
 
 
 @pytest.mark.parametrize("options", [{}, {"mixer_layer_norm": True}, {"num_hidden_layers": 0}])
-def test_padded_outputs_are_exactly_zero(tiny_config, randomised, options):
-    model = make(tiny_config(**options), randomised, torch.float32)
+def test_padded_outputs_are_exactly_zero(tiny_config, randomized, options):
+    model = make(tiny_config(**options), randomized, torch.float32)
     ids, mask = pad(texts(), 48)
     with torch.no_grad():
         outputs = model(ids, mask, output_hidden_states=True)
@@ -88,11 +88,11 @@ def test_padded_outputs_are_exactly_zero(tiny_config, randomised, options):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("pooling", ["mean", "weighted_mean", "cls_tanh"])
-def test_rounding_by_padding_is_within_twice_the_precision_itself(tiny_config, randomised, dtype, pooling):
+def test_rounding_by_padding_is_within_twice_the_precision_itself(tiny_config, randomized, dtype, pooling):
     """Padding changes only the FFT length, and so only rounding: hidden states and vectors stay within twice the
     model's own distance to float64. In bfloat16 a vector keeps its direction to 1e-4 in cosine."""
-    model = make(tiny_config(pooling=pooling, max_position_embeddings=200), randomised, dtype)
-    exact = make(tiny_config(pooling=pooling, max_position_embeddings=200), randomised, dtype).double()
+    model = make(tiny_config(pooling=pooling, max_position_embeddings=200), randomized, dtype)
+    exact = make(tiny_config(pooling=pooling, max_position_embeddings=200), randomized, dtype).double()
     rows = [*texts(), *texts(seed=1)]
     ids, mask = pad(rows, 200)
     with torch.no_grad():
@@ -108,8 +108,8 @@ def test_rounding_by_padding_is_within_twice_the_precision_itself(tiny_config, r
         assert torch.cosine_similarity(padded.pooler_output.double(), vectors).min() > 1 - 1e-4
 
 
-def test_padding_cannot_be_seen_under_autocast(tiny_config, randomised):
-    model = make(tiny_config(), randomised, torch.float32)
+def test_padding_cannot_be_seen_under_autocast(tiny_config, randomized):
+    model = make(tiny_config(), randomized, torch.float32)
     ids, mask = pad(texts(), 48)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = model(ids, mask, output_hidden_states=True)
@@ -118,8 +118,8 @@ def test_padding_cannot_be_seen_under_autocast(tiny_config, randomised):
     assert torch.equal(outputs.pooler_output, other.pooler_output)
 
 
-def test_gradients_do_not_see_padding(tiny_config, randomised):
-    model = make(tiny_config(), randomised)
+def test_gradients_do_not_see_padding(tiny_config, randomized):
+    model = make(tiny_config(), randomized)
     rows = texts()
     (sum(model(row).pooler_output.square().sum() for row in rows)).backward()
     alone = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
@@ -129,14 +129,14 @@ def test_gradients_do_not_see_padding(tiny_config, randomised):
         assert (parameter.grad - alone[name]).abs().max() <= 1e-9 * max(1, alone[name].abs().max()), name
 
 
-def test_visible_padding_is_seen(tiny_config, randomised):
-    model = make(tiny_config(padding="visible"), randomised)
+def test_visible_padding_is_seen(tiny_config, randomized):
+    model = make(tiny_config(padding="visible"), randomized)
     assert largest_difference(model, texts(), 48) > 1e-3
 
 
-def test_a_row_without_real_positions_gives_zeros_not_nan(tiny_config, randomised):
+def test_a_row_without_real_positions_gives_zeros_not_nan(tiny_config, randomized):
     for pooling in ("mean", "weighted_mean"):
-        model = make(tiny_config(pooling=pooling), randomised)
+        model = make(tiny_config(pooling=pooling), randomized)
         ids, mask = pad([*texts(), torch.zeros(1, 0, dtype=torch.long)], 40)
         with torch.no_grad():
             pooled = model(ids, mask).pooler_output
@@ -155,8 +155,8 @@ def test_left_padding_is_refused_by_name(tiny_config):
 
 
 @pytest.mark.parametrize("cls", [M2BertForMaskedLM, M2BertForSequenceClassification])
-def test_logits_do_not_see_padding(tiny_config, randomised, cls):
-    model = randomised(cls(tiny_config())).double()
+def test_logits_do_not_see_padding(tiny_config, randomized, cls):
+    model = randomized(cls(tiny_config())).double()
     rows = texts()
     with torch.no_grad():
         for padded, row in zip(model(*pad(rows, 48)).logits, rows, strict=True):

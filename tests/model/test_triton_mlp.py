@@ -135,7 +135,7 @@ def test_dropout_fraction_and_scale(dropout, device):
     assert torch.allclose(mask[kept], torch.full_like(mask[kept], 1 / (1 - dropout)), rtol=1e-4)
     deviation = (dropout * (1 - dropout) / kept.numel()) ** 0.5
     assert abs(1 - kept.double().mean() - dropout) < 4 * deviation
-    for dim in (0, 1):  # no row and no column is special, and neighbours are independent
+    for dim in (0, 1):  # no row and no column is special, and neighbors are independent
         assert (1 - kept.double().mean(dim) - dropout).abs().max() < 5 * deviation * 128**0.5
         both = (~kept & ~kept.roll(1, dim)).double().mean()
         assert abs(both - dropout**2) < 6 * deviation * dropout

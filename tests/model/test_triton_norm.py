@@ -69,7 +69,7 @@ def test_any_layout_of_the_inputs(channel_major, device, poisoned):
 
 
 def test_a_large_mean_costs_no_precision(device):
-    """The variance is that of centred values, not a difference of two large sums."""
+    """The variance is that of centered values, not a difference of two large sums."""
     x, _, weight, bias, _ = arguments(4, 768, torch.float32, device)
     x = (x - 3).round(decimals=2) + 4096
     expected = F.layer_norm(x.double(), (768,), weight.double(), bias.double(), EPS)

@@ -135,10 +135,10 @@ def test_accelerate_understands_the_shipped_configuration():
     assert told["FSDP_STATE_DICT_TYPE"] == "FULL_STATE_DICT"
 
 
-def test_a_folder_holds_the_whole_weights_that_are_given(tiny_config, randomised, tmp_path):
+def test_a_folder_holds_the_whole_weights_that_are_given(tiny_config, randomized, tmp_path):
     """All of them, also those that sentence-transformers' files repeat."""
     config = tiny_config(pooling="mean_tanh")
-    model, whole = AutoModel.from_config(config), randomised(AutoModel.from_config(config))
+    model, whole = AutoModel.from_config(config), randomized(AutoModel.from_config(config))
     folder = write_folder(model, None, tmp_path / "out", state_dict=whole.state_dict())
     for name, tensor in AutoModel.from_pretrained(folder).state_dict().items():
         assert torch.equal(tensor, whole.state_dict()[name])
@@ -146,8 +146,8 @@ def test_a_folder_holds_the_whole_weights_that_are_given(tiny_config, randomised
 
 
 @pytest.mark.slow
-def test_sharded_training_is_training(tiny_config, randomised, tmp_path):
-    model = randomised(AutoModelForMaskedLM.from_config(tiny_config(sparse_prediction=True))).double()
+def test_sharded_training_is_training(tiny_config, randomized, tmp_path):
+    model = randomized(AutoModelForMaskedLM.from_config(tiny_config(sparse_prediction=True))).double()
     model.save_pretrained(tmp_path / "start")
     batches = make_batches()
     torch.save(batches, tmp_path / "batches.pt")

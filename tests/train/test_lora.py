@@ -30,9 +30,9 @@ with torch.no_grad():
 
 
 @pytest.fixture
-def base(tiny_config, randomised, tokenizer, tmp_path):
+def base(tiny_config, randomized, tokenizer, tmp_path):
     """An exported encoder."""
-    model = randomised(AutoModel.from_config(tiny_config(pooling="mean_tanh")))
+    model = randomized(AutoModel.from_config(tiny_config(pooling="mean_tanh")))
     return write_folder(model, tokenizer, tmp_path / "base")
 
 
@@ -112,10 +112,10 @@ def test_peft_and_transformers_alone_load_an_adapter(base, tokenizer, tmp_path):
     assert (torch.load(tmp_path / "vectors.pt") - expected).abs().max() <= 1e-6
 
 
-def test_a_new_pooler_is_trained_whole_and_saved(tiny_config, randomised, tokenizer, tmp_path):
+def test_a_new_pooler_is_trained_whole_and_saved(tiny_config, randomized, tokenizer, tmp_path):
     """On top of a masked-LM checkpoint, which has none."""
     config = tiny_config(pooling="weighted_mean", num_pooling_heads=2)
-    base = write_folder(randomised(AutoModelForMaskedLM.from_config(config)), tokenizer, tmp_path / "mlm")
+    base = write_folder(randomized(AutoModelForMaskedLM.from_config(config)), tokenizer, tmp_path / "mlm")
     model, new = load(base)
     assert new == {"pooler.token_log_weights.weight"}
     start = model.pooler.token_log_weights.weight.detach().clone()

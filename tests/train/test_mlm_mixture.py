@@ -196,9 +196,9 @@ def test_a_tokenizer_without_a_mask_token_is_refused():
 
 
 @pytest.fixture
-def model(tiny_config, randomised):
+def model(tiny_config, randomized):
     torch.manual_seed(0)
-    return randomised(
+    return randomized(
         AutoModelForMaskedLM.from_config(tiny_config(max_position_embeddings=200, sparse_prediction=True))
     )
 

@@ -96,7 +96,7 @@ def test_a_vocabulary_is_trained_once_and_anew_for_other_text_or_size(sources, t
         return tokenizer_fingerprint(mlm.read_sources(made)[1])
 
     first = vocabulary()
-    assert vocabulary() == first  # read again, it tokenises alike, and tokenised text is found again
+    assert vocabulary() == first  # read again, it tokenizes alike, and tokenized text is found again
     assert trained == [90]
     assert vocabulary(85) != first
     (tmp_path / "all.txt").write_text("\n\n".join(f"other words {i}" for i in range(50)))

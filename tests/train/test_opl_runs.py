@@ -17,7 +17,7 @@ from m2bert.train.losses import make_objective
 from m2bert.train.pairs import mine_negatives
 from m2bert.train.pairs.batches import PairBatches
 from m2bert.train.pairs.development import METRIC, Development
-from m2bert.train.pairs.tokens import TokenTask, tokenise, wrap
+from m2bert.train.pairs.tokens import TokenTask, tokenize, wrap
 from m2bert.train.settings import load_settings
 from m2bert.train.teacher import MappedEncoder
 from m2bert.train.tokenizer import train_wordpiece
@@ -88,7 +88,7 @@ def test_development_scores_are_those_of_the_metric(toy_corpus, tiny_config):
     torch.manual_seed(0)
     model, accelerator = AutoModel.from_config(tiny_config()).eval(), Accelerator(cpu=True)
     tasks = [load_task(toy_corpus, "toy", split) for split in ("train", "validation")]
-    tokens = [tokenise(tokenizer, task) for task in tasks]
+    tokens = [tokenize(tokenizer, task) for task in tasks]
     tokens[1] = TokenTask(**vars(tokens[1]) | {"name": "second"})
     special = tokenizer.cls_token_id, tokenizer.sep_token_id
     found = Development(tokens, 40, 10, special, tokenizer.pad_token_id, batch_tokens=100)(accelerator, model)

@@ -113,13 +113,13 @@ def test_a_short_document_keeps_enough_and_never_more_than_is_read():
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (0.25, 5), (0.5, 10), (1.0, 20)])
-def test_the_share_of_passage_steps_is_exact_and_costs_no_labelled_query(share, expected):
+def test_the_share_of_passage_steps_is_exact_and_costs_no_labeled_query(share, expected):
     data = make(passage_share=share, batch_size=2)
     batches = [data.batch(step) for step in range(1, 21)]
     assert sum(batch["query_ids"] is None for batch in batches) == expected
-    labelled = [query for batch in batches if batch["query_ids"] is not None for query in ids(batch)[0]]
-    for first in range(0, len(labelled) - 3, 4):
-        assert sorted(labelled[first : first + 4]) == [0, 1, 2, 3]  # an epoch
+    labeled = [query for batch in batches if batch["query_ids"] is not None for query in ids(batch)[0]]
+    for first in range(0, len(labeled) - 3, 4):
+        assert sorted(labeled[first : first + 4]) == [0, 1, 2, 3]  # an epoch
 
 
 def test_every_answer_of_a_query_is_relevant_and_none_a_negative():

@@ -18,12 +18,12 @@ TEXTS = ["who approved the budget", "a report about the river"]
 
 
 @pytest.fixture
-def folder(tiny_config, randomised, tmp_path):
+def folder(tiny_config, randomized, tmp_path):
     """An exported encoder with dropout, at the place that the page names."""
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     tokenizer = BertTokenizerFast(vocab={token: i for i, token in enumerate(vocabulary)})
     config = tiny_config(pooling="weighted_mean", num_pooling_heads=2, hidden_dropout_prob=0.1)
-    return write_folder(randomised(AutoModel.from_config(config)), tokenizer, tmp_path / "runs" / "opl-small")
+    return write_folder(randomized(AutoModel.from_config(config)), tokenizer, tmp_path / "runs" / "opl-small")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Text is tokenised once, whole or not at all, and comes back as the tokenizer made it."""
+"""Text is tokenized once, whole or not at all, and comes back as the tokenizer made it."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def documents(store):
     return [store.tokens[start : start + n].tolist() for start, n in zip(store.starts, store.lengths, strict=True)]
 
 
-def test_documents_come_back_whatever_is_tokenised_at_once(texts, tokenizer, tmp_path, monkeypatch):
+def test_documents_come_back_whatever_is_tokenized_at_once(texts, tokenizer, tmp_path, monkeypatch):
     store = open_store(texts, tokenizer, tmp_path / "cache")
     assert documents(store) == [ids.tolist() for ids in encode_all(tokenizer, TEXTS)]
     assert store.tokens.dtype == np.uint16
@@ -92,7 +92,7 @@ def test_what_fails_leaves_nothing_behind(texts, tokenizer, tmp_path, monkeypatc
     assert os.listdir(tmp_path / "cache") == []
 
 
-def test_two_processes_tokenise_once(texts, tokenizer, tmp_path, monkeypatch):
+def test_two_processes_tokenize_once(texts, tokenizer, tmp_path, monkeypatch):
     expected = documents(open_store(texts, tokenizer, tmp_path / "expected"))
     slow, built, begun = tokens.build_store, [], threading.Event()
 

@@ -12,15 +12,15 @@ from m2bert.hub.folder import write_folder
 from m2bert.hub.sentence_files import SentenceSettings
 from m2bert.train import warm_start
 from m2bert.train.warm_start import extend
-from modeling_m2bert.m2bert_filter import normalised_time, positional_features
+from modeling_m2bert.m2bert_filter import normalized_time, positional_features
 
 OLD = 48
 LENGTHS = [96, 101, 192]  # twice, no multiple, four times
 
 
-def trained(tiny_config, randomised, auto_class=AutoModel, **changes):
-    """A float64 model that has left its initialisation everywhere, filters included."""
-    model = randomised(auto_class.from_config(tiny_config(**changes))).double()
+def trained(tiny_config, randomized, auto_class=AutoModel, **changes):
+    """A float64 model that has left its initialization everywhere, filters included."""
+    model = randomized(auto_class.from_config(tiny_config(**changes))).double()
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if "positional_features" in name:
@@ -44,8 +44,8 @@ def outputs(model):
 @pytest.mark.parametrize(
     "changes", [{}, {"residual_long_conv": False}, {"filter_decay_length": 20}, {"padding": "visible"}]
 )
-def test_replicated_and_kept_models_give_the_same_outputs(tiny_config, randomised, length, changes):
-    model = trained(tiny_config, randomised, **changes)
+def test_replicated_and_kept_models_give_the_same_outputs(tiny_config, randomized, length, changes):
+    model = trained(tiny_config, randomized, **changes)
     longer = extend(model, length)
     assert longer.config.max_position_embeddings == length
     assert longer.config.filter_decay_length == model.config.filter_decay_length
@@ -55,8 +55,8 @@ def test_replicated_and_kept_models_give_the_same_outputs(tiny_config, randomise
     assert longer(torch.ones(1, length, dtype=torch.long)).pooler_output.isfinite().all()
 
 
-def test_positions_are_repeated_or_drawn_out(tiny_config, randomised):
-    model = trained(tiny_config, randomised)
+def test_positions_are_repeated_or_drawn_out(tiny_config, randomized):
+    model = trained(tiny_config, randomized)
     before = model.embeddings.position_embeddings.weight
     after = extend(model, 101).embeddings.position_embeddings.weight
     assert torch.equal(after, before[torch.arange(101) % OLD])
@@ -114,20 +114,20 @@ def test_extending_step_by_step_is_extending_at_once(tiny_config, chain, decay_l
         torch.testing.assert_close(a.time, b.time, rtol=2e-6, atol=0)
 
 
-def test_drift_does_not_change_how_a_model_is_continued(tiny_config, randomised):
+def test_drift_does_not_change_how_a_model_is_continued(tiny_config, randomized):
     """Where the decay length was not chosen, the untrained time tells the period: the rows that are new are exact."""
-    features = filters(extend(trained(tiny_config, randomised), 96))[0].positional_features[OLD:].detach()
+    features = filters(extend(trained(tiny_config, randomized), 96))[0].positional_features[OLD:].detach()
     steps = torch.arange(OLD, 96, dtype=torch.float64)[:, None]
     angles = torch.tensor([1e-4, 1.0], dtype=torch.float64) * (2 * torch.pi * steps / OLD)
     assert (features - torch.cat([steps / (OLD - 1), angles.cos(), -angles.sin()], 1)).abs().max() < 1e-5
 
 
-def test_stretched_filters_are_those_of_a_model_of_the_new_length(tiny_config, randomised):
+def test_stretched_filters_are_those_of_a_model_of_the_new_length(tiny_config, randomized):
     """A fresh model's time, stretched, is the initial one of the new length; every tap keeps its value, further out."""
     longer = extend(AutoModel.from_config(tiny_config()), 150, decay="stretch")
     assert longer.config.filter_decay_length == 150
-    assert (longer.layers[1].mixer.filter.time - normalised_time(150, 150)).abs().max() < 1e-6
-    model = trained(tiny_config, randomised, filter_decay_length=20)
+    assert (longer.layers[1].mixer.filter.time - normalized_time(150, 150)).abs().max() < 1e-6
+    model = trained(tiny_config, randomized, filter_decay_length=20)
     longer = extend(model, 95, decay="stretch")
     assert longer.config.filter_decay_length == 1 + 19 * 2
     before, after = (each.layers[0].mixer.residual_filter for each in (model, longer))
@@ -135,8 +135,8 @@ def test_stretched_filters_are_those_of_a_model_of_the_new_length(tiny_config, r
     assert (after.time[::2] - before.time).abs().max() <= 1e-12
 
 
-def test_the_original_is_left_alone_and_tied_weights_stay_tied(tiny_config, randomised):
-    model = trained(tiny_config, randomised, AutoModelForMaskedLM)
+def test_the_original_is_left_alone_and_tied_weights_stay_tied(tiny_config, randomized):
+    model = trained(tiny_config, randomized, AutoModelForMaskedLM)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     longer = extend(model, 96, "interpolate", "stretch")
     assert model.config.max_position_embeddings == OLD
@@ -146,12 +146,12 @@ def test_the_original_is_left_alone_and_tied_weights_stay_tied(tiny_config, rand
 
 
 @pytest.mark.parametrize("length", [65536, 131072])
-def test_contexts_beyond_32k(tiny_config, randomised, length):
-    model = randomised(AutoModel.from_config(tiny_config(hidden_size=8, intermediate_size=16, num_hidden_layers=1)))
+def test_contexts_beyond_32k(tiny_config, randomized, length):
+    model = randomized(AutoModel.from_config(tiny_config(hidden_size=8, intermediate_size=16, num_hidden_layers=1)))
     with torch.no_grad():
         assert extend(model, length)(torch.ones(1, length, dtype=torch.long)).pooler_output.isfinite().all()
     time = extend(model, length, decay="stretch").layers[0].mixer.filter.time
-    assert (time - normalised_time(length, length)).abs().max() < 1e-6
+    assert (time - normalized_time(length, length)).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("arguments", [(40,), (48,), (96, "repeat")])
@@ -164,9 +164,9 @@ def command(*arguments):
     warm_start.main([str(argument) for argument in arguments])
 
 
-def test_the_command_writes_a_complete_longer_folder(tiny_config, randomised, tokenizer, tmp_path, capsys):
+def test_the_command_writes_a_complete_longer_folder(tiny_config, randomized, tokenizer, tmp_path, capsys):
     settings = SentenceSettings(prompts={"query": "b ", "document": ""}, max_tokens=20)
-    model = trained(tiny_config, randomised, pooling="weighted_mean", num_pooling_heads=2)
+    model = trained(tiny_config, randomized, pooling="weighted_mean", num_pooling_heads=2)
     record = {"training.json": '{"steps": 7}'}
     write_folder(model, tokenizer, tmp_path / "short", settings=settings, extra_files=record)
     command("--model", tmp_path / "short", "--max-length", 101, "--output", tmp_path / "long")
@@ -209,8 +209,8 @@ def test_the_command_extends_masked_language_models(tiny_config, tokenizer, tmp_
         ({}, ("interpolate", "keep"), "The position embeddings moved: all outputs differ"),
     ],
 )
-def test_the_report_promises_what_holds(tiny_config, randomised, changes, arguments, promise):
-    model = trained(tiny_config, randomised, **changes)
+def test_the_report_promises_what_holds(tiny_config, randomized, changes, arguments, promise):
+    model = trained(tiny_config, randomized, **changes)
     longer = extend(model, 96, *arguments)
     report = warm_start.report(model, longer, *arguments)
     assert promise in report

@@ -1,6 +1,6 @@
 """Batches for retrieval: queries, documents, which document answers which query, and which pairs the loss compares.
 
-Two kinds of query share one form. Labelled queries come with the data. Passages are cut out of a document, which is
+Two kinds of query share one form. Labeled queries come with the data. Passages are cut out of a document, which is
 then the document without them: pairs from raw text.
 
 A step's batch is made as a whole, from (seed, step) alone, and dealt out to the processes in order. Their number
@@ -107,10 +107,10 @@ class PairBatches:
         self.step, self._order = 0, (None, None)  # the order: an epoch and its permutation of the units
 
     def steps_of(self, epochs: float) -> int:
-        """Return the steps in which every labelled item is met `epochs` times; in form pairs, with each of its
+        """Return the steps in which every labeled item is met `epochs` times; in form pairs, with each of its
         negatives. Needs data.passage_share < 1."""
-        labelled = math.ceil(epochs * self.units / self.settings.batch_size)
-        return math.ceil(labelled / (1 - self.settings.passage_share))
+        labeled = math.ceil(epochs * self.units / self.settings.batch_size)
+        return math.ceil(labeled / (1 - self.settings.passage_share))
 
     def next_batch(self) -> dict:
         """Return the next step's batch, as `batch` describes it."""
@@ -132,9 +132,9 @@ class PairBatches:
             query_ids, document_ids: (Q,), (D,) numbers of all processes' texts; None for passages.
         """
         rng = np.random.default_rng([self.seed, STEP, step])
-        # Of the first n steps, floor(n * passage_share) are steps of passages; the others count the labelled steps.
+        # Of the first n steps, floor(n * passage_share) are steps of passages; the others count the labeled steps.
         passages_before, passages = (math.floor(n * self.settings.passage_share) for n in (step - 1, step))
-        batch = self._passages(rng) if passages > passages_before else self._labelled(step - 1 - passages, rng)
+        batch = self._passages(rng) if passages > passages_before else self._labeled(step - 1 - passages, rng)
         if self.idf is not None:
             batch["queries"] = [self._drop(query, rng) for query in batch["queries"]]
         for side in ("queries", "documents"):
@@ -143,8 +143,8 @@ class PairBatches:
             batch[side] = [wrap(row, self.special) for row in rows[first:last]]
         return batch
 
-    def _labelled(self, number: int, rng) -> dict:
-        """Return the labelled batch of a number, counted from 0."""
+    def _labeled(self, number: int, rng) -> dict:
+        """Return the labeled batch of a number, counted from 0."""
         size = self.settings.batch_size
         units = [self._unit(unit) for unit in range(number * size, (number + 1) * size)]
         query_ids = [query for query, _ in units]

@@ -46,10 +46,10 @@ class TokenTask:
     negatives: list[list[int]]
 
 
-def tokenise(
+def tokenize(
     tokenizer: PreTrainedTokenizerBase, task: "RetrievalTask", negatives: "Negatives | None" = None, show: bool = True
 ) -> TokenTask:
-    """Tokenise a task.
+    """Tokenize a task.
 
     Args:
         negatives: {qid: pids}; documents that the task does not hold (set aside for development) are left out.
@@ -59,7 +59,7 @@ def tokenise(
     texts = [*task.documents.values(), *task.queries.values()]
     rows, disable = [], not show or len(texts) <= TEXTS_AT_ONCE
     parts = range(0, len(texts), TEXTS_AT_ONCE)
-    for first in tqdm(parts, desc=f"tokenising {task.name}", unit=f" x {TEXTS_AT_ONCE} texts", disable=disable):
+    for first in tqdm(parts, desc=f"tokenizing {task.name}", unit=f" x {TEXTS_AT_ONCE} texts", disable=disable):
         rows += encode_all(tokenizer, texts[first : first + TEXTS_AT_ONCE])
     return TokenTask(
         name=task.name,

@@ -1,11 +1,11 @@
-"""Examples for masked-language modelling out of tokenised documents (paper section 4.2, Table 2).
+"""Examples for masked-language modeling out of tokenized documents (paper section 4.2, Table 2).
 
 variable: a passage of one document, its length log-uniform from 10 tokens to the maximum, or to the document's end.
 maximum: successive documents joined by [SEP] and cut into full rows [CLS] .. [SEP] of the maximum length.
 
-Local documents are tokenised once (`open_store`) and drawn at random. Their examples are numbered without end: an
+Local documents are tokenized once (`open_store`) and drawn at random. Their examples are numbered without end: an
 epoch is a new permutation, and any example of it can be made from its number alone, so several processes take every
-n-th one and the position is one number per kind. Streamed documents are tokenised as they arrive, in their order.
+n-th one and the position is one number per kind. Streamed documents are tokenized as they arrive, in their order.
 """
 
 import zlib
@@ -135,7 +135,7 @@ class LocalExamples:
 
 
 def open_stream(source: Source, split: str, tokenizer, keep: Callable[[str], bool], rank: int, world: int):
-    """Return a process's part of a split on the Hub, tokenised as it is iterated: {ids, chars}.
+    """Return a process's part of a split on the Hub, tokenized as it is iterated: {ids, chars}.
 
     Processes share a stream by its shards where these divide evenly, else row by row. Where `keep` is false of a text
     its ids are empty.
@@ -156,7 +156,7 @@ def open_stream(source: Source, split: str, tokenizer, keep: Callable[[str], boo
     if size > 1:  # before the split, which may deal out single rows
         rows = rows.batch(size)
 
-    def tokenise(batch: dict) -> dict:
+    def tokenize(batch: dict) -> dict:
         groups = batch[column] if size > 1 else [[text] for text in batch[column]]
         texts = ["\n".join(text_of({column: text}, column, source.path) for text in group) for group in groups]
         texts = [text if keep(text) else "" for text in texts]
@@ -164,7 +164,7 @@ def open_stream(source: Source, split: str, tokenizer, keep: Callable[[str], boo
         return {"ids": ids, "chars": [len(text) for text in texts]}
 
     rows = split_dataset_by_node(rows, rank=rank, world_size=world)
-    return rows.map(tokenise, batched=True, batch_size=STREAMED_ROWS, remove_columns=[column])
+    return rows.map(tokenize, batched=True, batch_size=STREAMED_ROWS, remove_columns=[column])
 
 
 class StreamedExamples:

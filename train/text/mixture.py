@@ -44,8 +44,8 @@ class SourceData(NamedTuple):
 
 
 def open_source(source: Source, settings, tokenizer, *, seed: int, rank: int, world: int, stores=None) -> SourceData:
-    """Open a source for the process `rank` of `world`; its validation is the same on all. Local text is tokenised into
-    `settings.token_cache` the first time, unless `stores`, of `tokenise_source`, were made beforehand."""
+    """Open a source for the process `rank` of `world`; its validation is the same on all. Local text is tokenized into
+    `settings.token_cache` the first time, unless `stores`, of `tokenize_source`, were made beforehand."""
     number = zlib.crc32(source.name.encode())  # its random choices are its own, whatever other sources there are
     splits = {"split": source.split, "validation_split": source.validation_split} | source.shares
     carve = source.validation_split is None
@@ -58,7 +58,7 @@ def open_source(source: Source, settings, tokenizer, *, seed: int, rank: int, wo
         validation = StreamedExamples(rows, source.name, settings.max_tokens, tokenizer, (0, number, 0), spread=True)
         identity = {"path": source.path, "config": source.config, "revision": source.revision}
         return SourceData(source, train, validation, splits | identity)
-    store, *others = stores or tokenise_source(source, tokenizer, settings.token_cache)
+    store, *others = stores or tokenize_source(source, tokenizer, settings.token_cache)
     identity = {"tokens_sha256": store.fingerprint}
     if carve:
         store, held_out = store.carve()
@@ -75,7 +75,7 @@ def open_source(source: Source, settings, tokenizer, *, seed: int, rank: int, wo
     return SourceData(source, train, validation, splits | identity)
 
 
-def tokenise_source(source: Source, tokenizer, cache: str) -> list[TokenStore]:
+def tokenize_source(source: Source, tokenizer, cache: str) -> list[TokenStore]:
     """Return the stores of a local source: of its split, and of its validation split if it has one."""
     splits = source.splits()
     for split, texts in splits.items():
@@ -91,7 +91,7 @@ class Masking:
     def __init__(self, tokenizer):
         for name in ("cls_token", "sep_token", "mask_token", "pad_token"):
             if getattr(tokenizer, name) is None:
-                raise ValueError(f"the tokenizer has no {name}, which masked-language modelling needs; use another one")
+                raise ValueError(f"the tokenizer has no {name}, which masked-language modeling needs; use another one")
         self.mask_id, self.pad_id = tokenizer.mask_token_id, tokenizer.pad_token_id
         self.replacements = np.setdiff1d(list(tokenizer.get_vocab().values()), tokenizer.all_special_ids)
         self.is_ordinary = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=bool)
@@ -199,7 +199,7 @@ class MixtureBatches:
 
 
 def cut_by_length(examples: list[Example], batch_tokens: int) -> list[list[Example]]:
-    """Return batches of neighbours in length, each of as many rows as fit: rows x longest <= batch_tokens."""
+    """Return batches of neighbors in length, each of as many rows as fit: rows x longest <= batch_tokens."""
     batches, batch = [], []
     for example in sorted(examples, key=lambda example: len(example.ids)):
         if batch and (len(batch) + 1) * len(example.ids) > batch_tokens:

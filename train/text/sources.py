@@ -92,7 +92,7 @@ def parse_source(entry: dict, where: str, local_folder: Callable[[str | None], P
         found["validation_split"], useless = None, (*useless, "split", "validation_split")
     elif source.path is not None and not path.is_dir():
         if not HUB_ID.fullmatch(source.path):
-            raise ValueError(f"{where}: {source.path!r} is no file, no folder and not on the Hub (ORGANISATION/NAME)")
+            raise ValueError(f"{where}: {source.path!r} is no file, no folder and not on the Hub (ORGANIZATION/NAME)")
         found["path"], useless = source.path, ()
     given = [key for key in useless if key in source.model_fields_set and getattr(source, key) is not None]
     if given:

@@ -1,4 +1,4 @@
-"""Local text tokenised once, kept on disk and mapped into memory.
+"""Local text tokenized once, kept on disk and mapped into memory.
 
 A store is a prepared folder (`kept`): CACHE/KEY/documents.safetensors with the tokens of all documents, one after
 another, their lengths and the hashes of their texts. KEY depends on the files as they are now, how they are read, and
@@ -22,7 +22,7 @@ from .sources import TextFiles
 
 logger = logging.getLogger(__name__)
 
-CHARS_AT_ONCE = 2**20  # tokenised in one call: the tokenizer needs about 50 bytes of memory for a character
+CHARS_AT_ONCE = 2**20  # tokenized in one call: the tokenizer needs about 50 bytes of memory for a character
 HELD_OUT_LIMIT = int(0.01 * 2**64)  # texts with a smaller hash are held out, where the validation is carved
 FORMAT = 3
 
@@ -80,7 +80,7 @@ def is_held_out(hashes: np.ndarray) -> np.ndarray:
 
 
 def open_store(texts: TextFiles, tokenizer, cache: str | Path) -> TokenStore:
-    """Return the tokens of texts, from CACHE/KEY or tokenised into it. A damaged store is made again."""
+    """Return the tokens of texts, from CACHE/KEY or tokenized into it. A damaged store is made again."""
     identity = json.dumps([FORMAT, texts.identity(), tokenizer_fingerprint(tokenizer)])
     folder = Path(cache) / hashlib.sha256(identity.encode()).hexdigest()[:24]
     arrays, content = prepared_once(folder, "text", lambda scratch: build_store(texts, tokenizer, scratch))
@@ -93,7 +93,7 @@ def build_store(texts: TextFiles, tokenizer, scratch: Path) -> tuple[Arrays, dic
     dtype = "uint16" if max(tokenizer.get_vocab().values()) < 2**16 else "uint32"
     names = ", ".join(str(path) for path in texts.files[:3]) + (" .." if len(texts.files) > 3 else "")
     lengths, hashes, empty, digest = array("q"), array("Q"), 0, hashlib.sha256()
-    bar = tqdm(desc=f"tokenising {texts.files[0]}", unit="text", unit_scale=True)
+    bar = tqdm(desc=f"tokenizing {texts.files[0]}", unit="text", unit_scale=True)
     with bar, (scratch / "tokens.bin").open("wb") as file:
         for batch in batches_of_texts(texts):
             for text, ids in zip(batch, encode_all(tokenizer, batch), strict=True):

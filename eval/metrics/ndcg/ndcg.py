@@ -8,7 +8,7 @@ import evaluate
 import pytrec_eval
 
 _DESCRIPTION = """
-Normalised discounted cumulative gain at cut-off k: the gain of a document is its relevance, discounted by
+Normalized discounted cumulative gain at cut-off k: the gain of a document is its relevance, discounted by
 log2(rank + 1) and divided by the best sum that any ranking of the judged documents could reach. Documents are
 ordered by score, equal scores (as 32-bit floats) by document id, both descending: trec_eval's order.
 """
