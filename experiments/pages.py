@@ -1,6 +1,6 @@
 """Write the tables and plots of docs/results.md, docs/replicas.md and docs/performance.md from the committed results.
 
-    python experiments/pages.py                          # all three; or some of: results replicas performance
+    python experiments/pages.py                          # all; or some of: results suite replicas performance
     python experiments/pages.py demo-train FOLDER        # table and plot of examples/demo_train.py, FOLDER/demo.png
 
 A page is written by hand around its tables, which stand between `<!-- name -->` and `<!-- end -->`. The names of rows
@@ -20,7 +20,7 @@ import plots
 import yaml
 from replicas import twin_runs as twins
 
-from m2bert.eval.statistics import differences
+from m2bert.eval.statistics import differences, mean_over_tasks
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -142,6 +142,30 @@ def difference_text(other: dict, record: dict, bold: str = "") -> str:
     (row,) = differences([other, record], other["system"])
     bold = bold if row["beyond_chance"] else ""
     return bold + percent(row["difference"], row["interval_95"], "+") + bold
+
+
+# --- the tasks of docs/results.md ---
+
+
+def suite():
+    page = yaml.safe_load((EXPERIMENTS / "suite" / "page.yaml").read_text(encoding="utf-8"))
+    records = read(EXPERIMENTS / "suite" / "results" / "suite.json")["results"]
+    found = {(record["system"], record["task"]): record for record in records}
+    tasks, systems = page["tasks"], page["systems"]
+    means = mean_over_tasks([[found[system, task]["query_scores"] for system in systems] for task in tasks])
+    rows = []
+    for (system, title), over in zip(systems.items(), means, strict=True):
+        scores = [f"{100 * found[system, task]['ndcg_at_10']:.1f}" for task in tasks]
+        gap = "" if over is means[0] else percent(over.difference, over.difference_interval, "+")
+        rows.append([title, *scores, percent(over.mean, over.interval), gap])
+    header = ["nDCG@10, test", *tasks.values(), "mean", "minus BM25, paired"]
+    sizes = [
+        [title, *(f"{found['bm25', task]['counts'][what]:,}" for what in ("queries", "documents"))]
+        for task, title in tasks.items()
+    ]
+    blocks = {"suite": table(header, rows), "suite-sizes": table(["task", "queries", "documents"], sizes)}
+    fill(DOCS / "results.md", blocks)
+    plots.suite(found, means, tasks, systems, DOCS / "suite.png")
 
 
 # --- docs/replicas.md ---
@@ -485,7 +509,7 @@ def demo_train(folder: Path):
     plots.demo_train(folder, records, folder / "demo.png")
 
 
-PAGES = {"results": results, "replicas": replicas, "performance": performance}
+PAGES = {"results": results, "suite": suite, "replicas": replicas, "performance": performance}
 
 
 def main(argv: list[str]):

@@ -61,6 +61,35 @@ def results(found: dict, costs: dict, tasks: dict, systems: dict, path: Path):
     save(figure, path, dpi=110)
 
 
+# --- docs/suite.png ---
+
+
+def suite(found: dict, means: list, tasks: dict, systems: dict, path: Path):
+    """Draw nDCG@10 of every system on each task, and the mean over tasks, with 95 % intervals."""
+    figure, axes = plt.subplots(1, len(tasks) + 1, figsize=(17, 5.6), layout="constrained", sharey=True)
+    panels = {title: [found[system, task] for system in systems] for task, title in tasks.items()}
+    points = {
+        title: [(record["ndcg_at_10"], record["interval_95"]) for record in records]
+        for title, records in panels.items()
+    } | {"mean of the tasks": [(over.mean, over.interval) for over in means]}
+    kinds = {"m2bert": "tab:red", "MiniLM": "tab:gray", "tfidf": "black", "bm25": "tab:blue"}
+    colors = [next(color for kind, color in kinds.items() if kind in system) for system in systems]
+    for axis, (title, rows) in zip(axes, points.items(), strict=True):
+        for place, ((value, interval), color, system) in enumerate(zip(rows, colors, systems, strict=True)):
+            reach = [[100 * abs(end - value)] for end in interval]
+            hybrid = "+ bm25" in system
+            axis.errorbar(100 * value, place, xerr=reach, marker="o", color=color, capsize=2,
+                          markerfacecolor="white" if hybrid else color)  # fmt: skip
+        axis.axvline(100 * rows[0][0], color="tab:blue", linestyle="--", linewidth=1)
+        axis.set_title(title, fontsize=10)
+        axis.grid(axis="x", alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(range(len(systems)), [title.replace("`", "") for title in systems.values()], fontsize=9)
+    axes[0].invert_yaxis()
+    figure.supxlabel(f"{POINTS}; 95 % intervals; dashed line: BM25; open circles: with BM25", fontsize=10)
+    save(figure, path, dpi=110)
+
+
 # --- docs/replicas.png ---
 
 
