@@ -130,6 +130,7 @@ class Evaluation:
         self.config, self.store = config, store
         self.ranked: Ranked = lambda system, task, run: None
         self.failures: list[str] = []
+        self.tasks: list[LoadedTask] = []
         fields = ("task", "data_fingerprint", "system")
         self.earlier = {tuple(map(record.get, fields)): record for record in earlier or []}
         self.systems = named_systems(config)
@@ -188,7 +189,8 @@ class Evaluation:
     def report_failure(self, failure: str) -> None:
         """Log a failure and remember it while the others continue."""
         self.failures.append(failure)
-        logger.error(failure)
+        if len(self.systems) > 1 or len(self.tasks) != 1:  # else it is the last line of the command
+            logger.error(failure)
 
     def known(self, loaded: LoadedTask, systems: list[str], model_fingerprint: str | None = None) -> list[dict]:
         """Return these systems' records of an interrupted run, if all are there and would be the same again."""
