@@ -4,8 +4,8 @@ Losses on cosines take three matrices of Q queries and D documents, whatever for
 
     cosine: (Q, D) float, in [-1, 1].
     relevant: (Q, D) bool, True where document d answers query q.
-    compared: (Q, D) bool, True where the pair counts at all. The diagonal makes single pairs of the batch, blocks give
-        every query its own documents, and all True sets every query against every document.
+    compared: (Q, D) bool, True where the pair enters the loss. By data.form: the diagonal (pairs: query i and document
+        i), blocks (grouped: each query with its own documents), or all True (all).
 """
 
 from collections.abc import Callable
@@ -23,8 +23,8 @@ def orthogonal_projection_loss(
         sum over compared pairs of w (cosine - label)^2 / sum of w,
         label 1 and w = positive_weight if relevant, else label 0 and w = 1
 
-    Every pair has a term of its own, so the loss needs no large batch. Weight 1 is the paper's mean squared error; the
-    number of negatives makes a positive count as much as all of them.
+    Every pair has a term of its own, so the loss needs no large batch. positive_weight=1 is the paper's mean squared
+    error. Set to the number of negatives a query has, it makes a positive weigh as much as all of them together.
     """
     weights = torch.where(relevant, positive_weight, 1.0).to(cosine.dtype) * compared
     return (weights * (cosine - relevant.to(cosine.dtype)) ** 2).sum() / weights.sum()
@@ -33,8 +33,8 @@ def orthogonal_projection_loss(
 def multiple_negatives_ranking_loss(
     cosine: Tensor, relevant: Tensor, compared: Tensor, temperature: float = 0.05
 ) -> Tensor:
-    """Return the multiple negatives ranking loss (paper section 4.3; Henderson et al., 2017): of the documents that a
-    query is compared with, given negatives and those of the batch alike, the relevant ones should be nearest.
+    """Return the multiple negatives ranking loss (paper section 4.3; Henderson et al., 2017): of all documents that a
+    query is compared with, the relevant ones should be nearest.
 
         mean over queries of -log sum_{d relevant} exp(cosine / T) / sum_{d compared} exp(cosine / T)
 
@@ -47,12 +47,12 @@ def multiple_negatives_ranking_loss(
 
 def prototype_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the prototype loss of one side, queries or passages (paper section 4.3; Li et al., 2021): the student's
-    vectors turn towards the teacher's. The paper's PL is the sum of the two sides' similarities, to be made large; this
-    one is
+    vectors turn towards the teacher's.
 
         mean over texts of 1 - cosine(student, teacher)
 
-    to be made small, with the same gradients but for sign and mean.
+    The paper maximizes PL, the sum of the similarities of both sides. The gradients differ from PL's only in sign and
+    in the factor 1 / N.
 
     Args:
         student, teacher: (N, W), the same texts in the same order.
@@ -66,8 +66,8 @@ def cosine_matrix(queries: Tensor, documents: Tensor) -> Tensor:
 
 
 def make_objective(settings, teacher: tuple[Tensor, Tensor] | None = None) -> Callable[[dict, Tensor, Tensor], Tensor]:
-    """Return the loss that the section `loss` names: (batch of PairBatches, query vectors (Q, W), document vectors
-    (D, W)) -> scalar.
+    """Return the loss that the section `loss` names: (a batch as PairBatches returns it, query vectors (Q, W), document
+    vectors (D, W)) -> scalar.
 
     Args:
         settings: name, positive_weight (opl), temperature (mnrl).

@@ -294,11 +294,9 @@ def load_model(name: str, device: str | None = None):
             if "trust_remote_code" in str(error) and not trusted:
                 reason = f"brings code of its own; read it, then name the commit (40 digits), as in {name}@COMMIT"
             elif silent:
-                reason = (
-                    f"is no folder here and not in the cache, and the Hub does not answer ({silent}); check the path"
-                )
+                reason = f"is no folder here and not in the cache, and the Hub does not answer ({silent}); go online"
                 if Path(name).name == "m2bert-small":
-                    reason += ", it is in models/ of this package's repository"
+                    reason += ", or give its folder: models/m2bert-small of this package's repository"
             raise ValueError(f"encoder {name!r} {reason}") from error
     if problem := unusable(model, folder):
         raise ValueError(f"encoder {name!r} {problem}")

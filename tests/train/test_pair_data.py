@@ -173,7 +173,7 @@ def test_given_negatives_come_first_and_random_ones_of_the_epoch_fill_up(caplog)
     assert all(len({*data.negatives(epoch, 2)}) == 2 for epoch in range(60))
     with caplog.at_level("INFO"):
         report_tasks([task], data.settings)
-    assert "2 queries have given negatives; for 3 the rest is random" in caplog.text
+    assert "2 queries have given negatives; 3 of all have fewer than data.negatives" in caplog.text
 
 
 @pytest.mark.parametrize("form", ["pairs", "grouped", "all"])
@@ -249,7 +249,7 @@ def test_query_dropout_prefers_rare_tokens_and_leaves_one():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 2, "world": 3}, "data.batch_size=2 is of one step over all processes, and there are 3"),
+        ({"batch_size": 2, "world": 3}, "data.batch_size=2 counts all processes together, and there are 3"),
         ({"negatives": 6}, "task 'one' has 6 documents, too few for data.negatives=6 besides the 1 that answer"),
     ],
 )

@@ -1,7 +1,7 @@
 """Batches for retrieval: queries, documents, which document answers which query, and which pairs the loss compares.
 
-Two kinds of query share one form. Labeled queries come with the data. Passages are cut out of a document, which is
-then the document without them: pairs from raw text.
+There are two kinds of query. Labeled queries come with the data. Passages make pairs from raw text: a passage that is
+cut out of a document is the query, and what is left of the document answers it.
 
 A step's batch is made as a whole, from (seed, step) alone, and dealt out to the processes in order. Their number
 changes who encodes a text, not what is learned.
@@ -17,13 +17,13 @@ from .tokens import TokenTask, wrap
 
 logger = logging.getLogger(__name__)
 
-KEEP_IDF = 4.0  # a query token of this inverse document frequency or more is kept with the largest probability
+KEEP_IDF = 4.0  # a query token is kept with the probability idf / KEEP_IDF, clipped to KEEP_RANGE
 KEEP_RANGE = 0.1, 0.9
-ORDER, STEP, NEGATIVES = range(3)  # what a random stream is for
+ORDER, STEP, NEGATIVES = range(3)  # part of a seed: keeps the random streams of different uses apart
 
 
 def query_limit(settings) -> int:
-    """Return the tokens of the longest query, special tokens included."""
+    """Return how many tokens a query may have, special tokens included."""
     return settings.query_tokens or settings.document_tokens
 
 
@@ -51,11 +51,12 @@ def report_tasks(tasks: list[TokenTask], settings):
     given = [len(negatives) for task in tasks for negatives in task.negatives]
     if any(given):
         short = sum(count < settings.negatives for count in given)
-        logger.info("%d queries have given negatives; for %d the rest is random", sum(map(bool, given)), short)
+        message = "%d queries have given negatives; %d of all have fewer than data.negatives, the rest is random"
+        logger.info(message, sum(map(bool, given)), short)
 
 
 class PairBatches:
-    """Endless batches of one process. Documents and queries of all tasks are numbered through.
+    """Endless batches of one process. Documents and queries are numbered consecutively over all tasks.
 
     Args:
         tasks: what to train on.
@@ -75,8 +76,8 @@ class PairBatches:
     ):
         if settings.batch_size < world:
             raise ValueError(
-                f"data.batch_size={settings.batch_size} is of one step over all processes, and there are {world}: each "
-                "needs a query; raise it, or start fewer processes"
+                f"data.batch_size={settings.batch_size} counts all processes together, and there are {world}; each "
+                "needs a query: raise it, or start fewer processes"
             )
         self.settings, self.special, self.seed, self.rank, self.world, self.idf = (
             settings, special, seed, rank, world, idf)  # fmt: skip
@@ -99,7 +100,7 @@ class PairBatches:
             if end - first - answers < settings.negatives:
                 raise ValueError(
                     f"task {name!r} has {end - first} documents, too few for data.negatives={settings.negatives} "
-                    f"besides the {answers} that answer a query; lower data.negatives, or leave it out of data.tasks"
+                    f"besides the {answers} that answer a query; lower data.negatives, or leave the task out"
                 )
         self.units = len(self.items) * (
             (1 + settings.negatives) if settings.form == "pairs" else 1
@@ -129,12 +130,12 @@ class PairBatches:
         Returns:
             queries, documents: this process's share, rows of token ids with [CLS] and [SEP].
             relevant, compared: (Q, D) bool over the texts of all processes, in the order of ranks.
-            query_ids, document_ids: (Q,), (D,) numbers of all processes' texts; None for passages.
+            query_ids, document_ids: (Q,), (D,) indices into self.queries and self.documents; None for passages.
         """
         rng = np.random.default_rng([self.seed, STEP, step])
-        # Of the first n steps, floor(n * passage_share) are steps of passages; the others count the labeled steps.
-        passages_before, passages = (math.floor(n * self.settings.passage_share) for n in (step - 1, step))
-        batch = self._passages(rng) if passages > passages_before else self._labeled(step - 1 - passages, rng)
+        # Of the first n steps, floor(n * passage_share) have passages. The labeled ones are numbered from 0.
+        before, after = (math.floor(n * self.settings.passage_share) for n in (step - 1, step))
+        batch = self._passages(rng) if after > before else self._labeled(step - 1 - before, rng)
         if self.idf is not None:
             batch["queries"] = [self._drop(query, rng) for query in batch["queries"]]
         for side in ("queries", "documents"):
@@ -144,7 +145,7 @@ class PairBatches:
         return batch
 
     def _labeled(self, number: int, rng) -> dict:
-        """Return the labeled batch of a number, counted from 0."""
+        """Return labeled batch `number`, counted from 0."""
         size = self.settings.batch_size
         units = [self._unit(unit) for unit in range(number * size, (number + 1) * size)]
         query_ids = [query for query, _ in units]
@@ -153,13 +154,15 @@ class PairBatches:
             document_ids = list(dict.fromkeys(document_ids))
             compared = torch.ones(len(query_ids), len(document_ids), dtype=torch.bool)
         else:
-            compared = torch.eye(len(units), dtype=torch.bool).repeat_interleave(len(units[0][1]), dim=1)
+            width = len(units[0][1])  # 1 in form pairs, 1 + negatives in form grouped
+            compared = torch.eye(len(units), dtype=torch.bool).repeat_interleave(width, dim=1)
         columns = {}
         for column, document in enumerate(document_ids):
             columns.setdefault(document, []).append(column)
         relevant = torch.zeros_like(compared)
-        for row, query in zip(relevant, query_ids, strict=True):
-            row[[column for answer in self.answers[query] for column in columns.get(answer, ())]] = True
+        for row, query in enumerate(query_ids):
+            for answer in self.answers[query]:
+                relevant[row, columns.get(answer, [])] = True
         limit = query_limit(self.settings)
         return {
             "queries": [self.queries[query][: limit - 2] for query in query_ids],
@@ -171,8 +174,7 @@ class PairBatches:
         }
 
     def _unit(self, number: int) -> tuple[int, list[int]]:
-        """Return query id and document ids of unit `number`, counted through the epochs. An epoch permutes all
-        units."""
+        """Return query id and document ids of the `number`-th unit since the start. An epoch permutes all units."""
         epoch, offset = divmod(number, self.units)
         if self._order[0] != epoch:
             order = np.random.default_rng([self.seed, ORDER, epoch]).permutation(self.units)
@@ -199,8 +201,8 @@ class PairBatches:
         return given + [int(document) for document in drawn if int(document) not in excluded][:missing]
 
     def _passages(self, rng) -> dict:
-        """Cut passages out of documents of one task, drawn at random; return both. All documents come from one task, so
-        that they are hard negatives of each other. A task is drawn in proportion to the square root of its size."""
+        """Return a batch of passages, and of what is left of their documents. The documents come from one task, so that
+        they are hard negatives of each other. A task is drawn in proportion to the square root of its size."""
         counts = np.sqrt([count for _, count in self.ranges])
         first, count = self.ranges[rng.choice(len(self.ranges), p=counts / counts.sum())]
         size = min(self.settings.batch_size, count)
@@ -211,16 +213,19 @@ class PairBatches:
             answers += [len(documents)] * len(passages)
             documents.append(rest)
         if len(queries) < self.world:
-            raise ValueError("no passage could be cut: the documents are too short; set data.passage_share=0")
+            raise ValueError(
+                f"{len(queries)} passages could be cut for {self.world} processes: the documents are too short; set "
+                "data.passage_share=0"
+            )
         relevant = torch.tensor(answers)[:, None] == torch.arange(len(documents))
         return {"queries": queries, "documents": documents, "relevant": relevant,
                 "compared": torch.ones_like(relevant), "query_ids": None, "document_ids": None}  # fmt: skip
 
     def _cut(self, document: int, rng) -> tuple[list[np.ndarray], np.ndarray]:
-        """Return passages of a document, and a window of it without them, of at most document_tokens.
+        """Cut passages from a window of a document; return them, and the rest of the window: at most document_tokens.
 
-        The window has a part for every passage. A passage is cut from its part, and at most half of the part, or what
-        exceeds the part's share of document_tokens. So there is always text around a passage.
+        The window is split into one part a passage. A passage takes at most half of its part, or all that exceeds the
+        part's share of document_tokens if that is more. So every part keeps some text.
         """
         count, kept_tokens = self.settings.passages_per_document, self.settings.document_tokens - 2
         shortest, longest = self.settings.passage_tokens
@@ -231,7 +236,8 @@ class PairBatches:
         ends = sizes.cumsum() * len(window) // sizes.sum()
         passages, rest = [], []
         for part, share, length in zip(np.split(window, ends[:-1]), shares, lengths, strict=True):
-            tokens = int(min(length, max(len(part) // 2, len(part) - share)))
+            most = max(len(part) // 2, len(part) - share)
+            tokens = int(min(length, most))
             start = int(rng.integers(0, len(part) - tokens + 1))
             rest += [part[:start], part[start + tokens :]]
             if tokens:
