@@ -75,9 +75,12 @@ def load_task(data_dir: str | Path, task: str, split: str, documents: str = DOCU
 def task_names(data_dir: str | Path, split: str) -> list[str]:
     """Return the sorted names of the tasks in documents/SPLIT. Raises ValueError if there are none."""
     folder = Path(data_dir) / DOCUMENTS
-    names = names_in(read_split(folder, split, ("dataset",)))
-    if not names:
-        raise ValueError(f"{folder}, split {split!r}, names no task in the column 'dataset'; write one in every row")
+    table = read_split(folder, split, ("dataset",))
+    names = names_in(table)
+    if not names or table["dataset"].null_count:  # rows without a task would be left out without a word
+        raise ValueError(
+            f"{folder}, split {split!r}: a row has null in the column 'dataset'; write its task in every row"
+        )
     return names
 
 

@@ -164,8 +164,8 @@ def test_files_that_cannot_be_read_are_named(tiny_data, write_task, tiny_rows):
     (tiny_data / "queries" / "test.parquet").write_text("no parquet")
     with pytest.raises(ValueError, match="queries/test.parquet cannot be read .*; write it again$"):
         load_task(tiny_data, "tiny", "test")
-    write_task(tiny_data, tiny_rows[0], [row | {"dataset": None} for row in tiny_rows[1]])
-    with pytest.raises(ValueError, match="names no task in the column 'dataset'"):
+    write_task(tiny_data, tiny_rows[0], [row | {"dataset": None} for row in tiny_rows[1][:1]] + tiny_rows[1][1:])
+    with pytest.raises(ValueError, match="a row has null in the column 'dataset'"):
         task_names(tiny_data, "test")
     path = tiny_data / "documents" / "test.parquet"
     path.rename(path.with_name("test-00000-of-00002.parquet"))
