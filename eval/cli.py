@@ -40,7 +40,9 @@ def eval_command(
     ] = [],  # noqa: B006
     data: Annotated[
         str | None,
-        typer.Option(help="Folder of tables, of BEIR or with queries.csv; locov1, locov0 or a pair on the Hub; mteb."),
+        typer.Option(
+            help="Folder of tables, of BEIR or with queries.csv; locov1, locov0, a Hub pair; ir_datasets:ID; mteb."
+        ),
     ] = None,
     suite: Annotated[
         Path | None, typer.Option(help="Folder of such folders, instead of --data: all their tasks, and the mean.")

@@ -106,8 +106,8 @@ def run_command(name: str, command: Callable[[], object]) -> None:
         sys.exit(130)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] not in OURS:
-            extras = "pip install 'm2bert[eval]' brings what evaluation needs, 'm2bert[train]' what training needs too"
-            error = ValueError(f"the package {error.name!r} is not installed; {extras}")
+            extras = "an extra that brings it, 'm2bert[eval]' or 'm2bert[train]'"
+            error = ValueError(f"the package {error.name!r} is not installed; pip install it, or {extras}")
         elif isinstance(error, UsageError) and "\n" not in error.format_message():  # the message of some is a help page
             error = ValueError(error.format_message())
         elif not isinstance(error, (Ended, *bad_input())):

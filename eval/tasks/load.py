@@ -26,6 +26,7 @@ from m2bert.text_files import read_document, text_files
 
 from .from_beir import load_beir_folder
 from .from_hub import LOCOV0_REVISION, LOCOV0_TASKS, LOCOV1, LOCOV1_TASKS, load_hub_tasks
+from .from_ir_datasets import PREFIX, load_ir_dataset
 from .kinds import DOCUMENTS, QUERIES, TABLES, kind_of
 from .schema import (
     RetrievalTask,
@@ -56,11 +57,17 @@ def load_tasks(
 
     Args:
         data: a folder of one of the kinds in `kinds`; "locov1" or "locov0"; PATH of a pair PATH-Queries and
-            PATH-Documents on the Hub, as in org/name; or "mteb".
+            PATH-Documents on the Hub, as in org/name; "ir_datasets:ID"; or "mteb".
         names: of tasks there; for mteb also of benchmarks and of the paper's tables. None takes all, except for mteb.
         revision: of data on the Hub, see `from_hub.load_hub_tasks`.
         documents: folder of the documents, for a local task that has them in several variants.
     """
+    if data.startswith(PREFIX):
+        if split != "test" or revision or documents != DOCUMENTS:
+            raise ValueError(f"data={data!r} names its split itself; leave split, revision and documents out")
+        task = load_ir_dataset(data.removeprefix(PREFIX))
+        check_names(names, [task.name], data)
+        return [task]
     folder = Path(data).expanduser()
     kind, is_hub_id = kind_of(folder), data.count("/") == 1 and not data.startswith((".", "/", "~"))
     if kind is None and (folder.is_dir() or not (is_hub_id or data in NAMED)):
