@@ -4,9 +4,9 @@ A run has the columns query, Q0, document, rank, score, tag; judgments have quer
 are separated by spaces or tabs. Files may be gzipped.
 """
 
-import gzip
 import io
 import itertools
+import zlib
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from m2bert.files import write_atomically
+from m2bert.files import open_packed, write_atomically
 
 from ..search import DEPTH, Run, trec_order
 
@@ -90,7 +90,17 @@ def _write(path: Path, lines: Iterable[str]) -> None:
 
 
 def _read(path: Path, columns: tuple[str, ...]) -> pa.Table:
-    """Read the columns that `TYPES` knows, at once if one space or tab separates columns; else they are split first."""
+    """Read the columns that `TYPES` knows. Raises ValueError naming the file."""
+    try:
+        return _parsed(path, columns)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} has not the columns {' '.join(columns)}: {error}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read ({error}); copy it again") from error
+
+
+def _parsed(path: Path, columns: tuple[str, ...]) -> pa.Table:
+    """Parse a file at once if one space or tab separates columns; else split the lines first."""
     read = pa_csv.ReadOptions(column_names=list(columns), block_size=2**24)
     convert = pa_csv.ConvertOptions(
         column_types={name: TYPES[name] for name in columns if name in TYPES},
@@ -98,20 +108,16 @@ def _read(path: Path, columns: tuple[str, ...]) -> pa.Table:
         strings_can_be_null=False,
         null_values=[],
     )
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rb") as file:
+    with open_packed(path) as file:
         delimiter = "\t" if b"\t" in file.readline() else " "
     parse = pa_csv.ParseOptions(delimiter=delimiter, quote_char=False)
     try:
         return pa_csv.read_csv(path, read, parse, convert)
     except pa.ArrowInvalid:
-        with opened(path, "rb") as file:
+        with open_packed(path) as file:
             lines = b"\n".join(b"\t".join(line.split()) for line in file)
     parse.delimiter = "\t"
-    try:
-        return pa_csv.read_csv(io.BytesIO(lines), read, parse, convert)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} has not the columns {' '.join(columns)}: {error}") from error
+    return pa_csv.read_csv(io.BytesIO(lines), read, parse, convert)
 
 
 def _by_query(table: pa.Table) -> tuple[list[str], list[int], pa.Table]:

@@ -86,3 +86,11 @@ def test_what_is_no_run_is_refused(tmp_path, text, named):
 def test_negative_grades_count_as_not_relevant():
     scores = score_metrics({"q": {"d2": 2.0, "d1": 1.0}}, {"q": {"d1": 2, "d2": -1}})
     assert scores["ndcg_at_10"] == {"q": pytest.approx(1 / math.log2(3))}
+
+
+@pytest.mark.parametrize("length", [2, 15, 30])
+def test_a_cut_or_false_gzip_file_is_named(tmp_path, length):
+    path = tmp_path / "system.run.gz"
+    path.write_bytes((gzip.compress(b"q Q0 d 1 0.5 t\n" * 9) if length > 2 else b"hi")[:length])
+    with pytest.raises(ValueError, match=f"{path} cannot be read"):
+        read_run(path)
