@@ -1,0 +1,1 @@
+"""Search: from a folder of files to the passages that answer."""
