@@ -14,7 +14,7 @@ from .tasks.schema import RetrievalTask
 
 # The vectors of one block of documents are in memory together. Chunk policies give many vectors to a long document.
 BLOCK_DOCUMENTS = 4_096  # at most
-BLOCK_CHARS = 16_000_000  # at most, but at least one document
+BLOCK_CHARS = 16_000_000  # at most, unless one document is longer
 
 
 class DenseRanker:
@@ -75,7 +75,7 @@ class DenseRanker:
     def _embedded(
         self, task: RetrievalTask, pids: list[str]
     ) -> Iterator[tuple[np.ndarray, list[str], DocumentVectors]]:
-        """Yield the queries' rows, and the ids and vectors of a block of documents, for every block; then set `report`.
+        """Yield the queries' rows, and the ids and vectors of a block of documents, for every block. Set `report` last.
 
         One progress bar stands for queries and documents. It shows texts, and advances by their characters, which
         decide how long embedding takes.

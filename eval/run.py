@@ -69,16 +69,16 @@ def load_all(config: EvalConfig, on_failure: Callable[[str], AbstractContextMana
     weighted = "weighted" in config.hybrids
     for settings in config.tasks:
         with on_failure(f"data {settings.data!r} failed"):
-            found = load_split(settings, settings.development_split) if weighted else []
-            development = {task.name: task for task in found}
+            development_tasks = load_split(settings, settings.development_split) if weighted else []
+            by_name = {task.name: task for task in development_tasks}
             for task in load_split(settings, settings.split):
-                other = development.get(task.name)
-                if weighted and (other is None or other.split == task.split):
+                development = by_name.get(task.name)
+                if weighted and (development is None or development.split == task.split):
                     raise ValueError(
                         f"development_split={settings.development_split!r} of task {task.name!r} is "
-                        f"{'missing' if other is None else 'the split that is scored'}; choose another"
+                        f"{'missing' if development is None else 'the split that is scored'}; choose another"
                     )
-                loaded.setdefault((task.name, task.split, task.fingerprint), LoadedTask(settings, task, other))
+                loaded.setdefault((task.name, task.split, task.fingerprint), LoadedTask(settings, task, development))
     return list(loaded.values())
 
 
@@ -172,8 +172,8 @@ class Evaluation:
                             if on_record:
                                 on_record(records)
         if not records:
-            nothing = "no task here is ranked, and mteb's other tasks need a model that gives vectors; add one"
-            raise ValueError("; ".join(self.failures) or nothing)
+            no_system = "no task here is ranked, and mteb's other tasks need a model that gives vectors; add one"
+            raise ValueError("; ".join(self.failures) or no_system)
         return records
 
     @contextmanager
@@ -181,7 +181,7 @@ class Evaluation:
         """Leave the block at an error, and report it as "message: error". With several processes, raise the error."""
         try:
             yield
-        except (ValueError, OSError, ImportError, RuntimeError) as error:  # RuntimeError: torch's
+        except (ValueError, OSError, ImportError, RuntimeError) as error:  # torch raises RuntimeError
             if has_others():
                 raise
             self.report_failure(f"{message}: {one_line(error)}")
@@ -202,9 +202,9 @@ class Evaluation:
         """
         task = loaded.task
         records = [self.earlier.get((task.name, task.fingerprint, system), {}) for system in systems]
-        now = {"versions": decisive_versions(), "model_fingerprint": model_fingerprint}
-        same = all(record and {key: record.get(key) for key in now} == now for record in records)
-        return records if same else []
+        current = {"versions": decisive_versions(), "model_fingerprint": model_fingerprint}
+        all_current = all(record and {key: record.get(key) for key in current} == current for record in records)
+        return records if all_current else []
 
     def lexical(self, settings: EncoderSettings, others: list[dict]) -> Iterator[tuple[str, Iterator[dict]]]:
         """Yield each task's name and the records of BM25 or TF-IDF on it.

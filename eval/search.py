@@ -10,7 +10,7 @@ DEPTH = 1_000  # documents kept for each query
 SCORES_AT_ONCE = 2**22  # queries times vectors scored together: 16 MiB
 # {name of a metric here: its name in pytrec_eval}
 METRICS = {"ndcg_at_1": "ndcg_cut_1", "ndcg_at_10": "ndcg_cut_10", "recall_at_100": "recall_100"}
-METRICS_DEPTH = 100  # METRICS depend on so many documents of a query, and on no further ones
+METRICS_DEPTH = 100  # METRICS depend only on the first METRICS_DEPTH documents of a query
 HIGHEST_GRADE = 1_000_000  # trec_eval keeps a table of all grades, and reads a grade of 2**32 as 0
 WEIGHT_STEPS = 20  # weights of a hybrid are tried at 0, 0.05, ..., 1
 
@@ -68,7 +68,7 @@ def trec_order(scores: dict[str, float]) -> list[str]:
 
 
 def rerank_order(candidates: Run, scores: Run) -> Run:
-    """Return the candidates that `scores` holds by these scores, then the other candidates in their old order.
+    """Order the candidates that `scores` holds by these scores, and put the others after them in their old order.
 
     The scores of the other candidates only express this order: each is 1 below the one before.
     """

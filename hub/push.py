@@ -76,7 +76,7 @@ class Upload:
 
     @property
     def foreign_code(self) -> list[str]:
-        """Python files that this version of the package would not write byte for byte the same under their names."""
+        """Python files that are not, byte for byte, files of this version of the package; see `is_package_code`."""
         return [name for name, path in self.files.items() if name.endswith(".py") and not is_package_code(name, path)]
 
 
@@ -89,7 +89,7 @@ class Plan:
     branch: str = "main"  # where the commit goes, or where a pull request is to be merged
     create_pr: bool = False
     private: bool = False  # whether a repository that has to be made will be private
-    exists: bool = False  # whether the repository does
+    exists: bool = False  # whether the repository exists
     is_private: bool = False  # whether the repository that exists is private
     branch_exists: bool = False  # a missing branch starts from main
     parent: str | None = None  # the commit that the folder was compared with
@@ -98,7 +98,7 @@ class Plan:
 
     @cached_property
     def changes(self) -> dict[str, str]:
-        """Whether each file of the upload is "new", "changed" or the "same"."""
+        """{path of a file of the upload: "new", "changed" or "same"}."""
         return {name: compare(path, self.remote_files.get(name)) for name, path in self.upload.files.items()}
 
     @property
@@ -152,9 +152,9 @@ def repository_problem(plan: Plan) -> str:
     if plan.exists and plan.private and not plan.is_private:
         return "it exists and is public; make it private in its settings, or leave --private out"
     # From a repository with both a model and an adapter, loading takes the adapter, with whatever base that names.
-    other_kind = {"model": ADAPTER_CONFIG, "adapter": "config.json"}.get(plan.upload.kind)
-    if other_kind in plan.remote_files:
-        return f"it holds {other_kind}, but {plan.upload.folder} is {KINDS[plan.upload.kind]}; take another repository"
+    foreign = {"model": ADAPTER_CONFIG, "adapter": "config.json"}.get(plan.upload.kind)
+    if foreign in plan.remote_files:
+        return f"it holds {foreign}, but {plan.upload.folder} is {KINDS[plan.upload.kind]}; take another repository"
     return ""
 
 
@@ -174,7 +174,7 @@ def read_branch(plan: Plan) -> None:
 
 
 def compare(path: Path, remote: RepoFile | None) -> str:
-    """Return "new", "changed" or "same": what a local file is next to the repository's file of that name."""
+    """Compare a local file with the repository's file of its name; return "new", "changed" or "same"."""
     if remote is None:
         return "new"
     if path.stat().st_size != remote.size:
@@ -192,7 +192,7 @@ def compare(path: Path, remote: RepoFile | None) -> str:
 def collect(folder: str | Path) -> Upload:
     """List the files of a folder that would be published.
 
-    Raises ValueError unless the folder is one of a model, an adapter and a Space.
+    Raises ValueError unless the folder is exactly one of a model, an adapter and a Space.
     """
     root = Path(folder)
     check_code_files(root)
@@ -272,8 +272,8 @@ def file_problem(name: str, path: Path, folder: Path) -> str:
         with open_weights(path) as tensors:
             for tensor in sorted(tensors.keys()):
                 check_finite({tensor: tensors.get_tensor(tensor)}, str(path))
-    private = private_path(name, path) if path.suffix in TEXTS | {".json"} else None
-    return f"names paths of this machine ({private}), remove them, or use `m2bert export`" if private else ""
+    local_path = private_path(name, path) if path.suffix in TEXTS | {".json"} else None
+    return f"names paths of this machine ({local_path}), remove them, or use `m2bert export`" if local_path else ""
 
 
 def private_path(name: str, path: Path) -> str | None:

@@ -69,7 +69,8 @@ def read_scores(files: list[Path], model_dir: Path) -> Scores:
     records = [record for file in files for record in read_results(Path(file)) if isinstance(record, dict)]
     ranked = [record for record in records if record.get("kind") == "retrieval" and not record.get("hybrid")]
     digests, masked_digests = model_files(model_dir), _masked_digests(model_dir)
-    if not (model_dir / "modules.json").is_file():  # an adapter, or measured with another pooling than an export has
+    # An adapter has none. Scores of a checkpoint without one were measured with another pooling than its export has.
+    if not (model_dir / "modules.json").is_file():
         raise ValueError(f"{model_dir} has no modules.json; export it, evaluate that, and export that with --results")
     own = [record for record in ranked if record.get("model_files") == digests]
     if not own:
@@ -146,7 +147,7 @@ def _points(score: float) -> float:
 
 
 def _masked_digests(model_dir: Path) -> dict[str, str]:
-    """Return {file name: digest} of the two files that `write_folder` would write otherwise with padding="masked".
+    """Return {file name: digest} of the two files that `write_folder` would write differently with padding="masked".
 
     Returns an empty dict for a model whose padding is not "visible".
     """

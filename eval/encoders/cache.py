@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 2  # raise it when a policy gives other vectors than before, or when files change their form
 PORTION_CHARS = 800_000  # some 200,000 tokens; a portion of texts is written before the next is computed
-MEMORY_BYTES = 2**26  # if no vectors are kept on disk, so many bytes of them are kept in memory
+MEMORY_BYTES = 2**26  # if vectors are kept in memory alone, all are dropped beyond this size
 HASH_BYTES = 32  # length of a sha256
 TENSORS = {"rows", "counts", "seen", "seconds", "hashes"}  # the tensors of every file
 ABANDONED_SECONDS = 3_600  # a partial file of this age has no writer: writing takes seconds
@@ -134,9 +134,9 @@ class VectorStore:
     def _shelf(
         self, root: Path | None, encoder: Encoder, policy: Policy | None, processes: Processes
     ) -> "VectorFiles | VectorMemory":
-        """Return the stored vectors of one key: of everything that decides a text's vectors, except the text.
+        """Return the stored vectors of one key. The key is all that decides a text's vectors, except the text.
 
-        All processes get the same.
+        All processes see the same vectors.
         """
         key = {
             "format": FORMAT,

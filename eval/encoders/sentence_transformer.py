@@ -298,8 +298,8 @@ def token_batches(lengths: np.ndarray, budget_tokens: int) -> list[list[int]]:
 def load_model(name: str, device: str | None = None):
     """Load a `SentenceTransformer` from a folder, a Hub id, or a Hub id at a commit (`org/name@` and its 40 digits).
 
-    A folder may bring its own code. A repository on the Hub may do so only if the commit is named, because its content
-    cannot change. If the Hub does not answer within seconds, only the cache is read.
+    A folder may bring its own code. A repository on the Hub may do so only if its commit is named, because the
+    content of a commit cannot change. If the Hub does not answer within seconds, only the cache is read.
     """
     folder = Path(name)
     is_model = folder.is_dir()
@@ -309,10 +309,10 @@ def load_model(name: str, device: str | None = None):
     pinned = None if is_model else re.fullmatch("(.+)@([0-9a-f]{40})", name)
     path, revision = pinned.groups() if pinned else (name, None)
     trusted = is_model or pinned is not None
-    sentence_transformer = _import_sentence_transformer()
+    model_class = _import_sentence_transformer()
     with nullcontext("") if is_model else hub_or_cache(path, revision) as outage:  # empty if the Hub answers
         try:
-            model = sentence_transformer(path, device=device, revision=revision, trust_remote_code=trusted)
+            model = model_class(path, device=device, revision=revision, trust_remote_code=trusted)
         except Exception as error:  # foreign files and foreign code may raise anything
             reason = f"cannot be loaded ({type(error).__name__}: {one_line(error)}); mend it, or name another"
             if "trust_remote_code" in str(error) and not trusted:
