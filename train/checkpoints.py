@@ -118,7 +118,7 @@ class Checkpoints:
         Remove what a killed run left half-written, and without `resume` everything.
 
         Raises:
-            ValueError: the newest checkpoint is damaged or belongs to another run. The message names the way on.
+            ValueError: the newest checkpoint is damaged or belongs to another run.
         """
         for path in saved_paths(self.folder):
             if not self.resume or path.name.startswith("."):
@@ -213,7 +213,7 @@ class Checkpoints:
 
     @contextmanager
     def temporary_name(self, final: Path):
-        """Yield the name under which the block writes `final`. If writing fails, remove what is there of it.
+        """Yield the name under which the block writes `final`. If writing fails, remove what was written.
 
         The libraries report errors of a disk in several ways; all of them become an OSError.
         """

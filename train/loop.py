@@ -83,7 +83,7 @@ class Log:
         self.tokens = 0.0  # of all processes, since the last record
         self.waited_before = 0.0  # waited_seconds at the last record
         self.run_began = time.perf_counter() - progress.seconds  # shifted by the time of the run's earlier starts
-        self.last_record = time.perf_counter()
+        self.last_record = time.perf_counter()  # when it was written
 
     def count(self, loss: float, norm: float, counts: dict[str, float]):
         """Add one step."""

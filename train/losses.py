@@ -52,8 +52,8 @@ def prototype_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
         mean over texts of 1 - cosine(student, teacher)
 
-    The paper maximizes PL, the sum of the cosines of both sides. This loss is a mean over the N texts of
-    one side. So its gradient is that of PL times -1 / N.
+    The paper maximizes PL, the sum of the cosines of both sides. This loss is a mean over the N texts of one side. So
+    its gradient is that of PL times -1 / N.
 
     Args:
         student, teacher: (N, W), vectors of the same N texts in the same order.

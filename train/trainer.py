@@ -57,10 +57,10 @@ def run(
     train: Callable[[Accelerator, RunSettings], None],
     prepare: Callable[[RunSettings], None],
 ) -> None:
-    """Call `train` while no other run may write to the output folder; or, if `settings.prepare` is set, `prepare`.
+    """Call `train`, and keep other runs from writing to its output. If `settings.prepare` is set, only call `prepare`.
 
     Args:
-        name: of the entry point, as its default configuration has it.
+        name: of the entry point, as in configs/NAME-small.yaml.
         argv: the command line that gave the settings, for the log.
     """
     log_to_terminal(logging.INFO, "%(message)s")
@@ -188,8 +188,8 @@ def parameter_groups(model: torch.nn.Module, optim) -> list[dict]:
 
     With `optim.research_groups` the filters have the settings that the research code means to give them: positional
     features a rate of 1e-5 without weight decay, the sine network with its frequency a rate of 1e-3 and a decay of 0.1.
-    The research code itself loses these settings when it copies layers, and trained with one group. It gives them to
-    the network of the forward direction only. Here both directions lie in one tensor, so both have them.
+    The research code itself loses these settings when it copies layers, so that it trained with one group. It means
+    them for the network of the forward direction only. Here both directions lie in one tensor, so both have them.
     """
 
     def settings_of(name: str) -> tuple[float, float]:

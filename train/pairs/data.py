@@ -1,4 +1,4 @@
-"""Load the text of retrieval tasks to train on, and set a part of it aside for development.
+"""Load the text of retrieval tasks to train on, and hold out a part of it for development.
 
 Tasks come from folders of every kind that the evaluation reads, from data sets on the Hub, and from files of triples.
 Training on the split `test`, or choosing a checkpoint by it, is an error.
@@ -63,27 +63,27 @@ def load_data(settings, folder: Path | None) -> RetrievalData:
     check_splits(settings)
     tasks = load_split(settings.path, folder, settings.tasks, "train")
     given = read_negatives(settings.negatives_path, tasks) if settings.negatives_path is not None else {}
-    training, development, carve_from = [], [], tasks
+    training, development, to_carve = [], [], tasks
     has_splits = folder is None or kind_of(folder) != "csv"
     if settings.development_split is not None and has_splits:
         names = settings.development_tasks or [task.name for task in tasks]
-        training, carve_from = tasks, []
+        training, to_carve = tasks, []
         development = load_split(settings.path, folder, names, settings.development_split)
     if settings.triples is not None:
         triples, negatives = load_triples(settings.triples, settings.triples_config, settings.triples_limit)
         if triples.name in (task.name for task in tasks):
             raise ValueError(f"data.triples={settings.triples} has the name of a task; rename the file")
-        carve_from, given = [*carve_from, triples], given | {triples.name: negatives}
+        to_carve, given = [*to_carve, triples], given | {triples.name: negatives}
     if any(given.values()) and not settings.negatives:
         raise ValueError(
             "data.negatives=0 uses none of the negatives that data.negatives_path or data.triples gives; set it to how "
             "many each query takes, or give none"
         )
-    held_texts = set().union(*(texts_to_hold_out(task, settings.development_share) for task in carve_from))
-    for task in carve_from:
-        train, held = carve(task, held_texts, settings.development_documents, settings.development_share)
+    held_texts = set().union(*(texts_to_hold_out(task, settings.development_share) for task in to_carve))
+    for task in to_carve:
+        train, held_out = carve(task, held_texts, settings.development_documents, settings.development_share)
         training.append(train)
-        development.append(held)
+        development.append(held_out)
     return RetrievalData(training, development, given)
 
 
@@ -124,7 +124,7 @@ def texts_to_hold_out(task: RetrievalTask, share: float) -> set[str]:
 def carve(
     task: RetrievalTask, held_texts: set[str], pool_documents: int, share: float
 ) -> tuple[RetrievalTask, RetrievalTask]:
-    """Split a task into training and development.
+    """Split a task into one for training and one for development.
 
     Args:
         held_texts: what `texts_to_hold_out` returns, united over all tasks. The same text may occur in several tasks
@@ -145,7 +145,7 @@ def carve(
     if len(held_queries) == len(task.queries):
         raise ValueError(
             f"task {task.name!r} has no query left for training once data.development_share={share} of its documents "
-            "are set aside; lower it, or name a data.development_split"
+            "are held out; lower it, or name a data.development_split"
         )
     pool = held | {pid for qid in held_queries for pid in task.qrels[qid]}
     others = sorted(task.documents.keys() - pool, key=lambda pid: (hash_share(task.documents[pid]), pid))
