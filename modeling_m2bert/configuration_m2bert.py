@@ -29,7 +29,7 @@ class M2BertConfig(PreTrainedConfig):
         num_blocks: diagonal blocks of the feed-forward matrices; 1 is a dense layer.
         max_position_embeddings: longest sequence in tokens, and the length of the long filters.
         filter_decay_length: number of tokens over which the filters of a new model decay (`None`:
-            max_position_embeddings). If it stays the same when the context grows, so does the decay per token.
+            max_position_embeddings). It sets the decay per token, whatever the context.
         position_embeddings: learn a vector for every position. Convolutions see the order of tokens even without it. In
             a small model for long texts, this table would hold most of the parameters.
         type_vocab_size: number of token types (segments).
@@ -49,8 +49,8 @@ class M2BertConfig(PreTrainedConfig):
         pooling_saturation: in `weighted_mean`, n occurrences of a token together have the token's weight times
             log(1 + n / pooling_saturation); `None`: times n.
         contextual_pooling: in `weighted_mean`, a token's weight also depends on its last hidden state.
-        padding: `masked` (padding cannot be seen: a text's vector is that of the text alone) or `visible` (the
-            research code's behavior: results depend on how far a text is padded).
+        padding: `masked` (padding has no effect on a text's vectors) or `visible` (the research code's behavior:
+            results depend on how far a text is padded).
         sparse_prediction: compute masked-LM logits only where `labels` is not -100, which saves memory in training.
         pad_token_id: id of the padding token.
         tie_word_embeddings: share the token embedding with the masked-LM decoder.

@@ -86,13 +86,13 @@ class M2BertMixer(nn.Module):
             hidden_states = self.norm(hidden_states)
         gated, gate = self.short_conv(self.in_proj(contiguous_rows(hidden_states, self.in_proj)).T, rows)
         if self.residual_filter is None:
-            mixed = self.filter(gated, lambda gated, own: self._long_conv(gated, gate, None, rows, own))
+            mixed = self.filter(gated, lambda gated, main: self._long_conv(gated, gate, None, rows, main))
         else:
             residual = hidden_states.T.to(gated.dtype)
 
-            def convolve_both(gated: Tensor, own: M2BertFilter) -> Tensor:
+            def convolve_both(gated: Tensor, main: M2BertFilter) -> Tensor:
                 return self.residual_filter(
-                    gated, lambda gated, other: self._long_conv(gated, gate, residual, rows, own, other)
+                    gated, lambda gated, second: self._long_conv(gated, gate, residual, rows, main, second)
                 )
 
             mixed = self.filter(gated, convolve_both)
@@ -101,6 +101,7 @@ class M2BertMixer(nn.Module):
     def _long_conv(
         self, gated: Tensor, gate: Tensor, residual: Tensor | None, rows: Rows, *filters: M2BertFilter
     ) -> Tensor:
+        """Convolve with one filter, or with two if there is a residual. Without gradients the filters are cached."""
         missing = [None] * (2 - len(filters))
         skips = [module.skip for module in filters] + missing
         if torch.is_grad_enabled() or self.training:

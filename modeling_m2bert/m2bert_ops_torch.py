@@ -132,9 +132,9 @@ def block_diagonal_glu_backward(
 
 
 def _up_parts(up: Tensor, j: int, blocks: int) -> list[tuple[Tensor, slice]]:
-    """Return what computes chunk j of gate, and of value: rows of `up` (I / K, H / K), and the columns of x for them.
+    """Return, for chunk j of gate and for that of value, the rows of `up` (I / K, H / K) and the columns of x.
 
-    Each block of `up` computes two of the 2 K chunks of [gate | value].
+    The chunk is the product of the two. Each block of `up` computes two of the 2 K chunks of [gate | value].
     """
     half, width = up.shape[1] // 2, up.shape[2]
     parts = []

@@ -5,12 +5,13 @@ Per channel, with h the forward and r the reverse taps of a filter, x real and s
     y[t] = sum_{j<=t} h[t-j] x[j] + sum_{j>t} r[j-t-1] x[j]                                                  (1)
 
 **Right-angle convolution.** Put both directions into one complex filter k[n] = h[n] + i r[M-1-n], and multiply
-sequences by w**n, w = exp(-2 pi i / 4M), before a discrete Fourier transform of length M. A product of two such
-transforms is the transform of their convolution in which a term that wraps around the end comes back multiplied by
-w**M = -i, a right angle: wrapped forward taps turn imaginary, wrapped reverse taps turn real. The real part is (1):
+sequences by w**n, w = exp(-2 pi i / 4M), before a discrete Fourier transform of length M. The product of two such
+transforms is the transform of a convolution. In this convolution a term that wraps around the end is multiplied by
+w**M = -i, a right angle. So wrapped forward taps become imaginary, wrapped reverse taps become real, and the real part
+is (1):
 
     X[m] = sum_n x[n] e(n (m + 1/4) / M)          e(a) = exp(-2 pi i a)                                       (2)
-    K[m] = sum_n k[n] w**n e(n m / M)             zeros where the taps end; r[M-1] has no effect on (4)       (3)
+    K[m] = sum_n k[n] w**n e(n m / M)             taps beyond P are 0; r[M-1] has no effect on (4)            (3)
     y[n] = 1/M Re sum_m K[m] X[m] conj e(n (m + 1/4) / M)                                                     (4)
 
 So M points are enough for a signal of M samples, without the usual padding to 2M. The spectrum has no symmetric half to
