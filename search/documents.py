@@ -41,6 +41,7 @@ def find_files(paths: Sequence[str | Path]) -> Found:
             raise ValueError(f"path {top} does not exist; name a file or a folder")
         if not os.path.isdir(top):
             names.append(top)
+            continue
         for folder, inner, files in os.walk(top, onerror=refuse):
             status = os.stat(folder)
             if (status.st_dev, status.st_ino) in listed:
@@ -77,13 +78,12 @@ def read_file(path: Path) -> list[Document]:
     except OSError as error:
         raise Unreadable(_reason(error)) from error
     except Exception as error:  # on damaged files, the libraries raise whatever their code runs into
-        what = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        what = " ".join(f"{type(error).__name__} {error}".replace(str(path), "it").split())[:200]
         raise Unreadable(
             f"damaged: the file is no valid {format_of(path)[1:].upper()} ({what}); save it again"
         ) from error
-    for document in documents:
-        if not document.text.strip():
-            raise Unreadable("empty: there is no text in it; remove it")
+    if not documents or not all(document.text.strip() for document in documents):
+        raise Unreadable("empty: there is no text in it; remove it")
     return documents
 
 

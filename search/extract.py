@@ -294,7 +294,8 @@ def _joint(above: _Line, below: _Line, edge: float, step: float, spread: float) 
     size, drop = above.size, above.last - below.first
     if abs(drop) < 0.5 * size and -0.2 * size < below.left - above.right < 2 * size:  # after a raised character
         return " " if below.left - above.right > 0.15 * size else ""
-    full = above.right + 0.2 * size + below.word > edge and 0.5 * size < drop < 1.25 * step and _alike(above, below)
+    close = 0.5 * size < drop < min(1.25 * step, 2.6 * size) and _alike(above, below)
+    full = close and above.right + 0.2 * size + below.word > edge > above.left + 12 * size
     table = any(line.first == line.last and line.spread > 1.4 * spread for line in (above, below))
     indented = below.left - above.left > 0.9 * size and not ITEM.match(above.text)
     if not full or table or indented or ITEM.match(below.text) or re.search(r"(\. ?){4}", above.text):
@@ -358,14 +359,13 @@ def _documents(path: Path, rows: list[tuple[int, dict[str, Any]]], column: str) 
 
 
 def _numbers(cells: list[str]) -> list[Value]:
-    """Return a column as whole numbers, or as numbers, if each of its cells is written as one; else as it stands."""
+    """Return a column as int, or as float, if each cell that is not empty is written as such a number is."""
     for kind in (int, float):
-        try:
-            values = [kind(cell) if cell.strip() else "" for cell in cells]
-        except ValueError:
-            continue
-        if all(cell in (str(value), str(value).removesuffix(".0")) for cell, value in zip(cells, values, strict=True)):
-            return values
+        with suppress(ValueError):
+            values = [kind(cell) if cell else "" for cell in cells]
+            forms = ((cell, str(value)) for cell, value in zip(cells, values, strict=True) if cell)
+            if all(cell[-1].isdigit() and cell in (form, form.removesuffix(".0")) for cell, form in forms):
+                return values if all(len(cell) < 17 for cell in cells) else cells
     return cells
 
 
