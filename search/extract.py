@@ -14,6 +14,7 @@ from datetime import date
 from email import message_from_bytes, policy
 from html import unescape
 from itertools import accumulate, pairwise
+from math import hypot
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -213,7 +214,7 @@ def extract_pdf(path: Path) -> list[Document]:
     whole = "".join(texts)
     if len(re.findall("[\ue000-\uf8ff\ufffd]", whole)) > 0.2 * len(whole):  # private characters
         raise Unreadable("its fonts do not say which letters they draw; recognize it (ocrmypdf --force-ocr IN OUT)")
-    words = set(re.findall(r"\w[\w-]*", whole.lower()))
+    words = set(re.findall(r"\w[\w-]*", re.sub(rf"[\w-]*{HYPHEN}[\w-]*", " ", whole.lower())))
     texts = [_without_breaks(text, words) for text in texts]
     pages = [0, *accumulate(len(text) + 1 for text in texts)][:-1]
     made = re.match(r"D:(\d{4})(\d\d)(\d\d)", known.get("CreationDate", ""))
@@ -244,7 +245,7 @@ def _lines(page: Any) -> Iterator[_Line]:
     """Yield the lines that PDFium finds on a page, with their places in points."""
     from pypdfium2 import raw
 
-    x, y, position = c_double(), c_double(), 0
+    x, y, matrix, position = c_double(), c_double(), raw.FS_MATRIX(), 0
     for text in page.get_text_range().split("\r\n"):
         length = len(text.encode("utf-16-le")) // 2
         shown = text.rstrip()
@@ -258,7 +259,8 @@ def _lines(page: Any) -> Iterator[_Line]:
             first = y.value
             raw.FPDFText_GetCharOrigin(page, stop, x, y)
             right, width = page.get_charbox(stop, loose=True)[2], page.get_charbox(end, loose=True)[2] - left
-            size = max(raw.FPDFText_GetFontSize(page, start), 1.0)
+            raw.FPDFText_GetMatrix(page, start, matrix)
+            size = max(raw.FPDFText_GetFontSize(page, start) * hypot(matrix.c, matrix.d), 1.0)
             yield _Line(shown.strip(), left, right, first, y.value, size, width)
         position += length + 2
 
@@ -305,12 +307,13 @@ def _joint(above: _Line, below: _Line, edge: float, step: float, spread: float) 
 
 
 def _without_breaks(text: str, words: set[str]) -> str:
-    """Join words that a hyphen divided at the end of a line, but not those that have a hyphen elsewhere."""
+    """Join words that were divided at the end of a line; keep the hyphen between two that stand alone elsewhere."""
 
     def joined(match: re.Match) -> str:
         parts = match[0].split(HYPHEN)
         plain, hyphenated = "".join(parts), "-".join(parts)
-        return hyphenated if hyphenated.lower() in words and plain.lower() not in words else plain
+        compound = hyphenated.lower() in words or words.issuperset(hyphenated.lower().split("-"))
+        return hyphenated if plain.lower() not in words and (compound or parts[-1][:1].isupper()) else plain
 
     return re.sub(rf"[\w-]+(?:{HYPHEN}[\w-]*)+", joined, text).replace(HYPHEN, "-")
 
