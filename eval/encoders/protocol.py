@@ -56,9 +56,12 @@ class TokenEncoder(Encoder, Protocol):
         """
         ...
 
-    def encode_parts(self, texts: list[str], parts: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def encode_parts(
+        self, texts: list[str], parts: Sequence[int], fewest_tokens: int | None = None
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Embed documents in one pass, for each number of `parts` as up to so many equal consecutive stretches of
-        tokens. One part is the vector that `encode` gives.
+        tokens, fewer where one would have less than `fewest_tokens` (by default the encoder decides). One part is the
+        vector that `encode` gives.
 
         An encoder that has this method and cannot do it for its model says why in the attribute `parts_problem`.
 

@@ -74,11 +74,13 @@ class SentenceTransformerEncoder:
     def count_tokens(self, texts: list[str], task: Task) -> np.ndarray:
         """See `TokenEncoder.count_tokens`."""
         prompt = self._prompt(task)
-        keys = [_key(text, prompt) for text in texts]
-        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._counts}
+        keys = [None if getattr(text, "prompt", None) == prompt else _key(text, prompt) for text in texts]
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key and key not in self._counts}
         tokenized = self._tokenized(list(new.values()), prompt)  # the tokens are not kept
         counts = {key: text.tokens for key, text in zip(new, tokenized, strict=True)}
-        return np.array([counts[key] if key in counts else self._counts[key] for key in keys], dtype=np.int64)
+        counts = {key: counts[key] if key in counts else self._counts[key] for key in keys if key}
+        found = [counts[key] if key else text.tokens for key, text in zip(keys, texts, strict=True)]
+        return np.array(found, dtype=np.int64)
 
     def token_spans(self, texts: list[str]) -> list[np.ndarray]:
         """See `TokenEncoder.token_spans`."""
@@ -105,14 +107,16 @@ class SentenceTransformerEncoder:
         """Why `encode_parts` cannot work: the model's pooling; empty if it can."""
         return late_chunking_problem(self.model)
 
-    def encode_parts(self, texts: list[str], parts: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def encode_parts(
+        self, texts: list[str], parts: Sequence[int], fewest_tokens: int | None = None
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
         """See `TokenEncoder.encode_parts`."""
         import torch
 
         if self.parts_problem:
             raise ValueError(f"encoder {self.name!r} cannot divide a document after one pass: {self.parts_problem}")
         lengths = np.minimum(self.count_tokens(texts, "document"), self.max_tokens or UNLIMITED)
-        counts = [np.clip(lengths // FEWEST_TOKENS, 1, number).astype(np.int64) for number in parts]
+        counts = [np.clip(lengths // (fewest_tokens or FEWEST_TOKENS), 1, number).astype(np.int64) for number in parts]
         order = np.empty(0, dtype=np.int64)
         pooled: list = [[np.empty((0, self.dimensions), dtype=np.float32)] for _ in parts]
         self.model.eval()
