@@ -23,7 +23,7 @@ Mode = Literal["hybrid", "dense", "bm25"]
 VECTORS = 16  # the most late chunks of a window
 BATCH_CHARS = 1_000_000  # of documents that are embedded and committed together
 BATCH_DOCUMENTS = 2_000  # or fewer characters, if they are short
-CANDIDATES = 1_000  # documents that each side of a hybrid ranks
+CANDIDATES = 100  # documents that each side of a hybrid ranks
 READ = ("path", "text", "pages", "spans", "vectors")  # columns that a hit is made of
 
 
@@ -273,7 +273,9 @@ class Index:
 
                 def batches() -> Iterator[list[Row]]:
                     metadata = self.table.metadata_columns
-                    for stored in self.table.batches([*(name for name in COLUMNS if name != "vectors"), *metadata]):
+                    for stored in self.table.batches(
+                        [*(name for name in COLUMNS if name not in ("vectors", "words")), *metadata]
+                    ):
                         with progress.part(len(stored)):
                             encoded = encoder.encode_documents([row["text"] for row in stored], self.vectors)
                         rows = []
