@@ -15,7 +15,7 @@ app = typer.Typer(cls=CommandGroup, add_completion=False, no_args_is_help=True, 
 
 Model = Annotated[str | None, typer.Option(help="Model folder or Hub id; by default the one that made the index.")]
 Folder = Annotated[str, typer.Option("--index", help="Folder of the index, or an address such as s3://bucket/name.")]
-PassageVectors = Annotated[int, typer.Option(min=1, help="The most vectors of a window of the model's length.")]
+PassageVectors = Annotated[int | None, typer.Option(min=1, help="The most vectors of a window; by default 16.")]
 
 
 @app.command()
@@ -23,7 +23,7 @@ def index(
     folder: Folder,
     paths: Annotated[list[Path], typer.Argument(help="Files and folders.")] = [],  # noqa: B006
     model: Model = None,
-    vectors: PassageVectors = VECTORS,
+    vectors: PassageVectors = None,
     sync: Annotated[bool, typer.Option("--sync", help="Also remove documents whose file is gone.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Show tokens, time and disk space, and stop.")] = False,
     info: Annotated[bool, typer.Option("--info", help="Show what the index holds.")] = False,
@@ -38,6 +38,8 @@ def index(
         raise ValueError(f"say one thing to do: {', '.join(actions)}")
     if (sync or plan) and not paths:
         raise ValueError("--sync and --plan need PATHS; give files or folders")
+    if sync and plan:
+        raise ValueError("--plan does not look at what is gone; leave --sync out")
     if rebuild and model is None:
         raise ValueError("--rebuild needs --model; name the model that embeds from now on")
     missing = [path for path in paths if not path.exists()]
@@ -56,8 +58,10 @@ def index(
     elif info:
         typer.echo("\n".join(f"{name}: {shown(_plain(value))}" for name, value in opened.info().items()))
     elif duplicates:
-        for first, second, share in opened.duplicates():
+        found = opened.duplicates()
+        for first, second, share in found:
             typer.echo(f"{share:.2f}  {shown(first)}  {shown(second)}")
+        typer.echo(f"{len(found):,} pairs of near-duplicates")
     elif delete:
         typer.echo(f"{opened.delete(filter=delete):,} documents deleted")
     else:
@@ -75,7 +79,7 @@ def format_report(report: Report) -> str:
     if report.left_out:
         lines.append(f"{report.left_out:,} hidden files left out")
     if report.failures:
-        lines += [f"{len(report.failures):,} not in the index:"]
+        lines += [f"{len(report.failures):,} could not be added:"]
         lines += [f"  {shown(path)}: {shown(reason)}" for path, reason in report.failures]
     return "\n".join(lines)
 
@@ -112,7 +116,7 @@ def embed(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help=".jsonl or .parquet with id and text.")],
     output: Annotated[Path, typer.Option(help="Parquet file to write: id, start, end, vector; a row a vector.")],
     model: Annotated[str, typer.Option(help="Model folder or Hub id.")],
-    vectors: PassageVectors = VECTORS,
+    vectors: PassageVectors = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ):
     """Embed documents for a store of your own."""
@@ -121,7 +125,7 @@ def embed(
     check_writable(output)
     from .embed import embed_file
 
-    documents, rows = embed_file(file, output, model, vectors)
+    documents, rows = embed_file(file, output, model, vectors or VECTORS)
     typer.echo(f"{documents:,} documents, {rows:,} vectors, written to {shown(output)}")
 
 

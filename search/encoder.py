@@ -56,6 +56,18 @@ class Encoder:
         """Count the tokens of each document, special tokens and prompt included: (n,) int64."""
         return self._inner.count_tokens(list(texts), "document")
 
+    def count_vectors(self, tokens: int, vectors: int = 16) -> int:
+        """Count the vectors that `encode_documents` makes of a document of so many tokens (`count_tokens`)."""
+        if self.max_tokens is None or tokens <= self.max_tokens:
+            lengths = [tokens]
+        else:
+            tokens -= self._overhead
+            length, overlap, count = self._division(tokens)
+            last = tokens - (count - 1) * (length - overlap)
+            lengths = [its + self._overhead for its in [*[length] * (count - 1), last]]
+        most = 1 if self._inner.parts_problem else vectors
+        return sum(min(max(its // FEWEST_TOKENS, 1), most) for its in lengths)
+
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
         """Return the vectors (n, d) float32 of queries. One that is longer than the model's input is a ValueError."""
         texts = self._inner.tokenize(list(texts), "query")
@@ -119,10 +131,8 @@ class Encoder:
         encoding, [empty] = text.encoding, self._inner.tokenize([""], "document")
         prompt = empty.encoding  # of every window
         encoding.truncate(len(encoding) - len(prompt), direction="left")
-        most = self._room - self._room // SLACK
-        overlap = most // OVERLAP
-        count = -(-(len(encoding) - overlap) // (most - overlap))
-        encoding.truncate(-(-(len(encoding) + (count - 1) * overlap) // count), stride=overlap)
+        length, overlap, _ = self._division(len(encoding))
+        encoding.truncate(length, stride=overlap)
         windows = []
         for part in (encoding, *encoding.overflowing):
             start = part.token_to_chars(0)[0] - len(text.prompt) if windows else 0
@@ -132,6 +142,13 @@ class Encoder:
             tokens = empty.tokens + len(part)
             windows.append((TokenizedText(text[start:end], text.prompt, tokens, merged), (start, end)))
         return windows
+
+    def _division(self, tokens: int) -> tuple[int, int, int]:
+        """Return of the windows of a document the longest's tokens, how many two of them share, and their number."""
+        most = self._room - self._room // SLACK
+        overlap = most // OVERLAP
+        count = -(-(tokens - overlap) // (most - overlap))
+        return -(-(tokens + (count - 1) * overlap) // count), overlap, count
 
     def _spans(self, window, start: int, end: int, count: int) -> np.ndarray:
         """Return the characters (count, 2) of a window's parts: each ends where the next one's first token begins."""

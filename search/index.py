@@ -2,28 +2,28 @@
 
 import hashlib
 import json
-import logging
+import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from m2bert.files import claimed, digest
+from m2bert.files import check_writable, claimed, digest
 
-from .documents import Document, Unreadable, find_files, read_file
-from .table import COLUMNS, Row, Settings, Table, quoted
+from .documents import Document, Found, Unreadable, find_files, read_file
+from .table import COLUMNS, NAME, Row, Settings, Table, quoted
 
-logger = logging.getLogger(__name__)
-
+T = TypeVar("T")
 Mode = Literal["hybrid", "dense", "bm25"]
 VECTORS = 16  # the most late chunks of a window
 BATCH_CHARS = 1_000_000  # of documents that are embedded and committed together
 BATCH_DOCUMENTS = 2_000  # or fewer characters, if they are short
-CANDIDATES = 100  # documents that each side of a hybrid ranks
+DEPTH = 1_000  # the most documents that a search ranks
+CANDIDATES = 100  # documents that each side of a hybrid ranks, unless more are asked for
 READ = ("path", "text", "pages", "spans", "vectors")  # columns that a hit is made of
 
 
@@ -52,7 +52,7 @@ class Report:
     removed: int = 0
     left_out: int = 0  # hidden files and those of other programs
     tokens: int = 0  # of what was embedded
-    failures: list[tuple[str, str]] = field(default_factory=list)  # file or id, and why it is not in the index
+    failures: list[tuple[str, str]] = field(default_factory=list)  # file or id, and why it was not added
 
 
 class Index:
@@ -61,39 +61,44 @@ class Index:
     `Index.open` makes one. Every method that writes keeps other writers out; readers see the last commit.
     """
 
-    def __init__(self, folder: str, table: Table, model: str | None, vectors: int, device: str | None):
+    def __init__(self, folder: str, table: Table, model: str | None, vectors: int | None, device: str | None):
         self.folder, self.table, self.device = folder, table, device
-        self._model, self.vectors, self._encoder = model, vectors, None
+        self._model, self.vectors, self._encoder = model, vectors or VECTORS, None
 
     @classmethod
     def open(
-        cls, folder: str | Path, model: str | Path | None = None, vectors: int = VECTORS, device: str | None = None
+        cls, folder: str | Path, model: str | Path | None = None, vectors: int | None = None, device: str | None = None
     ) -> "Index":
         """Open an index, or one that the first `add` makes.
 
         Args:
             folder: or an address of object storage, such as `s3://bucket/prefix`.
             model: folder or Hub id of an encoder; of an index that exists, the one that made it, and by default that.
-            vectors: the most vectors of a window of the model's length; of an index that exists, as it was made.
+            vectors: the most vectors of a window of the model's length, by default 16; of an index that exists, as it
+                was made.
             device: as torch names it; by default a GPU, where there is one.
 
         Raises:
-            ValueError: the folder is no index and no model is given, or the index was made by another model or by a
-                newer version.
+            ValueError: the folder is no index and no model is given, or the index was made by another model, with
+                other vectors or by a newer version.
         """
-        folder = str(folder) if "://" in str(folder) else str(Path(folder).absolute())
-        if Path(folder).is_file():
+        folder = str(folder) if "://" in str(folder) else os.path.abspath(folder)
+        if "://" not in folder and os.path.exists(folder) and not os.path.isdir(folder):
             raise ValueError(f"index={folder} is a file; name a folder")
         table = Table(folder)
-        if not table.exists and model is None:
-            raise ValueError(
-                f"index={folder} does not exist; make it with m2bert index FILES --index DIR --model MODEL"
-            )
-        if not table.exists and "://" not in folder and Path(folder).is_dir() and any(Path(folder).iterdir()):
-            raise ValueError(f"index={folder} is a folder of something else; name an empty or new one")
+        if not table.exists:
+            if "://" not in folder and os.path.isdir(folder) and _strange(folder):
+                raise ValueError(f"index={folder} is a folder of something else; name an empty or new one")
+            if model is None:
+                fix = f"make it with m2bert index FILES --index {folder} --model MODEL"
+                raise ValueError(f"index={folder} does not exist or is empty; {fix}")
         index = cls(folder, table, None if model is None else model_name(model), vectors, device)
         if table.exists:
             settings = table.settings
+            if vectors not in (None, settings.vectors):
+                raise ValueError(
+                    f"index={folder} was made with vectors={settings.vectors}; leave vectors={vectors} out"
+                )
             index.vectors = settings.vectors
             if index._model not in (None, settings.model):
                 index._check(index.encoder.fingerprint)
@@ -116,9 +121,33 @@ class Index:
             fix = f"name that one, or embed it anew: m2bert index --rebuild --model {self._model} --index {self.folder}"
             raise ValueError(f"index={self.folder} {made}; {fix}")
 
-    def _claimed(self):
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
         """Keep other writers out until the block ends; the folder of object storage cannot be claimed."""
-        return nullcontext() if "://" in self.folder else claimed(Path(self.folder))
+        local = "://" not in self.folder
+        if local:
+            check_writable(Path(self.folder, "any"), "index")
+        with claimed(Path(self.folder)) if local else nullcontext():
+            self.table.refresh(write=True)
+            if self.table.exists:
+                self.vectors = self.table.settings.vectors
+            yield
+
+    def _reading(self, read: Callable[[], T]) -> T:
+        """Return what `read` returns for the last version; a writer may remove it meanwhile, then for the next one."""
+        while True:
+            self.table.refresh()
+            if not self.table.exists:
+                raise ValueError(f"index={self.folder} is empty; fill it: m2bert index FILES --index {self.folder}")
+            settings, version = self.table.settings, self.table.version
+            if self._encoder is not None and self._encoder.fingerprint != settings.fingerprint:  # rebuilt meanwhile
+                self._model, self._encoder = settings.model, None
+            try:
+                return read()
+            except (ValueError, KeyError):
+                self.table.refresh()
+                if self.table.version == version:
+                    raise
 
     def add(self, sources: str | Path | Iterable[str | Path | dict], sync: bool = False) -> Report:
         """Add or update documents. What is unchanged since is neither read nor embedded again.
@@ -130,44 +159,55 @@ class Index:
             sync: also remove documents whose file below these folders is gone; for an iterable, all documents that
                 came from an iterable and are not in this one.
         """
-        sources = [sources] if isinstance(sources, str | Path) else sources
-        report = Report()
-        if isinstance(sources, Sequence) and all(isinstance(source, str | Path) for source in sources):
-            found = find_files(sources)
+        sources = [sources] if isinstance(sources, str | Path) else list(sources)
+        report, found = Report(), None
+        if all(isinstance(source, str | Path) for source in sources):
+            found = self.find(sources)
             report.left_out, report.failures = found.left_out, list(found.failures)
-            changes, size = self._changed_files(found.files, report), sum(path.stat().st_size for path in found.files)
+            sizes = {path: file_size(path) for path in found.files}
+            changes, total = self.changed_files(sizes, report), sum(sizes.values())
         else:
-            sources = sources if isinstance(sources, Sequence) else list(sources)
-            found, changes, size = None, self._changed_rows(sources, report), len(sources)
-        with self._claimed():
-            self.table.refresh()
-            self._write(changes, size, report)
+            _check_rows(sources)
+            changes, total = self._changed_rows(sources, report), len(sources)
+        with self._writing():
+            held = set().union(*self.table.columns(["id", "path"]).values()) if self.table.exists else set()
+            self._write(changes, total, held, report)
+            keeps = "; the index keeps what it had of it"
+            report.failures = [(name, reason + keeps * (name in held)) for name, reason in report.failures]
             if sync and self.table.exists:
                 report.removed = self._remove_gone(sources, found)
             if self.table.exists and (report.added or report.updated or report.removed or self.table.unindexed()):
                 self.table.finish()
         return report
 
-    def _changed_files(
-        self, files: list[Path], report: Report
+    def find(self, sources: Sequence[str | Path]) -> Found:
+        """Find files; those of the index itself are left out."""
+        found = find_files(sources)
+        files = [path for path in found.files if not path.is_relative_to(self.folder)]
+        failures = [failure for failure in found.failures if not Path(failure[0]).is_relative_to(self.folder)]
+        inside = len(found.files) + len(found.failures) - len(files) - len(failures)
+        return Found(files, failures, found.left_out + inside)
+
+    def changed_files(
+        self, sizes: dict[Path, int], report: Report
     ) -> Iterator[tuple[list[Document], str | None, str, int]]:
-        """Yield of every file its size, and if it has changed its documents, path and digest."""
+        """Yield of every file its documents if they have changed, its path, digest and size in bytes."""
         known: dict[str, tuple[str, int]] = {}
         if self.table.exists:
             columns = self.table.columns(["path", "digest"])
             for path, its in zip(columns["path"], columns["digest"], strict=True):
                 known[path] = its, known.get(path, (its, 0))[1] + 1
-        for path in files:
-            size, its = path.stat().st_size, digest(path)
+        for path, size in sizes.items():
             stored, count = known.get(str(path), (None, 0))
-            documents = []
-            if stored == its:
-                report.unchanged += count
-            else:
-                try:
+            documents, its = [], ""
+            try:
+                its = digest(path)
+                if stored == its:
+                    report.unchanged += count
+                else:
                     documents = read_file(path)
-                except Unreadable as error:
-                    report.failures.append((str(path), str(error)))
+            except (Unreadable, OSError) as error:
+                report.failures.append((str(path), getattr(error, "strerror", None) or str(error)))
             yield documents, str(path), its, size
 
     def _changed_rows(self, rows: Sequence[dict], report: Report) -> Iterator[tuple[list[Document], None, str, int]]:
@@ -175,56 +215,53 @@ class Index:
         if self.table.exists:
             columns = self.table.columns(["id", "digest"], "path IS NULL")
             known = dict(zip(columns["id"], columns["digest"], strict=True))
-        for number, row in enumerate(rows):
-            if not isinstance(row, dict) or not isinstance(row.get("text"), str) or "id" not in row:
-                raise ValueError(
-                    f"document number {number} is {row!r:.80}; give {{'id': ..., 'text': ..., **metadata}}"
-                )
+        for row in rows:
             its = hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).hexdigest()
-            document = Document(
-                str(row["id"]), row["text"], [], {k: v for k, v in row.items() if k not in ("id", "text")}
-            )
+            metadata = {name: value for name, value in row.items() if name not in ("id", "text")}
+            document, documents = Document(str(row["id"]), row["text"], [], metadata), []
             if known.get(document.id) == its:
                 report.unchanged += 1
-                yield [], None, its, 1
             elif not document.text.strip():
                 report.failures.append((document.id, "its text is empty"))
-                yield [], None, its, 1
             else:
-                yield [document], None, its, 1
+                documents = [document]
+            yield documents, None, its, 1
 
-    def _write(self, changes: Iterator, total: int, report: Report) -> None:
-        """Embed and commit what has changed, a batch at a time, behind one progress bar."""
+    def _write(self, changes: Iterator, total: int, held: set[str | None], report: Report) -> None:
+        """Embed and commit what has changed, a batch at a time, behind one progress bar.
+
+        Args:
+            held: ids and paths that are in the index.
+        """
         from m2bert.eval.progress import counted
 
-        known = set(self.table.columns(["id"])["id"]) if self.table.exists else set()
-        seen: set[str] = set()
+        kinds = self.table.kinds if self.table.exists else {}
         batch: list[tuple[Document, str | None, str]] = []
         chars = size = 0
         with counted(total, "indexing", "%", shown_total=100) as count:
             for documents, path, its, its_size in changes:
-                for document in documents:
-                    if document.id in seen:
-                        raise ValueError(
-                            f"id {document.id!r} stands twice in what is added; give every document its own"
-                        )
-                    seen.add(document.id)
-                    batch.append((_normalized(document), path, its))
-                    chars += len(document.text)
+                try:
+                    documents, kinds = normalized(documents, kinds)
+                except ValueError as error:
+                    report.failures.append((path or documents[0].id, str(error)))
+                    documents = []
+                batch += [(document, path, its) for document in documents]
+                chars += sum(len(document.text) for document in documents)
                 size += its_size
                 if chars >= BATCH_CHARS or len(batch) >= BATCH_DOCUMENTS:
                     with count.part(size):
-                        self._commit(batch, known, report)
+                        self._commit(batch, held, report)
                     batch, chars, size = [], 0, 0
                     count.describe(f"indexing, {report.tokens:,} tokens")
             with count.part(size):
-                self._commit(batch, known, report)
+                self._commit(batch, held, report)
 
-    def _commit(self, batch: list[tuple[Document, str | None, str]], known: set[str], report: Report) -> None:
+    def _commit(self, batch: list[tuple[Document, str | None, str]], held: set[str | None], report: Report) -> None:
         if not batch:
             return
         from .duplicates import minhash
 
+        self._check(self.encoder.fingerprint)
         encoded = self.encoder.encode_documents([document.text for document, _, _ in batch], self.vectors)
         rows = [
             Row(document, path, its, each.tokens, each.spans, each.vectors, minhash(document.text))
@@ -233,14 +270,14 @@ class Index:
         if not self.table.exists:
             settings = Settings(self._model, self.encoder.fingerprint, self.vectors)
             self.table.create(settings, self.encoder.dimensions)
-        changed = [document.id for document, _, _ in batch if document.id in known]
-        paths = {path for document, path, _ in batch if path and (document.id in known or "#" in document.id)}
+        changed = sum(document.id in held for document, _, _ in batch)
+        paths = {path for _, path, _ in batch if path in held} - {None}
         if changed or paths:
             self.table.replace(rows, sorted(paths))
         else:
             self.table.add(rows)
-        report.added += len(rows) - len(changed)
-        report.updated += len(changed)
+        report.added += len(rows) - changed
+        report.updated += changed
         report.tokens += sum(row.tokens for row in rows)
 
     def _remove_gone(self, sources: Sequence, found) -> int:
@@ -250,10 +287,9 @@ class Index:
             kept = {str(row["id"]) for row in sources}
             gone = [id for id, path in stored if path is None and id not in kept]
         else:
-            kept = {str(path) for path in found.files} | {path for path, _ in found.failures}
-            roots = [Path(source).absolute() for source in sources]
-            below = {path for _, path in stored if path and any(Path(path).is_relative_to(root) for root in roots)}
-            gone = [id for id, path in stored if path in below and path not in kept]
+            files, roots = {str(path) for path in found.files}, [os.path.abspath(source) for source in sources]
+            kept = [path for path, _ in found.failures]  # a folder that cannot be read may still hold its files
+            gone = [id for id, path in stored if path and path not in files and _below(path, roots, kept)]
         return self.table.delete(f"id IN ({quoted(gone)})") if gone else 0
 
     def rebuild(self, model: str | Path) -> int:
@@ -265,38 +301,29 @@ class Index:
 
         from .encoder import Encoder
 
-        with self._claimed():
-            self.table.refresh()
+        with self._writing():
+            if not self.table.exists:
+                raise ValueError(f"index={self.folder} is empty; make it with m2bert index FILES --index {self.folder}")
             encoder, count = Encoder(model_name(model), self.device), self.table.count()
             settings = Settings(model_name(model), encoder.fingerprint, self.vectors)
+
+            def batches(progress) -> Iterator[list[Row]]:
+                metadata = self.table.metadata_columns
+                names = [name for name in COLUMNS if name not in ("vectors", "words")]
+                for stored in self.table.batches([*names, *metadata]):
+                    with progress.part(len(stored)):
+                        encoded = encoder.encode_documents([row["text"] for row in stored], self.vectors)
+                    rows = []
+                    for row, new in zip(stored, encoded, strict=True):
+                        its = {name: row[name] for name in metadata if row[name] is not None}
+                        document, hashes = Document(row["id"], row["text"], row["pages"], its), np.array(row["minhash"])
+                        rows.append(
+                            Row(document, row["path"], row["digest"], new.tokens, new.spans, new.vectors, hashes)
+                        )
+                    yield rows
+
             with counted(count, "embedding anew", "document") as progress:
-
-                def batches() -> Iterator[list[Row]]:
-                    metadata = self.table.metadata_columns
-                    for stored in self.table.batches(
-                        [*(name for name in COLUMNS if name not in ("vectors", "words")), *metadata]
-                    ):
-                        with progress.part(len(stored)):
-                            encoded = encoder.encode_documents([row["text"] for row in stored], self.vectors)
-                        rows = []
-                        for row, each in zip(stored, encoded, strict=True):
-                            its = {name: row[name] for name in metadata if row[name] is not None}
-                            document = Document(row["id"], row["text"], row["pages"], its)
-                            its_hash = np.array(row["minhash"], dtype=np.uint32)
-                            rows.append(
-                                Row(
-                                    document,
-                                    row["path"],
-                                    row["digest"],
-                                    each.tokens,
-                                    each.spans,
-                                    each.vectors,
-                                    its_hash,
-                                )
-                            )
-                        yield rows
-
-                self.table.create(settings, encoder.dimensions, batches() if count else ())
+                self.table.create(settings, encoder.dimensions, batches(progress) if count else ())
             self.table.finish()
             self._model, self._encoder = settings.model, encoder
         return count
@@ -318,11 +345,15 @@ class Index:
             weight: of the vectors in a hybrid, from 0 to 1, chosen on development data (`m2bert eval --hybrid
                 weighted`): then both scores are scaled to 0 ... 1 instead.
         """
-        if limit < 1:
-            raise ValueError(f"limit={limit} must be at least 1")
-        ranked = self.rank(query, mode, filter, weight)
-        best = dict(list(ranked.items())[:limit])
-        return self._hits(query, best)
+        if not 1 <= limit <= DEPTH:
+            raise ValueError(f"limit={limit} must be from 1 to {DEPTH}")
+        _check_query(query, mode, weight)
+
+        def read() -> list[Hit]:
+            ranked = self._ranked(query, mode, filter, weight, max(limit, CANDIDATES))
+            return self._hits(query, dict(list(ranked.items())[:limit]))
+
+        return self._reading(read)
 
     def rank(
         self,
@@ -333,15 +364,12 @@ class Index:
         limit: int = CANDIDATES,
     ) -> dict[str, float]:
         """Return ids and scores of up to `limit` documents, best first, without their passages; see `search`."""
+        _check_query(query, mode, weight)
+        return self._reading(lambda: self._ranked(query, mode, filter, weight, limit))
+
+    def _ranked(self, query: str, mode: Mode, filter: str | None, weight: float | None, limit: int) -> dict[str, float]:
         from m2bert.eval.search import standardized_fusion, weighted_fusion
 
-        if mode not in ("hybrid", "dense", "bm25"):
-            raise ValueError(f"mode={mode!r} is unknown; choose from: hybrid, dense, bm25")
-        if not query.strip():
-            raise ValueError("query is empty; write what you look for")
-        if weight is not None and not 0 <= weight <= 1:
-            raise ValueError(f"weight={weight} must be from 0 to 1")
-        self.table.refresh()
         words = self.table.rank_by_words(query, limit, filter) if mode != "dense" else {}
         vectors = self.table.rank_by_vector(self._query_vector(query), limit, filter) if mode != "bm25" else {}
         if mode != "hybrid":
@@ -370,58 +398,65 @@ class Index:
             matches = [(*span, cosine) for span, cosine in zip(spans.tolist(), cosines, strict=True)]
             page = int(np.searchsorted(row["pages"], passage.start, side="right")) if row["pages"] else None
             text = row["text"][passage.start : passage.end]
-            its = {name: row[name] for name in metadata if row[name] is not None}
+            its = {name: _whole(row[name]) for name in metadata if row[name] is not None}
             length = len(row["text"])
             hits.append(Hit(id, row["path"], page, score, text, passage.start, passage.end, length, matches, its))
         return hits
 
     def document(self, id: str) -> str:
         """Return the text of a document. Raises KeyError if the index has none of this id."""
-        self.table.refresh()
-        return self.table.get([id], ["text"])[id]["text"]
+        return self._reading(lambda: self.table.get([id], ["text"])[id]["text"])
 
     def delete(self, ids: Iterable[str] = (), filter: str | None = None) -> int:
         """Delete documents by id, or those that a filter selects (see `search`); return how many."""
         ids = [ids] if isinstance(ids, str) else list(ids)
         if bool(ids) == bool(filter):
             raise ValueError("give either ids or a filter of the documents to delete")
-        with self._claimed():
-            self.table.refresh()
-            count = self.table.delete(filter or f"id IN ({quoted(ids)})")
+        with self._writing():
+            count = self.table.delete(filter or f"id IN ({quoted(ids)})") if self.table.exists else 0
             if count:
                 self.table.finish()
         return count
 
     def compact(self) -> None:
         """Merge small files, bring the indexes up to date and remove old versions. `add` and `delete` do it too."""
-        with self._claimed():
-            self.table.refresh()
-            self.table.finish()
+        with self._writing():
+            if self.table.exists:
+                self.table.finish()
 
-    def duplicates(self, least: float = 0.5) -> list[tuple[str, str, float]]:
+    def duplicates(self, least: float = 0.2) -> list[tuple[str, str, float]]:
         """Return pairs of ids of near-duplicates, and the share of their word sequences that both have, highest first.
 
         Args:
-            least: the smallest share, an estimate by MinHash (Broder 1997), that makes a pair.
+            least: the smallest share of all sequences of 5 words of two documents, that are in both, that makes a pair.
         """
-        from .duplicates import similar_pairs
+        from .duplicates import sequences, share, similar_pairs
 
-        columns = self.table.columns(["id", "minhash"])
-        return similar_pairs(columns["id"], np.array(columns["minhash"], dtype=np.uint32), least)
+        def read() -> list[tuple[str, str, float]]:
+            columns = self.table.columns(["id", "minhash"])
+            hashes = np.array(columns["minhash"], dtype=np.uint32).reshape(len(columns["id"]), -1)
+            ids = [(columns["id"][a], columns["id"][b]) for a, b in similar_pairs(hashes, least / 2)]
+            stored = self.table.get(sorted({id for pair in ids for id in pair}), ["text"])
+            found = {id: sequences(row["text"]) for id, row in stored.items()}
+            shares = [(a, b, share(found[a], found[b])) for a, b in ids]
+            return sorted((pair for pair in shares if pair[2] >= least), key=lambda pair: -pair[2])
+
+        return self._reading(read)
 
     def info(self) -> dict[str, object]:
         """Return what the index holds and what made it."""
-        self.table.refresh()
+        return self._reading(self._info)
+
+    def _info(self) -> dict[str, object]:
         settings, columns = self.table.settings, self.table.columns(["tokens", "path"])
-        folder = Path(self.folder)
+        files = [path for path in Path(self.folder).rglob("*") if path.is_file()]
         return {
             "documents": len(columns["tokens"]),
             "files": len(set(columns["path"]) - {None}),
             "tokens": sum(columns["tokens"]),
             "vectors": self.table.count_vectors(),
-            "near-duplicate pairs": len(self.duplicates()) if columns["tokens"] else 0,
             "not yet in the index of words": self.table.unindexed(),
-            "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+            "bytes": sum(map(file_size, files)),
             "metadata": self.table.metadata_columns,
             "vectors a window": settings.vectors,
             "model": settings.model,
@@ -435,14 +470,88 @@ def model_name(model: str | Path) -> str:
     return str(Path(model).absolute()) if Path(model).is_dir() else str(model)
 
 
-def _normalized(document: Document) -> Document:
-    """Return a document whose metadata can be columns: names in lower case without blanks, plain values."""
-    metadata = {}
-    for name, value in document.metadata.items():
-        if value is None:
-            continue
-        if not isinstance(value, str | int | float | bool):
-            raise ValueError(f"document {document.id!r}: {name}={value!r} is no text or number; flatten or drop it")
-        column = re.sub(r"\W+", "_", str(name).strip()).lower()
-        metadata[f"{column}_" if column in COLUMNS else column] = value
-    return document._replace(metadata=metadata)
+def normalized(documents: list[Document], kinds: dict[str, type]) -> tuple[list[Document], dict[str, type]]:
+    """Return documents whose metadata can be columns: names of letters, digits and _, in lower case; plain values.
+
+    Args:
+        kinds: types of the columns that there are; those with the new ones are returned too.
+    """
+    kinds, found = dict(kinds), []
+    for document in documents:
+        metadata: dict[str, str | float | bool] = {}
+        for name, value in document.metadata.items():
+            value = value.item() if isinstance(value, np.generic) else value
+            if value is None or value != value:  # as pandas marks what is missing
+                continue
+            column = re.sub(r"\W+", "_", str(name)).strip("_").lower()
+            column = f"_{column}" if column[:1].isdigit() else f"{column}_" if column in COLUMNS else column
+            kind = next((kind for kind in (bool, float, str) if isinstance(value, kind)), float)
+            what = f"its {name}={value!r:.60}"
+            if not isinstance(value, str | int | float | bool) or (kind is float and float(value) != value):
+                raise ValueError(f"{what} is no text, plain number or truth value; flatten, quote or drop it")
+            if not column or column in metadata:
+                raise ValueError(f"{what} has no name of its own as a column ({column!r}); rename it")
+            if kinds.setdefault(column, kind) is not kind:
+                known = {bool: "truth values", float: "numbers", str: "texts"}[kinds[column]]
+                raise ValueError(
+                    f"{what} differs from other documents, whose {column} are {known}; rename or convert it"
+                )
+            metadata[column] = kind(value)
+        document = document._replace(metadata=metadata)
+        _check_unicode(document)
+        found.append(document)
+    return found, kinds
+
+
+def _check_unicode(document: Document) -> None:
+    for text in (document.id, document.text, *document.metadata.values()):
+        try:
+            str(text).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{ascii(text):.60} is no Unicode text ({error.reason}); rename or save it anew"
+            ) from error
+
+
+def _check_rows(rows: Sequence) -> None:
+    """Raise ValueError for what is no document, and for an id that two documents have."""
+    ids = set()
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str) or row.get("id") in (None, ""):
+            raise ValueError(f"document number {number} is {row!r:.80}; give {{'id': ..., 'text': ..., **metadata}}")
+        if str(row["id"]) in ids:
+            raise ValueError(f"id {row['id']!r} stands twice in what is added; give every document its own")
+        ids.add(str(row["id"]))
+
+
+def _check_query(query: str, mode: str, weight: float | None) -> None:
+    if mode not in ("hybrid", "dense", "bm25"):
+        raise ValueError(f"mode={mode!r} is unknown; choose from: hybrid, dense, bm25")
+    if not query.strip():
+        raise ValueError("query is empty; write what you look for")
+    if weight is not None and (mode != "hybrid" or not 0 <= weight <= 1):
+        raise ValueError(f"weight={weight} must be from 0 to 1, and is one of mode=hybrid; mend or leave it out")
+
+
+def _strange(folder: str) -> bool:
+    """Return whether a folder holds something else than a table whose writer was stopped before its first commit."""
+    return any(name != f"{NAME}.lance" and not name.startswith(".m2bert-") for name in os.listdir(folder))
+
+
+def _below(path: str, roots: Sequence[str], others: Sequence[str]) -> bool:
+    """Return whether a path is one of the roots or below one, and not one of the others or below one."""
+    places = {path, *map(str, Path(path).parents)}
+    return not places.isdisjoint(roots) and places.isdisjoint(others)
+
+
+def file_size(path: Path) -> int:
+    """Return the bytes of a file, 0 of one that is gone by now."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _whole(value: str | float | bool) -> str | int | float | bool:
+    """Return a number that is whole as int: the table stores all numbers as float64."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value

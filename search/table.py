@@ -5,12 +5,12 @@ folder is a backup.
 """
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,23 +21,12 @@ from .documents import Document
 FORMAT = 1  # of the table; a newer one is refused
 NAME = "documents"
 SETTINGS = b"m2bert"  # the key of the schema's metadata that holds them, as JSON
-COLUMNS = (
-    "id",
-    "path",
-    "digest",
-    "tokens",
-    "text",
-    "words",
-    "pages",
-    "spans",
-    "vectors",
-    "minhash",
-)  # the others are metadata
+COLUMNS = ("id", "path", "digest", "tokens", "text", "words", "pages", "spans", "vectors", "minhash")  # our own
 EXACT_VECTORS = 10_000  # beyond so many (90 ms a query), vectors are searched through an approximate index
 NPROBES = 1_000  # partitions of it that a query reads: all, up to some million vectors
 REFINE = 2  # documents compared exactly for each one that is asked for
 FRAGMENT_ROWS = 4_096  # compaction never rewrites a larger fragment
-OLD_VERSIONS = timedelta(hours=1)  # are kept for readers that have begun
+UNINDEXED = 0.1  # of all documents, may be searched by words without the index, with scores a little off
 WORD = re.compile(r"\b\w\w+\b")
 SOURCE_PLACE = re.compile(r", /\S+\.rs:.*")  # the place in LanceDB's source that its messages end with
 
@@ -71,13 +60,13 @@ class Table:
     """
 
     def __init__(self, folder: str):
-        os.environ.setdefault("LANCE_LOG", "error")  # it warns of a table that is yet to be made
+        self.folder, self._table = folder, None
+        self.refresh()
+
+    def _connect(self):
         import lancedb
 
-        self.folder = folder
-        with self.errors("opened"):
-            self._db = lancedb.connect(folder)
-            self._table = self._db.open_table(NAME) if NAME in self._db.list_tables().tables else None
+        return lancedb.connect(self.folder)
 
     @property
     def exists(self) -> bool:
@@ -85,12 +74,17 @@ class Table:
         return self._table is not None
 
     @property
+    def version(self) -> int:
+        """Number of the commit that is read."""
+        return self._table.version
+
+    @property
     def settings(self) -> Settings:
         """Return what the table was made with. Raises ValueError for the table of a newer version."""
         stored = json.loads((self._table.schema.metadata or {}).get(SETTINGS, b"{}"))
         if not stored:
             raise ValueError(f"index={self.folder} holds a table of another program; name another folder")
-        if stored["format"] > FORMAT:
+        if stored.get("format", 0) > FORMAT:
             problem = f"has format {stored['format']}, and this version reads {FORMAT}"
             raise ValueError(f"index={self.folder} {problem}; pip install --upgrade m2bert")
         return Settings(**stored)
@@ -100,15 +94,33 @@ class Table:
         """The names of the columns that hold metadata."""
         return [name for name in self._table.schema.names if name not in COLUMNS]
 
-    def refresh(self) -> None:
-        """Read what others have committed since."""
-        if self._table is None:
-            self.__init__(self.folder)
-        else:
-            self._table.checkout_latest()
+    @property
+    def kinds(self) -> dict[str, type]:
+        """The types of the values of those columns: bool, float or str."""
+        kinds = {"bool": bool, "double": float, "string": str}
+        return {name: kinds[str(self._table.schema.field(name).type)] for name in self.metadata_columns}
+
+    def refresh(self, write: bool = False) -> None:
+        """Read what others have committed since.
+
+        A reader keeps to the version before a new table whose index of words is not made yet; a writer makes it.
+        """
+        with self.errors("opened"):
+            if self._table is not None:
+                self._table.checkout_latest()
+            elif "://" in self.folder or Path(self.folder, f"{NAME}.lance").is_dir():
+                try:
+                    self._table = self._connect().open_table(NAME)
+                except ValueError as error:  # a writer was stopped before its first commit
+                    if "not found" not in str(error):
+                        raise
+            if self.exists and write:
+                self._make_indexes()
+            while self.exists and self.version > 1 and "words_idx" not in self._indexes():
+                self._table.checkout(self.version - 1)
 
     def create(self, settings: Settings, dimensions: int, batches: Iterable[list[Row]] = ()) -> None:
-        """Make the table, or put another in its place: one commit after all batches."""
+        """Make the table, empty, or put another in its place: one commit after all batches."""
         import pyarrow as pa
 
         fields = {
@@ -127,23 +139,45 @@ class Table:
         )
         for name, kind in old.items():
             schema = schema.append(pa.field(name, kind))
+        if not self.exists:
+            with self.errors("written"):
+                self._table = self._connect().create_table(NAME, schema=schema)
+        else:
+            self._replace_all(schema, batches)
         with self.errors("written"):
-            batches = batches and (_batch(rows, schema) for rows in batches)
-            self._table = self._db.create_table(NAME, batches or None, schema=schema, mode="overwrite")
-            self._index_words()
+            self._make_indexes()
 
-    def _index_words(self) -> None:
+    def _replace_all(self, schema, batches: Iterable[list[Row]]) -> None:
+        from lance import LanceDataset, LanceOperation
+        from lance.fragment import write_fragments
+
+        uri, fragments = self._table.to_lance().uri, []
+        for rows in batches:
+            with self.errors("written"):
+                fragments += write_fragments(_batch(rows, schema), uri, schema)
+        with self.errors("written"):
+            LanceDataset.commit(uri, LanceOperation.Overwrite(schema, fragments))
+            self._table.checkout_latest()
+
+    def _indexes(self) -> set[str]:
+        return {index.name for index in self._table.list_indices()}
+
+    def _make_indexes(self) -> None:
         from lancedb.index import FTS, BTree
 
-        words = FTS(base_tokenizer="whitespace", stem=False, ascii_folding=False, max_token_length=None)
-        self._table.create_index("words", config=words)
-        self._table.create_index("id", config=BTree())
+        made = self._indexes()
+        if "words_idx" not in made:
+            words = FTS(base_tokenizer="whitespace", stem=False, ascii_folding=False, max_token_length=None)
+            self._table.create_index("words", config=words)
+        if "id_idx" not in made:
+            self._table.create_index("id", config=BTree())
 
     def add(self, rows: list[Row]) -> None:
         """Add documents whose ids are new, in one commit."""
         self._add_columns(rows)
         with self.errors("written"):
             self._table.add(_batch(rows, self._table.schema))
+            self._index_new()
 
     def replace(self, rows: list[Row], paths: Sequence[str]) -> None:
         """Put documents in the place of those with their ids or of these files, in one commit."""
@@ -153,6 +187,13 @@ class Table:
             if paths:
                 change = change.when_not_matched_by_source_delete(f"path IN ({quoted(paths)})")
             change.execute(_batch(rows, self._table.schema))
+            self._index_new()
+
+    def _index_new(self) -> None:
+        """Bring the indexes up to date once enough documents are new."""
+        if self.unindexed() > UNINDEXED * self.count():
+            self._table.to_lance().optimize.optimize_indices()
+            self._table.checkout_latest()
 
     def delete(self, filter: str) -> int:
         """Delete the documents that a filter selects, in one commit; return how many."""
@@ -163,36 +204,27 @@ class Table:
         return count
 
     def _add_columns(self, rows: list[Row]) -> None:
-        """Add the columns of metadata that the table lacks; check the types of the others."""
+        """Add the columns of metadata that the table lacks."""
         import pyarrow as pa
 
-        kinds = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
-        known = {name: self._table.schema.field(name).type for name in self.metadata_columns}
-        new: dict[str, Any] = {}
-        for row in rows:
-            for name, value in row.document.metadata.items():
-                kind = known.get(name) or new.setdefault(name, kinds[type(value)])
-                if kinds[type(value)] != kind and not (type(value) is int and pa.types.is_floating(kind)):
-                    problem = f"{name}={value!r} is no {kind}, as other documents have it"
-                    raise ValueError(f"document {row.document.id!r}: {problem}; give one kind of value, or rename it")
+        kinds = {bool: pa.bool_(), float: pa.float64(), str: pa.string()}
+        values = {name: value for row in rows for name, value in row.document.metadata.items()}
+        new = [pa.field(name, kinds[type(values[name])]) for name in values if name not in self._table.schema.names]
         if new:
             with self.errors("written"):
-                self._table.add_columns([pa.field(name, kind) for name, kind in new.items()])
+                self._table.add_columns(new)
 
     def finish(self) -> None:
-        """Merge small fragments, bring all indexes up to date, remove versions that nobody reads any more."""
+        """Merge small fragments, bring all indexes up to date, remove older versions (their readers look again)."""
         from lancedb.index import IvfRq
 
         with self.errors("compacted"):
-            kinds = {index.index_type for index in self._table.list_indices()}
-            if "FTS" not in kinds:  # a crash came between the table and its indexes
-                self._index_words()
-            if "IvfRq" not in kinds and self.count_vectors() > EXACT_VECTORS:
+            if "vectors_idx" not in self._indexes() and self.count_vectors() > EXACT_VECTORS:
                 self._table.create_index("vectors", config=IvfRq(distance_type="cosine"))
             dataset = self._table.to_lance()
             dataset.optimize.compact_files(target_rows_per_fragment=FRAGMENT_ROWS)
             dataset.optimize.optimize_indices()
-            dataset.cleanup_old_versions(OLD_VERSIONS)
+            dataset.cleanup_old_versions(timedelta(0), delete_unverified="://" not in self.folder)
             self._table.checkout_latest()
 
     def count_vectors(self) -> int:
