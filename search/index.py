@@ -374,6 +374,8 @@ class Index:
         vectors = self.table.rank_by_vector(self._query_vector(query), limit, filter) if mode != "bm25" else {}
         if mode != "hybrid":
             return words or vectors
+        if len(words) < limit:  # all documents that share a word with the query; the score of the others is 0
+            words = dict.fromkeys(vectors, 0.0) | words
         runs = {"": vectors}, {"": words}
         fused = standardized_fusion(*runs) if weight is None else weighted_fusion(*runs, weight)
         return fused[""]
@@ -430,11 +432,11 @@ class Index:
         Args:
             least: the smallest share of all sequences of 5 words of two documents, that are in both, that makes a pair.
         """
-        from .duplicates import sequences, share, similar_pairs
+        from .duplicates import HASHES, sequences, share, similar_pairs
 
         def read() -> list[tuple[str, str, float]]:
             columns = self.table.columns(["id", "minhash"])
-            hashes = np.array(columns["minhash"], dtype=np.uint32).reshape(len(columns["id"]), -1)
+            hashes = np.array(columns["minhash"], dtype=np.uint32).reshape(-1, HASHES)
             ids = [(columns["id"][a], columns["id"][b]) for a, b in similar_pairs(hashes, least / 2)]
             stored = self.table.get(sorted({id for pair in ids for id in pair}), ["text"])
             found = {id: sequences(row["text"]) for id, row in stored.items()}

@@ -198,9 +198,9 @@ class Table:
     def delete(self, filter: str) -> int:
         """Delete the documents that a filter selects, in one commit; return how many."""
         with self.errors("changed", filter):
-            count = self._table.count_rows(filter)
+            count = self._table.count_rows(whole(filter))
             if count:
-                self._table.delete(filter)
+                self._table.delete(whole(filter))
         return count
 
     def _add_columns(self, rows: list[Row]) -> None:
@@ -247,7 +247,7 @@ class Table:
         """Return columns of all documents that a filter selects."""
         with self.errors("read", filter):
             query = self._table.search().select(list(names))
-            return (query.where(filter) if filter else query).to_arrow().to_pydict()
+            return (query.where(whole(filter)) if filter else query).to_arrow().to_pydict()
 
     def batches(self, names: Sequence[str], size: int = 256) -> Iterator[list[dict]]:
         """Yield all documents in batches, without reading them all into memory."""
@@ -267,12 +267,14 @@ class Table:
 
     def _ranked(self, query, score: str, limit: int, filter: str | None) -> dict[str, float]:
         with self.errors("searched", filter):
-            query = query.where(filter) if filter else query
+            query = query.where(whole(filter)) if filter else query
             found = query.limit(limit).select(["id", score]).to_arrow()
         return dict(zip(found["id"].to_pylist(), found[score].to_pylist(), strict=True))
 
     def get(self, ids: Sequence[str], names: Sequence[str]) -> dict[str, dict]:
         """Return documents by id. Vectors are arrays (n, d) float32."""
+        if not ids:
+            return {}
         with self.errors("read"):
             found = self._table.search().where(f"id IN ({quoted(ids)})").select(["id", *names]).to_arrow()
         rows = found.drop_columns([name for name in ("vectors",) if name in names]).to_pylist()
@@ -299,6 +301,11 @@ class Table:
 def words_of(text: str) -> str:
     """Return what BM25 reads of a text: words of two letters or more, in lower case, as bm25s cuts them by default."""
     return " ".join(WORD.findall(text.lower()))
+
+
+def whole(filter: str) -> str:
+    """Return a filter in parentheses: without them, LanceDB ignores what follows a complete expression."""
+    return f"({filter}\n)"
 
 
 def quoted(values: Iterable[str]) -> str:

@@ -2,12 +2,19 @@
 
 import re
 import zlib
+from functools import cache
 
 import numpy as np
 
 from m2bert.search.encoder import EncodedDocument
 
 WINDOW = 64  # words
+
+
+@cache
+def word_vector(model, word):
+    seed = [zlib.crc32(model.encode()), zlib.crc32(word.encode())]
+    return np.random.default_rng(seed).normal(size=32)
 
 
 class WordEncoder:
@@ -19,10 +26,7 @@ class WordEncoder:
         self.encoded = 0  # documents
 
     def _vector(self, words):
-        rows = [
-            np.random.default_rng([zlib.crc32(self.name.encode()), zlib.crc32(w.encode())]).normal(size=32)
-            for w in words
-        ]
+        rows = [word_vector(self.name, word) for word in words]
         vector = np.sum(rows, axis=0) if rows else np.ones(32)
         return (vector / np.linalg.norm(vector)).astype(np.float32)
 
