@@ -363,7 +363,7 @@ class Index:
         for id, score in scores.items():
             row = stored[id]
             spans = np.array(row["spans"], dtype=np.int64)
-            passage = best_passage(query, vector, row["text"], row["vectors"], spans, self.encoder)
+            passage = best_passage(query, vector, row["text"], row["vectors"], spans)
             cosines = (row["vectors"] @ vector).tolist()
             matches = [(*span, cosine) for span, cosine in zip(spans.tolist(), cosines, strict=True)]
             page = int(np.searchsorted(row["pages"], passage.start, side="right")) if row["pages"] else None
