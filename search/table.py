@@ -187,13 +187,13 @@ class Table:
             kinds = {index.index_type for index in self._table.list_indices()}
             if "FTS" not in kinds:  # a crash came between the table and its indexes
                 self._index_words()
-            if "IvfRq" not in kinds and self.count_vectors() > EXACT_VECTORS:
-                self._table.create_index("vectors", config=IvfRq(distance_type="cosine"))
             dataset = self._table.to_lance()
-            dataset.optimize.compact_files(target_rows_per_fragment=FRAGMENT_ROWS)
+            dataset.optimize.compact_files(target_rows_per_fragment=FRAGMENT_ROWS)  # first: it moves indexed rows
             dataset.optimize.optimize_indices()
             dataset.cleanup_old_versions(OLD_VERSIONS)
             self._table.checkout_latest()
+            if "IvfRq" not in kinds and self.count_vectors() > EXACT_VECTORS:
+                self._table.create_index("vectors", config=IvfRq(distance_type="cosine"))
 
     def count_vectors(self) -> int:
         """Count the vectors of all documents."""
