@@ -71,7 +71,7 @@ class Table:
     """
 
     def __init__(self, folder: str):
-        os.environ.setdefault("LANCE_LOG", "error")  # it warns of a table that is yet to be made
+        os.environ.setdefault("LANCEDB_LOG", "error")  # it warns of a table that is yet to be made
         import lancedb
 
         self.folder = folder
