@@ -472,7 +472,7 @@ def read_page() -> tuple[str, str]:
         hashes[tag] = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
     allowed = "; ".join(f"{tag}-src 'sha256-{value}'" for tag, value in hashes.items())
     others = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    return html, f"default-src 'none'; {allowed}; connect-src 'self'; {others}"
+    return html, f"default-src 'none'; {allowed}; connect-src 'self'; img-src data:; {others}"
 
 
 def _one_thread() -> None:
