@@ -1,9 +1,9 @@
 """Make batches of the texts of many requests: short ones first, and none waits for ever.
 
-A text is due when it came plus the time that its request has a claim to: one second for every AGING_TOKENS_PER_SECOND
-tokens of it and of the texts before it in its request. What is due first is read first. So a query passes documents
-that are waiting, and a document passes all that comes more than its own claim later. One thread more than there are
-cores reads only what is short, so that a query does not wait for the document that is being read either.
+A text is due when it came, and later by a second for every AGING_TOKENS_PER_SECOND tokens of it and of the texts before
+it in its request. What is due first is read first. So a query passes documents that wait, and a document passes what
+comes much later than it. One thread more than there are cores reads only what is short: then a query does not wait for
+the documents that are being read either.
 """
 
 import bisect
@@ -22,15 +22,15 @@ logger = logging.getLogger(__name__)
 BATCH_TOKENS = 16_384  # padded tokens that a thread reads at once, or one text
 SHORT_BATCH_TOKENS = 4_096  # of the thread for short texts
 SHORT_TOKENS = 512  # of a text, with those before it in its request: the thread for short texts takes it
+PADDED_FREELY = 128  # tokens: shorter texts are padded to any length up to this
 QUEUE_TOKENS = 1_048_576  # that may wait
 AGING_TOKENS_PER_SECOND = 1_000
-PADDED_FREELY = 128  # tokens: shorter texts are padded to any length up to this
 SCANNED = 1_000  # waiting texts among which a batch is looked for
 MOST_SECONDS = 60  # after which a client whose request is refused is asked to come back
 
 
 class QueueFull(Exception):
-    """More tokens wait than may wait; `seconds` says when there will be room."""
+    """No more tokens may wait now; there may be room in `seconds`."""
 
     def __init__(self, waiting: int, seconds: int):
         super().__init__(f"{waiting} tokens are waiting already; try again in {seconds} s")
@@ -53,38 +53,29 @@ class Batcher:
     """Run an encoder in threads, on batches of the jobs that wait.
 
     Args:
-        encode: called with a batch of jobs of one kind, in any thread; returns a vector for each.
+        encode: called with jobs of one kind, in any thread; returns a vector for each.
         threads: that take any job. One more takes short ones only.
         on_batch: called with the number of tokens of every batch.
     """
 
-    def __init__(
-        self,
-        encode: Callable[[list[Job]], Sequence],
-        threads: int,
-        on_batch: Callable[[int], None] = lambda tokens: None,
-    ):
-        self._encode, self._on_batch = encode, on_batch
+    def __init__(self, encode: Callable[[list[Job]], Sequence], threads: int, on_batch: Callable[[int], object] = abs):
+        self._encode, self._threads, self._on_batch = encode, threads, on_batch
         self._queue: list[Job] = []  # by the time that they are due
-        self.waiting_tokens = 0
-        self._done_tokens, self._busy_seconds, self._threads = 0, 0.0, threads
-        self._changed, self._closed = threading.Condition(), False
-        self._workers = [
-            threading.Thread(target=self._work, args=(number == threads,), name=f"m2bert-{number}", daemon=True)
-            for number in range(threads + 1)
-        ]
-        for worker in self._workers:
-            worker.start()
+        self.waiting_tokens = self._done_tokens = 0
+        self._busy_seconds, self._closed, self._changed = 0.0, False, threading.Condition()
+        for number in range(threads + 1):
+            threading.Thread(target=self._work, args=(number == threads,), name=f"m2bert-{number}", daemon=True).start()
 
     def submit(self, jobs: Sequence[Job]) -> list[Future]:
         """Let the jobs of one request wait, all of them or none. Raises QueueFull, or ValueError if they never fit."""
-        total = sum(job.tokens for job in jobs)
+        total, before, now = sum(job.tokens for job in jobs), 0, time.monotonic()
         if total > QUEUE_TOKENS:
             raise ValueError(f"the request has {total} tokens, and at most {QUEUE_TOKENS} may wait; send fewer texts")
-        before, now = 0, time.monotonic()
         with self._changed:
-            if self.waiting_tokens + total > QUEUE_TOKENS:
-                raise QueueFull(self.waiting_tokens, self._seconds_for(self.waiting_tokens + total - QUEUE_TOKENS))
+            excess = self.waiting_tokens + total - QUEUE_TOKENS
+            if excess > 0:
+                seconds = excess * self._busy_seconds / max(self._done_tokens, 1) / self._threads
+                raise QueueFull(self.waiting_tokens, min(max(math.ceil(seconds), 1), MOST_SECONDS))
             for job in jobs:
                 before += job.tokens
                 job.due, job.short = now + before / AGING_TOKENS_PER_SECOND, before <= SHORT_TOKENS
@@ -94,28 +85,16 @@ class Batcher:
         return [job.future for job in jobs]
 
     def close(self) -> None:
-        """End the threads after all jobs that wait."""
+        """End the threads when nothing waits any more."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        for worker in self._workers:
-            worker.join()
-
-    def _seconds_for(self, tokens: int) -> int:
-        """Estimate in how many seconds so many tokens will have been read."""
-        if not self._done_tokens:
-            return 1
-        seconds = tokens * self._busy_seconds / self._done_tokens / self._threads
-        return min(max(math.ceil(seconds), 1), MOST_SECONDS)
 
     def _work(self, short_only: bool) -> None:
-        import torch
-
-        torch.set_num_threads(1)  # of this thread: more would fight for the cores with the other threads
         while True:
             with self._changed:
                 while not (batch := self._take(short_only)):
-                    if self._closed and not self._queue:
+                    if self._closed:
                         return
                     self._changed.wait()
             self._run(batch)
@@ -125,26 +104,22 @@ class Batcher:
         """Take the job that is due first from the queue, and others of like length that fit with it; empty if none."""
         budget = SHORT_BATCH_TOKENS if short_only else BATCH_TOKENS
         eligible = (job for job in self._queue if job.short or not short_only)
-        batch, gone = [], []
-        shortest = longest = 0
+        batch, gone, shortest, longest = [], [], 0, 0
         for job in islice(eligible, SCANNED):
             least, most = min(shortest or job.tokens, job.tokens), max(longest, job.tokens)
+            # No text is padded to over twice its length: one long document does not make short ones long.
+            fits = most * (len(batch) + 1) <= budget and most <= max(2 * least, PADDED_FREELY)
             if job.future.cancelled():  # its client's time is over
                 gone.append(job)
-            # No text is padded to over twice its length: one long document does not make short ones long.
-            elif not batch or (
-                job.kind == batch[0].kind
-                and most * (len(batch) + 1) <= budget
-                and most <= max(2 * least, PADDED_FREELY)
-            ):
+            elif not batch or (fits and job.kind == batch[0].kind):
                 batch.append(job)
                 shortest, longest = least, most
-        if batch or gone:
-            left = {id(job) for job in (*batch, *gone)}
+        left = {id(job) for job in (*batch, *gone)}
+        if left:
             self._queue = [job for job in self._queue if id(job) not in left]
             self.waiting_tokens -= sum(job.tokens for job in (*batch, *gone))
         batch = [job for job in batch if job.future.set_running_or_notify_cancel()]
-        return self._take(short_only) if gone and not batch else batch
+        return batch or (self._take(short_only) if left else [])
 
     def _run(self, batch: list[Job]) -> None:
         start, tokens = time.monotonic(), sum(job.tokens for job in batch)
