@@ -59,8 +59,13 @@ class Processes:
 class Count:
     """Count how much of some work is done."""
 
-    def __init__(self, total: float, advance: Callable[[float], None]):
-        self.total, self._advance = total, advance
+    def __init__(self, total: float, advance: Callable[[float], None], bar: tqdm | None = None):
+        self.total, self._advance, self._bar = total, advance, bar
+
+    def describe(self, what: str) -> None:
+        """Change what the bar says of the work, if this work has a bar of its own."""
+        if self._bar is not None:
+            self._bar.set_description(what)
 
     def add(self, amount: float) -> None:
         """Add `amount` of the total."""
@@ -102,5 +107,5 @@ def counted(total: float, what: str, unit: str, shown_total: int | None = None, 
     show = show and is_first() and total > 0
     quiet = logging_redirect_tqdm() if show else nullcontext()  # lines of a log stand above the bar
     with tqdm(total=shown_total, desc=what, unit=unit, bar_format=BAR, leave=False, disable=not show) as bar, quiet:
-        yield Count(total, lambda share: bar.update(min(share * shown_total, shown_total - bar.n)))
+        yield Count(total, lambda share: bar.update(min(share * shown_total, shown_total - bar.n)), bar)
         bar.update(round(bar.n) - bar.n)  # of many small fractions

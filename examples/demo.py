@@ -37,7 +37,7 @@ def say(text: str):
 def run(*command: str | Path):
     """Show a command that a user would type, and run it by this Python."""
     words = [str(word) for word in command]
-    say(f"{'m2bert' if words[0] == 'm2bert.hub.cli' else f'python -m {words[0]}'} {' '.join(words[1:])}")
+    say(f"{'m2bert' if words[0] == 'm2bert.cli' else f'python -m {words[0]}'} {' '.join(words[1:])}")
     code = subprocess.run([sys.executable, "-m", *words]).returncode
     if code:
         raise SystemExit(code)  # the command has said why
@@ -77,9 +77,9 @@ def main(folder: Path):
     search(model, pq.read_table(data / "documents" / "test.parquet")["passage"].to_pylist(), QUESTIONS)
     task = ["--data", data, "--policy", "truncate", "--policy", "late-chunk", "--hybrid", "weighted", "--no-cache"]
     encoders = ["--encoder", "bm25", "--encoder", folder]
-    run("m2bert.hub.cli", "eval", *encoders, *task, "--output", results, "--overwrite")
-    run("m2bert.hub.cli", "compare", results, "--against", "bm25")
-    run("m2bert.hub.cli", "report", results, "--output", OUT / "report.html", "--overwrite")
+    run("m2bert.cli", "eval", *encoders, *task, "--output", results, "--overwrite")
+    run("m2bert.cli", "compare", results, "--against", "bm25")
+    run("m2bert.cli", "report", results, "--output", OUT / "report.html", "--overwrite")
     say(f"done: {OUT}/report.html, {results}")
 
 

@@ -45,7 +45,7 @@ def run(*arguments, threads: int = 1, log: Path | None = None):
 
 
 def m2bert(*arguments, **options):
-    run("-m", "m2bert.hub.cli", *arguments, **options)
+    run("-m", "m2bert.cli", *arguments, **options)
 
 
 def train(entry: str, name: str, *overrides: str, log: Path | None = None):

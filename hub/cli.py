@@ -1,59 +1,16 @@
-"""The `m2bert` command: export and convert here; eval is mounted by name, so that it is imported only when used."""
+"""The commands `m2bert export`, `m2bert convert` and `m2bert push`."""
 
-import importlib
-import logging
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from m2bert import __version__
 from m2bert.files import read_json
 from m2bert.terminal import CommandGroup
 
 from .outputs import check_output
 
-MOUNTED = {  # command: module, and its command there (None: the module's whole group)
-    "eval": ("m2bert.eval.cli", "eval"),
-    "compare": ("m2bert.eval.cli", "compare"),
-    "report": ("m2bert.eval.report.page", "report"),
-    "analyse": ("m2bert.eval.analyses.cli", None),
-    "train": ("m2bert.train.cli", None),
-}
-
-
-class LazyGroup(CommandGroup):
-    """Commands of other packages, imported when they are called."""
-
-    def __init__(self, **attributes):
-        super().__init__(**attributes)
-        self.commands = dict.fromkeys(sorted([*self.commands, *MOUNTED])) | self.commands  # names that are suggested
-
-    def get_command(self, ctx, cmd_name):
-        if cmd_name in MOUNTED:
-            module, command = MOUNTED[cmd_name]
-            group = typer.main.get_group(importlib.import_module(module).app)
-            found = group if command is None else group.get_command(ctx, command)
-            found.name = cmd_name
-            return found
-        return super().get_command(ctx, cmd_name)
-
-
-app = typer.Typer(  # plain tracebacks: typer's own may show local variables, a token among them
-    cls=LazyGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-    help="M2-BERT: long-context encoders.",
-)  # fmt: skip
-
-
-@app.callback(invoke_without_command=True)
-def common(version: Annotated[bool, typer.Option("--version", is_eager=True, help="Show the version.")] = False):
-    """M2-BERT: long-context encoders."""
-    if version:
-        typer.echo(__version__)
-        raise typer.Exit()
-    logging.getLogger("m2bert.hub").setLevel(logging.INFO)
-
-
+app = typer.Typer(cls=CommandGroup, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 Output = Annotated[Path, typer.Option(help="Folder to make.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it is not empty.")]
 
@@ -150,12 +107,3 @@ def push(
     finally:
         typer.echo(err=True)  # the client may have left a progress bar on this line
     typer.echo(describe_commit(plan, commit) if commit else "nothing to send: the repository holds these files already")
-
-
-def main():
-    """Entry point: bad input is one line on stderr and exit code 2."""
-    app()
-
-
-if __name__ == "__main__":
-    main()

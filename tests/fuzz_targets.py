@@ -15,7 +15,7 @@ from pathlib import Path
 import fuzz_mutations as mutations
 import numpy as np
 
-from m2bert.hub.cli import app
+from m2bert.cli import app
 
 WORDS = ["apple", "pear", "boat", "sail", "stone", "wall", "cloud", "rain", "river", "bridge", "horse", "saddle"]
 TEXTS = ["apple pear", "the boat sails", "stone", ""]

@@ -14,7 +14,7 @@ BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 
 def test_the_page_of_commands_is_made_from_the_commands(tmp_path):
     """`make docs` writes it."""
-    command = ["-m", "typer", "m2bert.hub.cli", "utils", "docs", "--name", "m2bert", "--title", "Commands"]
+    command = ["-m", "typer", "m2bert.cli", "utils", "docs", "--name", "m2bert", "--title", "Commands"]
     subprocess.run([sys.executable, *command, "--output", tmp_path / "cli.md"], check=True, capture_output=True)
     made = html.unescape((tmp_path / "cli.md").read_text())
     assert html.unescape((ROOT / "docs" / "cli.md").read_text()) == made

@@ -36,7 +36,7 @@ def test_wheel_contents(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         entry_points = next(name for name in names if name.endswith("entry_points.txt"))
-        assert "m2bert = m2bert.hub.cli:main" in archive.read(entry_points).decode()
+        assert "m2bert = m2bert.cli:main" in archive.read(entry_points).decode()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == OURS
     for folder in ("train", "eval", "hub"):
         for path in (ROOT / folder).rglob("*"):

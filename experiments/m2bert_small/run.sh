@@ -34,5 +34,5 @@ train m2bert-small zero-shot model.path="$RUNS/zero-shot-bag" data.tasks="[pydoc
 train m2bert-small zero-shot-control model.path="$RUNS/zero-shot-bag" data.tasks="[pydocs]" "${layer_free[@]}"
 
 for name in m2bert-small control zero-shot zero-shot-control; do
-    [ -d "$RUNS/export/$name" ] || "$PYTHON" -m m2bert.hub.cli export --model "$RUNS/$name" --output "$RUNS/export/$name"
+    [ -d "$RUNS/export/$name" ] || "$PYTHON" -m m2bert.cli export --model "$RUNS/$name" --output "$RUNS/export/$name"
 done

@@ -25,7 +25,7 @@ score() {
     local table=$1 encoders=(); shift
     for name in "$@"; do encoders+=(--encoder "$RUNS/$name"); done
     for task in qmsum pydocs; do
-        "$PYTHON" -m m2bert.hub.cli eval "${encoders[@]}" --data runs/replicas/data/tasks --task $task --split test \
+        "$PYTHON" -m m2bert.cli eval "${encoders[@]}" --data runs/replicas/data/tasks --task $task --split test \
             --policy truncate --output "$RUNS/$table-$task.json" --overwrite
         compact "$RUNS/$table-$task.json" "$table-$task"
     done

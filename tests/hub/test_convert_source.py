@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, BertTokenizerFast
 from typer.testing import CliRunner
 
-from m2bert.hub.cli import app
+from m2bert.cli import app
 from m2bert.hub.convert import check, run
 from m2bert.hub.convert.run import convert_source
 from m2bert.hub.convert.source import find_source

@@ -330,7 +330,7 @@ def test_the_command_itself_with_debug_logging_keeps_the_token(hub, folder, tmp_
     hub.intercept = lambda request: (
         (403, {}, request.headers["Authorization"].encode()) if "/commit/" in request.path else None
     )
-    code = "import logging; logging.basicConfig(level=0); from m2bert.hub.cli import main; main()"
+    code = "import logging; logging.basicConfig(level=0); from m2bert.cli import main; main()"
     command = [sys.executable, "-c", code, "push", str(folder), "--repo", REPO, "--no-dry-run"]
     environment = hub.environment(tmp_path / "other_home") | {"HF_DEBUG": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -13,7 +13,7 @@ import pytest
 from m2bert.train.cli import ready
 
 ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-m", "m2bert.hub.cli", "train"]
+COMMAND = [sys.executable, "-m", "m2bert.cli", "train"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 LIGHT = """
 import sys

@@ -1,0 +1,146 @@
+"""The commands `m2bert index`, `search`, `embed` and `serve`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from m2bert.files import check_writable
+from m2bert.terminal import CommandGroup, shown
+
+from .index import VECTORS, Hit, Index, Mode, Report
+
+app = typer.Typer(cls=CommandGroup, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+Model = Annotated[str | None, typer.Option(help="Model folder or Hub id; by default the one that made the index.")]
+Folder = Annotated[str, typer.Option("--index", help="Folder of the index, or an address such as s3://bucket/name.")]
+PassageVectors = Annotated[int, typer.Option(min=1, help="The most vectors of a window of the model's length.")]
+
+
+@app.command()
+def index(
+    folder: Folder,
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders.")] = [],  # noqa: B006
+    model: Model = None,
+    vectors: PassageVectors = VECTORS,
+    sync: Annotated[bool, typer.Option("--sync", help="Also remove documents whose file is gone.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Show tokens, time and disk space, and stop.")] = False,
+    info: Annotated[bool, typer.Option("--info", help="Show what the index holds.")] = False,
+    duplicates: Annotated[bool, typer.Option("--duplicates", help="Show pairs of near-duplicates.")] = False,
+    delete: Annotated[str | None, typer.Option(help='Delete what a filter selects, such as "year < 2000".')] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Embed all texts anew by --model.")] = False,
+    ray: Annotated[str | None, typer.Option(help="Embed on a Ray cluster: its address, or local.")] = None,
+):
+    """Index files: add new ones, embed changed ones anew, leave the others."""
+    actions = {"PATHS": bool(paths), "--info": info, "--duplicates": duplicates, "--delete": bool(delete),
+               "--rebuild": rebuild}  # fmt: skip
+    if sum(actions.values()) != 1:
+        raise ValueError(f"say one thing to do: {', '.join(actions)}")
+    if (sync or plan or ray) and not paths:
+        raise ValueError("--sync, --plan and --ray need PATHS; give files or folders")
+    if rebuild and model is None:
+        raise ValueError("--rebuild needs --model; name the model that embeds from now on")
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        raise ValueError(f"{missing[0]} does not exist; give files and folders that do")
+    opened = Index.open(folder, None if rebuild else model, vectors)
+    if paths and plan:
+        from .plan import format_plan, make_plan
+
+        typer.echo(format_plan(make_plan(opened, paths)))
+    elif paths:
+        if ray:
+            from .on_ray import add_on_ray
+
+            report = add_on_ray(opened, paths, None if ray == "local" else ray)
+        else:
+            report = opened.add(paths, sync=sync)
+        typer.echo(format_report(report))
+        if report.failures:
+            raise typer.Exit(1)
+    elif info:
+        typer.echo("\n".join(f"{name}: {shown(_plain(value))}" for name, value in opened.info().items()))
+    elif duplicates:
+        for first, second, share in opened.duplicates():
+            typer.echo(f"{share:.2f}  {shown(first)}  {shown(second)}")
+    elif delete:
+        typer.echo(f"{opened.delete(filter=delete):,} documents deleted")
+    else:
+        typer.echo(f"{opened.rebuild(model):,} documents embedded anew")
+
+
+def _plain(value: object) -> str:
+    return ", ".join(value) if isinstance(value, list) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def format_report(report: Report) -> str:
+    """Return what `Index.add` did, with a table of the files that are not in the index."""
+    counts = ", ".join(f"{getattr(report, name):,} {name}" for name in ("added", "updated", "unchanged", "removed"))
+    lines = [f"documents: {counts}; {report.tokens:,} tokens embedded"]
+    if report.left_out:
+        lines.append(f"{report.left_out:,} hidden files left out")
+    if report.failures:
+        lines += [f"{len(report.failures):,} not in the index:"]
+        lines += [f"  {shown(path)}: {shown(reason)}" for path, reason in report.failures]
+    return "\n".join(lines)
+
+
+@app.command()
+def search(
+    query: Annotated[str, typer.Argument(help="What you look for, in words or as a question.")],
+    folder: Folder,
+    limit: Annotated[int, typer.Option(min=1, help="Documents to show.")] = 5,
+    mode: Annotated[Mode, typer.Option(help="Words and vectors together, or one of them.")] = "hybrid",
+    filter: Annotated[str | None, typer.Option(help='SQL over metadata, such as "year > 2020".')] = None,
+    weight: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Of the vectors in a hybrid; standardized scores without.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a document a line.")] = False,
+):
+    """Search an index; print of every document the passage that answers best."""
+    hits = Index.open(folder).search(query, limit, mode, filter, weight)
+    for rank, hit in enumerate(hits, 1):
+        typer.echo(json.dumps(hit._asdict(), ensure_ascii=False) if as_json else format_hit(rank, hit))
+    if not hits and not as_json:
+        typer.echo("nothing found")
+
+
+def format_hit(rank: int, hit: Hit) -> str:
+    """Return a hit for a person: where it is, then its passage, indented."""
+    place = f"page {hit.page}" if hit.page else f"{hit.start / max(hit.length, 1):.0%} into it"
+    passage = " ".join(hit.passage.split())
+    return f"{rank}. {shown(hit.path or hit.id)}, {place}, score {hit.score:.2f}\n     {shown(passage)}\n"
+
+
+@app.command()
+def embed(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help=".jsonl or .parquet with id and text.")],
+    output: Annotated[Path, typer.Option(help="Parquet file to write: id, start, end, vector; a row a vector.")],
+    model: Annotated[str, typer.Option(help="Model folder or Hub id.")],
+    vectors: PassageVectors = VECTORS,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+):
+    """Embed documents for a store of your own."""
+    if output.exists() and not overwrite:
+        raise ValueError(f"output={output} exists; choose another file or pass --overwrite")
+    check_writable(output)
+    from .embed import embed_file
+
+    documents, rows = embed_file(file, output, model, vectors)
+    typer.echo(f"{documents:,} documents, {rows:,} vectors, written to {shown(output)}")
+
+
+@app.command()
+def serve(
+    path: Annotated[str, typer.Argument(help="Model folder or Hub id, or an index.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Environment variable that holds the key clients must send.")
+    ] = None,
+):
+    """Serve embeddings (OpenAI's and TEI's interface), search, and a page for it."""
+    from .server import serve
+
+    serve(path, host, port, api_key_env)

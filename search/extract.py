@@ -1,0 +1,391 @@
+"""The text of a file as a reader sees it, in reading order: one function a format, and a library behind it.
+
+A block (paragraph, heading, row of a table, subtitle) is one line of the text. What the format knows beside the text
+becomes metadata. Every function takes a path and returns documents; what is wrong with a file is raised as Unreadable
+or as whatever the library raises.
+"""
+
+import csv
+import re
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from ctypes import c_double
+from datetime import date
+from email import message_from_bytes, policy
+from html import unescape
+from itertools import accumulate, pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from m2bert.files import open_packed, read_json_lines
+from m2bert.text_files import visible_text
+
+MARKDOWN = (".md", ".markdown")
+Value = str | int | float | bool
+MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}  # at the beginning of a file
+CHARSET = re.compile(rb"""<(?:meta|\?xml)[^>]{0,200}?(?:charset|encoding)\s*=\s*["']?(?!utf)([\w.:-]+)""", re.I)
+
+
+class Document(NamedTuple):
+    """A text, as it is embedded and cited."""
+
+    id: str  # unique in an index: of a file its absolute path, of a row in a file PATH#ROW
+    text: str
+    pages: list[int] = []  # offset in characters at which each page begins, the first first; [] without pages
+    metadata: dict[str, Value] = {}  # title, author, date, ...: what the format knows, and a row's other columns
+
+
+class Unreadable(ValueError):
+    """Say why a file gives no text, in plain words."""
+
+
+def format_of(path: Path) -> str:
+    """Return the suffix that tells the format, in lower case and without `.gz` where that format may be packed."""
+    suffix = path.suffix.lower()
+    inner = path.with_suffix("").suffix.lower()
+    return inner if suffix == ".gz" and inner in TEXT_FORMATS else suffix
+
+
+def extract_text(path: Path) -> list[Document]:
+    """Read plain text and Markdown as they are written; the title of Markdown is its first heading."""
+    text = _decoded(path)
+    heading = format_of(path) in MARKDOWN and re.search(r"^#{1,6} +(.+?)[ #]*$", text, re.MULTILINE)
+    return [Document(str(path), text, [], {"title": heading[1]} if heading else {})]
+
+
+def extract_html(path: Path) -> list[Document]:
+    """Read what a browser shows; the title is the first line too."""
+    html = _decoded(path)
+    title = re.search(r"<title[^>]*>(.*?)</title", html, re.DOTALL | re.IGNORECASE)
+    return [Document(str(path), visible_text(html), [], _present(title=unescape(title[1]) if title else ""))]
+
+
+def extract_subtitles(path: Path) -> list[Document]:
+    """Read SRT and VTT: a cue a line, speakers by name; without times, styles and notes.
+
+    A line that repeats the one before, as in captions that roll up, is read once.
+    """
+    cues, last = [], ""
+    for block in re.split(r"\n\s*\n", _decoded(path)):
+        rows = block.strip("\n").split("\n")
+        times = next((number for number, row in enumerate(rows[:2]) if "-->" in row), None)
+        cue = []
+        for row in rows[times + 1 :] if times is not None else ():  # else a header, a style, a note
+            row = re.sub(r"<v(?:\.[^\s>]*)?\s+([^>]*)>", r"\1: ", row)
+            row = " ".join(unescape(re.sub(r"</?[a-zA-Z0-9][^>]*>|\{\\[^}]*\}", "", row)).split())
+            if row and row != last:
+                cue.append(row)
+                last = row
+        cues += [" ".join(cue)] * bool(cue)
+    return [Document(str(path), "\n".join(cues))]
+
+
+def extract_table(path: Path) -> list[Document]:
+    """Read a CSV: with a column text or passage a document a row, else the file as it is written."""
+    from m2bert.eval.tasks.load import read_rows
+
+    text = _decoded(path)
+    head = text.partition("\n")[0]
+    header = next(csv.reader([head], delimiter=max(",;\t", key=head.count)))
+    names = [name.strip().lower() for name in header]
+    column = next((name for name in ("text", "passage") if name in names), None)
+    if column is None:
+        return [Document(str(path), text)]
+    rows = _listed(path, read_rows(path, (column,), (column,)))
+    for name in set(names) - {column, "id"}:
+        for (_, row), value in zip(rows, _numbers([row[name] for _, row in rows]), strict=True):
+            row[name] = value
+    return _documents(path, rows, column)
+
+
+def extract_json_lines(path: Path) -> list[Document]:
+    """Read {"id", "text", **metadata} a line; without an id, the line's number is the row's name."""
+    rows = _listed(path, read_json_lines(path))
+    for line, row in rows:
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not row["text"].strip():
+            raise Unreadable(f"line {line} has no text; each line is an object with a text that is not empty")
+        for key, value in row.items():
+            if not isinstance(value, Value | None):
+                raise Unreadable(f"line {line}: {key!r} is nested; metadata are strings, numbers, true and false")
+    return _documents(path, rows, "text")
+
+
+def extract_mail(path: Path) -> list[Document]:
+    """Read the subject and the text of a mail, or its HTML if it has no text; attachments are named, not read."""
+    mail = message_from_bytes(path.read_bytes(), policy=policy.default)
+    if not any(name in mail for name in ("from", "to", "subject", "date")):
+        raise Unreadable("damaged: no header of a mail; save the mail again")
+    texts, others = [mail.get("subject", "")], []
+    for part in _leaves(mail):
+        if part.get_filename() or part.get_content_type() not in ("text/plain", "text/html"):
+            others.append(part.get_filename() or part.get_content_type())
+        else:
+            texts.append(_mail_text(part))
+    headers = {name: mail.get(name, "") for name in ("from", "to", "cc")}
+    sent = _day(getattr(mail["date"], "datetime", None))
+    found = _present(title=texts[0], **headers, date=sent, attachments=", ".join(others))
+    text = "\n".join(filter(None, (text.encode("utf-8", "replace").decode().strip() for text in texts)))
+    return [Document(str(path), text, [], found)]
+
+
+def _leaves(part: Any) -> Iterator[Any]:
+    """Yield the parts of a mail that hold something; of alternatives the text, or the HTML if that is blank."""
+    if part.get_content_type() == "multipart/alternative":
+        bodies = [body for body in (part.get_body((kind,)) for kind in ("plain", "html")) if body is not None]
+        yield from [body for body in bodies if _mail_text(body).strip()][:1]
+    elif part.get_content_maintype() == "multipart":
+        for inner in part.iter_parts():
+            yield from _leaves(inner)
+    else:
+        yield part
+
+
+def _mail_text(part: Any) -> str:
+    try:
+        text = part.get_content().replace("\r\n", "\n")
+    except LookupError:  # a character set that Python does not know
+        text = part.get_payload(decode=True).decode("utf-8", "replace")
+    if part.get_param("format") == "flowed":  # RFC 3676: a space at the end of a line continues it
+        text = re.sub(r"(?<!^--) \n", " ", text, flags=re.MULTILINE)
+    return visible_text(text) if part.get_content_type() == "text/html" else text
+
+
+def extract_docx(path: Path) -> list[Document]:
+    """Read paragraphs, tables, links, text boxes and insertions in document order, then the notes.
+
+    Deleted text, comments, headers, footers and the numbers that Word counts itself are not read.
+    """
+    import docx
+    from docx.opc.constants import RELATIONSHIP_TYPE as KINDS
+
+    with open(path, "rb") as file:
+        if file.read(8) == bytes.fromhex("d0cf11e0a1b11ae1"):  # the container of Word 97, and of encrypted files
+            locked = "EncryptedPackage".encode("utf-16-le") in file.read()
+            raise Unreadable(
+                "encrypted: save it without a password" if locked else "unsupported: Word 97's .doc; save it as .docx"
+            )
+    document = docx.Document(str(path))
+    texts = [_word_text(document.element.body)]
+    for link in document.part.rels.values():
+        if link.reltype in (KINDS.FOOTNOTES, KINDS.ENDNOTES):
+            texts.append(_word_text(docx.oxml.parse_xml(link.target_part.blob)))
+    lines = (line.strip() for line in "\n".join(texts).split("\n"))
+    metadata = {}
+    if any(link.reltype == KINDS.CORE_PROPERTIES for link in document.part.package.rels.values()):
+        known = document.core_properties  # python-docx makes some up if there are none
+        metadata = _present(title=known.title, author=known.author, subject=known.subject, date=_day(known.created))
+    return [Document(str(path), "\n".join(filter(None, lines)), [], metadata)]
+
+
+def _word_text(node: Any) -> str:
+    """Return the text below a node of WordprocessingML; lines may be empty."""
+    name = node.tag.rpartition("}")[2]
+    if name in ("t", "tab", "br", "cr", "noBreakHyphen"):
+        return {"t": node.text or "", "tab": "\t", "noBreakHyphen": "-"}.get(name, "\n")
+    if name in ("pPr", "rPr", "del", "moveFrom", "Fallback"):  # a fallback says the same again
+        return ""
+    parts = [_word_text(child) for child in node.iterchildren("*")]
+    if name == "tr":
+        return "\n" + "\t".join(filter(None, (" ".join(part.split()) for part in parts))) + "\n"
+    return "\n" + "".join(parts) + "\n" if name == "p" else "".join(parts)
+
+
+def extract_pdf(path: Path) -> list[Document]:
+    """Read the text of a PDF, a paragraph a line where its lines can be told to be one. PDFium is not thread-safe."""
+    import pypdfium2
+
+    try:
+        pdf = pypdfium2.PdfDocument(path)
+    except pypdfium2.PdfiumError as error:
+        if "password" in str(error).lower():
+            raise Unreadable("encrypted: save it without a password") from error
+        raise
+    with closing(pdf):
+        texts = []
+        for page in pdf:
+            with closing(page), closing(page.get_textpage()) as text_page:
+                texts.append(_page_text(text_page))
+        known = pdf.get_metadata_dict()
+    blank = [str(number) for number, text in enumerate(texts, 1) if not text.strip()]
+    if len(blank) == len(texts):
+        raise Unreadable(f"scanned: none of its pages ({len(texts)}) has text; recognize it first (ocrmypdf IN OUT)")
+    whole = "".join(texts)
+    if len(re.findall("[\ue000-\uf8ff\ufffd]", whole)) > 0.2 * len(whole):  # private characters
+        raise Unreadable("its fonts do not say which letters they draw; recognize it (ocrmypdf --force-ocr IN OUT)")
+    words = set(re.findall(r"\w[\w-]*", whole.lower()))
+    texts = [_without_breaks(text, words) for text in texts]
+    pages = [0, *accumulate(len(text) + 1 for text in texts)][:-1]
+    made = re.match(r"D:(\d{4})(\d\d)(\d\d)", known.get("CreationDate", ""))
+    metadata = _present(title=known.get("Title"), author=known.get("Author"), subject=known.get("Subject"),
+                        date="-".join(made.groups()) if made else "", pages_without_text=", ".join(blank))  # fmt: skip
+    return [Document(str(path), "\n".join(texts), pages, metadata)]
+
+
+HYPHEN = "\ufffe"  # PDFium writes it for a hyphen at the end of a line, and goes on with the next line
+ITEM = re.compile(r"[•▪◦‣·–—*-]\s|\(?\w{1,3}[.)]\s|\d+(\.\d+)+\s")  # a list's, or a heading's number
+
+
+class _Line(NamedTuple):
+    text: str
+    left: float
+    right: float
+    first: float  # baselines of the first and of the last character: they differ after a hyphen
+    last: float
+    size: float
+    word: float  # width of the first word
+
+    @property
+    def spread(self):
+        return (self.right - self.left) / len(self.text) / self.size
+
+
+def _lines(page: Any) -> Iterator[_Line]:
+    """Yield the lines that PDFium finds on a page, with their places in points."""
+    from pypdfium2 import raw
+
+    x, y, position = c_double(), c_double(), 0
+    for text in page.get_text_range().split("\r\n"):
+        length = len(text.encode("utf-16-le")) // 2
+        shown = text.rstrip()
+        if shown.strip():
+            inset = len(text) - len(text.lstrip())
+            word = len(shown.split(maxsplit=1)[0].partition(HYPHEN)[0])
+            places = (position + inset, position + inset + max(word, 1) - 1, position + len(shown) - 1)
+            start, end, stop = (raw.FPDFText_GetCharIndexFromTextIndex(page, place) for place in places)
+            left, _, _, _ = page.get_charbox(start, loose=True)
+            raw.FPDFText_GetCharOrigin(page, start, x, y)
+            first = y.value
+            raw.FPDFText_GetCharOrigin(page, stop, x, y)
+            right, width = page.get_charbox(stop, loose=True)[2], page.get_charbox(end, loose=True)[2] - left
+            size = max(raw.FPDFText_GetFontSize(page, start), 1.0)
+            yield _Line(shown.strip(), left, right, first, y.value, size, width)
+        position += length + 2
+
+
+def _page_text(page: Any) -> str:
+    """Return the text of a page: lines of one paragraph joined where that is certain."""
+    lines = list(_lines(page))
+    steps = [above.last - below.first for above, below in pairwise(lines)]
+    step = median([step for step in steps if step > 0] or [0])
+    spread = median([line.spread for line in lines] or [0])
+    parts = [line.text for line in lines[:1]]
+    for number, (above, below) in enumerate(pairwise(lines)):
+        alike = [line for line in lines if _alike(line, above)]
+        edge = max(line.right for line in lines[max(number - 5, 0) : number + 6] if _alike(line, above))
+        edge = edge if sum(line.right > edge - 2 * line.size for line in alike) > 1 else float("inf")
+        parts += [_joint(above, below, edge, step, spread), below.text]
+    return re.sub(r"[\x00-\x08\x0b-\x1f]", "", "".join(parts).replace("\r", "\n"))
+
+
+def _alike(line: _Line, other: _Line) -> bool:
+    """Return whether two lines have one size, and lie in one column."""
+    return abs(line.size - other.size) < 0.1 * other.size and line.left < other.right and line.right > other.left
+
+
+def _joint(above: _Line, below: _Line, edge: float, step: float, spread: float) -> str:
+    """Return what stands between two lines. They are one paragraph if `above` is full: the next word had no room.
+
+    Args:
+        edge: where lines like `above` end; infinity if that is not known.
+        step: the usual distance of two lines.
+        spread: the usual width of a character; rows of a table have wide gaps.
+    """
+    size, drop = above.size, above.last - below.first
+    if abs(drop) < 0.5 * size and -0.2 * size < below.left - above.right < 2 * size:  # after a raised character
+        return " " if below.left - above.right > 0.15 * size else ""
+    full = above.right + 0.2 * size + below.word > edge and 0.5 * size < drop < 1.25 * step and _alike(above, below)
+    table = any(line.first == line.last and line.spread > 1.4 * spread for line in (above, below))
+    indented = below.left - above.left > 0.9 * size and not ITEM.match(above.text)
+    if not full or table or indented or ITEM.match(below.text) or re.search(r"(\. ?){4}", above.text):
+        return "\n"
+    ideographs = above.text[-1] > "\u2e80" and below.text[0] > "\u2e80"
+    return "" if ideographs or above.text.endswith("-") else " "
+
+
+def _without_breaks(text: str, words: set[str]) -> str:
+    """Join words that a hyphen divided at the end of a line, but not those that have a hyphen elsewhere."""
+
+    def joined(match: re.Match) -> str:
+        parts = match[0].split(HYPHEN)
+        plain, hyphenated = "".join(parts), "-".join(parts)
+        return hyphenated if hyphenated.lower() in words and plain.lower() not in words else plain
+
+    return re.sub(rf"[\w-]+(?:{HYPHEN}[\w-]*)+", joined, text).replace(HYPHEN, "-")
+
+
+def _decoded(path: Path) -> str:
+    """Return the text of a file in UTF-8, in UTF-16 with its mark, or else, of HTML, in what it declares.
+
+    Other encodings are not guessed: a wrong guess is embedded without a word.
+    """
+    with open_packed(path) as file:
+        data = file.read()
+    mark = next((mark for mark in MARKS if data.startswith(mark)), b"")
+    names = [MARKS.get(mark, "utf-8")]
+    if not mark and format_of(path) in (".html", ".htm") and (declared := CHARSET.search(data[:4096])):
+        name = declared[1].decode().lower()
+        names.append({"iso-8859-1": "cp1252"}.get(name, name))  # as browsers do
+    text = None
+    for name in reversed(names):
+        with suppress(UnicodeDecodeError, LookupError):
+            text = data.removeprefix(mark).decode(name).replace("\r\n", "\n").replace("\r", "\n")
+    if "\0" in (text or "") or (text is None and b"\0" in data):
+        raise Unreadable("binary: it has NUL bytes, which no text has; save it as UTF-8, or remove it")
+    if text is None:
+        raise Unreadable("not UTF-8; save it as that (of Windows' code page: iconv -f WINDOWS-1252 -t UTF-8)")
+    return text
+
+
+def _listed(path: Path, rows: Iterator[tuple[int, Any]]) -> list[tuple[int, Any]]:
+    """Return all rows; an error of their reader says what is wrong without naming the file."""
+    try:
+        return list(rows)
+    except ValueError as error:
+        raise Unreadable(str(error).replace(f"{path}, ", "").replace(f"{path} ", "")) from error
+
+
+def _documents(path: Path, rows: list[tuple[int, dict[str, Any]]], column: str) -> list[Document]:
+    """Return a document a row, given as (line, {column: value}). Raises Unreadable if an id stands twice."""
+    found: dict[str, Document] = {}
+    for line, row in rows:
+        key = line if row.get("id") in (None, "") else row["id"]
+        if f"{path}#{key}" in found:
+            raise Unreadable(f"line {line}: its id {key!r} stands above too; give each row its own")
+        metadata = _present(**{name: value for name, value in row.items() if name and name not in ("id", column)})
+        found[f"{path}#{key}"] = Document(f"{path}#{key}", row[column], [], metadata)
+    return list(found.values())
+
+
+def _numbers(cells: list[str]) -> list[Value]:
+    """Return a column as whole numbers, or as numbers, if each of its cells is written as one; else as it stands."""
+    for kind in (int, float):
+        try:
+            values = [kind(cell) if cell.strip() else "" for cell in cells]
+        except ValueError:
+            continue
+        if all(cell in (str(value), str(value).removesuffix(".0")) for cell, value in zip(cells, values, strict=True)):
+            return values
+    return cells
+
+
+def _present(**metadata: Any) -> dict[str, Value]:
+    """Return the metadata that say something; strings on one line, and such that UTF-8 can hold them."""
+    for name, value in metadata.items():
+        if isinstance(value, str):
+            metadata[name] = " ".join(value.encode("utf-8", "replace").decode().split())
+    return {name: value for name, value in metadata.items() if value not in (None, "")}
+
+
+def _day(when: date | None) -> str:
+    return f"{when:%Y-%m-%d}" if when else ""
+
+
+TEXT_FORMATS: dict[str, Callable[[Path], list[Document]]] = {
+    **dict.fromkeys(("", ".txt", ".rst", *MARKDOWN), extract_text),
+    **dict.fromkeys((".html", ".htm"), extract_html),
+    **dict.fromkeys((".srt", ".vtt"), extract_subtitles),
+    ".csv": extract_table,
+    ".jsonl": extract_json_lines,
+}
+FORMATS = {**TEXT_FORMATS, ".pdf": extract_pdf, ".docx": extract_docx, ".eml": extract_mail}

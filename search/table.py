@@ -1,0 +1,282 @@
+"""The table of an index: a LanceDB table whose row is a document with its text, its metadata and all its vectors.
+
+Every change is one commit of LanceDB: after a crash the table is as it was before or after the change. A copy of the
+folder is a backup.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from m2bert.terminal import one_line
+
+from .documents import Document
+
+FORMAT = 1  # of the table; a newer one is refused
+NAME = "documents"
+SETTINGS = b"m2bert"  # the key of the schema's metadata that holds them, as JSON
+COLUMNS = ("id", "path", "digest", "tokens", "text", "pages", "spans", "vectors", "minhash")  # the others are metadata
+EXACT_VECTORS = 10_000  # beyond so many (90 ms a query), vectors are searched through an approximate index
+NPROBES = 1_000  # partitions of it that a query reads: all, up to some million vectors
+REFINE = 2  # documents compared exactly for each one that is asked for
+FRAGMENT_ROWS = 4_096  # compaction never rewrites a larger fragment
+OLD_VERSIONS = timedelta(hours=1)  # are kept for readers that have begun
+FIRST_COMMENT = re.compile(r", /\S+\.rs:.*")  # the place in LanceDB's source that its messages end with
+
+
+class Settings(NamedTuple):
+    """What decides the vectors of a table, kept in its schema."""
+
+    model: str  # as it was named when the index was made; a folder's absolute path
+    fingerprint: str
+    vectors: int  # the most vectors of a window
+    format: int = FORMAT
+
+
+class Row(NamedTuple):
+    """A document as it is stored."""
+
+    document: Document
+    path: str | None  # of the file it was read from
+    digest: str  # of the file's bytes, or of the row
+    tokens: int
+    spans: np.ndarray  # (n, 2)
+    vectors: np.ndarray  # (n, d)
+    minhash: np.ndarray  # (k,) uint32
+
+
+class Table:
+    """Read and write the table of an index.
+
+    Args:
+        folder: of the index, or an address of object storage such as `s3://bucket/prefix`.
+    """
+
+    def __init__(self, folder: str):
+        os.environ.setdefault("LANCE_LOG", "error")  # it warns of a table that is yet to be made
+        import lancedb
+
+        self.folder = folder
+        with self.errors("opened"):
+            self._db = lancedb.connect(folder)
+            self._table = self._db.open_table(NAME) if NAME in self._db.list_tables().tables else None
+
+    @property
+    def exists(self) -> bool:
+        """Whether documents can be read."""
+        return self._table is not None
+
+    @property
+    def settings(self) -> Settings:
+        """Return what the table was made with. Raises ValueError for the table of a newer version."""
+        stored = json.loads((self._table.schema.metadata or {}).get(SETTINGS, b"{}"))
+        if not stored:
+            raise ValueError(f"index={self.folder} holds a table of another program; name another folder")
+        if stored["format"] > FORMAT:
+            problem = f"has format {stored['format']}, and this version reads {FORMAT}"
+            raise ValueError(f"index={self.folder} {problem}; pip install --upgrade m2bert")
+        return Settings(**stored)
+
+    @property
+    def metadata_columns(self) -> list[str]:
+        """The names of the columns that hold metadata."""
+        return [name for name in self._table.schema.names if name not in COLUMNS]
+
+    def refresh(self) -> None:
+        """Read what others have committed since."""
+        if self._table is None:
+            self.__init__(self.folder)
+        else:
+            self._table.checkout_latest()
+
+    def create(self, settings: Settings, dimensions: int, batches: Iterable[list[Row]] = ()) -> None:
+        """Make the table, or put another in its place: one commit after all batches."""
+        import pyarrow as pa
+
+        fields = {
+            "id": pa.string(), "path": pa.string(), "digest": pa.string(), "tokens": pa.int64(), "text": pa.string(),
+            "pages": pa.list_(pa.int64()), "spans": pa.list_(pa.list_(pa.int64(), 2)),
+            "vectors": pa.list_(pa.list_(pa.float16(), dimensions)), "minhash": pa.list_(pa.uint32()),
+        }  # fmt: skip
+        old = {name: self._table.schema.field(name).type for name in self.metadata_columns} if self.exists else {}
+        compressed = {"lance-encoding:compression": "zstd"}
+        schema = pa.schema(
+            [pa.field(name, kind, metadata=compressed if name == "text" else None) for name, kind in fields.items()],
+            metadata={SETTINGS: json.dumps(settings._asdict())},
+        )
+        for name, kind in old.items():
+            schema = schema.append(pa.field(name, kind))
+        with self.errors("written"):
+            batches = batches and (_batch(rows, schema) for rows in batches)
+            self._table = self._db.create_table(NAME, batches or None, schema=schema, mode="overwrite")
+            self._index_words()
+
+    def _index_words(self) -> None:
+        from lancedb.index import FTS, BTree
+
+        self._table.create_index("text", config=FTS(stem=False))
+        self._table.create_index("id", config=BTree())
+
+    def add(self, rows: list[Row]) -> None:
+        """Add documents whose ids are new, in one commit."""
+        self._add_columns(rows)
+        with self.errors("written"):
+            self._table.add(_batch(rows, self._table.schema))
+
+    def replace(self, rows: list[Row], paths: Sequence[str]) -> None:
+        """Put documents in the place of those with their ids or of these files, in one commit."""
+        self._add_columns(rows)
+        with self.errors("written"):
+            change = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+            if paths:
+                change = change.when_not_matched_by_source_delete(f"path IN ({quoted(paths)})")
+            change.execute(_batch(rows, self._table.schema))
+
+    def delete(self, filter: str) -> int:
+        """Delete the documents that a filter selects, in one commit; return how many."""
+        with self.errors("changed", filter):
+            count = self._table.count_rows(filter)
+            if count:
+                self._table.delete(filter)
+        return count
+
+    def _add_columns(self, rows: list[Row]) -> None:
+        """Add the columns of metadata that the table lacks; check the types of the others."""
+        import pyarrow as pa
+
+        kinds = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
+        known = {name: self._table.schema.field(name).type for name in self.metadata_columns}
+        new: dict[str, Any] = {}
+        for row in rows:
+            for name, value in row.document.metadata.items():
+                kind = known.get(name) or new.setdefault(name, kinds[type(value)])
+                if kinds[type(value)] != kind and not (type(value) is int and pa.types.is_floating(kind)):
+                    problem = f"{name}={value!r} is no {kind}, as other documents have it"
+                    raise ValueError(f"document {row.document.id!r}: {problem}; give one kind of value, or rename it")
+        if new:
+            with self.errors("written"):
+                self._table.add_columns([pa.field(name, kind) for name, kind in new.items()])
+
+    def finish(self) -> None:
+        """Merge small fragments, bring all indexes up to date, remove versions that nobody reads any more."""
+        from lancedb.index import IvfRq
+
+        with self.errors("compacted"):
+            kinds = {index.index_type for index in self._table.list_indices()}
+            if "FTS" not in kinds:  # a crash came between the table and its indexes
+                self._index_words()
+            if "IvfRq" not in kinds and self.count_vectors() > EXACT_VECTORS:
+                self._table.create_index("vectors", config=IvfRq(distance_type="cosine"))
+            dataset = self._table.to_lance()
+            dataset.optimize.compact_files(target_rows_per_fragment=FRAGMENT_ROWS)
+            dataset.optimize.optimize_indices()
+            dataset.cleanup_old_versions(OLD_VERSIONS)
+            self._table.checkout_latest()
+
+    def count_vectors(self) -> int:
+        """Count the vectors of all documents."""
+        import pyarrow.compute as pc
+
+        spans = self._table.search().select(["spans"]).to_arrow()["spans"]
+        return pc.sum(pc.list_value_length(spans)).as_py() or 0
+
+    def unindexed(self) -> int:
+        """Count the documents that the index of words does not hold yet."""
+        stats = self._table.index_stats("text_idx")
+        return self._table.count_rows() if stats is None else stats.num_unindexed_rows
+
+    def count(self) -> int:
+        """Count the documents."""
+        return self._table.count_rows()
+
+    def columns(self, names: Sequence[str], filter: str | None = None) -> dict[str, list]:
+        """Return columns of all documents that a filter selects."""
+        with self.errors("read", filter):
+            query = self._table.search().select(list(names))
+            return (query.where(filter) if filter else query).to_arrow().to_pydict()
+
+    def batches(self, names: Sequence[str], size: int = 256) -> Iterator[list[dict]]:
+        """Yield all documents in batches, without reading them all into memory."""
+        for batch in self._table.search().select(list(names)).to_batches(size):
+            yield batch.to_pylist()
+
+    def rank_by_words(self, query: str, limit: int, filter: str | None) -> dict[str, float]:
+        """Return the ids and BM25 scores of the best documents that share a word with the query."""
+        return self._ranked(self._table.search(query, query_type="fts", fts_columns="text"), "_score", limit, filter)
+
+    def rank_by_vector(self, vector: np.ndarray, limit: int, filter: str | None) -> dict[str, float]:
+        """Return the ids and cosines of the best documents; a document counts by its best vector."""
+        query = self._table.search(vector, vector_column_name="vectors").distance_type("cosine")
+        found = self._ranked(query.nprobes(NPROBES).refine_factor(REFINE), "_distance", limit, filter)
+        return {id: 1 - distance for id, distance in found.items()}
+
+    def _ranked(self, query, score: str, limit: int, filter: str | None) -> dict[str, float]:
+        with self.errors("searched", filter):
+            query = query.where(filter) if filter else query
+            found = query.limit(limit).select(["id", score]).to_arrow()
+        return dict(zip(found["id"].to_pylist(), found[score].to_pylist(), strict=True))
+
+    def get(self, ids: Sequence[str], names: Sequence[str]) -> dict[str, dict]:
+        """Return documents by id. Vectors are arrays (n, d) float32."""
+        with self.errors("read"):
+            found = self._table.search().where(f"id IN ({quoted(ids)})").select(["id", *names]).to_arrow()
+        rows = found.drop_columns([name for name in ("vectors",) if name in names]).to_pylist()
+        for number, row in enumerate(rows):
+            if "vectors" in names:
+                values = found["vectors"][number].values
+                row["vectors"] = values.flatten().to_numpy().reshape(len(values), -1).astype(np.float32)
+        return {row["id"]: row for row in rows}
+
+    @contextmanager
+    def errors(self, done: str, filter: str | None = None) -> Iterator[None]:
+        """Turn what LanceDB raises in the block into a ValueError of one line."""
+        try:
+            yield
+        except (RuntimeError, OSError, ValueError) as error:
+            reason = FIRST_COMMENT.sub("", one_line(error).removeprefix("Invalid input, "))
+            if filter and isinstance(error, ValueError):
+                fix = "write it as SQL, such as year > 2020 AND author = 'Ada'"
+                raise ValueError(f"filter={filter!r} cannot be used ({reason}); {fix}") from error
+            fix = "what was committed before is intact; mend that and run it again"
+            raise ValueError(f"index={self.folder} cannot be {done} ({reason}); {fix}") from error
+
+
+def quoted(values: Iterable[str]) -> str:
+    """Return strings as SQL literals, separated by commas."""
+    return ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+
+
+def _batch(rows: list[Row], schema):
+    """Return rows as a pyarrow RecordBatch."""
+    import pyarrow as pa
+
+    def nested(arrays, width: int, kind):
+        offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int32)
+        values = pa.array(np.concatenate(arrays).ravel(), kind)
+        return pa.ListArray.from_arrays(offsets, pa.FixedSizeListArray.from_arrays(values, width))
+
+    columns = {
+        "id": [row.document.id for row in rows],
+        "path": [row.path for row in rows],
+        "digest": [row.digest for row in rows],
+        "tokens": [row.tokens for row in rows],
+        "text": [row.document.text for row in rows],
+        "pages": [row.document.pages for row in rows],
+        "spans": nested([row.spans for row in rows], 2, pa.int64()),
+        "vectors": nested([row.vectors.astype(np.float16) for row in rows], rows[0].vectors.shape[1], pa.float16()),
+        "minhash": [row.minhash for row in rows],
+    }
+    for name in schema.names:
+        if name not in columns:
+            columns[name] = [row.document.metadata.get(name) for row in rows]
+    arrays = [
+        values if isinstance(values, pa.Array) else pa.array(values, schema.field(name).type)
+        for name, values in ((name, columns[name]) for name in schema.names)
+    ]
+    return pa.record_batch(arrays, schema=schema)
