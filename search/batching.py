@@ -55,11 +55,10 @@ class Batcher:
     Args:
         encode: called with jobs of one kind, in any thread; returns a vector for each.
         threads: that take any job. One more takes short ones only.
-        on_batch: called with the number of tokens of every batch.
     """
 
-    def __init__(self, encode: Callable[[list[Job]], Sequence], threads: int, on_batch: Callable[[int], object] = abs):
-        self._encode, self._threads, self._on_batch = encode, threads, on_batch
+    def __init__(self, encode: Callable[[list[Job]], Sequence], threads: int):
+        self._encode, self._threads = encode, threads
         self._queue: list[Job] = []  # by the time that they are due
         self.waiting_tokens = self._done_tokens = 0
         self._busy_seconds, self._closed, self._changed = 0.0, False, threading.Condition()
@@ -134,4 +133,3 @@ class Batcher:
         with self._changed:
             self._done_tokens += tokens
             self._busy_seconds += time.monotonic() - start
-        self._on_batch(tokens)

@@ -13,7 +13,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
@@ -30,8 +30,7 @@ from m2bert.terminal import one_line
 from .batching import Batcher, Job, QueueFull
 
 BODY_BYTES = 8 * 2**20  # the longest request
-DRAINED_BYTES = 8 * BODY_BYTES  # of a longer one that are read and dropped, so that its client reads the answer
-HELD_BYTES = 8 * BODY_BYTES  # of all requests together
+HELD_BYTES = 8 * BODY_BYTES  # of all requests together; of one that is too long, dropped before it is refused
 MAX_TEXTS = 2048  # in one request, as OpenAI has it
 REQUEST_SECONDS = 60.0
 WAITING_SEARCHES = 64
@@ -85,11 +84,12 @@ class Embedder:
     Every thread has a copy of it that shares the weights only, since tokenizers serve one thread at a time.
     """
 
-    def __init__(self, encoder, name: str, on_batch: Callable[[int], object] = abs):
+    def __init__(self, encoder, name: str, batch_tokens=None):
         self.name, self.dimensions, self.max_tokens = name, encoder.dimensions, encoder.max_tokens
         self._encoder, self._copies, self._copying = encoder, threading.local(), threading.Lock()
+        self._batch_tokens = batch_tokens  # a histogram of prometheus_client
         threads = 1 if encoder.device.startswith("cuda") else len(os.sched_getaffinity(0))
-        self.batcher = Batcher(self._encode, threads, on_batch)
+        self.batcher = Batcher(self._encode, threads)
         self._tokenizing = ThreadPoolExecutor(2, "tokenizer")
 
     @property
@@ -102,10 +102,7 @@ class Embedder:
         return self._copies.encoder
 
     async def embed(self, given: Any, name: str, task: str, truncate: bool) -> tuple[list[np.ndarray], int, int]:
-        """Return vectors, the number of tokens read, and how many texts were truncated.
-
-        Raises ValueError, which calls the texts `name`, or QueueFull.
-        """
+        """Return vectors, how many tokens were read, how many texts truncated. Raises ValueError, QueueFull."""
         contents, loop = read_inputs(given, name), asyncio.get_running_loop()
         jobs, cut = await loop.run_in_executor(self._tokenizing, self._jobs, contents, name, task, truncate)
         futures = [asyncio.wrap_future(future) for future in self.batcher.submit(jobs)]
@@ -150,6 +147,8 @@ class Embedder:
 
         from m2bert.eval.encoders.protocol import unit_rows
 
+        if self._batch_tokens is not None:
+            self._batch_tokens.observe(sum(job.tokens for job in jobs))
         contents, model = [job.content for job in jobs], self._own.model
         if jobs[0].kind != "ids":
             rows = self._own.encode(contents, jobs[0].kind)
@@ -233,7 +232,7 @@ class Guard:
 
     async def _read(self, receive, chunks: list[bytes]) -> None:
         size, more = 0, True
-        while more and size <= DRAINED_BYTES:
+        while more and size <= HELD_BYTES:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise Refused(400, "the client left before its request was complete")
@@ -256,11 +255,10 @@ class Metrics:
 
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        seconds = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
         tokens = [2**power for power in range(4, 17)]
         known: dict = {"registry": self.registry}
         self.requests = Counter("m2bert_requests", "Requests by path and status.", ["path", "status"], **known)
-        self.seconds = Histogram("m2bert_request_seconds", "Time to the answer.", ["path"], buckets=seconds, **known)
+        self.seconds = Histogram("m2bert_request_seconds", "Time to the answer.", ["path"], **known)
         self.batch_tokens = Histogram("m2bert_batch_tokens", "Tokens of a batch.", buckets=tokens, **known)
         self.truncated = Counter("m2bert_truncated_texts", "Texts of which the end was not read.", **known)
         self.queue = Gauge("m2bert_queue_tokens", "Tokens that wait.", **known)
@@ -304,7 +302,7 @@ def vector_routes(embedder: Embedder, metrics: Metrics) -> list:
 
     async def embed(asked, given, name, task):
         if asked.dimensions not in (None, embedder.dimensions):
-            reason = f"vectors of {embedder.name} have {embedder.dimensions} numbers, and a part of them means nothing"
+            reason = f"{embedder.name} has {embedder.dimensions}, and a part of them means nothing"
             raise ValueError(f"dimensions={asked.dimensions}: {reason}; leave it out")
         vectors, tokens, cut = await embedder.embed(given, name, task, bool(asked.truncate))
         metrics.truncated.inc(cut)
@@ -357,9 +355,8 @@ def search_routes(index) -> list:
     async def search(request):
         asked, start = await read_body(request, SearchRequest), time.perf_counter()
         hits = await in_turn(index.search, asked.query, asked.limit, asked.mode, asked.filter)
-        rows = [hit._asdict() for hit in hits]
-        for row in rows:
-            row["matches"] = [dict(zip(("start", "end", "score"), match, strict=True)) for match in row["matches"]]
+        matches = [[dict(zip(("start", "end", "score"), each, strict=True)) for each in hit.matches] for hit in hits]
+        rows = [{**hit._asdict(), "matches": its} for hit, its in zip(hits, matches, strict=True)]
         return json_response({"query": asked.query, "hits": rows, "seconds": time.perf_counter() - start})
 
     async def document(request):
@@ -419,13 +416,10 @@ def serve(path: str | Path, host: str = "127.0.0.1", port: int = 8000, api_key_e
     """Serve a model's folder or an index until SIGTERM or SIGINT; requests that came before are answered.
 
     Args:
-        path: a folder with modules.json is a model; any other is an index.
+        path: a folder with modules.json or a Hub id is a model; any other folder or address is an index.
         host: beyond this machine only with a key.
         port: 0 for one that is free.
         api_key_env: name of the environment variable that holds the key.
-
-    Raises:
-        ValueError: what is given cannot be served.
     """
     key = None if api_key_env is None else os.environ.get(api_key_env, "").strip()
     if key == "":
@@ -433,8 +427,8 @@ def serve(path: str | Path, host: str = "127.0.0.1", port: int = 8000, api_key_e
     if key is None and host not in LOCAL_NAMES:
         fix = "name the variable that holds a key with --api-key-env NAME, or leave the host out"
         raise ValueError(f"host={host} lets others read what is served, and there is no key; {fix}")
-    if "://" not in str(path) and not Path(path).is_dir():
-        raise ValueError(f"{path} is no folder; name the folder of a model or of an index")
+    if not (Path(path).is_dir() or re.fullmatch(r".+://.+|[\w.-]+/[\w.-]+(@\w+)?", str(path))):
+        raise ValueError(f"{path} is no folder; name the folder of a model or of an index, or a model's Hub id")
     listener = _bound(host, port)
     import torch
     import uvicorn
@@ -462,10 +456,10 @@ def _loaded(path: str | Path, metrics: Metrics) -> tuple:
     from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
 
     index, model = None, path
-    if not (Path(path) / "modules.json").is_file():
+    if "://" in str(path) or (Path(path).is_dir() and not (Path(path) / "modules.json").is_file()):
         from .index import Index
 
         index = Index.open(path)
         model = index.encoder.name  # loads it, so that the first search does not wait
     encoder = SentenceTransformerEncoder(model)
-    return Embedder(encoder, Path(model).absolute().name, metrics.batch_tokens.observe), index
+    return Embedder(encoder, Path(model).absolute().name, metrics.batch_tokens), index
