@@ -273,7 +273,9 @@ class Index:
 
                 def batches() -> Iterator[list[Row]]:
                     metadata = self.table.metadata_columns
-                    for stored in self.table.batches([*(name for name in COLUMNS if name != "vectors"), *metadata]):
+                    for stored in self.table.batches(
+                        [*(name for name in COLUMNS if name not in ("vectors", "words")), *metadata]
+                    ):
                         with progress.part(len(stored)):
                             encoded = encoder.encode_documents([row["text"] for row in stored], self.vectors)
                         rows = []
