@@ -1,6 +1,6 @@
 """Load a server of the shipped model: requests that are lost, vectors, memory, and the wait of short queries.
 
-    python experiments/serving/load.py --output experiments/serving/results/load.json
+    python experiments/serving/load.py    # five minutes; writes results/load.json, and the tables of docs/serving.md
 
 `mixed`: 32 clients send texts of 1 to 16k tokens, their lengths spread evenly over the logarithm. `short first` and
 `first come`: 28 clients send documents of 16k tokens without pause and 4 send queries of 32 tokens, to a server as it
@@ -13,6 +13,7 @@ import base64
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import threading
@@ -22,7 +23,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-MODEL = Path(__file__).parents[2] / "models" / "m2bert-small"
+ROOT = Path(__file__).parents[2]
+MODEL, PAGE = ROOT / "models" / "m2bert-small", ROOT / "docs" / "serving.md"
+RESULTS = Path(__file__).parent / "results" / "load.json"
 SERVER = "from m2bert.search import batching, server; {change}server.serve({model!r}, port=0)"
 FIRST_COME = "batching.AGING_TOKENS_PER_SECOND = batching.SHORT_TOKENS = float('inf'); "
 CLIENTS, LONG_CLIENTS = 32, 28
@@ -143,9 +146,33 @@ def queries_beside_documents(encoder, seconds: float, change: str) -> dict:
     }
 
 
+def tables(results: dict) -> dict[str, str]:
+    """Return the tables of docs/serving.md by name."""
+    its, ours, theirs = (results[name] for name in ("mixed", "short first", "first come"))
+    least, growth = f"{max(each['1 - least cosine'] for each in (its, ours, theirs)):.0e}", f"{its['growth %']} %"
+    load = f"""\
+| requests | lost | refused | p50 | p99 | memory in the first 15 s | later | growth | cosine to offline, at least |
+|---|---|---|---|---|---|---|---|---|
+| {its["requests"]:,} | {its["lost"]} | {its["refused"]} | {its["seconds p50"]:.2f} s | {its["seconds p99"]:.1f} s \
+| {its["MB in the first 15 s"]:,} MB | {its["MB after"]:,} MB | {growth} | 1 - {least} |
+"""
+    order = "| | queries | p50 | p99 | documents a second | lost |\n|---|---|---|---|---|---|\n"
+    for name, row in (("short first", ours), ("in the order in which they came", theirs)):
+        p50, p99 = row["query seconds p50"], row["query seconds p99"]
+        numbers = f"{row['queries']:,} | {p50:.2f} s | {p99:.2f} s | {row['documents a second']:.1f} | {row['lost']}"
+        order += f"| {name} | {numbers} |\n"
+    return {"load": load, "order": f"{order}\nThe ratio of both p99 is {results['p99 ratio']:.0f}.\n"}
+
+
+def filled(page: str, results: dict) -> str:
+    """Return the page with the tables of the results between their markers."""
+    for name, table in tables(results).items():
+        page = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", rf"\g<1>{table}\g<2>", page, flags=re.DOTALL)
+    return page
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=60)
     asked = parser.parse_args()
     import torch
@@ -161,8 +188,8 @@ def main() -> None:
         results[name] = queries_beside_documents(encoder, asked.seconds, change)
     results["p99 ratio"] = results["first come"]["query seconds p99"] / results["short first"]["query seconds p99"]
     results["machine"]["load after"] = round(os.getloadavg()[0], 1)
-    asked.output.write_text(json.dumps(results, indent=2) + "\n")
-    print(json.dumps(results, indent=2))
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    PAGE.write_text(filled(PAGE.read_text(), results))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib.util
 import json
 import os
 import signal
@@ -22,7 +23,7 @@ from huggingface_hub import InferenceClient
 
 from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
 from m2bert.search import batching, server
-from m2bert.search.index import Hit
+from m2bert.search.index import Hit, Index
 from m2bert.search.server import Embedder, Metrics, make_app, serve
 
 SMALL = Path(__file__).parents[2] / "models" / "m2bert-small"
@@ -378,6 +379,36 @@ def test_what_cannot_be_served_is_said_before_anything_is_loaded(tmp_path, monke
         serve(tmp_path / "none")
     with pytest.raises(ValueError, match="port=99999 cannot be used"):
         serve(SMALL, port=99999)
+
+
+@pytest.mark.slow
+def test_an_index_is_served_with_its_model(tmp_path, encoder):
+    filler = "Nothing else is said here about anything. " * 300
+    texts = {"lease": f"{filler}\U0001f600 The lease ends in June. {filler}", "bread": f"{filler}Bake it for an hour."}
+    Index.open(tmp_path / "index", model=SMALL).add([{"id": id, "text": text} for id, text in texts.items()])
+    embedder, index = server._loaded(tmp_path / "index", Metrics())
+    call = Caller(make_app(embedder, index, Metrics()))
+    hits = call("POST", "/v1/search", json={"query": "when does the lease end?"}).json()["hits"]
+    assert [hit["id"] for hit in hits] == ["lease", "bread"]
+    assert hits[0]["passage"] == texts["lease"][hits[0]["start"] : hits[0]["end"]]
+    assert "lease ends" in hits[0]["passage"]
+    part = call("GET", "/document", params={"id": "lease", "start": hits[0]["start"], "end": hits[0]["end"]}).json()
+    assert part == {"id": "lease", "length": len(texts["lease"]), "text": hits[0]["passage"]}
+    assert call("GET", "/document", params={"id": "x' OR 1=1"}).status_code == 404
+    assert call("POST", "/v1/search", json={"query": "a", "filter": "year >"}).status_code == 400
+    assert call("POST", "/v1/search", json={"query": "lease " * 17_000}).status_code == 400
+    assert agree([call.embed(TEXTS[1]).json()["data"][0]["embedding"]], encoder, TEXTS[1:2])
+    embedder.batcher.close()
+
+
+def test_the_tables_of_the_page_are_those_of_the_results():
+    path = SMALL.parents[1] / "experiments" / "serving" / "load.py"
+    spec = importlib.util.spec_from_file_location("load", path)
+    load = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(load)
+    page, results = load.PAGE.read_text(), json.loads(load.RESULTS.read_text())
+    assert load.filled(page, results) == page
+    assert load.filled(page, results | {"p99 ratio": 3}) != page
 
 
 @pytest.fixture
