@@ -1,4 +1,4 @@
-"""Rankers: a retrieval task in, the best documents of every query out."""
+"""Rankers take a retrieval task and return the best documents of every query."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -12,21 +12,23 @@ from .progress import counted
 from .search import SCORES_AT_ONCE, ExactSearch, Run, rerank_order, trec_order
 from .tasks.schema import RetrievalTask
 
-BLOCK_DOCUMENTS = 4_096  # whose vectors are in memory together
-BLOCK_CHARS = 16_000_000  # or fewer documents, if they are long: chunk policies give them many vectors
+# The vectors of one block of documents are in memory together. Chunk policies give many vectors to a long document.
+BLOCK_DOCUMENTS = 4_096  # at most
+BLOCK_CHARS = 16_000_000  # at most, unless one document is longer
 
 
 class DenseRanker:
-    """Rank by cosine over the vectors of an encoder; a document counts by its best vector.
+    """Rank by the cosine of an encoder's vectors. A document's score is that of its best vector.
 
     Args:
-        policy: what happens to documents that are longer than the encoder takes.
+        policy: what happens to documents that are longer than the encoder's maximum.
         store: where vectors are kept; by default nowhere.
-        beside: the other policies of the run; what shares a pass with this one is computed with it, and kept.
+        beside: the other policies of the run. Those that can use the same pass over the documents are computed in it,
+            and their vectors are kept.
 
     Attributes:
-        report: what the last `rank` or `rerank` read and cost, None where the encoder does not show its tokens. Seconds
-            are those of when the vectors were computed, tokenization included.
+        report: how much text the last `rank` or `rerank` read, and what that cost. A value is None if the encoder does
+            not show its tokens. The seconds were measured when the vectors were computed, tokenization included.
     """
 
     def __init__(
@@ -54,39 +56,40 @@ class DenseRanker:
 
         Only documents that are among the first `depth` of some query are embedded.
         """
-        asking: dict[str, list[str]] = {}  # which queries have the document among their first
+        qids_of: dict[str, list[str]] = {}  # {document: the queries that have it among their first candidates}
         for qid in task.queries:
             for pid in trec_order(candidates.get(qid, {}))[:depth]:
-                asking.setdefault(pid, []).append(qid)
-        if not asking:
+                qids_of.setdefault(pid, []).append(qid)
+        if not qids_of:
             return candidates
         scores: Run = {qid: {} for qid in task.queries}
-        for queries, pids, vectors in self._embedded(task, list(asking)):
-            rows = dict(zip(task.queries, queries, strict=True))
+        for queries, pids, vectors in self._embedded(task, list(qids_of)):
+            query_rows = dict(zip(task.queries, queries, strict=True))
             documents = np.split(vectors.rows, np.cumsum(vectors.counts)[:-1])
-            for pid, its in zip(pids, documents, strict=True):
-                best = (np.stack([rows[qid] for qid in asking[pid]]) @ its.T).max(axis=1)
-                for qid, score in zip(asking[pid], best.tolist(), strict=True):
+            for pid, rows in zip(pids, documents, strict=True):
+                best = (np.stack([query_rows[qid] for qid in qids_of[pid]]) @ rows.T).max(axis=1)
+                for qid, score in zip(qids_of[pid], best.tolist(), strict=True):
                     scores[qid][pid] = score
         return rerank_order(candidates, scores)
 
     def _embedded(
         self, task: RetrievalTask, pids: list[str]
     ) -> Iterator[tuple[np.ndarray, list[str], DocumentVectors]]:
-        """Yield the queries' rows, and ids and vectors of documents, a block at a time; then make the report.
+        """Yield the queries' rows, and the ids and vectors of a block of documents, for every block. Set `report` last.
 
-        One bar is shown for queries and documents: characters decide how long it takes, texts are shown.
+        One progress bar stands for queries and documents. It shows texts, and advances by their characters, which
+        decide how long embedding takes.
         """
         queries, texts = list(task.queries.values()), [task.documents[pid] for pid in pids]
         name, total = f"{self.encoder.name} / {self.policy.spec}", _chars(queries) + _chars(texts)
         measured = []
         with counted(total, name, "text", shown_total=len(queries) + len(texts)) as count:
             with count.part(_chars(queries)):
-                asked = self.store.embed(self.encoder, None, queries)
+                timed_queries = self.store.embed(self.encoder, None, queries)
             for block in portions(texts, BLOCK_CHARS, BLOCK_DOCUMENTS):
                 with count.part(_chars(texts[block])):
                     vectors, seconds = self.store.embed(self.encoder, self.policy, texts[block], self.beside)
-                yield asked.vectors.rows, pids[block], vectors
+                yield timed_queries.vectors.rows, pids[block], vectors
                 measured.append((vectors.counts, vectors.seen, seconds))
         counts, seen, seconds = (np.concatenate(parts) for parts in zip(*measured, strict=True))
         share, truncated = read_of(seen)
@@ -95,15 +98,15 @@ class DenseRanker:
             "seen_share": share,
             "truncated_documents": truncated,
             "seconds_per_document": float(seconds.mean(dtype=np.float64)),
-            "truncated_queries": read_of(asked.vectors.seen)[1],
-            "seconds_per_query": float(asked.seconds.mean()),
-            "dimensions": int(asked.vectors.rows.shape[1]),
+            "truncated_queries": read_of(timed_queries.vectors.seen)[1],
+            "seconds_per_query": float(timed_queries.seconds.mean()),
+            "dimensions": int(timed_queries.vectors.rows.shape[1]),
             "max_tokens": self.policy.input_tokens(self.encoder),
         }
 
 
 def read_of(seen: np.ndarray) -> tuple[float | None, int | None]:
-    """Return the mean fraction of texts that was read (see `DocumentVectors.seen`), and how many were cut, or None."""
+    """Return the mean of `DocumentVectors.seen`, and how many texts were cut; (None, None) if that is not known."""
     return (float(seen.mean()), int((seen < 1).sum())) if np.isfinite(seen).all() else (None, None)
 
 
@@ -112,7 +115,10 @@ def _chars(texts: list[str]) -> int:
 
 
 class Bm25Index:
-    """Index with BM25 by bm25s' defaults (Lucene's variant, k1 1.5, b 0.75), English stop words, no stemmer."""
+    """BM25 over the documents of a task, with the defaults of bm25s: Lucene's variant, k1=1.5, b=0.75.
+
+    English stop words are left out. No word is stemmed.
+    """
 
     def __init__(self, task: RetrievalTask):
         import bm25s  # slow to import
@@ -124,20 +130,23 @@ class Bm25Index:
             raise ValueError(f"no document of task {task.name!r} has a word to index; check its passages")
         self.vocabulary, self.index = tokens.vocab, bm25s.BM25()
         self.index.index(tokens, show_progress=False)
-        self.nothing = np.zeros(len(task.documents), dtype=np.float32)
+        self.zeros = np.zeros(len(task.documents), dtype=np.float32)  # the scores of a query without a known word
 
     def scores(self, queries: list[str]) -> np.ndarray:
         """Return every query's score of each document, (Q, D) float32, documents in the task's order."""
         tokens = self._tokenize(queries, stopwords="en", return_ids=False, show_progress=False)
         known = [[token for token in query if token in self.vocabulary] for query in tokens]
-        return np.stack([self.index.get_scores(query) if query else self.nothing for query in known])
+        return np.stack([self.index.get_scores(query) if query else self.zeros for query in known])
 
 
 class Bm25Ranker:
     """Rank with a `Bm25Index`."""
 
     def rank(self, task: RetrievalTask) -> Run:
-        """Rank the documents that share a word with the query; a fusion would reward a rank of the others."""
+        """Rank the documents that share a word with the query.
+
+        The other documents stay out, because a fusion by rank would add to the score of every ranked document.
+        """
         index, pids, texts = Bm25Index(task), list(task.documents), list(task.queries.values())
         search = ExactSearch(pids, len(texts))
         step = max(1, SCORES_AT_ONCE // len(pids))
@@ -148,20 +157,23 @@ class Bm25Ranker:
 
 
 def rank_tfidf(task: RetrievalTask, width: int, seeds: int) -> Iterator[Run]:
-    """Yield rankings by TF-IDF times Gaussian random matrices, one a seed: word counts alone in `width` dimensions.
+    """Yield one ranking per seed, by TF-IDF vectors that a Gaussian random matrix projects to `width` dimensions.
 
-    A text without a known word becomes the zero vector.
+    It shows what word counts alone achieve in as many dimensions as a model has. A text without a known word becomes
+    the zero vector.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.preprocessing import normalize
 
     pids = list(task.documents)
     vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english")
-    documents = vectorizer.fit_transform(task.documents.values())
-    tables = [table.astype(np.float32) for table in (vectorizer.transform(task.queries.values()), documents)]
+    documents = vectorizer.fit_transform(task.documents.values()).astype(np.float32)
+    queries = vectorizer.transform(task.queries.values()).astype(np.float32)
     for seed in range(seeds):
         matrix = np.random.default_rng(seed).standard_normal((documents.shape[1], width), dtype=np.float32)
-        queries, rows = (normalize(table @ matrix / np.float32(width**0.5)).astype(np.float32) for table in tables)
-        search = ExactSearch(pids, len(queries))
-        search.add_vectors(queries, pids, rows, np.ones(len(pids), dtype=np.int64))
+        query_rows, rows = (
+            normalize(tfidf @ matrix / np.float32(width**0.5)).astype(np.float32) for tfidf in (queries, documents)
+        )
+        search = ExactSearch(pids, len(query_rows))
+        search.add_vectors(query_rows, pids, rows, np.ones(len(pids), dtype=np.int64))
         yield search.run(list(task.queries))

@@ -8,20 +8,26 @@ Run = dict[str, dict[str, float]]  # {qid: {pid: score}}, higher is better, at m
 
 DEPTH = 1_000  # documents kept for each query
 SCORES_AT_ONCE = 2**22  # queries times vectors scored together: 16 MiB
-METRICS = {"ndcg_at_1": "ndcg_cut_1", "ndcg_at_10": "ndcg_cut_10", "recall_at_100": "recall_100"}  # to pytrec_eval's
-METRICS_DEPTH = 100  # documents of a query that decide METRICS
+# {name of a metric here: its name in pytrec_eval}
+METRICS = {"ndcg_at_1": "ndcg_cut_1", "ndcg_at_10": "ndcg_cut_10", "recall_at_100": "recall_100"}
+METRICS_DEPTH = 100  # METRICS depend only on the first METRICS_DEPTH documents of a query
 HIGHEST_GRADE = 1_000_000  # trec_eval keeps a table of all grades, and reads a grade of 2**32 as 0
 WEIGHT_STEPS = 20  # weights of a hybrid are tried at 0, 0.05, ..., 1
 
 
 class ExactSearch:
-    """Keep the best documents of every query, over blocks of documents that need not fit in memory together."""
+    """Keep the best documents of every query, over blocks of documents that need not fit in memory together.
 
-    def __init__(self, pids: list[str], queries: int):  # ids of all documents, each to be added once
-        self.pids = sorted(pids, reverse=True)
-        self.places = {pid: place for place, pid in enumerate(self.pids)}  # by descending id
-        nothing = np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64)
-        self.best = [nothing] * queries  # of each query the scores and places of the best documents, best first
+    Args:
+        pids: ids of all documents. Each document is to be added once.
+        query_count: number of queries.
+    """
+
+    def __init__(self, pids: list[str], query_count: int):
+        self.pids = sorted(pids, reverse=True)  # trec_eval's order of equal scores
+        self.places = {pid: place for place, pid in enumerate(self.pids)}
+        empty = np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64)
+        self.best = [empty] * query_count  # scores and places of each query's best documents, best first
 
     def add_vectors(self, queries: np.ndarray, pids: list[str], rows: np.ndarray, counts: np.ndarray) -> None:
         """Score documents against queries (Q, d) by the best of their `counts` (D,) consecutive `rows` (N, d)."""
@@ -32,11 +38,11 @@ class ExactSearch:
             self.add_scores(pids, np.maximum.reduceat(scores, firsts, axis=1), first)
 
     def add_scores(self, pids: list[str], scores: np.ndarray, first: int = 0) -> None:
-        """Add scores (q, D) float32 of queries number first, first + 1, ... against documents `pids`."""
+        """Add the scores (q, D) float32 of documents `pids` for q consecutive queries, from number `first` on."""
         places = np.array([self.places[pid] for pid in pids], dtype=np.int64)
         for query, row in enumerate(scores, first):
             known_scores, known_places = self.best[query]
-            self.best[query] = _first(np.append(known_scores, row), np.append(known_places, places))
+            self.best[query] = _best(np.append(known_scores, row), np.append(known_places, places))
 
     def run(self, qids: list[str]) -> Run:
         """Return the rankings, best first, of the queries in their order."""
@@ -46,10 +52,10 @@ class ExactSearch:
         }
 
 
-def _first(scores: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first DEPTH of (D,) scores and places: by descending score, equal ones by ascending place."""
+def _best(scores: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the best DEPTH of (D,) scores and their places, by descending score, equal scores by ascending place."""
     if len(scores) > DEPTH:
-        chosen = scores >= np.partition(scores, -DEPTH)[-DEPTH]  # sorting them all is slow
+        chosen = scores >= np.partition(scores, -DEPTH)[-DEPTH]  # faster than sorting all of them
         scores, places = scores[chosen], places[chosen]
     order = np.lexsort((places, -scores))[:DEPTH]
     return scores[order], places[order]
@@ -62,9 +68,9 @@ def trec_order(scores: dict[str, float]) -> list[str]:
 
 
 def rerank_order(candidates: Run, scores: Run) -> Run:
-    """Return the candidates of `scores` in the order of their scores, then the other candidates as they were.
+    """Order the candidates that `scores` holds by these scores, and put the others after them in their old order.
 
-    The others get scores that give their order and nothing else: each is 1 below the one before.
+    The scores of the other candidates only express this order: each is 1 below the one before.
     """
     run: Run = {}
     for qid, ranked in candidates.items():
@@ -92,7 +98,8 @@ def reciprocal_rank_fusion(runs: list[Run], k: int = 60) -> Run:
 def weighted_fusion(run: Run, other: Run, weight: float) -> Run:
     """Return weight * score of `run` + (1 - weight) * score of `other`, each scaled to 0 ... 1 per query.
 
-    Documents that a run does not rank count 0 there. So does all of a run whose scores are equal.
+    A document that a run does not rank has the scaled score 0 there. If all scores of a run are equal for a query, all
+    its scaled scores are 0.
     """
     fused: Run = {}
     for qid in [*run, *(qid for qid in other if qid not in run)]:
@@ -103,23 +110,26 @@ def weighted_fusion(run: Run, other: Run, weight: float) -> Run:
 
 
 def standardized_fusion(run: Run, other: Run) -> Run:
-    """Return the sums of both scores, each minus its mean and divided by its standard deviation over the documents
-    that a run ranks for the query (Montague and Aslam, CIKM 2001).
+    """Return the sums of both runs' standardized scores (Montague and Aslam, CIKM 2001).
 
-    A document that a run does not rank gets the lowest score of that run's. A run whose scores are equal adds nothing.
+    A score is standardized over the documents that its run ranks for the query: minus their mean, divided by their
+    standard deviation. A document that a run does not rank gets the lowest standardized score of that run. If all
+    scores of a run are equal for a query, all its standardized scores are 0.
     """
     fused: Run = {}
     for qid in [*run, *(qid for qid in other if qid not in run)]:
         ours, theirs = _standardized(run.get(qid, {})), _standardized(other.get(qid, {}))
-        lowest, its_lowest = (min(scores.values(), default=0.0) for scores in (ours, theirs))
-        fused[qid] = _truncated({pid: ours.get(pid, lowest) + theirs.get(pid, its_lowest) for pid in ours | theirs})
+        our_lowest, their_lowest = (min(scores.values(), default=0.0) for scores in (ours, theirs))
+        sums = {pid: ours.get(pid, our_lowest) + theirs.get(pid, their_lowest) for pid in ours | theirs}
+        fused[qid] = _truncated(sums)
     return fused
 
 
 def choose_weight(run: Run, other: Run, qrels: dict[str, dict[str, int]]) -> tuple[float, float]:
-    """Return the weight of `run` next to `other` that gives the best nDCG@10, and that nDCG@10.
+    """Return the weight of `run` in `weighted_fusion` that gives the best nDCG@10, and that nDCG@10.
 
-    Choose it on development data. Of equally good weights it is the one nearest to 0.5, then the smaller.
+    The runs and `qrels` must be of development data. Of equally good weights, the one nearest to 0.5 is returned; of
+    two that are equally near, the smaller.
     """
     tried = []
     for step in range(WEIGHT_STEPS + 1):
@@ -130,14 +140,15 @@ def choose_weight(run: Run, other: Run, qrels: dict[str, dict[str, int]]) -> tup
 
 
 def _scaled(scores: dict[str, float]) -> dict[str, float]:
+    """Return the scores scaled to 0 ... 1; 0 if all are equal."""
     values = np.array(list(scores.values()))
-    width = np.ptp(values) if scores else 0
-    if not width:
+    if not scores or not np.ptp(values):
         return dict.fromkeys(scores, 0.0)
-    return dict(zip(scores, ((values - values.min()) / width).tolist(), strict=True))
+    return dict(zip(scores, ((values - values.min()) / np.ptp(values)).tolist(), strict=True))
 
 
 def _standardized(scores: dict[str, float]) -> dict[str, float]:
+    """Return the scores minus their mean, divided by their standard deviation; 0 if all are equal."""
     values = np.array(list(scores.values()))
     if not scores or not np.ptp(values):
         return dict.fromkeys(scores, 0.0)
@@ -157,19 +168,21 @@ def score_ranking(run: Run, qrels: dict[str, dict[str, int]], k: int = 10) -> di
 
 
 def score_metrics(run: Run, qrels: dict[str, dict[str, int]]) -> dict[str, dict[str, float]]:
-    """Return {metric: {qid: 0 to 1}} of METRICS; a query that `run` does not rank counts 0.
+    """Return {metric: {qid: value from 0 to 1}} of METRICS. A query that `run` does not rank has 0.
 
-    The numbers are those of `ndcg_at_k`, whose module imports `evaluate`: that takes longer than most scoring.
+    nDCG is that of `ndcg_at_k`. That function is not called here, because its module imports `evaluate`, which takes
+    longer than most scoring.
 
     Raises ValueError if a score is NaN or a grade is higher than HIGHEST_GRADE.
     """
     import pytrec_eval
 
-    unclear = [qid for qid, scores in run.items() if any(map(math.isnan, scores.values()))]
-    steep = [qid for qid, judged in qrels.items() if max(judged.values(), default=0) > HIGHEST_GRADE]
-    if unclear or steep:
-        problem = "a score that is NaN" if unclear else f"a grade above {HIGHEST_GRADE:,}"
-        raise ValueError(f"query {(unclear or steep)[0]!r} has {problem}")
+    for qid, scores in run.items():
+        if any(map(math.isnan, scores.values())):
+            raise ValueError(f"query {qid!r} has a score that is NaN")
+    for qid, judged in qrels.items():
+        if max(judged.values(), default=0) > HIGHEST_GRADE:
+            raise ValueError(f"query {qid!r} has a grade above {HIGHEST_GRADE:,}")
     grades = {qid: {pid: max(0, grade) for pid, grade in judged.items()} for qid, judged in qrels.items()}
     evaluator = pytrec_eval.RelevanceEvaluator(grades, {"ndcg_cut.1,10", "recall.100"})
     found = evaluator.evaluate({qid: scores for qid, scores in run.items() if scores})

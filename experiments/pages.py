@@ -373,18 +373,20 @@ def question_row(question: dict, records: list[dict]) -> list[str]:
 
 
 FIRST_CALLS = """\
-First call at each length (wall time), error, peak memory beyond weights and cache, and bytes of cached filters, at the
-longest length measured:"""
-CROSSOVERS = "From which length on ours is faster (times interpolated linearly in the logarithms of length and time):"
+This table has one row per arm, at the longest length measured: wall time of the first call, error, peak memory beyond
+weights and cache, and bytes of cached filters."""
+CROSSOVERS = """\
+This table says from which length on ours is faster. Between measured lengths, times are interpolated linearly in the
+logarithms of length and time."""
 LARGEST = {
     "forward": """\
-Largest length in tokens for one text that fits in memory: weights and peak, with 3 GB (its default limit) set aside for
-our filter cache, extended by a straight line through the measured lengths. Computed, not run; beyond 32768 tokens the
-longer position and filter tables are not counted.""",
+This table has the length in tokens of the longest text that fits in a memory of this size. It was computed, not run:
+weights and peak are extended by a straight line through the measured lengths, and 3 GB are set aside for our filter
+cache, which is its default limit. Beyond 32768 tokens the longer position and filter tables are not counted.""",
     "training": """\
-Largest length in tokens for one text that fits in memory: weights, gradients and activations, without an optimizer's
-state or checkpointing, extended by a straight line through the measured lengths. Computed, not run; beyond 32768 tokens
-the longer position and filter tables are not counted.""",
+This table has the length in tokens of the longest text that fits in a memory of this size. It was computed, not run:
+weights, gradients and activations, without optimizer state or checkpointing, are extended by a straight line through
+the measured lengths. Beyond 32768 tokens the longer position and filter tables are not counted.""",
 }
 
 

@@ -1,4 +1,4 @@
-"""The one writer of model folders: everything that a Hub repository of M2-BERT holds. Export of checkpoints to them."""
+"""Write model folders, with everything that a Hub repository of M2-BERT holds, and export checkpoints to them."""
 
 import copy
 import dataclasses
@@ -21,25 +21,26 @@ from .scores import leaderboard_file, read_scores
 from .sentence_files import SentenceSettings, read_sentence_files, write_json, write_sentence_files
 
 REQUIREMENTS = "transformers>=5.17,<6\ntorch>=2.11\nsentence-transformers>=6\n"
-RECORDS = ("training.json", "conversion.json")  # how a model was made
-# In a tokenizer's settings: code of whoever made the checkpoint, and how transformers loaded it.
-NOT_KEPT = {"auto_map", "custom_pipelines", "is_local", "local_files_only"}
+RECORDS = ("training.json", "conversion.json")  # they tell how a model was made
+# Settings of a tokenizer that are not written: they name foreign code, or tell how transformers loaded the tokenizer.
+DROPPED_TOKENIZER_SETTINGS = {"auto_map", "custom_pipelines", "is_local", "local_files_only"}
 
 
 def export_checkpoint(
     model_dir: str | Path, output_dir: str | Path, *, overwrite: bool = False, repository: str | None = None,
     results: list[Path] | None = None, about: Path | None = None,
 ) -> Path:  # fmt: skip
-    """Write the Hub folder of a checkpoint, of training or saved by sentence-transformers; see `write_folder`.
+    """Write the Hub folder of a checkpoint that training wrote or sentence-transformers saved; see `write_folder`.
 
-    Keeps the checkpoint's records of how it was made and, of sentence-transformers, prompts, maximum length and a
-    trained Dense layer. Raises ValueError, before anything is written, if something of this cannot be read, does not
-    fit, or lies in the output.
+    The folder keeps the checkpoint's `RECORDS`, and what sentence-transformers stored with it: prompts, the maximum
+    length and a trained Dense layer. Raises ValueError, before anything is written, if an input cannot be read, does
+    not fit the others, or lies in the output folder.
 
     Args:
-        repository: `org/name` for the card, where that is known.
-        results: files of `m2bert eval` with scores of this very checkpoint, for the card and `.eval_results/`.
-        about: YAML file with what else the card should say, see `About`.
+        repository: `org/name` for the card, if it is known.
+        results: files that `m2bert eval` wrote, with scores of exactly this checkpoint, for the card and
+            `.eval_results/`.
+        about: YAML file with more statements for the card, see `About`.
     """
     model_dir, results = Path(model_dir), results or []
     output = check_output(output_dir, overwrite)
@@ -48,20 +49,20 @@ def export_checkpoint(
         check_repo_id(repository)
     with whole_folder(output, overwrite) as new:
         check_links(model_dir)
-        said = read_about(about) if about else About()
+        statements = read_about(about) if about else About()
         scores = read_scores(results, model_dir)
         records = {name: public_record(name, text) for name, text in read_records(model_dir).items()}
         texts = {name: json.dumps(record, indent=2) + "\n" for name, record in records.items()}
         model = load_checkpoint(model_dir)
         settings = read_sentence_files(model, model_dir)
-        card = Card(repository=repository, about=said, scores=scores)
+        card = Card(repository=repository, about=statements, scores=scores)
         extra_files = texts | leaderboard_file(scores)
         fill_folder(new, model, load_tokenizer(model_dir), settings=settings, card=card, extra_files=extra_files)
     return output
 
 
 def read_records(folder: Path, names: tuple[str, ...] = RECORDS) -> dict[str, str]:
-    """Return the text of the records that a folder has, by their names."""
+    """Return {file name: text} of the records that a folder has."""
     return {name: read_text(folder / name) for name in names if (folder / name).is_file()}
 
 
@@ -69,14 +70,15 @@ def write_folder(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, output_dir: str | Path, *,
     overwrite: bool = False, state_dict: dict | None = None, **contents,
 ) -> Path:  # fmt: skip
-    """Write a complete, self-contained Hub folder: safetensors, configuration, code, tokenizer, sentence-transformers
-    files, requirements.txt and a README.md card; of an embedding model with a tokenizer, the handler.py of Inference
-    Endpoints.
+    """Write a complete, self-contained Hub folder.
+
+    It holds safetensors, configuration, code, tokenizer, sentence-transformers files, requirements.txt and a README.md
+    card. The folder of an embedding model with a tokenizer also holds the handler.py that Inference Endpoints run.
 
     The folder loads with `AutoModel.from_pretrained(dir, trust_remote_code=True)` and
-    `SentenceTransformer(dir, trust_remote_code=True)` where this package is not installed. It comes whole or not at all
-    (`whole_folder`). Raises ValueError if it may not or cannot be written (`check_output`), the tokenizer does not fit,
-    or a weight is not finite.
+    `SentenceTransformer(dir, trust_remote_code=True)` where this package is not installed. If writing fails, no part
+    of the folder is left (`whole_folder`). Raises ValueError if the output is refused (`check_output`), the tokenizer
+    does not fit the model, or a weight is not finite.
 
     Args:
         model: any M2-BERT class.
@@ -88,7 +90,7 @@ def write_folder(
     """
     output = check_output(output_dir, overwrite)
     check_tokenizer(tokenizer, model.config.vocab_size)
-    if state_dict is not None:  # sharding (FSDP2) changes the class of a model, not only its tensors
+    if state_dict is not None:  # FSDP2 has replaced the class of a sharded model: its name begins with "FSDP"
         auto_class = AUTO_CLASSES[type(model).__name__.removeprefix("FSDP")]
         with torch.device("meta"):
             model = auto_class.from_config(copy.deepcopy(model.config))
@@ -103,19 +105,20 @@ def fill_folder(
     new: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, *,
     settings: SentenceSettings | None = None, card: Card | None = None, extra_files: dict[str, str] | None = None,
 ) -> None:  # fmt: skip
-    """Write what `write_folder` promises into the empty folder of `whole_folder`.
+    """Write the files that `write_folder` lists into the empty folder `new`, which `whole_folder` gives.
 
     Args:
-        settings: prompts and the like for sentence-transformers.
-        card: what the card says in addition to what the model and the records among the extra files tell.
-        extra_files: more text files, by name.
+        settings: prompts and other settings of sentence-transformers.
+        card: the statements of the card. Those about the model, and those in `RECORDS`, are filled in here.
+        extra_files: {file name: text} of more files, which may be `RECORDS`.
     """
     check_tokenizer(tokenizer, model.config.vocab_size)
     check_finite(model.state_dict(), "the model")
     settings, card, extra_files = settings or SentenceSettings(), card or Card(), extra_files or {}
     max_tokens = settings.max_tokens or model.config.max_position_embeddings
     model.save_pretrained(new)
-    known = {field.name for field in dataclasses.fields(model.config)} | {"model_type"}  # not what a foreign file added
+    # A config.json of another package may have added settings that M2-BERT does not know: they are left out.
+    known = {field.name for field in dataclasses.fields(model.config)} | {"model_type"}
     stored = {name: value for name, value in read_json(new / "config.json").items() if name in known}
     write_json(new / "config.json", stored | {"auto_map": type(model.config)().auto_map})
     for path in Path(sys.modules[type(model).__module__].__file__).parent.glob("*.py"):
@@ -127,8 +130,9 @@ def fill_folder(
         save_tokenizer(tokenizer, max_tokens, new)
     write_sentence_files(model, settings, new)
     records = {}
-    for kind, schema in KINDS.items():
-        if (name := f"{kind}.json") in extra_files:
+    for kind, schema in KINDS.items():  # of records: "training" and "conversion"
+        name = f"{kind}.json"
+        if name in extra_files:
             records[kind] = public_record(name, extra_files[name])
             checked(schema, records[kind], name)
     card = dataclasses.replace(
@@ -146,7 +150,7 @@ def fill_folder(
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase | None, vocab_size: int) -> None:
-    """Raise ValueError if the tokenizer cannot pad, or can give an id that the model has no embedding for."""
+    """Raise ValueError if the tokenizer cannot pad, or has a token id that the model has no embedding for."""
     if tokenizer is None:
         return
     largest = max(tokenizer.get_vocab().values())
@@ -166,4 +170,5 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, max_tokens: int, folder: 
     finally:
         tokenizer.model_max_length, tokenizer.padding_side = previous
     settings = read_json(folder / "tokenizer_config.json")
-    write_json(folder / "tokenizer_config.json", {name: settings[name] for name in settings if name not in NOT_KEPT})
+    kept = {name: value for name, value in settings.items() if name not in DROPPED_TOKENIZER_SETTINGS}
+    write_json(folder / "tokenizer_config.json", kept)

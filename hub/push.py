@@ -1,7 +1,8 @@
-"""Push a folder (a model, an adapter or a Space) to the Hub: check it here, compare it, send it as one commit.
+"""Push a folder (a model, an adapter or a Space) to the Hub.
 
-`HfApi.create_commit` sends it: `HfApi.upload_folder` may split a folder into several commits, so that a push that is
-cut off could leave half a model on the branch.
+`plan_push` checks the folder on this machine and compares it with the repository. `carry_out` sends it as one commit.
+It calls `HfApi.create_commit`, because `HfApi.upload_folder` may split a folder into several commits: an interrupted
+push could then leave half a model on the branch.
 """
 
 import fnmatch
@@ -34,24 +35,28 @@ from .folder import RECORDS
 from .outputs import OURS
 from .scores import LEADERBOARD
 
-STAYS_HERE = (  # names in lower case; hidden names stay too, with the exceptions below
-    "__pycache__", "*.pyc", "*~", "*.swp", "*.tmp", "thumbs.db", "desktop.ini",  # left by tools
-    "checkpoints", "checkpoint-*", "wandb", "runs",  # of training
+# Patterns of the names, in lower case, that are never published.
+NOT_PUBLISHED = (
+    "__pycache__", "*.pyc", "*~", "*.swp", "*.tmp", "thumbs.db", "desktop.ini",  # tools leave these
+    "checkpoints", "checkpoint-*", "wandb", "runs",  # training leaves these
     "*.pem", "*.key", "*.p12", "*.env", "*netrc", "id_rsa*", "id_ed25519*", "credentials*", "secrets*", "token",
     "token.*", "kaggle.json",
 )  # fmt: skip
-HIDDEN_BUT_PUBLISHED = {".gitattributes", ".eval_results"}
-PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill", ".npy", ".npz"}  # or may hold one
+HIDDEN_BUT_PUBLISHED = {".gitattributes", ".eval_results"}  # no other hidden name is published
+# Suffixes of files that are pickles or may hold one.
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill", ".npy", ".npz"}
 SECRET = re.compile(
     rb"(?<![A-Za-z0-9])(hf|api_org)_((oauth|jwt)_)?[A-Za-z0-9]{30}|-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----"
 )
-# In any text, a file in somebody's home; /home/user is everybody's, in containers of the Hub and in examples.
-HOME = re.compile(r"(?<![\w.:/~-])(?:file://)?/(?:home|Users|root)/(?!user\b)[^\s/'\"]+|\b[A-Za-z]:\\Users\\")
-ABSOLUTE = re.compile(r"(?:file://)?(?:~|/[^\s/<>]+)/[^\s/].*|[A-Za-z]:\\.+", re.DOTALL)  # a whole value of JSON
+# A path in a user's home, anywhere in a text. /home/user is allowed: containers of the Hub and examples use it.
+HOME_PATH = re.compile(r"(?<![\w.:/~-])(?:file://)?/(?:home|Users|root)/(?!user\b)[^\s/'\"]+|\b[A-Za-z]:\\Users\\")
+# An absolute path that is the whole of a JSON string.
+ABSOLUTE_PATH = re.compile(r"(?:file://)?(?:~|/[^\s/<>]+)/[^\s/].*|[A-Za-z]:\\.+", re.DOTALL)
 TEXTS = {".md", ".txt", ".yaml", ".yml", ".jinja"}
-VOCABULARIES = {"tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"}  # words, some of which look like paths
+# Some words of a vocabulary look like paths.
+VOCABULARIES = {"tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"}
 KINDS = {"model": "a model", "adapter": "an adapter of peft", "space": "a Space"}
-EXPORT = "write the folder anew with `m2bert export`"
+EXPORT_AGAIN = "write the folder anew with `m2bert export`"  # the advice that ends several messages
 LARGE_BYTES = 10_000_000
 
 
@@ -63,7 +68,7 @@ class Upload:
     kind: str  # "model", "adapter" (of peft) or "space"
     files: dict[str, Path]  # what is sent, by the path in the repository
     left_out: tuple[str, ...]  # paths that are not sent; a folder ends in "/"
-    metadata: CardData
+    metadata: CardData  # of README.md
 
     @property
     def repo_type(self) -> str:
@@ -71,39 +76,41 @@ class Upload:
 
     @property
     def foreign_code(self) -> list[str]:
-        """Python files that are not, byte for byte, what this version writes under that name."""
-        return [name for name, path in self.files.items() if name.endswith(".py") and not is_own_code(name, path)]
+        """Python files that are not, byte for byte, files of this version of the package; see `is_package_code`."""
+        return [name for name, path in self.files.items() if name.endswith(".py") and not is_package_code(name, path)]
 
 
 @dataclass
 class Plan:
-    """A push that was checked and compared; nothing is sent yet."""
+    """A push whose folder is checked and compared with the repository. Nothing is sent yet."""
 
     upload: Upload
     repo_id: str
     branch: str = "main"  # where the commit goes, or where a pull request is to be merged
     create_pr: bool = False
-    private: bool = False  # as the repository is or will be made
-    exists: bool | None = False  # None: the Hub could not be asked, see `why_unknown`
-    branch_exists: bool = False  # a missing one starts from main
+    private: bool = False  # whether a repository that has to be made will be private
+    exists: bool = False  # whether the repository exists
+    is_private: bool = False  # whether the repository that exists is private
+    branch_exists: bool = False  # a missing branch starts from main
     parent: str | None = None  # the commit that the folder was compared with
-    there: dict[str, RepoFile] = field(default_factory=dict)  # the files of that commit
-    why_unknown: str = ""
+    remote_files: dict[str, RepoFile] = field(default_factory=dict)  # the files of that commit
+    why_unknown: str = ""  # why the Hub did not tell what the repository holds; empty if it did
 
     @cached_property
     def changes(self) -> dict[str, str]:
-        """ "new", "changed" or "same" of every file that is sent."""
-        return {name: compare(path, self.there.get(name)) for name, path in self.upload.files.items()}
+        """{path of a file of the upload: "new", "changed" or "same"}."""
+        return {name: compare(path, self.remote_files.get(name)) for name, path in self.upload.files.items()}
 
     @property
     def stale(self) -> list[str]:
-        """Files of an earlier model of this package that the folder lacks. They would be taken for the new model's, so
-        the same commit deletes them."""
+        """Files of an earlier model of this package that the folder lacks. The same commit deletes them, because
+        readers would take them for files of the new model."""
         if self.upload.kind != "model" or self.create_pr:
             return []
-        ours = "modeling_m2bert.py" in self.there
-        gone = self.there.keys() - self.upload.files.keys()
-        return sorted(name for name in gone if name in {*RECORDS, LEADERBOARD} or (ours and OURS.fullmatch(name)))
+        held_m2bert = "modeling_m2bert.py" in self.remote_files
+        lacking = self.remote_files.keys() - self.upload.files.keys()
+        records = {*RECORDS, LEADERBOARD}
+        return sorted(name for name in lacking if name in records or (held_m2bert and OURS.fullmatch(name)))
 
 
 def plan_push(
@@ -112,13 +119,16 @@ def plan_push(
     """Check a folder and compare it with the repository org/name. Sends nothing; a public repository needs no token.
 
     Args:
-        private: if the repository is made, make it private.
-        create_pr: offer the folder as a pull request to a repository that exists.
-        revision: the branch, main by default; made if it does not exist.
+        private: make the repository private, if it has to be made.
+        create_pr: offer the folder as a pull request to main of a repository that exists.
+        revision: the branch, main by default. A missing branch is made.
+
+    Raises:
+        ValueError: the folder cannot be pushed, or not to this repository.
     """
     check_repo_id(repo_id)
     if create_pr and (private or revision):
-        raise ValueError("--create-pr offers a change of main where it exists; leave --private and --revision out")
+        raise ValueError("--create-pr goes to main of a repository that exists; leave --private and --revision out")
     upload = collect(folder)
     check_files(upload, repo_id)
     if upload.kind == "model" and not upload.foreign_code:
@@ -126,148 +136,173 @@ def plan_push(
     plan = Plan(upload, repo_id, revision or "main", create_pr, private)
     try:
         with plain_errors(repo_id):
-            look(plan)
+            read_branch(plan)
     except HubError as error:
-        plan.exists, plan.why_unknown = None, str(error)
+        plan.why_unknown = str(error)
         return plan
-    other = {"model": ADAPTER_CONFIG, "adapter": "config.json"}.get(upload.kind)
-    problem = (
-        "it is not on the Hub (or the token may not see it), and --create-pr needs one that is"
-        if create_pr and not plan.exists
-        else "it exists and is public; make it private in its settings, or leave --private out"
-        if private and not plan.private
-        else f"it holds {other}, but {folder} is {KINDS[upload.kind]}; take another repository"
-        if other in plan.there  # loading takes the adapter of such a repository, with whatever base it names
-        else ""
-    )
-    if problem:
+    if problem := repository_problem(plan):
         raise ValueError(f"{repo_id}: {problem}")
     return plan
 
 
-def look(plan: Plan) -> None:
-    """Fill in what is at the branch of a plan."""
+def repository_problem(plan: Plan) -> str:
+    """Return why the repository cannot take the push; empty if it can."""
+    if plan.create_pr and not plan.exists:
+        return "it is not on the Hub (or the token may not see it), and --create-pr needs one that is"
+    if plan.exists and plan.private and not plan.is_private:
+        return "it exists and is public; make it private in its settings, or leave --private out"
+    # From a repository with both a model and an adapter, loading takes the adapter, with whatever base that names.
+    foreign = {"model": ADAPTER_CONFIG, "adapter": "config.json"}.get(plan.upload.kind)
+    if foreign in plan.remote_files:
+        return f"it holds {foreign}, but {plan.upload.folder} is {KINDS[plan.upload.kind]}; take another repository"
+    return ""
+
+
+def read_branch(plan: Plan) -> None:
+    """Ask the Hub for the repository of a plan and the files of its branch, and note them in the plan."""
     api, repo_type = HfApi(), plan.upload.repo_type
     try:
-        info, plan.branch_exists = api.repo_info(plan.repo_id, repo_type=repo_type, revision=plan.branch), True
+        info = api.repo_info(plan.repo_id, repo_type=repo_type, revision=plan.branch)
+        plan.branch_exists = True
     except RevisionNotFoundError:
         info = api.repo_info(plan.repo_id, repo_type=repo_type)
     except RepositoryNotFoundError:
         return
     tree = api.list_repo_tree(plan.repo_id, repo_type=repo_type, revision=info.sha, recursive=True)
-    plan.there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-    plan.exists, plan.private, plan.parent = True, bool(info.private), info.sha
+    plan.remote_files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    plan.exists, plan.is_private, plan.parent = True, bool(info.private), info.sha
 
 
-def compare(path: Path, there: RepoFile | None) -> str:
-    """Return "new", "changed" or "same"."""
-    if there is None:
+def compare(path: Path, remote: RepoFile | None) -> str:
+    """Compare a local file with the repository's file of its name; return "new", "changed" or "same"."""
+    if remote is None:
         return "new"
-    if path.stat().st_size != there.size:
+    if path.stat().st_size != remote.size:
         return "changed"
-    if there.lfs:
-        return "same" if digest(path) == there.lfs.sha256 else "changed"
+    if remote.lfs:
+        return "same" if digest(path) == remote.lfs.sha256 else "changed"
     content = path.read_bytes()
-    return "same" if hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == there.blob_id else "changed"
+    git_id = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    return "same" if git_id == remote.blob_id else "changed"
 
 
 # --- what is sent, and what is checked before ---
 
 
 def collect(folder: str | Path) -> Upload:
-    """List the files of a folder that would be published. Raises ValueError unless it is of one kind."""
+    """List the files of a folder that would be published.
+
+    Raises ValueError unless the folder is exactly one of a model, an adapter and a Space.
+    """
     root = Path(folder)
     check_code_files(root)
     files, left_out = {}, []
-    for here, folders, names in os.walk(root):
+    for parent, folders, names in os.walk(root):
         for name in sorted(folders + names):
-            path = Path(here, name)
-            inside = path.relative_to(root).as_posix()
-            if stays_here(path):
-                left_out.append(f"{inside}/" if name in folders else inside)
-            elif name in names or path.is_symlink():  # a link to a folder is refused later, as a file
-                files[inside] = path
-        folders[:] = sorted(name for name in folders if not stays_here(Path(here, name)))
+            path = Path(parent, name)
+            relative = path.relative_to(root).as_posix()
+            if is_not_published(path):
+                left_out.append(f"{relative}/" if name in folders else relative)
+            elif name in names or path.is_symlink():  # `check_files` refuses a link to a folder
+                files[relative] = path
+        folders[:] = sorted(name for name in folders if not is_not_published(Path(parent, name)))
     metadata = read_metadata(root / "README.md")
     kinds = {"adapter": ADAPTER_CONFIG in files, "model": "config.json" in files, "space": metadata.sdk is not None}
     found = [kind for kind, is_one in kinds.items() if is_one]
     if len(found) != 1:
-        what = " and ".join(KINDS[kind] for kind in found) or "nothing that can be pushed"
-        raise ValueError(f"{root} is {what}; it needs one of config.json, {ADAPTER_CONFIG} and `sdk:` in README.md")
+        kind = " and ".join(KINDS[kind] for kind in found) or "nothing that can be pushed"
+        raise ValueError(f"{root} is {kind}; it needs one of config.json, {ADAPTER_CONFIG} and `sdk:` in README.md")
     return Upload(root, found[0], files, tuple(sorted(left_out)), metadata)
 
 
-def stays_here(path: Path) -> bool:
-    """Return True if the name of a path, or of the file that it links to, is not published."""
+def is_not_published(path: Path) -> bool:
+    """Return True if the name of a path, or of the file that it links to, is one that is not published."""
     return any(
         (name.startswith(".") and name not in HIDDEN_BUT_PUBLISHED)
-        or any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in STAYS_HERE)
+        or any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in NOT_PUBLISHED)
         for name in (path.name, path.resolve().name)
     )
 
 
-def is_own_code(name: str, path: Path) -> bool:
-    """Return True if a file is, byte for byte, what this version writes into folders under that name."""
-    model = Path(importlib.util.find_spec("modeling_m2bert").origin).parent
-    own = Path(__file__).with_name(name) if name == "handler.py" else model / name
-    return "/" not in name and name != "__init__.py" and own.is_file() and own.read_bytes() == path.read_bytes()
+def is_package_code(name: str, path: Path) -> bool:
+    """Return True if a file is, byte for byte, what this version of the package writes into folders under that name."""
+    if "/" in name or name == "__init__.py":
+        return False
+    model_code = Path(importlib.util.find_spec("modeling_m2bert").origin).parent
+    original = Path(__file__).with_name(name) if name == "handler.py" else model_code / name
+    return original.is_file() and original.read_bytes() == path.read_bytes()
 
 
 def check_files(upload: Upload, repo_id: str):
-    """Raise ValueError with all that is missing, damaged or must not be public. Runs none of the folder's code."""
+    """Raise ValueError if a file is missing, damaged or not for the public; the message names all such files.
+
+    Runs none of the folder's code.
+    """
     files = upload.files
-    weights = upload.kind == "space" or any(name.endswith(".safetensors") and "/" not in name for name in files)
-    needed = {"README.md, the card": "README.md" in files, "weights as safetensors": weights}
-    problems = [f"it lacks {what}, {EXPORT}" for what, is_there in needed.items() if not is_there]
-    problems += [f"{name} {why}" for name, path in files.items() if (why := why_not(name, path, upload.folder))]
-    problems = problems or list(wrong_settings(upload, repo_id))
+    has_weights = upload.kind == "space" or any(name.endswith(".safetensors") and "/" not in name for name in files)
+    needed = {"README.md, the card": "README.md" in files, "weights as safetensors": has_weights}
+    problems = [f"it lacks {what}, {EXPORT_AGAIN}" for what, is_there in needed.items() if not is_there]
+    problems += [f"{name} {why}" for name, path in files.items() if (why := file_problem(name, path, upload.folder))]
+    problems = problems or list(settings_problems(upload, repo_id))
     if problems:
         raise ValueError(f"{upload.folder} cannot be pushed: {'; '.join(problems)}")
 
 
-def why_not(name: str, path: Path, folder: Path) -> str:
-    """Return why a file must not be sent, or "". Raises ValueError if it is of weights and damaged or not finite."""
+def file_problem(name: str, path: Path, folder: Path) -> str:
+    """Return why a file must not be sent; empty if it may.
+
+    Raises ValueError if it is a file of weights that is damaged or holds a value that is not finite.
+    """
     within = path.resolve().is_relative_to(folder.resolve())
-    if path.is_symlink() and not (path.is_file() and (within or is_own_code(name, path))):
+    if path.is_symlink() and not (path.is_file() and (within or is_package_code(name, path))):
         return "is a link out of the folder, or to no file, put a copy in its place"
-    if not path.is_file() or path.suffix.lower() in PICKLES:
-        return "is a pickle, which runs code when it is loaded, or no plain file, take it out"
-    weights, size = path.suffix == ".safetensors", path.stat().st_size
+    if not path.is_file():
+        return "is no plain file, take it out"
+    if path.suffix.lower() in PICKLES:
+        return "is a pickle, which runs code when it is loaded, take it out"
+    is_weights, size = path.suffix == ".safetensors", path.stat().st_size
     if size:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             end = size
-            if weights:  # only their header can hold text
+            if is_weights:  # only the header of safetensors can hold text
                 end = min(size, 8 + int.from_bytes(content[:8], "little"))
             if SECRET.search(content, 0, end):
                 return "holds what looks like a token of the Hub or a private key, remove and revoke it"
-    if weights:
+    if is_weights:
         with open_weights(path) as tensors:
             for tensor in sorted(tensors.keys()):
                 check_finite({tensor: tensors.get_tensor(tensor)}, str(path))
-    private = private_path(name, path) if path.suffix in TEXTS | {".json"} else None
-    return f"names paths of this machine ({private}), remove them, or use `m2bert export`" if private else ""
+    local_path = private_path(name, path) if path.suffix in TEXTS | {".json"} else None
+    return f"names paths of this machine ({local_path}), remove them, or use `m2bert export`" if local_path else ""
 
 
 def private_path(name: str, path: Path) -> str | None:
-    """Return a path of this machine that a file of text or JSON names, or None. Of a record, every path is one."""
+    """Return a path of this machine that a text or JSON file names; None if there is none.
+
+    A record (`RECORDS`) may name no path at all.
+    """
     is_vocabulary = PurePosixPath(name).name in VOCABULARIES
     if path.suffix != ".json":
-        found = HOME.search(path.read_text(encoding="utf-8", errors="replace"))
+        found = HOME_PATH.search(path.read_text(encoding="utf-8", errors="replace"))
         return found[0] if found and not is_vocabulary else None
     content = parse_json(read_text(path), str(path))
     if name in RECORDS and without_private(content) != content:
         return "a path in a record of training or conversion"
     if is_vocabulary:
         content = {key: value for key, value in content.items() if key != "model"} if isinstance(content, dict) else {}
-    return next((text for text in strings(content) if HOME.search(text) or ABSOLUTE.fullmatch(text)), None)
+    return next((text for text in strings(content) if HOME_PATH.search(text) or ABSOLUTE_PATH.fullmatch(text)), None)
 
 
-def wrong_settings(upload: Upload, repo_id: str) -> Iterator[str]:
-    """Yield what settings name and must not. Raises ValueError if one is malformed or does not fit the weights."""
+def settings_problems(upload: Upload, repo_id: str) -> Iterator[str]:
+    """Yield a message for each wrong name of a repository, a base model or a code file in the settings and the card.
+
+    Raises ValueError if a settings file is malformed or does not fit the weights.
+    """
     files, folder = upload.files, upload.folder
     check_model_files(folder)
+    # The example code on the card says which repository it loads.
     loaded = re.search(r'^path = "([^"]+)"$', read_text(files["README.md"]), flags=re.MULTILINE)
-    if loaded and loaded[1] != repo_id:  # in the code that the card shows
+    if loaded and loaded[1] != repo_id:
         yield f"README.md loads {loaded[1]!r}, push to that --repo, or export the folder anew for this"
     if upload.kind == "adapter":
         base = read_settings(AdapterConfig, files[ADAPTER_CONFIG]).base_model_name_or_path or ""
@@ -279,13 +314,14 @@ def wrong_settings(upload: Upload, repo_id: str) -> Iterator[str]:
             check_fit(auto_class_of(folder), folder)
         settings = [path for name, path in files.items() if name.endswith(".json") and "/" not in name]
         contents = [parse_json(read_text(path), str(path)) for path in settings]
-        maps = [content.get("auto_map") for content in contents if isinstance(content, dict)]
-        classes = [text for text in strings(maps) if "." in text]
+        auto_maps = [content.get("auto_map") for content in contents if isinstance(content, dict)]
+        classes = [text for text in strings(auto_maps) if "." in text]  # "module.Class" for transformers to import
         if "modules.json" in files:
             classes += [module.type for module in read_modules(files["modules.json"])]
         for module in sorted({name.split(".")[0] for name in classes} - {"sentence_transformers"}):
-            if f"{module}.py" not in files:  # `org/other--module` is code of another repository, and not pinned
-                yield f"its settings name the code {module!r}, which is not in it, {EXPORT}"
+            # `org/other--module` names code of another repository, at no fixed commit: it is refused here, too.
+            if f"{module}.py" not in files:
+                yield f"its settings name the code {module!r}, which is not in it, {EXPORT_AGAIN}"
 
 
 def strings(content) -> Iterator[str]:
@@ -301,24 +337,28 @@ def strings(content) -> Iterator[str]:
 
 
 def check_loading(folder: Path):
-    """Load a model in a process that cannot import this package, or raise ValueError. Its code is this version's, so it
-    may run."""
+    """Load a model in a process that cannot import this package, and raise ValueError if that fails.
+
+    This runs the code of the folder: call it only if there is no `foreign_code`.
+    """
     command = [sys.executable, "-P", str(Path(__file__).with_name("clean_load.py")), str(folder)]
     with tempfile.TemporaryDirectory() as modules:
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": modules}
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        raise ValueError(f"{folder} does not load where this package is not installed ({reason}); {EXPORT}")
+        raise ValueError(f"{folder} does not load where this package is not installed ({reason}); {EXPORT_AGAIN}")
 
 
 # --- sending, and what is shown ---
 
 
 def carry_out(plan: Plan) -> CommitInfo | None:
-    """Send a plan as one commit on top of the commit that it was compared with; None if there is nothing to send. If it
-    is cut off, the branch stays as it was (a repository or branch that had to be made stays, without the files). Raises
-    HubError, also if another commit came in between."""
+    """Send a plan as one commit on top of the commit that it was compared with. Returns None if nothing is to be sent.
+
+    If the push is interrupted, the branch stays as it was. A repository or branch that was made for the push
+    remains, without the new files. Raises HubError, also if the branch has a new commit since the comparison.
+    """
     if plan.why_unknown:
         raise HubError(plan.why_unknown)
     added = [name for name, change in plan.changes.items() if change != "same"]
@@ -343,40 +383,44 @@ def carry_out(plan: Plan) -> CommitInfo | None:
 
 
 def describe(plan: Plan) -> str:
-    """Return the plan as a table and a few lines."""
+    """Return the plan as text: the target, a table of the files, and what else will or will not happen."""
     upload = plan.upload
     target = f"{KINDS[upload.kind]} {upload.folder} -> {plan.repo_id}"
     if plan.create_pr:
         lines = [f"{target}, pull request for main"]
     else:
-        missing = "not found (or not visible with this token), so it will be made"
-        repository = {True: "exists", False: missing, None: "unknown"}[plan.exists]
-        visible = "unknown whether private" if plan.why_unknown else "private" if plan.private else "public"
-        known = plan.branch_exists or plan.branch == "main" or plan.why_unknown
-        branch = plan.branch if known else f"{plan.branch} (will be made)"
-        lines = [f"{target}, branch {branch}, repository {repository}, {visible}"]
+        branch, repository = plan.branch, "exists"
+        is_private = plan.is_private if plan.exists else plan.private
+        visibility = "private" if is_private else "public"
+        if plan.why_unknown:
+            repository, visibility = "unknown", "unknown whether private"
+        elif not plan.exists:
+            repository = "not found (or not visible with this token), so it will be made"
+        if not (plan.branch_exists or plan.branch == "main" or plan.why_unknown):
+            branch += " (will be made)"
+        lines = [f"{target}, branch {branch}, repository {repository}, {visibility}"]
     lines += [f"not compared with what is there: {plan.why_unknown}"] if plan.why_unknown else []
     sizes = {name: path.stat().st_size for name, path in upload.files.items()}
     for name, size in sizes.items():
         status = "" if plan.why_unknown else plan.changes[name]
-        large = name.endswith(".safetensors") or size > LARGE_BYTES  # a guess; the server decides
+        large = name.endswith(".safetensors") or size > LARGE_BYTES  # a guess: the Hub decides what LFS stores
         lines.append(f"  {status:8}{size:>14,}  {'LFS' if large else '   '}  {name}")
     lines.append(f"{len(sizes)} files, {sum(sizes.values()):,} bytes")
     lines += [f"  deleted: {name} (of an earlier model)" for name in plan.stale]
-    kept = sorted(plan.there.keys() - sizes.keys() - set(plan.stale))
+    kept = sorted(plan.remote_files.keys() - sizes.keys() - set(plan.stale))
     lines += [f"stays in the repository: {', '.join(kept)}"] if kept else []
     lines += [f"left out, stays here: {', '.join(upload.left_out)}"] if upload.left_out else []
-    if upload.kind != "space":  # who loads the repository runs its code
+    if upload.kind != "space":  # loading such a repository runs its code
         version, foreign = f"m2bert {__version__}", upload.foreign_code
-        own = sum(name.endswith(".py") for name in sizes) - len(foreign)
-        lines += [f"code as in {version}, byte for byte: {own} files"] if own else []
-        lines += [f"code that differs from {version} or is not of it: {name}" for name in foreign]
+        same = sum(name.endswith(".py") for name in sizes) - len(foreign)
+        lines += [f"code as in {version}, byte for byte: {same} files"] if same else []
+        lines += [f"code that differs from {version} or is not part of it: {name}" for name in foreign]
         lines += ["not loaded as a check, which would run that code"] if foreign and upload.kind == "model" else []
     return "\n".join(map(shown, lines))
 
 
 def describe_commit(plan: Plan, commit: CommitInfo) -> str:
-    """Return the address of the commit, and the lines that load exactly it."""
+    """Return the address of a commit, and the code that loads the repository at exactly this commit."""
     lines = [commit.pr_url or commit.commit_url]
     pinned = f'"{plan.repo_id}", revision="{commit.oid}"'
     if plan.upload.kind == "model":

@@ -1,4 +1,7 @@
-"""Scores for a model card, from the files that `m2bert eval` writes: of this very model, none without its origin."""
+"""Read the scores of a model card from the files that `m2bert eval` writes.
+
+A card shows only scores that were measured on exactly its model and that state their origin.
+"""
 
 import hashlib
 import json
@@ -18,15 +21,15 @@ CONFIG, SENTENCE_CONFIG = "config.json", "sentence_bert_config.json"
 LEADERBOARD = ".eval_results/m2bert.yaml"
 
 
-class OnCard(Retrieval):
-    """A score of `m2bert eval` that states its origin, as every number on a card does."""
+class TracedScore(Retrieval):
+    """A score of `m2bert eval` that states its origin: where the data come from, and which versions measured it."""
 
     source: str = Field(min_length=1)
     versions: dict[str, str] = Field(min_length=1)
 
 
-class OwnScore(OnCard):
-    """A score of the card's model."""
+class ModelScore(TracedScore):
+    """A score of the card's model. docs/evaluation.md explains the fields."""
 
     claim: Literal["zero-shot", "fine-tuned"]
     trained_on: Some[str]
@@ -37,7 +40,9 @@ class OwnScore(OnCard):
     seen_share: Share
 
     @model_validator(mode="after")
-    def _not_of_training_data(self):
+    def _refuse_training_data(self):
+        """Raise ValueError if the model was trained on the split; `trained_on` holds entries like "qmsum (train)"."""
+        # With distractors, a task is called "NAME +COUNT".
         if {f"{task} ({self.split})" for task in (self.task, self.task.split(" ")[0])} & set(self.trained_on):
             raise ValueError(f"split={self.split!r} is one that the model was trained on")
         return self
@@ -45,50 +50,59 @@ class OwnScore(OnCard):
 
 @dataclass(frozen=True)
 class Scores:
-    """Records of `m2bert eval` (docs/evaluation.md lists their fields)."""
+    """Records of `m2bert eval` for a card (docs/evaluation.md lists their fields)."""
 
-    own: list[dict] = field(default_factory=list)  # of the model, one for each task and policy, without hybrids
-    masked: list[dict] = field(default_factory=list)  # of the model that differs in padding="masked" alone
-    bm25: dict[str, dict] = field(default_factory=dict)  # of BM25, by the fingerprint of the data
+    own: list[dict] = field(default_factory=list)  # the model's, one for each task and policy; no hybrids
+    masked: list[dict] = field(default_factory=list)  # those of the same model with padding="masked"
+    bm25: dict[str, dict] = field(default_factory=dict)  # {fingerprint of the data: BM25's}
 
 
 def read_scores(files: list[Path], model_dir: Path) -> Scores:
     """Return the scores of the model in `model_dir` from result files.
 
     Raises:
-        ValueError: a file is not a result file, none of its scores was measured on exactly these weights, settings and
-            tokenizer, a score does not state its origin, or two differ for the same task and policy.
+        ValueError: a file is not a result file; no score was measured on exactly these weights, settings and tokenizer;
+            a score does not state its origin; or the files hold two different scores for the same task and policy.
     """
     if not files:
         return Scores()
     records = [record for file in files for record in read_results(Path(file)) if isinstance(record, dict)]
     ranked = [record for record in records if record.get("kind") == "retrieval" and not record.get("hybrid")]
-    present, twin = model_files(model_dir), _masked_twin(model_dir)
-    own = [record for record in ranked if record.get("model_files") == present]
-    exported = (model_dir / "modules.json").is_file()
-    if not own or not exported:
+    digests, masked_digests = model_files(model_dir), _masked_digests(model_dir)
+    # An adapter has none. Scores of a checkpoint without one were measured with another pooling than its export has.
+    if not (model_dir / "modules.json").is_file():
+        raise ValueError(f"{model_dir} has no modules.json; export it, evaluate that, and export that with --results")
+    own = [record for record in ranked if record.get("model_files") == digests]
+    if not own:
         measured = [record["model_files"] for record in ranked if isinstance(record.get("model_files"), dict)]
-        others = [sorted(n for n in each.keys() | present.keys() if each.get(n) != present.get(n)) for each in measured]
-        closest = ", ".join(min(others, key=len, default=["all, or is not stated"]))
+        differences = [_differing(each, digests) for each in measured]
+        smallest = ", ".join(min(differences, key=len, default=["all, or is not stated"]))
         raise ValueError(
             f"results {', '.join(map(str, files))} hold no score of {model_dir}: what was measured differs in "
-            f"{closest}; run `m2bert eval --encoder {model_dir}`"
-            if exported  # else it was measured with another pooling than an export has, or it is an adapter
-            else f"{model_dir} has no modules.json; export it, evaluate that, and export that with --results"
+            f"{smallest}; run `m2bert eval --encoder {model_dir}`"
         )
-    masked = [record for record in ranked if twin and record.get("model_files") == present | twin]
+    masked = [record for record in ranked if masked_digests and record.get("model_files") == digests | masked_digests]
     fingerprints = [record.get("data_fingerprint") for record in own]
-    bm25 = [r for r in ranked if r.get("system") == "bm25" and r.get("data_fingerprint") in fingerprints]
-    for schema, found in ((OwnScore, own + masked), (OnCard, bm25)):
-        for record in found:
+    of_bm25 = [record for record in ranked if record.get("system") == "bm25"]
+    bm25 = [record for record in of_bm25 if record.get("data_fingerprint") in fingerprints]
+    for schema, chosen in ((ModelScore, own + masked), (TracedScore, bm25)):
+        for record in chosen:
             name = f"the score of {record.get('system')!r} on {record.get('task')!r}"
             checked(schema, record, f"{name} (a card needs its origin: `trained_on` in m2bert eval --config)")
-    bm25 = {record["data_fingerprint"]: record for record in bm25}
-    return Scores(_without_repetition(own), _without_repetition(masked), bm25)
+    bm25_by_data = {record["data_fingerprint"]: record for record in bm25}
+    return Scores(_without_repetition(own), _without_repetition(masked), bm25_by_data)
+
+
+def _differing(files: dict[str, str], others: dict[str, str]) -> list[str]:
+    """Return the names of files whose digests differ, or that only one side has."""
+    return sorted(name for name in files.keys() | others.keys() if files.get(name) != others.get(name))
 
 
 def model_index(scores: Scores) -> list[EvalResult]:
-    """Return the scores in points (0 to 100) in the form of the Hub's `model-index`."""
+    """Return the scores in points (0 to 100) in the form of the Hub's `model-index`.
+
+    A record without a revision is of data that are not on the Hub: the task's name stands for the data set.
+    """
     return [
         EvalResult(
             task_type="retrieval",
@@ -106,16 +120,17 @@ def model_index(scores: Scores) -> list[EvalResult]:
 
 
 def leaderboard_file(scores: Scores) -> dict[str, str]:
-    """Return the file of the scores on data sets of the Hub by its name, if there are any."""
+    """Return {file name: text} of the file for the Hub's leaderboards; empty if no data set is on the Hub."""
     entries = []
     for record in scores.own:
         if not record.get("revision"):
             continue
-        pair = "," in record["revision"]  # queries and documents are two data sets; the documents are the benchmark
+        # With two revisions, queries and documents are two data sets, and that of the documents is the benchmark.
+        has_two_data_sets = "," in record["revision"]
         low, high = map(_points, record["interval_95"])
         entries.append(
             EvalResultEntry(
-                dataset_id=f"{record['source']}-Documents" if pair else record["source"],
+                dataset_id=f"{record['source']}-Documents" if has_two_data_sets else record["source"],
                 dataset_revision=record["revision"].split(",")[-1],
                 task_id=record["task"],
                 value=_points(record["ndcg_at_10"]),
@@ -131,8 +146,11 @@ def _points(score: float) -> float:
     return round(100 * score, 2)
 
 
-def _masked_twin(model_dir: Path) -> dict[str, str]:
-    """Return the digests of the two files in which `write_folder` makes the same model with padding="masked" differ."""
+def _masked_digests(model_dir: Path) -> dict[str, str]:
+    """Return {file name: digest} of the two files that `write_folder` would write differently with padding="masked".
+
+    Returns an empty dict for a model whose padding is not "visible".
+    """
     if read_json(model_dir / CONFIG).get("padding") != "visible" or not (model_dir / SENTENCE_CONFIG).is_file():
         return {}
     config = read_text(model_dir / CONFIG).replace('"padding": "visible"', '"padding": "masked"')
@@ -143,12 +161,13 @@ def _masked_twin(model_dir: Path) -> dict[str, str]:
 
 
 def _without_repetition(records: list[dict]) -> list[dict]:
-    found: dict[tuple, dict] = {}
+    """Return one record for each task, data and policy. Raises ValueError if two of them have different scores."""
+    kept: dict[tuple, dict] = {}
     for record in records:
         key = record["task"], record["split"], record["data_fingerprint"], record["policy"]
-        if found.setdefault(key, record)["ndcg_at_10"] != record["ndcg_at_10"]:
+        if kept.setdefault(key, record)["ndcg_at_10"] != record["ndcg_at_10"]:
             raise ValueError(
                 f"results hold two scores of task {record['task']!r} under policy {record['policy']!r}: "
-                f"{found[key]['ndcg_at_10']} and {record['ndcg_at_10']}; leave a file out"
+                f"{kept[key]['ndcg_at_10']} and {record['ndcg_at_10']}; leave a file out"
             )
-    return list(found.values())
+    return list(kept.values())

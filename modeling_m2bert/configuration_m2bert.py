@@ -28,11 +28,10 @@ class M2BertConfig(PreTrainedConfig):
         intermediate_size: width I of the gated feed-forward network.
         num_blocks: diagonal blocks of the feed-forward matrices; 1 is a dense layer.
         max_position_embeddings: longest sequence in tokens, and the length of the long filters.
-        filter_decay_length: length in tokens over which the exponential decay of the filters is spread when a model
-            is initialized (`None`: max_position_embeddings). Keep it when the context grows, and the decay per token
-            stays what it was.
-        position_embeddings: learn a vector for every position. Convolutions see the order of tokens without it, and a
-            small model for long texts would be mostly this table.
+        filter_decay_length: number of tokens over which the filters of a new model decay (`None`:
+            max_position_embeddings). It sets the decay per token, whatever the context.
+        position_embeddings: learn a vector for every position. Convolutions see the order of tokens even without it. In
+            a small model for long texts, this table would hold most of the parameters.
         type_vocab_size: number of token types (segments).
         hidden_dropout_prob: dropout after the embeddings and inside the feed-forward network.
         classifier_dropout: dropout before the classifier (`None`: hidden_dropout_prob).
@@ -43,16 +42,16 @@ class M2BertConfig(PreTrainedConfig):
             pairs of cosine and sine.
         filter_frequency: initial frequency inside the sines.
         residual_long_conv: add a second, ungated long convolution of the mixer's input to the mixer's output.
-        mixer_layer_norm: normalize the mixer's input (the "training additions" of some older checkpoints).
+        mixer_layer_norm: normalize the mixer's input, as some older checkpoints do.
         pooling: how `pooler_output` is made: `mean`, `weighted_mean` (one learned weight per token id and head),
             `cls` (position 0), `cls_tanh` and `mean_tanh` (dense layer and tanh on top).
         num_pooling_heads: heads of `weighted_mean`; their pooled vectors are concatenated.
-        pooling_saturation: in `weighted_mean`, n occurrences of a token together weigh as
-            log(1 + n / pooling_saturation); `None`: as n.
-        contextual_pooling: in `weighted_mean`, a token's weight depends on its last hidden state, too.
-        padding: `masked` (padding cannot be seen: a text's vector is that of the text alone) or `visible` (the
-            research code's behavior: results depend on how far a text is padded).
-        sparse_prediction: compute masked-LM logits only where `labels` is not -100 (training memory).
+        pooling_saturation: in `weighted_mean`, n occurrences of a token together have the token's weight times
+            log(1 + n / pooling_saturation); `None`: times n.
+        contextual_pooling: in `weighted_mean`, a token's weight also depends on its last hidden state.
+        padding: `masked` (padding has no effect on a text's vectors) or `visible` (the research code's behavior:
+            results depend on how far a text is padded).
+        sparse_prediction: compute masked-LM logits only where `labels` is not -100, which saves memory in training.
         pad_token_id: id of the padding token.
         tie_word_embeddings: share the token embedding with the masked-LM decoder.
     """
@@ -95,14 +94,16 @@ class M2BertConfig(PreTrainedConfig):
 
     @property
     def projection_dim(self) -> int:
-        """Return the width of `pooler_output`: hidden_size, times the heads of `weighted_mean`. sentence-transformers
-        reads the width of its embeddings under this name."""
+        """Return the width of `pooler_output`: hidden_size, times num_pooling_heads with `weighted_mean`.
+
+        sentence-transformers reads the width of its embeddings under this name.
+        """
         return self.hidden_size * (self.num_pooling_heads if self.pooling == "weighted_mean" else 1)
 
     def validate_architecture(self):
         """Raise ValueError for fields that do not fit together, naming the field, its value and the fix."""
         super().validate_architecture()
-        rules = [  # fields, what holds for their values, in words
+        rules = [  # field names, the condition for their values, and the condition in words
             (("vocab_size", "hidden_size", "intermediate_size", "num_blocks", "max_position_embeddings",
               "filter_decay_length", "type_vocab_size", "filter_order", "num_pooling_heads"),
              lambda value: value >= 1, "at least 1"),
@@ -123,9 +124,9 @@ class M2BertConfig(PreTrainedConfig):
              "above 0, or null for none"),
         ]  # fmt: skip
         if self.pooling != "weighted_mean":
-            needs = f"left out: only pooling='weighted_mean' has it, not {self.pooling!r}"
-            rules.append((("num_pooling_heads",), lambda value: value == 1, needs))
-            rules.append((("pooling_saturation", "contextual_pooling"), lambda value: not value, needs))
+            unused = f"left out: only pooling='weighted_mean' has it, not {self.pooling!r}"
+            rules.append((("num_pooling_heads",), lambda value: value == 1, unused))
+            rules.append((("pooling_saturation", "contextual_pooling"), lambda value: not value, unused))
         for names, holds, words in rules:
             for name in names:
                 if not holds(getattr(self, name)):

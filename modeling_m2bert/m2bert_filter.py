@@ -2,7 +2,7 @@
 
 The filter at tap t is MLP(z_t) * exp(-time_t * decay_c), with z_t the positional features (m2bert_ops_filter). Both
 directions share features, time, decay and frequencies; their weights are stacked in a leading dimension of 2 (0
-forward, 1 reverse). All tensors belong to this one module, so that it alone decides their precision.
+forward, 1 reverse). All tensors belong to one module, so that this module alone decides their precision.
 """
 
 import math
@@ -14,13 +14,17 @@ from transformers import initialization as init
 
 from .m2bert_ops_filter import FilterParameters
 
-FASTEST_DECAY_SHARE = 0.3  # share of the decay length after which the fastest channel has fallen to 1 %
+# The share of the decay length after which the fastest and the slowest channel have fallen to 1 %.
+FASTEST_DECAY_SHARE = 0.3
 SLOWEST_DECAY_SHARE = 1.5
 
 
 def positional_features(num_positions: int, size: int) -> Tensor:
-    """Return the initial features z (num_positions, size) float32: [t / (N - 1), cos(f w_t) .., -sin(f w_t) ..] with
-    w_t = 2 pi t / N and (size - 1) / 2 frequencies f spread evenly from 1e-4 upwards."""
+    """Return the initial features z (num_positions, size) in float32.
+
+    z_t = [t / (N - 1), cos(f w_t) .., -sin(f w_t) ..] with N = num_positions and w_t = 2 pi t / N. The (size - 1) / 2
+    frequencies f are evenly spaced from 1e-4 upwards.
+    """
     bands = (size - 1) // 2
     kwargs = {"device": "cpu", "dtype": torch.float32}
     frequencies = torch.linspace(1e-4, max(bands - 1, 1e-4), bands, **kwargs)
@@ -30,15 +34,15 @@ def positional_features(num_positions: int, size: int) -> Tensor:
 
 
 def normalized_time(num_positions: int, decay_length: int) -> Tensor:
-    """Return the time of every tap (num_positions,) float32: 0 at the first, 1 at tap decay_length - 1."""
+    """Return the time of every tap, (num_positions,) float32. It is 0 at tap 0 and 1 at tap decay_length - 1."""
     return torch.arange(num_positions, device="cpu", dtype=torch.float32) / max(decay_length - 1, 1)
 
 
 class M2BertFilter(nn.Module):
     """One bidirectional filter per channel, and the skip term of its convolution.
 
-    Parameters and buffers stay in float32 when the model is cast to float16 or bfloat16: rounded, they give other
-    filters. A float64 model has float64 filters.
+    Parameters and buffers stay in float32 when the model is cast to float16 or bfloat16, since rounding them would
+    change the filters. A float64 model has float64 filters.
     """
 
     def __init__(self, config):
@@ -63,15 +67,15 @@ class M2BertFilter(nn.Module):
 
     def _apply(self, fn, recurse=True):
         def keep_precision(tensor):
-            moved = fn(tensor)
-            if tensor.is_floating_point() and moved.dtype in (torch.float16, torch.bfloat16):
-                moved = tensor.to(device=moved.device, dtype=torch.float32)
-            return moved
+            changed = fn(tensor)
+            if tensor.is_floating_point() and changed.dtype in (torch.float16, torch.bfloat16):
+                changed = tensor.to(device=changed.device, dtype=torch.float32)
+            return changed
 
         return super()._apply(keep_precision, recurse)
 
     def initialize(self, config):
-        """Fill with initial values; in `decay` those of the slowest channel come first."""
+        """Set the initial values. Channels are ordered by decay, the slowest first."""
         time = normalized_time(config.max_position_embeddings, config.filter_decay_length)
         init.copy_(self.time, time)
         init.copy_(self.positional_features, positional_features(len(time), config.filter_embedding_size))
@@ -85,12 +89,12 @@ class M2BertFilter(nn.Module):
         init.normal_(self.skip)
 
     def forward(self, x: Tensor, operation: Callable[[Tensor, nn.Module], Tensor]) -> Tensor:
-        """Return operation(x, self). Weights that are offloaded, sharded, pruned or adapted are there, and right, only
+        """Return operation(x, self). Weights that are offloaded, sharded, pruned or adapted have their values only
         while their module is called."""
         return operation(x, self)
 
     def parameters_for(self, length: int) -> FilterParameters:
-        """Return what generates the first `length` taps."""
+        """Return the parameters that generate the first `length` taps."""
         inputs = self.positional_features[:length], self.frequency, self.input_weight, self.input_bias
         hidden = self.hidden_weight, self.hidden_bias
         return FilterParameters(*inputs, *hidden, self.output_weight, self.time[:length], self.decay)

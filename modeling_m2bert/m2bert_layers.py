@@ -4,8 +4,8 @@ feed-forward network of block-diagonal (Monarch) matrices.
     [x1 | x2 | v] = short_conv(in_proj(u));  y = long_conv(v * x1) * x2 + long_conv(u);  mixed = out_proj(y)
     [gate | value] = up(mixed);  output = down(gelu(gate) * value)
 
-Convolutions run over channels, (C, T); projections read and write that layout by themselves. Nothing crosses from one
-row to another, and nothing of the padding reaches a real position.
+Convolutions take and return (C, T), where the samples of a channel are adjacent. The projections read and write that
+layout without a copy. No row depends on another row, and no real position depends on padding.
 """
 
 from collections.abc import Callable
@@ -18,13 +18,15 @@ from .m2bert_ops import block_diagonal_glu, cached_long_conv, long_conv, short_c
 from .m2bert_ops_filter import FilterCache, implicit_filters
 from .m2bert_packing import Rows
 
-MIXER_LAYER_NORM_EPS = 1e-5  # of the checkpoints that have this norm
+MIXER_LAYER_NORM_EPS = 1e-5  # as the checkpoints with this norm were trained
 
 
 class ShortConv(nn.Module):
-    """Depthwise causal convolution with three taps, and the first gate. Its weight is (channels, 1, 3), its bias
-    (channels,). Its input first receives a bias of its own (channels,): the projection's, which must not reach the
-    zeros before a row."""
+    """Depthwise causal convolution with three taps, and the first gate.
+
+    Its weight is (channels, 1, 3), its bias (channels,). Its `input_bias` (channels,) is the bias of the projection
+    before it. It is added here, because it must not be added to the zeros before the start of a row.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -33,7 +35,7 @@ class ShortConv(nn.Module):
         self.bias = nn.Parameter(torch.empty(channels))
 
     def forward(self, projected: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Return v * x1 and x2, both (H, T), of projected (3H, T)."""
+        """Convolve projected (3H, T) and return v * x1 and x2, both (H, T)."""
         return short_conv_gate(projected, self.input_bias, self.weight.squeeze(1), self.bias, *rows)
 
 
@@ -49,15 +51,18 @@ class ChannelLinear(nn.Linear):
 
 
 def contiguous_rows(x: Tensor, linear: nn.Module) -> Tensor:
-    """Return x (T, in) in a layout that a linear layer reads. A dense layer of torch reads any strides without a copy.
-    Layers that replace or wrap it, such as quantized ones, are right on contiguous rows only."""
+    """Return x (T, in) in a layout that a linear layer reads.
+
+    A dense layer of torch reads any strides without a copy. Layers that replace or wrap it, such as quantized ones,
+    compute right results only from contiguous rows.
+    """
     dense = type(linear) in (nn.Linear, ChannelLinear) and is_dense(linear.weight)
     return x if dense else x.contiguous()
 
 
 def is_dense(weight: Tensor) -> bool:
-    """Return whether a weight is a plain tensor. Others, such as quantized ones, work for certain only with
-    `linear`."""
+    """Return whether a weight is a plain tensor. For others, such as quantized ones, `linear` is the only operation
+    that is sure to work."""
     return type(weight) in (Tensor, nn.Parameter)
 
 
@@ -76,30 +81,32 @@ class M2BertMixer(nn.Module):
         self.cache = cache or FilterCache(num_layers=1)
 
     def forward(self, hidden_states: Tensor, rows: Rows) -> Tensor:
-        """Mix (T, H) -> (T, H). Padded positions, if there are any, hold out_proj's bias."""
+        """Mix (T, H) -> (T, H). Padded positions, if there are any, get out_proj's bias."""
         if self.norm is not None:
             hidden_states = self.norm(hidden_states)
         gated, gate = self.short_conv(self.in_proj(contiguous_rows(hidden_states, self.in_proj)).T, rows)
         if self.residual_filter is None:
-            mixed = self.filter(gated, lambda x, own: self._long_conv(x, gate, None, rows, own))
+            mixed = self.filter(gated, lambda gated, main: self._long_conv(gated, gate, None, rows, main))
         else:
             residual = hidden_states.T.to(gated.dtype)
-            mixed = self.filter(
-                gated,
-                lambda x, own: self.residual_filter(
-                    x, lambda x, other: self._long_conv(x, gate, residual, rows, own, other)
-                ),
-            )
+
+            def convolve_both(gated: Tensor, main: M2BertFilter) -> Tensor:
+                return self.residual_filter(
+                    gated, lambda gated, second: self._long_conv(gated, gate, residual, rows, main, second)
+                )
+
+            mixed = self.filter(gated, convolve_both)
         return self.out_proj(contiguous_rows(mixed.T, self.out_proj))
 
     def _long_conv(
         self, gated: Tensor, gate: Tensor, residual: Tensor | None, rows: Rows, *filters: M2BertFilter
     ) -> Tensor:
+        """Convolve with one filter, or with two if there is a residual. Without gradients the filters are cached."""
         missing = [None] * (2 - len(filters))
         skips = [module.skip for module in filters] + missing
         if torch.is_grad_enabled() or self.training:
             if not torch.compiler.is_compiling():
-                self.cache.clear()  # an update may follow that no version tells, as of sharded parameters
+                self.cache.clear()  # the next update may raise no version, as with sharded parameters
             taps = implicit_filters([module.parameters_for(rows.longest) for module in filters])
             return long_conv(gated, gate, residual, *taps, *missing, *skips, *rows)
         sources = [module.parameters_for(len(module.time)) for module in filters]
@@ -121,8 +128,11 @@ class M2BertMixer(nn.Module):
 
 
 class BlockDiagonalLinear(nn.Module):
-    """Parameters of a linear layer whose matrix is block diagonal: output chunk j = weight_j input chunk j, weight
-    (num_blocks, out / num_blocks, in / num_blocks). One operation reads the parameters of two such layers."""
+    """Parameters of a linear layer whose matrix is block diagonal: output chunk j = weight_j input chunk j.
+
+    The weight is (num_blocks, out / num_blocks, in / num_blocks). The layer does not multiply by itself, since one
+    operation of M2BertMLP reads the parameters of both its layers.
+    """
 
     def __init__(self, in_features: int, out_features: int, num_blocks: int, bias: bool = True):
         super().__init__()
@@ -137,22 +147,23 @@ class BlockDiagonalLinear(nn.Module):
 
 
 class M2BertMLP(nn.Module):
-    """Gated feed-forward network: down(gelu(gate) * value), [gate | value] = up(x). Exact GELU.
+    """Gated feed-forward network: down(gelu(gate) * value), [gate | value] = up(x), with the exact GELU.
 
-    With four blocks the gate is made from the first half of the channels and the value from the second half, so
-    their product is where channel groups meet.
+    If the number of blocks is even, the gate depends on the first half of the channels only, and the value on the
+    second half. Only their product combines channels of different blocks.
     """
 
     def __init__(self, config):
         super().__init__()
         self.up = BlockDiagonalLinear(config.hidden_size, 2 * config.intermediate_size, config.num_blocks, bias=False)
         self.down = BlockDiagonalLinear(config.intermediate_size, config.hidden_size, config.num_blocks)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)  # not called: the operation drops, by its probability
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)  # never called: it only holds the probability
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (T, H) -> (T, H)."""
-        drops = self.dropout.training and not isinstance(self.dropout, nn.Identity)  # as some put in its place
-        dropout = self.dropout.p if drops else 0.0
+        # Some users replace a dropout by nn.Identity, which has no probability.
+        is_active = self.dropout.training and not isinstance(self.dropout, nn.Identity)
+        dropout = self.dropout.p if is_active else 0.0
 
         def glu(x: Tensor, up: BlockDiagonalLinear, down: BlockDiagonalLinear) -> Tensor:
             return block_diagonal_glu(x, up.weight, down.weight, down.bias, dropout)

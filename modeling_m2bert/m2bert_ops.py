@@ -1,18 +1,18 @@
-"""The one door to the kernels: every operation of M2-BERT, on plain PyTorch or on Triton.
+"""The operations of M2-BERT, on kernels of plain PyTorch or of Triton. The model calls kernels only through this file.
 
-Which of the two is decided when an operation runs: by its argument `kernels`, else by the environment variable
-M2BERT_KERNELS (`torch`, `triton` or `auto`), else automatically: Triton on NVIDIA GPUs where it is installed, PyTorch
-everywhere else and for float64. Both compute the same function; one limit differs: on Triton the long convolution
-multiplies 16-bit activations as float16, so that bfloat16 values beyond 65504 overflow.
+An operation chooses its kernels when it runs. Its argument `kernels` decides, else the environment variable
+M2BERT_KERNELS (`torch`, `triton` or `auto`). Without these, or with `auto`, it takes Triton on NVIDIA GPUs where Triton
+is installed, and PyTorch everywhere else and for float64. Both compute the same function, but one limit differs: on
+Triton the long convolution multiplies 16-bit activations as float16, so that bfloat16 values beyond 65504 overflow.
 
 Each operation is a torch.library operator with a fake kernel and a backward operator, so that it works under autograd,
-torch.compile, gradient checkpointing and CUDA graphs. Backward recomputes all it can from the inputs. There are no
-second derivatives, and torch.func does not see through the operations.
+torch.compile, gradient checkpointing and CUDA graphs. Backward recomputes intermediate results from the inputs. There
+are no second derivatives, and torch.func does not support the operations.
 
-Rows of different lengths lie side by side in T columns, without padding: row b has the columns offsets[b] ..
-offsets[b + 1] (int32, (B + 1,)), of which the first lengths[b] (int32, (B,)) are real. Where shapes have to be
-static, a row may have more columns than tokens; the others are never read, and written as zeros. No row has more than
-`longest` columns.
+Rows are the texts of a batch. They lie side by side in T columns, without padding: row b has the columns offsets[b] ..
+offsets[b + 1] (int32, (B + 1,)), of which the first lengths[b] (int32, (B,)) are real. Where shapes have to be static,
+a row may have more columns than tokens. These additional columns are padding: they are never read, and zeros are
+written to them. No row has more than `longest` columns.
 """
 
 import torch
@@ -35,23 +35,25 @@ def long_conv(
     longest: int,
     kernels: str | None = None,
 ) -> Tensor:
-    """Compute the bidirectional long convolution with skip term and gate, plus the residual second one, in one call
-    (paper section 3).
+    """Compute the gated long convolution of x and the residual long convolution of u, and add them (paper section 3).
 
-        y_t = gate_t * (sum_{j<=t} h_{t-j} x_j + sum_{j>t} r_{j-t-1} x_j + d x_t) + the same of u with its own h, r, d
+        y_t = gate_t * conv(x)_t + conv(u)_t
+        conv(x)_t = sum_{j<=t} h_{t-j} x_j + sum_{j>t} r_{j-t-1} x_j + d x_t
+
+    The two convolutions have filters h, r and skip terms d of their own.
 
     Args:
-        gated, gate, residual: (H, T) x, gate and u, of one dtype; residual None: no second convolution.
+        gated, gate, residual: (H, T), x, gate and u, of one dtype. residual None: only the convolution of x.
         taps, residual_taps: (2, H, P), P >= longest, float32 or float64: h (lags 0, 1, ..) and r (lags -1, -2, ..).
-        skip, residual_skip: (H,) d.
-        offsets, lengths, longest: rows, see the module.
+        skip, residual_skip: (H,), d.
+        offsets, lengths, longest: rows, as the module describes them.
 
     Returns:
         (H, T) in gated's dtype, zero in padding.
 
     Raises:
-        ValueError: shapes that do not fit, rows that do not fit their columns (checked on CPU only), kernels unknown or
-            not available.
+        ValueError: shapes do not fit; rows do not fit the columns (checked on CPU only); the kernels are unknown or not
+            available.
     """
     _check_rows(gated.shape[1], offsets, lengths, longest)
     _check_convolution(gated, (gate, taps, skip), (residual, residual_taps, residual_skip), longest)
@@ -74,12 +76,12 @@ def cached_long_conv(
     cache: tuple[int, int],
     kernels: str | None = None,
 ) -> Tensor:
-    """Compute long_conv without gradients, with filters given by their parameters and prepared once per transform
-    length.
+    """Compute long_conv without gradients. The filters are generated from their parameters and cached.
 
     Args:
-        parameters, residual_parameters: of the filters, with P >= longest positions.
-        cache: handle and number of layers of a FilterCache. The others as for long_conv.
+        parameters, residual_parameters: of the two filters, with P >= longest positions.
+        cache: handle and number of layers of a FilterCache.
+        gated, gate, residual, skip, residual_skip, offsets, lengths, longest, kernels: as for long_conv.
     """
     _check_rows(gated.shape[1], offsets, lengths, longest)
     _check_convolution(gated, (gate, parameters, skip), (residual, residual_parameters, residual_skip), longest)
@@ -104,12 +106,12 @@ def short_conv_gate(
         s_t = b + w_0 a_{t-2} + w_1 a_{t-1} + w_2 a_t,  a_t = projected_t + projection_bias, zero before the row's start
 
     Args:
-        projected: (3H, T), without the bias of the projection. projection_bias: (3H,).
+        projected: (3H, T), the projection's output without its bias. projection_bias: (3H,), this bias.
         weight: (3H, 3). bias: (3H,).
-        offsets, lengths, longest: rows, see the module.
+        offsets, lengths, longest: rows, as the module describes them.
 
     Returns:
-        gated v * x1 and gate x2, both (H, T) in projected's dtype, zero in padding.
+        v * x1 and x2, the inputs `gated` and `gate` of long_conv, both (H, T) in projected's dtype, zero in padding.
     """
     _check_rows(projected.shape[1], offsets, lengths, longest)
     channels = len(projected)
@@ -123,15 +125,18 @@ def short_conv_gate(
 def block_diagonal_glu(
     x: Tensor, up: Tensor, down: Tensor, bias: Tensor, dropout: float = 0.0, kernels: str | None = None
 ) -> Tensor:
-    """Compute the gated feed-forward network of block-diagonal (Monarch) matrices, without keeping the 2 I wide
-    activations. Under autocast computed in its dtype.
+    """Compute the gated feed-forward network of block-diagonal (Monarch) matrices.
 
         y = down(gelu(gate) * value),  [gate | value] = up(x)
 
+    The intermediate activations, 2 I wide, are not kept for backward. Under autocast, autocast's dtype is used.
+
     Args:
         x: (T, H).
-        up: (K, 2I / K, H / K), K blocks; output chunk j = up_j input chunk j. down: (K, H / K, I / K). bias: (H,).
-        dropout: probability with which a product gelu(gate) * value is zeroed; its random numbers come from x's device.
+        up: (K, 2I / K, H / K), K blocks; output chunk j = up_j input chunk j.
+        down: (K, H / K, I / K).
+        bias: (H,), of down.
+        dropout: probability of zeroing an element of gelu(gate) * value. The generator of x's device draws.
 
     Returns:
         (T, H).
@@ -160,7 +165,7 @@ def add_layer_norm(
         x, y: (T, H). weight, bias: (H,).
 
     Returns:
-        (T, H) in x's dtype, a transposed view of a contiguous (H, T): the next mixer reads channels, not tokens.
+        (T, H) in x's dtype, a transposed view of a contiguous (H, T), as the next mixer reads it.
     """
     if x.shape != y.shape or (weight.shape, bias.shape) != (x.shape[1:],) * 2:
         raise _misfit("(T, H), (T, H), (H,) and (H,)", x=x, y=y, weight=weight, bias=bias)
@@ -168,7 +173,7 @@ def add_layer_norm(
 
 
 def _columns(x: Tensor | None) -> Tensor | None:
-    """Return x with adjacent columns, as the kernels read them."""
+    """Return x with the columns of a channel adjacent in memory, as the kernels read them."""
     return x if x is None or x.stride(-1) == 1 else x.contiguous()
 
 
@@ -183,26 +188,31 @@ def _check_rows(columns: int, offsets: Tensor, lengths: Tensor, longest: int):
     if torch.compiler.is_compiling() or offsets.device.type != "cpu" or lengths.shape == (0,):
         return
     slots = offsets.diff()
-    whole = offsets[0] == 0 and offsets[-1] == columns and bool((lengths >= 0).all())
-    if not whole or bool((lengths > slots).any()) or slots.max() > longest:
+    covered = offsets[0] == 0 and offsets[-1] == columns and bool((lengths >= 0).all())
+    if not covered or bool((lengths > slots).any()) or slots.max() > longest:
         raise ValueError(
             f"offsets={offsets.tolist()} must rise from 0 to the {columns} columns, in steps of at most "
             f"longest={longest}, and lengths={lengths.tolist()} lie between 0 and these steps"
         )
 
 
-def _check_convolution(gated: Tensor, own: tuple, residual: tuple, longest: int):
-    """Raise ValueError unless gate, filter and skip term (`own`) and their residual counterparts fit gated (H, T). The
-    residual three may all be None."""
+def _check_convolution(gated: Tensor, gate_parts: tuple, residual_parts: tuple, longest: int):
+    """Raise ValueError unless all inputs of long_conv fit gated (H, T).
+
+    Args:
+        gate_parts: gate, filter, skip term.
+        residual_parts: residual signal, filter, skip term; or None for all three.
+    """
 
     def shape(x: Tensor | FilterParameters | None) -> tuple[int, ...] | None:
         if isinstance(x, FilterParameters):
             return 2, len(x.decay), len(x.time)
         return None if x is None else tuple(x.shape)
 
-    for name, (signal, *rest) in (("gate", own), ("residual", residual)):
-        if name == "residual" and signal is rest[0] is rest[1] is None:
-            continue
+    checked = [("gate", gate_parts)]
+    if any(part is not None for part in residual_parts):
+        checked.append(("residual", residual_parts))
+    for name, (signal, *rest) in checked:
         taps, skip = map(shape, rest)
         fits = shape(signal) == shape(gated) and signal.dtype == gated.dtype and skip == (len(gated),)
         if not fits or taps is None or taps[:2] != (2, *skip) or taps[2] < longest:

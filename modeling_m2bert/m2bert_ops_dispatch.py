@@ -1,4 +1,4 @@
-"""Which kernels an operation runs on, decided when it runs: its argument, M2BERT_KERNELS, or what the device offers."""
+"""Choose the kernels of an operation when it runs, by its argument, by M2BERT_KERNELS, or by what the device offers."""
 
 import functools
 import logging
@@ -12,41 +12,53 @@ KERNELS = ("auto", "torch", "triton")
 
 
 def run(name: str, *arguments):
-    """Call the function `name` of the chosen kernels with all arguments but the last, which is the choice (as in
-    choose_kernels). The first argument is a tensor on the device that computes. Autocast is off inside: precision is
-    decided by the arguments."""
+    """Call the function `name` of the chosen kernels.
+
+    Autocast is off in the function: the dtypes of the arguments decide the precision.
+
+    Args:
+        arguments: of the function, then the argument `kernels` of choose_kernels. The first one is a tensor on the
+            device that computes.
+    """
     x, *others, kernels = arguments
     with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
-        return functions(choose_kernels(kernels, x))[name](x, *others)
+        return load_kernels(choose_kernels(kernels, x))[name](x, *others)
 
 
 def choose_kernels(kernels: str, x: Tensor) -> str:
     """Return `torch` or `triton` for an operation on x.
 
     Args:
-        kernels: "torch", "triton", "auto"; "": what M2BERT_KERNELS says, else "auto".
+        kernels: "torch", "triton" or "auto"; "" means what M2BERT_KERNELS says, else "auto".
 
     Raises:
-        ValueError: an unknown choice, or triton where it cannot run; the message says why.
+        ValueError: the choice is unknown, or triton is wanted where it cannot run.
     """
     source = "kernels" if kernels else "M2BERT_KERNELS"
     wanted = kernels or os.environ.get("M2BERT_KERNELS") or "auto"
     if wanted not in KERNELS:
         raise ValueError(f"{source}={wanted!r} is unknown; choose one of {', '.join(KERNELS)}")
-    if wanted == "torch" or x.dtype == torch.float64:
-        chosen, why = "torch", f"{source}=torch" if wanted == "torch" else "float64"
-    else:
-        obstacle = _obstacle(x.device, wanted)
-        if obstacle and wanted == "triton":
+    surprising = False
+    if wanted == "torch":
+        chosen, why = "torch", f"{source}=torch"
+    elif x.dtype == torch.float64:
+        chosen, why = "torch", "float64"
+    elif obstacle := _obstacle(x.device, wanted):
+        if wanted == "triton":
             raise ValueError(f"{source}='triton' cannot be had: {obstacle}; use 'auto' or 'torch'")
-        chosen, why = ("torch", obstacle) if obstacle else ("triton", f"{source}={wanted}, {x.device.type}")
-    _announce(chosen, why, x.is_cuda and chosen == "torch" and wanted == "auto" and x.dtype != torch.float64)
+        chosen, why, surprising = "torch", obstacle, x.is_cuda
+    else:
+        chosen, why = "triton", f"{source}={wanted}, {x.device.type}"
+    _announce(chosen, why, surprising)
     return chosen
 
 
 def _obstacle(device: torch.device, wanted: str) -> str | None:
-    """Return why triton cannot run on a device, or None. Its interpreter (TRITON_INTERPRET=1, any device) runs only
-    where triton is wanted by name: it is for tests."""
+    """Return why triton cannot run on a device, or None if it can.
+
+    Triton's interpreter (TRITON_INTERPRET=1) runs on any device. It is for tests, and is used only if the choice is
+    "triton", not "auto".
+    """
     if device.type != "cuda" and wanted != "triton":
         return f"the tensors are on {device.type!r}, and triton needs an NVIDIA GPU"
     triton = _triton()
@@ -59,8 +71,8 @@ def _obstacle(device: torch.device, wanted: str) -> str | None:
 
 @functools.cache
 def _triton():
-    """Return the module, or None where it is not installed."""
-    try:  # transformers demands every package of a model's code but those that are imported like this
+    """Return the module triton, or None if it is not installed."""
+    try:  # transformers requires every package that a model's code imports, except those imported in a try block
         import triton
     except ImportError:
         return None
@@ -78,9 +90,9 @@ def _announce(chosen: str, why: str, surprising: bool):
 
 
 @functools.cache
-def functions(path: str) -> dict:
-    """Return the functions of `torch` or `triton` by name."""
-    if path == "torch":
+def load_kernels(kernels: str) -> dict:
+    """Return the functions of the kernels `torch` or `triton`, by name."""
+    if kernels == "torch":
         from .m2bert_ops_torch import (
             add_layer_norm,
             add_layer_norm_backward,

@@ -1,7 +1,7 @@
-"""The operations as torch.library operators: schemas, fake kernels for torch.compile, backward formulas.
+"""Register the operations as torch.library operators: schemas, fake kernels for torch.compile, backward formulas.
 
-Every copy of this code in a process (the package, and each exported folder that was loaded) registers operators of its
-own.
+Several copies of this code may be loaded in one process: the package, and any number of exported folders. Each copy
+registers operators of its own, under a namespace of its own.
 """
 
 import itertools
@@ -12,25 +12,28 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.utils import _pytree as pytree
 
-from .m2bert_ops_dispatch import choose_kernels, functions, run
+from .m2bert_ops_dispatch import choose_kernels, load_kernels, run
 from .m2bert_ops_filter import FilterParameters, cached, generate_taps
 
+# Parts of schemas.
 ROWS = "Tensor offsets, Tensor lengths, SymInt longest, "
 CONVOLUTION = "Tensor gated, Tensor gate, Tensor? residual, "
 SKIPS = "Tensor skip, Tensor? residual_skip, "
 
-
-_name = "m2bert__" + "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in __name__)
-_names = itertools.chain([_name], (f"{_name}_{i}" for i in itertools.count(2)))  # for a module that is imported again
-NAMESPACE = next(name for name in _names if not hasattr(getattr(torch.ops, name), "long_conv"))
+_base = "m2bert__" + "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in __name__)
+_candidates = itertools.chain([_base], (f"{_base}_{i}" for i in itertools.count(2)))  # numbered if imported again
+NAMESPACE = next(name for name in _candidates if not hasattr(getattr(torch.ops, name), "long_conv"))
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 operators = getattr(torch.ops, NAMESPACE)
-operators.library = _library  # operators live as long as the process: whoever holds them may outlive this module
+operators.library = _library  # keeps the operators until the process ends: models may live longer than this module
 
 
 def _register(schema: str, body: Callable, fake: Callable):
-    """Register an operator. Its fake kernel runs on fake and meta tensors only: one meta tensor among others is enough
-    to choose it, and the result would be memory that nothing has written."""
+    """Register an operator whose fake kernel refuses real tensors.
+
+    torch chooses the fake kernel as soon as one argument is a meta tensor. With real tensors among the arguments, the
+    result would be memory that nothing has written.
+    """
     _library.define(schema)
     name = schema.partition("(")[0]
     _library.impl(name, body, "CompositeExplicitAutograd")
@@ -60,21 +63,24 @@ def _register_differentiable(
     """Register an operator and its backward operator, `<name>_backward(upstream, inputs) -> Tensor[]`.
 
     Args:
-        inputs, outputs, upstream: schemas; upstream is the outputs' gradients.
-        forward, fake: functions of the inputs that return the outputs, and empty ones.
-        backward: function of upstream and inputs that returns the gradients of the inputs named in gradient_of, None
-            for those that are absent.
-        gradient_of: for each differentiable input, the place of the input whose gradient is its own, too.
+        inputs, outputs, upstream: schemas; upstream are the gradients of the outputs.
+        forward: maps the inputs to the outputs.
+        fake: maps the inputs to empty outputs.
+        backward: maps upstream and inputs to the gradients of the inputs that gradient_of names; None for an absent
+            input.
+        gradient_of: for each differentiable input, the place of an input that has the same gradient: its own place,
+            or that of an earlier input.
     """
     places = list(dict.fromkeys(gradient_of))
+    num_inputs = inputs.count(",") + 1
 
     def fake_backward(*arguments):
-        values = arguments[-inputs.count(",") - 1 :]
+        values = arguments[-num_inputs:]
         return [_contiguous_like(values[place]) for place in places if values[place] is not None]
 
     def keep_inputs(ctx, inputs, output):
         *others, kernels = inputs
-        others.append(choose_kernels(kernels, inputs[0]))  # in forward: backward must drop the same values
+        others.append(choose_kernels(kernels, inputs[0]))  # backward takes the same kernels, which drop the same values
         ctx.save_for_backward(*(each if isinstance(each, Tensor) else None for each in others))
         ctx.others = [None if isinstance(each, Tensor) else each for each in others]
 
@@ -82,8 +88,8 @@ def _register_differentiable(
         pairs = zip(ctx.saved_tensors, ctx.others, strict=True)
         values = [other if tensor is None else tensor for tensor, other in pairs]
         found = iter(getattr(operators, f"{name}_backward")(*upstream, *values))
-        of = {place: next(found) for place in places if values[place] is not None}
-        return *(of.get(place) for place in gradient_of), *[None] * (len(values) - len(gradient_of))
+        by_place = {place: next(found) for place in places if values[place] is not None}
+        return *(by_place.get(place) for place in gradient_of), *[None] * (len(values) - len(gradient_of))
 
     def refuse(ctx, *gradients):
         raise NotImplementedError("m2bert's operations have no second derivatives; call backward without create_graph")
@@ -103,7 +109,7 @@ def _contiguous_like(x: Tensor, *rest) -> Tensor:
 
 
 def _long_conv(gated, gate, residual, taps, residual_taps, skip, residual_skip, offsets, lengths, longest, kernels):
-    prepare = functions(choose_kernels(kernels, gated))["prepare_filter"]
+    prepare = load_kernels(choose_kernels(kernels, gated))["prepare_filter"]
 
     def filters(size):
         prepared = prepare(taps, size, gated.dtype)
@@ -114,8 +120,8 @@ def _long_conv(gated, gate, residual, taps, residual_taps, skip, residual_skip, 
 
 def _cached_long_conv(gated, gate, residual, parameters, residual_parameters, skip, residual_skip, *rows_and_rest):
     *rows, (handle, num_layers), kernels = rows_and_rest
-    path = choose_kernels(kernels, gated)
-    prepare_filter = functions(path)["prepare_filter"]
+    chosen = choose_kernels(kernels, gated)
+    prepare_filter = load_kernels(chosen)["prepare_filter"]
     sources = [FilterParameters(*part) for part in (parameters, residual_parameters) if part]
 
     def filters(size):
@@ -123,7 +129,7 @@ def _cached_long_conv(gated, gate, residual, parameters, residual_parameters, sk
             prepared = tuple(prepare_filter(generate_taps(source, size), size, gated.dtype) for source in sources)
             return prepared if len(prepared) == 2 else (*prepared, None)
 
-        key = (handle, size, path, gated.dtype, gated.device)
+        key = (handle, size, chosen, gated.dtype, gated.device)
         return cached(key, num_layers, [*parameters, *residual_parameters], prepare)
 
     return run("long_conv", gated, gate, residual, filters, skip, residual_skip, *rows, kernels)
@@ -185,7 +191,7 @@ _register_differentiable(
     backward=_glu_backward,
     gradient_of=range(4),
 )
-_register_differentiable(  # as (H, T); x and y have one gradient
+_register_differentiable(  # its output is (H, T); x and y have the same gradient
     "add_layer_norm",
     "Tensor x, Tensor y, Tensor weight, Tensor bias, float eps, str kernels",
     "Tensor",

@@ -1,6 +1,7 @@
-"""The operations of M2-BERT in plain PyTorch, but for the long convolution: the CPU path, and the oracle of the Triton
-kernels. Each works on pieces that fit the processor's cache and recomputes in backward what it can; m2bert_ops has the
-formulas and shapes, m2bert_ops_torch_conv says how rows lie.
+"""The operations of M2-BERT in plain PyTorch, except the long convolution (m2bert_ops_torch_conv).
+
+A CPU computes with them, and the tests compare the Triton kernels with them. Each works on pieces that fit into the
+processor's cache. Backward recomputes intermediate results. m2bert_ops has the formulas and shapes, and describes rows.
 """
 
 import itertools
@@ -12,11 +13,11 @@ from torch.nn import functional as F
 CHUNK_TOKENS = 512
 GROUP_ELEMENTS = 2**18
 
-Row = tuple[int, int, int]
+Row = tuple[int, int, int]  # as row_columns returns it
 
 
 def row_columns(offsets: Tensor, lengths: Tensor) -> list[Row]:
-    """Return the first column, the end of the real ones and the end of all columns, of every row that has columns."""
+    """Return (first column, end of the real columns, end of all columns) of every row that has columns."""
     slots = itertools.pairwise(offsets.tolist())
     return [(start, start + n, end) for (start, end), n in zip(slots, lengths.tolist(), strict=True) if end > start]
 
@@ -65,7 +66,7 @@ def short_conv_gate_backward(
 
 
 def _shifted(projected, projection_bias, channels, start, stop, weight) -> Tensor:
-    """Return projected with its bias behind two zeros, (G, 2 + length) in float32 at least."""
+    """Return (G, 2 + length) in float32 at least: two zeros, then projected plus its bias in the columns of one row."""
     dtype = torch.promote_types(torch.promote_types(projected.dtype, weight.dtype), torch.float32)
     a = projected.new_zeros(channels.stop - channels.start, 2 + stop - start, dtype=dtype)
     a[:, 2:] = projected[channels, start:stop]
@@ -82,12 +83,12 @@ def _short_conv(shifted: Tensor, weight: Tensor, bias: Tensor, channels: slice) 
 def block_diagonal_glu(
     x: Tensor, up: Tensor, down: Tensor, bias: Tensor, dropout: float, seed: Tensor | None
 ) -> Tensor:
-    """Compute the feed-forward network. seed: (1,) int64 on x's device, of the dropout; None without."""
+    """Compute the feed-forward network. seed: (1,) int64 on x's device, for the dropout; None without dropout."""
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     width, half = down.shape[1], down.shape[2]
     for tokens in _token_chunks(x):
         keep = _dropout_mask(x[tokens], down, dropout, seed, tokens.start)
-        products, values = x.new_empty(2, len(x[tokens]), half)  # one allocation: new pages are dear
+        products, values = x.new_empty(2, len(x[tokens]), half)  # one allocation, since page faults are slow
         for j in range(len(down)):
             columns = slice(j * width, (j + 1) * width)
             for (weight, part), out in zip(_up_parts(up, j, len(down)), (products, values), strict=True):
@@ -102,8 +103,8 @@ def block_diagonal_glu(
 def block_diagonal_glu_backward(
     dy: Tensor, x: Tensor, up: Tensor, down: Tensor, dropout: float, seed: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of block_diagonal_glu with respect to x, up, down and bias; the weights' in float32 at
-    least."""
+    """Return the gradients of block_diagonal_glu with respect to x, up, down and bias. Those of up and down are float32
+    at least."""
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     d_up, d_down = (torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32)) for w in (up, down))
     width = down.shape[1]
@@ -131,17 +132,20 @@ def block_diagonal_glu_backward(
 
 
 def _up_parts(up: Tensor, j: int, blocks: int) -> list[tuple[Tensor, slice]]:
-    """Return the rows of `up` (I / K, H / K) that make chunk j of gate and of value, and the columns of x that they
-    read."""
+    """Return, for chunk j of gate and for that of value, the rows of `up` (I / K, H / K) and the columns of x.
+
+    The chunk is the product of the two. Each block of `up` computes two of the 2 K chunks of [gate | value].
+    """
     half, width = up.shape[1] // 2, up.shape[2]
-    return [
-        (up[(i + j) // 2].unflatten(0, (2, half))[(i + j) % 2], slice((i + j) // 2 * width, ((i + j) // 2 + 1) * width))
-        for i in (0, blocks)
-    ]
+    parts = []
+    for chunk in (j, blocks + j):
+        block, part = divmod(chunk, 2)
+        parts.append((up[block].unflatten(0, (2, half))[part], slice(block * width, (block + 1) * width)))
+    return parts
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor):
-    """Add a @ b to total. There are many small products, so half precision is summed in float32."""
+    """Add a @ b to total, in total's dtype: half-precision products are summed in float32."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
     else:
@@ -149,8 +153,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor):
 
 
 def _dropout_mask(x: Tensor, down: Tensor, dropout: float, seed: Tensor | None, start: int) -> Tensor | None:
-    """Return (K, T, I / K): 0 where dropped, 1 / (1 - dropout) elsewhere; the same for the same seed and first
-    token."""
+    """Return (K, T, I / K): 0 where dropped, 1 / (1 - dropout) elsewhere. Equal seeds and `start` give equal masks."""
     if not dropout:
         return None
     generator = torch.Generator(x.device).manual_seed(int(seed) + start)

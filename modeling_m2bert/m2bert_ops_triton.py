@@ -1,4 +1,4 @@
-"""Triton, for the files of kernels. transformers demands every package that a model's code imports outside of `try`."""
+"""Import Triton for the kernels. transformers requires every package that a model's code imports outside of `try`."""
 
 try:
     import triton

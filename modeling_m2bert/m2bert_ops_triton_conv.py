@@ -1,11 +1,12 @@
-"""The long convolution on a GPU: chooses among its three forms, which are equal up to rounding.
+"""The long convolution on a GPU. It has three forms, which are equal up to rounding; `long_conv` chooses one.
 
     Toeplitz       longest <= 256               y[t, b] = sum_j lag(t - j) x[j, b], lag(n) = h[n] or r[-n-1]
     fused          longest <= 8192, 16 bits     a whole transform inside one program
     three kernels  any length                   transforms through a scratch, groups of channels at a time
 
-The transforms are told in m2bert_ops_triton_dft. The Toeplitz matrix of the taps never exists in memory: its tiles are
-read from the 2 M lags of a channel, the batch is its columns. Rows lie as m2bert_ops says.
+m2bert_ops_triton_dft explains the transforms, and m2bert_ops the rows. The Toeplitz form multiplies, for each channel,
+the Toeplitz matrix lag(t - j) by the matrix x[j, b], whose columns are the rows of the batch. The Toeplitz matrix never
+exists in memory: its tiles are read from the channel's 2 M lags.
 """
 
 import torch
@@ -37,7 +38,10 @@ def gate_rows(
     gate_stride, residual_stride, first_channel, rows, batch, longest, M1, UNIFORM: tl.constexpr, M2: tl.constexpr,
     TN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Compute the inverse of stage 1, skips, gate and the sum of both convolutions. Grid (rows, M1 / TN)."""
+    """Compute the inverse of stage 1, the skip terms, the gate and the sum of both convolutions.
+
+    Grid (rows, M1 / TN).
+    """
     row, tile = tl.program_id(0), tl.program_id(1)
     channel = (first_channel + row // batch).to(tl.int64)
     start, length, width = row_columns(offsets, lengths, row % batch, longest, UNIFORM)
@@ -48,7 +52,7 @@ def gate_rows(
         if residual is not None:
             second = z + rows.to(tl.int64) * (2 * M1 * M2)
             total = sum_rows(second, table, tile, M1, M2, TN, BK) * tl.load(residual_scale + channel)
-            tl.debug_barrier()  # such barriers keep the compiler from loading early, and spilling
+            tl.debug_barrier()  # barriers here keep the compiler from loading early, which would spill registers
             n = tile_places(lengths, length, row % batch, tile, M2, TN)
             value = tl.load(residual + channel * residual_stride + start + n, mask=n < length, other=0.0)
             total += tl.load(residual_skip + channel) * value.to(tl.float32)
@@ -69,7 +73,7 @@ def gate_rows(
 def long_conv_three_kernels(
     gated, gate, residual, prepared, residual_prepared, skip, residual_skip, offsets, lengths, longest, m
 ) -> Tensor:
-    """Compute long_conv with spectra (planes, scale) for transforms of length m >= 512."""
+    """Compute long_conv with spectra, (planes, scale), for transforms of length m >= 512."""
     channels, batch = gated.shape[0], lengths.numel()
     stages = Stages(m, gated.dtype, gated.device)
     signals = [gated] if residual is None else [gated, residual]
@@ -92,15 +96,16 @@ def long_conv_three_kernels(
 
 
 def two_sided_taps(taps: Tensor, m: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return all lags of a filter in one line.
+    """Return the taps of both directions in the order of their lags.
 
     Args:
-        taps: (2, H, P) float32, forward and reverse; zero beyond P, cut beyond M.
-        m: longest row; a power of two from 16 on.
+        taps: (2, H, P) float32, forward and reverse. Taps beyond P count as zero, taps beyond M are not used.
+        m: M, a transform_length of at least the longest row: a power of two, at least 16.
         dtype: of the activations.
 
     Returns:
-        lags (H, 2 M) in the operands' type, lag n divided by scale at M + n; scale (H,), a power of two.
+        lags: (H, 2 M) in the operands' dtype. Index M + n holds the tap of lag n, divided by scale.
+        scale: (H,), powers of two.
     """
     channels, length = taps.shape[1:]
     lags = taps.new_zeros(channels, 2 * m)
@@ -115,7 +120,7 @@ def two_sided_taps(taps: Tensor, m: int, dtype: torch.dtype) -> tuple[Tensor, Te
 def _multiply(
     x, lags, columns, lengths, t, longest, M: tl.constexpr, TT: tl.constexpr, TB: tl.constexpr, TJ: tl.constexpr
 ):  # fmt: skip
-    """Return rows t of the product (TT, TB) for the batch rows that begin at `columns` (1, TB) of x."""
+    """Return the samples t (TT, 1) of a convolution, (TT, TB), for the TB rows that begin at `columns` (1, TB) of x."""
     total = tl.zeros([TT, TB], tl.float32)
     for first in range(0, longest, TJ):
         j = first + tl.arange(0, TJ)
@@ -131,7 +136,10 @@ def multiply_toeplitz(
     x_stride, gate_stride, residual_stride, batch, longest, M: tl.constexpr, TT: tl.constexpr, TB: tl.constexpr,
     TJ: tl.constexpr,
 ):  # fmt: skip
-    """Compute both convolutions, skips and gate of TB rows of one channel. Grid (channels, M / TT, batch / TB)."""
+    """Compute both convolutions, skip terms and gate for TB rows of one channel.
+
+    Grid (channels, M / TT, batch / TB).
+    """
     channel = tl.program_id(0).to(tl.int64)
     t = tl.program_id(1) * TT + tl.arange(0, TT)[:, None]
     b = tl.program_id(2) * TB + tl.arange(0, TB)[None, :]
@@ -156,7 +164,7 @@ def multiply_toeplitz(
 def long_conv_toeplitz(
     gated, gate, residual, prepared, residual_prepared, skip, residual_skip, offsets, lengths, longest, m
 ) -> Tensor:
-    """Compute long_conv of rows no longer than m <= 256 with two-sided taps (lags, scale)."""
+    """Compute long_conv of rows no longer than m <= 256 with two-sided taps, (lags, scale)."""
     batch = lengths.numel()
     tile = min(64 if prepared[0].dtype == torch.float16 else 32, m)
     columns = 16 if batch <= 16 else 32
@@ -171,17 +179,28 @@ def long_conv_toeplitz(
 
 
 def prepare_filter(taps: Tensor, m: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Prepare a filter for rows of up to m tokens (a transform_length): two-sided taps (H, 2 M) for m <= 256, else the
-    spectrum (H, 2, M1, M2); and their scale (H,). taps: (2, H, P) float32, forward and reverse; zero beyond P, and a
-    longer filter's first M serve. dtype: of the activations."""
+    """Prepare a filter for rows of up to m tokens.
+
+    Args:
+        taps: (2, H, P) float32, forward and reverse. Taps beyond P count as zero, taps beyond M are not used.
+        m: M, a transform_length.
+        dtype: of the activations.
+
+    Returns:
+        For m <= 256 two-sided taps (H, 2 M), else the spectrum (H, 2, M1, M2); and their scale (H,).
+    """
     return two_sided_taps(taps, m, dtype) if m <= TOEPLITZ_LONGEST else spectrum(taps, m, dtype)
 
 
 def long_conv(gated, gate, residual, filters, skip, residual_skip, offsets, lengths, longest) -> Tensor:
-    """Compute m2bert_ops.long_conv of signals (not float64) with stride(1) == 1, and skips in float32.
+    """Compute m2bert_ops.long_conv.
 
-    filters: function of M = transform_length(longest), called once, that returns prepare_filter of the filter and of
-    the residual one (None without residual).
+    Args:
+        gated, gate, residual: not float64, with stride(1) == 1.
+        filters: function that returns the prepared filter, and the prepared residual filter or None. It is called once,
+            with transform_length(longest).
+        skip, residual_skip: float32.
+        offsets, lengths, longest: rows, as m2bert_ops describes them.
     """
     if not gated.numel():
         return torch.empty(gated.shape, dtype=gated.dtype, device=gated.device)

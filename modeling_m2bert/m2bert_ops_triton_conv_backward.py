@@ -1,11 +1,12 @@
-"""Gradients of the long convolution, by the stages of m2bert_ops_triton_stages at every length.
+"""Gradients of the long convolution. Rows of every length use the stages of m2bert_ops_triton_stages.
 
 Each of the two filters is a convolution y = gate (k * x + skip x), the residual one without a gate. With g = dy gate:
 
     d_x = conj(k) * g + skip g      d_gate = dy (k * x + skip x)      d_skip = sum g x      d_K = sum conj(X) G
 
-Rows of x and g are scaled by powers of two to a largest magnitude of 16 .. 32, so that gradients of any size keep all
-digits of float16 operands; the scales are undone in float32. Sums have a fixed order: results repeat exactly.
+Each row of x and of g is multiplied by a power of two, its scale, which brings its largest magnitude into 16 .. 32. So
+gradients of any size have the full precision of float16 operands. Results are divided by the scales in float32. Sums
+have a fixed order, so that results repeat exactly.
 """
 
 import torch
@@ -18,8 +19,10 @@ from .m2bert_ops_triton_stages import Stages, row_columns, stage2, sum_rows, til
 
 @triton.jit
 def _scale(largest):
-    """Return the power of two that brings `largest` into 16 .. 32, from its exponent's bits; kept within 2**-60 ..
-    2**60."""
+    """Return the power of two that brings `largest` into 16 .. 32, limited to 2**-60 .. 2**60.
+
+    It is computed from the bits of the exponent.
+    """
     exponent = (largest.to(tl.int32, bitcast=True) >> 23) & 255
     return (tl.minimum(tl.maximum(258 - exponent, 67), 187) << 23).to(tl.float32, bitcast=True)
 
@@ -29,7 +32,10 @@ def scale_rows(
     scales, products, x, dy, gate, offsets, lengths, x_stride, dy_stride, gate_stride, batch, longest,
     UNIFORM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Compute scales of x and g (channels, batch, 2) and sums of g x (channels, batch). Grid (channels * batch)."""
+    """Compute the scales of x and g, (channels, batch, 2), and the sums of g x, (channels, batch).
+
+    Grid (channels * batch).
+    """
     row = tl.program_id(0)
     channel = (row // batch).to(tl.int64)
     start, length, _ = row_columns(offsets, lengths, row % batch, longest, UNIFORM)
@@ -59,8 +65,10 @@ def sum_spectrum_gradient(
     dk, z, folded, scales, first_channel, channels, batch, M1, M2: tl.constexpr, TC: tl.constexpr, MC: tl.constexpr,
     PIECE: tl.constexpr,
 ):  # fmt: skip
-    """Compute dk (channels, 2, M1, M2) = sum over the batch of conj(X) G, scales undone. Grid (channels / TC, M1, M2 /
-    MC)."""
+    """Compute dk (channels, 2, M1, M2), the sum over the batch of conj(X) G divided by the scales.
+
+    Grid (channels / TC, M1, M2 / MC).
+    """
     m1 = tl.program_id(1)
     channel = tl.program_id(0) * TC + tl.arange(0, TC)[:, None]
     m2 = tl.program_id(2) * MC + tl.arange(0, MC)
@@ -96,10 +104,10 @@ def gradient_rows(
     x_stride, dy_stride, gate_stride, first_channel, rows, batch, longest, M1, UNIFORM: tl.constexpr,
     M2: tl.constexpr, TN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Compute the inverse of stage 1 and the rest of d_gate (from signal 0) and dx (from signal 1; the only one without
-    a gate).
+    """Compute the inverse of stage 1, and with it d_gate from signal 0 and dx from signal 1.
 
-    spectrum_scale belongs to the group of channels alone. Grid (rows, M1 / TN, 2 or 1).
+    Without a gate there is only signal 1. spectrum_scale has entries for the channels of this group only.
+    Grid (rows, M1 / TN, 2 or 1).
     """
     row, tile = tl.program_id(0), tl.program_id(1)
     channel = (first_channel + row // batch).to(tl.int64)
@@ -116,7 +124,7 @@ def gradient_rows(
         row_scale = tl.load(scales + 2 * (first_channel * batch + row) + signal)
         z += (signal * rows + row).to(tl.int64) * (2 * M1 * M2)
         total = sum_rows(z, table, tile, M1, M2, TN, BK) * (tl.load(spectrum_scale + row // batch) / row_scale)
-        tl.debug_barrier()  # keeps the compiler from loading early, and spilling
+        tl.debug_barrier()  # keeps the compiler from loading early, which would spill registers
         n = tile_places(lengths, length, row % batch, tile, M2, TN)
         direct = tl.load(skip + channel) * tl.load(a + start + n, mask=n < length, other=0.0).to(tl.float32)
         if gate is not None:
@@ -160,12 +168,12 @@ def _filter_backward(dy, x, gate, taps, skip, offsets, lengths, longest):
             0 if gate is None else d_gate.stride(0), dx.stride(0), x.stride(0), dy.stride(0), gate_stride, first, rows,
             batch, longest, stages.m1, UNIFORM=uniform, M2=stages.m2, TN=stages.tile, BK=stages.block, **stages.options,
         )  # fmt: skip
-    d_taps[1, :, longest - 1 :] = 0  # no two positions lie so far apart: all that is there is rounding
+    d_taps[1, :, longest - 1 :] = 0  # no two positions are so far apart: without rounding these would be zero
     return dx, d_gate, d_taps, products.sum((1, 2))
 
 
 def _taps_gradient(stages: Stages, z, scales, first, channels, batch, reach) -> Tensor:
-    """Return (2, channels, reach) from the transforms of x and g in Z, which is left as it is."""
+    """Return the gradient of the taps, (2, channels, reach), from the transforms of x and g in Z; Z stays unchanged."""
     dk = torch.empty(channels, 2, stages.m1, stages.m2, dtype=torch.float32, device=z.device)
     sum_spectrum_gradient[(triton.cdiv(channels, stages.rows), stages.m1, stages.m2 // stages.columns)](
         dk, z, stages.folded, scales, first, channels, batch, stages.m1, M2=stages.m2, TC=stages.rows,
@@ -177,9 +185,16 @@ def _taps_gradient(stages: Stages, z, scales, first, channels, batch, reach) -> 
 def long_conv_backward(
     dy, gated, gate, residual, taps, residual_taps, skip, residual_skip, offsets, lengths, longest
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None, Tensor, Tensor | None]:
-    """Return the gradients of gated, gate, residual (H, T) in the inputs' type, zeros in padding, and of taps,
-    residual_taps (2, H, P), skip, residual_skip (H,) in float32; None for what belongs to an absent residual. All that
-    is needed is computed again. dy: (H, T), any stride between channels."""
+    """Return the gradients of long_conv; intermediate results are computed again.
+
+    Args:
+        dy: (H, T), any stride between channels. The others: as in the forward, with taps instead of filters.
+
+    Returns:
+        The gradients of gated, gate and residual, (H, T) in the inputs' dtype, zero in padding; then those of taps and
+        residual_taps, (2, H, P), and of skip and residual_skip, (H,), in float32. Without a residual, its three
+        gradients are None.
+    """
     row_arguments = offsets, lengths, longest
     if not gated.numel():
         inputs = gated, gate, residual, taps, residual_taps, skip, residual_skip

@@ -1,7 +1,7 @@
-"""The long convolution of short rows in one launch: a program transforms, multiplies and transforms back one row.
+"""The long convolution of short rows in one launch: a program transforms a row, multiplies it and transforms it back.
 
-Equations in m2bert_ops_triton_dft. A row of M <= 8192 samples is a matrix (M1, M2) in registers: products with the
-tables from the left (stage 1) and from the right (stage 2) need no transposition and no memory in between.
+m2bert_ops_triton_dft has the equations. A row of M <= 8192 samples is a matrix (M1, M2) in registers. Stage 1
+multiplies it by a table from the left, stage 2 from the right. So it is neither transposed nor stored in between.
 """
 
 import torch
@@ -14,8 +14,11 @@ from .m2bert_ops_triton_stages import row_columns
 
 @triton.jit
 def _places(zero, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Return where the elements of a matrix lie. A zero that the compiler does not know keeps it from holding addresses
-    and samples for later use: registers are what limits these kernels."""
+    """Return the offsets of a matrix's elements.
+
+    `zero` is 0, but the compiler does not know this. So it computes offsets and loads samples again, instead of keeping
+    them in registers, of which these kernels have too few.
+    """
     return (zero + tl.arange(0, ROWS))[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
 
 
@@ -29,7 +32,8 @@ def _complex_tile(planes, zero, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 def _convolve(
     x, spectrum, stage1, inverse1, twiddle, stage2, zero, SPLIT: tl.constexpr, M1: tl.constexpr, M2: tl.constexpr
 ):  # fmt: skip
-    """Return the convolution (M1, M2), without the spectrum's scale, of samples x (M1, M2) in the operands' type.
+    """Return the convolution (M1, M2), still divided by the spectrum's scale, of samples x (M1, M2) in the operands'
+    dtype.
 
     Barriers keep the compiler from loading tables long before they are used.
     """
@@ -72,9 +76,9 @@ def convolve_rows(
     twiddle, stage2, offsets, lengths, y_stride, x_stride, gate_stride, residual_stride, batch, longest,
     SIGNALS: tl.constexpr, UNIFORM: tl.constexpr, SPLIT: tl.constexpr, M1: tl.constexpr, M2: tl.constexpr,
 ):  # fmt: skip
-    """Compute both convolutions (one if SIGNALS is 1), skips and gate of one row of one channel.
+    """Compute both convolutions (one if SIGNALS is 1), skip terms and gate of one row of one channel.
 
-    Grid (channels * batch); rows of a channel follow each other, so that its spectra are read from the cache.
+    Grid (channels * batch). Programs of the same channel are neighbors, so that its spectra are read from the cache.
     """
     channel = (tl.program_id(0) // batch).to(tl.int64)
     batch_row = tl.program_id(0) % batch
@@ -82,7 +86,7 @@ def convolve_rows(
     gate += channel * gate_stride + start
     total = tl.zeros([M1, M2], tl.float32)
     for signal in range(0, SIGNALS):
-        if residual is not None:  # noqa: SIM102 (answered while compiling, the next one while running)
+        if residual is not None:  # noqa: SIM102 (decided by the compiler, the inner one at run time)
             if signal == 1:
                 x, x_stride, spectrum = residual, residual_stride, residual_spectrum
                 scale, skip = residual_scale, residual_skip
@@ -106,8 +110,7 @@ def convolve_rows(
 def long_conv_fused(
     gated, gate, residual, prepared, residual_prepared, skip, residual_skip, offsets, lengths, longest, m
 ) -> Tensor:
-    """Compute long_conv of 16-bit activations with spectra (planes, scale) for transforms of length 512 <= m <=
-    8192."""
+    """Compute long_conv of 16-bit activations with spectra, (planes, scale), for transforms of length 512 to 8192."""
     (m1, m2), batch, dtype = factors(m), lengths.numel(), prepared[0].dtype
     residual_planes, residual_scale = residual_prepared or (None, None)
     y = torch.empty(gated.shape, dtype=gated.dtype, device=gated.device)

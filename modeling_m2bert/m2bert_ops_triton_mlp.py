@@ -1,15 +1,19 @@
-"""Gated block-diagonal feed-forward network (paper section 3): a Triton kernel for all that lies between x and `down`.
+"""Gated block-diagonal feed-forward network (paper section 3).
 
     [gate | value] = up(x),  act = gelu(gate) * value,  dropout,  y = down(act) + bias
 
-The halves of up's output need not end where its blocks do: of I intermediate channels in K chunks, chunk j takes its
-gate from half j % 2 of up's block j // 2, its value from half (K + j) % 2 of block (K + j) // 2. A program takes the
-two chunks of x that it needs for some tokens, keeps them in shared memory where they fit, and makes one tile of act
-after the other from them: up's output of 2 I channels is never written. act is (T, I) in memory, and its chunks, a
-batch of K matrices, go to cuBLAS without a copy.
+A Triton kernel computes act from x, and cuBLAS computes y from act.
 
-The backward computes gate and value again. Both directions take TOKENS_AT_ONCE tokens at a time, which bounds what they
-allocate beside their results.
+The I channels of act have K chunks, and so have gate and value. Each of the K blocks of `up` computes two of these 2 K
+chunks. So chunk j of gate is half j % 2 of what block j // 2 computes, and chunk j of value is half (K + j) % 2 of what
+block (K + j) // 2 computes.
+
+A program takes some tokens and one chunk of act. It loads the two chunks of x that it needs, keeps them in shared
+memory if they fit, and computes one tile of act after the other from them. So up's output of 2 I channels is never
+written. act is (T, I) in memory, and its chunks, a batch of K matrices, go to cuBLAS without a copy.
+
+Backward computes gate and value again. Forward and backward take TOKENS_AT_ONCE tokens at a time, which limits the
+memory that they need besides their results.
 """
 
 import functools
@@ -20,9 +24,9 @@ from torch import Tensor
 from .m2bert_ops_triton import tl, triton
 
 TOKENS_AT_ONCE = 8192
-RESIDENT_PIECES = 4  # TILE_K channels each; more do not fit into shared memory
-RESIDENT_SHARED_BYTES = 120 << 10  # a program with x there takes up to 112 KB; many cards grant it 99 KB
-PROGRAMS = 264  # two on each processor of a GPU: with less work than that, a program takes fewer tiles
+RESIDENT_PIECES = 4  # pieces of x, of TILE_K channels each, that fit into shared memory
+RESIDENT_SHARED_BYTES = 120 << 10  # a program that keeps x there needs up to 112 KB; many GPUs allow only 99 KB
+PROGRAMS = 264  # two for each of a GPU's processors; with too few tiles for that, a program takes fewer of them
 
 
 @triton.jit
@@ -32,7 +36,7 @@ def _load_x(x, t, k, tokens, inner, stride_h):
 
 @triton.jit
 def _resident(x, t, tokens, inner, stride_h, TILE_K: tl.constexpr, PIECES: tl.constexpr):
-    """Load x (T, inner) at the tokens t, as PIECES tiles of TILE_K channels."""
+    """Load x (T, inner) at the tokens t as PIECES pieces of TILE_K channels."""
     pieces = ()
     for piece in tl.static_range(PIECES):
         k = piece * TILE_K + tl.arange(0, TILE_K)
@@ -45,8 +49,10 @@ def _up(
     x, pieces, t, tokens, stride_h, up, row, mask, inner,
     TILE_T: tl.constexpr, TILE_I: tl.constexpr, TILE_K: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
-    """Return a tile of up's output in float32, from its rows (2 I, inner) and x, which is loaded here if not
-    resident."""
+    """Return a tile of up's output in float32: the product of x and some rows of `up` (2 I, inner).
+
+    If PIECES is 0, x is loaded here; else `pieces` hold it.
+    """
     total = tl.zeros((TILE_T, TILE_I), tl.float32)
     up += row[None, :] * inner
     if PIECES:
@@ -69,9 +75,10 @@ def _normal_cdf(x):
 
 @triton.jit
 def _dropout_scale(seed, dropout, kept_scale, t, group, groups, TILE_T: tl.constexpr, TILE_I: tl.constexpr):
-    """Return the factors of a tile's dropout, 0 or kept_scale: a function of seed and position alone.
+    """Return the dropout factors of a tile, 0 or kept_scale. They depend only on seed and position.
 
-    Philox makes four numbers at a time: for four neighboring channels, the group-th of `groups` of the token.
+    Philox makes four random numbers at a time. So four neighboring channels are a group; a token has `groups` of them,
+    and `group` holds their numbers.
     """
     counter = (t.to(tl.int64)[:, None] * groups + group[None, :]).to(tl.uint32)
     r0, r1, r2, r3 = tl.randint4x(tl.load(seed), counter)
@@ -88,8 +95,12 @@ def _glu_kernel(
     tokens, blocks, width, inner, steps, stride_xt, stride_xh,
     TILE_T: tl.constexpr, TILE_I: tl.constexpr, TILE_K: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
-    """Fill act (T, I) in forward (d_up_output None). Backward: act holds its gradient and receives act; d_up_output
-    (T, 2 I) receives [d_gate | d_value]. A program makes `steps` tiles; programs of the same tokens are neighbors."""
+    """Compute act (T, I), and in backward the gradient of up's output.
+
+    In forward, d_up_output is None. In backward, act holds the gradient of act and is overwritten by act, and
+    d_up_output (T, 2 I) receives [d_gate | d_value]. A program computes `steps` tiles. Programs of the same tokens are
+    neighbors.
+    """
     parts = tl.cdiv(tl.cdiv(width, TILE_I), steps)
     chunk = tl.program_id(0) % (blocks * parts) // parts
     first = tl.program_id(0) % parts * steps * TILE_I
@@ -130,9 +141,13 @@ def _glu_kernel(
 def block_diagonal_glu(
     x: Tensor, up: Tensor, down: Tensor, bias: Tensor, dropout: float, seed: Tensor | None
 ) -> Tensor:
-    """Compute the feed-forward network, (T, H) contiguous; arguments as in m2bert_ops. x has any strides, and is
-    float32, float16 or bfloat16: weights are cast to it, sums are float32. seed: (1,) int64 on x's device, the source
-    of dropout's random numbers; None where dropout is 0."""
+    """Compute the feed-forward network, (T, H) contiguous.
+
+    Args:
+        x: (T, H), any strides, float32, float16 or bfloat16. Weights are cast to its dtype; sums are float32.
+        up, down, bias, dropout: as in m2bert_ops.
+        seed: (1,) int64 on x's device, for the dropout; None without dropout.
+    """
     blocks = up.shape[0]
     up, down, bias = (parameter.to(x.dtype).contiguous() for parameter in (up, down, bias))
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -155,7 +170,7 @@ def block_diagonal_glu_backward(
         dy: (T, H), any strides, in x's dtype. The others: as in the forward.
 
     Returns:
-        dx (T, H) contiguous in x's dtype, and in the weights' dtypes d_up, d_down and d_bias (in down's).
+        dx (T, H), contiguous, in x's dtype; d_up in up's dtype, d_down and d_bias in down's dtype.
     """
     blocks = up.shape[0]
     d_up, d_down = (torch.zeros_like(weight, dtype=torch.float32) for weight in (up, down))
@@ -168,7 +183,7 @@ def block_diagonal_glu_backward(
         x_chunks, dy_chunks, dx_chunks = (_chunks(stream[tokens], blocks) for stream in (x, dy, dx))
         act, d_up_output = (buffer[: x_chunks.shape[1]] for buffer in (acts, d_up_outputs))
         act_chunks, d_up_output_chunks = _chunks(act, blocks), _chunks(d_up_output, blocks)
-        torch.bmm(dy_chunks, down, out=act_chunks)  # the gradient, until the kernel puts act in its place
+        torch.bmm(dy_chunks, down, out=act_chunks)  # the gradient of act, which the kernel overwrites by act
         _launch(x[tokens], up, act, d_up_output, dropout, seed, first)
         torch.bmm(d_up_output_chunks, up, out=dx_chunks)
         _add_product(d_up, d_up_output_chunks.transpose(1, 2), x_chunks)
@@ -179,7 +194,7 @@ def block_diagonal_glu_backward(
 def _launch(
     x: Tensor, up: Tensor, act: Tensor, d_up_output: Tensor | None, dropout: float, seed: Tensor | None, first: int
 ):
-    """Run the kernel for x (T, H), the tokens from `first` on, with act (T, I) and, backwards, d_up_output (T, 2 I)."""
+    """Run the kernel for x (T, H), the tokens from `first` on. d_up_output is None in forward."""
     blocks, inner, width = up.shape[0], up.shape[2], act.shape[1] // up.shape[0]
     tile, options = _tile(x.element_size(), inner, d_up_output is None and seed is None, _shared_bytes(x.device))
     token_tiles, tiles = triton.cdiv(x.shape[0], tile["TILE_T"]), triton.cdiv(width, tile["TILE_I"])
@@ -191,11 +206,14 @@ def _launch(
 
 
 def _tile(element_bytes: int, inner: int, plain: bool, shared_bytes: int) -> tuple[dict, dict]:
-    """Return tile sizes and launch options; `plain` is a forward without dropout, which leaves registers for wider
-    tiles; `shared_bytes` is what the GPU grants a program of shared memory.
+    """Return tile sizes and launch options.
 
-    Float32 is computed without tensor cores, from registers. With x resident in shared memory two programs share a
-    processor, one computing GELUs while the other multiplies, if each keeps to 128 registers a thread.
+    Float32 is computed without tensor cores, from registers. With x in shared memory, a processor runs two programs at
+    once if each has at most 128 registers a thread. Then one computes GELUs while the other multiplies.
+
+    Args:
+        plain: whether this is a forward without dropout, which has registers left for wider tiles.
+        shared_bytes: shared memory that the GPU allows one program.
     """
     if element_bytes == 4:
         return {"TILE_T": 64, "TILE_I": 64, "TILE_K": 32, "PIECES": 0}, {"num_warps": 8, "num_stages": 2}
@@ -208,7 +226,7 @@ def _tile(element_bytes: int, inner: int, plain: bool, shared_bytes: int) -> tup
 
 @functools.cache
 def _shared_bytes(device: torch.device) -> int:
-    """Return the shared memory that one program may have, in bytes; Hopper's where there is no GPU."""
+    """Return how many bytes of shared memory one program may have; without a GPU, those of a Hopper GPU."""
     if device.type != "cuda":
         return 232448
     properties = torch.cuda.get_device_properties(device)
@@ -225,7 +243,7 @@ def _chunks(x: Tensor, blocks: int) -> Tensor:
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor):
-    """Add a @ b, batches of matrices, to total without rounding the product to the operands' half precision."""
+    """Add a @ b, batches of matrices, to total (float32). The product is not rounded to half precision."""
     if a.dtype == torch.float32:
         total.baddbmm_(a, b)
     elif a.is_cuda:

@@ -1,9 +1,9 @@
-"""Sum of two streams and its layer norm as one Triton kernel, stored channel-major for the next layer's sequence mixer.
+"""LayerNorm of a sum of two streams as one Triton kernel, stored channel-major for the next layer's sequence mixer.
 
     z = (x + y - mean) * rstd * weight + bias, mean and variance over the channels; all arithmetic in float32
 
-A program holds a few tokens with all their channels, so that each input is read once, and writes them transposed: the
-mixer, which works on (H, T), then needs no pass of its own for that. The backward computes mean and rstd again.
+A program holds a few tokens with all their channels, so that each input is read once. It writes them transposed, since
+the mixer works on (H, T) and would otherwise have to transpose. Backward computes mean and rstd again.
 """
 
 import torch
@@ -11,10 +11,12 @@ from torch import Tensor
 
 from .m2bert_ops_triton import tl, triton
 
-# Tokens x channels of a program and of one of its warps: 16 tokens of up to 1024 channels are stored in whole sectors.
+# Number of elements (tokens x channels) of a program, and of one of its warps. With up to 1024 channels, a program has
+# at least 16 tokens, which fill whole sectors of memory.
 TILE, TILE_OF_WARP = 16384, 2048
 TILE_BACKWARD, TILE_OF_WARP_BACKWARD = 4096, 512
-PROGRAMS_BACKWARD = 264  # at most, each with its own sums of parameter gradients; a constant, so that results repeat
+# Largest number of programs. Each has its own sums of parameter gradients. A constant makes results repeat exactly.
+PROGRAMS_BACKWARD = 264
 
 
 @triton.jit
@@ -30,7 +32,7 @@ def _sum_of_streams(x, y, t, h, stride_xt, stride_xh, stride_yt, stride_yh, mask
 
 @triton.jit
 def _normalize(x, mask, channels, eps):
-    """Return (x - mean) * rstd, zero outside the mask, and rstd (tokens, 1)."""
+    """Return (x - mean) * rstd, which is zero outside the mask, and rstd (tokens, 1)."""
     centered = tl.where(mask, x - (tl.sum(x, axis=1) / channels)[:, None], 0.0)
     rstd = tl.rsqrt(tl.sum(centered * centered, axis=1) / channels + eps)[:, None]
     return centered * rstd, rstd
@@ -61,7 +63,7 @@ def _add_layer_norm_backward_kernel(
     w = tl.load(weight + h, mask=h < channels, other=0.0).to(tl.float32)[None, :]
     d_weight = tl.zeros((TILE_H,), tl.float32)
     d_bias = tl.zeros((TILE_H,), tl.float32)
-    # Neighboring tiles, one after the other: a channel-major dz has them in the same sectors.
+    # A program takes neighboring tiles, since a channel-major dz has these in the same sectors of memory.
     tiles = tl.cdiv(tl.cdiv(tokens, TILE_T), tl.num_programs(0))
     for tile in range(tiles):
         t = (tl.program_id(0) * tiles + tile) * TILE_T + tl.arange(0, TILE_T)
@@ -82,8 +84,10 @@ def _add_layer_norm_backward_kernel(
 
 
 def add_layer_norm(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Return the layer norm of x + y in x's dtype, a transposed contiguous (H, T). x and y have any strides, and are
-    float32, float16 or bfloat16."""
+    """Return LayerNorm(x + y) in x's dtype, a transposed view of a contiguous (H, T).
+
+    x and y are float32, float16 or bfloat16, with any strides.
+    """
     tokens, channels = x.shape
     z = torch.empty(channels, tokens, dtype=x.dtype, device=x.device)
     if tokens:
@@ -104,7 +108,7 @@ def add_layer_norm_backward(
         dz: (T, H), any strides. The others: as in the forward.
 
     Returns:
-        dx (T, H) contiguous in x's dtype, which is y's gradient too, and in float32 d_weight and d_bias (H,).
+        dx (T, H), contiguous, in x's dtype, the gradient of both x and y; d_weight and d_bias (H,) in float32.
     """
     tokens, channels = x.shape
     dx = torch.empty(tokens, channels, dtype=x.dtype, device=x.device)
@@ -122,7 +126,7 @@ def add_layer_norm_backward(
 
 
 def _tile(channels: int, elements: int, of_warp: int) -> tuple[int, int, int]:
-    """Return tokens and channels of a program, and its warps."""
+    """Return the numbers of tokens, channels and warps of a program."""
     tile_h = triton.next_power_of_2(channels)
     tile_t = min(64, max(1, elements // tile_h))
     return tile_t, tile_h, min(16, max(1, tile_t * tile_h // of_warp))

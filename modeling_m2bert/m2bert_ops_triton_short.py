@@ -3,10 +3,10 @@
     a_t = projected_t + projection_bias for 0 <= t < length, zero before the row's start
     s_t = bias + w_0 a_{t-2} + w_1 a_{t-1} + w_2 a_t,  [x1 | x2 | v] = s;  gated = v * x1, gate = x2
 
-All texts of the batch lie side by side in (C, T). A program takes a tile of columns whatever texts they belong to,
-finds the texts that meet its tile, and gives each column the bounds of its own: in a batch of one long and many short
-texts no program is without work. Arithmetic is float32. Parameter gradients are summed per tile, and the tiles by
-torch: no atomics, so that repeated runs agree to the last bit.
+All texts of the batch lie side by side in (C, T). A program takes a tile of columns, which may belong to several texts.
+It finds these texts, and gives each column the bounds of its text. So every program has work, even in a batch of one
+long and many short texts. Arithmetic is float32. A program sums the parameter gradients of its tile, and torch adds up
+the tiles. There are no atomics, so that repeated runs agree to the last bit.
 """
 
 import torch
@@ -15,15 +15,16 @@ from torch import Tensor
 from .m2bert_ops_triton import tl, triton
 
 TILE_T = 256  # columns of a program
-TILE_C, STEPS_C = 2, 8  # channels of each third taken at once, and how often: 16 channels share one search for rows
+# Channels of x1, x2 and v that a program computes at once, and the number of such steps. So 16 channels share one
+# search for the texts.
+TILE_C, STEPS_C = 2, 8
 TILE_C_BACKWARD, STEPS_C_BACKWARD = 1, 16
-TILE_R = 256  # rows of the batch looked at together by the search
+TILE_R = 256  # texts that the search looks at together
 
 
 @triton.jit
 def _row_bounds(t, first, offsets, lengths, rows, TILE_T: tl.constexpr, TILE_R: tl.constexpr):
-    """Return the first column and the end of the text that each of the columns t = first, .. belongs to; end 0 where
-    there is none."""
+    """Return, for each of the columns t = first, .., the first column and the end of its text; end 0 without a text."""
     row = 0
     for r0 in range(0, rows, TILE_R):
         r = r0 + tl.arange(0, TILE_R)
@@ -43,13 +44,13 @@ def _row_bounds(t, first, offsets, lengths, rows, TILE_T: tl.constexpr, TILE_R: 
 
 @triton.jit
 def _inside(t, shift: tl.constexpr, begin, end, mask):
-    """Return which elements at the columns t + shift belong to the text of the real column t."""
+    """Return where t is a real column and t + shift belongs to the same text; `mask` says which channels exist."""
     return mask[:, None] & ((t + shift >= begin) & (t + shift < end) & (t < end))[None, :]
 
 
 @triton.jit
 def _ahead(x, stride, t, begin, end, c, mask):
-    """Load channels c of x (C, T) at the columns t, t + 1 and t + 2 in float32; zero where they are not real."""
+    """Load channels c of x (C, T) at the columns t, t + 1 and t + 2 in float32; zero outside the text of t."""
     x += c.to(tl.int64)[:, None] * stride + t[None, :]
     x0 = tl.load(x, mask=_inside(t, 0, begin, end, mask), other=0.0).to(tl.float32)
     x1 = tl.load(x + 1, mask=_inside(t, 1, begin, end, mask), other=0.0).to(tl.float32)
@@ -59,22 +60,22 @@ def _ahead(x, stride, t, begin, end, c, mask):
 
 @triton.jit
 def _channel(parameter, c, mask):
-    """Load a parameter of the channels c as (channels, 1) in float32."""
+    """Load the values of a parameter for the channels c as (channels, 1) in float32."""
     return tl.load(parameter + c, mask=mask, other=0.0).to(tl.float32)[:, None]
 
 
 @triton.jit
 def _projected(x, t, shift: tl.constexpr, begin, end, mask, bias):
-    """Load a at the columns t + shift, zero where they are not real."""
+    """Return a_{t + shift}, the projected input plus its bias; zero outside the text of t."""
     inside = _inside(t, shift, begin, end, mask)
     return tl.where(inside, tl.load(x + shift, mask=inside, other=0.0).to(tl.float32) + bias, 0.0)
 
 
 @triton.jit
 def _short_conv(projected, stride, projection_bias, weight, bias, t, begin, end, c, mask):
-    """Return s of the channels c at the columns t, t + 1 and t + 2, then a at t - 2, t - 1 and t.
+    """Return s_t, s_{t+1}, s_{t+2}, a_{t-2}, a_{t-1} and a_t for the channels c.
 
-    What a caller does not use is never loaded: the compiler removes it.
+    The compiler removes the loads of what a caller does not use.
     """
     b, p = _channel(bias, c, mask), _channel(projection_bias, c, mask)
     w0, w1, w2 = _channel(weight, 3 * c, mask), _channel(weight, 3 * c + 1, mask), _channel(weight, 3 * c + 2, mask)
@@ -96,8 +97,8 @@ def _short_conv_gate_kernel(
     channels, columns, rows, stride_projected, stride_gated, stride_gate,
     TILE_T: tl.constexpr, TILE_C: tl.constexpr, STEPS_C: tl.constexpr, TILE_R: tl.constexpr,
 ):  # fmt: skip
-    # The first column is read, not assumed to be zero, so that the compiler expects no alignment: t - 1 and t - 2 have
-    # none, and one layout with neighboring columns in neighboring threads suits all three.
+    # offsets[0] is zero, but it is read so that the compiler does not know this and assumes no alignment of t. Columns
+    # t - 1 and t - 2 have none, and all three should have the same layout: neighboring columns in neighboring threads.
     first = tl.load(offsets) + tl.program_id(0) * TILE_T
     t = first + tl.arange(0, TILE_T)
     begin, end = _row_bounds(t, first, offsets, lengths, rows, TILE_T, TILE_R)
@@ -124,7 +125,10 @@ def _short_conv_gate_kernel(
 def _short_conv_backward(
     ds0, ds1, ds2, a0, a1, a2, weight, d_projected, stride, partials, t, c, mask, channels, columns
 ):  # fmt: skip
-    """Return the gradients of the channels c from ds at t, t + 1 and t + 2, which is zero where these are not real."""
+    """Store the gradients of the channels c: those of projected, and the tile's sums for the parameters.
+
+    ds0, ds1 and ds2 are the gradients of s_t, s_{t+1} and s_{t+2}, zero outside the text of t.
+    """
     w0, w1, w2 = _channel(weight, 3 * c, mask), _channel(weight, 3 * c + 1, mask), _channel(weight, 3 * c + 2, mask)
     da = w2 * ds0 + w1 * ds1 + w0 * ds2
     stored = mask[:, None] & (t < columns)[None, :]
@@ -178,8 +182,10 @@ def _short_conv_gate_backward_kernel(
 
 
 def short_conv_gate(projected, projection_bias, weight, bias, offsets, lengths, longest) -> tuple[Tensor, Tensor]:
-    """Compute the short convolution and the first gate; arguments as in m2bert_ops. Signals are float32, float16 or
-    bfloat16 with stride(1) == 1; `longest` is not needed here."""
+    """Compute the short convolution and the first gate; arguments as in m2bert_ops.
+
+    projected is float32, float16 or bfloat16 with stride(1) == 1. `longest` is not used here.
+    """
     channels, columns = projected.shape[0] // 3, projected.shape[1]
     gated, gate = (torch.empty(channels, columns, dtype=projected.dtype, device=projected.device) for _ in range(2))
     if channels and columns:
@@ -198,11 +204,11 @@ def short_conv_gate_backward(
     """Return the gradients of short_conv_gate; x1 and v are computed again from projected.
 
     Args:
-        d_gated, d_gate: (H, T), stride(1) == 1; where no text is they are not looked at. The others: as in the forward.
+        d_gated, d_gate: (H, T), stride(1) == 1; values in padding are not used. The others: as in the forward.
 
     Returns:
-        d_projected (3 H, T) in projected's dtype, zero where no text is, and in float32 d_projection_bias (3 H,),
-        d_weight (3 H, 3) and d_bias (3 H,).
+        d_projected (3 H, T) in projected's dtype, zero in padding; d_projection_bias (3 H,), d_weight (3 H, 3) and
+        d_bias (3 H,) in float32.
     """
     channels, columns = projected.shape[0] // 3, projected.shape[1]
     d_projected = torch.empty(3 * channels, columns, dtype=projected.dtype, device=projected.device)

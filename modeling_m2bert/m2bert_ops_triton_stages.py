@@ -1,11 +1,12 @@
-"""The two stages of the long convolution as kernels of their own, for any length: equations in m2bert_ops_triton_dft.
+"""The two stages of the long convolution as separate kernels, for any length. m2bert_ops_triton_dft has the equations.
 
-    transform_rows    stage 1 of every row; stops at the last row of x[n1, n2] that holds a real token
-    multiply_spectra  per m1: stage 2, times the spectrum, inverse of stage 2, in place
-    sum_rows          (a function for kernels) the inverse of stage 1, in front of each caller's own epilogue
+    transform_rows    stage 1 of every row; it reads x[n1, n2] only up to the last n1 that has a real token
+    multiply_spectra  for each m1: stage 2, product with the spectrum, inverse of stage 2, in place
+    sum_rows          the inverse of stage 1; not a kernel, but a function that the callers' kernels begin with
 
-Between them lies a scratch Z (signals, rows, 2, M1, M2): real and imaginary planes of A, rows in the order (channel,
-batch row). A caller works through groups of channels, so that Z stays in the second-level cache.
+The kernels pass their results on in a scratch Z (signals, rows, 2, M1, M2): the real and imaginary planes of A. Its
+rows are in the order (channel, batch row). A caller takes a group of channels at a time, so that Z stays in the L2
+cache.
 """
 
 import torch
@@ -14,13 +15,16 @@ from torch import Tensor
 from .m2bert_ops_triton import tl, triton
 from .m2bert_ops_triton_dft import early_part, factors, folded_tables, operand_dtype, stage1_tables
 
-SCRATCH_BYTES = 24 << 20
+SCRATCH_BYTES = 24 << 20  # size of Z to aim at
 
 
 @triton.jit
 def row_columns(offsets, lengths, batch_row, longest, UNIFORM: tl.constexpr):
-    """Return the first column, length and width of a row's slot. Equal slots need no look-up, which lets aligned rows
-    be seen."""
+    """Return the first column of a row, its number of real columns, and its number of columns.
+
+    UNIFORM says that all rows have `longest` columns. Then nothing but the length is loaded, and the compiler can see
+    that rows are aligned.
+    """
     length = tl.load(lengths + batch_row)
     if UNIFORM:
         return batch_row * longest, length, longest
@@ -31,7 +35,7 @@ def row_columns(offsets, lengths, batch_row, longest, UNIFORM: tl.constexpr):
 
 @triton.jit
 def _load(x, n, mask):
-    """Load samples n of a row, zeros where a mask is false; None is no mask."""
+    """Load samples n of a row, and zeros where the mask is False. None is no mask."""
     if mask is None:
         return tl.load(x + n)
     else:
@@ -40,7 +44,7 @@ def _load(x, n, mask):
 
 @triton.jit
 def _load_signal(x, gate, row_scale, n, mask, dtype: tl.constexpr):
-    """Load samples n of a row, times those of a gate, times the row's scale (either may be None)."""
+    """Load samples n of a row times the gate times the row's scale. gate and row_scale may be None."""
     value = _load(x, n, mask)
     if gate is not None:
         value = value.to(tl.float32) * _load(gate, n, mask).to(tl.float32)
@@ -51,7 +55,7 @@ def _load_signal(x, gate, row_scale, n, mask, dtype: tl.constexpr):
 
 @triton.jit
 def _stage1_block(real, imaginary, value, entries, within, plane):
-    """Add one block of columns of the table times one block of samples."""
+    """Add the product of a block of the table's columns and a block of samples to the real and the imaginary sum."""
     real = tl.dot(tl.load(entries, mask=within, other=0.0), value, real, input_precision="ieee")
     table = tl.load(entries + plane, mask=within, other=0.0)
     return real, tl.dot(table, value, imaginary, input_precision="ieee")
@@ -59,7 +63,7 @@ def _stage1_block(real, imaginary, value, entries, within, plane):
 
 @triton.jit
 def _stage1(z, table, x, gate, row_scale, length, tile, M1, M2: tl.constexpr, TM: tl.constexpr, BK: tl.constexpr):
-    """Return rows tile * TM .. of A for one row of x; z points to its planes."""
+    """Store TM rows of A, from m1 = tile * TM on, for one row of x. z points to the row's planes."""
     m1 = tile * TM + tl.arange(0, TM)
     n1 = tl.arange(0, BK)
     n2 = tl.arange(0, M2)
@@ -87,7 +91,7 @@ def transform_rows(
     z, table, x0, x1, gate, scales, offsets, lengths, stride0, stride1, gate_stride, first_channel, first_signal, rows,
     batch, longest, M1, UNIFORM: tl.constexpr, M2: tl.constexpr, TM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Compute stage 1 of x0 (signal 0) or x1 (signal 1), times gate and scales (channels, batch, 2) if given.
+    """Compute stage 1 of x0 (signal 0) or x1 (signal 1), multiplied by gate and scales (channels, batch, 2) if given.
 
     Grid (rows, M1 / TM, signals).
     """
@@ -117,9 +121,9 @@ def _complex_dot(a_real, a_imaginary, f_real, f_imaginary):
 def stage2(
     z, folded, m2, within, plane, M2: tl.constexpr, TR: tl.constexpr, MC: tl.constexpr, PIECE: tl.constexpr
 ):  # fmt: skip
-    """Return X (TR, MC) at columns m2. z (TR, 1) points to the rows' A[m1, 0], folded to the table of m1.
+    """Return X (TR, MC) at columns m2. z (TR, 1) points to the rows' A[m1, 0], `folded` to the table of m1.
 
-    Sums over PIECE columns n2 at a time: float32 products keep a whole piece in registers.
+    The sum takes PIECE columns n2 at a time, since float32 products keep a whole piece in registers.
     """
     real = tl.zeros([TR, MC], tl.float32)
     imaginary = tl.zeros([TR, MC], tl.float32)
@@ -139,9 +143,10 @@ def multiply_spectra(
     z, folded, k0, k1, first_channel, first_signal, rows, batch, M1, CONJUGATE_SECOND: tl.constexpr,
     SPLIT: tl.constexpr, M2: tl.constexpr, TR: tl.constexpr, MC: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
-    """Compute stage 2, times spectrum k0 for signal 0 or k1 (perhaps conjugated) for signal 1, inverse of stage 2.
+    """Compute stage 2, the product with the spectrum, and the inverse of stage 2.
 
-    Grid (rows / TR, M1, signals). SPLIT is the part of 1/M2 that precedes the inverse; MC columns m2 are in work.
+    The spectrum is k0 for signal 0 and k1 for signal 1, conjugated if CONJUGATE_SECOND. SPLIT is the part of 1/M2 that
+    is applied before the inverse. MC columns m2 are computed at a time. Grid (rows / TR, M1, signals).
     """
     m1, signal = tl.program_id(1), tl.program_id(2) + first_signal
     row = tl.program_id(0) * TR + tl.arange(0, TR)[:, None]
@@ -190,7 +195,7 @@ def multiply_spectra(
 
 @triton.jit
 def sum_rows(z, table, tile, M1, M2: tl.constexpr, TN: tl.constexpr, BK: tl.constexpr):
-    """Return the inverse of stage 1: samples (TN, M2) of rows n1 = tile * TN ..; z points to a row's planes."""
+    """Return the inverse of stage 1: samples (TN, M2) from n1 = tile * TN on. z points to a row's planes."""
     n1 = tile * TN + tl.arange(0, TN)
     m1 = tl.arange(0, BK)
     within = (n1 < M1)[:, None]
@@ -209,8 +214,11 @@ def sum_rows(z, table, tile, M1, M2: tl.constexpr, TN: tl.constexpr, BK: tl.cons
 
 @triton.jit
 def tile_places(lengths, length, batch_row, tile, M2: tl.constexpr, TN: tl.constexpr):
-    """Return samples n (TN, M2) of a tile. The length is read again: for all that the compiler knows it may have
-    changed, so it computes the places here instead of keeping them in registers since an earlier use."""
+    """Return the indices n (TN, M2) of a tile's samples.
+
+    The length is read again, and the compiler must assume that it may have changed. So it computes the indices here
+    instead of keeping them in registers since an earlier use.
+    """
     zero = tl.load(lengths + batch_row) - length
     return (zero + tile * TN + tl.arange(0, TN))[:, None] * M2 + tl.arange(0, M2)[None, :]
 
@@ -218,11 +226,14 @@ def tile_places(lengths, length, batch_row, tile, M2: tl.constexpr, TN: tl.const
 class Stages:
     """Tables, tile sizes and launches of the stages for transforms of length m on one device.
 
-    Attributes, beside m, m1, m2 and the operands' dtype:
+    Attributes:
+        m, m1, m2: transform length and its factors.
+        dtype: of the operands.
         table, inverse, folded: tables of stage 1, its inverse and stage 2.
-        tile, block: rows m1 or n1 of a program of stage 1 or its inverse, and length of its partial sums.
-        rows, columns, piece: rows of a program of stage 2, columns m2 in work, length of its partial sums.
-        options, stage2_options: warps and depth of the pipeline of the one and the other.
+        tile, block: for stage 1 and its inverse, number of rows of a program's output, and terms of a partial sum.
+        rows, columns, piece: for stage 2, number of rows of a program, of columns m2 at a time, and of terms of a
+            partial sum.
+        options, stage2_options: number of warps and pipeline stages for stage 1 with its inverse, and for stage 2.
     """
 
     def __init__(self, m: int, dtype: torch.dtype, device: torch.device):
@@ -241,8 +252,7 @@ class Stages:
             self.stage2_options = {"num_warps": 8 if self.m2 > 16 else 4, "num_stages": 1}
 
     def channels_at_once(self, channels: int, batch: int, signals: int, tile: int) -> int:
-        """Return the size of a group of channels: a multiple of `tile` (or all of them) with a Z of about
-        SCRATCH_BYTES."""
+        """Return how many channels a group has, so that its Z has about SCRATCH_BYTES: a multiple of `tile`, or all."""
         bytes_per_tile = tile * signals * batch * 2 * self.m * self.dtype.itemsize
         return min(channels, max(1, round(SCRATCH_BYTES / bytes_per_tile)) * tile)
 
@@ -250,8 +260,7 @@ class Stages:
         return torch.empty(signals * rows * 2 * self.m, dtype=self.dtype, device=device)
 
     def transform(self, z, x, first_channel, rows, offsets, lengths, longest, gate=None, scales=None, first_signal=0):
-        """Compute stage 1 of the signals x, one or two of shape (C, T), into Z from first_signal on; see
-        transform_rows."""
+        """Run transform_rows for x, one or two signals of shape (C, T), whose numbers begin with first_signal."""
         batch = lengths.numel()
         transform_rows[(rows, triton.cdiv(self.m1, self.tile), len(x))](
             z, self.table, x[0], x[-1], gate, scales, offsets, lengths, x[0].stride(0), x[-1].stride(0),
@@ -260,7 +269,7 @@ class Stages:
         )  # fmt: skip
 
     def multiply(self, z, spectra, first_channel, rows, batch, signals=(0, 2), conjugate_second=False):
-        """Compute stage 2 of signals signals[0] .. signals[1]; see multiply_spectra."""
+        """Run multiply_spectra for the signals from signals[0] up to, but not including, signals[1]."""
         grid = (triton.cdiv(rows, self.rows), self.m1, signals[1] - signals[0])
         multiply_spectra[grid](
             z, self.folded, spectra[0], spectra[-1], first_channel, signals[0], rows, batch, self.m1,

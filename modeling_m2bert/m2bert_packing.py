@@ -1,8 +1,7 @@
-"""Lay texts of different lengths side by side, without padding: nothing is computed for a padded position.
-The model's inputs are checked before that.
+"""Check the model's inputs, and pack texts of different lengths side by side, without their padding.
 
-Where shapes must not depend on the values of a mask (torch.compile, CUDA graphs), the padding stays and the operations
-are told how long each row is.
+So nothing is computed for a padded position. Where shapes must not depend on the values of a mask (torch.compile, CUDA
+graphs), the padding stays, and the operations are told how long each row is.
 """
 
 from typing import NamedTuple
@@ -12,19 +11,22 @@ from torch import Tensor
 
 
 class Rows(NamedTuple):
-    """How the T tokens of a batch lie in (T, ..): row b in offsets[b] .. offsets[b + 1], lengths[b] of them real."""
+    """Where the rows of a batch lie in (T, ..).
+
+    Row b has the positions offsets[b] .. offsets[b + 1], of which the first lengths[b] are real.
+    """
 
     offsets: Tensor  # (B + 1,) int32
     lengths: Tensor  # (B,) int32
-    longest: int
+    longest: int  # no row has more positions
 
 
 class Packing(NamedTuple):
-    """The way between (B, L, ..) and (T, ..)."""
+    """Convert between a padded batch (B, L, ..) and its packed tokens (T, ..)."""
 
     rows: Rows
-    places: Tensor | None  # (T,) int64, where each token stands in (B * L,); None: all of them, in order
-    padding: Tensor | None  # (B, L) bool where padding stays among the tokens
+    places: Tensor | None  # (T,) int64, the place of each token in (B * L,); None: all B * L places, in order
+    padding: Tensor | None  # (B, L) bool, True at padding that stays among the tokens; None: there is none
     shape: tuple[int, int]  # (B, L)
 
     def pack(self, x: Tensor) -> Tensor:
@@ -33,7 +35,7 @@ class Packing(NamedTuple):
         return x if self.places is None else x[self.places]
 
     def repack(self, x: Tensor, like: Tensor) -> Tensor:
-        """Pack (B, L, H) with the strides that `like` (T, H) has: products round by layout."""
+        """Pack (B, L, H) with the strides of `like` (T, H), since the rounding of products depends on strides."""
         x = self.pack(x)
         return x if x.stride() == like.stride() else x.T.contiguous().T
 
@@ -47,23 +49,27 @@ class Packing(NamedTuple):
 
 
 def values_are_hidden(x: Tensor) -> bool:
-    """Return whether nothing may depend on the values of x: inside torch.compile, and while a CUDA graph is
-    captured."""
+    """Return whether the program must not look at the values of x.
+
+    That is so inside torch.compile, and while a CUDA graph is captured.
+    """
     return torch.compiler.is_compiling() or (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def pack_rows(shape: tuple[int, int], device: torch.device, mask: Tensor | None) -> Packing:
-    """Lay the tokens of a batch side by side.
+    """Return how to pack a batch.
 
     Args:
-        shape: (B, L). device: of the tokens.
-        mask: (B, L) bool, ones then zeros; None: all tokens are real.
+        shape: (B, L).
+        device: of the tokens.
+        mask: (B, L) bool, ones then zeros in every row; None: all tokens are real.
     """
     batch, length = shape
     if mask is None or values_are_hidden(mask):
         offsets = torch.arange(batch + 1, dtype=torch.int32, device=device) * length
         lengths = offsets.diff() if mask is None else mask.sum(1, dtype=torch.int32)
-        return Packing(Rows(offsets, lengths, length), None, None if mask is None else ~mask, shape)
+        padding = None if mask is None else ~mask
+        return Packing(Rows(offsets, lengths, length), None, padding, shape)
     lengths = mask.sum(1, dtype=torch.int32)
     offsets = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
     rows = Rows(offsets, lengths, int(lengths.max()) if batch else 0)
@@ -77,23 +83,26 @@ def check_inputs(
     attention_mask: Tensor | None,
     token_type_ids: Tensor | None,
 ):
-    """Raise ValueError for bad shapes and lengths; on CPU also for ids outside their vocabulary (on an accelerator
-    looking at values would make it wait; inside torch.compile it would break the graph)."""
+    """Raise ValueError for bad shapes and lengths, and on CPU for ids outside their vocabulary.
+
+    Ids are not checked on an accelerator, which would have to wait for it, or inside torch.compile, where it would
+    break the graph.
+    """
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("pass exactly one of input_ids and inputs_embeds")
-    x = input_ids if inputs_embeds is None else inputs_embeds
-    shape, longest = x.shape[:2], config.max_position_embeddings
-    if x.ndim >= 2 and shape[1] > longest:
+    main_input = input_ids if inputs_embeds is None else inputs_embeds
+    shape, longest = main_input.shape[:2], config.max_position_embeddings
+    if len(shape) == 2 and shape[1] > longest:
         raise ValueError(
             f"sequence of {shape[1]} tokens exceeds max_position_embeddings={longest}; truncate it "
             f"(tokenizer(..., truncation=True, max_length={longest})) or use a model with a longer context"
         )
+    bad_size = len(shape) < 2 or (shape[0] > 0 and shape[1] == 0)
     names = "input_ids", "attention_mask", "token_type_ids", "inputs_embeds"
     for name, given in zip(names, (input_ids, attention_mask, token_type_ids, inputs_embeds), strict=True):
-        width = (config.hidden_size,) if name == "inputs_embeds" else ()
-        bad_size = x.ndim < 2 or (shape[0] > 0 and shape[1] == 0)
-        if given is not None and (bad_size or given.shape != (*shape, *width)):
-            expected = ", ".join(("batch", "length >= 1", *map(str, width)))
+        last = (config.hidden_size,) if name == "inputs_embeds" else ()
+        if given is not None and (bad_size or given.shape != (*shape, *last)):
+            expected = ", ".join(("batch", "length >= 1", *map(str, last)))
             raise ValueError(f"{name} has shape {tuple(given.shape)}; expected ({expected}), the same for all inputs")
     if torch.compiler.is_compiling():
         return
@@ -109,15 +118,15 @@ def check_inputs(
             size = getattr(config, size_name)
             low, high = (int(value) for value in ids.aminmax())
             if low < 0 or high >= size:
-                odd = low if low < 0 else high
-                raise ValueError(f"{name} holds id {odd}, outside the vocabulary of {size_name}={size}; {fix}")
+                bad_id = low if low < 0 else high
+                raise ValueError(f"{name} holds id {bad_id}, outside the vocabulary of {size_name}={size}; {fix}")
 
 
 def visible_tokens(mask: Tensor) -> Tensor | None:
-    """Return a mask of ones then zeros (B, L) bool as it is, or None if it hides nothing.
+    """Return the mask (B, L) bool unchanged, or None if all its values are known to be ones.
 
     Raises:
-        ValueError: a zero stands before a one (not checked where values are hidden).
+        ValueError: a zero stands before a one in a row (not checked where values are hidden).
     """
     if not values_are_hidden(mask):
         if bool(mask.all()):

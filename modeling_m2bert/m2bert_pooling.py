@@ -1,25 +1,30 @@
-"""From hidden states to one vector per text: `mean`, `weighted_mean`, `cls`, `cls_tanh`, `mean_tanh`."""
+"""Pool hidden states into one vector per text: `mean`, `weighted_mean`, `cls`, `cls_tanh`, `mean_tanh`."""
 
 import torch
 from torch import Tensor, nn
 
 
 def masked_mean(hidden_states: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean over real positions. hidden_states (B, L, H), mask (B, L) bool -> (B, H) in hidden_states' dtype.
-    Summed in float32 at least; a row without real positions gives zeros."""
+    """Return the mean over real positions: hidden_states (B, L, H), mask (B, L) bool -> (B, H) in hidden_states' dtype.
+
+    The sum is in float32 at least. A row without real positions gives zeros.
+    """
     weights = mask.to(torch.promote_types(hidden_states.dtype, torch.float32))
     weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
     return torch.einsum("bl,blh->bh", weights, hidden_states.to(weights.dtype)).to(hidden_states.dtype)
 
 
 def weighted_mean(hidden_states: Tensor, mask: Tensor, log_weights: Tensor) -> Tensor:
-    """Return weighted sums over real positions, one per head, concatenated; the weights of all heads together sum to
-    one, so that a head whose tokens weigh little adds little.
+    """Return one weighted sum over the real positions for each head, concatenated.
 
         p_k = sum_t exp(w_tk) x_t / sum_tj exp(w_tj)
 
+    The weights of all heads together sum to one. So a head that gives its tokens small weights has a short vector.
+
     Args:
-        hidden_states: (B, L, H). mask: (B, L) bool. log_weights: (B, L, K).
+        hidden_states: (B, L, H), x.
+        mask: (B, L) bool.
+        log_weights: (B, L, K), w, for K heads.
 
     Returns:
         (B, K * H) in hidden_states' dtype; a row without real positions gives zeros.
@@ -33,21 +38,26 @@ def weighted_mean(hidden_states: Tensor, mask: Tensor, log_weights: Tensor) -> T
 
 
 def occurrences(input_ids: Tensor, mask: Tensor) -> Tensor:
-    """Count how often each token's id occurs among the real positions of its row; input_ids (B, L), mask (B, L) bool ->
-    (B, L) int64, of no meaning in padding."""
+    """Count how often each token's id occurs among the real positions of its row.
+
+    Maps input_ids (B, L) and mask (B, L) bool to (B, L) int64. The counts at padding have no meaning.
+    """
     ids = input_ids.masked_fill(~mask, -1)
     ordered = ids.sort(dim=1).values
     return torch.searchsorted(ordered, ids, right=True) - torch.searchsorted(ordered, ids)
 
 
 def log_saturation(counts: Tensor, saturation: float) -> Tensor:
-    """Return the log weight of one of n occurrences where all n together weigh log(1 + n / saturation): a word said a
-    hundred times does not drown those said once, as in BM25. counts (...) floating point, at least 1 -> (...)."""
+    """Return the log weight of one occurrence of a token that occurs n times: log(log(1 + n / saturation) / n).
+
+    So all n together weigh log(1 + n / saturation). As in BM25, a frequent word does not dominate those that occur
+    once. `counts` (...) holds n, floating point and at least 1.
+    """
     return (counts / saturation).log1p().log() - counts.log()
 
 
 class M2BertPooler(nn.Module):
-    """`pooler_output` of the model, by `config.pooling`. Widths: hidden_size, or heads * hidden_size."""
+    """Compute the model's `pooler_output` as `config.pooling` says. Its width is `config.projection_dim`."""
 
     def __init__(self, config):
         super().__init__()
@@ -64,11 +74,12 @@ class M2BertPooler(nn.Module):
         """Pool the hidden states of each text.
 
         Args:
-            hidden_states: (B, L, H). mask: (B, L) bool, True at real positions.
+            hidden_states: (B, L, H).
+            mask: (B, L) bool, True at real positions.
             input_ids: (B, L), needed by `weighted_mean`.
 
         Returns:
-            (B, pooled width).
+            (B, config.projection_dim).
         """
         if self.pooling == "weighted_mean":
             if input_ids is None:
@@ -78,7 +89,7 @@ class M2BertPooler(nn.Module):
                 )
             return weighted_mean(hidden_states, mask, self.log_weights(hidden_states, mask, input_ids))
         kind, _, tanh = self.pooling.partition("_")
-        if kind == "cls":  # summed, since a batch of no texts has no first token
+        if kind == "cls":  # a sum over at most one position; an index would fail for a batch of no texts
             pooled = hidden_states[:, :1].sum(1)
         else:
             assert kind == "mean"  # the configuration allows no other
@@ -86,8 +97,11 @@ class M2BertPooler(nn.Module):
         return torch.tanh(self.dense(pooled)) if tanh else pooled
 
     def log_weights(self, hidden_states: Tensor, mask: Tensor, input_ids: Tensor) -> Tensor:
-        """Return (B, L, K) in float32 at least: from the token's id, its state in this text, and how often it
-        occurs."""
+        """Return the log weights of tokens, (B, L, K) in float32 at least.
+
+        They depend on the token's id, on its hidden state with contextual_pooling, and on how often the token occurs
+        with pooling_saturation.
+        """
         log_weights = self.token_log_weights(input_ids)
         log_weights = log_weights.to(torch.promote_types(log_weights.dtype, torch.float32))
         if hasattr(self, "context_log_weights"):

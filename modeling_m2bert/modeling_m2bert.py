@@ -1,13 +1,14 @@
-"""M2-BERT (Saad-Falcon et al., ICML 2024): an encoder without attention, in the dialect of transformers.
+"""M2-BERT (Saad-Falcon et al., ICML 2024): an encoder without attention, for transformers.
 
-Where it differs from the research code, on purpose:
-- padding is invisible by default (`padding="masked"`): every vector of a text is that of the text alone;
-- layers are initialized independently (the research code builds one and copies it);
-- the short convolution keeps torch's own initialization (a standard deviation of 0.02 would all but close the gates);
-- block-diagonal layers have one initialization, with one block as with several;
-- filters are computed in float32 at least, and their parameters stay in float32 through every cast;
-- label -100 alone is ignored by the masked-LM loss (the research code ignored id 0 as well);
-- no NaN checks and no anomaly mode in forward.
+It differs from the research code on purpose:
+- Padding has no effect by default (`padding="masked"`): a text has the same vectors as without padding.
+- Layers are initialized independently. The research code initializes one layer and copies it.
+- The short convolution has torch's initialization of convolutions. With a standard deviation of 0.02, its gates would
+  be close to zero.
+- Block-diagonal layers have the same kind of initialization with one block as with several.
+- Filters are computed in float32 at least, and their parameters stay in float32 when the model is cast.
+- The masked-LM loss ignores only the label -100. The research code also ignores id 0.
+- The forward has no NaN checks and no anomaly mode.
 """
 
 import math
@@ -30,11 +31,11 @@ from .m2bert_packing import Packing, Rows, check_inputs, pack_rows, values_are_h
 from .m2bert_pooling import M2BertPooler
 
 logger = logging.get_logger(__name__)
-ALIGNMENT_BYTES = 64  # of memory that torch allocates on a CPU
+ALIGNMENT_BYTES = 64  # torch aligns the memory that it allocates on a CPU to this
 
 
 class M2BertEmbeddings(nn.Module):
-    """Token, type and, where the configuration has them, position embeddings, summed, normalized, dropped out."""
+    """Sum of token, type and, if the configuration has them, position embeddings; then LayerNorm and dropout."""
 
     def __init__(self, config):
         super().__init__()
@@ -49,7 +50,7 @@ class M2BertEmbeddings(nn.Module):
     def forward(
         self, input_ids: Tensor | None, token_type_ids: Tensor | None, inputs_embeds: Tensor | None, packing: Packing
     ) -> Tensor:
-        """Embed (B, L) ids, or (B, L, H) token embeddings -> (T, H)."""
+        """Embed and pack (B, L) ids, or (B, L, H) token embeddings -> (T, H)."""
         x = packing.pack(input_ids if inputs_embeds is None else inputs_embeds)
         x = self.word_embeddings(x) if inputs_embeds is None else x
         types = x.new_zeros(1, dtype=torch.long) if token_type_ids is None else packing.pack(token_type_ids)
@@ -64,14 +65,15 @@ class M2BertAddNorm(nn.LayerNorm):
     """LayerNorm of a sum."""
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Add and normalize (T, H) and (T, H) -> (T, H), which lies in memory as the channels (H, T) that the next
-        mixer reads."""
+        """Add and normalize (T, H) and (T, H) -> (T, H). In memory the result is (H, T), as the next mixer reads it."""
         return add_layer_norm(x, y, self.weight, self.bias, self.eps)
 
 
 class M2BertLayer(GradientCheckpointingLayer):
-    """y = mixer(x); output = LayerNorm(y + MLP(y)). The mixer has no skip around it: its residual convolution takes
-    that place."""
+    """y = mixer(x); output = LayerNorm(y + MLP(y)).
+
+    There is no skip connection around the mixer. The residual convolution inside the mixer takes its place.
+    """
 
     def __init__(self, config, cache: FilterCache | None = None):
         super().__init__()
@@ -86,20 +88,25 @@ class M2BertLayer(GradientCheckpointingLayer):
 
 
 class M2BertPreTrainedModel(PreTrainedModel):
+    """Loading and initialization that all M2-BERT models share."""
+
     config_class = M2BertConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["M2BertLayer", "M2BertEmbeddings"]
-    _keep_in_fp32_modules_strict = ["filter", "residual_filter"]  # says to the loader what M2BertFilter does
+    _keep_in_fp32_modules_strict = ["filter", "residual_filter"]  # as M2BertFilter does in casts
 
     def __init__(self, config: M2BertConfig, *inputs, **kwargs):
-        config.validate_architecture()  # fields that from_pretrained was asked to change are not checked on the way
+        config.validate_architecture()  # from_pretrained(..., field=value) changes fields without a check
         super().__init__(config, *inputs, **kwargs)
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """Load as transformers does. Weights on a CPU that are not aligned to 64 bytes are copied: the alignment
-        changes how matrix products round, and loading must not change a vector."""
+        """Load a model as transformers does, and align its weights.
+
+        Weights on a CPU that are not aligned to 64 bytes are copied. For the rounding of matrix products depends on the
+        alignment, and a loaded model must give the same vectors as the saved one.
+        """
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         for tensor in (*model.parameters(), *model.buffers()):
@@ -139,16 +146,16 @@ class M2BertPreTrainedModel(PreTrainedModel):
         embeddings = super()._resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         pooler = self.base_model.pooler
         if pooler is not None and pooler.pooling == "weighted_mean":
-            old = pooler.token_log_weights.weight  # (V, K); a new token starts with the mean log weight
-            rows = torch.empty(embeddings.weight.shape[0], old.shape[1], dtype=old.dtype, device=old.device)
-            kept = min(len(rows), len(old))
-            rows[:kept], rows[kept:] = old.data[:kept], old.data.mean(0)
-            pooler.token_log_weights = nn.Embedding.from_pretrained(rows, freeze=not old.requires_grad)
+            old = pooler.token_log_weights.weight  # (V, K)
+            new = torch.empty(embeddings.weight.shape[0], old.shape[1], dtype=old.dtype, device=old.device)
+            kept = min(len(new), len(old))
+            new[:kept], new[kept:] = old.data[:kept], old.data.mean(0)  # a new token starts with the mean log weight
+            pooler.token_log_weights = nn.Embedding.from_pretrained(new, freeze=not old.requires_grad)
         return embeddings
 
 
 class M2BertModel(M2BertPreTrainedModel):
-    """The encoder: hidden states of every position, and one vector per text (`pooler_output`, not normalized)."""
+    """The encoder. It returns hidden states of every position and one vector per text, `pooler_output`."""
 
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^classifier\."]
 
@@ -181,20 +188,21 @@ class M2BertModel(M2BertPreTrainedModel):
         """Encode texts.
 
         Args:
-            input_ids: (B, L) token ids, L <= max_position_embeddings; or `inputs_embeds` (B, L, H). No texts (B = 0)
-                give no rows.
+            input_ids: (B, L) token ids, L <= max_position_embeddings. B may be 0.
             attention_mask: (B, L), ones then zeros in every row; None means no padding.
             token_type_ids: (B, L); None means type 0.
+            inputs_embeds: (B, L, H) token embeddings, in place of input_ids.
             output_hidden_states: also return the num_hidden_layers + 1 hidden states, embeddings first.
 
         Returns:
-            last_hidden_state (B, L, H), pooler_output (B, config.projection_dim) and, if asked for, hidden_states. With
-            `padding="masked"` all of them are exactly zero at padded positions and otherwise independent of padding,
-            batch mates and order, up to rounding. Under autocast they have its dtype.
+            last_hidden_state (B, L, H), pooler_output (B, config.projection_dim), not normalized, and, if asked for,
+            hidden_states. Under autocast they have autocast's dtype. With `padding="masked"` the hidden states are
+            exactly zero at padded positions. All else depends on the text alone, up to rounding: not on its padding,
+            and not on the other texts of the batch or their order.
 
         Raises:
-            ValueError: bad shapes, a sequence that is too long, ids outside the vocabulary (checked on CPU), or a
-                mask that is not ones then zeros. Values of ids and mask are not checked inside torch.compile.
+            ValueError: a shape is wrong, a sequence is too long, an id is outside the vocabulary (checked on CPU), or a
+                mask is not ones then zeros. Values of ids and mask are not checked inside torch.compile.
         """
         check_inputs(self.config, input_ids, inputs_embeds, attention_mask, token_type_ids)
         if self.pooler is not None and not self.training:
@@ -212,7 +220,7 @@ class M2BertModel(M2BertPreTrainedModel):
         states = []
         x = self.embeddings(input_ids, token_type_ids, inputs_embeds, packing)
         for layer in self.layers:
-            if output_hidden_states:  # what is returned is what the next layer reads, so that gradients reach it
+            if output_hidden_states:  # the next layer reads the returned tensor, so that this gets a gradient
                 states.append(packing.unpack(x))
                 x = packing.repack(states[-1], like=x)
             x = layer(x, packing.rows)
@@ -224,7 +232,7 @@ class M2BertModel(M2BertPreTrainedModel):
         )
 
     def _warn_if_full(self, input_ids: Tensor | None, mask: Tensor | None):
-        """Warn once that a text fills the model's length: tokenizers cut there without a word."""
+        """Warn once if a text has the model's maximum length, since tokenizers truncate to it without a warning."""
         longest = self.config.max_position_embeddings
         if torch.compiler.is_compiling() or self._warned_full or input_ids is None or input_ids.shape[1] < longest:
             return
@@ -235,7 +243,7 @@ class M2BertModel(M2BertPreTrainedModel):
 
 
 class M2BertLMHead(nn.Module):
-    """dense -> GELU -> LayerNorm -> decoder (tied to the token embedding, with a bias of its own)."""
+    """Dense layer, GELU, LayerNorm and decoder. The decoder shares the token embedding and has a bias of its own."""
 
     def __init__(self, config):
         super().__init__()
@@ -276,9 +284,16 @@ class M2BertForMaskedLM(M2BertPreTrainedModel):
         labels: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:
-        """Predict tokens. Inputs as M2BertModel.forward. labels: (B, L), -100 where nothing is predicted; the loss is
-        the mean cross entropy over the others, or their sum over `num_items_in_batch` (gradient accumulation). Logits
-        (B, L, V), or (number of labels, V) with labels and `sparse_prediction`."""
+        """Predict masked tokens.
+
+        Args:
+            labels: (B, L) token ids, -100 where nothing is predicted. The other arguments: as for M2BertModel.forward.
+
+        Returns:
+            logits (B, L, V), or (number of labels that are not -100, V) with labels and `sparse_prediction`. With
+            labels also the loss, the mean cross entropy over labels that are not -100. With `num_items_in_batch`, as
+            gradient accumulation gives it, the loss is the sum divided by that number.
+        """
         outputs = self.model(input_ids, attention_mask, token_type_ids, inputs_embeds, return_dict=True, **kwargs)
         hidden_states = outputs.last_hidden_state
         if labels is not None and self.config.sparse_prediction:
@@ -286,7 +301,7 @@ class M2BertForMaskedLM(M2BertPreTrainedModel):
             hidden_states, labels = hidden_states[predicted], labels[predicted]
         logits = self.lm_head(hidden_states)
         loss = None
-        if labels is not None:  # in float32 at least; transformers' own loss would round a float64 model's logits to it
+        if labels is not None:  # in float32 at least; transformers' own loss would round float64 logits to float32
             wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
             items = kwargs.get("num_items_in_batch")
             reduction = "mean" if items is None else "sum"
@@ -319,8 +334,15 @@ class M2BertForSequenceClassification(M2BertPreTrainedModel):
         labels: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput:
-        """Classify texts. Inputs as M2BertModel.forward. labels: (B,) class ids, or floats for regression and
-        multi-label problems. Logits (B, num_labels)."""
+        """Classify texts.
+
+        Args:
+            labels: (B,) class ids; floats for regression and multi-label problems. The other arguments: as for
+                M2BertModel.forward.
+
+        Returns:
+            logits (B, num_labels), and with labels the loss.
+        """
         outputs = self.model(input_ids, attention_mask, token_type_ids, inputs_embeds, return_dict=True, **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output))
         loss = None

@@ -32,16 +32,16 @@ def find_files(paths: Sequence[str | Path]) -> Found:
     names, failures, left_out = [], [], 0
     listed: set[tuple[int, int]] = set()
 
-    def refuse(error: OSError):
-        failures.append((str(error.filename), _reason(error)))
-
     tops = [os.path.abspath(path) for path in paths]
     for top in tops:  # grows: links to folders come last, after all folders that are none
         if not os.path.exists(top):
             raise ValueError(f"path {top} does not exist; name a file or a folder")
         if not os.path.isdir(top):
             names.append(top)
-        for folder, inner, files in os.walk(top, onerror=refuse):
+            continue
+        for folder, inner, files in os.walk(
+            top, onerror=lambda error: failures.append((str(error.filename), _reason(error)))
+        ):
             status = os.stat(folder)
             if (status.st_dev, status.st_ino) in listed:
                 left_out, inner[:] = left_out + 1, []
@@ -67,23 +67,23 @@ def read_file(path: Path) -> list[Document]:
 
     Raises Unreadable with the reason, whatever is wrong with the file.
     """
-    problem = _problem(str(path))
-    if problem:
+    path = Path(os.path.abspath(path))
+    if problem := _problem(str(path)):
         raise Unreadable(problem)
     try:
-        documents = FORMATS[format_of(path)](Path(os.path.abspath(path)))
+        documents = FORMATS[format_of(path)](path)
     except Unreadable:
         raise
     except OSError as error:
         raise Unreadable(_reason(error)) from error
     except Exception as error:  # on damaged files, the libraries raise whatever their code runs into
-        what = " ".join(f"{type(error).__name__} {error}".split())[:200]
-        raise Unreadable(
-            f"damaged: the file is no valid {format_of(path)[1:].upper()} ({what}); save it again"
-        ) from error
-    for document in documents:
-        if not document.text.strip():
-            raise Unreadable("empty: there is no text in it; remove it")
+        reason = " ".join(str(error).split())[:300]
+        if reason.startswith(str(path)):  # by this package's own readers, which name the file
+            raise Unreadable(reason.removeprefix(str(path)).lstrip(", ")) from error
+        reason = f"{type(error).__name__} {reason}".replace(str(path), "it")
+        raise Unreadable(f"damaged: no valid {format_of(path)[1:].upper()} ({reason}); save it again") from error
+    if not documents or not all(document.text.strip() for document in documents):
+        raise Unreadable("empty: there is no text in it; remove it")
     return documents
 
 
@@ -93,8 +93,7 @@ def _problem(name: str) -> str | None:
         return "no file: a pipe, a device or a socket" if os.path.exists(name) else "a link to a file that is gone"
     suffix = format_of(Path(name))
     if suffix not in FORMATS:
-        readable = ", ".join(filter(None, FORMATS))
-        return f"unsupported type {suffix}; convert it to one of {readable}"
+        return f"unsupported type {suffix}; convert it to one of {', '.join(filter(None, FORMATS))}"
     return None if os.path.getsize(name) else "empty: the file has no bytes; remove it"
 
 

@@ -10,10 +10,10 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from ctypes import c_double
-from datetime import date
 from email import message_from_bytes, policy
 from html import unescape
 from itertools import accumulate, pairwise
+from math import hypot
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -89,10 +89,10 @@ def extract_table(path: Path) -> list[Document]:
     head = text.partition("\n")[0]
     header = next(csv.reader([head], delimiter=max(",;\t", key=head.count)))
     names = [name.strip().lower() for name in header]
-    column = next((name for name in ("text", "passage") if name in names), None)
-    if column is None:
+    if not {"text", "passage"} & set(names):
         return [Document(str(path), text)]
-    rows = _listed(path, read_rows(path, (column,), (column,)))
+    column = "text" if "text" in names else "passage"
+    rows = list(read_rows(path, (column,), (column,)))
     for name in set(names) - {column, "id"}:
         for (_, row), value in zip(rows, _numbers([row[name] for _, row in rows]), strict=True):
             row[name] = value
@@ -101,7 +101,7 @@ def extract_table(path: Path) -> list[Document]:
 
 def extract_json_lines(path: Path) -> list[Document]:
     """Read {"id", "text", **metadata} a line; without an id, the line's number is the row's name."""
-    rows = _listed(path, read_json_lines(path))
+    rows = list(read_json_lines(path))
     for line, row in rows:
         if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not row["text"].strip():
             raise Unreadable(f"line {line} has no text; each line is an object with a text that is not empty")
@@ -123,7 +123,7 @@ def extract_mail(path: Path) -> list[Document]:
         else:
             texts.append(_mail_text(part))
     headers = {name: mail.get(name, "") for name in ("from", "to", "cc")}
-    sent = _day(getattr(mail["date"], "datetime", None))
+    sent = str(getattr(mail["date"], "datetime", None) or "")[:10]
     found = _present(title=texts[0], **headers, date=sent, attachments=", ".join(others))
     text = "\n".join(filter(None, (text.encode("utf-8", "replace").decode().strip() for text in texts)))
     return [Document(str(path), text, [], found)]
@@ -162,9 +162,8 @@ def extract_docx(path: Path) -> list[Document]:
     with open(path, "rb") as file:
         if file.read(8) == bytes.fromhex("d0cf11e0a1b11ae1"):  # the container of Word 97, and of encrypted files
             locked = "EncryptedPackage".encode("utf-16-le") in file.read()
-            raise Unreadable(
-                "encrypted: save it without a password" if locked else "unsupported: Word 97's .doc; save it as .docx"
-            )
+            reason = "encrypted: save it without a password" if locked else "Word 97's .doc: save it as .docx"
+            raise Unreadable(reason)
     document = docx.Document(str(path))
     texts = [_word_text(document.element.body)]
     for link in document.part.rels.values():
@@ -174,7 +173,9 @@ def extract_docx(path: Path) -> list[Document]:
     metadata = {}
     if any(link.reltype == KINDS.CORE_PROPERTIES for link in document.part.package.rels.values()):
         known = document.core_properties  # python-docx makes some up if there are none
-        metadata = _present(title=known.title, author=known.author, subject=known.subject, date=_day(known.created))
+        metadata = _present(
+            title=known.title, author=known.author, subject=known.subject, date=str(known.created or "")[:10]
+        )
     return [Document(str(path), "\n".join(filter(None, lines)), [], metadata)]
 
 
@@ -210,10 +211,8 @@ def extract_pdf(path: Path) -> list[Document]:
     blank = [str(number) for number, text in enumerate(texts, 1) if not text.strip()]
     if len(blank) == len(texts):
         raise Unreadable(f"scanned: none of its pages ({len(texts)}) has text; recognize it first (ocrmypdf IN OUT)")
-    whole = "".join(texts)
-    if len(re.findall("[\ue000-\uf8ff\ufffd]", whole)) > 0.2 * len(whole):  # private characters
-        raise Unreadable("its fonts do not say which letters they draw; recognize it (ocrmypdf --force-ocr IN OUT)")
-    words = set(re.findall(r"\w[\w-]*", whole.lower()))
+    whole = re.sub(rf"[\w-]*{HYPHEN}[\w-]*", " ", "\n".join(texts).lower())
+    words = set(re.findall(r"\w[\w-]*", whole))
     texts = [_without_breaks(text, words) for text in texts]
     pages = [0, *accumulate(len(text) + 1 for text in texts)][:-1]
     made = re.match(r"D:(\d{4})(\d\d)(\d\d)", known.get("CreationDate", ""))
@@ -234,17 +233,14 @@ class _Line(NamedTuple):
     last: float
     size: float
     word: float  # width of the first word
-
-    @property
-    def spread(self):
-        return (self.right - self.left) / len(self.text) / self.size
+    spread: float  # width of a character, in sizes
 
 
 def _lines(page: Any) -> Iterator[_Line]:
     """Yield the lines that PDFium finds on a page, with their places in points."""
     from pypdfium2 import raw
 
-    x, y, position = c_double(), c_double(), 0
+    x, y, matrix, position = c_double(), c_double(), raw.FS_MATRIX(), 0
     for text in page.get_text_range().split("\r\n"):
         length = len(text.encode("utf-16-le")) // 2
         shown = text.rstrip()
@@ -258,8 +254,10 @@ def _lines(page: Any) -> Iterator[_Line]:
             first = y.value
             raw.FPDFText_GetCharOrigin(page, stop, x, y)
             right, width = page.get_charbox(stop, loose=True)[2], page.get_charbox(end, loose=True)[2] - left
-            size = max(raw.FPDFText_GetFontSize(page, start), 1.0)
-            yield _Line(shown.strip(), left, right, first, y.value, size, width)
+            raw.FPDFText_GetMatrix(page, start, matrix)
+            size = max(raw.FPDFText_GetFontSize(page, start) * hypot(matrix.c, matrix.d), 1.0)
+            spread = (right - left) / len(shown.strip()) / size
+            yield _Line(shown.strip(), left, right, first, y.value, size, width, spread)
         position += length + 2
 
 
@@ -286,15 +284,14 @@ def _alike(line: _Line, other: _Line) -> bool:
 def _joint(above: _Line, below: _Line, edge: float, step: float, spread: float) -> str:
     """Return what stands between two lines. They are one paragraph if `above` is full: the next word had no room.
 
-    Args:
-        edge: where lines like `above` end; infinity if that is not known.
-        step: the usual distance of two lines.
-        spread: the usual width of a character; rows of a table have wide gaps.
+    `edge` is where lines like `above` end, `step` the page's usual distance of lines, `spread` its usual width of a
+    character: rows of a table have wide gaps.
     """
     size, drop = above.size, above.last - below.first
     if abs(drop) < 0.5 * size and -0.2 * size < below.left - above.right < 2 * size:  # after a raised character
         return " " if below.left - above.right > 0.15 * size else ""
-    full = above.right + 0.2 * size + below.word > edge and 0.5 * size < drop < 1.25 * step and _alike(above, below)
+    close = 0.5 * size < drop < min(1.25 * step, 2.6 * size) and _alike(above, below)
+    full = close and above.right + 0.2 * size + below.word > edge > above.left + 12 * size
     table = any(line.first == line.last and line.spread > 1.4 * spread for line in (above, below))
     indented = below.left - above.left > 0.9 * size and not ITEM.match(above.text)
     if not full or table or indented or ITEM.match(below.text) or re.search(r"(\. ?){4}", above.text):
@@ -304,12 +301,13 @@ def _joint(above: _Line, below: _Line, edge: float, step: float, spread: float) 
 
 
 def _without_breaks(text: str, words: set[str]) -> str:
-    """Join words that a hyphen divided at the end of a line, but not those that have a hyphen elsewhere."""
+    """Join words that were divided at the end of a line; keep the hyphen between two that stand alone elsewhere."""
 
     def joined(match: re.Match) -> str:
         parts = match[0].split(HYPHEN)
         plain, hyphenated = "".join(parts), "-".join(parts)
-        return hyphenated if hyphenated.lower() in words and plain.lower() not in words else plain
+        compound = hyphenated.lower() in words or words.issuperset(hyphenated.lower().split("-"))
+        return hyphenated if plain.lower() not in words and (compound or parts[-1][:1].isupper()) else plain
 
     return re.sub(rf"[\w-]+(?:{HYPHEN}[\w-]*)+", joined, text).replace(HYPHEN, "-")
 
@@ -337,14 +335,6 @@ def _decoded(path: Path) -> str:
     return text
 
 
-def _listed(path: Path, rows: Iterator[tuple[int, Any]]) -> list[tuple[int, Any]]:
-    """Return all rows; an error of their reader says what is wrong without naming the file."""
-    try:
-        return list(rows)
-    except ValueError as error:
-        raise Unreadable(str(error).replace(f"{path}, ", "").replace(f"{path} ", "")) from error
-
-
 def _documents(path: Path, rows: list[tuple[int, dict[str, Any]]], column: str) -> list[Document]:
     """Return a document a row, given as (line, {column: value}). Raises Unreadable if an id stands twice."""
     found: dict[str, Document] = {}
@@ -358,14 +348,13 @@ def _documents(path: Path, rows: list[tuple[int, dict[str, Any]]], column: str) 
 
 
 def _numbers(cells: list[str]) -> list[Value]:
-    """Return a column as whole numbers, or as numbers, if each of its cells is written as one; else as it stands."""
+    """Return a column as int, or as float, if each cell that is not empty is written as such a number is."""
     for kind in (int, float):
-        try:
-            values = [kind(cell) if cell.strip() else "" for cell in cells]
-        except ValueError:
-            continue
-        if all(cell in (str(value), str(value).removesuffix(".0")) for cell, value in zip(cells, values, strict=True)):
-            return values
+        with suppress(ValueError):
+            values = [kind(cell) if cell else "" for cell in cells]
+            forms = ((cell, str(value)) for cell, value in zip(cells, values, strict=True) if cell)
+            if all(cell[-1].isdigit() and cell in (form, form.removesuffix(".0")) for cell, form in forms):
+                return values if all(len(cell) < 17 for cell in cells) else cells
     return cells
 
 
@@ -375,10 +364,6 @@ def _present(**metadata: Any) -> dict[str, Value]:
         if isinstance(value, str):
             metadata[name] = " ".join(value.encode("utf-8", "replace").decode().split())
     return {name: value for name, value in metadata.items() if value not in (None, "")}
-
-
-def _day(when: date | None) -> str:
-    return f"{when:%Y-%m-%d}" if when else ""
 
 
 TEXT_FORMATS: dict[str, Callable[[Path], list[Document]]] = {

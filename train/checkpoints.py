@@ -1,11 +1,11 @@
-"""Checkpoints of an unfinished run, each whole or not at all, in a folder next to the run's output.
+"""Checkpoints of an unfinished run. They lie in a folder next to the run's output.
 
     OUTPUT.run/step-00000100/   parameters, optimizer, random generators (accelerate's files), progress.json
-    OUTPUT.run/best-00000080.safetensors   the best weights so far, where a run selects
+    OUTPUT.run/best-00000080.safetensors   the best weights so far, if the run selects by a metric
 
-A checkpoint is written under a name with a dot and renamed when it is complete and on the disk, so every `step-*`
-folder is whole, whatever kills the run. Its progress.json holds the digests of all files that a resumed run reads.
-A run resumes only with the same settings, data and number of processes.
+A checkpoint is written under a name with a leading dot. It is renamed when it is complete and on the disk. So every
+`step-*` folder is complete, whatever kills the run. Its progress.json holds the digests of all files that a resumed run
+reads. A run resumes only with the same settings, data and number of processes.
 """
 
 import hashlib
@@ -35,17 +35,20 @@ from .verified_files import Manifest, check_manifest, manifest, read_sealed, wri
 
 logger = logging.getLogger(__name__)
 
-FREE = {  # settings that a resumed run may change, as they change no result; of precision, what it became is compared
+# Settings that a resumed run may change, since they change no result. `precision` is among them because `run_identity`
+# holds the precision that it leads to.
+MAY_CHANGE = {
     "output_dir", "overwrite", "resume", "log_every", "tracker", "checkpoint_every", "checkpoint_keep", "precision",
     "token_cache", "teacher_cache",
 }  # fmt: skip
 PROGRESS = "progress.json"
-OURS = re.compile(r"\.?(step-\d{8,}|best-\d{8,}\.safetensors)")  # with a dot: not complete, or half deleted
+# Names of checkpoints and best weights. With a leading dot they are not complete, or half deleted.
+SAVED_NAME = re.compile(r"\.?(step-\d{8,}|best-\d{8,}\.safetensors)")
 Number = int | float
 
 
 class Progress(Schema):
-    """Progress of a run. Goes through JSON, into every checkpoint."""
+    """Progress of a run. Every checkpoint holds it as JSON."""
 
     model_config = ConfigDict(frozen=False)
 
@@ -53,26 +56,32 @@ class Progress(Schema):
     history: list[dict[str, Number]] = []  # the records of `Log.write`
     totals: dict[str, Number] = {}  # sums of the counts of all steps and processes
     losses: list[Number] = []  # since the last record
-    norms: list[Number] = []  # since the last record, without the infinite ones that lower the scale of float16
+    norms: list[Number] = []  # since the last record; without infinite ones, which lower the loss scale of float16
     seconds: Number = 0.0  # of training so far, over all starts of the run
     best: dict[str, Number] | None = None  # {"step": .., "score": ..} of the best weights so far
-    schedule: dict[str, Any] = {}  # of the learning rate; among accelerate's files it would be a pickle
+    schedule: dict[str, Any] = {}  # state of the learning rate's schedule; accelerate would save it as a pickle
 
 
-class Saved(Schema):
+class SavedState(Schema):
     """Content of progress.json, besides its own sha256."""
 
     identity: dict[str, Any]  # `run_identity` and what identifies the data
-    batches: list[dict[str, Any]]  # position of each process in the data
-    generators: list[str]  # `generators_digest` of each process
+    batches: list[dict[str, Any]]  # for each process, its position in the data
+    generators: list[str]  # for each process, its `generators_digest`
     progress: Progress
     files: Manifest  # of the checkpoint's other files
-    best: Manifest  # of the best weights, where there are some
+    best: Manifest  # of the file of the best weights; empty if the run has none
 
 
 class Checkpoints:
-    """The checkpoints of the run of some settings, whose `data` go through JSON. Those that are there are resumed from
-    if the settings say so; else they are removed."""
+    """Write, read and remove the checkpoints of one run.
+
+    With `settings.resume` the run continues from the newest checkpoint. Without it, `load` removes what is there.
+
+    Args:
+        settings: of the run.
+        data: what identifies the data of the run; it must fit into JSON.
+    """
 
     def __init__(self, accelerator: Accelerator, settings, data: dict):
         self.accelerator, self.folder = accelerator, run_folder(settings)
@@ -103,32 +112,36 @@ class Checkpoints:
         logger.info("resumed after step %d from %s", saved.progress.step, newest)
         return saved.progress
 
-    def newest(self) -> tuple[Path, Saved] | None:
-        """Return the newest checkpoint, checked to be whole and of this run; None without one or without `resume`.
+    def newest(self) -> tuple[Path, SavedState] | None:
+        """Return the newest checkpoint and its state; None if there is none, or without `resume`.
 
-        Removes what a killed run left half-written, and without `resume` everything.
+        Remove what a killed run left half-written, and without `resume` everything.
+
+        Raises:
+            ValueError: the newest checkpoint is damaged or belongs to another run.
         """
-        for path in ours(self.folder):
+        for path in saved_paths(self.folder):
             if not self.resume or path.name.startswith("."):
                 delete(path)
         damaged: dict[Path, ValueError] = {}
-        for newest in reversed(self.complete()):
+        newest = None
+        for checkpoint in reversed(self.complete()):
             try:
-                saved = read_saved(newest)
-                check_manifest(newest, saved.files)
+                saved = read_saved(checkpoint)
+                check_manifest(checkpoint, saved.files)
                 check_manifest(self.folder, saved.best)
-                break
             except ValueError as error:
-                damaged[newest] = error
-        else:
-            newest = None
+                damaged[checkpoint] = error
+            else:
+                newest = checkpoint
+                break
         if damaged:
-            way_out = "no older checkpoint is whole: start anew with overwrite=true resume=false"
+            advice = "no older checkpoint is whole: start anew with overwrite=true resume=false"
             if newest:
                 names = " and ".join(map(str, reversed(damaged)))
-                way_out = f"{newest} is whole: to resume from there, remove {names}"
+                advice = f"{newest} is whole: to resume from there, remove {names}"
             error = next(iter(damaged.values()))
-            raise ValueError(f"{error}; {way_out}") from error
+            raise ValueError(f"{error}; {advice}") from error
         if newest is None:
             return None
         changes = differences(saved.identity, self.identity)
@@ -140,38 +153,37 @@ class Checkpoints:
         return newest, saved
 
     def save(self, progress: Progress, batch_state: dict) -> None:
-        """Write a checkpoint, on all processes. Raises OSError if it cannot be written; earlier ones are as they
-        were."""
+        """Write a checkpoint; called on all processes. Raise OSError if it cannot be written; earlier ones stay."""
         final = self.folder / f"step-{progress.step:08d}"
         states = gather_lists([(batch_state, generators_digest())])
 
-        def complete():
+        def seal():
             for path in temporary.rglob("*"):
                 sync(path)
             batches, generators = map(list, zip(*states, strict=True))
-            saved = Saved(identity=self.identity, batches=batches, generators=generators, progress=progress,
-                          files=manifest(temporary), best=self.best)  # fmt: skip
+            saved = SavedState(identity=self.identity, batches=batches, generators=generators, progress=progress,
+                               files=manifest(temporary), best=self.best)  # fmt: skip
             write_sealed(temporary / PROGRESS, saved.model_dump())
             temporary.rename(final)
             sync(self.folder)
             self.prune()
 
-        with self.writing(final) as temporary:
+        with self.temporary_name(final) as temporary:
             self.accelerator.save_state(str(temporary))
             self.accelerator.wait_for_everyone()
-            from_main(complete)
+            from_main(seal)
 
     def prune(self) -> None:
-        """Remove checkpoints beyond the newest `keep`, and best weights that none of these refers to."""
+        """Keep the newest `keep` checkpoints and the best weights that these refer to; remove the others."""
         for path in self.complete()[: -self.keep]:
             delete(path)
         try:
-            known = {name for path in self.complete() for name in read_saved(path).best}
+            needed = {name for path in self.complete() for name in read_saved(path).best}
         except ValueError as error:
-            logger.warning("%s; best weights that only this checkpoint knows are kept", error)
+            logger.warning("%s; so no best weights are removed, as this checkpoint may need them", error)
             return
-        for path in ours(self.folder):
-            if path.name.startswith("best-") and path.name not in known:
+        for path in saved_paths(self.folder):
+            if path.name.startswith("best-") and path.name not in needed:
                 delete(path)
 
     def keep_best(self, model, progress: Progress, score: float) -> None:
@@ -189,7 +201,7 @@ class Checkpoints:
             sync(self.folder)
             return manifest(self.folder, [final])
 
-        with self.writing(final) as temporary:
+        with self.temporary_name(final) as temporary:
             self.best = from_main(write)
 
     def load_best(self, model, progress: Progress) -> None:
@@ -200,16 +212,18 @@ class Checkpoints:
         logger.info("best weights: step %d, %.4f", progress.best["step"], progress.best["score"])
 
     @contextmanager
-    def writing(self, final: Path):
-        """Yield the temporary name of `final`. If the block fails, remove what was half-written, and raise OSError in
-        place of the errors of a disk, however the libraries report them."""
+    def temporary_name(self, final: Path):
+        """Yield the name under which the block writes `final`. If writing fails, remove what was written.
+
+        The libraries report errors of a disk in several ways; all of them become an OSError.
+        """
         temporary = final.with_name(f".{final.name}")
         try:
             yield temporary
         except (OSError, RuntimeError, SafetensorError) as error:
             delete(temporary)
-            kept = self.complete()
-            last = f"the last complete one is {kept[-1]}" if kept else "there is no earlier one"
+            earlier = self.complete()
+            last = f"the last complete one is {earlier[-1]}" if earlier else "there is no earlier one"
             raise OSError(
                 f"checkpoint {final} could not be written ({error}); {last}. Make room if that was missing, then "
                 "resume with resume=true"
@@ -217,72 +231,74 @@ class Checkpoints:
 
 
 def whole_weights(accelerator: Accelerator, model) -> dict[str, Tensor]:
-    """Return all weights of a model, gathered if it is sharded and by their own names if it is compiled; called on all
-    processes."""
+    """Return all weights of a model; called on all processes. A sharded model is gathered. Weights of a compiled model
+    get back the names of the model itself."""
     return {name.replace("_orig_mod.", ""): tensor for name, tensor in accelerator.get_state_dict(model).items()}
 
 
 def run_folder(settings) -> Path:
-    """Return the folder of checkpoints, and of what trackers write, next to the output."""
+    """Return the folder of the checkpoints and of a tracker's files. It lies next to the output."""
     return Path(f"{Path(settings.output_dir)}.run")
 
 
 def run_identity(settings, accelerator: Accelerator) -> dict:
-    """Return what a resumed run must match, but for its data: settings that change results, processes, precision."""
+    """Return what a resumed run must have in common with its start, besides the data.
 
-    def without_free(settings: dict) -> dict:
+    That is the settings that change results, the number and kind of processes, and the precision.
+    """
+
+    def fixed(settings: dict) -> dict:
         return {
-            key: without_free(value) if isinstance(value, dict) else value
+            key: fixed(value) if isinstance(value, dict) else value
             for key, value in settings.items()
-            if key not in FREE
+            if key not in MAY_CHANGE
         }
 
-    how = {"processes": accelerator.num_processes, "precision": accelerator.mixed_precision,
-           "distributed": accelerator.distributed_type.value}  # fmt: skip
-    return json.loads(json.dumps({"config": without_free(settings.model_dump()), **how}))
+    devices = {"processes": accelerator.num_processes, "precision": accelerator.mixed_precision,
+               "distributed": accelerator.distributed_type.value}  # fmt: skip
+    return json.loads(json.dumps({"config": fixed(settings.model_dump()), **devices}))
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Return the values that differ, by dotted name."""
+    """Describe the values that differ: "dotted.name: old there, new here"."""
     found = []
     for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            found.append(f"{prefix}{key}: {a!r} there, {b!r} here")
+        was, now = old.get(key), new.get(key)
+        if isinstance(was, dict) and isinstance(now, dict):
+            found += differences(was, now, f"{prefix}{key}.")
+        elif was != now:
+            found.append(f"{prefix}{key}: {was!r} there, {now!r} here")
     return found
 
 
-def ours(folder: Path) -> list[Path]:
-    """Return the checkpoints and best weights in a folder; a tracker's files there are left out."""
-    return [path for path in folder.glob("*") if OURS.fullmatch(path.name)]
+def saved_paths(folder: Path) -> list[Path]:
+    """Return the checkpoints and best weights in a folder, complete or not, but no tracker's files."""
+    return [path for path in folder.glob("*") if SAVED_NAME.fullmatch(path.name)]
 
 
 def remove_all(folder: Path) -> None:
     """Remove the checkpoints and best weights in a folder."""
-    for path in ours(folder):
+    for path in saved_paths(folder):
         delete(path)
 
 
-def read_saved(checkpoint: Path) -> Saved:
-    """Return progress.json of a checkpoint."""
+def read_saved(checkpoint: Path) -> SavedState:
+    """Return the content of a checkpoint's progress.json."""
     path = checkpoint / PROGRESS
-    return checked(Saved, read_sealed(path), str(path))
+    return checked(SavedState, read_sealed(path), str(path))
 
 
 def generators_digest() -> str:
-    """Return the sha256 of the states of the random generators of this process, on its CPU and its GPU."""
-    kind, keys, *place = np.random.get_state()
-    states = [random.getstate(), kind, keys.tolist(), place, torch.get_rng_state().tolist()]
+    """Return the sha256 of the states of this process's random generators: Python's, numpy's and torch's (CPU, GPU)."""
+    kind, keys, *position = np.random.get_state()
+    states = [random.getstate(), kind, keys.tolist(), position, torch.get_rng_state().tolist()]
     if torch.cuda.is_available():
         states.append(torch.cuda.get_rng_state().tolist())
     return hashlib.sha256(repr(states).encode()).hexdigest()
 
 
 def delete(path: Path) -> None:
-    """Remove a file or a folder. A folder first gets a name with a dot: half deleted, it is not taken for a
-    checkpoint."""
+    """Remove a file or a folder. A folder first gets a leading dot, so that a half-deleted one is no checkpoint."""
     if not path.is_dir():
         path.unlink(missing_ok=True)
         return

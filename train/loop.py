@@ -1,4 +1,4 @@
-"""The training loop: fetch, step, clip, log, evaluate, keep the best, save. Data, loss and schedule are passed in."""
+"""The training loop: it makes steps, logs, evaluates and saves. Data, loss and schedule are passed in."""
 
 import logging
 import math
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Stopped(Ended):
-    """The run was asked to stop (SIGTERM) and has saved itself."""
+    """SIGTERM asked the run to stop, and the run has saved a checkpoint."""
 
     exit_code = 128 + signal.SIGTERM
 
@@ -48,7 +48,12 @@ def sigterm_noted() -> Iterator[threading.Event]:
 
 
 class Prefetch:
-    """Make the next batch while the last one trains; `state` is the position after the batches that were used."""
+    """Make the next batch in a thread during the current step.
+
+    Attributes:
+        state: the position in the data after the batches that `next_batch` has returned.
+        waited_seconds: how long `next_batch` has waited for the thread so far.
+    """
 
     def __init__(self, batches):
         self.batches, self.state, self.waited_seconds = batches, batches.state(), 0.0
@@ -70,14 +75,15 @@ class Prefetch:
 
 
 class Log:
-    """Make the records of a run, and send them to the tracker."""
+    """Collect losses and counts of the steps, write them as records into the history, and send these to the tracker."""
 
     def __init__(self, accelerator: Accelerator, progress: Progress, schedule):
         self.accelerator, self.progress, self.schedule = accelerator, progress, schedule
-        self.counts: dict[str, float] = {}  # of this process, not yet in the totals
-        self.tokens, self.waited_before = 0.0, 0.0  # of all processes, and of the fetching, up to the last record
-        self.begin = time.perf_counter() - progress.seconds
-        self.tick = time.perf_counter()
+        self.counts: dict[str, float] = {}  # of this process; not yet part of progress.totals
+        self.tokens = 0.0  # of all processes, since the last record
+        self.waited_before = 0.0  # waited_seconds at the last record
+        self.run_began = time.perf_counter() - progress.seconds  # shifted by the time of the run's earlier starts
+        self.last_record = time.perf_counter()  # when it was written
 
     def count(self, loss: float, norm: float, counts: dict[str, float]):
         """Add one step."""
@@ -87,26 +93,29 @@ class Log:
         for name, value in counts.items():
             self.counts[name] = self.counts.get(name, 0.0) + value
 
-    def settle(self):
-        """Bring totals, seconds and the schedule's state up to date: at every record, and before a checkpoint."""
+    def update_progress(self):
+        """Bring totals, seconds and the schedule's state up to date, for every record and every checkpoint."""
         totals = self.progress.totals
         for counts in gather_lists([self.counts]):
             self.tokens += counts.get("tokens", 0.0)
             for name, value in counts.items():
                 totals[name] = totals.get(name, 0.0) + value
         self.counts = {}
-        self.progress.seconds = round(time.perf_counter() - self.begin, 2)
+        self.progress.seconds = round(time.perf_counter() - self.run_began, 2)
         self.progress.schedule = self.schedule.state_dict()
 
     def write(self, waited_seconds: float, metrics: dict[str, float]) -> dict[str, float]:
         """Add a record of everything since the last one to the history, and return it.
 
-        loss and gradient_norm are means since the last record; waiting_share is the fraction of the time spent waiting
-        for data, of which `waited_seconds` are so far. The time of an evaluation, whose metrics these are, does not
-        count for the speed.
+        The record's loss and gradient_norm are means since the last record. Its waiting_share is the fraction of the
+        time that was spent waiting for data. The time of an evaluation counts for neither speed nor waiting_share.
+
+        Args:
+            waited_seconds: time spent waiting for data, since this process began.
+            metrics: of the evaluation that has just run; {} without one.
         """
-        self.settle()
-        elapsed = time.perf_counter() - self.tick - metrics.get("evaluation_seconds", 0.0)
+        self.update_progress()
+        elapsed = time.perf_counter() - self.last_record - metrics.get("evaluation_seconds", 0.0)
         losses, norms = self.progress.losses, self.progress.norms
         record = {"step": self.progress.step}
         if losses:
@@ -121,15 +130,15 @@ class Log:
         self.progress.history.append(record)
         self.progress.losses, self.progress.norms = [], []
         self.accelerator.log({name: value for name, value in record.items() if name != "step"}, step=record["step"])
-        self.tokens, self.waited_before, self.tick = 0.0, waited_seconds, time.perf_counter()
+        self.tokens, self.waited_before, self.last_record = 0.0, waited_seconds, time.perf_counter()
         return record
 
 
 def peak_memory_bytes() -> int:
-    """Return the most memory this process has held: on its GPU, or of the whole process without one."""
+    """Return the most memory that this process has held: GPU memory if there is a GPU, else main memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")  # of Linux, where getrusage's peak includes the parent's
+    status = Path("/proc/self/status")  # only Linux has it; getrusage's peak there includes that of the parent process
     for line in status.read_text().splitlines() if status.is_file() else ():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024
@@ -155,21 +164,23 @@ def run_loop(
 
     Args:
         settings: `RunSettings`.
-        batches: one process's, endless: `next_batch()`, called from a thread, returns the batch of one step, `state()`
-            the position after those returned so far, which goes through JSON, and `restore(state)` goes back there.
-        train_step: (model, batch) -> (loss, counts), after forward and backward. The loss is the step's global mean,
-            equal on all processes; counts of this process are summed over steps and processes and hold "tokens".
-        evaluate: returns metrics of the model, every `evaluation.every` steps (0: never) and after the last step.
-            Called on all processes, and equal on all.
-        select: metric (larger is better) whose best weights are in the model at the end, those before the first step
-            included.
+        batches: endless batches of this process. `next_batch()` returns the batch of one step; a thread calls it.
+            `state()` returns the position after the batches returned so far, as JSON can hold it. `restore(state)`
+            goes back to that position.
+        train_step: runs forward and backward, (model, batch) -> (loss, counts). The loss is that of the whole step,
+            equal on all processes. The counts are this process's and hold "tokens"; the loop sums them over steps and
+            processes.
+        evaluate: returns metrics of the model. It is called after every `evaluation.every` steps (0: never) and after
+            the last step, on all processes, and returns the same on all.
+        select: name of a metric of which larger is better. At the end the model gets the weights with the best value
+            of it. The weights before the first step compete, too.
 
     Returns:
         The progress; its `history` has one record per `log_every` steps and per evaluation.
 
     Raises:
-        FloatingPointError: the loss, the gradient or a metric is not finite. The step is not taken and nothing saved.
-        Stopped: after SIGTERM, with a checkpoint saved.
+        FloatingPointError: the loss, the gradient or a metric is not finite. The step is not taken, nothing is saved.
+        Stopped: SIGTERM came. A checkpoint is saved.
     """
     progress = checkpoints.load(batches) or Progress()
     if progress.schedule:
@@ -184,7 +195,7 @@ def run_loop(
     ):  # fmt: skip
 
         def record(evaluating: bool):
-            metrics = evaluated(model, evaluate) if evaluating and evaluate else {}
+            metrics = run_evaluation(model, evaluate) if evaluating and evaluate else {}
             written = log.write(prefetch.waited_seconds, metrics)
             if metrics:
                 with logging_redirect_tqdm():
@@ -199,16 +210,16 @@ def run_loop(
         model.train()
         while progress.step < steps:
             loss, counts = train_step(model, prefetch.next_batch())
-            log.count(*update(accelerator, model, optimizer, schedule, clip_norm, progress.step + 1, loss), counts)
+            log.count(*take_step(accelerator, model, optimizer, schedule, clip_norm, progress.step + 1, loss), counts)
             progress.step += 1
             bar.update()
             last = progress.step == steps
-            due = last or (every > 0 and progress.step % every == 0)
-            if due or progress.step % settings.log_every == 0:
-                record(evaluating=due)
-            stopping = not last and sum_over_processes([float(stop.is_set())])[0] > 0  # of any process
+            evaluating = last or (every > 0 and progress.step % every == 0)
+            if evaluating or progress.step % settings.log_every == 0:
+                record(evaluating)
+            stopping = not last and sum_over_processes([float(stop.is_set())])[0] > 0  # if any process was asked to
             if not last and (stopping or (checkpoints.every and progress.step % checkpoints.every == 0)):
-                log.settle()
+                log.update_progress()
                 checkpoints.save(progress, prefetch.state)
             if stopping:
                 raise Stopped(
@@ -219,12 +230,18 @@ def run_loop(
     return progress
 
 
-def update(accelerator, model, optimizer, schedule, clip_norm: float, step: int, loss: Tensor) -> tuple[float, float]:
-    """Clip, check and take the step; return the loss and the norm of the gradient before clipping."""
+def take_step(
+    accelerator, model, optimizer, schedule, clip_norm: float, step: int, loss: Tensor
+) -> tuple[float, float]:
+    """Clip the gradients, check that all is finite, and take the optimizer's step number `step`.
+
+    Returns:
+        The loss, and the norm of the gradient before clipping.
+    """
     norm = float(accelerator.clip_grad_norm_(model.parameters(), clip_norm))
     loss = loss.item()
-    scaled = accelerator.scaler is not None  # float16: an infinite gradient only lowers the scale
-    if not (math.isfinite(loss) and (scaled or math.isfinite(norm))):
+    loss_is_scaled = accelerator.scaler is not None  # in float16; there an infinite gradient only lowers the scale
+    if not (math.isfinite(loss) and (loss_is_scaled or math.isfinite(norm))):
         raise FloatingPointError(
             f"step {step}: loss {loss}, gradient norm {norm}; stopped before the update and without saving. "
             "Lower optim.lr, or look at the data of this step"
@@ -236,8 +253,8 @@ def update(accelerator, model, optimizer, schedule, clip_norm: float, step: int,
     return loss, norm
 
 
-def evaluated(model: torch.nn.Module, evaluate: Callable) -> dict[str, float]:
-    """Return metrics of the model in evaluation mode, and the seconds they took."""
+def run_evaluation(model: torch.nn.Module, evaluate: Callable) -> dict[str, float]:
+    """Return the metrics of the model in evaluation mode, and as "evaluation_seconds" the time they took."""
     start = time.perf_counter()
     model.eval()
     metrics = evaluate(model)

@@ -1,11 +1,12 @@
-"""Losses for retrieval, and the loss that a configuration names as a function of a batch.
+"""Losses for retrieval, and `make_objective`, which returns the one that a configuration names.
 
-Losses on cosines take three matrices of Q queries and D documents, whatever form the batch has:
+A batch has Q queries and D documents. Losses on cosines take three matrices:
 
     cosine: (Q, D) float, in [-1, 1].
     relevant: (Q, D) bool, True where document d answers query q.
-    compared: (Q, D) bool, True where the pair enters the loss. By data.form: the diagonal (pairs: query i and document
-        i), blocks (grouped: each query with its own documents), or all True (all).
+    compared: (Q, D) bool, True where the pair enters the loss. `data.form` decides which pairs do. With `pairs` it is
+        the diagonal: query i and document i. With `grouped` it is each query with its own documents. With `all` it is
+        every pair.
 """
 
 from collections.abc import Callable
@@ -18,13 +19,13 @@ from torch.nn import functional as F
 def orthogonal_projection_loss(
     cosine: Tensor, relevant: Tensor, compared: Tensor, positive_weight: float = 1.0
 ) -> Tensor:
-    """Return the orthogonal projection loss (paper section 4.3): relevant pairs at cosine 1, all others orthogonal.
+    """Return the orthogonal projection loss (paper section 4.3): it pulls relevant pairs to cosine 1, all others to 0.
 
         sum over compared pairs of w (cosine - label)^2 / sum of w,
         label 1 and w = positive_weight if relevant, else label 0 and w = 1
 
     Every pair has a term of its own, so the loss needs no large batch. positive_weight=1 is the paper's mean squared
-    error. Set to the number of negatives a query has, it makes a positive weigh as much as all of them together.
+    error. If positive_weight is the number of negatives of a query, a positive weighs as much as all these negatives.
     """
     weights = torch.where(relevant, positive_weight, 1.0).to(cosine.dtype) * compared
     return (weights * (cosine - relevant.to(cosine.dtype)) ** 2).sum() / weights.sum()
@@ -47,15 +48,15 @@ def multiple_negatives_ranking_loss(
 
 def prototype_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the prototype loss of one side, queries or passages (paper section 4.3; Li et al., 2021): the student's
-    vectors turn towards the teacher's.
+    vectors turn toward the teacher's.
 
         mean over texts of 1 - cosine(student, teacher)
 
-    The paper maximizes PL, the sum of the similarities of both sides. The gradients differ from PL's only in sign and
-    in the factor 1 / N.
+    The paper maximizes PL, the sum of the cosines of both sides. This loss is a mean over the N texts of one side. So
+    its gradient is that of PL times -1 / N.
 
     Args:
-        student, teacher: (N, W), the same texts in the same order.
+        student, teacher: (N, W), vectors of the same N texts in the same order.
     """
     return (1 - F.cosine_similarity(student, teacher, dim=-1)).mean()
 
@@ -66,18 +67,20 @@ def cosine_matrix(queries: Tensor, documents: Tensor) -> Tensor:
 
 
 def make_objective(settings, teacher: tuple[Tensor, Tensor] | None = None) -> Callable[[dict, Tensor, Tensor], Tensor]:
-    """Return the loss that the section `loss` names: (a batch as PairBatches returns it, query vectors (Q, W), document
-    vectors (D, W)) -> scalar.
+    """Return the loss that the configuration names, as a function of a batch and its vectors.
+
+    The function maps (batch of PairBatches, query vectors (Q, W), document vectors (D, W)) to a scalar.
 
     Args:
-        settings: name, positive_weight (opl), temperature (mnrl).
-        teacher: vectors of all queries and of all documents (prototype).
+        settings: the configuration's section `loss`: name, positive_weight (opl), temperature (mnrl).
+        teacher: the teacher's vectors of all queries and of all documents, for the loss `prototype`.
     """
 
     def objective(batch, queries, documents):
         if settings.name == "prototype":
-            sides = zip((queries, documents), teacher, ("query_ids", "document_ids"), strict=True)
-            return sum(prototype_loss(student, vectors[batch[ids]].to(student)) for student, vectors, ids in sides)
+            teacher_queries, teacher_documents = teacher
+            query_loss = prototype_loss(queries, teacher_queries[batch["query_ids"]].to(queries))
+            return query_loss + prototype_loss(documents, teacher_documents[batch["document_ids"]].to(documents))
         relevant, compared = (batch[key].to(queries.device) for key in ("relevant", "compared"))
         cosine = cosine_matrix(queries, documents)
         if settings.name == "opl":

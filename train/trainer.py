@@ -1,4 +1,4 @@
-"""What both entry points do around the loop: processes, output folder, optimizer, checkpoints, the written model."""
+"""What masked-LM and retrieval training share around the loop: processes, output folder, optimizer, export."""
 
 import json
 import logging
@@ -31,16 +31,16 @@ from .teacher import MappedEncoder
 
 logger = logging.getLogger(__name__)
 
-LONGEST_WAIT = timedelta(hours=12)  # of processes, while one of them tokenizes or encodes with a teacher
-RECORD = "training.json"  # of a finished run, next to its weights
+LONGEST_WAIT = timedelta(hours=12)  # how long processes wait for one that tokenizes or encodes with a teacher
+RECORD = "training.json"  # the record of a finished run, next to its weights
 PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
-# The research code's marks of its filters: (learning rate, weight decay).
+# What the research code means to train its filters with: (learning rate, weight decay).
 RESEARCH_FEATURES = (1e-5, 0.0)
 RESEARCH_FILTER_NETWORK = (1e-3, 0.1)
 
 
 class Finished(Ended):
-    """There is nothing left to do."""
+    """The run in `output_dir` is already finished."""
 
 
 class Record(Schema):
@@ -57,8 +57,12 @@ def run(
     train: Callable[[Accelerator, RunSettings], None],
     prepare: Callable[[RunSettings], None],
 ) -> None:
-    """Call `train` in an output folder that no other run writes to meanwhile; or `prepare`, where the settings ask for
-    that. `settings` are those of `argv`."""
+    """Call `train`, and keep other runs from writing to its output. If `settings.prepare` is set, only call `prepare`.
+
+    Args:
+        name: of the entry point, as in configs/NAME-small.yaml.
+        argv: the command line that gave the settings, for the log.
+    """
     log_to_terminal(logging.INFO, "%(message)s")
     if settings.prepare is not None:
         prepare(settings)
@@ -80,7 +84,7 @@ def run(
 
 
 def make_accelerator(settings: RunSettings) -> Accelerator:
-    """Return the accelerator of a run. Raise ValueError for several processes of which each would train alone."""
+    """Return the accelerator of a run. Raise ValueError if the started processes would not train together."""
     accelerator = Accelerator(
         mixed_precision=settings.precision,
         dynamo_plugin=TorchDynamoPlugin(backend="inductor", dynamic=True) if settings.compile else None,
@@ -89,7 +93,7 @@ def make_accelerator(settings: RunSettings) -> Accelerator:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
     )
     if accelerator.is_fsdp2:
-        # Autocast computes in half precision; FSDP would round the parameters of the filters as well.
+        # FSDP's own policy would round the parameters of the filters, too. Autocast is what computes in half precision.
         accelerator.state.fsdp_plugin.mixed_precision_policy = None
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started != accelerator.num_processes:
@@ -102,14 +106,21 @@ def make_accelerator(settings: RunSettings) -> Accelerator:
 
 @contextmanager
 def claimed_output(settings: RunSettings, accelerator: Accelerator) -> Iterator[None]:
-    """Check where the output is to be, and keep other runs out of there until the block ends. Errors are raised on all
-    processes."""
+    """Check that the run may write its output, and keep other runs from writing there until the block ends.
+
+    Errors are raised on all processes.
+    """
     folder = run_folder(settings)
+
+    def remove_if_empty():
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
     with ExitStack() as stack:
 
         def claim():
             stack.enter_context(claimed(folder))
-            stack.callback(lambda: any(folder.iterdir()) or folder.rmdir())
+            stack.callback(remove_if_empty)
             check_place(settings, accelerator)
 
         from_main(claim)
@@ -117,18 +128,25 @@ def claimed_output(settings: RunSettings, accelerator: Accelerator) -> Iterator[
 
 
 def check_place(settings: RunSettings, accelerator: Accelerator) -> None:
-    """Raise ValueError if the run may not begin, or resume, where its output is to be: another one is there. Raise
-    Finished, and remove its checkpoints, if it is this one, and `resume`."""
+    """Check that the run may begin or resume in its output folder.
+
+    Raises:
+        ValueError: the folder holds another run or other files; or an unfinished run, and neither `resume` nor
+            `overwrite` is set.
+        Finished: `resume` is set, and this run is already finished. Its checkpoints are removed.
+    """
     output, folder = Path(settings.output_dir), run_folder(settings)
     unfinished, problem = sorted(folder.glob("step-*")), None
     if settings.resume and (output / RECORD).is_file():
-        there = checked(Record, read_json(output / RECORD), str(output / RECORD)).identity
-        changes = differences(there, run_identity(settings, accelerator))
+        finished = checked(Record, read_json(output / RECORD), str(output / RECORD)).identity
+        changes = differences(finished, run_identity(settings, accelerator))
         if not changes:
             remove_all(folder)
             raise Finished(f"{output} is finished; nothing to do")
         if not (unfinished and settings.overwrite):
-            problem = f"is finished, and of another run ({'; '.join(changes)}); change that back, or name another"
+            problem = (
+                f"is finished, and of another run ({'; '.join(changes)}); change that back, or name another output_dir"
+            )
     if problem is None:
         check_output(output, settings.overwrite)
         if unfinished and not (settings.resume or settings.overwrite):
@@ -141,7 +159,7 @@ def check_place(settings: RunSettings, accelerator: Accelerator) -> None:
 
 
 def data_folder(path: str | None) -> Path:
-    """Return the folder of the data; without a path pydocs, built from the installed packages' documentation."""
+    """Return the folder of the data. Without a path it is pydocs, built from the installed packages' documentation."""
     if path is not None:
         return Path(path)
     from m2bert.eval.tasks.pydocs import build_pydocs
@@ -151,7 +169,7 @@ def data_folder(path: str | None) -> Path:
 
 
 def build_optimizer(model: torch.nn.Module, optim, steps: int):
-    """Return (AdamW, linear schedule with `warmup_share` of the steps)."""
+    """Return AdamW and its schedule: linear warmup over `warmup_share` of the steps, then linear decay."""
     optimizer = torch.optim.AdamW(parameter_groups(model, optim), betas=tuple(optim.betas), eps=optim.eps)
     return optimizer, transformers.get_linear_schedule_with_warmup(optimizer, round(optim.warmup_share * steps), steps)
 
@@ -159,22 +177,32 @@ def build_optimizer(model: torch.nn.Module, optim, steps: int):
 def parameter_groups(model: torch.nn.Module, optim) -> list[dict]:
     """Group trained parameters by learning rate and weight decay; parts with the same two share a group.
 
-    The parts are filters (what generates the taps: `optim.filter_lr`), layers (the rest of them: mixers with the
-    filters' skips, feed-forward networks, norms: `layer_lr`), pooler (`pooler_lr`) and everything else (embeddings,
-    masked-LM head: `lr`); a rate that is None is `lr`. The group of `lr` comes last.
+    The parts and the fields of `optim` that hold their learning rates:
 
-    With `optim.research_groups` the filters have the settings that the research code means to give them (its markers
-    are lost when it copies layers, so that it trained with one group): positional features 1e-5 without weight decay,
-    the sine network with its frequency 1e-3 with 0.1, the skip those of everything else. It marks the network of the
-    forward direction only; here both directions lie in one tensor, and both are marked.
+        filters     filter_lr   parameters that generate taps; skip terms belong to the layers
+        layers      layer_lr    everything else in a layer
+        pooler      pooler_lr
+        the others  lr          embeddings and the masked-LM head
+
+    A rate that is None is `lr`. The group of `lr` comes last.
+
+    With `optim.research_groups` the filters have the settings that the research code means to give them: positional
+    features a rate of 1e-5 without weight decay, the sine network with its frequency a rate of 1e-3 and a decay of 0.1.
+    The research code itself loses these settings when it copies layers, so that it trained with one group. It means
+    them for the network of the forward direction only. Here both directions lie in one tensor, so both have them.
     """
 
     def settings_of(name: str) -> tuple[float, float]:
         in_filter = "filter." in name and not name.endswith(".skip")
         if in_filter and optim.research_groups:
             return RESEARCH_FEATURES if name.endswith("positional_features") else RESEARCH_FILTER_NETWORK
-        parts = {"filter_lr": in_filter, "layer_lr": "layers." in name, "pooler_lr": "pooler." in name}
-        rate = next((getattr(optim, key) for key, is_part in parts.items() if is_part), None)
+        rate = None
+        if in_filter:
+            rate = optim.filter_lr
+        elif "layers." in name:
+            rate = optim.layer_lr
+        elif "pooler." in name:
+            rate = optim.pooler_lr
         return (optim.lr if rate is None else rate), optim.weight_decay
 
     groups = {}
@@ -199,8 +227,9 @@ def fit(
     """Train a model and write it with the record of its run, training.json.
 
     Args:
-        data: identifies the data; a run is resumed with the same alone.
-        summarize: progress -> what the record says of the data, with their `data_fingerprint`. Called at the end.
+        data: what identifies the data. A run resumes only if it is the same.
+        summarize: returns what the record says about the data, `data_fingerprint` included. It is called with the
+            progress at the end.
         parts: batches, train_step, evaluate and select, for `run_loop`.
     """
     optimizer, schedule = build_optimizer(model, settings.optim, steps)
@@ -217,12 +246,15 @@ def fit(
         "best": progress.best,
         **summarize(progress),
     }
-    finish(accelerator, model.encoder if isinstance(model, MappedEncoder) else prepared, tokenizer, settings, record)
+    trained = model.encoder if isinstance(model, MappedEncoder) else prepared
+    finish(accelerator, trained, tokenizer, settings, record)
 
 
 def finish(accelerator: Accelerator, model, tokenizer, settings: RunSettings, record: dict) -> None:
-    """Write the trained model as a complete Hub folder with `training.json`, then remove the checkpoints. Of a model
-    with adapters (peft) the folder holds these alone."""
+    """Write the trained model as a complete Hub folder with `training.json`, then remove the checkpoints.
+
+    If the model has adapters (peft), the folder holds only these.
+    """
     weights = whole_weights(accelerator, model)
     if accelerator.is_main_process:
         extra = {RECORD: json.dumps(record, indent=2, allow_nan=False) + "\n"}

@@ -3,19 +3,19 @@
     python -m m2bert.train.warm_start --model DIR --max-length 32768 --output DIR
         [--positions replicate|interpolate] [--decay keep|stretch]
 
-The number of positions N is the length of the position embeddings (N, H) and, in each long filter, of the features
-(N, E) and the time (N,) of its taps. For M > N positions:
+A model with N positions has a table of position embeddings (N, H). Each of its long filters has N taps, made from
+positional features (N, E) and times (N,). Two options say how they grow to M > N positions:
 
-- `--positions replicate` (default) repeats the position embeddings as often as they fit, as the paper does;
-  `interpolate` stretches the table to M rows, linearly, which moves every position.
-- `--decay keep` (default) leaves the N taps and continues them: time by its own step, so that the decay per token
-  stays, and the features by the formula of their initialization, at the speed of the present taps (`tap_speed`).
-  Training moved each row of features away from that formula; new rows follow the formula alone. `stretch`
-  interpolates features and time to M taps, so that a filter reaches M / N times as far, and scales
-  `filter_decay_length` with them. Tap values are not rescaled: a smooth filter then sums to M / N times as much.
+- `--positions replicate` (default) repeats the position embeddings until there are M rows, as the paper does.
+- `--positions interpolate` stretches the table to M rows by linear interpolation. This changes every row.
+- `--decay keep` (default) keeps the N taps and adds more. Times continue with their own step, so the decay per token
+  stays the same. Features continue by the formula of their initialization, at the speed of the present features
+  (`tap_speed`). Training has moved the present rows away from that formula; new rows follow the formula alone.
+- `--decay stretch` interpolates features and times to M taps, and scales `filter_decay_length` alike. So a filter
+  reaches M / N times as far. Tap values are not rescaled: the taps of a smooth filter then have M / N times the sum.
 
-With replicate and keep, outputs for up to N tokens stay. The other ways change every vector. A model may be extended
-again and again: filters that are kept do not depend on the steps to a length.
+With `replicate` and `keep`, outputs for up to N tokens stay the same. `interpolate` and `stretch` change every vector.
+A model may be extended repeatedly: with `keep` its filters depend only on the final length, not on those between.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from m2bert.hub.folder import check_output, read_records, write_folder
 from m2bert.hub.sentence_files import read_sentence_files
 from m2bert.terminal import run_command
 
-DRIFT = 1.25  # factor by which training may have changed how fast the features grow from tap to tap
+MAX_DRIFT = 1.25  # factor by which training may have changed the growth of the features from tap to tap
 
 
 def replicate(table: Tensor, length: int) -> Tensor:
@@ -45,7 +45,7 @@ def replicate(table: Tensor, length: int) -> Tensor:
 
 
 def resample(table: Tensor, length: int) -> Tensor:
-    """Interpolate linearly between rows, of which the first and the last stay: (N, C) -> (length, C)."""
+    """Interpolate linearly between rows: (N, C) -> (length, C). The first and the last row stay the same."""
     rows = F.interpolate(table.double().T[None], size=length, mode="linear", align_corners=True)
     return rows[0].T.to(table.dtype).contiguous()
 
@@ -58,7 +58,7 @@ DECAYS = ("keep", "stretch")
 def extend(
     model: PreTrainedModel, max_length: int, positions: str = "replicate", decay: str = "keep"
 ) -> PreTrainedModel:
-    """Return a copy of any M2-BERT with `max_length` positions; see the module."""
+    """Return a copy of any M2-BERT with `max_length` positions, as the module describes."""
     old = model.config.max_position_embeddings
     if max_length <= old:
         raise ValueError(f"max_length={max_length} is not more than the {old} positions that the model has; name more")
@@ -77,35 +77,38 @@ def extend(
                     longer, module.time = resample(features, max_length), resample(time[:, None], max_length)[:, 0]
                 else:
                     longer = continue_features(features, tap_speed(features, time), max_length)
-                    step = (time[-1] - time[0]).double() / max(old - 1, 1)  # the mean one
+                    mean_step = (time[-1] - time[0]).double() / max(old - 1, 1)
                     steps = torch.arange(1, max_length - old + 1, dtype=torch.float64, device=time.device)
-                    module.time = torch.cat([time, (time[-1].double() + step * steps).to(time)])
+                    module.time = torch.cat([time, (time[-1].double() + mean_step * steps).to(time)])
                 module.positional_features = torch.nn.Parameter(longer, requires_grad=features.requires_grad)
     model.config.max_position_embeddings = max_length
     if decay == "stretch":
-        taps = (model.config.filter_decay_length - 1) * (max_length - 1) / max(old - 1, 1)
-        model.config.filter_decay_length = 1 + round(taps)
+        steps = (model.config.filter_decay_length - 1) * (max_length - 1) / max(old - 1, 1)
+        model.config.filter_decay_length = 1 + round(steps)
     return model
 
 
 def tap_speed(features: Tensor, time: Tensor) -> float:
-    """Return how much the first feature, t / (P - 1) in a new model of P positions, grows from tap to tap.
+    """Return the speed of a filter's features: how much the first feature grows from tap to tap.
 
-    P is not always the number of rows, as `keep` adds rows at the old speed, and `filter_decay_length` may be chosen
-    freely. Where it was not, the first feature began as a copy of the time, which is not trained. So the speed is that
-    of the time, unless the table disagrees by more than DRIFT: then it is the median over the taps.
+    The first feature of tap t is t / (P - 1) in a new model of P positions. P need not be the number of rows, since
+    `keep` adds rows at the old speed.
+
+    If `filter_decay_length` was left at its default, the first feature began as a copy of the time. Training changes
+    the feature, but not the time. So the speed is that of the time. But `filter_decay_length` may have been chosen
+    freely. So if the features disagree by more than MAX_DRIFT, the speed is theirs: the median over the taps.
     """
     if len(time) == 1:
         return 1.0
     steps = torch.arange(1, len(time), dtype=torch.float64, device=time.device)
     speed = float((features[1:, 0].double() / steps).median())
     speed_of_time = float((time[-1] - time[0]).double() / (len(time) - 1))
-    agree = speed_of_time / DRIFT < speed < speed_of_time * DRIFT
+    agree = speed_of_time / MAX_DRIFT < speed < speed_of_time * MAX_DRIFT
     return speed if speed > 0 and not agree else speed_of_time
 
 
 def continue_features(features: Tensor, speed: float, length: int) -> Tensor:
-    """Continue features by the initialization of a model of P = 1 + 1 / speed positions: (N, E) -> (length, E).
+    """Continue features as a new model of P = 1 + 1 / speed positions has them: (N, E) -> (length, E).
 
     Row t >= N is [t / (P - 1), cos(f w_t) .., -sin(f w_t) ..], w_t = 2 pi t / P, with (E - 1) / 2 frequencies f spread
     evenly from 1e-4 upwards.
@@ -120,7 +123,7 @@ def continue_features(features: Tensor, speed: float, length: int) -> Tensor:
 
 
 def report(before: PreTrainedModel, after: PreTrainedModel, positions: str, decay: str) -> str:
-    """Describe in Markdown what `extend` changed, and what holds for inputs that the model could read before."""
+    """Describe in Markdown what `extend` changed, and whether the outputs for inputs of the old length are the same."""
     old, new = before.config, after.config
     rows = [
         ("longest input, tokens", old.max_position_embeddings, new.max_position_embeddings, ""),
@@ -128,29 +131,34 @@ def report(before: PreTrainedModel, after: PreTrainedModel, positions: str, deca
         ("parameters", f"{before.num_parameters():,}", f"{after.num_parameters():,}", ""),
     ]
     ratio = f"{new.max_position_embeddings / old.max_position_embeddings:g}"
-    moved = "first taps kept, more by the formula" if decay == "keep" else f"stretched, {ratio} times"
-    drawn = f"replicated, {ratio} times" if positions == "replicate" else "interpolated linearly"
+    filter_change = "first taps kept, more by the formula" if decay == "keep" else f"stretched, {ratio} times"
+    position_change = f"replicated, {ratio} times" if positions == "replicate" else "interpolated linearly"
     states = before.state_dict(), after.state_dict()
     for what, ending, change in (
-        ("position embeddings", "position_embeddings.weight", drawn),
-        ("filter features", "positional_features", moved),
-        ("filter time", "filter.time", moved),
+        ("position embeddings", "position_embeddings.weight", position_change),
+        ("filter features", "positional_features", filter_change),
+        ("filter time", "filter.time", filter_change),
     ):
         names = [name for name in states[0] if name.endswith(ending)]
         if names:
             shapes = [" x ".join(map(str, state[names[0]].shape)) for state in states]
             rows.append((f"{what}, {len(names)} tensors", *shapes, change))
-    parts = ["position embeddings"] * (positions == "interpolate")
-    parts += ["filters"] * (decay == "stretch" and old.num_hidden_layers > 0)
-    promise = (
-        f"The {' and '.join(parts)} moved: all outputs differ from the original's, also on short inputs. Train it."
-        if parts
-        else f"Inputs of up to {old.max_position_embeddings} tokens"
-        f"{'' if old.padding == 'masked' else ', padded as far as before,'} have the outputs of the model that was "
-        "extended, up to rounding. Longer inputs need training."
-    )
+    moved = []
+    if positions == "interpolate":
+        moved.append("position embeddings")
+    if decay == "stretch" and old.num_hidden_layers > 0:
+        moved.append("filters")
+    if moved:
+        what = " and ".join(moved)
+        effect = f"The {what} moved: all outputs differ from the original's, also on short inputs. Train it."
+    else:
+        padded = "" if old.padding == "masked" else ", padded as far as before,"
+        effect = (
+            f"Inputs of up to {old.max_position_embeddings} tokens{padded} have the outputs of the model that was "
+            "extended, up to rounding. Longer inputs need training."
+        )
     lines = ["| | before | after | |", "|---|---|---|---|", *(f"| {' | '.join(map(str, row))} |" for row in rows)]
-    return "\n".join([*lines, "", promise])
+    return "\n".join([*lines, "", effect])
 
 
 def main(argv: list[str]):
@@ -168,7 +176,7 @@ def main(argv: list[str]):
     before = load_checkpoint(arguments.model)
     folder = Path(arguments.model)
     settings = read_sentence_files(before, folder)  # also brings a trained Dense back into the model
-    settings.max_tokens = None  # all of the new length is read
+    settings.max_tokens = None  # no limit but the new length
     after = extend(before, arguments.max_length, arguments.positions, arguments.decay)
     changes = report(before, after, arguments.positions, arguments.decay)
     output = write_folder(

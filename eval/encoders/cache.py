@@ -1,8 +1,9 @@
-"""Vectors on disk under what decides them: an interrupted evaluation resumes, a repeated one computes nothing.
+"""Store vectors on disk, so that an interrupted evaluation resumes and a repeated one computes nothing.
 
-Under the root is one folder for each encoder, policy, longest input and kind of text. It holds safetensors files, in
-which every text is known by its sha256, and `key.json`, which tells people whose vectors these are. Several processes
-(`accelerate launch`) divide the missing texts and then read each other's.
+The key of a vector is the combination of encoder, policy, longest input and kind of text. The root holds one folder for
+each key. In it are safetensors files, which name every text by its sha256, and `key.json`, which shows the key to
+people. Several processes (`accelerate launch`) divide the missing texts among themselves, and then read each other's
+files.
 """
 
 import hashlib
@@ -31,16 +32,16 @@ from .protocol import Encoder
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # to be raised when a policy gives other vectors than before, or files another form
-PORTION_CHARS = 800_000  # some 200,000 tokens: computed, then written, before the next
-MEMORY_BYTES = 2**26  # of vectors that are remembered for the rest of a run that keeps none on disk
-HASH_BYTES = 32
-TENSORS = {"rows", "counts", "seen", "seconds", "hashes"}  # of a file
-ABANDONED_SECONDS = 3_600  # a file is written within seconds
+FORMAT = 2  # raise it when a policy gives other vectors than before, or when files change their form
+PORTION_CHARS = 800_000  # some 200,000 tokens; a portion of texts is written before the next is computed
+MEMORY_BYTES = 2**26  # if vectors are kept in memory alone, all are dropped beyond this size
+HASH_BYTES = 32  # length of a sha256
+TENSORS = {"rows", "counts", "seen", "seconds", "hashes"}  # the tensors of every file
+ABANDONED_SECONDS = 3_600  # a partial file of this age has no writer: writing takes seconds
 
 
 class TimedVectors(NamedTuple):
-    """Vectors of D texts, and the seconds (D,) float32 that computing each of them took."""
+    """Vectors of D texts, and the seconds (D,) float32 that each text took to compute."""
 
     vectors: DocumentVectors
     seconds: np.ndarray
@@ -54,7 +55,7 @@ def default_cache_folder() -> Path:
 
 
 def portions(texts: list[str], chars: int, count: int | None = None) -> Iterator[slice]:
-    """Yield slices of consecutive texts: at most `chars` characters, or one longer text, and at most `count` texts."""
+    """Yield slices of consecutive texts: at most `count` texts, with at most `chars` characters or one longer text."""
     start = size = 0
     for i, text in enumerate(texts):
         if i > start and (size + len(text) > chars or i - start == count):
@@ -66,10 +67,11 @@ def portions(texts: list[str], chars: int, count: int | None = None) -> Iterator
 
 
 class VectorStore:
-    """Compute vectors once.
+    """Compute the vectors of a text once, and read them from then on.
 
     Args:
-        folder: root of the stored vectors; None keeps none but a few in memory. All processes of a run must see it.
+        folder: root of the stored vectors, which all processes of a run must reach. None keeps a few vectors in memory
+            (`MEMORY_BYTES`) and none on disk.
     """
 
     def __init__(self, folder: str | Path | None):
@@ -80,17 +82,17 @@ class VectorStore:
     def embed(
         self, encoder: Encoder, policy: Policy | None, texts: list[str], beside: Sequence[Policy] = ()
     ) -> TimedVectors:
-        """Return the vectors of texts, equal texts computed once, and the seconds that each took when computed.
+        """Return the vectors of texts, and the seconds that each text took when its vectors were computed.
 
-        Every process of a run has to make the same calls, and gets all vectors.
+        Equal texts are computed once. Every process of a run has to make the same calls, and gets all vectors.
 
         Args:
-            policy: for documents; None for queries, of which a model reads as much as it takes.
-            beside: policies that will be asked for next. Vectors that come from the same pass are computed now, and
-                the seconds of the pass count for each.
+            policy: the policy for documents. None stands for queries, which are truncated to the encoder's maximum.
+            beside: policies that will be asked for next. Those that can use the same pass over the texts are computed
+                now. Each of them is given all seconds of the pass.
 
         Raises:
-            ValueError: a vector is not finite; the error names its text, and no vector of its portion is kept.
+            ValueError: a vector is not finite. The error names its text, and no vector of its portion is kept.
         """
         if policy is not None:
             policy.check(encoder)
@@ -101,36 +103,41 @@ class VectorStore:
             if not texts:
                 timed = _compute(encoder, [policy], [])[0]
             else:
-                kept = {policy: self._kept(root, encoder, policy, processes)}
-                missing = {each: text for each, text in unique.items() if each not in kept[policy].places}
+                shelves = {policy: self._shelf(root, encoder, policy, processes)}
+                places = shelves[policy].places
+                missing = {text_hash: text for text_hash, text in unique.items() if text_hash not in places}
                 if policy is not None and (self.folder is not None or root is None):
                     for other in same_pass(encoder, policy, beside):
-                        kept[other] = self._kept(root, encoder, other, processes)
-                kept = {each: its for each, its in kept.items() if not missing.keys() & its.places.keys()}
-                for some, parts in _portions_of(encoder, list(kept), missing, processes):
-                    for its, part in zip(kept.values(), parts, strict=True):
-                        its.write(some, part)
+                        shelf = self._shelf(root, encoder, other, processes)
+                        if not missing.keys() & shelf.places.keys():
+                            shelves[other] = shelf
+                for portion, vectors_by_policy in _portions_of(encoder, list(shelves), missing, processes):
+                    for shelf, timed in zip(shelves.values(), vectors_by_policy, strict=True):
+                        shelf.write(portion, timed)
                 processes.wait()
-                kept[policy].refresh()
-                timed = kept[policy].read(hashes)
+                shelves[policy].refresh()
+                timed = shelves[policy].read(hashes)
                 if sum(memory.bytes for memory in self._memory.values()) > MEMORY_BYTES:
                     self._memory.clear()
         return timed if policy is None else TimedVectors(policy.combine(timed.vectors), timed.seconds)
 
     @contextmanager
     def _root(self, processes: Processes) -> Iterator[Path | None]:
-        """Yield the folder to store in. Several processes need one even if nothing is to be kept."""
+        """Yield the folder to store in. Several processes need one to exchange vectors, even if none is to be kept."""
         if self.folder is not None or processes.world == 1:
             yield self.folder
             return
         with tempfile.TemporaryDirectory() if processes.rank == 0 else nullcontext() as own:
             yield Path(processes.from_first(own))
-            processes.wait()  # until all have read it
+            processes.wait()  # the folder is removed after all have read it
 
-    def _kept(
+    def _shelf(
         self, root: Path | None, encoder: Encoder, policy: Policy | None, processes: Processes
     ) -> "VectorFiles | VectorMemory":
-        """Return what is kept under what decides a vector beside its text, the same in all processes."""
+        """Return the stored vectors of one key. The key is all that decides a text's vectors, except the text.
+
+        All processes see the same vectors.
+        """
         key = {
             "format": FORMAT,
             "encoder": encoder.fingerprint,
@@ -153,11 +160,13 @@ class VectorStore:
 
 
 class VectorMemory:
-    """The vectors of one key as `VectorFiles` has them, in memory: a run asks for its queries under every policy.
+    """Vectors of one key in memory, with the methods of `VectorFiles`.
+
+    They matter even if nothing is kept on disk: a run asks for the same queries under every policy.
 
     Attributes:
-        places: {hash of a text: the number of its part}.
-        bytes: of all rows.
+        places: {hash of a text: the number of the `write` that brought it}.
+        bytes: size of all rows.
     """
 
     def __init__(self):
@@ -166,7 +175,7 @@ class VectorMemory:
         self._parts: list[tuple[list[bytes], TimedVectors]] = []
 
     def refresh(self) -> None:
-        """Nobody else writes here."""
+        """Do nothing: only this process writes here."""
 
     def write(self, hashes: list[bytes], timed: TimedVectors) -> None:
         """Keep the vectors of texts with these hashes."""
@@ -181,9 +190,9 @@ class VectorMemory:
 
 
 class VectorFiles:
-    """The vectors stored under one key. Only hashes and places are kept in memory.
+    """Vectors of one key in files. Only the hashes of the texts, and which file holds each, are in memory.
 
-    Each file holds the key's digest and a checksum of its content. Its name is made of its texts, so that processes
+    Each file holds the key's digest and a checksum of its content. Its name is a hash of its texts, so that processes
     that write the same texts write the same file.
 
     Attributes:
@@ -197,18 +206,18 @@ class VectorFiles:
         self._known: set[Path] = set()
 
     def describe(self, key: dict) -> None:
-        """Write `key.json`, and remove what killed writers left."""
+        """Write `key.json`, and remove the partial files of writers that were killed."""
         path = self.folder / "key.json"
         if not path.exists():
             text = json.dumps(key, indent=2)
             write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-        for scratch in self.folder.glob(".*.partial"):  # see `write_atomically`
-            with suppress(FileNotFoundError):  # a writer that lives has removed it
+        for scratch in self.folder.glob(".*.partial"):  # `write_atomically` makes them
+            with suppress(FileNotFoundError):  # its writer may have finished and removed it
                 if time.time() - scratch.stat().st_mtime > ABANDONED_SECONDS:
                     shutil.rmtree(scratch, ignore_errors=True)
 
     def refresh(self) -> None:
-        """Index files that have come since. A damaged one is ignored, with a warning."""
+        """Index the files that are new since the last call. A damaged file is ignored, with a warning."""
         for path in sorted(set(self.folder.glob("*.safetensors")) - self._known):
             self._known.add(path)
             try:
@@ -230,16 +239,19 @@ class VectorFiles:
     def read(self, hashes: list[bytes]) -> TimedVectors:
         """Return the vectors of texts with these hashes, in their order."""
         by_file: dict[Path, list[bytes]] = {}
-        for each in dict.fromkeys(hashes):
-            by_file.setdefault(self.places[each], []).append(each)
+        for text_hash in dict.fromkeys(hashes):
+            by_file.setdefault(self.places[text_hash], []).append(text_hash)
         return _gathered([(some, _gathered([self._load(path)], some)) for path, some in by_file.items()], hashes)
 
     def _load(self, path: Path) -> tuple[list[bytes], TimedVectors]:
-        """Return the hashes of a file's texts and their vectors, if the file is this key's and as it was written."""
+        """Return the hashes of a file's texts and their vectors.
+
+        Raises ValueError if the file is of another key, or differs from what was written.
+        """
         with safe_open(path, "np") as file:
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-            right = {"digest": self.digest, "sha256": _checksum(tensors)}
-            if tensors.keys() != TENSORS or file.metadata() != right:
+            expected = {"digest": self.digest, "sha256": _checksum(tensors)}
+            if tensors.keys() != TENSORS or file.metadata() != expected:
                 raise ValueError("it is damaged, or was written for another model or policy")
         vectors = DocumentVectors(tensors["rows"], tensors["counts"], tensors["seen"])
         return list(map(bytes, tensors["hashes"])), TimedVectors(vectors, tensors["seconds"])
@@ -248,20 +260,22 @@ class VectorFiles:
 def _portions_of(
     encoder: Encoder, policies: Sequence[Policy | None], missing: dict[bytes, str], processes: Processes
 ) -> Iterator[tuple[list[bytes], list[TimedVectors]]]:
-    """Compute missing texts, longest first, each process its part; yield the hashes of a portion and its vectors
-    under each policy."""
-    longest_first = sorted(missing, key=lambda each: -len(missing[each]))
-    mine = longest_first[processes.rank :: processes.world]
-    chosen = [missing[each] for each in mine]
-    with counted(sum(map(len, chosen)), encoder.name, "text", shown_total=len(mine)) as count:
-        for part in portions(chosen, PORTION_CHARS):
-            with count.part(sum(map(len, chosen[part]))):
-                timed = _compute(encoder, policies, chosen[part])
-            yield mine[part], timed
+    """Compute the vectors of this process's share of the missing texts, longest first, a portion at a time.
+
+    Yield the hashes of a portion and its vectors under each policy.
+    """
+    longest_first = sorted(missing, key=lambda text_hash: -len(missing[text_hash]))
+    hashes = longest_first[processes.rank :: processes.world]
+    texts = [missing[text_hash] for text_hash in hashes]
+    with counted(sum(map(len, texts)), encoder.name, "text", shown_total=len(texts)) as count:
+        for portion in portions(texts, PORTION_CHARS):
+            with count.part(sum(map(len, texts[portion]))):
+                timed = _compute(encoder, policies, texts[portion])
+            yield hashes[portion], timed
 
 
 def _compute(encoder: Encoder, policies: Sequence[Policy | None], texts: list[str]) -> list[TimedVectors]:
-    """Return the vectors of the policies that are stored. The seconds are those of all texts, divided by characters."""
+    """Return the vectors to store under each policy. The texts share the measured seconds by their characters."""
     start = time.perf_counter()
     if policies[0] is None:
         found = [embed_beginning(encoder, texts, "query", None)]
@@ -277,22 +291,28 @@ def _compute(encoder: Encoder, policies: Sequence[Policy | None], texts: list[st
 
 
 def _check_finite(encoder: Encoder, vectors: DocumentVectors, texts: list[str]) -> None:
+    """Raise ValueError if a vector is not finite; the message shows the beginning of its text."""
     finite = np.isfinite(vectors.rows).all(axis=1)
     if not finite.all():
         text = texts[np.repeat(np.arange(len(texts)), vectors.counts)[finite.argmin()]]
-        broken = f"the vector of the text that begins {text[:60]!r} is not finite ({(~finite).sum()} of {len(finite)})"
-        raise ValueError(f"encoder {encoder.name!r}: {broken}; it is broken, or computes in too narrow a dtype")
+        problem = f"the vector of the text that begins {text[:60]!r} is not finite ({(~finite).sum()} of {len(finite)})"
+        raise ValueError(f"encoder {encoder.name!r}: {problem}; it is broken, or computes in too narrow a dtype")
 
 
 def _gathered(parts: list[tuple[list[bytes], TimedVectors]], wanted: list[bytes]) -> TimedVectors:
-    """Return the vectors of texts with the wanted hashes, in their order, from parts with the hashes of their texts."""
-    places = {each: place for place, each in enumerate(each for hashes, _ in parts for each in hashes)}
+    """Return the vectors of the texts with the wanted hashes, in this order.
+
+    Args:
+        parts: pairs of the hashes of texts and their vectors, which together hold all wanted texts.
+    """
+    available = [text_hash for hashes, _ in parts for text_hash in hashes]
+    places = {text_hash: place for place, text_hash in enumerate(available)}
     rows, counts, seen = map(np.concatenate, zip(*(timed.vectors for _, timed in parts), strict=True))
     seconds = np.concatenate([timed.seconds for _, timed in parts])
-    chosen = [places[each] for each in wanted]
+    chosen = [places[text_hash] for text_hash in wanted]
     firsts = np.cumsum(counts) - counts
-    its_rows = np.concatenate([np.arange(firsts[place], firsts[place] + counts[place]) for place in chosen])
-    return TimedVectors(DocumentVectors(rows[its_rows], counts[chosen], seen[chosen]), seconds[chosen])
+    chosen_rows = np.concatenate([np.arange(firsts[place], firsts[place] + counts[place]) for place in chosen])
+    return TimedVectors(DocumentVectors(rows[chosen_rows], counts[chosen], seen[chosen]), seconds[chosen])
 
 
 def _checksum(tensors: dict[str, np.ndarray]) -> str:

@@ -1,4 +1,4 @@
-"""What happens to documents that are longer than a model takes: how a document becomes one vector or several."""
+"""Policies turn a document, which may be longer than the encoder's maximum, into one vector or several."""
 
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, NamedTuple
@@ -11,7 +11,7 @@ from m2bert.terminal import nearest
 
 from .protocol import Encoder, Task, TokenEncoder, tokenized, unit_rows
 
-SHARE_DROPPED = 16  # a chunk that turns out too long gives up at least this part of its tokens at either end
+SHARE_DROPPED = 16  # two chunks replace one that is too long; each lacks at least one in SHARE_DROPPED of its tokens
 
 
 class DocumentVectors(NamedTuple):
@@ -26,15 +26,18 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class Policy(Schema):
-    """Turn documents into vectors. Fields are the settings in NAME:key=value; None: the model's own."""
+    """A way to turn documents into vectors.
 
-    model_config = ConfigDict(strict=False)  # settings are read from text
+    The fields of a subclass are the settings in NAME:key=value. None stands for the model's own setting.
+    """
+
+    model_config = ConfigDict(strict=False)  # a value is read from text: "256" is a number
     name: ClassVar[str]
     several: ClassVar[bool]  # whether a document may get more than one vector
 
     @property
     def spec(self) -> str:
-        """The canonical specification, which `parse_policy` reads: settings at their default are left out."""
+        """The specification that `parse_policy` reads, without the settings that have their default."""
         changed = [f"{name}={value}" for name, value in self.model_dump(exclude_defaults=True).items()]
         return ":".join([self.name, ",".join(changed)] if changed else [self.name])
 
@@ -44,8 +47,10 @@ class Policy(Schema):
 
     @property
     def stored(self) -> "Policy":
-        """Return the policy whose vectors are cached. `combine` derives this policy's vectors from them, as
-        chunk-average does from best-chunk's."""
+        """Return the policy whose vectors are cached, from which `combine` derives the vectors of this policy.
+
+        Chunk-average, for example, is derived from best-chunk.
+        """
         return self
 
     def combine(self, vectors: DocumentVectors) -> DocumentVectors:
@@ -54,11 +59,18 @@ class Policy(Schema):
 
     @property
     def divisions(self) -> tuple[int, ...]:
-        """Return in how many parts one pass over the whole input is pooled, side by side; empty for other policies."""
+        """Return the numbers of parts in which the tokens of one pass are pooled.
+
+        (1, 16) stands for the vector of the whole text and those of 16 parts. A policy that is not computed from one
+        pass over the longest input returns an empty tuple.
+        """
         return ()
 
     def problem(self, encoder: Encoder) -> str:
-        """Return why this policy cannot work with an encoder: its length, or what it does not show; empty if it can."""
+        """Return why this policy cannot work with an encoder; empty if it can.
+
+        The encoder's maximum may be too short, or it may lack a method.
+        """
         tokens = getattr(self, "tokens", None)
         if tokens is None:
             return ""
@@ -66,8 +78,8 @@ class Policy(Schema):
         if least <= tokens <= (encoder.max_tokens or tokens):
             return ""
         return (
-            f"tokens={tokens} must be from {least} to {encoder.max_tokens or 'any'}: it takes no more, and special "
-            "tokens and prompt must leave room for text"
+            f"tokens={tokens} must be from {least} to {encoder.max_tokens or 'any'}: the encoder takes no more, and "
+            "special tokens and prompt must leave room for text"
         )
 
     def check(self, encoder: Encoder) -> None:
@@ -76,16 +88,19 @@ class Policy(Schema):
             raise ValueError(f"policy {self.spec!r} of encoder {encoder.name!r}: {problem}")
 
     def embed(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
-        """Return the vectors of documents, independent of which documents are embedded together; see `check`."""
+        """Return the vectors of documents. Raises ValueError as `check` does.
+
+        A document's vectors do not depend on the documents that are embedded with it.
+        """
         self.check(encoder)
         return self.combine(self.stored.compute(encoder, texts))
 
     def compute(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
-        """Return the vectors of documents, without `check`. It is called on `stored` only; subclasses define it."""
+        """Return the vectors of documents, without `check`. Subclasses define it; it is called on `stored` only."""
 
 
 class Truncate(Policy):
-    """One vector of the beginning; the rest is not read."""
+    """One vector of a document's beginning. The rest is not read."""
 
     name = "truncate"
     several = False
@@ -100,7 +115,7 @@ class Truncate(Policy):
 
 
 class BestChunk(Policy):
-    """A vector for each chunk; the best one counts."""
+    """One vector for each chunk. The chunk with the best score decides the document's score."""
 
     name = "best-chunk"
     several = True
@@ -115,8 +130,8 @@ class BestChunk(Policy):
             return f"the encoder takes texts of any length; give that of chunks, as in {self.name}:tokens=256"
         content = tokens - overhead_tokens(encoder)
         if content > 0 and self.stride and self.stride > content:
-            held = f"a chunk of {tokens} tokens holds {content} of the document"
-            return f"stride={self.stride} would skip text: {held}; lower it"
+            reason = f"a chunk of {tokens} tokens holds {content} of the document"
+            return f"stride={self.stride} would skip text: {reason}; lower it"
         return super().problem(encoder)
 
     def compute(self, encoder: Encoder, texts: list[str]) -> DocumentVectors:
@@ -147,7 +162,7 @@ class LateChunk(Policy):
 
     The model reads the document once, so that every token has seen all of it. Only then are the tokens divided into
     equal consecutive parts, and each part is pooled to a vector (Guenther et al. 2024, arXiv 2409.04701). With
-    `document=1` the vector of the whole document, which is that of truncate, comes before them.
+    `document=1` the vector of the whole document comes before those of the parts; it is the vector of truncate.
     """
 
     name = "late-chunk"
@@ -177,12 +192,15 @@ def parse_policy(text: str) -> Policy:
     name, _, settings = text.strip().partition(":")
     if name not in POLICIES:
         raise ValueError(f"policy {name!r} is unknown; choose from: {', '.join(POLICIES)}{nearest(name, POLICIES)}")
-    values = dict(map(str.strip, setting.partition("=")[::2]) for setting in settings.split(",") if settings)
+    values = {}
+    for setting in settings.split(",") if settings else ():
+        key, _, value = setting.partition("=")
+        values[key.strip()] = value.strip()
     return checked(POLICIES[name], values, f"policy {text!r}")
 
 
 def same_pass(encoder: Encoder, policy: Policy, others: Sequence[Policy]) -> list[Policy]:
-    """Return the other policies that can be pooled from the pass over documents that this one takes."""
+    """Return those of the other policies whose vectors can be pooled from the same pass as those of `policy`."""
     if not policy.divisions or LateChunk().problem(encoder):
         return []
     return [other for other in dict.fromkeys(others) if other.divisions and other != policy]
@@ -194,18 +212,19 @@ def compute_divisions(encoder: Encoder, policies: Sequence[Policy], texts: list[
     parts = sorted({number for policy in policies for number in policy.divisions})
     pooled = dict(zip(parts, encoder.encode_parts(texts, parts), strict=True))
     seen = seen_shares(encoder, texts, "document", encoder.max_tokens)
-    return [DocumentVectors(*_side_by_side([pooled[number] for number in each.divisions]), seen) for each in policies]
+    merged = [_merge_divisions([pooled[number] for number in policy.divisions]) for policy in policies]
+    return [DocumentVectors(rows, counts, seen) for rows, counts in merged]
 
 
-def _side_by_side(divisions: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows and counts of documents that have the rows of all divisions, in their order."""
+def _merge_divisions(divisions: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Merge pairs of rows and counts into one: a document's rows of the first division, then of the second, ..."""
     rows, counts = zip(*divisions, strict=True)
-    documents = np.concatenate([np.repeat(np.arange(len(its)), its) for its in counts])
+    documents = np.concatenate([np.repeat(np.arange(len(each)), each) for each in counts])  # of each row
     return np.concatenate(rows)[np.argsort(documents, kind="stable")], np.sum(counts, axis=0)
 
 
 def embed_beginning(encoder: Encoder, texts: list[str], task: Task, tokens: int | None) -> DocumentVectors:
-    """Return one vector a text, of its first `tokens` tokens, or of as many as the encoder takes."""
+    """Return one vector for each text, of its first `tokens` tokens; None stands for the encoder's maximum."""
     texts = tokenized(encoder, texts, task)
     rows = encoder.encode(texts, task, tokens)
     seen = seen_shares(encoder, texts, task, tokens or encoder.max_tokens)
@@ -213,7 +232,7 @@ def embed_beginning(encoder: Encoder, texts: list[str], task: Task, tokens: int 
 
 
 def seen_shares(encoder: Encoder, texts: list[str], task: Task, tokens: int | None) -> np.ndarray:
-    """Return (n,) float32: the fraction of each text that fits in `tokens` tokens; NaN if it is not known."""
+    """Return (n,) float32, the fraction of each text that fits in `tokens` tokens; NaN if it is not known."""
     if not tokens:
         return np.ones(len(texts), dtype=np.float32)
     if not hasattr(encoder, "count_tokens"):
@@ -224,29 +243,29 @@ def seen_shares(encoder: Encoder, texts: list[str], task: Task, tokens: int | No
 
 
 def overhead_tokens(encoder: TokenEncoder, task: Task = "document") -> int:
-    """Return the tokens that every text costs: special tokens and prompt."""
+    """Return how many tokens every input has besides its text: special tokens and prompt."""
     return int(encoder.count_tokens([""], task)[0])
 
 
 def chunk_texts(encoder: TokenEncoder, texts: list[str], tokens: int, stride: int | None = None) -> list[list[str]]:
-    """Return the chunks of every document, none longer than `tokens` with special tokens and prompt; see `cut`."""
+    """Cut every document into chunks of at most `tokens` tokens, special tokens and prompt included; see `cut`."""
     texts = tokenized(encoder, texts, "document")
     content = tokens - overhead_tokens(encoder)
     spans = encoder.token_spans(texts)
-    chunked = [cut(text, its_spans, content, stride) for text, its_spans in zip(texts, spans, strict=True)]
-    fitting = iter(_fitting(encoder, [chunk for chunks in chunked for chunk in chunks], tokens))
-    return [[part for _ in chunks for part in next(fitting)] for chunks in chunked]
+    chunked = [cut(text, text_spans, content, stride) for text, text_spans in zip(texts, spans, strict=True)]
+    shortened = iter(_shorten(encoder, [chunk for chunks in chunked for chunk in chunks], tokens))
+    return [[part for _ in chunks for part in next(shortened)] for chunks in chunked]
 
 
 def cut(text: str, spans: np.ndarray, tokens: int, stride: int | None = None) -> list[str]:
-    """Return consecutive chunks of `tokens` tokens; the last may be shorter.
+    """Cut a text into chunks of `tokens` tokens, of which the last may be shorter.
 
     Every token is in some chunk. A last chunk that would only repeat the end of the one before is left out.
 
     Args:
-        spans: (n, 2), characters [start, end) of the text's tokens; a text without tokens has one empty chunk.
+        spans: (n, 2), the characters [start, end) of the text's tokens. A text without tokens becomes one empty chunk.
         tokens: content tokens of a chunk.
-        stride: content tokens from one chunk's start to the next; by default where the previous one ended.
+        stride: content tokens from one chunk's start to the next; by default `tokens`, so that no chunks overlap.
     """
     if not len(spans):
         return [""]
@@ -255,15 +274,15 @@ def cut(text: str, spans: np.ndarray, tokens: int, stride: int | None = None) ->
     return [text] if chunks == [text] else chunks  # the same object: it may be a TokenizedText
 
 
-def _fitting(encoder: TokenEncoder, chunks: list[str], tokens: int) -> list[list[str]]:
-    """Return the chunks, each longer than `tokens` replaced by chunks that overlap and together hold all of it.
+def _shorten(encoder: TokenEncoder, chunks: list[str], tokens: int) -> list[list[str]]:
+    """Replace each chunk that is longer than `tokens` by overlapping chunks that together hold all of it.
 
     A chunk that begins or ends inside a word is tokenized differently than inside its text, and may grow by a token
-    or two. Overlapping chunks stay near the asked length; halves would not.
-    A chunk that does not get shorter in this way stays as it is.
+    or two. Overlapping chunks stay near the asked length; two halves would not. A chunk that cannot be made shorter
+    stays as it is.
     """
     chunks = tokenized(encoder, chunks, "document")
-    fitting = []
+    shortened = []
     for chunk, count in zip(chunks, encoder.count_tokens(chunks, "document").tolist(), strict=True):
         spans = encoder.token_spans([chunk])[0] if count > tokens else []
         parts = [chunk]
@@ -271,7 +290,7 @@ def _fitting(encoder: TokenEncoder, chunks: list[str], tokens: int) -> list[list
             dropped = min(max(count - tokens, len(spans) // SHARE_DROPPED, 1), len(spans) // 2)
             parts = [chunk[: spans[-dropped - 1, 1]], chunk[spans[dropped, 0] :]]
         if chunk in parts:  # it fits, or it cannot be made shorter
-            fitting.append([chunk])
+            shortened.append([chunk])
         else:
-            fitting.append([fit for fits in _fitting(encoder, parts, tokens) for fit in fits])
-    return fitting
+            shortened.append([shorter for pieces in _shorten(encoder, parts, tokens) for shorter in pieces])
+    return shortened

@@ -1,24 +1,24 @@
-"""What evaluation asks of a model: texts in, unit vectors out. It knows every model through these protocols only."""
+"""The protocols of encoders, which turn texts into unit vectors. Evaluation uses every model through them only."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
-Task = Literal["query", "document"]
+Task = Literal["query", "document"]  # the kind of a text, which sentence-transformers calls a task
 
 
 class TokenizedText(str):
-    """A text with its tokens: whatever takes texts takes it, and need not tokenize it again."""
+    """A text that carries its tokens. It is a str for all other code; an encoder need not tokenize it again."""
 
-    prompt: str  # before the text when it was tokenized
-    tokens: int  # how many, before truncation, prompt and special tokens included
+    prompt: str  # what stood before the text when it was tokenized
+    tokens: int  # number of tokens before truncation, prompt and special tokens included
     encoding: Any  # the encoder's own form of the tokens
 
     def __new__(cls, text: str, prompt: str, tokens: int, encoding: Any = None):
-        made = super().__new__(cls, text)
-        made.prompt, made.tokens, made.encoding = prompt, tokens, encoding
-        return made
+        instance = super().__new__(cls, text)
+        instance.prompt, instance.tokens, instance.encoding = prompt, tokens, encoding
+        return instance
 
 
 class Encoder(Protocol):
@@ -30,7 +30,7 @@ class Encoder(Protocol):
     dimensions: int  # length of its vectors
 
     def encode(self, texts: list[str], task: Task, max_tokens: int | None = None) -> np.ndarray:
-        """Embed n texts, truncated to `max_tokens` or to the encoder's own maximum, which is the most it may be.
+        """Embed n texts, truncated to `max_tokens`, which is by default and at most the encoder's own maximum.
 
         Returns:
             (n, dimensions) float32 whose rows have length 1, in the order of `texts`.
@@ -39,10 +39,10 @@ class Encoder(Protocol):
 
 
 class TokenEncoder(Encoder, Protocol):
-    """Show tokens as well: needed to cut documents into chunks and to report how much was read.
+    """An encoder that shows its tokens, so that documents can be cut into chunks and truncation be reported.
 
-    An encoder may also have `tokenize(texts, task)`, which returns each text as a `TokenizedText`; and `encode_parts`,
-    for late chunking.
+    Such an encoder may lack `encode_parts`, which only late chunking needs. It may also have `tokenize(texts, task)`,
+    which returns each text as a `TokenizedText`.
     """
 
     def count_tokens(self, texts: list[str], task: Task) -> np.ndarray:
@@ -59,21 +59,23 @@ class TokenEncoder(Encoder, Protocol):
     def encode_parts(
         self, texts: list[str], parts: Sequence[int], fewest_tokens: int | None = None
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Embed documents in one pass, for each number of `parts` as up to so many equal consecutive stretches of
-        tokens, fewer where one would have less than `fewest_tokens` (by default the encoder decides). One part is the
-        vector that `encode` gives.
+        """Embed documents in one pass, and pool each in equal consecutive parts of its tokens.
 
-        An encoder that has this method and cannot do it for its model says why in the attribute `parts_problem`.
+        Each number of `parts` asks for one division of every document. A short document gets fewer parts than the
+        number says, none of fewer than `fewest_tokens` (by default the encoder decides). With one part the vector is
+        that of `encode`.
+
+        If an encoder has this method but its model does not allow it, the attribute `parts_problem` says why.
 
         Returns:
-            For each number rows (N, dimensions) float32 of length 1, a document's rows consecutive; and how many they
-            are of each document, (n,) int64, at least 1.
+            A pair for each number: rows (N, dimensions) float32 of length 1, a document's rows consecutive; and the
+            number of rows of each document, (n,) int64, at least 1.
         """
         ...
 
 
 def tokenized(encoder: Encoder, texts: list[str], task: Task) -> list[str]:
-    """Return the texts with their tokens, from an encoder that has `tokenize`; else unchanged."""
+    """Return the texts as `TokenizedText`, if the encoder has `tokenize`; otherwise unchanged."""
     return encoder.tokenize(texts, task) if hasattr(encoder, "tokenize") else texts
 
 

@@ -1,4 +1,4 @@
-"""Any sentence-transformers model as an encoder: loading it, tokenizing once, batches, late chunking."""
+"""Use any sentence-transformers model as an encoder. This module loads it, tokenizes, makes batches and late chunks."""
 
 import gc
 import inspect
@@ -22,12 +22,12 @@ from .protocol import Task, TokenizedText, unit_rows
 
 logger = logging.getLogger(__name__)
 
-BATCH_TOKENS = 16_384  # padded tokens a batch: bounds memory whatever the lengths
-TEXTS_AT_ONCE = 64  # tokenized together
-UNLIMITED = 10**9  # tokenizers without a limit say 10**30
-COUNTS_KEPT = 100_000  # texts whose number of tokens is remembered
-FEWEST_TOKENS = 32  # of a part under late chunking: a short document gets fewer vectors
-POOLS_ONE_TOKEN = ("cls", "lasttoken")
+BATCH_TOKENS = 16_384  # tokens of a batch, padding included; this bounds the memory for texts of any length
+TEXTS_AT_ONCE = 64  # number of texts that are tokenized together
+UNLIMITED = 10**9  # a longer maximum stands for none; tokenizers without a maximum give 10**30
+COUNTS_KEPT = 100_000  # number of texts whose number of tokens is remembered
+FEWEST_TOKENS = 32  # a part of late chunking has at least so many, so that a short document gets fewer vectors
+POOLS_ONE_TOKEN = ("cls", "lasttoken")  # beginnings of the names of poolings that take the vector of one token
 # The names under which sentence-transformers looks for the prompt of a task.
 PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
@@ -36,19 +36,21 @@ class SentenceTransformerEncoder:
     """Encode with any sentence-transformers model, or a folder that sentence-transformers can read.
 
     Args:
-        model_name_or_path: folder or Hub id; see `load_model` for whose code may run.
-        device: as torch names it; by default a GPU, where there is one.
+        model_name_or_path: folder or Hub id. `load_model` says which of them may bring code that is run.
+        device: as torch names it. The default is a GPU, if there is one.
     """
 
     def __init__(self, model_name_or_path: str | Path, device: str | None = None):
         self.name = str(model_name_or_path)
         self.model = load_model(self.name, device)
-        tokenizer = self.model.tokenizer
-        longest = (tokenizer.truncation or {}).get("max_length") if self._bare else self.model.max_seq_length
+        if self._is_bare:
+            longest = (self.model.tokenizer.truncation or {}).get("max_length")
+        else:
+            longest = self.model.max_seq_length
         self.max_tokens = int(longest) if longest and longest < UNLIMITED else None
         self.dimensions = self.model.get_embedding_dimension()
         self._warned: set[tuple[Task, int]] = set()
-        self._counts: dict[tuple[str, int, int], int] = {}  # tokens of texts, by `_key`
+        self._counts: dict[tuple[str, int, int], int] = {}  # {`_count_key` of a text: its number of tokens}
 
     @property
     def device(self) -> str:
@@ -62,7 +64,7 @@ class SentenceTransformerEncoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """See `Encoder.fingerprint`; computed once, from the loaded model."""
+        """See `Encoder.fingerprint`. It is computed once, from the loaded model."""
         from .fingerprint import model_fingerprint
 
         return model_fingerprint(self.model)
@@ -74,9 +76,9 @@ class SentenceTransformerEncoder:
     def count_tokens(self, texts: list[str], task: Task) -> np.ndarray:
         """See `TokenEncoder.count_tokens`."""
         prompt = self._prompt(task)
-        keys = [None if getattr(text, "prompt", None) == prompt else _key(text, prompt) for text in texts]
+        keys = [None if getattr(text, "prompt", None) == prompt else _count_key(text, prompt) for text in texts]
         new = {key: text for key, text in zip(keys, texts, strict=True) if key and key not in self._counts}
-        tokenized = self._tokenized(list(new.values()), prompt)  # the tokens are not kept
+        tokenized = self._tokenized(list(new.values()), prompt)  # an iterator: the tokens are not kept
         counts = {key: text.tokens for key, text in zip(new, tokenized, strict=True)}
         counts = {key: counts[key] if key in counts else self._counts[key] for key in keys if key}
         found = [counts[key] if key else text.tokens for key, text in zip(keys, texts, strict=True)]
@@ -91,20 +93,21 @@ class SentenceTransformerEncoder:
         return [np.array(rows, dtype=np.int64).reshape(-1, 2) for rows in offsets]
 
     def encode(self, texts: list[str], task: Task, max_tokens: int | None = None) -> np.ndarray:
-        """See `Encoder.encode`. The first time that texts of a kind are truncated, a warning counts them."""
+        """See `Encoder.encode`. A warning counts the truncated texts, once for each kind of text and maximum."""
         import torch
 
         order, vectors = [], [np.empty((0, self.dimensions), dtype=np.float32)]
         self.model.eval()
         with torch.inference_mode():
             for batch, features in self._batches(texts, task, max_tokens or self.max_tokens):
-                vectors.append(self._numbers(self.model(features, task=task)))
+                vectors.append(self._vectors(self.model(features, task=task)))
                 order += batch
-        return unit_rows(np.concatenate(vectors)[np.argsort(order)])  # here: the model may compute in bfloat16
+        # The rows of a model that computes in bfloat16 are not exactly of length 1.
+        return unit_rows(np.concatenate(vectors)[np.argsort(order)])
 
     @property
     def parts_problem(self) -> str:
-        """Why `encode_parts` cannot work: the model's pooling; empty if it can."""
+        """Why the model's pooling does not allow `encode_parts`; empty if it does."""
         return late_chunking_problem(self.model)
 
     def encode_parts(
@@ -118,83 +121,98 @@ class SentenceTransformerEncoder:
         lengths = np.minimum(self.count_tokens(texts, "document"), self.max_tokens or UNLIMITED)
         counts = [np.clip(lengths // (fewest_tokens or FEWEST_TOKENS), 1, number).astype(np.int64) for number in parts]
         order = np.empty(0, dtype=np.int64)
-        pooled: list = [[np.empty((0, self.dimensions), dtype=np.float32)] for _ in parts]
+        pooled: list = [[np.empty((0, self.dimensions), dtype=np.float32)] for _ in parts]  # rows of each batch
         self.model.eval()
         with torch.inference_mode():
             for batch, features in self._batches(texts, "document", self.max_tokens):
                 order = np.append(order, batch)
                 states = TokenStates(self.model, features)
-                for rows, its_counts in zip(pooled, counts, strict=True):
-                    rows.append(self._numbers(states.pooled(torch.from_numpy(its_counts[batch]))))
-        places = [np.argsort(np.repeat(order, its_counts[order]), kind="stable") for its_counts in counts]
-        vectors = [unit_rows(np.concatenate(rows)[its]) for rows, its in zip(pooled, places, strict=True)]
-        return list(zip(vectors, counts, strict=True))
+                for rows, part_counts in zip(pooled, counts, strict=True):
+                    rows.append(self._vectors(states.pooled(torch.from_numpy(part_counts[batch]))))
+        results = []
+        for rows, part_counts in zip(pooled, counts, strict=True):
+            documents = np.repeat(order, part_counts[order])  # the document of each row
+            results.append((unit_rows(np.concatenate(rows)[np.argsort(documents, kind="stable")]), part_counts))
+        return results
 
     @cached_property
-    def _bare(self) -> bool:
-        """True for a tokenizer without transformers' shell, as models of static word vectors have it."""
+    def _is_bare(self) -> bool:
+        """True if the tokenizer is a plain `tokenizers.Tokenizer`, as that of a model of static word vectors is."""
         return isinstance(self.model.tokenizer, tokenizers.Tokenizer)
 
     @cached_property
     def _backend(self) -> tokenizers.Tokenizer | None:
-        """A copy of the tokenizer with truncation and padding off; None if it is not a fast one."""
-        fast = self.model.tokenizer if self._bare else getattr(self.model.tokenizer, "backend_tokenizer", None)
-        if not isinstance(fast, tokenizers.Tokenizer):
+        """A copy of the tokenizer's `tokenizers.Tokenizer` with truncation and padding off; None if it has none."""
+        tokenizer = self.model.tokenizer
+        original = tokenizer if self._is_bare else getattr(tokenizer, "backend_tokenizer", None)
+        if not isinstance(original, tokenizers.Tokenizer):
             return None
-        copy = tokenizers.Tokenizer.from_str(fast.to_str())
+        copy = tokenizers.Tokenizer.from_str(original.to_str())
         copy.no_truncation()
         copy.no_padding()
         return copy
 
     @property
     def _reads_ids(self) -> bool:
-        """True if token ids are all that the model's own preprocessing makes of a text."""
+        """True if token ids, with their masks, are all that the model's own preprocessing would make of a text.
+
+        Then `_features` makes its inputs from the tokens that a text already has.
+        """
+        if self._is_bare:
+            return True
+        if self._backend is None:
+            return False
         first = self.model[0]
-        if self._backend is None or self._bare:
-            return self._bare
         special = ("query_length", "document_length", "query_expansion", "can_flatten_inputs")
-        settings = (getattr(first, "processing_kwargs", None) or {}).values()
-        left_out = not all(getattr(module, "include_prompt", True) for module in self.model)
+        processing = (getattr(first, "processing_kwargs", None) or {}).values()
+        excludes_prompt = not all(getattr(module, "include_prompt", True) for module in self.model)
         return (
             set(getattr(first, "modality_config", {})) == {"text"}
             and getattr(first, "transformer_task", None) == "feature-extraction"
             and first.processor is self.model.tokenizer
             and not any(getattr(first, name, None) for name in special)
-            and all(set(its) <= {"padding"} for its in settings)
-            and not (left_out and any(self.model.prompts.values()))
+            and all(set(settings) <= {"padding"} for settings in processing)
+            and not (excludes_prompt and any(self.model.prompts.values()))
         )
 
     @cached_property
     def _pads_to_maximum(self) -> bool:
-        """True if the folder asks for every text to be padded to the longest input (a converted M2-BERT does)."""
-        wanted = getattr(self.model[0], "processing_kwargs", None) or {}
-        return "max_length" in [wanted.get(kind, {}).get("padding") for kind in ("text", "common")]
+        """True if the model's settings ask to pad every text to the maximum length, as a converted M2-BERT does."""
+        processing = getattr(self.model[0], "processing_kwargs", None) or {}
+        return "max_length" in [processing.get(kind, {}).get("padding") for kind in ("text", "common")]
 
     def _prompt(self, task: Task) -> str:
+        """Return the model's prompt for a kind of text; empty if it has none."""
         prompts = self.model.prompts
         names = [name for name in (*PROMPT_NAMES[task], self.model.default_prompt_name) if name in prompts]
         return (prompts[names[0]] or "") if names else ""
 
     def _tokenized(self, texts: list[str], prompt: str) -> Iterator[TokenizedText]:
+        """Yield each text with its tokens and those of the prompt, and remember their number."""
         for start in range(0, len(texts), TEXTS_AT_ONCE):
             group = texts[start : start + TEXTS_AT_ONCE]
             new = [prompt + text for text in group if getattr(text, "prompt", None) != prompt]
             if self._backend is not None:
                 encodings = iter(self._backend.encode_batch(new, add_special_tokens=False))
-                special = 0 if self._bare else self._backend.num_special_tokens_to_add(False)
+                special = 0 if self._is_bare else self._backend.num_special_tokens_to_add(False)
             else:
                 encodings = iter(self.model.tokenizer(new, truncation=False, verbose=False)["input_ids"] if new else [])
                 special = 0
             for text in group:
-                if getattr(text, "prompt", None) != prompt:
-                    encoding = next(encodings)
-                    text = TokenizedText(text, prompt, len(encoding) + special, encoding)
-                    if len(self._counts) < COUNTS_KEPT:
-                        self._counts[_key(text, prompt)] = text.tokens
-                yield text
+                if getattr(text, "prompt", None) == prompt:
+                    yield text
+                    continue
+                encoding = next(encodings)
+                tokenized = TokenizedText(text, prompt, len(encoding) + special, encoding)
+                if len(self._counts) < COUNTS_KEPT:
+                    self._counts[_count_key(text, prompt)] = tokenized.tokens
+                yield tokenized
 
     def _batches(self, texts: list[str], task: Task, limit: int | None) -> Iterator[tuple[list[int], dict]]:
-        """Yield batches of texts (see `token_batches`) and the model's features of each, with progress in tokens."""
+        """Yield the indices of a batch of texts (see `token_batches`) and the model's inputs for it, for every batch.
+
+        A progress bar counts tokens.
+        """
         from sentence_transformers.util import batch_to_device
 
         lengths = self.count_tokens(texts, task)
@@ -203,7 +221,7 @@ class SentenceTransformerEncoder:
             self._warned.add((task, limit))
             logger.warning("%s: %d of %d %s texts cut to %d tokens", self.name, cut, len(lengths), task, limit)
         lengths = np.minimum(lengths, limit) if limit else lengths
-        if self._pads_to_maximum:  # whatever a text's length, this is what it costs
+        if self._pads_to_maximum:  # then every text costs as much as the longest
             lengths = np.full_like(lengths, limit or self.max_tokens)
         with counted(int(lengths.sum()), f"{task} texts", "token", show=len(lengths) >= 100) as count:
             for batch in token_batches(lengths, BATCH_TOKENS):
@@ -212,7 +230,10 @@ class SentenceTransformerEncoder:
                 count.add(int(lengths[batch].sum()))
 
     def _features(self, texts: list[str], task: Task, limit: int | None) -> dict:
-        """Return what the model reads of texts, truncated to `limit` tokens: made of their ids, where it can be."""
+        """Return the model's inputs for texts that are truncated to `limit` tokens.
+
+        They are made from the token ids if the model `_reads_ids`, and by the model's own preprocessing otherwise.
+        """
         import torch
 
         if not self._reads_ids:
@@ -220,16 +241,17 @@ class SentenceTransformerEncoder:
             return self.model.preprocess(list(map(str, texts)), prompt=self._prompt(task), task=task, **shorter)
         texts = self.tokenize(texts, task)
         tokenizer = self.model.tokenizer
-        if self._bare:
+        if self._is_bare:
             ids = [text.encoding.ids[:limit] for text in texts]
             offsets = np.cumsum([0, *map(len, ids[:-1])])
             return {
-                "input_ids": torch.tensor([each for row in ids for each in row], dtype=torch.long),
+                "input_ids": torch.tensor([token_id for row in ids for token_id in row], dtype=torch.long),
                 "offsets": torch.from_numpy(offsets),
             }
         if limit:
             self._backend.enable_truncation(limit, direction=tokenizer.truncation_side)
-        encodings = [self._backend.post_process(text.encoding) for text in texts]  # special tokens, truncation
+        # This truncates, and adds special tokens.
+        encodings = [self._backend.post_process(text.encoding) for text in texts]
         self._backend.no_truncation()
         columns = {
             "input_ids": ("ids", tokenizer.pad_token_id or 0),
@@ -247,8 +269,8 @@ class SentenceTransformerEncoder:
                 features[name] = torch.from_numpy(table)
         return features
 
-    def _numbers(self, outputs: dict) -> np.ndarray:
-        """Return the vectors (n, dimensions) among what the model's modules made."""
+    def _vectors(self, outputs: dict) -> np.ndarray:
+        """Return the vectors (n, dimensions) from the outputs of the model. Raises ValueError for another shape."""
         rows = outputs["sentence_embedding"][:, : self.model.truncate_dim] if "sentence_embedding" in outputs else None
         if rows is None or rows.shape[1] != self.dimensions:
             given = "no vectors" if rows is None else f"vectors of {rows.shape[1]} numbers"
@@ -257,14 +279,16 @@ class SentenceTransformerEncoder:
         return rows.float().cpu().numpy()
 
 
-def _key(text: str, prompt: str) -> tuple[str, int, int]:
+def _count_key(text: str, prompt: str) -> tuple[str, int, int]:
+    """Return a small key for a text, so that a remembered number of tokens need not keep the text in memory."""
     return prompt, len(text), hash(text)
 
 
 def token_batches(lengths: np.ndarray, budget_tokens: int) -> list[list[int]]:
-    """Return indices by falling length, cut so that rows times longest row stays within the budget.
+    """Divide texts of these lengths into batches of indices, the longest texts first.
 
-    A text longer than the budget makes a batch of its own. Longest first: memory runs out at once or never.
+    A batch padded to its longest text has at most `budget_tokens` tokens. A text longer than the budget makes a batch
+    of its own. As the longest come first, memory runs out at once or never.
     """
     batches: list[list[int]] = []
     for i in np.argsort(-lengths, kind="stable"):
@@ -278,8 +302,8 @@ def token_batches(lengths: np.ndarray, budget_tokens: int) -> list[list[int]]:
 def load_model(name: str, device: str | None = None):
     """Load a `SentenceTransformer` from a folder, a Hub id, or a Hub id at a commit (`org/name@` and its 40 digits).
 
-    A folder may bring its own code. A Hub id may only with its commit, whose content cannot change. If the Hub does
-    not answer within seconds, only the cache is read.
+    A folder may bring its own code. A repository on the Hub may do so only if its commit is named, because the
+    content of a commit cannot change. If the Hub does not answer within seconds, only the cache is read.
     """
     folder = Path(name)
     is_model = folder.is_dir()
@@ -289,16 +313,16 @@ def load_model(name: str, device: str | None = None):
     pinned = None if is_model else re.fullmatch("(.+)@([0-9a-f]{40})", name)
     path, revision = pinned.groups() if pinned else (name, None)
     trusted = is_model or pinned is not None
-    make = _sentence_transformers()
-    with nullcontext("") if is_model else hub_or_cache(path, revision) as silent:  # why the Hub does not answer
+    model_class = _import_sentence_transformer()
+    with nullcontext("") if is_model else hub_or_cache(path, revision) as outage:  # empty if the Hub answers
         try:
-            model = make(path, device=device, revision=revision, trust_remote_code=trusted)
-        except Exception as error:  # other people's files, read by other people's code
+            model = model_class(path, device=device, revision=revision, trust_remote_code=trusted)
+        except Exception as error:  # foreign files and foreign code may raise anything
             reason = f"cannot be loaded ({type(error).__name__}: {one_line(error)}); mend it, or name another"
             if "trust_remote_code" in str(error) and not trusted:
                 reason = f"brings code of its own; read it, then name the commit (40 digits), as in {name}@COMMIT"
-            elif silent:
-                reason = f"is no folder here and not in the cache, and the Hub does not answer ({silent}); go online"
+            elif outage:
+                reason = f"is no folder here and not in the cache, and the Hub does not answer ({outage}); go online"
                 if Path(name).name == "m2bert-small":
                     reason += ", or give its folder: models/m2bert-small of this package's repository"
             raise ValueError(f"encoder {name!r} {reason}") from error
@@ -307,8 +331,8 @@ def load_model(name: str, device: str | None = None):
     return model
 
 
-def _sentence_transformers():
-    """Import the class, which is slow: a fifth of the time would go into looking for garbage."""
+def _import_sentence_transformer():
+    """Return the class `SentenceTransformer`. Garbage collection, a fifth of the slow import, is off meanwhile."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -322,11 +346,14 @@ def _sentence_transformers():
 
 
 def unusable(model, folder: Path) -> str:
-    """Return why a loaded `SentenceTransformer` cannot be used, or is not what its folder holds; empty if it can be.
+    """Return why a loaded `SentenceTransformer` cannot be used, or differs from its folder; empty if all is well.
 
-    transformers fills tensors that safetensors lack at random. A pooler may be missing where sentence-transformers
-    pools by itself. A folder of another class than the one that was loaded may hold that class's head. Older folders
-    hold tables that are made anew (`position_ids`).
+    The names of the tensors in the folder are compared with those of the model, because transformers fills tensors
+    that the folder lacks with random values. Three differences are allowed:
+
+    - The folder may lack a pooler that is not used, because sentence-transformers pools by itself.
+    - The folder may have been saved by a class with a head, and hold that head.
+    - Older folders may hold buffers, such as `position_ids`, that the model makes itself.
     """
     transformer, dimensions = model[0], model.get_embedding_dimension()
     if getattr(model, "tokenizer", None) is None:
@@ -343,28 +370,34 @@ def unusable(model, folder: Path) -> str:
     if not stored or inner is None:
         return ""
     expected = set(inner.state_dict())
-    without_prefix = stored | {name.split(".", 1)[-1] for name in stored}  # of a model with a head, `bert.` or `model.`
-    missing = {
-        name for name in expected - without_prefix if pools_itself(transformer) or not name.startswith("pooler.")
-    }
+    # The names in a model with a head begin with a prefix, such as `bert.` or `model.`.
+    missing = expected - stored - {name.split(".", 1)[-1] for name in stored}
+    if not pools_itself(transformer):
+        missing = {name for name in missing if not name.startswith("pooler.")}
     same_class = type(inner).__name__ in (inner.config.architectures or [])
     unexpected = stored - expected - {name for name, _ in inner.named_buffers()} if same_class else set()
-    names = ", ".join(sorted(missing or unexpected))
-    return f"{'lacks' if missing else 'has, unexpectedly,'} {names}; save the whole model again" if names else ""
+    for fault, names in (("lacks", missing), ("has, unexpectedly,", unexpected)):
+        if names:
+            return f"{fault} {', '.join(sorted(names))}; save the whole model again"
+    return ""
 
 
 def pools_itself(transformer) -> bool:
-    """Return whether the transformer gives a text's vector, not those of its tokens."""
+    """Return whether the transformer module gives the vector of a text, instead of the vectors of its tokens."""
     return getattr(transformer, "module_output_name", None) == "sentence_embedding"
 
 
 def late_chunking_problem(model) -> str:
-    """Return why a `SentenceTransformer` cannot pool parts of a text: its vector is not some mean over its tokens."""
+    """Return why a `SentenceTransformer` cannot pool parts of a text; empty if it can.
+
+    It can if its pooling is over all tokens, as a mean is, and takes a mask that chooses the tokens of a part.
+    """
     transformer, *others = model
     inner, modes = getattr(transformer, "model", None), []
     if pools_itself(transformer):
         pooler = getattr(inner, "pooler", None)
-        if pooler is not None and len(inspect.signature(pooler.forward).parameters) == 3:  # takes a mask of tokens
+        # M2-BERT's pooler takes three arguments, one of them a mask of tokens. BERT's takes no mask.
+        if pooler is not None and len(inspect.signature(pooler.forward).parameters) == 3:
             modes = [getattr(pooler, "pooling", "")]
     elif inner is not None and hasattr(transformer, "modality_config"):
         modes = [mode for module in others for mode in np.atleast_1d(getattr(module, "pooling_mode", []))]
@@ -376,17 +409,18 @@ def late_chunking_problem(model) -> str:
 
 
 class TokenStates:
-    """What a model makes of every token of a batch: read once, then pooled in any number of parts.
+    """The states of a batch's tokens after one pass of the model, which can be pooled in any number of parts.
 
     Args:
         model: a `SentenceTransformer` in evaluation mode that has no `late_chunking_problem`.
-        features: what its `preprocess` returns, on its device.
+        features: what the model's `preprocess` returns, on the model's device.
     """
 
     def __init__(self, model, features: dict):
         self.transformer, *self.others = model
         self.mask = features["attention_mask"].bool()  # (B, L)
-        prompt = features.pop("prompt_length", None)  # else the pooling would drop as many tokens of every part
+        # The prompt is masked here: with `prompt_length`, the pooling would drop as many tokens of every part.
+        prompt = features.pop("prompt_length", None)
         if prompt is not None and not all(getattr(module, "include_prompt", True) for module in self.others):
             self.mask = self.mask & (self.mask.cumsum(1) > int(prompt))
         if pools_itself(self.transformer):
@@ -397,38 +431,44 @@ class TokenStates:
             self.features = self.transformer(features)
 
     def pooled(self, counts) -> dict:
-        """Return the vectors (sum of counts, d) that the model's modules make of all parts, a row's side by side.
+        """Return the vectors (sum of counts, d) of all parts, those of a text consecutive, as a model's outputs.
 
         Special tokens belong to the first and the last part, a prompt to the first.
 
         Args:
-            counts: (B,), in how many equal parts each row is divided.
+            counts: (B,), in how many equal parts each text is divided.
         """
         import torch
 
         counts = counts.to(self.mask.device)
         total = self.mask.sum(1, keepdim=True).clamp(min=1)
-        rank = self.mask.cumsum(1) - 1  # (B, L): of a token among those of its row
-        part = rank * counts[:, None] // total  # (B, L): which part it belongs to
+        rank = self.mask.cumsum(1) - 1  # (B, L): a token's number among those of its text
+        part = rank * counts[:, None] // total  # (B, L): the number of the part that a token belongs to
         if pools_itself(self.transformer):
-            first = -(-part * total // counts[:, None])  # the rank of its part's first token
-            return self._finished({"sentence_embedding": self._slices(part, rank - first, counts)})
+            first = -(-part * total // counts[:, None])  # the rank of the first token of that part
+            return self._after_pooling({"sentence_embedding": self._pool_parts(part, rank - first, counts)})
         numbers = torch.arange(int(counts.max()), device=counts.device)
         masks = [(self.mask & (part == number)).to(self.features["attention_mask"].dtype) for number in numbers]
-        parts = [self._finished({**self.features, "attention_mask": mask})["sentence_embedding"] for mask in masks]
+        parts = [self._after_pooling({**self.features, "attention_mask": mask})["sentence_embedding"] for mask in masks]
         return {"sentence_embedding": torch.stack(parts, 1)[numbers < counts[:, None]]}
 
-    def _finished(self, outputs: dict) -> dict:
+    def _after_pooling(self, outputs: dict) -> dict:
+        """Return the outputs of the modules that follow the transformer."""
         for module in self.others:
             outputs = module(outputs)
         return outputs
 
-    def _slices(self, part, offset, counts):
-        """Pool each part as a text of its own: the pooler reads every token once, not once for every part."""
-        row = (counts.cumsum(0) - counts)[:, None] + part  # (B, L): of the part among all parts
+    def _pool_parts(self, part, offset, counts):
+        """Pool each part as if it were a text, so that the pooler reads every token once, not once for every part.
+
+        Args:
+            part: (B, L), the number of a token's part in its text.
+            offset: (B, L), the number of a token in its part.
+        """
+        row = (counts.cumsum(0) - counts)[:, None] + part  # (B, L): the number of the part in the whole batch
         places = row[self.mask], offset[self.mask]
         shape = int(counts.sum()), int(places[1].max()) + 1
-        slices = []
+        inputs = []
         for whole in (self.features["hidden"], self.mask, self.features["input_ids"]):
-            slices.append(whole.new_zeros(*shape, *whole.shape[2:]).index_put(places, whole[self.mask]))
-        return self.transformer.model.pooler(*slices)
+            inputs.append(whole.new_zeros(*shape, *whole.shape[2:]).index_put(places, whole[self.mask]))
+        return self.transformer.model.pooler(*inputs)

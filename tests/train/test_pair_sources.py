@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from m2bert.eval.tasks.schema import make_task
-from m2bert.train.pairs.data import carve, load_data, load_triples, read_negatives, set_aside
+from m2bert.train.pairs.data import carve, load_data, load_triples, read_negatives, texts_to_hold_out
 
 SETTINGS = {"path": "x", "tasks": None, "triples": None, "triples_config": None, "triples_limit": None,
             "negatives": 1, "negatives_path": None, "development_tasks": None, "development_split": None,
@@ -39,7 +39,7 @@ def load(folder, **changes):
 
 
 def carve_one(task, share, pool_documents):
-    return carve(task, set_aside(task, share), pool_documents, share)
+    return carve(task, texts_to_hold_out(task, share), pool_documents, share)
 
 
 def check_carved(training, development, whole):

@@ -3,8 +3,11 @@
 There are two kinds of query. Labeled queries come with the data. Passages make pairs from raw text: a passage that is
 cut out of a document is the query, and what is left of the document answers it.
 
-A step's batch is made as a whole, from (seed, step) alone, and dealt out to the processes in order. Their number
-changes who encodes a text, not what is learned.
+A labeled query and one of its answers make an item. `data.form` decides what a batch counts, a unit: with `pairs` one
+query and one document, with `grouped` and `all` one item with its negatives.
+
+A step's batch is made as a whole, from (seed, step) alone, and dealt out to the processes in order. So the number of
+processes changes which of them encodes a text, but not what is learned.
 """
 
 import logging
@@ -19,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 KEEP_IDF = 4.0  # a query token is kept with the probability idf / KEEP_IDF, clipped to KEEP_RANGE
 KEEP_RANGE = 0.1, 0.9
-ORDER, STEP, NEGATIVES = range(3)  # part of a seed: keeps the random streams of different uses apart
+ORDER, STEP, NEGATIVES = range(3)  # second number of every seed: different uses get different random numbers
 
 
 def query_limit(settings) -> int:
@@ -28,8 +31,7 @@ def query_limit(settings) -> int:
 
 
 def report_tasks(tasks: list[TokenTask], settings):
-    """Log how many texts are longer than what is read of them, special tokens included, and how many queries have
-    fewer given negatives than are used.
+    """Log how many texts exceed their limit of tokens, and how many queries have fewer given negatives than they need.
 
     Args:
         settings: document_tokens, document_window, query_tokens (None: as documents), passage_share, passage_tokens,
@@ -40,35 +42,35 @@ def report_tasks(tasks: list[TokenTask], settings):
     long_documents = sum(len(document) + 2 > longest for document in documents)
     if long_documents:
         what = "cut to their first tokens" if settings.document_window == "first" else "read in random windows"
-        counts = long_documents, len(documents)
-        logger.warning("%d of %d documents exceed data.document_tokens=%d: %s", *counts, longest, what)
+        message = "%d of %d documents exceed data.document_tokens=%d: %s"
+        logger.warning(message, long_documents, len(documents), longest, what)
     key, limit = "document_tokens" if settings.query_tokens is None else "query_tokens", query_limit(settings)
     long_queries = sum(len(query) + 2 > limit for task in tasks for query in task.queries)
     if long_queries:
         logger.warning("%d queries are cut to data.%s=%d", long_queries, key, limit)
     if settings.passage_share and settings.passage_tokens[1] + 2 > limit:
         logger.warning("passages of more than %d tokens are cut to data.%s=%d", limit - 2, key, limit)
-    given = [len(negatives) for task in tasks for negatives in task.negatives]
-    if any(given):
-        short = sum(count < settings.negatives for count in given)
+    counts = [len(negatives) for task in tasks for negatives in task.negatives]
+    if any(counts):
+        short = sum(count < settings.negatives for count in counts)
         message = "%d queries have given negatives; %d of all have fewer than data.negatives, the rest is random"
-        logger.info(message, sum(map(bool, given)), short)
+        logger.info(message, sum(map(bool, counts)), short)
 
 
 class PairBatches:
     """Endless batches of one process. Documents and queries are numbered consecutively over all tasks.
 
     Args:
-        tasks: what to train on.
+        tasks: tokenized training tasks.
         settings: form, batch_size, negatives, document_window, document_tokens, query_tokens, passage_share,
             passages_per_document, passage_tokens (shortest, longest); see configs/opl-small.yaml.
         special: ids of [CLS] and [SEP].
-        rank, world: this process, and how many there are.
-        idf: (vocab_size,) for query dropout; None keeps every query token.
+        rank, world: number of this process, and number of processes.
+        idf: (vocab_size,) inverse document frequencies for query dropout; None keeps every query token.
 
     Raises:
-        ValueError: a batch with fewer items than there are processes, or a task with fewer
-            documents than a query needs negatives.
+        ValueError: a batch is smaller than the number of processes, or a task has too few documents for the negatives
+            of a query.
     """
 
     def __init__(
@@ -83,10 +85,9 @@ class PairBatches:
             settings, special, seed, rank, world, idf)  # fmt: skip
         self.documents = [document for task in tasks for document in task.documents]
         self.queries = [query for task in tasks for query in task.queries]
-        self.ranges = []  # of each task's documents: the first, how many
-        # Of each query: its answers, its given negatives, and its pool: the name of its task, and the first and the end
-        # of the task's documents.
-        self.answers, self.given, self.pools = [], [], []
+        self.ranges = []  # for each task: its first document, and the number of its documents
+        self.answers, self.given = [], []  # for each query: the documents that answer it, its given negatives
+        self.pools = []  # for each query: the name of its task, and the first and the end of the task's documents
         first = 0
         for task in tasks:
             self.pools += [(task.name, first, first + len(task.documents))] * len(task.queries)
@@ -102,30 +103,35 @@ class PairBatches:
                     f"task {name!r} has {end - first} documents, too few for data.negatives={settings.negatives} "
                     f"besides the {answers} that answer a query; lower data.negatives, or leave the task out"
                 )
-        self.units = len(self.items) * (
-            (1 + settings.negatives) if settings.form == "pairs" else 1
-        )  # what a batch counts
-        self.step, self._order = 0, (None, None)  # the order: an epoch and its permutation of the units
+        self.units = len(self.items)  # units in an epoch
+        if settings.form == "pairs":
+            self.units *= 1 + settings.negatives
+        self.step = 0
+        self._order = None, None  # the last epoch that was looked at, and its permutation of the units
 
     def steps_of(self, epochs: float) -> int:
-        """Return the steps in which every labeled item is met `epochs` times; in form pairs, with each of its
-        negatives. Needs data.passage_share < 1."""
+        """Return the number of steps in which every unit comes `epochs` times. data.passage_share must be below 1."""
         labeled = math.ceil(epochs * self.units / self.settings.batch_size)
         return math.ceil(labeled / (1 - self.settings.passage_share))
 
     def next_batch(self) -> dict:
-        """Return the next step's batch, as `batch` describes it."""
+        """Return the batch of the next step; see `batch`."""
         self.step += 1
         return self.batch(self.step)
 
     def state(self) -> dict:
+        """Return the position after the batches returned so far, for `restore`."""
         return {"step": self.step}
 
     def restore(self, state: dict):
+        """Go back to the position that `state` returned."""
         self.step = state["step"]
 
     def batch(self, step: int) -> dict:
-        """Return what this process encodes in a step, counted from 1, and how all processes' texts are compared.
+        """Return the texts that this process encodes in a step, and how the texts of all processes are compared.
+
+        Args:
+            step: counted from 1.
 
         Returns:
             queries, documents: this process's share, rows of token ids with [CLS] and [SEP].
@@ -133,9 +139,12 @@ class PairBatches:
             query_ids, document_ids: (Q,), (D,) indices into self.queries and self.documents; None for passages.
         """
         rng = np.random.default_rng([self.seed, STEP, step])
-        # Of the first n steps, floor(n * passage_share) have passages. The labeled ones are numbered from 0.
-        before, after = (math.floor(n * self.settings.passage_share) for n in (step - 1, step))
-        batch = self._passages(rng) if after > before else self._labeled(step - 1 - before, rng)
+        # Of the first n steps, floor(n * passage_share) have passages. Labeled batches are numbered from 0.
+        passage_steps_before, passage_steps = (math.floor(n * self.settings.passage_share) for n in (step - 1, step))
+        if passage_steps > passage_steps_before:
+            batch = self._passages(rng)
+        else:
+            batch = self._labeled(step - 1 - passage_steps_before, rng)
         if self.idf is not None:
             batch["queries"] = [self._drop(query, rng) for query in batch["queries"]]
         for side in ("queries", "documents"):
@@ -174,22 +183,28 @@ class PairBatches:
         }
 
     def _unit(self, number: int) -> tuple[int, list[int]]:
-        """Return query id and document ids of the `number`-th unit since the start. An epoch permutes all units."""
+        """Return the query id and the document ids of a unit, numbered from the start of training.
+
+        Every epoch has all units in a random order of its own.
+        """
         epoch, offset = divmod(number, self.units)
         if self._order[0] != epoch:
             order = np.random.default_rng([self.seed, ORDER, epoch]).permutation(self.units)
             self._order = epoch, order
         unit = int(self._order[1][offset])
         if self.settings.form == "pairs":
-            item, slot = divmod(unit, 1 + self.settings.negatives)
+            item, position = divmod(unit, 1 + self.settings.negatives)  # position 0 is the answer
             query, answer = self.items[item]
-            return query, [answer if slot == 0 else self.negatives(epoch, item)[slot - 1]]
+            return query, [answer if position == 0 else self.negatives(epoch, item)[position - 1]]
         query, answer = self.items[unit]
         return query, [answer, *self.negatives(epoch, unit)]
 
     def negatives(self, epoch: int, item: int) -> list[int]:
-        """Return the negatives of an item in an epoch, the same in every form: the given ones, then documents of the
-        task drawn at random among those that do not answer the query."""
+        """Return the negatives of an item in an epoch; they are the same in every form.
+
+        The given ones come first. The others are drawn at random from those documents of the task that do not answer
+        the query.
+        """
         query = self.items[item][0]
         given, (_, first, end) = self.given[query], self.pools[query]
         missing = self.settings.negatives - len(given)
@@ -201,10 +216,13 @@ class PairBatches:
         return given + [int(document) for document in drawn if int(document) not in excluded][:missing]
 
     def _passages(self, rng) -> dict:
-        """Return a batch of passages, and of what is left of their documents. The documents come from one task, so that
-        they are hard negatives of each other. A task is drawn in proportion to the square root of its size."""
-        counts = np.sqrt([count for _, count in self.ranges])
-        first, count = self.ranges[rng.choice(len(self.ranges), p=counts / counts.sum())]
+        """Return a batch whose queries are passages and whose documents are what is left of the passages' documents.
+
+        All documents come from one task, so that they are hard negatives of each other. The task is drawn with a
+        probability proportional to the square root of its number of documents.
+        """
+        weights = np.sqrt([count for _, count in self.ranges])
+        first, count = self.ranges[rng.choice(len(self.ranges), p=weights / weights.sum())]
         size = min(self.settings.batch_size, count)
         queries, documents, answers = [], [], []
         for index in first + rng.choice(count, size, replace=False):
@@ -222,10 +240,11 @@ class PairBatches:
                 "compared": torch.ones_like(relevant), "query_ids": None, "document_ids": None}  # fmt: skip
 
     def _cut(self, document: int, rng) -> tuple[list[np.ndarray], np.ndarray]:
-        """Cut passages from a window of a document; return them, and the rest of the window: at most document_tokens.
+        """Cut passages out of a window of a document. Return the passages and the rest of the window.
 
-        The window is split into one part a passage. A passage takes at most half of its part, or all that exceeds the
-        part's share of document_tokens if that is more. So every part keeps some text.
+        The window is split into parts, one for each passage. A part has a share of the document_tokens that the rest
+        may have. A passage takes at most half of its part, or, if this is more, what exceeds the part's share. So every
+        part keeps some text.
         """
         count, kept_tokens = self.settings.passages_per_document, self.settings.document_tokens - 2
         shortest, longest = self.settings.passage_tokens
@@ -245,7 +264,10 @@ class PairBatches:
         return passages, np.concatenate(rest)
 
     def _window(self, document: int, tokens: int, rng) -> np.ndarray:
-        """Return a window of a document: its first tokens, or as many from a random start."""
+        """Return `tokens` consecutive tokens of a document, or all if it has fewer.
+
+        They are the first ones, or begin at random, as `data.document_window` says.
+        """
         row = self.documents[document]
         if self.settings.document_window == "first":
             return row[:tokens]
@@ -253,6 +275,6 @@ class PairBatches:
         return row[start : start + tokens]
 
     def _drop(self, query: np.ndarray, rng) -> np.ndarray:
-        """Drop query tokens at random, common ones more often than rare ones. At least one token stays."""
+        """Drop query tokens at random, frequent ones with a higher probability. At least one token stays."""
         keep = rng.random(len(query)) < (self.idf[query] / KEEP_IDF).clip(*KEEP_RANGE)
         return query[keep] if keep.any() else query[:1]

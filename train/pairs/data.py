@@ -1,7 +1,7 @@
-"""Retrieval tasks to train on, as text: folders of every kind that evaluation reads, data sets on the Hub, triples; and
-the part of them that is set aside for development.
+"""Load the text of retrieval tasks to train on, and hold out a part of it for development.
 
-The split `test` is refused wherever training could see it.
+Tasks come from folders of every kind that the evaluation reads, from data sets on the Hub, and from files of triples.
+Training on the split `test`, or choosing a checkpoint by it, is an error.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from m2bert.schema import FOREIGN, Schema, checked
 from ..settings import check_splits
 from ..text.sources import read_rows
 
-Negatives = dict[str, list[str]]  # {qid: pids}, best first
+Negatives = dict[str, list[str]]  # the given negatives of a task's queries, {qid: pids}, best first
 
 
 @dataclass
@@ -28,9 +28,9 @@ class RetrievalData:
     """What a run trains on and what it is measured on.
 
     Attributes:
-        training: tasks, of different names.
-        development: tasks for choosing a checkpoint; no query of theirs is in `training`.
-        negatives: {task: {qid: pids}}, given negatives of training queries.
+        training: tasks with different names.
+        development: tasks for choosing a checkpoint. Their queries are not in `training`.
+        negatives: {task: {qid: pids}}, the negatives that the data give for training queries.
     """
 
     training: list[RetrievalTask]
@@ -45,7 +45,7 @@ class RetrievalData:
         return tasks
 
     def fingerprint(self) -> str:
-        """Return the sha256 of the description."""
+        """Return the sha256 of what `describe` returns."""
         return hashlib.sha256(repr(sorted(self.describe().items())).encode()).hexdigest()
 
 
@@ -53,39 +53,45 @@ def load_data(settings, folder: Path | None) -> RetrievalData:
     """Load the tasks of the configuration's section `data`.
 
     Args:
-        folder: of a kind in `m2bert.eval.tasks.kinds`; None where `settings.path` is a Hub id, or with triples alone.
+        folder: a task folder of a kind in `m2bert.eval.tasks.kinds`. None if `settings.path` is a Hub id, or if the
+            only data are triples.
 
     Raises:
-        ValueError: the test split is named, data cannot be read or carved, or given negatives would not be used.
+        ValueError: the settings name the test split, or give negatives without using any; or the data cannot be read
+            or split.
     """
     check_splits(settings)
     tasks = load_split(settings.path, folder, settings.tasks, "train")
     given = read_negatives(settings.negatives_path, tasks) if settings.negatives_path is not None else {}
-    training, development, carve_from = [], [], tasks
-    if settings.development_split is not None and (folder is None or kind_of(folder) != "csv"):  # it has no splits
+    training, development, to_carve = [], [], tasks
+    has_splits = folder is None or kind_of(folder) != "csv"
+    if settings.development_split is not None and has_splits:
         names = settings.development_tasks or [task.name for task in tasks]
-        training, carve_from = tasks, []
+        training, to_carve = tasks, []
         development = load_split(settings.path, folder, names, settings.development_split)
     if settings.triples is not None:
         triples, negatives = load_triples(settings.triples, settings.triples_config, settings.triples_limit)
         if triples.name in (task.name for task in tasks):
             raise ValueError(f"data.triples={settings.triples} has the name of a task; rename the file")
-        carve_from, given = [*carve_from, triples], given | {triples.name: negatives}
+        to_carve, given = [*to_carve, triples], given | {triples.name: negatives}
     if any(given.values()) and not settings.negatives:
         raise ValueError(
             "data.negatives=0 uses none of the negatives that data.negatives_path or data.triples gives; set it to how "
             "many each query takes, or give none"
         )
-    held_texts = set().union(*(set_aside(task, settings.development_share) for task in carve_from))
-    for task in carve_from:
-        train, held = carve(task, held_texts, settings.development_documents, settings.development_share)
+    held_texts = set().union(*(texts_to_hold_out(task, settings.development_share) for task in to_carve))
+    for task in to_carve:
+        train, held_out = carve(task, held_texts, settings.development_documents, settings.development_share)
         training.append(train)
-        development.append(held)
+        development.append(held_out)
     return RetrievalData(training, development, given)
 
 
 def load_split(path: str | None, folder: Path | None, names: list[str] | None, split: str) -> list[RetrievalTask]:
-    """Load what can be trained on of the named tasks of a split, or of all; from a folder, or else from the Hub."""
+    """Load a split of the named tasks (None: all tasks), with only the queries that have an answer.
+
+    The tasks come from `folder`, or without one from the Hub data set `path`.
+    """
     if folder is not None:
         return [answered(task) for task in load_folder(folder, names, split)]
     if path is None:
@@ -96,15 +102,21 @@ def load_split(path: str | None, folder: Path | None, names: list[str] | None, s
 
 
 def answered(task: RetrievalTask) -> RetrievalTask:
-    """Return the task with the judgments of relevant documents that it holds alone, and the queries that have one. It
-    keeps the fingerprint of the whole."""
-    qrels = {qid: {pid: task.qrels[qid][pid] for pid in found} for qid in task.qrels if (found := task.answers(qid))}
+    """Return the task with only the judgments of relevant documents in it, and the queries that have one.
+
+    It keeps the fingerprint of the whole task.
+    """
+    answers = {qid: task.answers(qid) for qid in task.qrels}
+    qrels = {qid: {pid: task.qrels[qid][pid] for pid in pids} for qid, pids in answers.items() if pids}
     return replace(task, queries={qid: task.queries[qid] for qid in qrels}, qrels=qrels)
 
 
-def set_aside(task: RetrievalTask, share: float) -> set[str]:
-    """Return the texts of a task that are for development: a fraction of all texts, and at least one that answers a
-    query. Texts are chosen by their hash, so that the choice stays when data are added or reordered."""
+def texts_to_hold_out(task: RetrievalTask, share: float) -> set[str]:
+    """Return the document texts of a task that are for development.
+
+    They are about `share` of all texts, and at least one of them answers a query. Their hash chooses them, so that the
+    choice stays when data are added or reordered.
+    """
     answers = {task.documents[pid] for pids in task.qrels.values() for pid in pids}
     return {text for text in task.documents.values() if hash_share(text) < share} | {min(answers, key=hash_share)}
 
@@ -112,16 +124,18 @@ def set_aside(task: RetrievalTask, share: float) -> set[str]:
 def carve(
     task: RetrievalTask, held_texts: set[str], pool_documents: int, share: float
 ) -> tuple[RetrievalTask, RetrievalTask]:
-    """Split a task into training and development.
+    """Split a task into one for training and one for development.
 
     Args:
-        held_texts: what `set_aside` returns, of all tasks: a text may occur in several, and under several ids.
-        pool_documents: least size of the development pool. Training documents fill it up as distractors.
-        share: named in the error.
+        held_texts: what `texts_to_hold_out` returns, united over all tasks. The same text may occur in several tasks
+            and under several ids.
+        pool_documents: least number of documents in the development task. Training documents fill it up as
+            distractors.
+        share: the share of `texts_to_hold_out`, for the error message.
 
     Returns:
-        Training and development. Every query with an answer set aside goes to development, and the documents set
-        aside leave training.
+        Training and development. Every query with a held-out answer goes to development, and no held-out document
+        stays in training.
 
     Raises:
         ValueError: no query is left for training.
@@ -131,7 +145,7 @@ def carve(
     if len(held_queries) == len(task.queries):
         raise ValueError(
             f"task {task.name!r} has no query left for training once data.development_share={share} of its documents "
-            "are set aside; lower it, or name a data.development_split"
+            "are held out; lower it, or name a data.development_split"
         )
     pool = held | {pid for qid in held_queries for pid in task.qrels[qid]}
     others = sorted(task.documents.keys() - pool, key=lambda pid: (hash_share(task.documents[pid]), pid))
@@ -146,8 +160,8 @@ def hash_share(text: str) -> float:
 
 
 def restrict(task: RetrievalTask, split: str, pids: Iterable[str], qids: Iterable[str]) -> RetrievalTask:
-    """Return the task with these documents and queries alone, in its own order. It keeps the fingerprint of the
-    whole."""
+    """Return the task with only these documents and queries, in its own order. It keeps the fingerprint of the whole
+    task."""
     pids, qids = set(pids), set(qids)
     return replace(
         task,
@@ -168,8 +182,9 @@ class NegativesRow(Schema):
 
 
 def read_negatives(path: str, tasks: list[RetrievalTask]) -> dict[str, Negatives]:
-    """Read given negatives, {task: {qid: pids}}, from a parquet file with columns qid, negative_pids, dataset
-    (`mine_negatives` writes such). Rows of other tasks are left out.
+    """Read given negatives, {task: {qid: pids}}, from a parquet file as `mine_negatives` writes it.
+
+    Its columns are those of `NegativesRow`. Rows of other tasks are left out.
 
     Raises:
         ValueError: the file cannot be read, a row does not fit, an id is unknown, or a negative answers its query.
@@ -191,7 +206,7 @@ def read_negatives(path: str, tasks: list[RetrievalTask]) -> dict[str, Negatives
 
 
 class Triple(Schema):
-    """A row of `data.triples`. Its negatives are the columns whose names begin with negative; null is none."""
+    """A row of `data.triples`. Every column whose name begins with "negative" holds a negative, or null for none."""
 
     query: str
     positive: str
@@ -207,16 +222,18 @@ class Triple(Schema):
 
 
 def load_triples(source: str, config: str | None, limit: int | None) -> tuple[RetrievalTask, Negatives]:
-    """Load a task from rows of (query, positive, negatives), and its given negatives. Equal texts become one; a text
-    that is both positive and negative of a query is its positive.
+    """Load a task and its given negatives from rows of (query, positive, negatives).
+
+    Equal texts become one query or one document. A text that is both positive and negative of a query counts as
+    positive.
 
     Args:
         source: parquet or JSON-lines file, or Hub id; see `Triple` for its columns.
-        config: of the Hub data set.
+        config: name of the configuration of the Hub data set.
         limit: number of rows to read; None reads all.
 
     Raises:
-        ValueError: the source cannot be read or is empty, or a row is no `Triple`.
+        ValueError: the source cannot be read or is empty, or a row does not fit `Triple`.
     """
     path, columns = Path(source), ("query", "positive")
     if path.is_file():
