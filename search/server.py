@@ -104,7 +104,7 @@ class Embedder:
 
     def warm_up(self) -> None:
         """Read texts of many lengths: filters are prepared and memory is taken before the first request."""
-        longest = min(self.max_tokens or BATCH_TOKENS, BATCH_TOKENS) - 2
+        longest = min(self.max_tokens or BATCH_TOKENS, BATCH_TOKENS) - 8  # room for special tokens
         texts = [
             "a " * (longest * part // 2**power) for power in range(3, longest.bit_length() - 2) for part in (8, 6, 5)
         ]
