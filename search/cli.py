@@ -30,15 +30,14 @@ def index(
     duplicates: Annotated[bool, typer.Option("--duplicates", help="Show pairs of near-duplicates.")] = False,
     delete: Annotated[str | None, typer.Option(help='Delete what a filter selects, such as "year < 2000".')] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Embed all texts anew by --model.")] = False,
-    ray: Annotated[str | None, typer.Option(help="Embed on a Ray cluster: its address, or local.")] = None,
 ):
     """Index files: add new ones, embed changed ones anew, leave the others."""
     actions = {"PATHS": bool(paths), "--info": info, "--duplicates": duplicates, "--delete": bool(delete),
                "--rebuild": rebuild}  # fmt: skip
     if sum(actions.values()) != 1:
         raise ValueError(f"say one thing to do: {', '.join(actions)}")
-    if (sync or plan or ray) and not paths:
-        raise ValueError("--sync, --plan and --ray need PATHS; give files or folders")
+    if (sync or plan) and not paths:
+        raise ValueError("--sync and --plan need PATHS; give files or folders")
     if rebuild and model is None:
         raise ValueError("--rebuild needs --model; name the model that embeds from now on")
     missing = [path for path in paths if not path.exists()]
@@ -50,12 +49,7 @@ def index(
 
         typer.echo(format_plan(make_plan(opened, paths)))
     elif paths:
-        if ray:
-            from .on_ray import add_on_ray
-
-            report = add_on_ray(opened, paths, None if ray == "local" else ray)
-        else:
-            report = opened.add(paths, sync=sync)
+        report = opened.add(paths, sync=sync)
         typer.echo(format_report(report))
         if report.failures:
             raise typer.Exit(1)

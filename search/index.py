@@ -15,7 +15,7 @@ import numpy as np
 from m2bert.files import claimed, digest
 
 from .documents import Document, Unreadable, find_files, read_file
-from .table import COLUMNS, Row, Settings, Table, quoted
+from .table import COLUMNS, NAME, Row, Settings, Table, quoted
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ Mode = Literal["hybrid", "dense", "bm25"]
 VECTORS = 16  # the most late chunks of a window
 BATCH_CHARS = 1_000_000  # of documents that are embedded and committed together
 BATCH_DOCUMENTS = 2_000  # or fewer characters, if they are short
-CANDIDATES = 1_000  # documents that each side of a hybrid ranks
+CANDIDATES = 100  # documents that each side of a hybrid ranks
 READ = ("path", "text", "pages", "spans", "vectors")  # columns that a hit is made of
 
 
@@ -84,12 +84,13 @@ class Index:
         folder = str(folder) if "://" in str(folder) else str(Path(folder).absolute())
         if Path(folder).is_file():
             raise ValueError(f"index={folder} is a file; name a folder")
-        table = Table(folder)
-        if not table.exists and model is None:
+        is_local = "://" not in folder
+        if model is None and is_local and not (Path(folder) / f"{NAME}.lance").is_dir():  # before the slow import
             raise ValueError(
                 f"index={folder} does not exist; make it with m2bert index FILES --index DIR --model MODEL"
             )
-        if not table.exists and "://" not in folder and Path(folder).is_dir() and any(Path(folder).iterdir()):
+        table = Table(folder)
+        if not table.exists and is_local and Path(folder).is_dir() and any(Path(folder).iterdir()):
             raise ValueError(f"index={folder} is a folder of something else; name an empty or new one")
         index = cls(folder, table, None if model is None else model_name(model), vectors, device)
         if table.exists:
@@ -135,13 +136,15 @@ class Index:
         if isinstance(sources, Sequence) and all(isinstance(source, str | Path) for source in sources):
             found = find_files(sources)
             report.left_out, report.failures = found.left_out, list(found.failures)
-            changes, size = self._changed_files(found.files, report), sum(path.stat().st_size for path in found.files)
+            changes, count = self._changed_files(found.files, report), len(found.files)
+            size = sum(path.stat().st_size for path in found.files)
         else:
             sources = sources if isinstance(sources, Sequence) else list(sources)
-            found, changes, size = None, self._changed_rows(sources, report), len(sources)
+            found, changes, count = None, self._changed_rows(sources, report), len(sources)
+            size = count
         with self._claimed():
             self.table.refresh()
-            self._write(changes, size, report)
+            self._write(changes, size, count, report)
             if sync and self.table.exists:
                 report.removed = self._remove_gone(sources, found)
             if self.table.exists and (report.added or report.updated or report.removed or self.table.unindexed()):
@@ -193,7 +196,7 @@ class Index:
             else:
                 yield [document], None, its, 1
 
-    def _write(self, changes: Iterator, total: int, report: Report) -> None:
+    def _write(self, changes: Iterator, total: int, number: int, report: Report) -> None:
         """Embed and commit what has changed, a batch at a time, behind one progress bar."""
         from m2bert.eval.progress import counted
 
@@ -201,7 +204,7 @@ class Index:
         seen: set[str] = set()
         batch: list[tuple[Document, str | None, str]] = []
         chars = size = 0
-        with counted(total, "indexing", "%", shown_total=100) as count:
+        with counted(total, "indexing", "source", shown_total=number) as count:
             for documents, path, its, its_size in changes:
                 for document in documents:
                     if document.id in seen:
@@ -273,7 +276,9 @@ class Index:
 
                 def batches() -> Iterator[list[Row]]:
                     metadata = self.table.metadata_columns
-                    for stored in self.table.batches([*(name for name in COLUMNS if name != "vectors"), *metadata]):
+                    for stored in self.table.batches(
+                        [*(name for name in COLUMNS if name not in ("vectors", "words")), *metadata]
+                    ):
                         with progress.part(len(stored)):
                             encoded = encoder.encode_documents([row["text"] for row in stored], self.vectors)
                         rows = []

@@ -21,13 +21,25 @@ from .documents import Document
 FORMAT = 1  # of the table; a newer one is refused
 NAME = "documents"
 SETTINGS = b"m2bert"  # the key of the schema's metadata that holds them, as JSON
-COLUMNS = ("id", "path", "digest", "tokens", "text", "pages", "spans", "vectors", "minhash")  # the others are metadata
+COLUMNS = (
+    "id",
+    "path",
+    "digest",
+    "tokens",
+    "text",
+    "words",
+    "pages",
+    "spans",
+    "vectors",
+    "minhash",
+)  # the others are metadata
 EXACT_VECTORS = 10_000  # beyond so many (90 ms a query), vectors are searched through an approximate index
 NPROBES = 1_000  # partitions of it that a query reads: all, up to some million vectors
 REFINE = 2  # documents compared exactly for each one that is asked for
 FRAGMENT_ROWS = 4_096  # compaction never rewrites a larger fragment
 OLD_VERSIONS = timedelta(hours=1)  # are kept for readers that have begun
-FIRST_COMMENT = re.compile(r", /\S+\.rs:.*")  # the place in LanceDB's source that its messages end with
+WORD = re.compile(r"\b\w\w+\b")
+SOURCE_PLACE = re.compile(r", /\S+\.rs:.*")  # the place in LanceDB's source that its messages end with
 
 
 class Settings(NamedTuple):
@@ -59,7 +71,7 @@ class Table:
     """
 
     def __init__(self, folder: str):
-        os.environ.setdefault("LANCE_LOG", "error")  # it warns of a table that is yet to be made
+        os.environ.setdefault("LANCEDB_LOG", "error")  # it warns of a table that is yet to be made
         import lancedb
 
         self.folder = folder
@@ -101,13 +113,16 @@ class Table:
 
         fields = {
             "id": pa.string(), "path": pa.string(), "digest": pa.string(), "tokens": pa.int64(), "text": pa.string(),
-            "pages": pa.list_(pa.int64()), "spans": pa.list_(pa.list_(pa.int64(), 2)),
+            "words": pa.string(), "pages": pa.list_(pa.int64()), "spans": pa.list_(pa.list_(pa.int64(), 2)),
             "vectors": pa.list_(pa.list_(pa.float16(), dimensions)), "minhash": pa.list_(pa.uint32()),
         }  # fmt: skip
         old = {name: self._table.schema.field(name).type for name in self.metadata_columns} if self.exists else {}
         compressed = {"lance-encoding:compression": "zstd"}
         schema = pa.schema(
-            [pa.field(name, kind, metadata=compressed if name == "text" else None) for name, kind in fields.items()],
+            [
+                pa.field(name, kind, metadata=compressed if name in ("text", "words") else None)
+                for name, kind in fields.items()
+            ],
             metadata={SETTINGS: json.dumps(settings._asdict())},
         )
         for name, kind in old.items():
@@ -120,7 +135,8 @@ class Table:
     def _index_words(self) -> None:
         from lancedb.index import FTS, BTree
 
-        self._table.create_index("text", config=FTS(stem=False))
+        words = FTS(base_tokenizer="whitespace", stem=False, ascii_folding=False, max_token_length=None)
+        self._table.create_index("words", config=words)
         self._table.create_index("id", config=BTree())
 
     def add(self, rows: list[Row]) -> None:
@@ -171,13 +187,13 @@ class Table:
             kinds = {index.index_type for index in self._table.list_indices()}
             if "FTS" not in kinds:  # a crash came between the table and its indexes
                 self._index_words()
-            if "IvfRq" not in kinds and self.count_vectors() > EXACT_VECTORS:
-                self._table.create_index("vectors", config=IvfRq(distance_type="cosine"))
             dataset = self._table.to_lance()
-            dataset.optimize.compact_files(target_rows_per_fragment=FRAGMENT_ROWS)
+            dataset.optimize.compact_files(target_rows_per_fragment=FRAGMENT_ROWS)  # first: it moves indexed rows
             dataset.optimize.optimize_indices()
             dataset.cleanup_old_versions(OLD_VERSIONS)
             self._table.checkout_latest()
+            if "IvfRq" not in kinds and self.count_vectors() > EXACT_VECTORS:
+                self._table.create_index("vectors", config=IvfRq(distance_type="cosine"))
 
     def count_vectors(self) -> int:
         """Count the vectors of all documents."""
@@ -188,7 +204,7 @@ class Table:
 
     def unindexed(self) -> int:
         """Count the documents that the index of words does not hold yet."""
-        stats = self._table.index_stats("text_idx")
+        stats = self._table.index_stats("words_idx")
         return self._table.count_rows() if stats is None else stats.num_unindexed_rows
 
     def count(self) -> int:
@@ -208,7 +224,8 @@ class Table:
 
     def rank_by_words(self, query: str, limit: int, filter: str | None) -> dict[str, float]:
         """Return the ids and BM25 scores of the best documents that share a word with the query."""
-        return self._ranked(self._table.search(query, query_type="fts", fts_columns="text"), "_score", limit, filter)
+        query = self._table.search(words_of(query), query_type="fts", fts_columns="words")
+        return self._ranked(query, "_score", limit, filter)
 
     def rank_by_vector(self, vector: np.ndarray, limit: int, filter: str | None) -> dict[str, float]:
         """Return the ids and cosines of the best documents; a document counts by its best vector."""
@@ -239,12 +256,17 @@ class Table:
         try:
             yield
         except (RuntimeError, OSError, ValueError) as error:
-            reason = FIRST_COMMENT.sub("", one_line(error).removeprefix("Invalid input, "))
+            reason = SOURCE_PLACE.sub("", one_line(error).removeprefix("Invalid input, "))
             if filter and isinstance(error, ValueError):
                 fix = "write it as SQL, such as year > 2020 AND author = 'Ada'"
                 raise ValueError(f"filter={filter!r} cannot be used ({reason}); {fix}") from error
             fix = "what was committed before is intact; mend that and run it again"
             raise ValueError(f"index={self.folder} cannot be {done} ({reason}); {fix}") from error
+
+
+def words_of(text: str) -> str:
+    """Return what BM25 reads of a text: words of two letters or more, in lower case, as bm25s cuts them by default."""
+    return " ".join(WORD.findall(text.lower()))
 
 
 def quoted(values: Iterable[str]) -> str:
@@ -267,6 +289,7 @@ def _batch(rows: list[Row], schema):
         "digest": [row.digest for row in rows],
         "tokens": [row.tokens for row in rows],
         "text": [row.document.text for row in rows],
+        "words": [words_of(row.document.text) for row in rows],
         "pages": [row.document.pages for row in rows],
         "spans": nested([row.spans for row in rows], 2, pa.int64()),
         "vectors": nested([row.vectors.astype(np.float16) for row in rows], rows[0].vectors.shape[1], pa.float16()),
