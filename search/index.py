@@ -165,13 +165,13 @@ class Index:
             found = self.find(sources)
             report.left_out, report.failures = found.left_out, list(found.failures)
             sizes = {path: file_size(path) for path in found.files}
-            changes, total = self.changed_files(sizes, report), sum(sizes.values())
+            changes, total, number = self.changed_files(sizes, report), sum(sizes.values()), len(sizes)
         else:
             _check_rows(sources)
-            changes, total = self._changed_rows(sources, report), len(sources)
+            changes, total, number = self._changed_rows(sources, report), len(sources), len(sources)
         with self._writing():
             held = set().union(*self.table.columns(["id", "path"]).values()) if self.table.exists else set()
-            self._write(changes, total, held, report)
+            self._write(changes, total, number, held, report)
             keeps = "; the index keeps what it had of it"
             report.failures = [(name, reason + keeps * (name in held)) for name, reason in report.failures]
             if sync and self.table.exists:
@@ -227,7 +227,7 @@ class Index:
                 documents = [document]
             yield documents, None, its, 1
 
-    def _write(self, changes: Iterator, total: int, held: set[str | None], report: Report) -> None:
+    def _write(self, changes: Iterator, total: int, number: int, held: set[str | None], report: Report) -> None:
         """Embed and commit what has changed, a batch at a time, behind one progress bar.
 
         Args:
@@ -238,7 +238,7 @@ class Index:
         kinds = self.table.kinds if self.table.exists else {}
         batch: list[tuple[Document, str | None, str]] = []
         chars = size = 0
-        with counted(total, "indexing", "%", shown_total=100) as count:
+        with counted(total, "indexing", "source", shown_total=number) as count:
             for documents, path, its, its_size in changes:
                 try:
                     documents, kinds = normalized(documents, kinds)
@@ -395,7 +395,7 @@ class Index:
         for id, score in scores.items():
             row = stored[id]
             spans = np.array(row["spans"], dtype=np.int64)
-            passage = best_passage(query, vector, row["text"], row["vectors"], spans, self.encoder)
+            passage = best_passage(query, vector, row["text"], row["vectors"], spans)
             cosines = (row["vectors"] @ vector).tolist()
             matches = [(*span, cosine) for span, cosine in zip(spans.tolist(), cosines, strict=True)]
             page = int(np.searchsorted(row["pages"], passage.start, side="right")) if row["pages"] else None

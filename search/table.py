@@ -5,6 +5,7 @@ folder is a backup.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -64,6 +65,7 @@ class Table:
         self.refresh()
 
     def _connect(self):
+        os.environ.setdefault("LANCEDB_LOG", "error")  # it warns of a table that is yet to be made
         import lancedb
 
         return lancedb.connect(self.folder)
@@ -219,13 +221,13 @@ class Table:
         from lancedb.index import IvfRq
 
         with self.errors("compacted"):
-            if "vectors_idx" not in self._indexes() and self.count_vectors() > EXACT_VECTORS:
-                self._table.create_index("vectors", config=IvfRq(distance_type="cosine"))
             dataset = self._table.to_lance()
-            dataset.optimize.compact_files(target_rows_per_fragment=FRAGMENT_ROWS)
+            dataset.optimize.compact_files(target_rows_per_fragment=FRAGMENT_ROWS)  # first: it moves indexed rows
             dataset.optimize.optimize_indices()
             dataset.cleanup_old_versions(timedelta(0), delete_unverified="://" not in self.folder)
             self._table.checkout_latest()
+            if "vectors_idx" not in self._indexes() and self.count_vectors() > EXACT_VECTORS:
+                self._table.create_index("vectors", config=IvfRq(distance_type="cosine"))
 
     def count_vectors(self) -> int:
         """Count the vectors of all documents."""

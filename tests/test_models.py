@@ -1,6 +1,7 @@
 """The model that ships: a complete folder, with this version's code, that finds what it should."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,20 @@ def test_it_reads_16384_tokens(model):
     filler = "filler words of no use " * 2400
     assert 12_000 < len(model.tokenizer(filler)["input_ids"]) < 16_384
     assert (model.encode_document(filler + "zebra") != model.encode_document(filler)).any()
+
+
+def test_a_text_that_is_cut_is_reported_once(caplog):
+    model = SentenceTransformer(str(FOLDER), trust_remote_code=True, device="cpu")
+    library = logging.getLogger("transformers")
+    library.addHandler(caplog.handler)
+    try:
+        model.encode(["river " * 16_000])
+        assert not caplog.text
+        model.encode(["river " * 20_000, "bridge"])
+        model.encode(["river " * 20_000])
+    finally:
+        library.removeHandler(caplog.handler)
+    assert caplog.text.count("at least one text reached 16384 tokens; what is longer was cut") == 1
 
 
 def test_it_finds_documents_whoever_their_batch_mates_are(model):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ["m2bert", "modeling_m2bert", "train", "eval", "hub"]
+FOLDERS = ["m2bert", "modeling_m2bert", "train", "eval", "hub", "search"]
 FILES = ["configuration_m2bert.py", "pyproject.toml", "README.md", "LICENSE"]
 OLD_NAMES = ["m2bert_train", "m2bert_eval", "m2bert_hub"]
 OURS = {
@@ -38,7 +38,7 @@ def test_wheel_contents(tmp_path):
         entry_points = next(name for name in names if name.endswith("entry_points.txt"))
         assert "m2bert = m2bert.cli:main" in archive.read(entry_points).decode()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == OURS
-    for folder in ("train", "eval", "hub"):
+    for folder in ("train", "eval", "hub", "search"):
         for path in (ROOT / folder).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
                 assert f"m2bert/{path.relative_to(ROOT)}" in names
