@@ -1,0 +1,44 @@
+"""A process that changes an index until it is stopped: `crash_writer.py OPERATION INDEX FILES`; see test_index_crash.
+
+It prints `ready` once everything is imported and the index is open.
+"""
+
+import sys
+from pathlib import Path
+
+from word_encoder import WordEncoder
+
+import m2bert.search.encoder
+from m2bert.search import Index
+from m2bert.search import index as module
+
+m2bert.search.encoder.Encoder = WordEncoder
+module.BATCH_DOCUMENTS = 6  # several commits
+
+
+def main(operation: str, folder: str, files: str) -> None:
+    import lance  # noqa: F401
+    import lancedb.index  # noqa: F401
+
+    import m2bert.eval.progress
+    import m2bert.eval.search
+    import m2bert.search.duplicates
+    import m2bert.search.passages  # noqa: F401
+
+    index = Index.open(folder, None if operation == "rebuild" else "words")
+    print("ready", flush=True)
+    if operation in ("add", "update"):
+        index.add(files)
+    elif operation == "delete":
+        for number in range(0, 40, 4):
+            index.delete(filter=f"path LIKE '%/{number:02d}-%'")
+        index.delete([str(path) for path in sorted(Path(files).glob("*.txt"))[:8]])
+    elif operation == "compact":
+        index.compact()
+    elif operation == "rebuild":
+        index.rebuild("others")
+    print("done", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
