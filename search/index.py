@@ -299,7 +299,8 @@ class Index:
                             )
                         yield rows
 
-                self.table.create(settings, encoder.dimensions, batches() if count else ())
+                embedded = list(batches())  # LanceDB cannot read a table while it writes it anew
+            self.table.create(settings, encoder.dimensions, embedded)
             self.table.finish()
             self._model, self._encoder = settings.model, encoder
         return count
@@ -354,6 +355,7 @@ class Index:
         return fused[""]
 
     def _query_vector(self, query: str) -> np.ndarray:
+        self._check(self.encoder.fingerprint)  # another process may have rebuilt the index
         return self.encoder.encode_queries([query])[0]
 
     def _hits(self, query: str, scores: dict[str, float]) -> list[Hit]:
