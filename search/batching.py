@@ -1,9 +1,8 @@
 """Make batches of the texts of many requests: short ones first, and none waits for ever.
 
 A text is due when it came, and later by a second for every AGING_TOKENS_PER_SECOND tokens of it and of the texts before
-it in its request. What is due first is read first. So a query passes documents that wait, and a document passes what
-comes much later than it. One thread more than there are cores reads only what is short: then a query does not wait for
-the documents that are being read either.
+it in its request. What is due first is read first: a query passes documents that wait, and a document passes what comes
+much later. One thread more than there are cores reads only what is short: a query need not wait for what is being read.
 """
 
 import bisect
@@ -26,7 +25,6 @@ PADDED_FREELY = 128  # tokens: shorter texts are padded to any length up to this
 QUEUE_TOKENS = 1_048_576  # that may wait
 AGING_TOKENS_PER_SECOND = 1_000
 SCANNED = 1_000  # waiting texts among which a batch is looked for
-MOST_SECONDS = 60  # after which a client whose request is refused is asked to come back
 
 
 class QueueFull(Exception):
@@ -74,7 +72,7 @@ class Batcher:
             excess = self.waiting_tokens + total - QUEUE_TOKENS
             if excess > 0:
                 seconds = excess * self._busy_seconds / max(self._done_tokens, 1) / self._threads
-                raise QueueFull(self.waiting_tokens, min(max(math.ceil(seconds), 1), MOST_SECONDS))
+                raise QueueFull(self.waiting_tokens, max(math.ceil(seconds), 1))
             for job in jobs:
                 before += job.tokens
                 job.due, job.short = now + before / AGING_TOKENS_PER_SECOND, before <= SHORT_TOKENS
@@ -102,9 +100,8 @@ class Batcher:
     def _take(self, short_only: bool) -> list[Job]:
         """Take the job that is due first from the queue, and others of like length that fit with it; empty if none."""
         budget = SHORT_BATCH_TOKENS if short_only else BATCH_TOKENS
-        eligible = (job for job in self._queue if job.short or not short_only)
         batch, gone, shortest, longest = [], [], 0, 0
-        for job in islice(eligible, SCANNED):
+        for job in islice((job for job in self._queue if job.short or not short_only), SCANNED):
             least, most = min(shortest or job.tokens, job.tokens), max(longest, job.tokens)
             # No text is padded to over twice its length: one long document does not make short ones long.
             fits = most * (len(batch) + 1) <= budget and most <= max(2 * least, PADDED_FREELY)

@@ -6,6 +6,7 @@
 import asyncio
 import base64
 import copy
+import ctypes
 import hashlib
 import hmac
 import os
@@ -14,8 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from importlib.resources import files
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -27,7 +27,7 @@ from m2bert.files import parse_json
 from m2bert.schema import Schema, checked
 from m2bert.terminal import one_line
 
-from .batching import Batcher, Job, QueueFull
+from .batching import BATCH_TOKENS, Batcher, Job, QueueFull
 
 BODY_BYTES = 8 * 2**20  # the longest request
 HELD_BYTES = 8 * BODY_BYTES  # of all requests together; of one that is too long, dropped before it is refused
@@ -81,13 +81,13 @@ class SearchRequest(Schema):
 class Embedder:
     """Embed the texts of requests, in batches, with a `SentenceTransformerEncoder` that requests call `name`.
 
-    Every thread has a copy of it that shares the weights only, since tokenizers serve one thread at a time.
+    Every thread has a copy of it that shares the transformer and all weights: tokenizers serve one thread at a time.
     """
 
     def __init__(self, encoder, name: str, batch_tokens=None):
         self.name, self.dimensions, self.max_tokens = name, encoder.dimensions, encoder.max_tokens
         self._encoder, self._copies, self._copying = encoder, threading.local(), threading.Lock()
-        self._batch_tokens = batch_tokens  # a histogram of prometheus_client
+        self._batch_tokens, self._trimmed = batch_tokens, 0.0  # a prometheus_client histogram; seconds
         threads = 1 if encoder.device.startswith("cuda") else len(os.sched_getaffinity(0))
         self.batcher = Batcher(self._encode, threads)
         self._tokenizing = ThreadPoolExecutor(2, "tokenizer")
@@ -97,9 +97,18 @@ class Embedder:
         if not hasattr(self._copies, "encoder"):
             with self._copying:
                 model = self._encoder.model
-                shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+                inner = [module for module in model.modules() if hasattr(module, "config_class")]  # of transformers
+                shared = {id(each): each for each in (*inner, *model.parameters(), *model.buffers())}
                 self._copies.encoder = copy.deepcopy(self._encoder, shared)
         return self._copies.encoder
+
+    def warm_up(self) -> None:
+        """Read texts of many lengths: filters are prepared and memory is taken before the first request."""
+        longest = min(self.max_tokens or BATCH_TOKENS, BATCH_TOKENS) - 8  # room for special tokens
+        texts = [
+            "a " * (longest * part // 2**power) for power in range(3, longest.bit_length() - 2) for part in (8, 6, 5)
+        ]
+        wait(self.batcher.submit(self._jobs(texts * 2, "", "document", True)[0]))
 
     async def embed(self, given: Any, name: str, task: str, truncate: bool) -> tuple[list[np.ndarray], int, int]:
         """Return vectors, how many tokens were read, how many texts truncated. Raises ValueError, QueueFull."""
@@ -109,9 +118,8 @@ class Embedder:
         return await asyncio.gather(*futures), sum(job.tokens for job in jobs), cut
 
     def _jobs(self, contents: list, name: str, task: str, truncate: bool) -> tuple[list[Job], int]:
-        last: list[int] = []
         if isinstance(contents[0], str):
-            contents = self._own.tokenize(contents, task)
+            contents, last = self._own.tokenize(contents, task), []
             lengths = [text.tokens for text in contents]
         else:
             task, last, lengths = "ids", self._check_ids(contents, name), list(map(len, contents))
@@ -156,6 +164,9 @@ class Embedder:
             features = model.tokenizer.pad({"input_ids": contents}, return_tensors="pt").to(model.device)
             with torch.inference_mode():
                 rows = unit_rows(model({**features, "modality": "text"})["sentence_embedding"].float().cpu().numpy())
+        if time.monotonic() > self._trimmed + 1:
+            self._trimmed = time.monotonic()
+            ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what a text took, in pieces that the next may not fit in
         if not np.isfinite(rows).all():
             raise FloatingPointError("the vectors are not finite numbers")
         return rows
@@ -255,11 +266,12 @@ class Metrics:
 
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        tokens = [2**power for power in range(4, 17)]
         known: dict = {"registry": self.registry}
         self.requests = Counter("m2bert_requests", "Requests by path and status.", ["path", "status"], **known)
         self.seconds = Histogram("m2bert_request_seconds", "Time to the answer.", ["path"], **known)
-        self.batch_tokens = Histogram("m2bert_batch_tokens", "Tokens of a batch.", buckets=tokens, **known)
+        self.batch_tokens = Histogram(
+            "m2bert_batch_tokens", "Tokens a batch.", buckets=[2**n for n in range(4, 17)], **known
+        )
         self.truncated = Counter("m2bert_truncated_texts", "Texts of which the end was not read.", **known)
         self.queue = Gauge("m2bert_queue_tokens", "Tokens that wait.", **known)
         self.paths: set[str] = set()  # that are counted by name
@@ -314,14 +326,11 @@ def vector_routes(embedder: Embedder, metrics: Metrics) -> list:
             message = f"model {one_line(asked.model)[:80]!r} is not served here; name {embedder.name!r}"
             raise Refused(404, message, code="model_not_found", param="model")
         vectors, tokens, headers = await embed(asked, asked.input, "input", asked.input_type)
-        if asked.encoding_format == "base64":
-            rows = [base64.b64encode(vector.astype("<f4").tobytes()).decode() for vector in vectors]
-        else:
-            rows = [vector.tolist() for vector in vectors]
+        packed = asked.encoding_format == "base64"
+        rows = [base64.b64encode(each.astype("<f4")).decode() if packed else each.tolist() for each in vectors]
         data = [{"object": "embedding", "index": place, "embedding": row} for place, row in enumerate(rows)]
-        answer = {"object": "list", "data": data, "model": embedder.name}
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return json_response({**answer, "usage": usage}, headers=headers)
+        return json_response({"object": "list", "data": data, "model": embedder.name, "usage": usage}, headers=headers)
 
     async def tei(request):
         asked = await read_body(request, EmbedRequest)
@@ -384,9 +393,6 @@ def make_app(embedder: Embedder | None, index, metrics: Metrics, key: str | None
     from starlette.responses import Response
     from starlette.routing import Route
 
-    async def refuse(request, error):
-        return error_response(request.url.path, error)
-
     async def health(request):
         return json_response({"status": "ok", "model": embedder and embedder.name, "index": index is not None})
 
@@ -397,13 +403,14 @@ def make_app(embedder: Embedder | None, index, metrics: Metrics, key: str | None
     routes += vector_routes(embedder, metrics) if embedder is not None else []
     routes += search_routes(index) if index is not None else []
     metrics.paths = {route.path for route in routes}
-    handlers = dict.fromkeys((Refused, QueueFull, ValueError, HTTPException, Exception), refuse)
+    kinds = Refused, QueueFull, ValueError, HTTPException, Exception
+    handlers = dict.fromkeys(kinds, lambda request, error: error_response(request.url.path, error))
     return Guard(Starlette(routes=routes, exception_handlers=handlers), metrics, key)
 
 
 def read_page() -> tuple[str, str]:
     """Return the page, and a policy by which a browser runs its own script and style and nothing else."""
-    html = files("m2bert.search").joinpath("page.html").read_text(encoding="utf-8")
+    html = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     policy = "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'"
     for tag in ("script", "style"):
         [content] = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
@@ -429,7 +436,10 @@ def serve(path: str | Path, host: str = "127.0.0.1", port: int = 8000, api_key_e
         raise ValueError(f"host={host} lets others read what is served, and there is no key; {fix}")
     if not (Path(path).is_dir() or re.fullmatch(r".+://.+|[\w.-]+/[\w.-]+(@\w+)?", str(path))):
         raise ValueError(f"{path} is no folder; name the folder of a model or of an index, or a model's Hub id")
-    listener = _bound(host, port)
+    try:
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"host={host} port={port} cannot be used ({error}); choose another with --port") from error
     import torch
     import uvicorn
 
@@ -443,14 +453,6 @@ def serve(path: str | Path, host: str = "127.0.0.1", port: int = 8000, api_key_e
     uvicorn.Server(config).run(sockets=[listener])
 
 
-def _bound(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        raise ValueError(f"host={host} port={port} cannot be used ({error}); choose another with --port") from error
-
-
 def _loaded(path: str | Path, metrics: Metrics) -> tuple:
     """Return the embedder, and the index if one is served."""
     from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
@@ -461,5 +463,6 @@ def _loaded(path: str | Path, metrics: Metrics) -> tuple:
 
         index = Index.open(path)
         model = index.encoder.name  # loads it, so that the first search does not wait
-    encoder = SentenceTransformerEncoder(model)
-    return Embedder(encoder, Path(model).absolute().name, metrics.batch_tokens), index
+    embedder = Embedder(SentenceTransformerEncoder(model), Path(model).absolute().name, metrics.batch_tokens)
+    embedder.warm_up()
+    return embedder, index

@@ -548,6 +548,6 @@ def test_page(browser, app, tmp_path):
 def test_page_with_a_key(browser, embedder):
     with running(make_app(embedder, ShelfIndex(), Metrics(), key="right")) as address:
         browser.open(f"{address}/#q={quote('the lease')}")
-        browser.wait("!document.querySelector('#key-label').hidden")
+        browser.wait("document.querySelector('#key-label')?.hidden === false")
         browser.js("document.querySelector('#key').value = 'right'; document.querySelector('form button').click()")
         browser.wait(SHOWN)
