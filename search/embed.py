@@ -16,6 +16,8 @@ def embed_file(file: Path, output: Path, model: str, vectors: int) -> tuple[int,
 
     Returns: how many documents were read and vectors written. The output is written whole or not at all.
     """
+    _check_columns(file)
+
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -24,7 +26,6 @@ def embed_file(file: Path, output: Path, model: str, vectors: int) -> tuple[int,
 
     from .encoder import Encoder
 
-    _check_columns(file)
     encoder = Encoder(model)
     kind = pa.list_(pa.float32(), encoder.dimensions)
     schema = pa.schema([("id", pa.string()), ("start", pa.int64()), ("end", pa.int64()), ("vector", kind)])
@@ -49,10 +50,14 @@ def embed_file(file: Path, output: Path, model: str, vectors: int) -> tuple[int,
 
 def _check_columns(file: Path) -> None:
     """Raise ValueError, before a model is loaded, for a file of another kind or without the columns."""
-    import pyarrow.parquet as pq
-
     if file.suffix == ".parquet":
-        names = pq.read_schema(file).names
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            names = pq.read_schema(file).names
+        except pa.ArrowException as error:
+            raise ValueError(f"{file} is no Parquet file ({error}); write it anew") from error
         if not {"id", "text"} <= set(names):
             raise ValueError(f"{file} has the columns {', '.join(names)}; it needs id and text")
     elif not file.name.endswith((".jsonl", ".jsonl.gz")):
@@ -68,17 +73,23 @@ def _batches(file: Path) -> Iterator[tuple[list[tuple[str, str]], float]]:
     size = file.stat().st_size
     if file.suffix == ".parquet":
         table = pq.ParquetFile(file)
+        number = 1
         for batch in table.iter_batches(BATCH_DOCUMENTS, columns=["id", "text"]):
-            rows = list(zip(map(str, batch["id"].to_pylist()), batch["text"].to_pylist(), strict=True))
+            rows = [_document(f"{file}, row {place}", row) for place, row in enumerate(batch.to_pylist(), number)]
+            number += len(rows)
             yield rows, size * len(rows) / table.metadata.num_rows
         return
     rows = []
     for line, row in read_json_lines(file):
-        if not isinstance(row, dict) or "id" not in row or not isinstance(row.get("text"), str):
-            raise ValueError(f'{file}, line {line} is no {{"id": ..., "text": ...}}; mend it')
-        rows.append((str(row["id"]), row["text"]))
+        rows.append(_document(f"{file}, line {line}", row))
         if len(rows) == BATCH_DOCUMENTS:
             yield rows, sum(len(text) for _, text in rows)
             rows = []
     if rows:
         yield rows, sum(len(text) for _, text in rows)
+
+
+def _document(place: str, row) -> tuple[str, str]:
+    if not isinstance(row, dict) or row.get("id") in (None, "") or not isinstance(row.get("text"), str):
+        raise ValueError(f'{place} is no {{"id": ..., "text": ...}}; mend it')
+    return str(row["id"]), row["text"]

@@ -47,10 +47,12 @@ class Encoder:
             least = f"special tokens and prompt leave {self._room} tokens for text, at least {OVERLAP} are needed"
             raise ValueError(f"model={self.name} reads {self.max_tokens} tokens: {least}; name a model that reads more")
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """Digest of whatever decides the model's vectors."""
-        return self._inner.fingerprint
+        """Digest of the model: weights, settings, tokenizer, prompts. An index outlives versions of packages."""
+        from m2bert.eval.encoders.fingerprint import model_fingerprint
+
+        return model_fingerprint(self._inner.model, code=False)
 
     def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
         """Count the tokens of each document, special tokens and prompt included: (n,) int64."""

@@ -253,8 +253,8 @@ class Table:
 
     def batches(self, names: Sequence[str], size: int = 256) -> Iterator[list[dict]]:
         """Yield all documents in batches, without reading them all into memory."""
-        for batch in self._table.search().select(list(names)).to_batches(size):
-            yield batch.to_pylist()
+        for batch in self._table.to_lance().to_batches(columns=list(names), batch_size=size):
+            yield batch.to_pylist()  # not by LanceDB, which waits for itself while it writes
 
     def rank_by_words(self, query: str, limit: int, filter: str | None) -> dict[str, float]:
         """Return the ids and BM25 scores of the best documents that share a word with the query."""

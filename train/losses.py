@@ -4,9 +4,9 @@ A batch has Q queries and D documents. Losses on cosines take three matrices:
 
     cosine: (Q, D) float, in [-1, 1].
     relevant: (Q, D) bool, True where document d answers query q.
-    compared: (Q, D) bool, True where the pair enters the loss. `data.form` decides which pairs do. With `pairs` it is
-        the diagonal: query i and document i. With `grouped` it is each query with its own documents. With `all` it is
-        every pair.
+    compared: (Q, D) bool, True where the pair enters the loss. The configuration key `data.form` selects these pairs.
+        With `pairs` it is the diagonal: query i and document i. With `grouped` it is each query with its own documents.
+        With `all` it is every pair.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,8 @@ def orthogonal_projection_loss(
 ) -> Tensor:
     """Return the orthogonal projection loss (paper section 4.3): it pulls relevant pairs to cosine 1, all others to 0.
 
-        sum over compared pairs of w (cosine - label)^2 / sum of w,
-        label 1 and w = positive_weight if relevant, else label 0 and w = 1
+        (sum_{compared pairs} w * (cosine - label)^2) / (sum_{compared pairs} w),
+        label = 1 and w = positive_weight if relevant, else label = 0 and w = 1
 
     Every pair has a term of its own, so the loss needs no large batch. positive_weight=1 is the paper's mean squared
     error. If positive_weight is the number of negatives of a query, a positive weighs as much as all these negatives.
@@ -37,7 +37,7 @@ def multiple_negatives_ranking_loss(
     """Return the multiple negatives ranking loss (paper section 4.3; Henderson et al., 2017): of all documents that a
     query is compared with, the relevant ones should be nearest.
 
-        mean over queries of -log sum_{d relevant} exp(cosine / T) / sum_{d compared} exp(cosine / T)
+        mean over queries of -log(sum_{d relevant and compared} exp(cosine / T) / sum_{d compared} exp(cosine / T))
 
     Every query needs a relevant document among the compared ones; without one the loss is infinite.
     """
@@ -52,8 +52,8 @@ def prototype_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
         mean over texts of 1 - cosine(student, teacher)
 
-    The paper maximizes PL, the sum of the cosines of both sides. This loss is a mean over the N texts of one side. So
-    its gradient is that of PL times -1 / N.
+    The paper maximizes a quantity PL, the sum of the cosines of both sides. This loss is a mean over the N texts of one
+    side. So its gradient with respect to the student's vectors of this side is the gradient of PL times -1 / N.
 
     Args:
         student, teacher: (N, W), vectors of the same N texts in the same order.
@@ -69,11 +69,14 @@ def cosine_matrix(queries: Tensor, documents: Tensor) -> Tensor:
 def make_objective(settings, teacher: tuple[Tensor, Tensor] | None = None) -> Callable[[dict, Tensor, Tensor], Tensor]:
     """Return the loss that the configuration names, as a function of a batch and its vectors.
 
-    The function maps (batch of PairBatches, query vectors (Q, W), document vectors (D, W)) to a scalar.
+    The function maps (batch, query vectors (Q, W), document vectors (D, W)) to a scalar. `PairBatches.batch` describes
+    the batch.
 
     Args:
-        settings: the configuration's section `loss`: name, positive_weight (opl), temperature (mnrl).
-        teacher: the teacher's vectors of all queries and of all documents, for the loss `prototype`.
+        settings: the configuration's section `loss`. `name` is `opl` (orthogonal projection loss), `mnrl` (multiple
+            negatives ranking loss) or `prototype`. `opl` reads `positive_weight`, and `mnrl` reads `temperature`.
+        teacher: for `prototype`, the teacher's vectors of all queries and of all documents of the training data. The
+            batch's query_ids and document_ids index them.
     """
 
     def objective(batch, queries, documents):

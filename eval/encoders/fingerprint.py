@@ -28,11 +28,14 @@ def model_files(folder: Path | str) -> dict[str, str] | None:
     return {path.relative_to(folder).as_posix(): digest(path) for path in wanted}
 
 
-def model_fingerprint(model) -> str:
+def model_fingerprint(model, code: bool = True) -> str:
     """Return the sha256 of a loaded `SentenceTransformer`, so that stored vectors are never taken for another model's.
 
-    It covers weights and dtypes, configuration, tokenizer, prompts, the versions of PACKAGES and all other code of the
-    model. It does not cover its folder and its longest input.
+    It covers weights and dtypes, configuration, tokenizer and prompts. It does not cover the model's folder and its
+    longest input.
+
+    Args:
+        code: also cover the versions of PACKAGES and all other code of the model.
     """
     import torch
 
@@ -43,14 +46,21 @@ def model_fingerprint(model) -> str:
         sha256.update(part)
 
     modules = [(name, type(module).__name__, _config(module)) for name, module in model.named_children()]
-    settings = [installed_versions(PACKAGES), model.prompts, model.default_prompt_name, model.truncate_dim, modules]
+    settings = [
+        installed_versions(PACKAGES) if code else {},
+        model.prompts,
+        model.default_prompt_name,
+        model.truncate_dim,
+        modules,
+    ]
     add(json.dumps(settings, sort_keys=True, default=str).encode())
     add(json.dumps(_tokenizer(model.tokenizer), sort_keys=True, default=str).encode())
     # Every Python file of the folders from which the model's classes come, but for versioned packages.
     versioned = {name.replace("-", "_") for name in PACKAGES}
     foreign = {type(module) for module in model.modules() if type(module).__module__.split(".")[0] not in versioned}
     folders = {Path(inspect.getfile(cls)).parent for cls in foreign}
-    for path in sorted((path for folder in folders for path in folder.glob("*.py")), key=lambda path: path.name):
+    files = [path for folder in folders for path in folder.glob("*.py")] if code else []
+    for path in sorted(files, key=lambda path: path.name):
         add(path.name.encode())
         add(path.read_bytes())
     for name, tensor in sorted(model.state_dict().items()):

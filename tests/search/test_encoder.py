@@ -150,4 +150,3 @@ def test_the_shipped_model_gives_evaluations_late_chunks():
     assert found.tokens == encoder.count_tokens([long])[0]
     assert len(less.vectors) == less.tokens // module.FEWEST_TOKENS
     assert encoder.encode_queries(["where does it end?"]).shape == (1, encoder.dimensions)
-    assert encoder.fingerprint == encoder._inner.fingerprint
