@@ -1,6 +1,7 @@
 """The commands `m2bert index`, `search`, `embed` and `serve`."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -47,16 +48,17 @@ def index(
         raise ValueError(f"{missing[0]} does not exist; give files and folders that do")
     opened = Index.open(folder, None if rebuild else model, vectors)
     if paths and plan:
-        from .plan import format_plan, make_plan
+        from .plan import make_plan
 
-        typer.echo(format_plan(make_plan(opened, paths)))
+        numbers, failures = make_plan(opened, paths)
+        typer.echo("\n".join([*_lines(numbers), *_failed(failures)]))
     elif paths:
         report = opened.add(paths, sync=sync)
         typer.echo(format_report(report))
         if report.failures:
             raise typer.Exit(1)
     elif info:
-        typer.echo("\n".join(f"{name}: {shown(_plain(value))}" for name, value in opened.info().items()))
+        typer.echo("\n".join(_lines(opened.info())))
     elif duplicates:
         found = opened.duplicates()
         for first, second, share in found:
@@ -68,8 +70,15 @@ def index(
         typer.echo(f"{opened.rebuild(model):,} documents embedded anew")
 
 
-def _plain(value: object) -> str:
-    return ", ".join(value) if isinstance(value, list) else f"{value:,}" if isinstance(value, int) else str(value)
+def _lines(values: dict[str, object]) -> Iterator[str]:
+    for name, value in values.items():
+        plain = ", ".join(value) if isinstance(value, list) else value if isinstance(value, str) else f"{value:,}"
+        yield f"{name}: {shown(plain)}"
+
+
+def _failed(failures: list[tuple[str, str]]) -> list[str]:
+    lines = [f"  {shown(path)}: {shown(reason)}" for path, reason in failures]
+    return [f"{len(lines):,} cannot be added:", *lines] if lines else []
 
 
 def format_report(report: Report) -> str:
@@ -78,10 +87,7 @@ def format_report(report: Report) -> str:
     lines = [f"documents: {counts}; {report.tokens:,} tokens embedded"]
     if report.left_out:
         lines.append(f"{report.left_out:,} hidden files left out")
-    if report.failures:
-        lines += [f"{len(report.failures):,} could not be added:"]
-        lines += [f"  {shown(path)}: {shown(reason)}" for path, reason in report.failures]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_failed(report.failures)])
 
 
 @app.command()

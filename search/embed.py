@@ -1,6 +1,7 @@
 """Vectors of a file of documents, for a store of the user's own."""
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from m2bert.files import read_json_lines, write_atomically
@@ -68,25 +69,18 @@ def _check_columns(file: Path) -> None:
 
 def _batches(file: Path) -> Iterator[tuple[list[tuple[str, str]], float]]:
     """Yield documents as (id, text), and the bytes of the file that they stand for."""
-    import pyarrow.parquet as pq
-
-    size = file.stat().st_size
     if file.suffix == ".parquet":
-        table = pq.ParquetFile(file)
-        number = 1
+        import pyarrow.parquet as pq
+
+        table, number = pq.ParquetFile(file), 1
         for batch in table.iter_batches(BATCH_DOCUMENTS, columns=["id", "text"]):
             rows = [_document(f"{file}, row {place}", row) for place, row in enumerate(batch.to_pylist(), number)]
             number += len(rows)
-            yield rows, size * len(rows) / table.metadata.num_rows
-        return
-    rows = []
-    for line, row in read_json_lines(file):
-        rows.append(_document(f"{file}, line {line}", row))
-        if len(rows) == BATCH_DOCUMENTS:
-            yield rows, sum(len(text) for _, text in rows)
-            rows = []
-    if rows:
-        yield rows, sum(len(text) for _, text in rows)
+            yield rows, file.stat().st_size * len(rows) / table.metadata.num_rows
+    else:
+        rows = (_document(f"{file}, line {line}", row) for line, row in read_json_lines(file))
+        while batch := list(islice(rows, BATCH_DOCUMENTS)):
+            yield batch, sum(len(text) for _, text in batch)
 
 
 def _document(place: str, row) -> tuple[str, str]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -15,9 +16,10 @@ import numpy as np
 from m2bert.files import check_writable, claimed, digest
 
 from .documents import Document, Found, Unreadable, find_files, read_file
-from .table import COLUMNS, NAME, Row, Settings, Table, quoted
+from .table import COLUMNS, NAME, Settings, Table, quoted
 
 T = TypeVar("T")
+Changes = Iterator[tuple[list[Document], str | None, str, int]]  # documents, path, digest, size: of a file or a row
 Mode = Literal["hybrid", "dense", "bm25"]
 VECTORS = 16  # the most late chunks of a window
 BATCH_CHARS = 1_000_000  # of documents that are embedded and committed together
@@ -78,16 +80,16 @@ class Index:
                 was made.
             device: as torch names it; by default a GPU, where there is one.
 
-        Raises:
-            ValueError: the folder is no index and no model is given, or the index was made by another model, with
-                other vectors or by a newer version.
+        Raises ValueError if the folder is no index and no model is given, or for an index of another model, with other
+        vectors or of a newer version.
         """
         folder = str(folder) if "://" in str(folder) else os.path.abspath(folder)
         if "://" not in folder and os.path.exists(folder) and not os.path.isdir(folder):
             raise ValueError(f"index={folder} is a file; name a folder")
         table = Table(folder)
         if not table.exists:
-            if "://" not in folder and os.path.isdir(folder) and _strange(folder):
+            names = os.listdir(folder) if os.path.isdir(folder) else []
+            if any(name != f"{NAME}.lance" and not name.startswith(".m2bert-") for name in names):
                 raise ValueError(f"index={folder} is a folder of something else; name an empty or new one")
             if model is None:
                 fix = f"make it with m2bert index FILES --index {folder} --model MODEL"
@@ -96,9 +98,7 @@ class Index:
         if table.exists:
             settings = table.settings
             if vectors not in (None, settings.vectors):
-                raise ValueError(
-                    f"index={folder} was made with vectors={settings.vectors}; leave vectors={vectors} out"
-                )
+                raise ValueError(f"index={folder} has vectors={settings.vectors}; leave vectors={vectors} out")
             index.vectors = settings.vectors
             if index._model not in (None, settings.model):
                 index._check(index.encoder.fingerprint)
@@ -136,18 +136,20 @@ class Index:
     def _reading(self, read: Callable[[], T]) -> T:
         """Return what `read` returns for the last version; a writer may remove it meanwhile, then for the next one."""
         while True:
-            self.table.refresh()
-            if not self.table.exists:
-                raise ValueError(f"index={self.folder} is empty; fill it: m2bert index FILES --index {self.folder}")
-            settings, version = self.table.settings, self.table.version
-            if self._encoder is not None and self._encoder.fingerprint != settings.fingerprint:  # rebuilt meanwhile
-                self._model, self._encoder = settings.model, None
+            version = 0
             try:
+                self.table.refresh()
+                if not self.table.exists:
+                    break
+                version, settings = self.table.version, self.table.settings
+                if self._encoder is not None and self._encoder.fingerprint != settings.fingerprint:  # rebuilt meanwhile
+                    self._model, self._encoder = settings.model, None
                 return read()
             except (ValueError, KeyError):
                 self.table.refresh()
                 if self.table.version == version:
                     raise
+        raise ValueError(f"index={self.folder} is empty; fill it: m2bert index FILES --index {self.folder}")
 
     def add(self, sources: str | Path | Iterable[str | Path | dict], sync: bool = False) -> Report:
         """Add or update documents. What is unchanged since is neither read nor embedded again.
@@ -170,7 +172,7 @@ class Index:
             _check_rows(sources)
             changes, total, number = self._changed_rows(sources, report), len(sources), len(sources)
         with self._writing():
-            held = set().union(*self.table.columns(["id", "path"]).values()) if self.table.exists else set()
+            held = set().union(*self.table.rows("id", "path"))
             self._write(changes, total, number, held, report)
             keeps = "; the index keeps what it had of it"
             report.failures = [(name, reason + keeps * (name in held)) for name, reason in report.failures]
@@ -182,39 +184,29 @@ class Index:
 
     def find(self, sources: Sequence[str | Path]) -> Found:
         """Find files; those of the index itself are left out."""
-        found = find_files(sources)
-        files = [path for path in found.files if not path.is_relative_to(self.folder)]
-        failures = [failure for failure in found.failures if not Path(failure[0]).is_relative_to(self.folder)]
-        inside = len(found.files) + len(found.failures) - len(files) - len(failures)
-        return Found(files, failures, found.left_out + inside)
+        found, own = find_files(sources), Path(self.folder)
+        files = [path for path in found.files if not path.is_relative_to(own)]
+        failures = [(path, reason) for path, reason in found.failures if not Path(path).is_relative_to(own)]
+        return Found(files, failures, found.left_out)
 
-    def changed_files(
-        self, sizes: dict[Path, int], report: Report
-    ) -> Iterator[tuple[list[Document], str | None, str, int]]:
+    def changed_files(self, sizes: dict[Path, int], report: Report) -> Changes:
         """Yield of every file its documents if they have changed, its path, digest and size in bytes."""
-        known: dict[str, tuple[str, int]] = {}
-        if self.table.exists:
-            columns = self.table.columns(["path", "digest"])
-            for path, its in zip(columns["path"], columns["digest"], strict=True):
-                known[path] = its, known.get(path, (its, 0))[1] + 1
+        stored = self.table.rows("path", "digest")
+        known, counts = dict(stored), Counter(path for path, _ in stored)
         for path, size in sizes.items():
-            stored, count = known.get(str(path), (None, 0))
             documents, its = [], ""
             try:
                 its = digest(path)
-                if stored == its:
-                    report.unchanged += count
+                if known.get(str(path)) == its:
+                    report.unchanged += counts[str(path)]
                 else:
                     documents = read_file(path)
             except (Unreadable, OSError) as error:
                 report.failures.append((str(path), getattr(error, "strerror", None) or str(error)))
             yield documents, str(path), its, size
 
-    def _changed_rows(self, rows: Sequence[dict], report: Report) -> Iterator[tuple[list[Document], None, str, int]]:
-        known = {}
-        if self.table.exists:
-            columns = self.table.columns(["id", "digest"], "path IS NULL")
-            known = dict(zip(columns["id"], columns["digest"], strict=True))
+    def _changed_rows(self, rows: Sequence[dict], report: Report) -> Changes:
+        known = dict(self.table.rows("id", "digest", filter="path IS NULL"))
         for row in rows:
             its = hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).hexdigest()
             metadata = {name: value for name, value in row.items() if name not in ("id", "text")}
@@ -227,12 +219,8 @@ class Index:
                 documents = [document]
             yield documents, None, its, 1
 
-    def _write(self, changes: Iterator, total: int, number: int, held: set[str | None], report: Report) -> None:
-        """Embed and commit what has changed, a batch at a time, behind one progress bar.
-
-        Args:
-            held: ids and paths that are in the index.
-        """
+    def _write(self, changes: Changes, total: int, number: int, held: set[str | None], report: Report) -> None:
+        """Embed and commit what has changed, a batch at a time; `held` are the ids and paths that are in the index."""
         from m2bert.eval.progress import counted
 
         kinds = self.table.kinds if self.table.exists else {}
@@ -264,9 +252,10 @@ class Index:
         self._check(self.encoder.fingerprint)
         encoded = self.encoder.encode_documents([document.text for document, _, _ in batch], self.vectors)
         rows = [
-            Row(document, path, its, each.tokens, each.spans, each.vectors, minhash(document.text))
+            {"id": document.id, "path": path, "digest": its, "text": document.text, "pages": document.pages,
+             "minhash": minhash(document.text), **each._asdict(), **document.metadata}
             for (document, path, its), each in zip(batch, encoded, strict=True)
-        ]
+        ]  # fmt: skip
         if not self.table.exists:
             settings = Settings(self._model, self.encoder.fingerprint, self.vectors)
             self.table.create(settings, self.encoder.dimensions)
@@ -278,11 +267,10 @@ class Index:
             self.table.add(rows)
         report.added += len(rows) - changed
         report.updated += changed
-        report.tokens += sum(row.tokens for row in rows)
+        report.tokens += sum(row["tokens"] for row in rows)
 
     def _remove_gone(self, sources: Sequence, found) -> int:
-        columns = self.table.columns(["id", "path"])
-        stored = list(zip(columns["id"], columns["path"], strict=True))
+        stored = self.table.rows("id", "path")
         if found is None:
             kept = {str(row["id"]) for row in sources}
             gone = [id for id, path in stored if path is None and id not in kept]
@@ -307,20 +295,13 @@ class Index:
             encoder, count = Encoder(model_name(model), self.device), self.table.count()
             settings = Settings(model_name(model), encoder.fingerprint, self.vectors)
 
-            def batches(progress) -> Iterator[list[Row]]:
-                metadata = self.table.metadata_columns
-                names = [name for name in COLUMNS if name not in ("vectors", "words")]
-                for stored in self.table.batches([*names, *metadata]):
-                    with progress.part(len(stored)):
-                        encoded = encoder.encode_documents([row["text"] for row in stored], self.vectors)
-                    rows = []
-                    for row, new in zip(stored, encoded, strict=True):
-                        its = {name: row[name] for name in metadata if row[name] is not None}
-                        document, hashes = Document(row["id"], row["text"], row["pages"], its), np.array(row["minhash"])
-                        rows.append(
-                            Row(document, row["path"], row["digest"], new.tokens, new.spans, new.vectors, hashes)
-                        )
-                    yield rows
+            def batches(progress) -> Iterator[list[dict]]:
+                new = {"vectors", "spans", "tokens", "words"}
+                kept = [name for name in (*COLUMNS, *self.table.metadata_columns) if name not in new]
+                for rows in self.table.batches(kept):
+                    with progress.part(len(rows)):
+                        encoded = encoder.encode_documents([row["text"] for row in rows], self.vectors)
+                    yield [row | each._asdict() for row, each in zip(rows, encoded, strict=True)]
 
             with counted(count, "embedding anew", "document") as progress:
                 self.table.create(settings, encoder.dimensions, batches(progress) if count else ())
@@ -329,12 +310,7 @@ class Index:
         return count
 
     def search(
-        self,
-        query: str,
-        limit: int = 10,
-        mode: Mode = "hybrid",
-        filter: str | None = None,
-        weight: float | None = None,
+        self, query: str, limit: int = 10, mode: Mode = "hybrid", filter: str | None = None, weight: float | None = None
     ) -> list[Hit]:
         """Return the documents that answer a query best, best first, each with its best passage.
 
@@ -356,13 +332,9 @@ class Index:
         return self._reading(read)
 
     def rank(
-        self,
-        query: str,
-        mode: Mode = "hybrid",
-        filter: str | None = None,
-        weight: float | None = None,
+        self, query: str, mode: Mode = "hybrid", filter: str | None = None, weight: float | None = None,
         limit: int = CANDIDATES,
-    ) -> dict[str, float]:
+    ) -> dict[str, float]:  # fmt: skip
         """Return ids and scores of up to `limit` documents, best first, without their passages; see `search`."""
         _check_query(query, mode, weight)
         return self._reading(lambda: self._ranked(query, mode, filter, weight, limit))
@@ -399,10 +371,9 @@ class Index:
             cosines = (row["vectors"] @ vector).tolist()
             matches = [(*span, cosine) for span, cosine in zip(spans.tolist(), cosines, strict=True)]
             page = int(np.searchsorted(row["pages"], passage.start, side="right")) if row["pages"] else None
-            text = row["text"][passage.start : passage.end]
+            text, start, end = row["text"], passage.start, passage.end
             its = {name: _whole(row[name]) for name in metadata if row[name] is not None}
-            length = len(row["text"])
-            hits.append(Hit(id, row["path"], page, score, text, passage.start, passage.end, length, matches, its))
+            hits.append(Hit(id, row["path"], page, score, text[start:end], start, end, len(text), matches, its))
         return hits
 
     def document(self, id: str) -> str:
@@ -435,11 +406,11 @@ class Index:
         from .duplicates import HASHES, sequences, share, similar_pairs
 
         def read() -> list[tuple[str, str, float]]:
-            columns = self.table.columns(["id", "minhash"])
-            hashes = np.array(columns["minhash"], dtype=np.uint32).reshape(-1, HASHES)
-            ids = [(columns["id"][a], columns["id"][b]) for a, b in similar_pairs(hashes, least / 2)]
-            stored = self.table.get(sorted({id for pair in ids for id in pair}), ["text"])
-            found = {id: sequences(row["text"]) for id, row in stored.items()}
+            stored = self.table.rows("id", "minhash")
+            hashes = np.array([its for _, its in stored], dtype=np.uint32).reshape(-1, HASHES)
+            ids = [(stored[a][0], stored[b][0]) for a, b in similar_pairs(hashes, least / 2)]
+            texts = self.table.get(sorted({id for pair in ids for id in pair}), ["text"])
+            found = {id: sequences(row["text"]) for id, row in texts.items()}
             shares = [(a, b, share(found[a], found[b])) for a, b in ids]
             return sorted((pair for pair in shares if pair[2] >= least), key=lambda pair: -pair[2])
 
@@ -450,12 +421,12 @@ class Index:
         return self._reading(self._info)
 
     def _info(self) -> dict[str, object]:
-        settings, columns = self.table.settings, self.table.columns(["tokens", "path"])
+        settings, stored = self.table.settings, self.table.rows("tokens", "path")
         files = [path for path in Path(self.folder).rglob("*") if path.is_file()]
         return {
-            "documents": len(columns["tokens"]),
-            "files": len(set(columns["path"]) - {None}),
-            "tokens": sum(columns["tokens"]),
+            "documents": len(stored),
+            "files": len({path for _, path in stored} - {None}),
+            "tokens": sum(tokens for tokens, _ in stored),
             "vectors": self.table.count_vectors(),
             "not yet in the index of words": self.table.unindexed(),
             "bytes": sum(map(file_size, files)),
@@ -473,10 +444,9 @@ def model_name(model: str | Path) -> str:
 
 
 def normalized(documents: list[Document], kinds: dict[str, type]) -> tuple[list[Document], dict[str, type]]:
-    """Return documents whose metadata can be columns: names of letters, digits and _, in lower case; plain values.
+    """Return documents whose metadata can be columns, and the types of these with those that there are (`kinds`).
 
-    Args:
-        kinds: types of the columns that there are; those with the new ones are returned too.
+    Names are of letters, digits and _, in lower case. Raises ValueError for what cannot be stored.
     """
     kinds, found = dict(kinds), []
     for document in documents:
@@ -489,30 +459,21 @@ def normalized(documents: list[Document], kinds: dict[str, type]) -> tuple[list[
             column = f"_{column}" if column[:1].isdigit() else f"{column}_" if column in COLUMNS else column
             kind = next((kind for kind in (bool, float, str) if isinstance(value, kind)), float)
             what = f"its {name}={value!r:.60}"
-            if not isinstance(value, str | int | float | bool) or (kind is float and float(value) != value):
+            exact = not isinstance(value, int) or abs(value) <= 2**53
+            if not isinstance(value, str | int | float) or not exact:
                 raise ValueError(f"{what} is no text, plain number or truth value; flatten, quote or drop it")
             if not column or column in metadata:
                 raise ValueError(f"{what} has no name of its own as a column ({column!r}); rename it")
             if kinds.setdefault(column, kind) is not kind:
                 known = {bool: "truth values", float: "numbers", str: "texts"}[kinds[column]]
-                raise ValueError(
-                    f"{what} differs from other documents, whose {column} are {known}; rename or convert it"
-                )
+                raise ValueError(f"{what} is a column of {known} in other documents; rename or convert it")
             metadata[column] = kind(value)
-        document = document._replace(metadata=metadata)
-        _check_unicode(document)
-        found.append(document)
-    return found, kinds
-
-
-def _check_unicode(document: Document) -> None:
-    for text in (document.id, document.text, *document.metadata.values()):
         try:
-            str(text).encode()
+            "".join(map(str, (document.id, document.text, *metadata.values()))).encode()
         except UnicodeEncodeError as error:
-            raise ValueError(
-                f"{ascii(text):.60} is no Unicode text ({error.reason}); rename or save it anew"
-            ) from error
+            raise ValueError(f"its name or text is no Unicode ({error.reason}); rename or save it anew") from error
+        found.append(document._replace(metadata=metadata))
+    return found, kinds
 
 
 def _check_rows(rows: Sequence) -> None:
@@ -533,11 +494,6 @@ def _check_query(query: str, mode: str, weight: float | None) -> None:
         raise ValueError("query is empty; write what you look for")
     if weight is not None and (mode != "hybrid" or not 0 <= weight <= 1):
         raise ValueError(f"weight={weight} must be from 0 to 1, and is one of mode=hybrid; mend or leave it out")
-
-
-def _strange(folder: str) -> bool:
-    """Return whether a folder holds something else than a table whose writer was stopped before its first commit."""
-    return any(name != f"{NAME}.lance" and not name.startswith(".m2bert-") for name in os.listdir(folder))
 
 
 def _below(path: str, roots: Sequence[str], others: Sequence[str]) -> bool:

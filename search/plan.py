@@ -3,33 +3,18 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-from m2bert.terminal import shown
 
 from .index import Index, Report, file_size
 
 SAMPLE_TOKENS = 50_000  # of the documents, embedded to measure this machine
-TEXT_SHARE = 0.6  # bytes on the disk for a byte of text: compressed, and once more as an index of words
+TEXT_SHARE = 0.6  # bytes on the disk for a character of text: compressed, and once more as an index of words
 
 
-class Plan(NamedTuple):
-    """What `m2bert index` would do with some files."""
+def make_plan(index: Index, paths: Sequence[Path]) -> tuple[dict[str, int | float], list[tuple[str, str]]]:
+    """Read the files that `Index.add` would, count their tokens and embed a sample of them. Changes nothing.
 
-    files: int  # all of them; the other numbers are of those that are new or have changed
-    unchanged: int  # documents
-    documents: int
-    tokens: int
-    vectors: int
-    seconds: float  # of embedding on this machine, as measured on a sample
-    seconds_reading: float  # as measured now
-    gigabytes: float  # on the disk
-    left_out: int
-    failures: list[tuple[str, str]]
-
-
-def make_plan(index: Index, paths: Sequence[Path]) -> Plan:
-    """Read the files that `Index.add` would, count their tokens and embed a sample of them. Changes nothing."""
+    Returns: numbers by name, and the files that cannot be read with the reason.
+    """
     from m2bert.eval.progress import counted
 
     found, report, sample = index.find(paths), Report(), []
@@ -51,29 +36,13 @@ def make_plan(index: Index, paths: Sequence[Path]) -> Plan:
                     sample.append(text[: len(text) * (SAMPLE_TOKENS - sampled) // count + 1])
                     sampled += min(count, SAMPLE_TOKENS - sampled)
             progress.add(size)
-    reading = time.perf_counter() - begin
-    begin = time.perf_counter()
+    seconds, begin = time.perf_counter() - begin, time.perf_counter()
     index.encoder.encode_documents(sample, index.vectors)
-    seconds = (time.perf_counter() - begin) * tokens / max(sampled, 1)
+    seconds += (time.perf_counter() - begin) * tokens / max(sampled, 1)
     gigabytes = (vectors * index.encoder.dimensions * 2 + characters * TEXT_SHARE) / 1e9
-    failures = [*found.failures, *report.failures]
-    return Plan(
-        len(found.files), report.unchanged, documents, tokens, vectors, seconds, reading, gigabytes, found.left_out,
-        failures,
-    )  # fmt: skip
-
-
-def format_plan(plan: Plan) -> str:
-    """Return a plan for a person."""
-    minutes = (plan.seconds + plan.seconds_reading) / 60
-    lines = [
-        f"{plan.files:,} files: {plan.unchanged:,} documents unchanged, {plan.documents:,} to embed, "
-        f"{plan.tokens:,} tokens, {plan.vectors:,} vectors",
-        f"about {minutes:,.1f} minutes here and {plan.gigabytes:,.2f} GB on the disk",
-    ]
-    if plan.left_out:
-        lines.append(f"{plan.left_out:,} hidden files left out")
-    if plan.failures:
-        lines += [f"{len(plan.failures):,} files cannot be read:"]
-        lines += [f"  {shown(path)}: {shown(reason)}" for path, reason in plan.failures]
-    return "\n".join(lines)
+    numbers = {
+        "files": len(sizes), "hidden files left out": found.left_out, "documents unchanged": report.unchanged,
+        "documents to embed": documents, "tokens": tokens, "vectors": vectors, "minutes here": round(seconds / 60, 1),
+        "gigabytes more on the disk": round(gigabytes, 3),
+    }  # fmt: skip
+    return numbers, [*found.failures, *report.failures]

@@ -17,8 +17,6 @@ import numpy as np
 
 from m2bert.terminal import one_line
 
-from .documents import Document
-
 FORMAT = 1  # of the table; a newer one is refused
 NAME = "documents"
 SETTINGS = b"m2bert"  # the key of the schema's metadata that holds them, as JSON
@@ -39,18 +37,6 @@ class Settings(NamedTuple):
     fingerprint: str
     vectors: int  # the most vectors of a window
     format: int = FORMAT
-
-
-class Row(NamedTuple):
-    """A document as it is stored."""
-
-    document: Document
-    path: str | None  # of the file it was read from
-    digest: str  # of the file's bytes, or of the row
-    tokens: int
-    spans: np.ndarray  # (n, 2)
-    vectors: np.ndarray  # (n, d)
-    minhash: np.ndarray  # (k,) uint32
 
 
 class Table:
@@ -121,7 +107,7 @@ class Table:
             while self.exists and self.version > 1 and "words_idx" not in self._indexes():
                 self._table.checkout(self.version - 1)
 
-    def create(self, settings: Settings, dimensions: int, batches: Iterable[list[Row]] = ()) -> None:
+    def create(self, settings: Settings, dimensions: int, batches: Iterable[list[dict]] = ()) -> None:
         """Make the table, empty, or put another in its place: one commit after all batches."""
         import pyarrow as pa
 
@@ -130,36 +116,28 @@ class Table:
             "words": pa.string(), "pages": pa.list_(pa.int64()), "spans": pa.list_(pa.list_(pa.int64(), 2)),
             "vectors": pa.list_(pa.list_(pa.float16(), dimensions)), "minhash": pa.list_(pa.uint32()),
         }  # fmt: skip
-        old = {name: self._table.schema.field(name).type for name in self.metadata_columns} if self.exists else {}
-        compressed = {"lance-encoding:compression": "zstd"}
-        schema = pa.schema(
-            [
-                pa.field(name, kind, metadata=compressed if name in ("text", "words") else None)
-                for name, kind in fields.items()
-            ],
-            metadata={SETTINGS: json.dumps(settings._asdict())},
-        )
-        for name, kind in old.items():
-            schema = schema.append(pa.field(name, kind))
-        if not self.exists:
-            with self.errors("written"):
-                self._table = self._connect().create_table(NAME, schema=schema)
-        else:
-            self._replace_all(schema, batches)
+        schema = pa.schema(fields, metadata={SETTINGS: json.dumps(settings._asdict())})
+        for name in ("text", "words"):
+            zstd = schema.field(name).with_metadata({"lance-encoding:compression": "zstd"})
+            schema = schema.set(schema.get_field_index(name), zstd)
+        for name in self.metadata_columns if self.exists else ():
+            schema = schema.append(self._table.schema.field(name))
         with self.errors("written"):
+            if self.exists:
+                self._replace_all(schema, batches)
+            else:
+                self._table = self._connect().create_table(NAME, schema=schema)
             self._make_indexes()
 
-    def _replace_all(self, schema, batches: Iterable[list[Row]]) -> None:
+    def _replace_all(self, schema, batches: Iterable[list[dict]]) -> None:
         from lance import LanceDataset, LanceOperation
         from lance.fragment import write_fragments
 
         uri, fragments = self._table.to_lance().uri, []
         for rows in batches:
-            with self.errors("written"):
-                fragments += write_fragments(_batch(rows, schema), uri, schema)
-        with self.errors("written"):
-            LanceDataset.commit(uri, LanceOperation.Overwrite(schema, fragments))
-            self._table.checkout_latest()
+            fragments += write_fragments(_batch(rows, schema), uri, schema)
+        LanceDataset.commit(uri, LanceOperation.Overwrite(schema, fragments))
+        self._table.checkout_latest()
 
     def _indexes(self) -> set[str]:
         return {index.name for index in self._table.list_indices()}
@@ -174,14 +152,14 @@ class Table:
         if "id_idx" not in made:
             self._table.create_index("id", config=BTree())
 
-    def add(self, rows: list[Row]) -> None:
+    def add(self, rows: list[dict]) -> None:
         """Add documents whose ids are new, in one commit."""
         self._add_columns(rows)
         with self.errors("written"):
             self._table.add(_batch(rows, self._table.schema))
             self._index_new()
 
-    def replace(self, rows: list[Row], paths: Sequence[str]) -> None:
+    def replace(self, rows: list[dict], paths: Sequence[str]) -> None:
         """Put documents in the place of those with their ids or of these files, in one commit."""
         self._add_columns(rows)
         with self.errors("written"):
@@ -205,13 +183,13 @@ class Table:
                 self._table.delete(whole(filter))
         return count
 
-    def _add_columns(self, rows: list[Row]) -> None:
+    def _add_columns(self, rows: list[dict]) -> None:
         """Add the columns of metadata that the table lacks."""
         import pyarrow as pa
 
         kinds = {bool: pa.bool_(), float: pa.float64(), str: pa.string()}
-        values = {name: value for row in rows for name, value in row.document.metadata.items()}
-        new = [pa.field(name, kinds[type(values[name])]) for name in values if name not in self._table.schema.names]
+        values = {name: value for row in rows for name, value in row.items() if name not in COLUMNS}
+        new = [pa.field(name, kinds[type(values[name])]) for name in values if name not in self.metadata_columns]
         if new:
             with self.errors("written"):
                 self._table.add_columns(new)
@@ -233,8 +211,7 @@ class Table:
         """Count the vectors of all documents."""
         import pyarrow.compute as pc
 
-        spans = self._table.search().select(["spans"]).to_arrow()["spans"]
-        return pc.sum(pc.list_value_length(spans)).as_py() or 0
+        return pc.sum(pc.list_value_length(self._table.search().select(["spans"]).to_arrow()["spans"])).as_py() or 0
 
     def unindexed(self) -> int:
         """Count the documents that the index of words does not hold yet."""
@@ -245,11 +222,14 @@ class Table:
         """Count the documents."""
         return self._table.count_rows()
 
-    def columns(self, names: Sequence[str], filter: str | None = None) -> dict[str, list]:
-        """Return columns of all documents that a filter selects."""
+    def rows(self, *names: str, filter: str | None = None) -> list[tuple]:
+        """Return columns of the documents that a filter selects: a tuple a document; none if there is no table."""
+        if not self.exists:
+            return []
         with self.errors("read", filter):
             query = self._table.search().select(list(names))
-            return (query.where(whole(filter)) if filter else query).to_arrow().to_pydict()
+            found = (query.where(whole(filter)) if filter else query).to_arrow()
+        return list(zip(*(found[name].to_pylist() for name in names), strict=True))
 
     def batches(self, names: Sequence[str], size: int = 256) -> Iterator[list[dict]]:
         """Yield all documents in batches, without reading them all into memory."""
@@ -315,32 +295,19 @@ def quoted(values: Iterable[str]) -> str:
     return ", ".join("'" + value.replace("'", "''") + "'" for value in values)
 
 
-def _batch(rows: list[Row], schema):
-    """Return rows as a pyarrow RecordBatch."""
+def _batch(rows: list[dict], schema):
+    """Return documents as a pyarrow RecordBatch: all columns but `words` by name, metadata among them."""
     import pyarrow as pa
 
-    def nested(arrays, width: int, kind):
+    def nested(name: str, kind: type):
+        arrays = [row[name] for row in rows]
         offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int32)
-        values = pa.array(np.concatenate(arrays).ravel(), kind)
-        return pa.ListArray.from_arrays(offsets, pa.FixedSizeListArray.from_arrays(values, width))
+        values = pa.array(np.concatenate(arrays).astype(kind).ravel())
+        return pa.ListArray.from_arrays(offsets, pa.FixedSizeListArray.from_arrays(values, arrays[0].shape[1]))
 
-    columns = {
-        "id": [row.document.id for row in rows],
-        "path": [row.path for row in rows],
-        "digest": [row.digest for row in rows],
-        "tokens": [row.tokens for row in rows],
-        "text": [row.document.text for row in rows],
-        "words": [words_of(row.document.text) for row in rows],
-        "pages": [row.document.pages for row in rows],
-        "spans": nested([row.spans for row in rows], 2, pa.int64()),
-        "vectors": nested([row.vectors.astype(np.float16) for row in rows], rows[0].vectors.shape[1], pa.float16()),
-        "minhash": [row.minhash for row in rows],
-    }
-    for name in schema.names:
-        if name not in columns:
-            columns[name] = [row.document.metadata.get(name) for row in rows]
-    arrays = [
-        values if isinstance(values, pa.Array) else pa.array(values, schema.field(name).type)
-        for name, values in ((name, columns[name]) for name in schema.names)
-    ]
-    return pa.record_batch(arrays, schema=schema)
+    columns = {"spans": nested("spans", np.int64), "vectors": nested("vectors", np.float16)}
+    columns["words"] = pa.array([words_of(row["text"]) for row in rows])
+    for field in schema:
+        if field.name not in columns:
+            columns[field.name] = pa.array([row.get(field.name) for row in rows], field.type)
+    return pa.record_batch([columns[name] for name in schema.names], schema=schema)

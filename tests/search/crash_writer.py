@@ -1,6 +1,6 @@
 """A process that changes an index until it is stopped: `crash_writer.py OPERATION INDEX FILES`; see test_index_crash.
 
-It prints `ready` once everything is imported and the index is open.
+It prints `ready` once everything is imported, and `done`.
 """
 
 import sys
@@ -12,21 +12,10 @@ import m2bert.search.encoder
 from m2bert.search import Index
 from m2bert.search import index as module
 
-m2bert.search.encoder.Encoder = WordEncoder
-module.BATCH_DOCUMENTS = 6  # several commits
 
-
-def main(operation: str, folder: str, files: str) -> None:
-    import lance  # noqa: F401
-    import lancedb.index  # noqa: F401
-
-    import m2bert.eval.progress
-    import m2bert.eval.search
-    import m2bert.search.duplicates
-    import m2bert.search.passages  # noqa: F401
-
+def work(operation: str, folder: Path | str, files: Path | str, ready=lambda: None) -> None:
     index = Index.open(folder, None if operation == "rebuild" else "words")
-    print("ready", flush=True)
+    ready()
     if operation in ("add", "update"):
         index.add(files)
     elif operation == "delete":
@@ -37,8 +26,18 @@ def main(operation: str, folder: str, files: str) -> None:
         index.compact()
     elif operation == "rebuild":
         index.rebuild("others")
-    print("done", flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    import lance  # noqa: F401
+    import lancedb.index  # noqa: F401
+
+    import m2bert.eval.progress
+    import m2bert.eval.search
+    import m2bert.search.duplicates
+    import m2bert.search.passages  # noqa: F401
+
+    m2bert.search.encoder.Encoder = WordEncoder
+    module.BATCH_DOCUMENTS = 6  # several commits
+    work(*sys.argv[1:], ready=lambda: print("ready", flush=True))
+    print("done", flush=True)

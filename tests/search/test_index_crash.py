@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+from crash_writer import work
 from word_encoder import WINDOW, WordEncoder
 
 from m2bert.search import Index
+from m2bert.search.table import Table
 
 OPERATIONS = ("add", "update", "delete", "compact", "rebuild")
 DOCUMENTS = 40
@@ -55,13 +57,13 @@ class Case:
         self.start, self.end = self.scratch / "start", self.scratch / "end"
         self.scratch.mkdir()
         if operation != "add":
-            self.write("add", self.start)
+            work("add", self.start, self.files)
         if operation == "compact":
-            for number in range(4):
-                with_rows = Index.open(self.start, "words")
-                with_rows.table.__class__.finish, finish = lambda self: None, with_rows.table.__class__.finish
-                with_rows.add([{"id": f"extra{number}", "text": text_of(200 + number, "one")}])
-                with_rows.table.__class__.finish = finish
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Table, "finish", lambda self: None)
+                for number in range(4):
+                    Index.open(self.start).add([{"id": f"extra{number}", "text": text_of(200 + number, "one")}])
+                    Index.open(self.start).delete([str(self.files / f"{number:02d}-name.txt")])
         if operation == "update":
             write_files(self.files, "two")
         if self.start.exists():
@@ -106,11 +108,11 @@ class Case:
         self.write(self.operation, folder, moment * self.seconds, how)
         stopped = self.stopped
         self.check(folder)
-        self.write(self.operation, folder)
+        work(self.operation, folder, self.files)
         assert self.stored(folder) == self.after
         self.check_found(folder)
         assert opened(folder).info()["not yet in the index of words"] == 0
-        self.write("compact", folder)
+        work("compact", folder, self.files)
         size, expected = (sum(p.stat().st_size for p in f.rglob("*") if p.is_file()) for f in (folder, self.end))
         assert size < 1.2 * expected + 50_000  # nothing that a stopped writer wrote stays
         return stopped

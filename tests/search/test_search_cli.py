@@ -69,7 +69,7 @@ def test_index_search_and_delete(tmp_path, files):
     output = called("index", files, "--index", place, "--model", "words", code=1).output
     assert "3 added, 0 updated, 0 unchanged, 0 removed" in output
     assert "1 hidden files left out" in output
-    assert re.search(r"1 could not be added:\n  \S+empty.txt: empty", output)
+    assert re.search(r"1 cannot be added:\n  \S+empty.txt: empty", output)
     assert "lease.txt, 0% into it" in called("search", "landlord lease", "--index", place, "--mode", "bm25").output
     (files / "empty.txt").unlink()
     (files / "bees.txt").unlink()
@@ -95,7 +95,7 @@ def test_json_is_one_document_a_line(made):
 def test_a_plan_changes_nothing(tmp_path, files):
     place = tmp_path / "index"
     output = called("index", files, "--plan", "--index", place, "--model", "words").output
-    assert "3 files: 0 documents unchanged, 3 to embed" in output
+    assert "documents unchanged: 0\ndocuments to embed: 3\n" in output
     assert not place.exists()
 
 
