@@ -261,10 +261,7 @@ class Index:
             self.table.create(settings, self.encoder.dimensions)
         changed = sum(document.id in held for document, _, _ in batch)
         paths = {path for _, path, _ in batch if path in held} - {None}
-        if changed or paths:
-            self.table.replace(rows, sorted(paths))
-        else:
-            self.table.add(rows)
+        self.table.write(rows, changed > 0, sorted(paths))
         report.added += len(rows) - changed
         report.updated += changed
         report.tokens += sum(row["tokens"] for row in rows)

@@ -37,9 +37,11 @@ def make_plan(index: Index, paths: Sequence[Path]) -> tuple[dict[str, int | floa
                     sampled += min(count, SAMPLE_TOKENS - sampled)
             progress.add(size)
     seconds, begin = time.perf_counter() - begin, time.perf_counter()
-    index.encoder.encode_documents(sample, index.vectors)
-    seconds += (time.perf_counter() - begin) * tokens / max(sampled, 1)
-    gigabytes = (vectors * index.encoder.dimensions * 2 + characters * TEXT_SHARE) / 1e9
+    gigabytes = 0.0
+    if sample:
+        index.encoder.encode_documents(sample, index.vectors)
+        seconds += (time.perf_counter() - begin) * tokens / sampled
+        gigabytes = (vectors * index.encoder.dimensions * 2 + characters * TEXT_SHARE) / 1e9
     numbers = {
         "files": len(sizes), "hidden files left out": found.left_out, "documents unchanged": report.unchanged,
         "documents to embed": documents, "tokens": tokens, "vectors": vectors, "minutes here": round(seconds / 60, 1),

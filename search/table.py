@@ -152,28 +152,32 @@ class Table:
         if "id_idx" not in made:
             self._table.create_index("id", config=BTree())
 
-    def add(self, rows: list[dict]) -> None:
-        """Add documents whose ids are new, in one commit."""
-        self._add_columns(rows)
-        with self.errors("written"):
-            self._table.add(_batch(rows, self._table.schema))
-            self._index_new()
+    def write(self, rows: list[dict], replace: bool, paths: Sequence[str]) -> None:
+        """Write documents in one commit, whose metadata may bring new columns, in a commit before.
 
-    def replace(self, rows: list[dict], paths: Sequence[str]) -> None:
-        """Put documents in the place of those with their ids or of these files, in one commit."""
-        self._add_columns(rows)
-        with self.errors("written"):
-            change = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-            if paths:
-                change = change.when_not_matched_by_source_delete(f"path IN ({quoted(paths)})")
-            change.execute(_batch(rows, self._table.schema))
-            self._index_new()
+        Args:
+            replace: whether ids may be in the table: those documents are replaced.
+            paths: of files; all of their documents that are not among the new ones are deleted.
+        """
+        import pyarrow as pa
 
-    def _index_new(self) -> None:
-        """Bring the indexes up to date once enough documents are new."""
-        if self.unindexed() > UNINDEXED * self.count():
-            self._table.to_lance().optimize.optimize_indices()
-            self._table.checkout_latest()
+        kinds = {bool: pa.bool_(), float: pa.float64(), str: pa.string()}
+        values = {name: value for row in rows for name, value in row.items() if name not in COLUMNS}
+        new = [pa.field(name, kinds[type(values[name])]) for name in values if name not in self.metadata_columns]
+        with self.errors("written"):
+            if new:
+                self._table.add_columns(new)
+            batch = _batch(rows, self._table.schema)
+            if replace or paths:
+                change = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+                if paths:
+                    change = change.when_not_matched_by_source_delete(f"path IN ({quoted(paths)})")
+                change.execute(batch)
+            else:
+                self._table.add(batch)
+            if self.unindexed() > UNINDEXED * self.count():
+                self._table.to_lance().optimize.optimize_indices()
+                self._table.checkout_latest()
 
     def delete(self, filter: str) -> int:
         """Delete the documents that a filter selects, in one commit; return how many."""
@@ -182,17 +186,6 @@ class Table:
             if count:
                 self._table.delete(whole(filter))
         return count
-
-    def _add_columns(self, rows: list[dict]) -> None:
-        """Add the columns of metadata that the table lacks."""
-        import pyarrow as pa
-
-        kinds = {bool: pa.bool_(), float: pa.float64(), str: pa.string()}
-        values = {name: value for row in rows for name, value in row.items() if name not in COLUMNS}
-        new = [pa.field(name, kinds[type(values[name])]) for name in values if name not in self.metadata_columns]
-        if new:
-            with self.errors("written"):
-                self._table.add_columns(new)
 
     def finish(self) -> None:
         """Merge small fragments, bring all indexes up to date, remove older versions (their readers look again)."""

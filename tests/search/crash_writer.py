@@ -14,7 +14,7 @@ from m2bert.search import index as module
 
 
 def work(operation: str, folder: Path | str, files: Path | str, ready=lambda: None) -> None:
-    index = Index.open(folder, None if operation == "rebuild" else "words")
+    index = Index.open(folder, "words" if operation == "add" else None)
     ready()
     if operation in ("add", "update"):
         index.add(files)
