@@ -160,6 +160,22 @@ def test_a_writer_that_is_stopped_loses_nothing(operation, tmp_path):
         case.stop(moment + random.uniform(-0.1, 0.1), how)
 
 
+@pytest.mark.slow
+def test_a_reader_beside_writers_of_other_processes_finds_whole_documents(tmp_path):
+    case, searches = Case("update", tmp_path), 0
+    index = opened(case.start)
+    for operation in ("update", "compact", "rebuild", "delete"):
+        process = subprocess.Popen([sys.executable, WRITER, operation, case.start, case.files], stderr=subprocess.PIPE)
+        while process.poll() is None:
+            hits = index.search("w5 w12 w80", limit=60, mode=("hybrid", "dense", "bm25")[searches % 3])
+            assert len({hit.id for hit in hits}) == len(hits) >= 25
+            assert all(hit.matches[-1][1] == hit.length for hit in hits)
+            searches += 1
+        assert process.returncode == 0, process.stderr.read()
+    assert searches > 20
+    assert index.info()["model"] == "others"
+
+
 def main(number: int, folder: str) -> None:
     """Stop writers `number` times in all, at random moments, and print how often and with what loss."""
     import m2bert.search.encoder
