@@ -16,7 +16,9 @@ app = typer.Typer(cls=CommandGroup, add_completion=False, no_args_is_help=True, 
 
 Model = Annotated[str | None, typer.Option(help="Model folder or Hub id; by default the one that made the index.")]
 Folder = Annotated[str, typer.Option("--index", help="Folder of the index, or an address such as s3://bucket/name.")]
-PassageVectors = Annotated[int | None, typer.Option(min=1, help="The most vectors of a window; by default 16.")]
+PassageVectors = Annotated[
+    int | None, typer.Option(min=1, help="The most vectors of a window of the model's length; by default 16.")
+]
 
 
 @app.command()
