@@ -1,4 +1,4 @@
-"""Rankings in trec_eval's order: exact search, hybrids of two rankings, and their scores."""
+"""Rankings in trec_eval's order: exact search, fusion of rankings, and their metrics."""
 
 import math
 
@@ -7,12 +7,13 @@ import numpy as np
 Run = dict[str, dict[str, float]]  # {qid: {pid: score}}, higher is better, at most DEPTH documents a query
 
 DEPTH = 1_000  # documents kept for each query
-SCORES_AT_ONCE = 2**22  # queries times vectors scored together: 16 MiB
+SCORES_AT_ONCE = 2**22  # scores computed together (queries times vectors): 16 MiB of float32
 # {name of a metric here: its name in pytrec_eval}
 METRICS = {"ndcg_at_1": "ndcg_cut_1", "ndcg_at_10": "ndcg_cut_10", "recall_at_100": "recall_100"}
 METRICS_DEPTH = 100  # METRICS depend only on the first METRICS_DEPTH documents of a query
-HIGHEST_GRADE = 1_000_000  # trec_eval keeps a table of all grades, and reads a grade of 2**32 as 0
-WEIGHT_STEPS = 20  # weights of a hybrid are tried at 0, 0.05, ..., 1
+# Higher grades are refused: trec_eval keeps a table of all grades, and reads a grade of 2**32 as 0.
+HIGHEST_GRADE = 1_000_000
+WEIGHT_STEPS = 20  # choose_weight tries the weights 0, 0.05, ..., 1
 
 
 class ExactSearch:
@@ -25,12 +26,20 @@ class ExactSearch:
 
     def __init__(self, pids: list[str], query_count: int):
         self.pids = sorted(pids, reverse=True)  # trec_eval's order of equal scores
+        # A document's place is its position in self.pids. The smaller place ranks first among equal scores.
         self.places = {pid: place for place, pid in enumerate(self.pids)}
         empty = np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64)
         self.best = [empty] * query_count  # scores and places of each query's best documents, best first
 
     def add_vectors(self, queries: np.ndarray, pids: list[str], rows: np.ndarray, counts: np.ndarray) -> None:
-        """Score documents against queries (Q, d) by the best of their `counts` (D,) consecutive `rows` (N, d)."""
+        """Score documents against all queries. The score of a document is that of its best vector.
+
+        Args:
+            queries: (Q, d), a vector for each query.
+            pids: ids of D documents.
+            rows: (N, d), the vectors of the documents, in the order of `pids`. Those of one document are consecutive.
+            counts: (D,), the number of vectors of each document.
+        """
         firsts = np.cumsum(counts) - counts
         step = max(1, SCORES_AT_ONCE // len(rows))
         for first in range(0, len(queries), step):
@@ -38,14 +47,20 @@ class ExactSearch:
             self.add_scores(pids, np.maximum.reduceat(scores, firsts, axis=1), first)
 
     def add_scores(self, pids: list[str], scores: np.ndarray, first: int = 0) -> None:
-        """Add the scores (q, D) float32 of documents `pids` for q consecutive queries, from number `first` on."""
+        """Add scores of documents for consecutive queries.
+
+        Args:
+            pids: ids of D documents.
+            scores: (q, D) float32, a row for each of q queries.
+            first: index of the query of row 0. Row 1 belongs to the next query, and so on.
+        """
         places = np.array([self.places[pid] for pid in pids], dtype=np.int64)
         for query, row in enumerate(scores, first):
             known_scores, known_places = self.best[query]
             self.best[query] = _best(np.append(known_scores, row), np.append(known_places, places))
 
     def run(self, qids: list[str]) -> Run:
-        """Return the rankings, best first, of the queries in their order."""
+        """Return the ranking of each query, best first. `qids[i]` is the id of the query with index i."""
         return {
             qid: {self.pids[place]: score for place, score in zip(places.tolist(), scores.tolist(), strict=True)}
             for qid, (scores, places) in zip(qids, self.best, strict=True)
@@ -55,7 +70,8 @@ class ExactSearch:
 def _best(scores: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the best DEPTH of (D,) scores and their places, by descending score, equal scores by ascending place."""
     if len(scores) > DEPTH:
-        chosen = scores >= np.partition(scores, -DEPTH)[-DEPTH]  # faster than sorting all of them
+        # This is faster than sorting all scores. It keeps every score that equals the lowest of the best DEPTH.
+        chosen = scores >= np.partition(scores, -DEPTH)[-DEPTH]
         scores, places = scores[chosen], places[chosen]
     order = np.lexsort((places, -scores))[:DEPTH]
     return scores[order], places[order]
@@ -68,9 +84,10 @@ def trec_order(scores: dict[str, float]) -> list[str]:
 
 
 def rerank_order(candidates: Run, scores: Run) -> Run:
-    """Order the candidates that `scores` holds by these scores, and put the others after them in their old order.
+    """Order the candidates by their new `scores`, and put those without a new score last, in their old order.
 
-    The scores of the other candidates only express this order: each is 1 below the one before.
+    The candidates without a new score get scores that only express this order. The first is 1 below the lowest new
+    score (below 0 if there is none), and each further one is 1 below the one before.
     """
     run: Run = {}
     for qid, ranked in candidates.items():
@@ -96,10 +113,11 @@ def reciprocal_rank_fusion(runs: list[Run], k: int = 60) -> Run:
 
 
 def weighted_fusion(run: Run, other: Run, weight: float) -> Run:
-    """Return weight * score of `run` + (1 - weight) * score of `other`, each scaled to 0 ... 1 per query.
+    """Return weight * scaled score of `run` + (1 - weight) * scaled score of `other`.
 
-    A document that a run does not rank has the scaled score 0 there. If all scores of a run are equal for a query, all
-    its scaled scores are 0.
+    The scores of each run are scaled to 0 ... 1 for each query, before they are weighted. A document that a run
+    does not rank has the scaled score 0 there. If all scores of a run are equal for a query, all its scaled scores
+    are 0.
     """
     fused: Run = {}
     for qid in [*run, *(qid for qid in other if qid not in run)]:
@@ -112,9 +130,10 @@ def weighted_fusion(run: Run, other: Run, weight: float) -> Run:
 def standardized_fusion(run: Run, other: Run) -> Run:
     """Return the sums of both runs' standardized scores (Montague and Aslam, CIKM 2001).
 
-    A score is standardized over the documents that its run ranks for the query: minus their mean, divided by their
-    standard deviation. A document that a run does not rank gets the lowest standardized score of that run. If all
-    scores of a run are equal for a query, all its standardized scores are 0.
+    The scores that a run gives for a query are standardized together: their mean is subtracted from each, and the
+    difference is divided by the standard deviation of these scores. A document that a run does not rank gets the
+    lowest standardized score of that run. If all scores of a run are equal for a query, all its standardized scores
+    are 0.
     """
     fused: Run = {}
     for qid in [*run, *(qid for qid in other if qid not in run)]:
@@ -135,6 +154,8 @@ def choose_weight(run: Run, other: Run, qrels: dict[str, dict[str, int]]) -> tup
     for step in range(WEIGHT_STEPS + 1):
         scores = score_metrics(weighted_fusion(run, other, step / WEIGHT_STEPS), qrels)["ndcg_at_10"]
         tried.append((sum(scores.values()) / len(scores), step))
+    # Means that differ by rounding errors alone count as equal. The step nearest to WEIGHT_STEPS / 2 is the weight
+    # nearest to 0.5, and `max` returns the first of two equal entries.
     ndcg, step = max(tried, key=lambda entry: (round(entry[0], 12), -abs(2 * entry[1] - WEIGHT_STEPS)))
     return step / WEIGHT_STEPS, ndcg
 
@@ -168,10 +189,12 @@ def score_ranking(run: Run, qrels: dict[str, dict[str, int]], k: int = 10) -> di
 
 
 def score_metrics(run: Run, qrels: dict[str, dict[str, int]]) -> dict[str, dict[str, float]]:
-    """Return {metric: {qid: value from 0 to 1}} of METRICS. A query that `run` does not rank has 0.
+    """Return {metric: {qid: value from 0 to 1}} for each metric of METRICS.
 
-    nDCG is that of `ndcg_at_k`. That function is not called here, because its module imports `evaluate`, which takes
-    longer than most scoring.
+    A query that `run` does not rank has 0. A negative grade counts as 0.
+
+    The nDCG values are those of `ndcg_at_k`. This function does not call `ndcg_at_k`, because importing its module
+    takes longer than most scoring: the module imports `evaluate`.
 
     Raises ValueError if a score is NaN or a grade is higher than HIGHEST_GRADE.
     """

@@ -26,11 +26,8 @@ def make_plan(index: Index, paths: Sequence[Path]) -> tuple[dict[str, int | floa
             texts = [document.text for document in changed]
             counts = index.encoder.count_tokens(texts).tolist() if texts else []
             vectors += sum(index.encoder.count_vectors(count, index.vectors) for count in counts)
-            documents, tokens, characters = (
-                documents + len(texts),
-                tokens + sum(counts),
-                characters + len("".join(texts)),
-            )
+            documents, tokens = documents + len(texts), tokens + sum(counts)
+            characters += sum(map(len, texts))
             for text, count in zip(texts, counts, strict=True):
                 if sampled < SAMPLE_TOKENS:
                     sample.append(text[: len(text) * (SAMPLE_TOKENS - sampled) // count + 1])

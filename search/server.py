@@ -12,6 +12,7 @@ import hmac
 import os
 import re
 import socket
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -88,7 +89,8 @@ class Embedder:
         self.name, self.dimensions, self.max_tokens = name, encoder.dimensions, encoder.max_tokens
         self._encoder, self._copies, self._copying = encoder, threading.local(), threading.Lock()
         self._batch_tokens, self._trimmed = batch_tokens, 0.0  # a prometheus_client histogram; seconds
-        threads = 1 if encoder.device.startswith("cuda") else len(os.sched_getaffinity(0))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = 1 if encoder.device.startswith("cuda") else cores
         self.batcher = Batcher(self._encode, threads)
         self._tokenizing = ThreadPoolExecutor(2, "tokenizer")
 
@@ -166,7 +168,8 @@ class Embedder:
                 rows = unit_rows(model({**features, "modality": "text"})["sentence_embedding"].float().cpu().numpy())
         if time.monotonic() > self._trimmed + 1:
             self._trimmed = time.monotonic()
-            ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what a text took, in pieces that the next may not fit in
+            if sys.platform == "linux":
+                ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what a text took, in pieces the next may not fit in
         if not np.isfinite(rows).all():
             raise FloatingPointError("the vectors are not finite numbers")
         return rows
