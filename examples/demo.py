@@ -65,6 +65,7 @@ def main(folder: Path):
               "too, or name another model: python examples/demo.py FOLDER", file=sys.stderr)  # fmt: skip
         sys.exit(2)
     os.environ["HF_HUB_OFFLINE"] = "1"  # everything is here
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of torch that wait for a busy core spin, and slow all down
     data, results = OUT / "pydocs", OUT / "results.json"
     run("m2bert.eval.tasks.pydocs", "--output", data)
     say(f'SentenceTransformer("{folder}", trust_remote_code=True)')

@@ -49,7 +49,7 @@ def milliseconds(call, queries: list[str]) -> dict[str, float]:
 
 def main(folder: str):
     cut = documents(Path(folder), Encoder(MODEL))
-    rows = [row | {"id": str(number)} for number, row in zip(range(DOCUMENTS), cut)]
+    rows = [row | {"id": str(number)} for number, row in zip(range(DOCUMENTS), cut, strict=False)]
     generator = random.Random(0)
     words = [generator.choice(rows)["text"].split() for _ in range(QUERIES + WARM_UP)]
     queries = [" ".join(each[first : first + 8]) for each in words for first in [generator.randrange(len(each) - 8)]]
