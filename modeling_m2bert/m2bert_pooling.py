@@ -1,5 +1,7 @@
 """Pool hidden states into one vector per text: `mean`, `weighted_mean`, `cls`, `cls_tanh`, `mean_tanh`."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -56,6 +58,48 @@ def log_saturation(counts: Tensor, saturation: float) -> Tensor:
     return (counts / saturation).log1p().log() - counts.log()
 
 
+def hartley(size: int, like: Tensor) -> Tensor:
+    """Return the orthonormal matrix of the discrete Hartley transform, (n, n) for n = `size`, as `like` in dtype.
+
+        M_ij = (cos(2 pi i j / n) + sin(2 pi i j / n)) / sqrt(n)
+
+    It exists for every n, is symmetric, and spreads what is at one place evenly over all n.
+    """
+    index = torch.arange(size, device=like.device)
+    angles = (index[:, None] * index % size).to(like.dtype) * (2 * math.pi / size)
+    return (angles.cos() + angles.sin()) / math.sqrt(size)
+
+
+def random_signs(heads: int, features: int) -> Tensor:
+    """Return the signs with which a new model rotates: (2, K, H) float32, 1 or -1, the same in every call."""
+    generator = torch.Generator().manual_seed(0)
+    return 2.0 * torch.randint(2, (2, heads, features), generator=generator, device="cpu") - 1
+
+
+def rotate(pooled: Tensor, signs: Tensor) -> Tensor:
+    """Rotate vectors, so that each number of the result is a sum of all numbers of its vector.
+
+    The lengths of vectors and the angles between them stay. The first d numbers of rotated vectors are a random
+    projection, whose cosines estimate those of the whole vectors.
+
+    A vector is a matrix of its K heads and H features. In each of two rounds its numbers are multiplied by signs, and
+    the columns and rows of the matrix transformed (`hartley`). These flat factors of a large rotation are Monarch
+    matrices. After one round, the first numbers would still depend on a few sums over the heads only.
+
+    Args:
+        pooled: (B, K * H).
+        signs: (2, K, H), random, 1 or -1.
+
+    Returns:
+        (B, K * H) in pooled's dtype. The products are computed in float32 at least.
+    """
+    _, heads, features = signs.shape
+    x = pooled.to(torch.promote_types(pooled.dtype, torch.float32)).unflatten(1, (heads, features))
+    for its in signs.to(x.dtype):
+        x = hartley(heads, x) @ (x * its) @ hartley(features, x)
+    return x.flatten(1).to(pooled.dtype)
+
+
 class M2BertPooler(nn.Module):
     """Compute the model's `pooler_output` as `config.pooling` says. Its width is `config.projection_dim`."""
 
@@ -67,6 +111,8 @@ class M2BertPooler(nn.Module):
         elif config.pooling == "weighted_mean":
             self.token_log_weights = nn.Embedding(config.vocab_size, config.num_pooling_heads)
             self.saturation = config.pooling_saturation
+            if config.pooling_rotation:  # a tensor of the checkpoint, so that no other generator draws others
+                self.register_buffer("rotation_signs", random_signs(config.num_pooling_heads, config.hidden_size))
             if config.contextual_pooling:
                 self.context_log_weights = nn.Linear(config.hidden_size, config.num_pooling_heads, bias=False)
 
@@ -87,7 +133,8 @@ class M2BertPooler(nn.Module):
                     "pooling='weighted_mean' weighs tokens by their id and so needs input_ids, not inputs_embeds; "
                     "pass input_ids, or use a model with pooling='mean'"
                 )
-            return weighted_mean(hidden_states, mask, self.log_weights(hidden_states, mask, input_ids))
+            pooled = weighted_mean(hidden_states, mask, self.log_weights(hidden_states, mask, input_ids))
+            return rotate(pooled, self.rotation_signs) if hasattr(self, "rotation_signs") else pooled
         kind, _, tanh = self.pooling.partition("_")
         if kind == "cls":  # a sum over at most one position; an index would fail for a batch of no texts
             pooled = hidden_states[:, :1].sum(1)

@@ -28,7 +28,7 @@ from .m2bert_layers import BlockDiagonalLinear, M2BertMixer, M2BertMLP, ShortCon
 from .m2bert_ops import add_layer_norm
 from .m2bert_ops_filter import FilterCache
 from .m2bert_packing import Packing, Rows, check_inputs, pack_rows, values_are_hidden, visible_tokens
-from .m2bert_pooling import M2BertPooler
+from .m2bert_pooling import M2BertPooler, random_signs
 
 logger = logging.get_logger(__name__)
 ALIGNMENT_BYTES = 64  # torch aligns the memory that it allocates on a CPU to this
@@ -141,6 +141,8 @@ class M2BertPreTrainedModel(PreTrainedModel):
                 init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, M2BertFilter):
             module.initialize(self.config)
+        elif isinstance(module, M2BertPooler) and hasattr(module, "rotation_signs"):
+            init.copy_(module.rotation_signs, random_signs(*module.rotation_signs.shape[1:]))
 
     def _resize_token_embeddings(self, new_num_tokens, pad_to_multiple_of=None, mean_resizing=True):
         embeddings = super()._resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
