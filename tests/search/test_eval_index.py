@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -127,6 +128,21 @@ def test_json_lines_are_the_same_task(tmp_path, made):
     [first, *_], [second, *_] = records_of(made, written(tmp_path / "mine.csv", ROWS)), records_of(made, packed)
     assert first["data_fingerprint"] == second["data_fingerprint"]
     assert first["task"] == second["task"] == "mine"
+
+
+def test_indexes_of_the_same_files_by_two_models_can_be_compared(tmp_path, files, made):
+    other = Index.open(tmp_path / "other.m2", model="others")
+    other.add(files)
+    other.add([{"id": "row/1", "text": "Marmalade."}, {"id": "row/2", "text": "Something."}])
+    queries = written(tmp_path / "mine.csv", ROWS)
+    called("--index", made, "--queries", queries, "--output", tmp_path / "one.json")
+    called("--index", tmp_path / "other.m2", "--queries", queries, "--output", tmp_path / "two.json")
+    against = ["--against", "my.m2 / dense"]
+    result = CliRunner().invoke(app, ["compare", str(tmp_path / "one.json"), str(tmp_path / "two.json"), *against])
+    assert re.search("other.m2 / dense +my.m2 / dense", result.output)
+    other.add([{"id": "row/2", "text": "Something else."}])  # other documents are another task
+    [first, *_], [second, *_] = (records_of(index, queries, "--overwrite") for index in (made, tmp_path / "other.m2"))
+    assert first["data_fingerprint"] != second["data_fingerprint"]
 
 
 def test_an_id_before_the_end_of_another_and_qids_of_ones_own(tmp_path, made):
