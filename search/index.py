@@ -19,6 +19,7 @@ from .documents import Document, Found, Unreadable, find_files, read_file
 from .table import COLUMNS, NAME, Settings, Table, quoted
 
 T = TypeVar("T")
+Source = tuple[Document, str | None, str]  # a document whose metadata are `normalized`, its file's path, a digest
 Changes = Iterator[tuple[list[Document], str | None, str, int]]  # documents, path, digest, size: of a file or a row
 Mode = Literal["hybrid", "dense", "bm25"]
 VECTORS = 16  # the most late chunks of a window
@@ -224,7 +225,7 @@ class Index:
         from m2bert.eval.progress import counted
 
         kinds = self.table.kinds if self.table.exists else {}
-        batch: list[tuple[Document, str | None, str]] = []
+        batch: list[Source] = []
         chars = size = 0
         with counted(total, "indexing", "source", shown_total=number) as count:
             for documents, path, its, its_size in changes:
@@ -244,18 +245,11 @@ class Index:
             with count.part(size):
                 self._commit(batch, held, report)
 
-    def _commit(self, batch: list[tuple[Document, str | None, str]], held: set[str | None], report: Report) -> None:
+    def _commit(self, batch: list[Source], held: set[str | None], report: Report) -> None:
         if not batch:
             return
-        from .duplicates import minhash
-
         self._check(self.encoder.fingerprint)
-        encoded = self.encoder.encode_documents([document.text for document, _, _ in batch], self.vectors)
-        rows = [
-            {"id": document.id, "path": path, "digest": its, "text": document.text, "pages": document.pages,
-             "minhash": minhash(document.text), **each._asdict(), **document.metadata}
-            for (document, path, its), each in zip(batch, encoded, strict=True)
-        ]  # fmt: skip
+        rows = rows_of(batch, self.encoder, self.vectors)
         if not self.table.exists:
             settings = Settings(self._model, self.encoder.fingerprint, self.vectors)
             self.table.create(settings, self.encoder.dimensions)
@@ -433,6 +427,18 @@ class Index:
             "fingerprint": settings.fingerprint,
             "format": settings.format,
         }
+
+
+def rows_of(batch: Sequence[Source], encoder, vectors: int) -> list[dict]:
+    """Embed documents; return the rows that `Table.write` stores, with up to `vectors` vectors a window."""
+    from .duplicates import minhash
+
+    encoded = encoder.encode_documents([document.text for document, _, _ in batch], vectors)
+    return [
+        {"id": document.id, "path": path, "digest": its, "text": document.text, "pages": document.pages,
+         "minhash": minhash(document.text), **each._asdict(), **document.metadata}
+        for (document, path, its), each in zip(batch, encoded, strict=True)
+    ]  # fmt: skip
 
 
 def model_name(model: str | Path) -> str:
