@@ -333,6 +333,8 @@ class Index:
     def _ranked(self, query: str, mode: Mode, filter: str | None, weight: float | None, limit: int) -> dict[str, float]:
         from m2bert.eval.search import standardized_fusion, weighted_fusion
 
+        if filter and self._encoder is None:
+            self.table.count(filter)  # one that cannot be used is refused before a model loads
         words = self.table.rank_by_words(query, limit, filter) if mode != "dense" else {}
         vectors = self.table.rank_by_vector(self._query_vector(query), limit, filter) if mode != "bm25" else {}
         if mode != "hybrid":

@@ -431,6 +431,16 @@ def test_queries_and_filters_that_cannot_be_answered(files, index):
     assert len(index.search("?!")) == 9
 
 
+@pytest.mark.parametrize("mode", ["dense", "hybrid"])
+def test_a_filter_that_cannot_be_used_is_refused_before_a_model_loads(index, mode):
+    index.add(rows_of("one", year=2020))
+    reader = Index.open(index.folder)
+    with pytest.raises(ValueError, match="No field named nope"):
+        reader.search("one", mode=mode, filter="nope = 1")
+    assert reader._encoder is None
+    assert len(reader.search("one", mode=mode, filter="year = 2020")) == 1
+
+
 def test_more_documents_than_candidates_are_ranked_if_asked_for(index):
     index.add([{"id": str(number), "text": f"apple {number}"} for number in range(300)])
     for mode in ("hybrid", "bm25", "dense"):
