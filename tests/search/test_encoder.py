@@ -79,9 +79,7 @@ def test_parts_are_pooled_from_the_words_of_their_spans(encoder):
     vectors, spans, _ = encoder.encode_documents([text], vectors=5)[0]
     assert len(spans) == 5
     for vector, (start, end) in list(zip(vectors, spans, strict=True))[1:-1]:  # the others hold a special token
-        ids = encoder.base.model.tokenizer(text[start:end], add_special_tokens=False, return_tensors="pt")[
-            "input_ids"
-        ]
+        ids = encoder.base.model.tokenizer(text[start:end], add_special_tokens=False, return_tensors="pt")["input_ids"]
         mean = embeddings(ids)[0].mean(0).detach().numpy()
         np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=1e-5)
 
