@@ -1,5 +1,6 @@
 """Vectors of whole documents: overlapping windows of the model's length, several late chunks of each."""
 
+import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ class EncodedDocument(NamedTuple):
 
 
 class Encoder:
-    """Embed queries, and documents of any length.
+    """Embed queries, and documents of any length. Threads can share one; they read one after another.
 
     Args:
         model: folder or Hub id, as `m2bert eval` takes it.
@@ -39,7 +40,7 @@ class Encoder:
         from m2bert.eval.encoders.policies import overhead_tokens
         from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
 
-        self.base = SentenceTransformerEncoder(model, device)
+        self.base, self._lock = SentenceTransformerEncoder(model, device), threading.Lock()
         self.name, self.dimensions, self.max_tokens = self.base.name, self.base.dimensions, self.base.max_tokens
         self.base.token_spans([""])  # a tokenizer that does not show where its tokens are is refused here
         self._overhead = overhead_tokens(self.base)
@@ -57,7 +58,8 @@ class Encoder:
 
     def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
         """Count the tokens of each document, special tokens and prompt included: (n,) int64."""
-        return self.base.count_tokens(list(texts), "document")
+        with self._lock:
+            return self.base.count_tokens(list(texts), "document")
 
     def count_vectors(self, tokens: int, vectors: int = 16) -> int:
         """Count the vectors that `encode_documents` makes of a document of so many tokens (`count_tokens`)."""
@@ -73,12 +75,13 @@ class Encoder:
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
         """Return the vectors (n, d) float32 of queries. One that is longer than the model's input is a ValueError."""
-        texts = self.base.tokenize(list(texts), "query")
-        for text in texts:
-            if self.max_tokens and text.tokens > self.max_tokens:
-                problem = f"has {text.tokens} tokens, and the model reads {self.max_tokens}; shorten it"
-                raise ValueError(f"the query that begins {text[:60]!r} {problem}")
-        return self._finite(self.base.encode(texts, "query"), texts)
+        with self._lock:
+            texts = self.base.tokenize(list(texts), "query")
+            for text in texts:
+                if self.max_tokens and text.tokens > self.max_tokens:
+                    problem = f"has {text.tokens} tokens, and the model reads {self.max_tokens}; shorten it"
+                    raise ValueError(f"the query that begins {text[:60]!r} {problem}")
+            return self._finite(self.base.encode(texts, "query"), texts)
 
     def encode_documents(self, texts: Sequence[str], vectors: int = 16) -> list[EncodedDocument]:
         """Embed documents from their beginning to their end.
@@ -93,7 +96,8 @@ class Encoder:
         sections = [_sections(str(text)) for text in texts]
         flat, encoded = [section for its in sections for section in its], []
         for portion in portions(flat, PORTION_CHARS):
-            encoded += self._encode(self.base.tokenize(flat[portion], "document"), vectors)
+            with self._lock:
+                encoded += self._encode(self.base.tokenize(flat[portion], "document"), vectors)
         parts, found = iter(encoded), []
         for its in sections:
             own = [next(parts) for _ in its]

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -61,12 +62,13 @@ class Report:
 class Index:
     """Search long documents by words and vectors together.
 
-    `Index.open` makes one. Every method that writes keeps other writers out; readers see the last commit.
+    `Index.open` makes one. Every method that writes keeps other writers out; readers see the last commit. Threads can
+    share one to search, which they do one after another; one that writes beside them opens its own.
     """
 
     def __init__(self, folder: str, table: Table, model: str | None, vectors: int | None, device: str | None):
         self.folder, self.table, self.device = folder, table, device
-        self._model, self.vectors, self._encoder = model, vectors or VECTORS, None
+        self._model, self.vectors, self._encoder, self._lock = model, vectors or VECTORS, None, threading.RLock()
 
     @classmethod
     def open(
@@ -109,12 +111,13 @@ class Index:
     @property
     def encoder(self):
         """The encoder, loaded when it is first needed; one whose weights have changed since is refused."""
-        if self._encoder is None:
-            from .encoder import Encoder
+        with self._lock:
+            if self._encoder is None:
+                from .encoder import Encoder
 
-            self._encoder = Encoder(self._model, self.device)
-            self._check(self._encoder.fingerprint)
-        return self._encoder
+                self._encoder = Encoder(self._model, self.device)
+                self._check(self._encoder.fingerprint)
+            return self._encoder
 
     def _check(self, fingerprint: str) -> None:
         if self.table.exists and fingerprint != self.table.settings.fingerprint:
@@ -136,21 +139,22 @@ class Index:
 
     def _reading(self, read: Callable[[], T]) -> T:
         """Return what `read` returns for the last version; a writer may remove it meanwhile, then for the next one."""
-        while True:
-            version = 0
-            try:
-                self.table.refresh()
-                if not self.table.exists:
-                    break
-                version, settings = self.table.version, self.table.settings
-                if self._encoder is not None and self._encoder.fingerprint != settings.fingerprint:  # rebuilt meanwhile
-                    self._model, self._encoder = settings.model, None
-                return read()
-            except (ValueError, KeyError):
-                self.table.refresh()
-                if self.table.version == version:
-                    raise
-        raise ValueError(f"index={self.folder} is empty; fill it: m2bert index FILES --index {self.folder}")
+        with self._lock:
+            while True:
+                version = 0
+                try:
+                    self.table.refresh()
+                    if not self.table.exists:
+                        break
+                    version, settings = self.table.version, self.table.settings
+                    if self._encoder is not None and self._encoder.fingerprint != settings.fingerprint:  # rebuilt meanwhile
+                        self._model, self._encoder = settings.model, None
+                    return read()
+                except (ValueError, KeyError):
+                    self.table.refresh()
+                    if self.table.version == version:
+                        raise
+            raise ValueError(f"index={self.folder} is empty; fill it: m2bert index FILES --index {self.folder}")
 
     def add(self, sources: str | Path | Iterable[str | Path | dict], sync: bool = False) -> Report:
         """Add or update documents. What is unchanged since is neither read nor embedded again.

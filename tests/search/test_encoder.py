@@ -1,5 +1,6 @@
 """Vectors of whole documents: by a BERT of 20 tokens in whose vocabulary every word is a token, and by m2bert-small."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -148,3 +149,16 @@ def test_the_shipped_model_gives_evaluations_late_chunks():
     assert found.tokens == encoder.count_tokens([long])[0]
     assert len(less.vectors) == less.tokens // module.FEWEST_TOKENS
     assert encoder.encode_queries(["where does it end?"]).shape == (1, encoder.dimensions)
+
+
+def test_threads_that_share_an_encoder_get_the_vectors_that_one_gets(encoder):
+    def results(_=None):
+        queries = [encoder.encode_queries([text]) for text in TEXTS if len(text.split()) <= 18]
+        documents = [encoder.encode_documents([text], vectors=3)[0] for text in TEXTS]
+        return [*queries, *(each for its in documents for each in its), encoder.count_tokens(TEXTS)]
+
+    alone = results()
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(results, range(24)):
+            for mine, expected in zip(found, alone, strict=True):
+                np.testing.assert_array_equal(mine, expected)

@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -497,6 +498,22 @@ def test_threads_search_beside_a_writer(files, index):
     done.set()
     [thread.join() for thread in threads]
     assert not errors
+
+
+def test_threads_that_share_an_index_find_what_one_finds(files, index):
+    index.add(files)
+    index.add(rows_of("one", "two", year=2020))
+    asked = [
+        {"query": query, "mode": mode, "filter": filter, "limit": 4}
+        for query in (*NAMES[:3], "word3 word7")
+        for mode in ("hybrid", "dense", "bm25")
+        for filter in (None, "year = 2020")
+    ]
+    alone = [index.search(**its) for its in asked]
+    shared = Index.open(index.folder)  # whose encoder the first of them loads
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(lambda turn: [shared.search(**its) for its in asked[turn:] + asked[:turn]], range(8)):
+            assert sorted(map(str, found)) == sorted(map(str, alone))
 
 
 def test_a_full_disk_leaves_the_index_as_it_was(files, index, monkeypatch):
