@@ -147,7 +147,7 @@ class Index:
                     if not self.table.exists:
                         break
                     version, settings = self.table.version, self.table.settings
-                    if self._encoder is not None and self._encoder.fingerprint != settings.fingerprint:  # rebuilt meanwhile
+                    if self._encoder is not None and self._encoder.fingerprint != settings.fingerprint:  # rebuilt
                         self._model, self._encoder = settings.model, None
                     return read()
                 except (ValueError, KeyError):
