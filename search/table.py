@@ -181,9 +181,8 @@ class Table:
 
     def delete(self, filter: str) -> int:
         """Delete the documents that a filter selects, in one commit; return how many."""
-        with self.errors("changed", filter):
-            count = self._table.count_rows(whole(filter))
-            if count:
+        if count := self.count(filter):
+            with self.errors("changed", filter):
                 self._table.delete(whole(filter))
         return count
 
@@ -211,9 +210,10 @@ class Table:
         stats = self._table.index_stats("words_idx")
         return self._table.count_rows() if stats is None else stats.num_unindexed_rows
 
-    def count(self) -> int:
-        """Count the documents."""
-        return self._table.count_rows()
+    def count(self, filter: str | None = None) -> int:
+        """Count the documents that a filter selects."""
+        with self.errors("read", filter):
+            return self._table.count_rows(whole(filter) if filter else None)
 
     def rows(self, *names: str, filter: str | None = None) -> list[tuple]:
         """Return columns of the documents that a filter selects: a tuple a document; none if there is no table."""
