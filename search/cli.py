@@ -33,16 +33,21 @@ def index(
     duplicates: Annotated[bool, typer.Option("--duplicates", help="Show pairs of near-duplicates.")] = False,
     delete: Annotated[str | None, typer.Option(help='Delete what a filter selects, such as "year < 2000".')] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Embed all texts anew by --model.")] = False,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Embed on a Ray cluster: HOST:PORT, auto or local.")
+    ] = None,
 ):
     """Index files: add new ones, embed changed ones anew, leave the others."""
     actions = {"PATHS": bool(paths), "--info": info, "--duplicates": duplicates, "--delete": bool(delete),
                "--rebuild": rebuild}  # fmt: skip
     if sum(actions.values()) != 1:
         raise ValueError(f"say one thing to do: {', '.join(actions)}")
-    if (sync or plan) and not paths:
-        raise ValueError("--sync and --plan need PATHS; give files or folders")
+    if (sync or plan or ray) and not paths:
+        raise ValueError("--sync, --plan and --ray need PATHS; give files or folders")
     if sync and plan:
         raise ValueError("--plan does not look at what is gone; leave --sync out")
+    if ray and plan:
+        raise ValueError("--plan measures this machine; leave --ray out")
     if rebuild and model is None:
         raise ValueError("--rebuild needs --model; name the model that embeds from now on")
     missing = [path for path in paths if not path.exists()]
@@ -55,7 +60,7 @@ def index(
         numbers, failures = make_plan(opened, paths)
         typer.echo("\n".join([*_lines(numbers), *_failed(failures)]))
     elif paths:
-        report = opened.add(paths, sync=sync)
+        report = opened.add(paths, sync, ray)
         typer.echo(format_report(report))
         if report.failures:
             raise typer.Exit(1)

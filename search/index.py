@@ -152,7 +152,9 @@ class Index:
                     raise
         raise ValueError(f"index={self.folder} is empty; fill it: m2bert index FILES --index {self.folder}")
 
-    def add(self, sources: str | Path | Iterable[str | Path | dict], sync: bool = False) -> Report:
+    def add(
+        self, sources: str | Path | Iterable[str | Path | dict], sync: bool = False, ray: str | None = None
+    ) -> Report:
         """Add or update documents. What is unchanged since is neither read nor embedded again.
 
         Documents are committed a batch at a time, so that a run that was interrupted goes on where it was.
@@ -161,8 +163,16 @@ class Index:
             sources: a file, a folder, several of them, or an iterable of `{"id": ..., "text": ..., **metadata}`.
             sync: also remove documents whose file below these folders is gone; for an iterable, all documents that
                 came from an iterable and are not in this one.
+            ray: address of a Ray cluster that reads and embeds files: HOST:PORT, `auto` on a machine of the cluster or
+                `local`. All documents are committed together, at the end.
         """
         sources = [sources] if isinstance(sources, str | Path) else list(sources)
+        if ray is not None:
+            from . import distributed
+
+            if not all(isinstance(source, str | Path) for source in sources):
+                raise ValueError(f"ray={ray} reads files; write the documents to JSON lines, or leave ray out")
+            distributed.connect(ray, self.folder)
         report, found = Report(), None
         if all(isinstance(source, str | Path) for source in sources):
             found = self.find(sources)
@@ -174,7 +184,10 @@ class Index:
             changes, total, number = self._changed_rows(sources, report), len(sources), len(sources)
         with self._writing():
             held = set().union(*self.table.rows("id", "path"))
-            self._write(changes, total, number, held, report)
+            if ray is None:
+                self._write(changes, total, number, held, report)
+            else:
+                distributed.write(self, sizes, held, report)
             keeps = "; the index keeps what it had of it"
             report.failures = [(name, reason + keeps * (name in held)) for name, reason in report.failures]
             if sync and self.table.exists:
@@ -195,15 +208,11 @@ class Index:
         stored = self.table.rows("path", "digest")
         known, counts = dict(stored), Counter(path for path, _ in stored)
         for path, size in sizes.items():
-            documents, its = [], ""
-            try:
-                its = digest(path)
-                if known.get(str(path)) == its:
-                    report.unchanged += counts[str(path)]
-                else:
-                    documents = read_file(path)
-            except (Unreadable, OSError) as error:
-                report.failures.append((str(path), getattr(error, "strerror", None) or str(error)))
+            documents, its, problem = read_changed(path, known.get(str(path)))
+            if problem:
+                report.failures.append((str(path), problem))
+            elif not documents:
+                report.unchanged += counts[str(path)]
             yield documents, str(path), its, size
 
     def _changed_rows(self, rows: Sequence[dict], report: Report) -> Changes:
@@ -250,15 +259,20 @@ class Index:
             return
         self._check(self.encoder.fingerprint)
         rows = rows_of(batch, self.encoder, self.vectors)
-        if not self.table.exists:
-            settings = Settings(self._model, self.encoder.fingerprint, self.vectors)
-            self.table.create(settings, self.encoder.dimensions)
+        self.make_table()
         changed = sum(document.id in held for document, _, _ in batch)
         paths = {path for _, path, _ in batch if path in held} - {None}
         self.table.write(rows, changed > 0, sorted(paths))
         report.added += len(rows) - changed
         report.updated += changed
         report.tokens += sum(row["tokens"] for row in rows)
+
+    def make_table(self) -> None:
+        """Make the table if there is none yet; refuse a model that did not make it."""
+        self._check(self.encoder.fingerprint)
+        if not self.table.exists:
+            settings = Settings(self._model, self.encoder.fingerprint, self.vectors)
+            self.table.create(settings, self.encoder.dimensions)
 
     def _remove_gone(self, sources: Sequence, found) -> int:
         stored = self.table.rows("id", "path")
@@ -444,6 +458,16 @@ def rows_of(batch: Sequence[Source], encoder, vectors: int) -> list[dict]:
 def model_name(model: str | Path) -> str:
     """Return how an index names a model: a folder by its absolute path, so that it is found from anywhere."""
     return str(Path(model).absolute()) if Path(model).is_dir() else str(model)
+
+
+def read_changed(path: Path, known: str | None) -> tuple[list[Document], str, str | None]:
+    """Return a file's documents, none if its digest is the known one; its digest; why it cannot be read."""
+    its = ""
+    try:
+        its = digest(path)
+        return [] if its == known else read_file(path), its, None
+    except (Unreadable, OSError) as error:
+        return [], its, getattr(error, "strerror", None) or str(error)
 
 
 def normalized(documents: list[Document], kinds: dict[str, type]) -> tuple[list[Document], dict[str, type]]:
