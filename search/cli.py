@@ -53,6 +53,10 @@ def index(
     missing = [path for path in paths if not path.exists()]
     if missing:
         raise ValueError(f"{missing[0]} does not exist; give files and folders that do")
+    if ray:
+        from .distributed import connect
+
+        connect(ray, folder)  # before LanceDB has threads, which a cluster that is started here would copy
     opened = Index.open(folder, None if rebuild else model, vectors)
     if paths and plan:
         from .plan import make_plan

@@ -27,6 +27,7 @@ def connect(address: str, folder: str) -> None:
     """Connect to a cluster: `HOST:PORT`, `auto` for the one of this machine, `local` to start one on this machine."""
     if find_spec("ray") is None:
         raise ValueError(f"ray={address} needs Ray; pip install 'm2bert[ray]'")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what concerns the user is raised, too
     import ray
     from ray.data import DataContext
 
@@ -39,7 +40,7 @@ def connect(address: str, folder: str) -> None:
                 socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
             dashboard = {"include_dashboard": False} if address == "local" else {}
             ray.init(address, log_to_driver=False, logging_level="error", **dashboard)
-        except (OSError, ValueError, RuntimeError) as error:  # ConnectionError is an OSError
+        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             raise ValueError(f"ray={address} cannot be reached ({one_line(error)}); {fix}") from error
     machines = sum(node["Alive"] for node in ray.nodes())
     if machines > 1 and "://" not in folder:
