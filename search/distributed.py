@@ -10,6 +10,7 @@ import pickle
 import socket
 from collections import Counter
 from contextlib import suppress
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def connect(address: str, folder: str) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def write(index: Index, sizes: dict[Path, int], held: set[str | None], report: Report) -> None:
+def write(index: Index, sizes: dict[Path, int], held: set[str | None], report: Report, address: str) -> None:
     """Do what `Index._write` does, for files and on the cluster, in one commit."""
     import ray
     from ray.data import ActorPoolStrategy, from_items
@@ -64,6 +65,7 @@ def write(index: Index, sizes: dict[Path, int], held: set[str | None], report: R
     gpus = int(resources.get("GPU", 0))
     workers = gpus or int(resources.get("CPU", 1))
     groups = _groups(sizes, known, workers)
+    fix = "nothing was committed; mend that and run it again"
     if not groups:
         return
     try:
@@ -79,14 +81,18 @@ def write(index: Index, sizes: dict[Path, int], held: set[str | None], report: R
             return
         index.make_table()
         index.table.add_columns(kinds)
+        settings = index.table.settings._replace(model=index.encoder.name)  # as this run names it
         embedded = read.map(
-            _Embed, fn_constructor_args=(index.table.settings, index.device, index.table.place, kinds),
+            _Embed, fn_constructor_args=(settings, index.device, index.table.place, kinds),
             compute=ActorPoolStrategy(size=min(workers, len(groups))), num_cpus=1, num_gpus=1 if gpus else 0,
         )  # fmt: skip
         fragments, ids, paths = [], [], []
         with counted(len(groups), "indexing", "group") as count:
             for row in embedded.iter_rows():
-                its, its_ids, its_paths, tokens, failures = pickle.loads(row["done"])
+                done = pickle.loads(row["done"])
+                if isinstance(done, str):
+                    raise ValueError(f"ray={address}: a worker stopped ({done}); {fix}")
+                its, its_ids, its_paths, tokens, failures = done
                 changed = [id for id in its_ids if id in held]
                 fragments += its
                 ids += changed
@@ -98,8 +104,8 @@ def write(index: Index, sizes: dict[Path, int], held: set[str | None], report: R
                 count.add(1)
                 count.describe(f"indexing, {report.tokens:,} tokens")
     except ray.exceptions.RayError as error:
-        fix = "nothing was committed; mend that and run it again"
-        raise ValueError(f"ray: the work failed ({one_line(error.__cause__ or error)}); {fix}") from error
+        reason = one_line(str(error).strip().splitlines()[-1])
+        raise ValueError(f"ray={address}: the work stopped ({reason}); {fix}") from error
     if fragments:
         index.table.commit(fragments, ids, paths)
 
@@ -136,24 +142,35 @@ def _read(group: dict) -> dict:
 class _Embed:
     """Hold one encoder in a process, and write a group's documents as fragments that are not in the table yet."""
 
-    def __init__(self, settings: Settings, device: str | None, dataset: tuple, kinds: dict[str, type]):
+    def __init__(self, settings: Settings, device: str | None, place: tuple, kinds: dict[str, type]):
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process: Ray sets OMP_NUM_THREADS to its CPUs
+        self.settings, self.device, self.place, self.kinds = settings, device, place, kinds
+
+    @cached_property
+    def encoder(self):
         from .encoder import Encoder
 
-        self.encoder, self.settings, self.kinds = Encoder(settings.model, device), settings, kinds
-        self.uri, self.schema = dataset
-        if self.encoder.fingerprint != settings.fingerprint:
+        encoder = Encoder(self.settings.model, self.device)
+        if encoder.fingerprint != self.settings.fingerprint:
             problem = f"has other weights on {socket.gethostname()}; copy the folder to every machine"
-            raise ValueError(f"model={settings.model} {problem}")
+            raise ValueError(f"model={self.settings.model} {problem}")
+        return encoder
 
     def __call__(self, group: dict) -> dict:
+        """Return what was done, or an error as a line: Ray would show it with everything that called it."""
+        try:
+            return {"done": pickle.dumps(self._written(pickle.loads(group["files"])))}
+        except Exception as error:
+            return {"done": pickle.dumps(one_line(getattr(self, "problem", error)))}
+
+    def _written(self, files: list) -> tuple[list, list[str], list[str], int, list[tuple[str, str]]]:
         import pyarrow as pa
         from lance.fragment import write_fragments
 
         from m2bert.eval.encoders.cache import portions
 
         sources, failures, tokens = [], [], 0
-        for documents, path, its in pickle.loads(group["files"]):
+        for documents, path, its in files:
             try:
                 sources += [(document, path, its) for document in normalized(documents, self.kinds)[0]]
             except ValueError as error:
@@ -161,12 +178,17 @@ class _Embed:
 
         def batches():
             nonlocal tokens
-            for portion in portions([document.text for document, _, _ in sources], BATCH_CHARS, BATCH_DOCUMENTS):
-                rows = rows_of(sources[portion], self.encoder, self.settings.vectors)
-                tokens += sum(row["tokens"] for row in rows)
-                yield batch_of(rows, self.schema)
+            try:
+                for portion in portions([document.text for document, _, _ in sources], BATCH_CHARS, BATCH_DOCUMENTS):
+                    rows = rows_of(sources[portion], self.encoder, self.settings.vectors)
+                    tokens += sum(row["tokens"] for row in rows)
+                    yield batch_of(rows, schema)
+            except Exception as error:
+                self.problem = error  # Lance would wrap it
+                raise
 
-        reader = pa.RecordBatchReader.from_batches(self.schema, batches())
-        fragments = write_fragments(reader, self.uri, self.schema) if sources else []
+        uri, schema = self.place
+        reader = pa.RecordBatchReader.from_batches(schema, batches())
+        fragments = write_fragments(reader, uri, schema) if sources else []
         ids, paths = [document.id for document, _, _ in sources], list(dict.fromkeys(path for _, path, _ in sources))
-        return {"done": pickle.dumps((fragments, ids, paths, tokens, failures))}
+        return fragments, ids, paths, tokens, failures

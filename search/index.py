@@ -187,7 +187,7 @@ class Index:
             if ray is None:
                 self._write(changes, total, number, held, report)
             else:
-                distributed.write(self, sizes, held, report)
+                distributed.write(self, sizes, held, report, ray)
             keeps = "; the index keeps what it had of it"
             report.failures = [(name, reason + keeps * (name in held)) for name, reason in report.failures]
             if sync and self.table.exists:

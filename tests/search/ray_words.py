@@ -13,7 +13,14 @@ import m2bert.search.encoder
 class WatchedEncoder(WordEncoder):
     """Writes the process that embeds, and how many documents so far, to the folder EMBEDDING."""
 
+    def __init__(self, model, device=None):
+        super().__init__(model, device)
+        if Path(os.environ.get("EMBEDDING", ""), "other-weights").exists():
+            self.fingerprint = "another"
+
     def encode_documents(self, texts, vectors=16):
+        if any(text.startswith("poison") for text in texts):
+            raise ValueError("the vector of poison is not finite")
         folder = os.environ.get("EMBEDDING")
         if folder:
             with open(Path(folder, str(os.getpid())), "a") as file:

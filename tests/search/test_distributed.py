@@ -92,7 +92,7 @@ def counts(report):
 
 def embedded_by(folder):
     """Which documents each process has embedded."""
-    return {int(path.name): path.read_text().split() for path in folder.iterdir()}
+    return {int(path.name): path.read_text().split() for path in folder.iterdir() if path.name.isdigit()}
 
 
 def kill_one(folder, killed):
@@ -166,6 +166,21 @@ def test_a_driver_killed_before_the_commit_leaves_the_index_as_it_was(cluster, f
     single.add(files)
     assert index.add(files, ray=address).updated > 0
     check_equal(index, single)
+
+
+def test_a_failure_of_a_worker_is_one_line_and_commits_nothing(cluster, files, tmp_path):
+    address, embedding = cluster
+    index = Index.open(tmp_path / "index", "words")
+    index.add(files / "00.txt", ray=address)
+    before = stored(index)
+    (embedding / "other-weights").touch()
+    with pytest.raises(ValueError, match="model=words has other weights on .*nothing was committed"):
+        index.add(files, ray=address)
+    (embedding / "other-weights").unlink()
+    (files / "50.txt").write_text("poison")
+    with pytest.raises(ValueError, match="poison is not finite.*nothing was committed"):
+        index.add(files, ray=address)
+    assert stored(index).keys() == before.keys()
 
 
 def test_refusals_are_one_line(cluster, files, tmp_path, monkeypatch, capsys):
