@@ -54,60 +54,72 @@ def connect(address: str, folder: str) -> None:
 def write(index: Index, sizes: dict[Path, int], held: set[str | None], report: Report, address: str) -> None:
     """Do what `Index._write` does, for files and on the cluster, in one commit."""
     import ray
-    from ray.data import ActorPoolStrategy, from_items
+
+    resources = ray.cluster_resources()
+    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+    groups = _groups(sizes, dict(index.table.rows("path", "digest")), gpus or cpus)
+    try:
+        if groups:
+            read, kinds, changed = _read_all(index, groups, report)
+            if changed:
+                index.make_table()
+                index.table.add_columns(kinds)
+                index.table.commit(*_embed_all(index, read, kinds, gpus, cpus, held, report))
+    except (ray.exceptions.RayError, WorkerError) as error:
+        reason = one_line(str(error).strip().splitlines()[-1])  # before it, what called it
+        fix = "nothing was committed; mend that and run it again"
+        raise ValueError(f"ray={address}: the work stopped ({reason}); {fix}") from error
+
+
+def _read_all(index: Index, groups: list[dict], report: Report) -> tuple:
+    """Read all files; return them as a dataset, the columns of metadata, and how many files have changed."""
+    from ray.data import from_items
+
+    counts = Counter(path for [path] in index.table.rows("path"))
+    read, changed = from_items(groups, override_num_blocks=len(groups)).map(_read).materialize(), 0
+    kinds = index.table.kinds if index.table.exists else {}
+    heads = [pickle.loads(row["head"]) for row in read.select_columns(["head"]).take_all()]
+    for _, unchanged, failures, found, number in sorted(heads, key=lambda head: head[0]):  # as one process reads them
+        report.unchanged += sum(counts[path] for path in unchanged)
+        report.failures += failures
+        changed += number
+        for its in map(dict, found):
+            if all(kinds.get(name, kind) is kind for name, kind in its.items()):
+                kinds |= its
+    return read, kinds, changed
+
+
+def _embed_all(
+    index: Index, read, kinds: dict[str, type], gpus: int, cpus: int, held: set[str | None], report: Report
+) -> tuple[list, list[str], list[str]]:
+    """Embed what was read; return fragments, and ids and paths in the index that they replace."""
+    from ray.data import ActorPoolStrategy
 
     from m2bert.eval.progress import counted
 
-    stored = index.table.rows("path", "digest")
-    known, counts = dict(stored), Counter(path for path, _ in stored)
-    kinds = index.table.kinds if index.table.exists else {}
-    resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
-    workers = gpus or int(resources.get("CPU", 1))
-    groups = _groups(sizes, known, workers)
-    fix = "nothing was committed; mend that and run it again"
-    if not groups:
-        return
-    try:
-        read = from_items(groups, override_num_blocks=len(groups)).map(_read).materialize()
-        heads = [pickle.loads(row["head"]) for row in read.select_columns(["head"]).take_all()]
-        for _, unchanged, failures, found, _ in sorted(heads, key=lambda head: head[0]):  # as one process reads them
-            report.unchanged += sum(counts[path] for path in unchanged)
+    fragments, ids, paths, groups = [], [], [], read.count()
+    settings = index.table.settings._replace(model=index.encoder.name)  # as this run names it
+    embedded = read.map(
+        _Embed, fn_constructor_args=(settings, index.device, index.table.place, kinds),
+        compute=ActorPoolStrategy(size=min(gpus or cpus, groups)), num_cpus=1, num_gpus=1 if gpus else 0,
+    )  # fmt: skip
+    with counted(groups, "indexing", "group") as count:
+        for row in embedded.iter_rows():
+            done = pickle.loads(row["done"])
+            if isinstance(done, str):
+                raise WorkerError(done)
+            its, its_ids, its_paths, tokens, failures = done
+            changed = [id for id in its_ids if id in held]
+            fragments += its
+            ids += changed
+            paths += [path for path in its_paths if path in held]
+            report.added += len(its_ids) - len(changed)
+            report.updated += len(changed)
+            report.tokens += tokens
             report.failures += failures
-            for its in map(dict, found):
-                if all(kinds.get(name, kind) is kind for name, kind in its.items()):
-                    kinds |= its
-        if not any(changed for *_, changed in heads):
-            return
-        index.make_table()
-        index.table.add_columns(kinds)
-        settings = index.table.settings._replace(model=index.encoder.name)  # as this run names it
-        embedded = read.map(
-            _Embed, fn_constructor_args=(settings, index.device, index.table.place, kinds),
-            compute=ActorPoolStrategy(size=min(workers, len(groups))), num_cpus=1, num_gpus=1 if gpus else 0,
-        )  # fmt: skip
-        fragments, ids, paths = [], [], []
-        with counted(len(groups), "indexing", "group") as count:
-            for row in embedded.iter_rows():
-                done = pickle.loads(row["done"])
-                if isinstance(done, str):
-                    raise ValueError(f"ray={address}: a worker stopped ({done}); {fix}")
-                its, its_ids, its_paths, tokens, failures = done
-                changed = [id for id in its_ids if id in held]
-                fragments += its
-                ids += changed
-                paths += [path for path in its_paths if path in held]
-                report.added += len(its_ids) - len(changed)
-                report.updated += len(changed)
-                report.tokens += tokens
-                report.failures += failures
-                count.add(1)
-                count.describe(f"indexing, {report.tokens:,} tokens")
-    except ray.exceptions.RayError as error:
-        reason = one_line(str(error).strip().splitlines()[-1])
-        raise ValueError(f"ray={address}: the work stopped ({reason}); {fix}") from error
-    if fragments:
-        index.table.commit(fragments, ids, paths)
+            count.add(1)
+            count.describe(f"indexing, {report.tokens:,} tokens")
+    return fragments, ids, paths
 
 
 def _groups(sizes: dict[Path, int], known: dict[str, str], workers: int) -> list[dict]:
@@ -137,6 +149,10 @@ def _read(group: dict) -> dict:
                 kinds[tuple(sorted(normalized(documents, {})[1].items()))] = None
     head = group["number"], unchanged, failures, list(kinds), len(files)
     return {"head": pickle.dumps(head), "files": pickle.dumps(files)}
+
+
+class WorkerError(Exception):
+    """What a worker could not do, in a line."""
 
 
 class _Embed:

@@ -203,8 +203,9 @@ class Table:
                 elif rest.num_deletions != fragment.metadata.num_deletions:
                     kept.append(rest)
             change = LanceOperation.Update(removed, kept, fragments)
-            LanceDataset.commit(dataset.uri, change, read_version=dataset.version)
-            self._table.checkout_latest()
+            if fragments:
+                LanceDataset.commit(dataset.uri, change, read_version=dataset.version)
+                self._table.checkout_latest()
 
     def delete(self, filter: str) -> int:
         """Delete the documents that a filter selects, in one commit; return how many."""
