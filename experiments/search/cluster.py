@@ -16,7 +16,8 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 
-from m2bert.search import Encoder, Index
+from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
+from m2bert.search import Index
 from m2bert.search.index import file_size
 from m2bert.search.table import Table
 
@@ -27,12 +28,14 @@ WORKERS = 2
 RESULTS = Path(__file__).parent / "results" / "cluster.json"
 
 
-def write_documents(folder: Path, texts: list[str], encoder: Encoder, tokens: int, number: int) -> None:
+def write_documents(
+    folder: Path, texts: list[str], encoder: SentenceTransformerEncoder, tokens: int, number: int
+) -> None:
     """Write `number` documents of `tokens` tokens, cut where a word begins in the texts one after another."""
     rows = []
     for first in range(0, len(texts), 50):
         text = "\n\n".join(texts[first : first + 50])
-        [spans] = encoder._inner.token_spans([text])
+        [spans] = encoder.token_spans([text])
         for start in range(0, len(spans) - tokens, tokens):
             rows.append({"id": str(len(rows)), "text": text[spans[start, 0] : spans[start + tokens - 1, 1]]})
         if len(rows) >= number:
@@ -87,7 +90,7 @@ def measured(index: Index, files: Path, ray: str | None) -> dict:
 def main(folder: str):
     import ray
 
-    encoder, results = Encoder(MODEL), {}
+    encoder, results = SentenceTransformerEncoder(MODEL, None), {}
     texts = [
         text for path in sorted(Path(folder).glob("*/*.parquet")) for text in pq.read_table(path)["text"].to_pylist()
     ]
