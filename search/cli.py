@@ -54,17 +54,18 @@ def index(
     if missing:
         raise ValueError(f"{missing[0]} does not exist; give files and folders that do")
     if ray:
-        from .distributed import connect
+        from .distributed import ClusterIndex
 
-        connect(ray, folder)  # before LanceDB has threads, which a cluster that is started here would copy
-    opened = Index.open(folder, None if rebuild else model, vectors)
+        opened = ClusterIndex.open(folder, model, vectors, ray=ray)
+    else:
+        opened = Index.open(folder, None if rebuild else model, vectors)
     if paths and plan:
         from .plan import make_plan
 
         numbers, failures = make_plan(opened, paths)
         typer.echo("\n".join([*_lines(numbers), *_failed(failures)]))
     elif paths:
-        report = opened.add(paths, sync, ray)
+        report = opened.add(paths, sync=sync)
         typer.echo(format_report(report))
         if report.failures:
             raise typer.Exit(1)

@@ -51,24 +51,39 @@ def connect(address: str, folder: str) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def write(index: Index, sizes: dict[Path, int], held: set[str | None], report: Report, address: str) -> None:
-    """Do what `Index._write` does, for files and on the cluster, in one commit."""
-    import ray
+class ClusterIndex(Index):
+    """An index whose `add` reads and embeds files on a Ray cluster, and commits them together at the end.
 
-    resources = ray.cluster_resources()
-    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-    groups = _groups(sizes, dict(index.table.rows("path", "digest")), gpus or cpus)
-    try:
-        if groups:
-            read, kinds, changed = _read_all(index, groups, report)
-            if changed:
-                index.make_table()
-                index.table.add_columns(kinds)
-                index.table.commit(*_embed_all(index, read, kinds, gpus, cpus, held, report))
-    except (ray.exceptions.RayError, WorkerError) as error:
-        reason = one_line(str(error).strip().splitlines()[-1])  # before it, what called it
-        fix = "nothing was committed; mend that and run it again"
-        raise ValueError(f"ray={address}: the work stopped ({reason}); {fix}") from error
+    `open` takes the cluster's address as `ray`; see `connect`. Documents that are no files are embedded here.
+    """
+
+    address = "auto"
+
+    @classmethod
+    def open(cls, folder: str | Path, *arguments, ray: str = "auto", **more) -> "ClusterIndex":
+        """Open an index as `Index.open` does, for work on a cluster."""
+        connect(ray, str(folder))  # before LanceDB has threads, which a cluster that is started here would copy
+        index = super().open(folder, *arguments, **more)
+        index.address = ray
+        return index
+
+    def _write_files(self, sizes: dict[Path, int], held: set[str | None], report: Report) -> None:
+        import ray
+
+        resources = ray.cluster_resources()
+        gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+        groups = _groups(sizes, dict(self.table.rows("path", "digest")), gpus or cpus)
+        try:
+            if groups:
+                read, kinds, changed = _read_all(self, groups, report)
+                if changed:
+                    self.make_table()
+                    self.table.add_columns(kinds)
+                    self.table.commit(*_embed_all(self, read, kinds, gpus, cpus, held, report))
+        except (ray.exceptions.RayError, WorkerError) as error:
+            reason = one_line(str(error).strip().splitlines()[-1])  # before it, what called it
+            fix = "nothing was committed; mend that and run it again"
+            raise ValueError(f"ray={self.address}: the work stopped ({reason}); {fix}") from error
 
 
 def _read_all(index: Index, groups: list[dict], report: Report) -> tuple:

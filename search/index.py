@@ -152,9 +152,7 @@ class Index:
                     raise
         raise ValueError(f"index={self.folder} is empty; fill it: m2bert index FILES --index {self.folder}")
 
-    def add(
-        self, sources: str | Path | Iterable[str | Path | dict], sync: bool = False, ray: str | None = None
-    ) -> Report:
+    def add(self, sources: str | Path | Iterable[str | Path | dict], sync: bool = False) -> Report:
         """Add or update documents. What is unchanged since is neither read nor embedded again.
 
         Documents are committed a batch at a time, so that a run that was interrupted goes on where it was.
@@ -163,31 +161,21 @@ class Index:
             sources: a file, a folder, several of them, or an iterable of `{"id": ..., "text": ..., **metadata}`.
             sync: also remove documents whose file below these folders is gone; for an iterable, all documents that
                 came from an iterable and are not in this one.
-            ray: address of a Ray cluster that reads and embeds files: HOST:PORT, `auto` on a machine of the cluster or
-                `local`. All documents are committed together, at the end.
         """
         sources = [sources] if isinstance(sources, str | Path) else list(sources)
-        if ray is not None:
-            from . import distributed
-
-            if not all(isinstance(source, str | Path) for source in sources):
-                raise ValueError(f"ray={ray} reads files; write the documents to JSON lines, or leave ray out")
-            distributed.connect(ray, self.folder)
         report, found = Report(), None
         if all(isinstance(source, str | Path) for source in sources):
             found = self.find(sources)
             report.left_out, report.failures = found.left_out, list(found.failures)
             sizes = {path: file_size(path) for path in found.files}
-            changes, total, number = self.changed_files(sizes, report), sum(sizes.values()), len(sizes)
         else:
             _check_rows(sources)
-            changes, total, number = self._changed_rows(sources, report), len(sources), len(sources)
         with self._writing():
             held = set().union(*self.table.rows("id", "path"))
-            if ray is None:
-                self._write(changes, total, number, held, report)
+            if found:
+                self._write_files(sizes, held, report)
             else:
-                distributed.write(self, sizes, held, report, ray)
+                self._write(self._changed_rows(sources, report), len(sources), len(sources), held, report)
             keeps = "; the index keeps what it had of it"
             report.failures = [(name, reason + keeps * (name in held)) for name, reason in report.failures]
             if sync and self.table.exists:
@@ -228,6 +216,9 @@ class Index:
             else:
                 documents = [document]
             yield documents, None, its, 1
+
+    def _write_files(self, sizes: dict[Path, int], held: set[str | None], report: Report) -> None:
+        self._write(self.changed_files(sizes, report), sum(sizes.values()), len(sizes), held, report)
 
     def _write(self, changes: Changes, total: int, number: int, held: set[str | None], report: Report) -> None:
         """Embed and commit what has changed, a batch at a time; `held` are the ids and paths that are in the index."""

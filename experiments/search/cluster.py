@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
 from m2bert.search import Index
+from m2bert.search.distributed import ClusterIndex
 from m2bert.search.index import file_size
 from m2bert.search.table import Table
 
@@ -62,7 +63,7 @@ def timed(result: dict, name: str):
     result[f"{name}, CPU seconds"] = round(cpu_seconds() - cpu, 1)
 
 
-def measured(index: Index, files: Path, ray: str | None) -> dict:
+def measured(index: Index, files: Path) -> dict:
     """Index the files; return times, of which the end (compaction and indexes) apart, and the bytes on the disk."""
     result, finish = {}, Table.finish
 
@@ -74,7 +75,7 @@ def measured(index: Index, files: Path, ray: str | None) -> dict:
     try:
         index.encoder.encode_documents(["warm up"])
         with timed(result, "all"):
-            report = index.add(files, ray=ray)
+            report = index.add(files)
     finally:
         Table.finish = finish
     disk = sum(map(file_size, Path(index.folder).rglob("*")))
@@ -100,8 +101,8 @@ def main(folder: str):
             files = Path(scratch) / f"of-{tokens}"
             write_documents(files, texts, encoder, tokens, number)
             results[f"{tokens} tokens"] = {
-                name: measured(Index.open(Path(scratch) / f"{name}-{tokens}", MODEL), files, address)
-                for name, address in (("one process", None), ("two workers", "local"))
+                name: measured(kind.open(Path(scratch) / f"{name}-{tokens}", MODEL), files)
+                for name, kind in (("one process", Index), ("two workers", ClusterIndex))
             }
             print(json.dumps(results, indent=2), flush=True)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")

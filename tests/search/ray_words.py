@@ -44,7 +44,7 @@ def connect(address, **init):
 
 
 if __name__ == "__main__":
-    from m2bert.search import Index
+    from m2bert.search.distributed import ClusterIndex
     from m2bert.search.table import Table
 
     def stop(self, fragments, ids, paths):
@@ -55,4 +55,4 @@ if __name__ == "__main__":
     Table.commit = stop
     address, folder, files = sys.argv[1:]
     connect(address)
-    Index.open(folder, "words").add(files, ray=address)
+    ClusterIndex.open(folder, "words", ray=address).add(files)

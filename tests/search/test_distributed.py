@@ -1,4 +1,4 @@
-"""`Index.add(..., ray=...)`: the table of one process, by workers of which one is killed."""
+"""`ClusterIndex`: the table of one process, by workers of which one is killed."""
 
 import os
 import signal
@@ -14,6 +14,7 @@ import pytest
 
 from m2bert.search import Index
 from m2bert.search import distributed as module
+from m2bert.search.distributed import ClusterIndex
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'm2bert[ray]'")
 pytestmark = pytest.mark.slow
@@ -108,10 +109,10 @@ def test_with_a_worker_killed_midway_the_table_is_that_of_one_process(cluster, f
     address, embedding = cluster
     single = Index.open(tmp_path / "single", "words")
     expected = single.add(files)
-    index, killed = Index.open(tmp_path / "index", "words"), []
+    index, killed = ClusterIndex.open(tmp_path / "index", "words", ray=address), []
     killer = threading.Thread(target=kill_one, args=(embedding, killed))
     killer.start()
-    report = index.add(files, ray=address)
+    report = index.add(files)
     killer.join()
     by = embedded_by(embedding)
     assert 0 < len(by[killed[0]]) < DOCUMENTS
@@ -124,7 +125,7 @@ def test_with_a_worker_killed_midway_the_table_is_that_of_one_process(cluster, f
     check_equal(index, single)
 
     version = index.table.version
-    again, single_again = index.add(files, ray=address), single.add(files)
+    again, single_again = index.add(files), single.add(files)
     assert counts(again) == counts(single_again)
     assert again.added == again.updated == again.tokens == 0
     assert index.table.version == version
@@ -137,7 +138,7 @@ def test_with_a_worker_killed_midway_the_table_is_that_of_one_process(cluster, f
     (files / "01.txt").unlink()
     versions = []
     index.table.commit, commit = lambda *args: versions.append(commit(*args)), index.table.commit
-    report, expected = index.add(files, sync=True, ray=address), single.add(files, sync=True)
+    report, expected = index.add(files, sync=True), single.add(files, sync=True)
     assert len(versions) == 1
     assert counts(report) == counts(expected)
     assert report.updated > 0 < report.removed
@@ -147,15 +148,15 @@ def test_with_a_worker_killed_midway_the_table_is_that_of_one_process(cluster, f
 def test_a_driver_killed_before_the_commit_leaves_the_index_as_it_was(cluster, files, tmp_path):
     address, _ = cluster
     folder = tmp_path / "index"
-    index = Index.open(folder, "words")
-    index.add(sorted(files.glob("[0-2]*.txt")), ray=address)
+    index = ClusterIndex.open(folder, "words", ray=address)
+    index.add(sorted(files.glob("[0-2]*.txt")))
     before = stored(index)
     for number in range(0, DOCUMENTS, 7):
         (files / f"{number:02d}.txt").write_text(text_of(number, "two"))
     driver = subprocess.Popen([sys.executable, DRIVER, address, folder, files], stdout=subprocess.PIPE, text=True)
     assert int(driver.stdout.readline()) >= 2  # fragments are written
     with pytest.raises(ValueError, match="another process writes"):
-        index.add(files, ray=address)
+        index.add(files)
     driver.kill()
     driver.wait()
     for id, row in stored(Index.open(folder)).items():  # with columns for what was to come
@@ -164,38 +165,35 @@ def test_a_driver_killed_before_the_commit_leaves_the_index_as_it_was(cluster, f
     assert Path(index.search("document7 w5", 1)[0].path).name == "07.txt"
     single = Index.open(tmp_path / "single", "words")
     single.add(files)
-    assert index.add(files, ray=address).updated > 0
+    assert index.add(files).updated > 0
     check_equal(index, single)
 
 
 def test_a_failure_of_a_worker_is_one_line_and_commits_nothing(cluster, files, tmp_path):
     address, embedding = cluster
-    index = Index.open(tmp_path / "index", "words")
-    index.add(files / "00.txt", ray=address)
+    index = ClusterIndex.open(tmp_path / "index", "words", ray=address)
+    index.add(files / "00.txt")
     before = stored(index)
     (embedding / "other-weights").touch()
     with pytest.raises(ValueError, match="model=words has other weights on .*nothing was committed"):
-        index.add(files, ray=address)
+        index.add(files)
     (embedding / "other-weights").unlink()
     (files / "50.txt").write_text("poison")
     with pytest.raises(ValueError, match="poison is not finite.*nothing was committed"):
-        index.add(files, ray=address)
+        index.add(files)
     assert stored(index).keys() == before.keys()
 
 
-def test_refusals_are_one_line(cluster, files, tmp_path, monkeypatch, capsys):
-    address, _ = cluster
-    index = Index.open(tmp_path / "index", "words")
-    with pytest.raises(ValueError, match="reads files; write the documents to JSON lines"):
-        index.add([{"id": "a", "text": "b"}], ray=address)
+def test_refusals_are_one_line(cluster, tmp_path, monkeypatch):
+    def refused(ray, problem):
+        with pytest.raises(ValueError, match=problem):
+            ClusterIndex.open(tmp_path / "index", "words", ray=ray)
+
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}, {"Alive": True}, {"Alive": False}])
-    with pytest.raises(ValueError, match="the cluster has 2; name object storage"):
-        index.add(files, ray=address)
+    refused(cluster[0], "the cluster has 2; name object storage")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     for wrong in ("127.0.0.1:9", "garbage", "ray://127.0.0.1:9"):
-        with pytest.raises(ValueError, match=f"ray={wrong} cannot be reached"):
-            index.add(files, ray=wrong)
+        refused(wrong, f"ray={wrong} cannot be reached")
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'm2bert\[ray\]'"):
-        index.add(files, ray="auto")
+    refused("auto", r"pip install 'm2bert\[ray\]'")
     assert not (tmp_path / "index").exists()
