@@ -172,13 +172,14 @@ class Index:
             found = self.find(sources)
             report.left_out, report.failures = found.left_out, list(found.failures)
             sizes = {path: file_size(path) for path in found.files}
-            changes, total, number = self.changed_files(sizes, report), sum(sizes.values()), len(sizes)
         else:
             _check_rows(sources)
-            changes, total, number = self._changed_rows(sources, report), len(sources), len(sources)
         with self._writing():
             held = set().union(*self.table.rows("id", "path"))
-            self._write(changes, total, number, held, report)
+            if found:
+                self._write_files(sizes, held, report)
+            else:
+                self._write(self._changed_rows(sources, report), len(sources), len(sources), held, report)
             keeps = "; the index keeps what it had of it"
             report.failures = [(name, reason + keeps * (name in held)) for name, reason in report.failures]
             if sync and self.table.exists:
@@ -199,15 +200,11 @@ class Index:
         stored = self.table.rows("path", "digest")
         known, counts = dict(stored), Counter(path for path, _ in stored)
         for path, size in sizes.items():
-            documents, its = [], ""
-            try:
-                its = digest(path)
-                if known.get(str(path)) == its:
-                    report.unchanged += counts[str(path)]
-                else:
-                    documents = read_file(path)
-            except (Unreadable, OSError) as error:
-                report.failures.append((str(path), getattr(error, "strerror", None) or str(error)))
+            documents, its, problem = read_changed(path, known.get(str(path)))
+            if problem:
+                report.failures.append((str(path), problem))
+            elif not documents:
+                report.unchanged += counts[str(path)]
             yield documents, str(path), its, size
 
     def _changed_rows(self, rows: Sequence[dict], report: Report) -> Changes:
@@ -223,6 +220,9 @@ class Index:
             else:
                 documents = [document]
             yield documents, None, its, 1
+
+    def _write_files(self, sizes: dict[Path, int], held: set[str | None], report: Report) -> None:
+        self._write(self.changed_files(sizes, report), sum(sizes.values()), len(sizes), held, report)
 
     def _write(self, changes: Changes, total: int, number: int, held: set[str | None], report: Report) -> None:
         """Embed and commit what has changed, a batch at a time; `held` are the ids and paths that are in the index."""
@@ -254,15 +254,20 @@ class Index:
             return
         self._check(self.encoder.fingerprint)
         rows = rows_of(batch, self.encoder, self.vectors)
-        if not self.table.exists:
-            settings = Settings(self._model, self.encoder.fingerprint, self.vectors)
-            self.table.create(settings, self.encoder.dimensions)
+        self.make_table()
         changed = sum(document.id in held for document, _, _ in batch)
         paths = {path for _, path, _ in batch if path in held} - {None}
         self.table.write(rows, changed > 0, sorted(paths))
         report.added += len(rows) - changed
         report.updated += changed
         report.tokens += sum(row["tokens"] for row in rows)
+
+    def make_table(self) -> None:
+        """Make the table if there is none yet; refuse a model that did not make it."""
+        self._check(self.encoder.fingerprint)
+        if not self.table.exists:
+            settings = Settings(self._model, self.encoder.fingerprint, self.vectors)
+            self.table.create(settings, self.encoder.dimensions)
 
     def _remove_gone(self, sources: Sequence, found) -> int:
         stored = self.table.rows("id", "path")
@@ -450,6 +455,16 @@ def rows_of(batch: Sequence[Source], encoder, vectors: int) -> list[dict]:
 def model_name(model: str | Path) -> str:
     """Return how an index names a model: a folder by its absolute path, so that it is found from anywhere."""
     return str(Path(model).absolute()) if Path(model).is_dir() else str(model)
+
+
+def read_changed(path: Path, known: str | None) -> tuple[list[Document], str, str | None]:
+    """Return a file's documents, none if its digest is the known one; its digest; why it cannot be read."""
+    its = ""
+    try:
+        its = digest(path)
+        return [] if its == known else read_file(path), its, None
+    except (Unreadable, OSError) as error:
+        return [], its, getattr(error, "strerror", None) or str(error)
 
 
 def normalized(documents: list[Document], kinds: dict[str, type]) -> tuple[list[Document], dict[str, type]]:
