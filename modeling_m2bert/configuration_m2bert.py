@@ -49,8 +49,8 @@ class M2BertConfig(PreTrainedConfig):
         pooling_saturation: in `weighted_mean`, n occurrences of a token together have the token's weight times
             log(1 + n / pooling_saturation); `None`: times n.
         contextual_pooling: in `weighted_mean`, a token's weight also depends on its last hidden state.
-        pooling_rotation: in `weighted_mean`, rotate the concatenated vector. It changes no cosine, and a vector may then
-            be cut to its first numbers.
+        pooling_rotation: in `weighted_mean`, rotate the concatenated vector. It changes no cosine, and a vector may
+            then be cut to its first numbers.
         padding: `masked` (padding has no effect on a text's vectors) or `visible` (the research code's behavior:
             results depend on how far a text is padded).
         sparse_prediction: compute masked-LM logits only where `labels` is not -100, which saves memory in training.
