@@ -1,209 +1,107 @@
-"""Export of a model to ONNX: what each of its operators is as a graph of standard ONNX operators.
+"""Export models to ONNX in float32, under the names that its runtimes know, and compare them with the originals."""
 
-Nothing in the graph depends on the batch or the length that it was exported with. The long convolution is computed by
-matrix products (a DFT in two steps, as on a GPU): the DFT of onnxruntime is slow, and loses digits at lengths that are
-no power of two.
-"""
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
-import math
+import onnx_ir
+import onnxruntime
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-import numpy as np
-from onnxscript import opset20 as op
+from modeling_m2bert.m2bert_ops_registry import operators
 
-Value = object  # of the graph
-INT, FLOAT = 7, 1  # ONNX's numbers of int64 and float32
+from . import onnx_operators
 
-
-def integers(*values: int):
-    """Return a constant of int64."""
-    return op.Constant(value_ints=list(values))
-
-
-def _constant(array: np.ndarray):
-    from onnxscript import ir
-
-    return op.Constant(value=ir.tensor(array))
-
-
-def short_conv_gate(projected, projection_bias, weight, bias, offsets, lengths, longest, kernels):
-    """Translate m2bert_ops.short_conv_gate."""
-    real = _real(lengths, longest)  # (B, L)
-    rows = op.Reshape(op.Add(projected, op.Unsqueeze(projection_bias, integers(1))), _by_row(longest))  # (3H, B, L)
-    padded = op.Pad(rows, integers(0, 0, 2, 0, 0, 0))
-    taps = op.Split(op.Unsqueeze(weight, integers(1)), axis=2, num_outputs=3)  # (3H, 1, 1)
-    total = op.Unsqueeze(bias, integers(1, 2))
-    for number, tap in enumerate(taps):
-        end = op.Add(op.Reshape(longest, integers(1)), integers(number))
-        total = op.Add(total, op.Mul(tap, op.Slice(padded, integers(number), end, integers(2))))
-    x1, x2, v = op.Split(op.Mul(total, real), axis=0, num_outputs=3)
-    return _flat(op.Mul(v, x1)), _flat(x2)
+ONNX_FILE = "onnx/model.onnx"  # where optimum, sentence-transformers and transformers.js look for it
+INPUTS = "input_ids", "attention_mask"
+OPSET = 20
+MOST_BYTES = 2**31 - 2**20  # of one file, with some room for the graph: a message of protobuf ends at 2 GiB
+TESTED_LENGTHS = 1, 17, 513
+TOLERANCE = 1e-5
+TRANSLATED = "short_conv_gate", "cached_long_conv", "block_diagonal_glu", "add_layer_norm"
 
 
-def cached_long_conv(
-    gated, gate, residual, parameters, residual_parameters, skip, residual_skip, offsets, lengths, longest, cache, kernels
-):  # fmt: skip
-    """Translate m2bert_ops.cached_long_conv."""
-    sources, skips, signals = [parameters], [skip], [op.Reshape(gated, _by_row(longest))]
-    if residual is not None:
-        sources.append(residual_parameters)
-        skips.append(residual_skip)
-        signals.append(op.Mul(op.Reshape(residual, _by_row(longest)), _real(lengths, longest)))
-    length = op.Reshape(longest, integers(1))
-    plan = _plan(length)
-    signal = op.Concat(*signals, axis=0) if residual is not None else signals[0]  # (C, B, L), C = H or 2H
-    filters = [_taps(source, length, plan) for source in sources]
-    filters = op.Concat(*filters, axis=0) if residual is not None else filters[0]  # (C, N1, N2)
-    mixed = _convolve(signal, filters, plan, length)
-    skip = op.Concat(*skips, axis=0) if residual is not None else skips[0]
-    mixed = op.Add(mixed, op.Mul(signal, op.Unsqueeze(skip, integers(1, 2))))
-    if residual is None:
-        return op.Mul(_flat(mixed), gate)
-    main, second = op.Split(mixed, axis=0, num_outputs=2)
-    return op.Add(op.Mul(_flat(main), gate), op.Mul(_flat(second), op.Reshape(_mask(lengths, longest), integers(-1))))
+class Outputs(nn.Module):
+    """A model with the outputs that runtimes look for by name."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+        embeds = type(model).__name__ == "M2BertModel"
+        self.names = ("last_hidden_state", "sentence_embedding") if embeds else ("logits",)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        """Map two (B, L) int64 to the model's logits, or to hidden states (B, L, H) and vectors of length 1."""
+        outputs = self.model(input_ids, attention_mask)
+        if self.names == ("logits",):
+            return (outputs.logits,)
+        return outputs.last_hidden_state, nn.functional.normalize(outputs.pooler_output)
 
 
-class _plan:
-    """A transform of N = N1 N2 samples, at least twice the length, and its matrices.
+def write_onnx(model: PreTrainedModel, folder: Path) -> None:
+    """Write a model's `ONNX_FILE` into a folder. Weights of more than 2 GB go to a second file beside it.
 
-    Sample n = N2 n1 + n2 goes to frequency k = k1 + N1 k2. Of real signals only k1 <= N1 / 2 are computed: K of them.
+    Raises ValueError if onnxruntime's outputs differ from the model's by more than `TOLERANCE`.
     """
-
-    def __init__(self, length):
-        candidates = np.array([2**e for e in range(1, 21)])  # 2 M
-        fits = op.GreaterOrEqual(_constant(candidates), op.Mul(length, integers(2)))
-        index = op.ArgMax(op.Cast(fits, to=INT), axis=0, keepdims=1)
-        first = np.array([2 ** ((e + 3) // 2) if e > 2 else 2 for e in range(1, 21)])
-        self.n = op.Gather(_constant(candidates), index)
-        self.n1 = op.Gather(_constant(first), index)
-        self.n2 = op.Div(self.n, self.n1)
-        self.half1 = op.Div(self.n1, integers(2))
-        self.k = op.Add(self.half1, integers(1))
-        k1, n1, n2 = _range(self.k), _range(self.n1), _range(self.n2)
-        # first step: (K, N1)
-        cos, sin = self._angles(op.Mul(op.Unsqueeze(k1, integers(1)), n1), self.n1)
-        self.first = op.Concat(cos, op.Neg(sin), axis=0)  # (2K, N1)
-        edge = op.Or(op.Equal(k1, integers(0)), op.Equal(k1, self.half1))
-        weight = op.Div(op.Where(edge, _constant(np.float32(1)), _constant(np.float32(2))), op.Cast(self.n, to=FLOAT))
-        weight = op.Concat(weight, weight, axis=0)
-        self.last = op.Mul(op.Transpose(self.first, perm=[1, 0]), weight)  # (N1, 2K)
-        # second step: for every k1, from n2 to k2
-        frequency = op.Add(op.Unsqueeze(k1, integers(1)), op.Mul(n2, self.n1))  # (K, k2)
-        product = op.Mul(op.Unsqueeze(n2, integers(0, 2)), op.Unsqueeze(frequency, integers(1)))  # (K, n2, k2)
-        cos, sin = self._angles(product, self.n)
-        self.second = op.Concat(
-            op.Concat(cos, op.Neg(sin), axis=2), op.Concat(sin, cos, axis=2), axis=1
-        )  # (K, 2 N2, 2 N2)
-
-    def _angles(self, product, period):
-        turn = op.Cast(op.Mod(product, period), to=FLOAT)
-        angle = op.Div(op.Mul(turn, _constant(np.float32(2 * math.pi))), op.Cast(period, to=FLOAT))
-        return op.Cos(angle), op.Sin(angle)
-
-    def forward(self, x, rows1):
-        """Transform (R, rows1, N2) -> (K, R, 2 N2)."""
-        first = op.Slice(self.first, integers(0), rows1, integers(1))
-        x = op.MatMul(first, x)  # (R, 2K, N2)
-        x = op.Reshape(x, op.Concat(integers(-1, 2), self.k, self.n2, axis=0))
-        x = op.Transpose(x, perm=[2, 0, 1, 3])
-        x = op.Reshape(x, op.Concat(self.k, integers(-1), op.Mul(self.n2, integers(2)), axis=0))
-        return op.MatMul(x, self.second)
-
-    def inverse(self, x):
-        """Return the first half of the samples: (K, R, 2 N2) -> (R, N1 / 2, N2)."""
-        x = op.MatMul(x, op.Transpose(self.second, perm=[0, 2, 1]))
-        x = op.Reshape(x, op.Concat(self.k, integers(-1, 2), self.n2, axis=0))
-        x = op.Transpose(x, perm=[1, 2, 0, 3])
-        x = op.Reshape(x, op.Concat(integers(-1), op.Mul(self.k, integers(2)), self.n2, axis=0))
-        return op.MatMul(op.Slice(self.last, integers(0), self.half1, integers(0)), x)
+    wrapped = Outputs(copy.deepcopy(model).float()).eval()
+    with silence(), torch.no_grad():
+        graph = build_graph(wrapped)
+    file = folder / ONNX_FILE
+    file.parent.mkdir()
+    size = sum(tensor.const_value.nbytes for tensor in graph.graph.initializers.values())
+    onnx_ir.save(graph, file, external_data=f"{file.name}_data" if size > MOST_BYTES else None)
+    compare(wrapped, file)
 
 
-def _convolve(signal, filters, plan, length):
-    m = op.Div(plan.n, integers(2))
-    pads = op.Concat(integers(0, 0, 0, 0, 0), op.Sub(m, length), axis=0)
-    shape = op.Shape(signal)
-    x = op.Reshape(op.Pad(signal, pads), op.Concat(integers(-1), plan.half1, plan.n2, axis=0))
-    x = plan.forward(x, plan.half1)  # (K, C B, 2 N2)
-    h = plan.forward(filters, plan.n1)  # (K, C, 2 N2)
-    channels = op.Slice(shape, integers(0), integers(1))
-    split = op.Concat(plan.k, channels, integers(-1), plan.n2, axis=0)
-    re, im = op.Split(op.Reshape(x, op.Concat(plan.k, channels, integers(-1, 2), plan.n2, axis=0)), axis=3, num_outputs=2)
-    h_re, h_im = op.Split(op.Reshape(h, op.Concat(plan.k, channels, integers(1, 2), plan.n2, axis=0)), axis=3, num_outputs=2)
-    product = op.Concat(
-        op.Sub(op.Mul(re, h_re), op.Mul(im, h_im)), op.Add(op.Mul(re, h_im), op.Mul(im, h_re)), axis=3
-    )
-    product = op.Reshape(product, op.Concat(plan.k, integers(-1), op.Mul(plan.n2, integers(2)), axis=0))
-    y = op.Reshape(plan.inverse(product), op.Concat(channels, integers(-1), m, axis=0))
-    return op.Slice(y, integers(0), length, integers(2))
+def build_graph(wrapped: Outputs) -> onnx_ir.Model:
+    """Return the model as a graph, for any number of texts of up to max_position_embeddings tokens."""
+    longest = wrapped.model.config.max_position_embeddings
+    dims = {0: torch.export.Dim("batch_size"), 1: torch.export.Dim("sequence_length", max=longest)}
+    ids, mask = torch.ones(2, 2, min(longest, 40), dtype=torch.int64)
+    table = {getattr(operators, name).default: getattr(onnx_operators, name) for name in TRANSLATED}
+    table[torch.ops.aten.searchsorted.Tensor] = onnx_operators.searchsorted
+    exported = torch.onnx.export(
+        wrapped, (ids, mask), dynamic_shapes=(dims, dims), input_names=INPUTS, output_names=wrapped.names, dynamo=True,
+        opset_version=OPSET, custom_translation_table=table, verbose=False,
+    )  # fmt: skip
+    # What is cleared names files on this machine.
+    return onnx_ir.passes.common.ClearMetadataAndDocStringPass()(exported.model).model
 
 
-def _taps(source, length, plan):
-    """Return the two-sided filter [h_0 .. h_{L-1}, 0 .., r_{L-1} .. r_0] as (H, N1, N2)."""
-    features, frequency, input_weight, input_bias, hidden_weight, hidden_bias, output_weight, time, decay = source
-    places = _range(length)
-    both = op.Concat(op.Unsqueeze(places, integers(0)),
-                     op.Unsqueeze(op.Sub(op.Sub(length, integers(1)), places), integers(0)), axis=0)  # (2, L)
-    x = op.Transpose(op.Gather(features, both), perm=[0, 2, 1])  # (2, E, L)
-    frequency = op.Unsqueeze(frequency, integers(1))
-    x = op.Sin(op.Mul(frequency, op.Add(op.MatMul(input_weight, x), op.Unsqueeze(input_bias, integers(2)))))
-    for number in range(2):
-        weight = op.Gather(hidden_weight, _constant(np.int64(number)))
-        bias = op.Unsqueeze(op.Gather(hidden_bias, _constant(np.int64(number))), integers(2))
-        x = op.Sin(op.Mul(frequency, op.Add(op.MatMul(weight, x), bias)))
-    times = op.Unsqueeze(op.Gather(time, both), integers(1))  # (2, 1, L)
-    fall = op.Exp(op.Neg(op.Mul(op.Unsqueeze(decay, integers(1)), times)))  # (2, H, L)
-    h, r = op.Split(op.Mul(op.MatMul(output_weight, x), fall), axis=0, num_outputs=2)
-    gap = op.Sub(plan.n, op.Mul(length, integers(2)))
-    h = op.Pad(h, op.Concat(integers(0, 0, 0, 0, 0), gap, axis=0))
-    return op.Reshape(op.Concat(h, r, axis=2), op.Concat(integers(-1), plan.n1, plan.n2, axis=0))
+@contextmanager
+def silence() -> Iterator[None]:
+    """Keep warnings of the exporter, which are none of the user's business, off the terminal."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
-def block_diagonal_glu(x, up, down, bias, dropout, seed, kernels):
-    """Translate m2bert_ops.block_diagonal_glu: (T, H) -> (T, H)."""
-    blocks, width, inner = (int(size) for size in down.shape)
+def compare(wrapped: Outputs, file: Path) -> None:
+    """Raise ValueError if outputs for random texts, one of them padded, differ by more than `TOLERANCE`.
 
-    def multiply(x, weight, size):
-        x = op.Transpose(op.Reshape(x, integers(-1, blocks, size)), perm=[1, 0, 2])  # (K, T, in / K)
-        x = op.Transpose(op.MatMul(x, op.Transpose(weight, perm=[0, 2, 1])), perm=[1, 0, 2])
-        return op.Reshape(x, integers(0, -1))
-
-    gate, value = op.Split(multiply(x, up, width), axis=1, num_outputs=2)
-    return op.Add(multiply(op.Mul(op.Gelu(gate), value), down, inner), bias)
-
-
-def add_layer_norm(x, y, weight, bias, eps, kernels):
-    """Translate m2bert_ops.add_layer_norm: its output is (H, T)."""
-    normed, *_ = op.LayerNormalization(op.Add(x, y), weight, bias, axis=-1, epsilon=eps)
-    return op.Transpose(normed, perm=[1, 0])
-
-
-def searchsorted(ordered, values, right=False, **ignored):
-    """Translate torch.searchsorted of rows in their own sorted values, as `occurrences` of the pooler calls it."""
-    length = op.Slice(op.Shape(values), integers(1), integers(2))
-    big = integers(2**40)
-    rows = op.Unsqueeze(_range(op.Slice(op.Shape(values), integers(0), integers(1))), integers(1))
-    keys = op.Reshape(op.Add(values, op.Mul(rows, big)), integers(-1))
-    _, _, places, counts = op.Unique(keys)
-    ends = op.CumSum(counts, _constant(np.int64(0)))
-    found = op.Gather(ends if right else op.Sub(ends, counts), places)
-    return op.Sub(op.Reshape(found, op.Shape(values)), op.Mul(rows, length))
-
-
-def _range(count):
-    return op.Range(_constant(np.int64(0)), op.Squeeze(count), _constant(np.int64(1)))
-
-
-def _mask(lengths, longest):
-    places = op.Range(_constant(np.int64(0)), longest, _constant(np.int64(1)))
-    return op.Cast(op.Less(places, op.Unsqueeze(op.Cast(lengths, to=INT), integers(1))), to=FLOAT)
-
-
-def _real(lengths, longest):
-    return _mask(lengths, longest)
-
-
-def _by_row(longest):
-    return op.Concat(integers(0, -1), op.Reshape(longest, integers(1)), axis=0)
-
-
-def _flat(x):
-    return op.Reshape(x, integers(0, -1))
+    Of outputs that exceed 1, the relative difference counts.
+    """
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    config, generator = wrapped.model.config, torch.Generator().manual_seed(0)
+    for length in sorted({min(length, config.max_position_embeddings) for length in TESTED_LENGTHS}):
+        ids = torch.randint(config.vocab_size, (2, length), generator=generator)
+        mask = (torch.arange(length) < torch.tensor([[length], [(length + 1) // 2]])).long()
+        with torch.no_grad():
+            expected = wrapped(ids, mask)
+        found = session.run(wrapped.names, dict(zip(INPUTS, (ids.numpy(), mask.numpy()), strict=True)))
+        for name, one, other in zip(wrapped.names, expected, map(torch.from_numpy, found), strict=True):
+            difference = float((one - other).abs().max() / one.abs().max().clamp(min=1))
+            if not difference <= TOLERANCE:
+                raise ValueError(
+                    f"{ONNX_FILE} was not written: for {length} tokens onnxruntime's {name} differs from torch's by "
+                    f"{difference:.1e}, more than {TOLERANCE}; report the model's config.json and the versions of "
+                    "torch, onnxscript and onnxruntime"
+                )

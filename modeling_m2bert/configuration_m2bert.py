@@ -2,8 +2,17 @@
 
 import math
 
-from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+try:
+    from huggingface_hub.dataclasses import strict
+    from transformers import PreTrainedConfig
+except (
+    ImportError
+):  # transformers 4, which takes the settings as they are. It cannot run the model, but optimum its ONNX.
+    from transformers import PretrainedConfig as PreTrainedConfig
+
+    def strict(cls):
+        return cls
+
 
 POOLINGS = ("mean", "weighted_mean", "cls", "cls_tanh", "mean_tanh")
 PADDINGS = ("masked", "visible")
