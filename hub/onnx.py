@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx_ir
 import onnxruntime
 import torch
+from onnx_ir.passes import common as passes
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -67,10 +68,15 @@ def build_graph(wrapped: Outputs) -> onnx_ir.Model:
     table[torch.ops.aten.searchsorted.Tensor] = onnx_operators.searchsorted
     exported = torch.onnx.export(
         wrapped, (ids, mask), dynamic_shapes=(dims, dims), input_names=INPUTS, output_names=wrapped.names, dynamo=True,
-        opset_version=OPSET, custom_translation_table=table, verbose=False,
+        opset_version=OPSET, custom_translation_table=table, optimize=False, verbose=False,
     )  # fmt: skip
-    # What is cleared names files on this machine.
-    return onnx_ir.passes.common.ClearMetadataAndDocStringPass()(exported.model).model
+    # The exporter's own optimizer takes minutes for 12 layers. What the last pass clears names files on this machine.
+    tidy = onnx_ir.passes.Sequential(
+        passes.InlinePass(), passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.DeduplicateInitializersPass(), passes.CommonSubexpressionEliminationPass(),
+        passes.RemoveUnusedNodesPass(), passes.ClearMetadataAndDocStringPass(),
+    )  # fmt: skip
+    return tidy(exported.model).model
 
 
 @contextmanager

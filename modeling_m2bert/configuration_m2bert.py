@@ -5,9 +5,7 @@ import math
 try:
     from huggingface_hub.dataclasses import strict
     from transformers import PreTrainedConfig
-except (
-    ImportError
-):  # transformers 4, which takes the settings as they are. It cannot run the model, but optimum its ONNX.
+except ImportError:  # transformers 4 cannot run the model, but it reads the settings when optimum runs the ONNX model
     from transformers import PretrainedConfig as PreTrainedConfig
 
     def strict(cls):
