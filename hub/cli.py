@@ -35,7 +35,7 @@ def export(
     from .client import check_repo_id
 
     if onnx and (missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]):
-        raise ValueError(f"--onnx needs {' and '.join(missing)}: pip install 'm2bert[onnx]'")
+        raise ValueError(f"--onnx needs {', '.join(missing)}; pip install 'm2bert[onnx]'")
     check_output(output, overwrite)
     if repo is not None:
         check_repo_id(repo)
