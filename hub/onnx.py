@@ -11,6 +11,7 @@ import onnx_ir
 import onnxruntime
 import torch
 from onnx_ir.passes import common as passes
+from onnxscript.optimizer import fold_constants
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -21,6 +22,7 @@ from . import onnx_operators
 ONNX_FILE = "onnx/model.onnx"  # where optimum, sentence-transformers and transformers.js look for it
 INPUTS = "input_ids", "attention_mask"
 OPSET = 20
+ANY = 2**62
 MOST_BYTES = 2**31 - 2**20  # of one file, with some room for the graph: a message of protobuf ends at 2 GiB
 TESTED_LENGTHS = 1, 17, 513
 TOLERANCE = 1e-5
@@ -71,12 +73,14 @@ def build_graph(wrapped: Outputs) -> onnx_ir.Model:
         opset_version=OPSET, custom_translation_table=table, optimize=False, verbose=False,
     )  # fmt: skip
     # The exporter's own optimizer takes minutes for 12 layers. What the last pass clears names files on this machine.
+    graph = passes.InlinePass()(exported.model).model
+    fold_constants(graph, onnx_shape_inference=False, input_size_limit=ANY, output_size_limit=ANY)
     tidy = onnx_ir.passes.Sequential(
-        passes.InlinePass(), passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         passes.DeduplicateInitializersPass(), passes.CommonSubexpressionEliminationPass(),
         passes.RemoveUnusedNodesPass(), passes.ClearMetadataAndDocStringPass(),
     )  # fmt: skip
-    return tidy(exported.model).model
+    return tidy(graph).model
 
 
 @contextmanager
