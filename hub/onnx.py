@@ -1,6 +1,7 @@
 """Export models to ONNX in float32, under the names that its runtimes know, and compare them with the originals."""
 
 import copy
+import importlib
 import logging
 import warnings
 from collections.abc import Iterator
@@ -14,8 +15,6 @@ from onnx_ir.passes import common as passes
 from onnxscript.optimizer import fold_constants
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-
-from modeling_m2bert.m2bert_ops_registry import operators
 
 from . import onnx_operators
 
@@ -66,6 +65,8 @@ def build_graph(wrapped: Outputs) -> onnx_ir.Model:
     longest = wrapped.model.config.max_position_embeddings
     dims = {0: torch.export.Dim("batch_size"), 1: torch.export.Dim("sequence_length", max=longest)}
     ids, mask = torch.ones(2, 2, min(longest, 40), dtype=torch.int64)
+    package = type(wrapped.model).__module__.rpartition(".")[0]
+    operators = importlib.import_module(f"{package}.m2bert_ops_registry").operators
     table = {getattr(operators, name).default: getattr(onnx_operators, name) for name in TRANSLATED}
     table[torch.ops.aten.searchsorted.Tensor] = onnx_operators.searchsorted
     exported = torch.onnx.export(
