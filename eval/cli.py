@@ -23,6 +23,7 @@ OUTPUTS = {"output", "overwrite", "write_run", "show"}
 BESIDE = {  # parameters that go with one that says what is scored
     "config": {"config", "cache", "no_cache"} | OUTPUTS,
     "run": {"run", "qrels"} | OUTPUTS,
+    "index": {"index", "queries"} | OUTPUTS,
     "suite": {"suite", "encoder", "split", "policy", "hybrid", "development_split", "documents", "distractors"}
     | {"distractor_count", "cache", "no_cache"}
     | OUTPUTS,
@@ -51,6 +52,12 @@ def eval_command(
         list[Path], typer.Option(help="Run file of any system, in TREC format, instead of encoders and data; repeat.")
     ] = [],  # noqa: B006
     qrels: Annotated[Path | None, typer.Option(help="Judgments in TREC format, for --run.")] = None,
+    index: Annotated[
+        str | None, typer.Option(help="Folder of an index of `m2bert index`, instead of encoders and data.")
+    ] = None,
+    queries: Annotated[
+        Path | None, typer.Option(help="CSV of query, answer (an id or the end of a path), relevance; for --index.")
+    ] = None,
     task: Annotated[list[str], typer.Option(help="Task in the data; repeat for more. All by default.")] = [],  # noqa: B006
     split: Annotated[str, typer.Option(help="Split to score.")] = "test",
     policy: Annotated[
@@ -79,7 +86,9 @@ def eval_command(
     if write_run:
         check_folder(write_run, overwrite)
     if settings is None:
-        score_files(run, qrels, output and free_output(output, overwrite), show, write_run)
+        target = output and free_output(output, overwrite)
+        given = index_records(index, queries, show, write_run) if index else run_records(run, qrels, show, write_run)
+        show_given(given, target)
         return
     target = free_output(output or settings.output, overwrite or suite is not None)
     earlier = []
@@ -110,12 +119,25 @@ def eval_command(
         raise typer.Exit(1)
 
 
-def score_files(runs: list[Path], qrels: Path, target: Path | None, show: int | None, write_run: Path | None) -> None:
-    """Score run files, print their table and their paired differences, and write their records to `target`."""
+def run_records(runs: list[Path], qrels: Path, show: int | None, write_run: Path | None) -> list[dict]:
+    """Return the records of run files."""
     from .runs.score import score_run_files
     from .runs.show import looker  # slow to import
 
-    records = score_run_files(runs, qrels, looker(show, write_run))
+    return score_run_files(runs, qrels, looker(show, write_run))
+
+
+def index_records(index: str, queries: Path, show: int | None, write_run: Path | None) -> list[dict]:
+    """Return the records of an index, in each of its modes."""
+    from .runs.index import load_index, score_index
+    from .runs.show import looker  # slow to import
+
+    ranker, task = load_index(index, queries)
+    return score_index(ranker, task, looker(show, write_run, [task]))
+
+
+def show_given(records: list[dict], target: Path | None) -> None:
+    """Print the table of records and their paired differences, and write them to `target`."""
     typer.echo(format_records(records))
     if len(records) > 1:
         typer.echo(f"\n{format_differences(records)}")
@@ -125,17 +147,21 @@ def score_files(runs: list[Path], qrels: Path, target: Path | None, show: int | 
 
 
 def settings_of(context: typer.Context) -> EvalConfig | None:
-    """Return the settings of a run, from its configuration file or from the flags; None if it scores run files."""
+    """Return the settings of a run, from its configuration file or from the flags; None if it scores run files or an
+    index."""
     flags = context.params
     given = {name for name in flags if context.get_parameter_source(name).name == "COMMANDLINE"}
     for whole in BESIDE.keys() & given:
         if ignored := ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given - BESIDE[whole])):
             raise ValueError(f"--{whole} names all that is scored; leave out {ignored}")
-    if flags["run"] or flags["qrels"]:
-        missing = [path for path in (*flags["run"], flags["qrels"]) if path and not path.is_file()]
-        if missing or not (flags["run"] and flags["qrels"]):
-            raise ValueError(f"{missing[0]} is no file" if missing else "--run and --qrels go together; give both")
-        return None
+    for what, answers in (("run", "qrels"), ("index", "queries")):
+        if flags[what] or flags[answers]:
+            files = [*flags["run"], flags["qrels"], flags["queries"]]
+            missing = [path for path in files if path and not path.is_file()]
+            if missing or not (flags[what] and flags[answers]):
+                together = f"--{what} and --{answers} go together; give both"
+                raise ValueError(f"{missing[0]} is no file; name one that is there" if missing else together)
+            return None
     if flags["config"] is not None:
         return EvalConfig.from_yaml(flags["config"])
     data = [flags["data"]]

@@ -38,7 +38,7 @@ class ExactSearch:
             queries: (Q, d), a vector for each query.
             pids: ids of D documents.
             rows: (N, d), the vectors of the documents, in the order of `pids`. Those of one document are consecutive.
-            counts: (D,), the number of vectors of each document.
+            counts: (D,), the number of vectors of each document, at least 1.
         """
         firsts = np.cumsum(counts) - counts
         step = max(1, SCORES_AT_ONCE // len(rows))
@@ -86,12 +86,14 @@ def trec_order(scores: dict[str, float]) -> list[str]:
 def rerank_order(candidates: Run, scores: Run) -> Run:
     """Order the candidates by their new `scores`, and put those without a new score last, in their old order.
 
+    Documents that are no candidates are left out.
+
     The candidates without a new score get scores that only express this order. The first is 1 below the lowest new
     score (below 0 if there is none), and each further one is 1 below the one before.
     """
     run: Run = {}
     for qid, ranked in candidates.items():
-        rescored = scores.get(qid, {})
+        rescored = {pid: score for pid, score in scores.get(qid, {}).items() if pid in ranked}
         rest = [pid for pid in trec_order(ranked) if pid not in rescored]
         lowest = min(rescored.values(), default=0.0)
         run[qid] = rescored | {pid: lowest - place for place, pid in enumerate(rest, start=1)}

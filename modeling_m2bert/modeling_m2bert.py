@@ -6,7 +6,8 @@ It differs from the research code on purpose:
 - The short convolution has torch's initialization of convolutions. With a standard deviation of 0.02, its gates would
   be close to zero.
 - Block-diagonal layers have the same kind of initialization with one block as with several.
-- Filters are computed in float32 at least, and their parameters stay in float32 when the model is cast.
+- Filters are computed in float32 at least. Their parameters stay in float32 when the model is cast to float16 or
+  bfloat16.
 - The masked-LM loss ignores only the label -100. The research code also ignores id 0.
 - The forward has no NaN checks and no anomaly mode.
 """
@@ -72,7 +73,8 @@ class M2BertAddNorm(nn.LayerNorm):
 class M2BertLayer(GradientCheckpointingLayer):
     """y = mixer(x); output = LayerNorm(y + MLP(y)).
 
-    There is no skip connection around the mixer. The residual convolution inside the mixer takes its place.
+    There is no skip connection around the mixer. With `residual_long_conv`, the residual convolution inside the mixer
+    takes its place.
     """
 
     def __init__(self, config, cache: FilterCache | None = None):
@@ -94,7 +96,7 @@ class M2BertPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["M2BertLayer", "M2BertEmbeddings"]
-    _keep_in_fp32_modules_strict = ["filter", "residual_filter"]  # as M2BertFilter does in casts
+    _keep_in_fp32_modules_strict = ["filter", "residual_filter"]  # when loaded; M2BertFilter keeps them so in casts
 
     def __init__(self, config: M2BertConfig, *inputs, **kwargs):
         config.validate_architecture()  # from_pretrained(..., field=value) changes fields without a check
@@ -104,8 +106,8 @@ class M2BertPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, *args, **kwargs):
         """Load a model as transformers does, and align its weights.
 
-        Weights on a CPU that are not aligned to 64 bytes are copied. For the rounding of matrix products depends on the
-        alignment, and a loaded model must give the same vectors as the saved one.
+        The rounding of matrix products depends on the alignment, and a loaded model must give the same vectors as the
+        saved one. So weights on a CPU that are not aligned to 64 bytes are copied.
         """
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -196,13 +198,15 @@ class M2BertModel(M2BertPreTrainedModel):
 
         Returns:
             last_hidden_state (B, L, H), pooler_output (B, config.projection_dim), not normalized, and, if asked for,
-            hidden_states. Under autocast they have autocast's dtype. With `padding="masked"` the hidden states are
-            exactly zero at padded positions. All else depends on the text alone, up to rounding: not on its padding,
-            and not on the other texts of the batch or their order.
+            hidden_states. Under autocast all have autocast's dtype, except hidden_states[0] and the outputs of a
+            float64 model. With `padding="masked"` the hidden states are exactly zero at padded positions. All else
+            depends on the text alone, up to rounding: not on its padding, and not on the other texts of the batch or
+            their order.
 
         Raises:
-            ValueError: a shape is wrong, a sequence is too long, an id is outside the vocabulary (checked on CPU), or a
-                mask is not ones then zeros. Values of ids and mask are not checked inside torch.compile.
+            ValueError: a shape is wrong, a sequence is too long, an id is outside the vocabulary (checked on CPU), or,
+                with `padding="masked"`, a mask is not ones then zeros. Values of ids and mask are not checked inside
+                torch.compile.
         """
         check_inputs(self.config, input_ids, inputs_embeds, attention_mask, token_type_ids)
         if self.pooler is not None and not self.training:
@@ -337,8 +341,8 @@ class M2BertForSequenceClassification(M2BertPreTrainedModel):
         """Classify texts.
 
         Args:
-            labels: (B,) class ids; floats for regression and multi-label problems. The other arguments: as for
-                M2BertModel.forward.
+            labels: (B,) class ids, or (B, num_labels) floats for regression and multi-label problems. The other
+                arguments: as for M2BertModel.forward.
 
         Returns:
             logits (B, num_labels), and with labels the loss.

@@ -37,6 +37,7 @@ def test_wheel_contents(tmp_path):
         names = set(archive.namelist())
         entry_points = next(name for name in names if name.endswith("entry_points.txt"))
         assert "m2bert = m2bert.cli:main" in archive.read(entry_points).decode()
+        assert "index = m2bert.search.ranker:IndexRanker" in archive.read(entry_points).decode()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == OURS
     for folder in ("train", "eval", "hub", "search"):
         for path in (ROOT / folder).rglob("*"):

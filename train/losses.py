@@ -6,7 +6,8 @@ A batch has Q queries and D documents. Losses on cosines take three matrices:
     relevant: (Q, D) bool, True where document d answers query q.
     compared: (Q, D) bool, True where the pair enters the loss. The configuration key `data.form` selects these pairs.
         With `pairs` it is the diagonal: query i and document i. With `grouped` it is each query with its own documents.
-        With `all` it is every pair.
+        With `all` it is every pair. In steps with passages (`data.passage_share`) it is every pair, whatever
+        the form.
 """
 
 from collections.abc import Callable

@@ -110,10 +110,13 @@ def load_csv_folder(folder: Path, split: str = "test") -> RetrievalTask:
     """Return the task of a folder with queries.csv, called by the folder's name."""
     documents = folder / DOCUMENTS
     if documents.is_dir():
-        texts = [(_name(path.relative_to(documents).as_posix()), read_document(path)) for path in text_files(documents)]
+        texts = [
+            (document_name(path.relative_to(documents).as_posix()), read_document(path))
+            for path in text_files(documents)
+        ]
     else:
         rows = read_rows(folder / "documents.csv", ("id", "text"), filled=("id",))
-        texts = [(_name(row["id"]), row["text"]) for _, row in rows]
+        texts = [(document_name(row["id"]), row["text"]) for _, row in rows]
     names = texts_by_id("documents", texts, where_of(folder.resolve().name, split, str(folder)))
     path, answers, unknown, count = folder / QUERIES, {}, [], 0
     for line, row in read_rows(path, ("query", "answer"), filled=("query", "answer")):
@@ -135,14 +138,14 @@ def load_csv_folder(folder: Path, split: str = "test") -> RetrievalTask:
 
 def answers_in(cell: str, names: Container[str]) -> list[str]:
     """Return the names in a cell of the column `answer`: the cell itself if it is a name, else its parts between ;."""
-    if _name(cell) in names:
-        return [_name(cell)]
+    if document_name(cell) in names:
+        return [document_name(cell)]
     rows = csv.reader(io.StringIO(cell, newline=""), delimiter=";", skipinitialspace=True)
-    parts = [_name(part) for row in rows for part in row if part.strip()]
+    parts = [document_name(part) for row in rows for part in row if part.strip()]
     return [part if part in names else part.replace("\\", "/") for part in parts]
 
 
-def _name(text: str) -> str:
+def document_name(text: str) -> str:
     """Return a document's name in the form in which names are compared."""
     return unicodedata.normalize("NFC", text.strip())
 

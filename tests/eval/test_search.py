@@ -12,6 +12,7 @@ from m2bert.eval.search import (
     ExactSearch,
     choose_weight,
     reciprocal_rank_fusion,
+    rerank_order,
     standardized_fusion,
     trec_order,
     weighted_fusion,
@@ -77,6 +78,15 @@ def test_the_order_is_that_of_trec_eval_on_2000_random_runs():
             block = [list(scores)[i] for i in part]
             exact.add_scores(block, np.array([[scores[pid] for pid in block]], dtype=np.float32))
         assert list(exact.run(["q"])["q"]) == order
+
+
+def test_reranking_leaves_out_documents_that_are_no_candidates():
+    candidates = {"q": {"a": 3.0, "b": 2.0, "c": 1.0, "d": 0.0}, "nothing new": {"a": 2.0, "b": 1.0}}
+    scores = {"q": {"z": 9.0, "c": 0.5, "b": 0.25, "y": -9.0}, "nothing new": {"z": 9.0}, "no query": {"a": 1.0}}
+    assert rerank_order(candidates, scores) == {
+        "q": {"c": 0.5, "b": 0.25, "a": -0.75, "d": -1.75},
+        "nothing new": {"a": -1.0, "b": -2.0},
+    }
 
 
 def test_reciprocal_ranks_add_up():

@@ -1,0 +1,1 @@
+"""Rankings as files: read, scored, written, shown."""
