@@ -48,7 +48,8 @@ def main():
     for folder in sys.argv[1:]:
         functions = runtimes(folder)
         longest = AutoModel.from_pretrained(folder, trust_remote_code=True).config.max_position_embeddings
-        print(f"\n{folder}\n\n| tokens | {' | '.join(functions)} | difference of onnxruntime | of OpenVINO |\n|---|---|---|---|---|---|")
+        print(f"\n{folder}\n\n| tokens | {' | '.join(functions)} | difference of onnxruntime | of OpenVINO |")
+        print("|---|---|---|---|---|---|")
         for length in (each for each in LENGTHS if each <= longest):
             ids = np.random.default_rng(length).integers(5, 29000, (1, length))
             vectors = [function(ids) for function in functions.values()]
