@@ -51,13 +51,13 @@ def write_onnx(model: PreTrainedModel, folder: Path) -> None:
     Raises ValueError if onnxruntime's outputs differ from the model's by more than `TOLERANCE`.
     """
     wrapped = Outputs(copy.deepcopy(model).float()).eval()
-    with silence(), torch.no_grad():
-        graph = build_graph(wrapped)
     file = folder / ONNX_FILE
     file.parent.mkdir()
-    size = sum(tensor.const_value.nbytes for tensor in graph.graph.initializers.values())
-    onnx_ir.save(graph, file, external_data=f"{file.name}_data" if size > MOST_BYTES else None)
-    compare(wrapped, file)
+    with silence(), torch.no_grad():
+        graph = build_graph(wrapped)
+        size = sum(tensor.const_value.nbytes for tensor in graph.graph.initializers.values())
+        onnx_ir.save(graph, file, external_data=f"{file.name}_data" if size > MOST_BYTES else None)
+        compare(wrapped, file)
 
 
 def build_graph(wrapped: Outputs) -> onnx_ir.Model:
@@ -86,7 +86,7 @@ def build_graph(wrapped: Outputs) -> onnx_ir.Model:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Keep warnings of the exporter, which are none of the user's business, off the terminal."""
+    """Keep warnings of the exporter and of the model, which do not concern the user, off the terminal."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -105,8 +105,7 @@ def compare(wrapped: Outputs, file: Path) -> None:
     for length in sorted({min(length, config.max_position_embeddings) for length in TESTED_LENGTHS}):
         ids = torch.randint(config.vocab_size, (2, length), generator=generator)
         mask = (torch.arange(length) < torch.tensor([[length], [(length + 1) // 2]])).long()
-        with torch.no_grad():
-            expected = wrapped(ids, mask)
+        expected = wrapped(ids, mask)
         found = session.run(wrapped.names, dict(zip(INPUTS, (ids.numpy(), mask.numpy()), strict=True)))
         for name, one, other in zip(wrapped.names, expected, map(torch.from_numpy, found), strict=True):
             difference = float((one - other).abs().max() / one.abs().max().clamp(min=1))
