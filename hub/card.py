@@ -139,6 +139,7 @@ class Card:
     max_tokens: int = 0
     has_tokenizer: bool = True
     has_handler: bool = False
+    has_onnx: bool = False
 
     @property
     def license(self) -> str | None:
