@@ -19,6 +19,9 @@ AUTO_MAP = {
     "AutoModel": "modeling_m2bert.M2BertModel",
     "AutoModelForMaskedLM": "modeling_m2bert.M2BertForMaskedLM",
     "AutoModelForSequenceClassification": "modeling_m2bert.M2BertForSequenceClassification",
+    "AutoModelForMultipleChoice": "modeling_m2bert.M2BertForMultipleChoice",
+    "AutoModelForTokenClassification": "modeling_m2bert.M2BertForTokenClassification",
+    "AutoModelForQuestionAnswering": "modeling_m2bert.M2BertForQuestionAnswering",
 }
 
 
