@@ -90,7 +90,7 @@ def test_many_failures_are_counted_by_their_reason(tmp_path, files):
     for name in names:
         (files / name).write_text(" ")
     (files / "a.jsonl").write_text('{"text": "x"}\n{')
-    lines = called("index", files, "--index", tmp_path / "i", "--model", "words", code=1).output.splitlines()
+    lines = called("index", files, "--index", tmp_path / "i", "--model", "words", code=1).stdout.splitlines()
     first = ", ".join(str(files / f"{number}.xlsx") for number in (0, 1, 10))
     assert lines[-5:] == [
         "27 cannot be added:",
@@ -101,7 +101,7 @@ def test_many_failures_are_counted_by_their_reason(tmp_path, files):
     ]
     for name in names[8:]:
         (files / name).unlink()
-    lines = called("index", files, "--plan", "--index", tmp_path / "i").output.splitlines()
+    lines = called("index", files, "--plan", "--index", tmp_path / "i").stdout.splitlines()
     assert lines[-10] == "9 cannot be added:"
     assert lines[-9].startswith(f"  {files / '0.xlsx'}: unsupported type .xlsx; convert it to one of .txt")
 
