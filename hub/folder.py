@@ -28,7 +28,7 @@ DROPPED_TOKENIZER_SETTINGS = {"auto_map", "custom_pipelines", "is_local", "local
 
 def export_checkpoint(
     model_dir: str | Path, output_dir: str | Path, *, overwrite: bool = False, repository: str | None = None,
-    results: list[Path] | None = None, about: Path | None = None,
+    results: list[Path] | None = None, about: Path | None = None, onnx: bool = False,
 ) -> Path:  # fmt: skip
     """Write the Hub folder of a checkpoint that training wrote or sentence-transformers saved; see `write_folder`.
 
@@ -41,6 +41,7 @@ def export_checkpoint(
         results: files that `m2bert eval` wrote, with scores of exactly this checkpoint, for the card and
             `.eval_results/`.
         about: YAML file with more statements for the card, see `About`.
+        onnx: also write the model as `onnx/model.onnx`, see `write_onnx`.
     """
     model_dir, results = Path(model_dir), results or []
     output = check_output(output_dir, overwrite)
@@ -55,9 +56,13 @@ def export_checkpoint(
         texts = {name: json.dumps(record, indent=2) + "\n" for name, record in records.items()}
         model = load_checkpoint(model_dir)
         settings = read_sentence_files(model, model_dir)
-        card = Card(repository=repository, about=statements, scores=scores)
+        card = Card(repository=repository, about=statements, scores=scores, has_onnx=onnx)
         extra_files = texts | leaderboard_file(scores)
         fill_folder(new, model, load_tokenizer(model_dir), settings=settings, card=card, extra_files=extra_files)
+        if onnx:
+            from .onnx import write_onnx
+
+            write_onnx(model, new)
     return output
 
 

@@ -2,8 +2,15 @@
 
 import math
 
-from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+try:
+    from huggingface_hub.dataclasses import strict
+    from transformers import PreTrainedConfig
+except ImportError:  # transformers 4 cannot run the model, but it reads the settings when optimum runs the ONNX model
+    from transformers import PretrainedConfig as PreTrainedConfig
+
+    def strict(cls):
+        return cls
+
 
 POOLINGS = ("mean", "weighted_mean", "cls", "cls_tanh", "mean_tanh")
 PADDINGS = ("masked", "visible")
@@ -12,6 +19,9 @@ AUTO_MAP = {
     "AutoModel": "modeling_m2bert.M2BertModel",
     "AutoModelForMaskedLM": "modeling_m2bert.M2BertForMaskedLM",
     "AutoModelForSequenceClassification": "modeling_m2bert.M2BertForSequenceClassification",
+    "AutoModelForMultipleChoice": "modeling_m2bert.M2BertForMultipleChoice",
+    "AutoModelForTokenClassification": "modeling_m2bert.M2BertForTokenClassification",
+    "AutoModelForQuestionAnswering": "modeling_m2bert.M2BertForQuestionAnswering",
 }
 
 
