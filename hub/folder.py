@@ -22,6 +22,7 @@ from .sentence_files import SentenceSettings, read_sentence_files, write_json, w
 
 REQUIREMENTS = "transformers>=5.17,<6\ntorch>=2.11\nsentence-transformers>=6\n"
 RECORDS = ("training.json", "conversion.json")  # they tell how a model was made
+RANGES = "int8_ranges.json"  # of the numbers of vectors, as quantize_embeddings of sentence-transformers takes them
 # Settings of a tokenizer that are not written: they name foreign code, or tell how transformers loaded the tokenizer.
 DROPPED_TOKENIZER_SETTINGS = {"auto_map", "custom_pipelines", "is_local", "local_files_only"}
 
@@ -59,6 +60,8 @@ def export_checkpoint(
         card = Card(repository=repository, about=statements, scores=scores, has_onnx=onnx)
         extra_files = texts | leaderboard_file(scores)
         fill_folder(new, model, load_tokenizer(model_dir), settings=settings, card=card, extra_files=extra_files)
+        if (model_dir / RANGES).is_file():
+            shutil.copyfile(model_dir / RANGES, new / RANGES)
         if onnx:
             from .onnx import write_onnx
 
