@@ -17,7 +17,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-demo: setup  ## search long documents with models/m2bert-small, evaluate it beside BM25: two minutes, demo-output/search/
+demo: setup  ## index long documents, ask questions, score the answers beside BM25's: a minute or two, demo-output/search/
 	$(BIN)/python examples/demo.py
 
 demo-train: setup  ## train a small model from scratch, export, load, evaluate: six minutes, demo-output/

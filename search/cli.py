@@ -33,22 +33,32 @@ def index(
     duplicates: Annotated[bool, typer.Option("--duplicates", help="Show pairs of near-duplicates.")] = False,
     delete: Annotated[str | None, typer.Option(help='Delete what a filter selects, such as "year < 2000".')] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Embed all texts anew by --model.")] = False,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Embed on a Ray cluster: HOST:PORT, auto or local.")
+    ] = None,
 ):
     """Index files: add new ones, embed changed ones anew, leave the others."""
     actions = {"PATHS": bool(paths), "--info": info, "--duplicates": duplicates, "--delete": bool(delete),
                "--rebuild": rebuild}  # fmt: skip
     if sum(actions.values()) != 1:
         raise ValueError(f"say one thing to do: {', '.join(actions)}")
-    if (sync or plan) and not paths:
-        raise ValueError("--sync and --plan need PATHS; give files or folders")
+    if (sync or plan or ray) and not paths:
+        raise ValueError("--sync, --plan and --ray need PATHS; give files or folders")
     if sync and plan:
         raise ValueError("--plan does not look at what is gone; leave --sync out")
+    if ray and plan:
+        raise ValueError("--plan measures this machine; leave --ray out")
     if rebuild and model is None:
         raise ValueError("--rebuild needs --model; name the model that embeds from now on")
     missing = [path for path in paths if not path.exists()]
     if missing:
         raise ValueError(f"{missing[0]} does not exist; give files and folders that do")
-    opened = Index.open(folder, None if rebuild else model, vectors)
+    if ray:
+        from .distributed import ClusterIndex
+
+        opened = ClusterIndex.open(folder, model, vectors, ray=ray)
+    else:
+        opened = Index.open(folder, None if rebuild else model, vectors)
     if paths and plan:
         from .plan import make_plan
 

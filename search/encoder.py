@@ -1,5 +1,6 @@
 """Vectors of whole documents: overlapping windows of the model's length, several late chunks of each."""
 
+import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,13 +23,14 @@ class EncodedDocument(NamedTuple):
 
 
 class Encoder:
-    """Embed queries, and documents of any length.
+    """Embed queries, and documents of any length. Threads can share one; they read one after another.
 
     Args:
         model: folder or Hub id, as `m2bert eval` takes it.
         device: as torch names it; by default a GPU, where there is one.
 
     Attributes:
+        base: the encoder of `m2bert.eval` that does the work.
         name: what the user called the model.
         dimensions: length of the vectors.
         max_tokens: the model's longest input, special tokens and prompt included; None if there is no limit.
@@ -38,10 +40,10 @@ class Encoder:
         from m2bert.eval.encoders.policies import overhead_tokens
         from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
 
-        self._inner = SentenceTransformerEncoder(model, device)
-        self.name, self.dimensions, self.max_tokens = self._inner.name, self._inner.dimensions, self._inner.max_tokens
-        self._inner.token_spans([""])  # a tokenizer that does not show where its tokens are is refused here
-        self._overhead = overhead_tokens(self._inner)
+        self.base, self._lock = SentenceTransformerEncoder(model, device), threading.Lock()
+        self.name, self.dimensions, self.max_tokens = self.base.name, self.base.dimensions, self.base.max_tokens
+        self.base.token_spans([""])  # a tokenizer that does not show where its tokens are is refused here
+        self._overhead = overhead_tokens(self.base)
         self._room = None if self.max_tokens is None else self.max_tokens - self._overhead
         if self._room is not None and self._room < OVERLAP:
             least = f"special tokens and prompt leave {self._room} tokens for text, at least {OVERLAP} are needed"
@@ -52,11 +54,12 @@ class Encoder:
         """Digest of the model: weights, settings, tokenizer, prompts. An index outlives versions of packages."""
         from m2bert.eval.encoders.fingerprint import model_fingerprint
 
-        return model_fingerprint(self._inner.model, code=False)
+        return model_fingerprint(self.base.model, code=False)
 
     def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
         """Count the tokens of each document, special tokens and prompt included: (n,) int64."""
-        return self._inner.count_tokens(list(texts), "document")
+        with self._lock:
+            return self.base.count_tokens(list(texts), "document")
 
     def count_vectors(self, tokens: int, vectors: int = 16) -> int:
         """Count the vectors that `encode_documents` makes of a document of so many tokens (`count_tokens`)."""
@@ -67,17 +70,18 @@ class Encoder:
             length, overlap, count = self._division(tokens)
             last = tokens - (count - 1) * (length - overlap)
             lengths = [its + self._overhead for its in [*[length] * (count - 1), last]]
-        most = 1 if self._inner.parts_problem else vectors
+        most = 1 if self.base.parts_problem else vectors
         return sum(min(max(its // FEWEST_TOKENS, 1), most) for its in lengths)
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
         """Return the vectors (n, d) float32 of queries. One that is longer than the model's input is a ValueError."""
-        texts = self._inner.tokenize(list(texts), "query")
-        for text in texts:
-            if self.max_tokens and text.tokens > self.max_tokens:
-                problem = f"has {text.tokens} tokens, and the model reads {self.max_tokens}; shorten it"
-                raise ValueError(f"the query that begins {text[:60]!r} {problem}")
-        return self._finite(self._inner.encode(texts, "query"), texts)
+        with self._lock:
+            texts = self.base.tokenize(list(texts), "query")
+            for text in texts:
+                if self.max_tokens and text.tokens > self.max_tokens:
+                    problem = f"has {text.tokens} tokens, and the model reads {self.max_tokens}; shorten it"
+                    raise ValueError(f"the query that begins {text[:60]!r} {problem}")
+            return self._finite(self.base.encode(texts, "query"), texts)
 
     def encode_documents(self, texts: Sequence[str], vectors: int = 16) -> list[EncodedDocument]:
         """Embed documents from their beginning to their end.
@@ -92,7 +96,8 @@ class Encoder:
         sections = [_sections(str(text)) for text in texts]
         flat, encoded = [section for its in sections for section in its], []
         for portion in portions(flat, PORTION_CHARS):
-            encoded += self._encode(self._inner.tokenize(flat[portion], "document"), vectors)
+            with self._lock:
+                encoded += self._encode(self.base.tokenize(flat[portion], "document"), vectors)
         parts, found = iter(encoded), []
         for its in sections:
             own = [next(parts) for _ in its]
@@ -107,10 +112,10 @@ class Encoder:
         windowed = [self._windows(text) for text in texts]
         windows = [window for its in windowed for window, _ in its]
         owners = [text for text, its in zip(texts, windowed, strict=True) for _ in its]
-        if self._inner.parts_problem:
-            rows, counts = self._inner.encode(windows, "document"), np.ones(len(windows), dtype=np.int64)
+        if self.base.parts_problem:
+            rows, counts = self.base.encode(windows, "document"), np.ones(len(windows), dtype=np.int64)
         else:
-            [(rows, counts)] = self._inner.encode_parts(windows, [vectors], FEWEST_TOKENS)
+            [(rows, counts)] = self.base.encode_parts(windows, [vectors], FEWEST_TOKENS)
         self._finite(rows, np.repeat(np.array(owners, dtype=object), counts))
         numbers, pooled, done = iter(counts.tolist()), [], 0
         for text, its in zip(texts, windowed, strict=True):
@@ -130,7 +135,7 @@ class Encoder:
 
         if self.max_tokens is None or text.tokens <= self.max_tokens:
             return [(text, (0, len(text)))]
-        encoding, [empty] = text.encoding, self._inner.tokenize([""], "document")
+        encoding, [empty] = text.encoding, self.base.tokenize([""], "document")
         prompt = empty.encoding  # of every window
         encoding.truncate(len(encoding) - len(prompt), direction="left")
         length, overlap, _ = self._division(len(encoding))
@@ -164,7 +169,7 @@ class Encoder:
     @cached_property
     def _leading(self) -> int:
         """How many special tokens the tokenizer puts before a text."""
-        return self._inner.model.tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"].index(0)
+        return self.base.model.tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"].index(0)
 
     def _finite(self, rows: np.ndarray, texts: Sequence[str]) -> np.ndarray:
         finite = np.isfinite(rows).all(axis=1)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -19,6 +20,7 @@ from .documents import Document, Found, Unreadable, find_files, read_file
 from .table import COLUMNS, NAME, Settings, Table, quoted
 
 T = TypeVar("T")
+Source = tuple[Document, str | None, str]  # a document whose metadata are `normalized`, its file's path, a digest
 Changes = Iterator[tuple[list[Document], str | None, str, int]]  # documents, path, digest, size: of a file or a row
 Mode = Literal["hybrid", "dense", "bm25"]
 VECTORS = 16  # the most late chunks of a window
@@ -60,12 +62,13 @@ class Report:
 class Index:
     """Search long documents by words and vectors together.
 
-    `Index.open` makes one. Every method that writes keeps other writers out; readers see the last commit.
+    `Index.open` makes one. Every method that writes keeps other writers out; readers see the last commit. Threads can
+    share one to search, which they do one after another; one that writes beside them opens its own.
     """
 
     def __init__(self, folder: str, table: Table, model: str | None, vectors: int | None, device: str | None):
         self.folder, self.table, self.device = folder, table, device
-        self._model, self.vectors, self._encoder = model, vectors or VECTORS, None
+        self._model, self.vectors, self._encoder, self._lock = model, vectors or VECTORS, None, threading.RLock()
 
     @classmethod
     def open(
@@ -108,12 +111,13 @@ class Index:
     @property
     def encoder(self):
         """The encoder, loaded when it is first needed; one whose weights have changed since is refused."""
-        if self._encoder is None:
-            from .encoder import Encoder
+        with self._lock:
+            if self._encoder is None:
+                from .encoder import Encoder
 
-            self._encoder = Encoder(self._model, self.device)
-            self._check(self._encoder.fingerprint)
-        return self._encoder
+                self._encoder = Encoder(self._model, self.device)
+                self._check(self._encoder.fingerprint)
+            return self._encoder
 
     def _check(self, fingerprint: str) -> None:
         if self.table.exists and fingerprint != self.table.settings.fingerprint:
@@ -135,21 +139,22 @@ class Index:
 
     def _reading(self, read: Callable[[], T]) -> T:
         """Return what `read` returns for the last version; a writer may remove it meanwhile, then for the next one."""
-        while True:
-            version = 0
-            try:
-                self.table.refresh()
-                if not self.table.exists:
-                    break
-                version, settings = self.table.version, self.table.settings
-                if self._encoder is not None and self._encoder.fingerprint != settings.fingerprint:  # rebuilt meanwhile
-                    self._model, self._encoder = settings.model, None
-                return read()
-            except (ValueError, KeyError):
-                self.table.refresh()
-                if self.table.version == version:
-                    raise
-        raise ValueError(f"index={self.folder} is empty; fill it: m2bert index FILES --index {self.folder}")
+        with self._lock:
+            while True:
+                version = 0
+                try:
+                    self.table.refresh()
+                    if not self.table.exists:
+                        break
+                    version, settings = self.table.version, self.table.settings
+                    if self._encoder is not None and self._encoder.fingerprint != settings.fingerprint:  # rebuilt
+                        self._model, self._encoder = settings.model, None
+                    return read()
+                except (ValueError, KeyError):
+                    self.table.refresh()
+                    if self.table.version == version:
+                        raise
+            raise ValueError(f"index={self.folder} is empty; fill it: m2bert index FILES --index {self.folder}")
 
     def add(self, sources: str | Path | Iterable[str | Path | dict], sync: bool = False) -> Report:
         """Add or update documents. What is unchanged since is neither read nor embedded again.
@@ -167,13 +172,14 @@ class Index:
             found = self.find(sources)
             report.left_out, report.failures = found.left_out, list(found.failures)
             sizes = {path: file_size(path) for path in found.files}
-            changes, total, number = self.changed_files(sizes, report), sum(sizes.values()), len(sizes)
         else:
             _check_rows(sources)
-            changes, total, number = self._changed_rows(sources, report), len(sources), len(sources)
         with self._writing():
             held = set().union(*self.table.rows("id", "path"))
-            self._write(changes, total, number, held, report)
+            if found:
+                self._write_files(sizes, held, report)
+            else:
+                self._write(self._changed_rows(sources, report), len(sources), len(sources), held, report)
             keeps = "; the index keeps what it had of it"
             report.failures = [(name, reason + keeps * (name in held)) for name, reason in report.failures]
             if sync and self.table.exists:
@@ -194,15 +200,11 @@ class Index:
         stored = self.table.rows("path", "digest")
         known, counts = dict(stored), Counter(path for path, _ in stored)
         for path, size in sizes.items():
-            documents, its = [], ""
-            try:
-                its = digest(path)
-                if known.get(str(path)) == its:
-                    report.unchanged += counts[str(path)]
-                else:
-                    documents = read_file(path)
-            except (Unreadable, OSError) as error:
-                report.failures.append((str(path), getattr(error, "strerror", None) or str(error)))
+            documents, its, problem = read_changed(path, known.get(str(path)))
+            if problem:
+                report.failures.append((str(path), problem))
+            elif not documents:
+                report.unchanged += counts[str(path)]
             yield documents, str(path), its, size
 
     def _changed_rows(self, rows: Sequence[dict], report: Report) -> Changes:
@@ -219,12 +221,15 @@ class Index:
                 documents = [document]
             yield documents, None, its, 1
 
+    def _write_files(self, sizes: dict[Path, int], held: set[str | None], report: Report) -> None:
+        self._write(self.changed_files(sizes, report), sum(sizes.values()), len(sizes), held, report)
+
     def _write(self, changes: Changes, total: int, number: int, held: set[str | None], report: Report) -> None:
         """Embed and commit what has changed, a batch at a time; `held` are the ids and paths that are in the index."""
         from m2bert.eval.progress import counted
 
         kinds = self.table.kinds if self.table.exists else {}
-        batch: list[tuple[Document, str | None, str]] = []
+        batch: list[Source] = []
         chars = size = 0
         with counted(total, "indexing", "source", shown_total=number) as count:
             for documents, path, its, its_size in changes:
@@ -244,27 +249,25 @@ class Index:
             with count.part(size):
                 self._commit(batch, held, report)
 
-    def _commit(self, batch: list[tuple[Document, str | None, str]], held: set[str | None], report: Report) -> None:
+    def _commit(self, batch: list[Source], held: set[str | None], report: Report) -> None:
         if not batch:
             return
-        from .duplicates import minhash
-
         self._check(self.encoder.fingerprint)
-        encoded = self.encoder.encode_documents([document.text for document, _, _ in batch], self.vectors)
-        rows = [
-            {"id": document.id, "path": path, "digest": its, "text": document.text, "pages": document.pages,
-             "minhash": minhash(document.text), **each._asdict(), **document.metadata}
-            for (document, path, its), each in zip(batch, encoded, strict=True)
-        ]  # fmt: skip
-        if not self.table.exists:
-            settings = Settings(self._model, self.encoder.fingerprint, self.vectors)
-            self.table.create(settings, self.encoder.dimensions)
+        rows = rows_of(batch, self.encoder, self.vectors)
+        self.make_table()
         changed = sum(document.id in held for document, _, _ in batch)
         paths = {path for _, path, _ in batch if path in held} - {None}
         self.table.write(rows, changed > 0, sorted(paths))
         report.added += len(rows) - changed
         report.updated += changed
         report.tokens += sum(row["tokens"] for row in rows)
+
+    def make_table(self) -> None:
+        """Make the table if there is none yet; refuse a model that did not make it."""
+        self._check(self.encoder.fingerprint)
+        if not self.table.exists:
+            settings = Settings(self._model, self.encoder.fingerprint, self.vectors)
+            self.table.create(settings, self.encoder.dimensions)
 
     def _remove_gone(self, sources: Sequence, found) -> int:
         stored = self.table.rows("id", "path")
@@ -339,6 +342,8 @@ class Index:
     def _ranked(self, query: str, mode: Mode, filter: str | None, weight: float | None, limit: int) -> dict[str, float]:
         from m2bert.eval.search import standardized_fusion, weighted_fusion
 
+        if filter and self._encoder is None:
+            self.table.count(filter)  # one that cannot be used is refused before a model loads
         words = self.table.rank_by_words(query, limit, filter) if mode != "dense" else {}
         vectors = self.table.rank_by_vector(self._query_vector(query), limit, filter) if mode != "bm25" else {}
         if mode != "hybrid":
@@ -435,9 +440,31 @@ class Index:
         }
 
 
+def rows_of(batch: Sequence[Source], encoder, vectors: int) -> list[dict]:
+    """Embed documents; return the rows that `Table.write` stores, with up to `vectors` vectors a window."""
+    from .duplicates import minhash
+
+    encoded = encoder.encode_documents([document.text for document, _, _ in batch], vectors)
+    return [
+        {"id": document.id, "path": path, "digest": its, "text": document.text, "pages": document.pages,
+         "minhash": minhash(document.text), **each._asdict(), **document.metadata}
+        for (document, path, its), each in zip(batch, encoded, strict=True)
+    ]  # fmt: skip
+
+
 def model_name(model: str | Path) -> str:
     """Return how an index names a model: a folder by its absolute path, so that it is found from anywhere."""
     return str(Path(model).absolute()) if Path(model).is_dir() else str(model)
+
+
+def read_changed(path: Path, known: str | None) -> tuple[list[Document], str, str | None]:
+    """Return a file's documents, none if its digest is the known one; its digest; why it cannot be read."""
+    its = ""
+    try:
+        its = digest(path)
+        return [] if its == known else read_file(path), its, None
+    except (Unreadable, OSError) as error:
+        return [], its, getattr(error, "strerror", None) or str(error)
 
 
 def normalized(documents: list[Document], kinds: dict[str, type]) -> tuple[list[Document], dict[str, type]]:

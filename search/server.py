@@ -87,7 +87,8 @@ class Embedder:
 
     def __init__(self, encoder, name: str, batch_tokens=None):
         self.name, self.dimensions, self.max_tokens = name, encoder.dimensions, encoder.max_tokens
-        self._encoder, self._copies, self._copying = encoder, threading.local(), threading.Lock()
+        self._copies, self._copying = threading.local(), threading.Lock()
+        self._original = sharing_copy(encoder)  # stays unused: what another thread reads with cannot be copied
         self._batch_tokens, self._trimmed = batch_tokens, 0.0  # a prometheus_client histogram; seconds
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         threads = 1 if encoder.device.startswith("cuda") else cores
@@ -98,10 +99,7 @@ class Embedder:
     def _own(self):
         if not hasattr(self._copies, "encoder"):
             with self._copying:
-                model = self._encoder.model
-                inner = [module for module in model.modules() if hasattr(module, "config_class")]  # of transformers
-                shared = {id(each): each for each in (*inner, *model.parameters(), *model.buffers())}
-                self._copies.encoder = copy.deepcopy(self._encoder, shared)
+                self._copies.encoder = sharing_copy(self._original)
         return self._copies.encoder
 
     def warm_up(self) -> None:
@@ -173,6 +171,13 @@ class Embedder:
         if not np.isfinite(rows).all():
             raise FloatingPointError("the vectors are not finite numbers")
         return rows
+
+
+def sharing_copy(encoder):
+    """Return a copy of a `SentenceTransformerEncoder` that shares the transformer and all weights with it."""
+    model = encoder.model
+    inner = [module for module in model.modules() if hasattr(module, "config_class")]  # of transformers
+    return copy.deepcopy(encoder, {id(each): each for each in (*inner, *model.parameters(), *model.buffers())})
 
 
 def read_inputs(given: Any, name: str) -> list[str] | list[list[int]]:
@@ -457,15 +462,17 @@ def serve(path: str | Path, host: str = "127.0.0.1", port: int = 8000, api_key_e
 
 
 def _loaded(path: str | Path, metrics: Metrics) -> tuple:
-    """Return the embedder, and the index if one is served."""
-    from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
-
-    index, model = None, path
+    """Return the embedder, and the index if one is served. Both read with the same model, loaded once."""
+    index = None
     if "://" in str(path) or (Path(path).is_dir() and not (Path(path) / "modules.json").is_file()):
         from .index import Index
 
         index = Index.open(path)
-        model = index.encoder.name  # loads it, so that the first search does not wait
-    embedder = Embedder(SentenceTransformerEncoder(model), Path(model).absolute().name, metrics.batch_tokens)
+        base = index.encoder.base
+    else:
+        from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
+
+        base = SentenceTransformerEncoder(path)
+    embedder = Embedder(base, Path(base.name).absolute().name, metrics.batch_tokens)
     embedder.warm_up()
     return embedder, index

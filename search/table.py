@@ -135,7 +135,7 @@ class Table:
 
         uri, fragments = self._table.to_lance().uri, []
         for rows in batches:
-            fragments += write_fragments(_batch(rows, schema), uri, schema)
+            fragments += write_fragments(batch_of(rows, schema), uri, schema)
         LanceDataset.commit(uri, LanceOperation.Overwrite(schema, fragments))
         self._table.checkout_latest()
 
@@ -159,15 +159,9 @@ class Table:
             replace: whether ids may be in the table: those documents are replaced.
             paths: of files; all of their documents that are not among the new ones are deleted.
         """
-        import pyarrow as pa
-
-        kinds = {bool: pa.bool_(), float: pa.float64(), str: pa.string()}
-        values = {name: value for row in rows for name, value in row.items() if name not in COLUMNS}
-        new = [pa.field(name, kinds[type(values[name])]) for name in values if name not in self.metadata_columns]
+        self.add_columns({name: type(value) for row in rows for name, value in row.items() if name not in COLUMNS})
         with self.errors("written"):
-            if new:
-                self._table.add_columns(new)
-            batch = _batch(rows, self._table.schema)
+            batch = batch_of(rows, self._table.schema)
             if replace or paths:
                 change = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
                 if paths:
@@ -179,11 +173,44 @@ class Table:
                 self._table.to_lance().optimize.optimize_indices()
                 self._table.checkout_latest()
 
+    def add_columns(self, kinds: dict[str, type]) -> None:
+        """Add the columns of metadata that there are not yet."""
+        import pyarrow as pa
+
+        types = {bool: pa.bool_(), float: pa.float64(), str: pa.string()}
+        new = [pa.field(name, types[kind]) for name, kind in kinds.items() if name not in self.metadata_columns]
+        if new:
+            with self.errors("written"):
+                self._table.add_columns(new)
+
+    @property
+    def place(self) -> tuple:
+        """Address and schema by which other processes write fragments for `commit`."""
+        return self._table.to_lance().uri, self._table.schema
+
+    def commit(self, fragments: list, ids: Sequence[str], paths: Sequence[str]) -> None:
+        """Add fragments and delete the documents that they replace, by id and by path, in one commit."""
+        from lance import LanceDataset, LanceOperation
+
+        replaced = {"id": ids, "path": paths}
+        filter = " OR ".join(f"{name} IN ({quoted(values)})" for name, values in replaced.items() if values)
+        with self.errors("written"):
+            dataset, removed, kept = self._table.to_lance(), [], []
+            for fragment in dataset.get_fragments() if filter else ():
+                rest = fragment.delete(filter)
+                if rest is None:
+                    removed.append(fragment.fragment_id)
+                elif rest.num_deletions != fragment.metadata.num_deletions:
+                    kept.append(rest)
+            change = LanceOperation.Update(removed, kept, fragments)
+            if fragments:
+                LanceDataset.commit(dataset.uri, change, read_version=dataset.version)
+                self._table.checkout_latest()
+
     def delete(self, filter: str) -> int:
         """Delete the documents that a filter selects, in one commit; return how many."""
-        with self.errors("changed", filter):
-            count = self._table.count_rows(whole(filter))
-            if count:
+        if count := self.count(filter):
+            with self.errors("changed", filter):
                 self._table.delete(whole(filter))
         return count
 
@@ -211,9 +238,10 @@ class Table:
         stats = self._table.index_stats("words_idx")
         return self._table.count_rows() if stats is None else stats.num_unindexed_rows
 
-    def count(self) -> int:
-        """Count the documents."""
-        return self._table.count_rows()
+    def count(self, filter: str | None = None) -> int:
+        """Count the documents that a filter selects."""
+        with self.errors("read", filter):
+            return self._table.count_rows(whole(filter) if filter else None)
 
     def rows(self, *names: str, filter: str | None = None) -> list[tuple]:
         """Return columns of the documents that a filter selects: a tuple a document; none if there is no table."""
@@ -288,7 +316,7 @@ def quoted(values: Iterable[str]) -> str:
     return ", ".join("'" + value.replace("'", "''") + "'" for value in values)
 
 
-def _batch(rows: list[dict], schema):
+def batch_of(rows: list[dict], schema):
     """Return documents as a pyarrow RecordBatch: all columns but `words` by name, metadata among them."""
     import pyarrow as pa
 

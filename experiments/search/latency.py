@@ -29,7 +29,7 @@ RESULTS = Path(__file__).parent / "results" / "latency.json"
 def documents(folder: Path, encoder: Encoder) -> Iterator[dict]:
     for path in sorted(folder.glob("*/*.parquet")):
         for text in pq.read_table(path)["text"].to_pylist():
-            [spans] = encoder._inner.token_spans([text])
+            [spans] = encoder.base.token_spans([text])
             for first in range(0, len(spans) - TOKENS, STRIDE):
                 yield {"text": text[spans[first, 0] : spans[first + TOKENS - 1, 1]]}
 

@@ -1,44 +1,55 @@
-"""The demos of examples/: what search shows, what a missing model says, what is deleted."""
+"""The demos of examples/: what search marks, what a missing model says, what is deleted."""
 
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import torch
+import pytest
+
+from m2bert.search.index import Hit
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
-DOCUMENTS = [
-    "chart\nAxes and ticks.\n\nchart.bar\nDraw bars on an axis.\n\nParameters\n----------\nheights of bars",
-    "net.graph\nA graph of nodes.\n\nnet.rank\nRank nodes by links and again links of the graph.",
-    "frame.table\nA table of columns.",
-    "frame\nNothing else.",
-]
+DOCUMENTS = {
+    "charts": "chart\nAxes and ticks.\n\nchart.bar\nDraw bars.\n\nParameters\nheights\n\nchart.pie\nDraw a pie.",
+    "graphs": "net.graph\nA graph of nodes.\n\nnet.rank\nRank nodes by links.",
+}
 
 
-class WordsModel:
-    """A sentence-transformers model whose vectors count the words of a text."""
+class FixedIndex:
+    """An index whose BM25 ranks the charts first, and whose hybrid ranks the graphs first and shows a passage."""
 
-    def encode(self, texts, show_progress_bar, batch_size=32):
-        words = [text.split() for text in np.atleast_1d(texts)]
-        found = [[own.count(word) for word in ("bars", "graph", "links", "table")] for own in words]
-        return np.array(found, dtype=np.float32)[0 if isinstance(texts, str) else slice(None)]
+    def __init__(self, passage: str):
+        start = DOCUMENTS["graphs"].index(passage)
+        length = len(DOCUMENTS["graphs"])
+        self.hit = Hit("graphs", None, None, 1.0, passage, start, start + len(passage), length, [], {})
 
-    encode_query = encode_document = encode
+    def rank(self, question, mode, limit):
+        return {"bm25": {"charts": 2.0}, "hybrid": {"graphs": 2.0, "charts": 1.0}}[mode]
 
-    def similarity(self, queries, documents):
-        return torch.from_numpy(np.atleast_2d(queries) @ np.atleast_2d(documents).T)
+    def search(self, question, limit):
+        return [self.hit]
 
 
-def test_search_shows_the_best_documents_and_their_best_sections(script, capsys):
-    script("examples/demo.py").search(WordsModel(), DOCUMENTS, ["many bars", "links of a graph"])
-    bars, links = capsys.readouterr().out.strip().split("\n\n")
-    best, text, *others = bars.split("\n")[1:]
-    assert best == f"  2.00  document 0, {DOCUMENTS[0].index('chart.bar') / len(DOCUMENTS[0]):.0%} into it: chart.bar"
-    assert text.strip() == "Draw bars on an axis. Parameters ---------- heights of bars"  # no section of its own
-    assert len(others) == 4  # two documents more
-    assert links.split("\n")[1].startswith("  3.00  document 1, ")
-    assert links.split("\n")[1].endswith("net.rank")
+def test_sections_are_those_that_a_passage_touches(script):
+    sections, text = script("examples/demo.py").sections, DOCUMENTS["charts"]
+    assert sections(text) == ["chart", "chart.bar", "chart.pie"]  # "Parameters" is no section
+    assert sections(text, text.index("heights"), text.index("pie.")) == ["chart.bar", "chart.pie"]
+    assert sections(text, 0, 5) == ["chart"]
+
+
+@pytest.mark.parametrize(("passage", "mark"), [("Rank nodes", "right"), ("A graph", "WRONG")])
+def test_answers_are_marked(script, capsys, passage, mark):
+    questions = {"links of a graph": "net.rank", "a tree": "net.tree"}
+    script("examples/demo.py").ask(FixedIndex(passage), DOCUMENTS, questions)
+    graph, tree, totals = capsys.readouterr().out.strip().split("\n\n")
+    _, expected, bm25, ours, shown, text = graph.split("\n")
+    assert expected.endswith("net.rank in graphs")
+    assert bm25.endswith("  WRONG: charts; the expected one has rank none")
+    assert ours.endswith("  right")
+    assert f"passage            {mark}: net." in shown
+    assert text.strip() == passage
+    assert "no net.tree" in tree
+    assert totals == f"right: BM25 0, words and vectors 1, passage {int(mark == 'right')} of 2"
 
 
 def test_a_missing_model_is_one_line_before_anything_is_done(tmp_path):

@@ -1,5 +1,6 @@
 """Vectors of whole documents: by a BERT of 20 tokens in whose vocabulary every word is a token, and by m2bert-small."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -72,16 +73,14 @@ def test_a_vector_is_that_of_its_window_alone(encoder):
 
 def test_parts_are_pooled_from_the_words_of_their_spans(encoder):
     """Replacing the words outside of a span changes its vector by the context alone; without context, not at all."""
-    embeddings = encoder._inner.model[0].model.embeddings
-    encoder._inner.model[0].model.encoder.layer = encoder._inner.model[0].model.encoder.layer[:0]  # no context
+    embeddings = encoder.base.model[0].model.embeddings
+    encoder.base.model[0].model.encoder.layer = encoder.base.model[0].model.encoder.layer[:0]  # no context
     embeddings.position_embeddings.weight.data.zero_()
     text = TEXTS[2]  # one window
     vectors, spans, _ = encoder.encode_documents([text], vectors=5)[0]
     assert len(spans) == 5
     for vector, (start, end) in list(zip(vectors, spans, strict=True))[1:-1]:  # the others hold a special token
-        ids = encoder._inner.model.tokenizer(text[start:end], add_special_tokens=False, return_tensors="pt")[
-            "input_ids"
-        ]
+        ids = encoder.base.model.tokenizer(text[start:end], add_special_tokens=False, return_tensors="pt")["input_ids"]
         mean = embeddings(ids)[0].mean(0).detach().numpy()
         np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=1e-5)
 
@@ -96,12 +95,12 @@ def test_vectors_do_not_depend_on_what_is_encoded_beside_them(encoder):
 
 
 def test_a_prompt_stands_before_every_window_and_is_in_no_span(encoder):
-    encoder._inner.model.prompts["document"] = "rain wall "
+    encoder.base.model.prompts["document"] = "rain wall "
     encoder._overhead, encoder._room = 4, 16
     whole = encoder.encode_documents([TEXTS[1]], vectors=1)[0]
     windows = [TEXTS[1][start:end] for start, end in whole.spans]
     assert max(len(window.split()) for window in windows) <= 16
-    alone = encoder._inner.model.encode_document(windows)
+    alone = encoder.base.model.encode_document(windows)
     np.testing.assert_allclose(whole.vectors, alone / np.linalg.norm(alone, axis=1, keepdims=True), atol=1e-5)
     parts = encoder.encode_documents([TEXTS[1]], vectors=3)[0].spans
     assert parts[0, 0] == 0
@@ -123,11 +122,11 @@ def test_a_long_text_is_cut_at_a_word_before_it_is_tokenized(encoder, monkeypatc
 
 
 def test_a_model_that_pools_one_token_gives_a_vector_a_window(encoder):
-    encoder._inner.model[1].pooling_mode = "cls"
+    encoder.base.model[1].pooling_mode = "cls"
     found = encoder.encode_documents(TEXTS)
     windows = [text[start:end] for text, its in zip(TEXTS, found, strict=True) for start, end in its.spans]
     rows = np.concatenate([its.vectors for its in found])
-    np.testing.assert_allclose(rows, encoder._inner.encode(windows, "document"), atol=1e-6)
+    np.testing.assert_allclose(rows, encoder.base.encode(windows, "document"), atol=1e-6)
     assert len(found[0].vectors) == 1
     assert len(found[1].vectors) > 10
 
@@ -135,7 +134,7 @@ def test_a_model_that_pools_one_token_gives_a_vector_a_window(encoder):
 def test_what_cannot_be_encoded_is_refused_by_name(encoder):
     with pytest.raises(ValueError, match=r"the query that begins 'boat boat .*has 32 tokens, and the model reads 20"):
         encoder.encode_queries(["boat", "boat " * 30])
-    encoder._inner.model[0].model.embeddings.word_embeddings.weight.data[:] = np.nan
+    encoder.base.model[0].model.embeddings.word_embeddings.weight.data[:] = np.nan
     with pytest.raises(ValueError, match="the text that begins 'apple' is not finite"):
         encoder.encode_documents(["apple"])
 
@@ -144,9 +143,22 @@ def test_the_shipped_model_gives_evaluations_late_chunks():
     encoder = Encoder(SMALL)
     words = np.random.default_rng(0).choice(Path(module.__file__).read_text(encoding="utf-8").split(), 4000)
     long, short = " ".join(words[:1500]), " ".join(words[:150])
-    expected = LateChunk().embed(encoder._inner, [long])
+    expected = LateChunk().embed(encoder.base, [long])
     found, less = encoder.encode_documents([long, short])
     np.testing.assert_allclose(found.vectors, expected.rows, atol=1e-6)
     assert found.tokens == encoder.count_tokens([long])[0]
     assert len(less.vectors) == less.tokens // module.FEWEST_TOKENS
     assert encoder.encode_queries(["where does it end?"]).shape == (1, encoder.dimensions)
+
+
+def test_threads_that_share_an_encoder_get_the_vectors_that_one_gets(encoder):
+    def results(_=None):
+        queries = [encoder.encode_queries([text]) for text in TEXTS if len(text.split()) <= 18]
+        documents = [encoder.encode_documents([text], vectors=3)[0] for text in TEXTS]
+        return [*queries, *(each for its in documents for each in its), encoder.count_tokens(TEXTS)]
+
+    alone = results()
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(results, range(24)):
+            for mine, expected in zip(found, alone, strict=True):
+                np.testing.assert_array_equal(mine, expected)

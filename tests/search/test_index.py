@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -431,6 +432,16 @@ def test_queries_and_filters_that_cannot_be_answered(files, index):
     assert len(index.search("?!")) == 9
 
 
+@pytest.mark.parametrize("mode", ["dense", "hybrid"])
+def test_a_filter_that_cannot_be_used_is_refused_before_a_model_loads(index, mode):
+    index.add(rows_of("one", year=2020))
+    reader = Index.open(index.folder)
+    with pytest.raises(ValueError, match="No field named nope"):
+        reader.search("one", mode=mode, filter="nope = 1")
+    assert reader._encoder is None
+    assert len(reader.search("one", mode=mode, filter="year = 2020")) == 1
+
+
 def test_more_documents_than_candidates_are_ranked_if_asked_for(index):
     index.add([{"id": str(number), "text": f"apple {number}"} for number in range(300)])
     for mode in ("hybrid", "bm25", "dense"):
@@ -487,6 +498,22 @@ def test_threads_search_beside_a_writer(files, index):
     done.set()
     [thread.join() for thread in threads]
     assert not errors
+
+
+def test_threads_that_share_an_index_find_what_one_finds(files, index):
+    index.add(files)
+    index.add(rows_of("one", "two", year=2020))
+    asked = [
+        {"query": query, "mode": mode, "filter": filter, "limit": 1}
+        for query in NAMES[:4]
+        for mode in ("hybrid", "dense", "bm25")
+        for filter in (None, "year = 2020")
+    ]
+    alone = [index.search(**its) for its in asked]
+    shared = Index.open(index.folder)  # whose encoder the first of them loads
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(lambda turn: [shared.search(**its) for its in asked[turn:] + asked[:turn]], range(8)):
+            assert sorted(map(str, found)) == sorted(map(str, alone))
 
 
 def test_a_full_disk_leaves_the_index_as_it_was(files, index, monkeypatch):

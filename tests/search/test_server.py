@@ -21,6 +21,7 @@ import pytest
 import uvicorn
 from huggingface_hub import InferenceClient
 
+from m2bert.eval.encoders import sentence_transformer
 from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
 from m2bert.search import batching, server
 from m2bert.search.index import Hit, Index
@@ -382,11 +383,14 @@ def test_what_cannot_be_served_is_said_before_anything_is_loaded(tmp_path, monke
 
 
 @pytest.mark.slow
-def test_an_index_is_served_with_its_model(tmp_path, encoder):
+def test_an_index_is_served_with_its_model(tmp_path, encoder, monkeypatch):
     filler = "Nothing else is said here about anything. " * 300
     texts = {"lease": f"{filler}\U0001f600 The lease ends in June. {filler}", "bread": f"{filler}Bake it for an hour."}
     Index.open(tmp_path / "index", model=SMALL).add([{"id": id, "text": text} for id, text in texts.items()])
+    loads, load = [], sentence_transformer.load_model
+    monkeypatch.setattr(sentence_transformer, "load_model", lambda *given: loads.append(given) or load(*given))
     embedder, index = server._loaded(tmp_path / "index", Metrics())
+    assert len(loads) == 1
     call = Caller(make_app(embedder, index, Metrics()))
     hits = call("POST", "/v1/search", json={"query": "when does the lease end?"}).json()["hits"]
     assert [hit["id"] for hit in hits] == ["lease", "bread"]
