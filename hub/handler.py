@@ -51,10 +51,7 @@ SHARE_DROPPED = 16  # a chunk that turns out too long gives up at least this par
 
 
 class EndpointHandler:
-    """The model of one folder: on a GPU where there is one, in the folder's dtype.
-
-    Keyword arguments are ignored; other containers may pass some.
-    """
+    """The model of one folder: on a GPU where there is one, in the folder's dtype. Keyword arguments are ignored."""
 
     def __init__(self, path: str, **kwargs):
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -63,8 +60,8 @@ class EndpointHandler:
             del self.model[-1]
         self.max_tokens = int(self.model.max_seq_length)
         self.batch_tokens = BATCH_TOKENS[device]
-        padding = (self.model[0].processing_kwargs or {}).get("text", {}).get("padding")
-        self._pads_to_maximum = padding == "max_length"
+        settings = self.model[0].processing_kwargs or {}
+        self._pads_to_maximum = settings.get("text", {}).get("padding") == "max_length"
         self._lock = threading.Lock()
         config, side = self.model[0].model.config, self.model.tokenizer.truncation_side
         self.options = {  # the values of each, the default first
