@@ -3,59 +3,55 @@
 The default container of Hugging Face Inference Endpoints imports it, makes one `EndpointHandler` and calls it for every
 request. It needs the folder's requirements.txt and nothing else.
 
-A request; of the parameters, the first value of each is the default:
+A request holds `inputs`: a text, a list of texts, or {"source_sentence": a text, "sentences": [texts]}. Options stand
+beside it, as the Hub's clients send them, or in an object `parameters`. Null is the default, which comes first here:
 
-    {"inputs": "a text" or ["a text", ...],
-     "parameters": {"task": "document" | "query", "policy": "truncate" | "chunk-average", "normalize": true | false}}
+    task                  "document", "query", ...: the prompt before each text; `prompt_name` is the same option
+    policy                "truncate": the first `max_tokens` tokens of a text
+                          "chunk-average": all of it, in consecutive chunks that the model takes whole; the mean of
+                          their unit vectors (section 5.1 of the paper)
+                          "late-chunk": read as by "truncate", pooled in up to 16 equal parts of 32 tokens or more
+    normalize             true, false: vectors of length 1, or the model's own pooler_output
+    dimensions            how many numbers of a vector are kept, the first ones; then it is normalized
+    truncate              true, false: false refuses a text that would be cut
+    truncation_direction  "right", "left": the side of a text, with its prompt, that is cut
+    details               false, true: an object with the answer and what was done
 
-The answer, every list in the order of the inputs (one text gives lists of one):
+The answer has an entry for each text, in order (one text gives a list of one): a vector; with "late-chunk" a list of
+vectors; for `sentences` the cosine with `source_sentence`. With details it is
 
-    {"embeddings": [[0.1, ...], ...], "task": ..., "policy": ..., "normalized": ..., "dimensions": 768,
-     "max_tokens": 32768, "tokens": [n, ...], "truncated": [false, ...], "chunks": [k, ...]}
+    {"embeddings" or "similarities": [...], "task": ..., "policy": ..., "normalized": ..., "dimensions": 768,
+     "max_tokens": 32768, "tokens": [n, ...], "truncated": [false, ...], "chunks": [k, ...], "spans": [[[0, 9], ...]]}
 
-`tokens` counts a whole text, with the task's prompt and the special tokens. `truncate` reads its first `max_tokens`;
-`truncated` says whether any of it was not read. `chunk-average` reads all of it: the text is cut into consecutive
-chunks that the model takes whole, and its vector is the mean of their unit vectors (section 5.1 of the paper).
-`normalize` scales vectors to length 1; without it `truncate` gives the model's own pooler_output. An empty text gets
-the vector of the special tokens, as from sentence-transformers. A text's vector does not depend on its neighbors.
+`tokens` counts a whole text, with the prompt and the special tokens. `truncated` says whether any of it was not read.
+`chunks` is how many pieces of it the model read. `spans`, of "late-chunk" alone, are the characters [start, end) of the
+parts. An empty text gets the vector of the special tokens. A text's vector does not depend on its neighbors.
 
-Requests may come from any number of threads. One thread does all the work, piece by piece, and takes the next piece
-from the request that is first in line. A request stands as far behind as it is long: a short query waits for the piece
-that is being read, and not for the long documents that came before it.
+One request runs at a time: the tokenizer serves one thread, and the container lets one request in.
 
 A request that cannot be answered raises ValueError, which the container sends back with status 400. Neither errors nor
 logs hold any of the texts.
 """
 
+import json
 import threading
-import time
-import weakref
-from collections.abc import Iterator
-from concurrent.futures import Future
-from queue import PriorityQueue
+from collections.abc import Sequence
 
 import torch
 from sentence_transformers import SentenceTransformer
+from torch.nn.functional import normalize
+from torch.nn.utils.rnn import pad_sequence
 
-OPTIONS = {"task": ("document", "query"), "policy": ("truncate", "chunk-average"), "normalize": (True, False)}
+POLICIES = ("truncate", "chunk-average", "late-chunk")
+MOST_PARTS, FEWEST_TOKENS = 16, 32  # of late-chunk: parts of a text, tokens of a part unless the text is shorter
 MAX_TEXTS = 2048
 MAX_CHARS = 4_000_000  # in one request; the tokenizer takes up to 2.5 GiB for so many
 BATCH_TOKENS = {"cuda": 32_768, "cpu": 4_096}  # padded tokens that the model reads at once, or one text
-PIECE_CHARS = 100_000  # that are tokenized at once, or one text
-SECONDS_BEHIND = 0.001  # for every character of a request: shorter ones that come so much later are served before it
-MOST_SECONDS_BEHIND = 60.0
 SHARE_DROPPED = 16  # a chunk that turns out too long gives up at least this part of its tokens at either end
 
 
 class EndpointHandler:
-    """The model of one folder: on a GPU where there is one, in the folder's dtype.
-
-    A thread of its own runs the model and the tokenizer, which serve one thread at a time. (In the threads that call,
-    the memory allocator would keep as much memory for every one of them as the largest request takes.) It starts with
-    the first request, which may come after a fork, and ends with the handler.
-
-    Keyword arguments are ignored; other containers may pass some.
-    """
+    """The model of one folder: on a GPU where there is one, in the folder's dtype. Keyword arguments are ignored."""
 
     def __init__(self, path: str, **kwargs):
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -64,80 +60,104 @@ class EndpointHandler:
             del self.model[-1]
         self.max_tokens = int(self.model.max_seq_length)
         self.batch_tokens = BATCH_TOKENS[device]
-        padding = (self.model[0].processing_kwargs or {}).get("text", {}).get("padding")
-        self._pads_to_maximum = padding == "max_length"
-        self._jobs: PriorityQueue = PriorityQueue()
-        self._lock, self._worker = threading.Lock(), threading.Thread()
-        weakref.finalize(self, self._jobs.put, LAST_JOB)
+        settings = self.model[0].processing_kwargs or {}
+        self._pads_to_maximum = settings.get("text", {}).get("padding") == "max_length"
+        self._lock = threading.Lock()
+        config, side = self.model[0].model.config, self.model.tokenizer.truncation_side
+        self.options = {  # the values of each, the default first
+            "task": ("document", *(name for name in self.model.prompts if name != "document")),
+            "policy": POLICIES[:2] if config.pooling.startswith("cls") else POLICIES,  # only the first part has a cls
+            "normalize": (True, False),
+            "dimensions": range(config.projection_dim, 0, -1),
+            "truncate": (True, False),
+            "truncation_direction": (side, "left" if side == "right" else "right"),
+            "details": (False, True),
+        }
 
-    def __call__(self, body: dict) -> dict:
+    def __call__(self, body: dict) -> list | dict:
         """Answer a request; see above. Raises ValueError, also if the model's vectors are not finite."""
-        texts, options = read_request(body)
-        answer: Future = Future()
-        place = time.monotonic() + min(sum(map(len, texts)) * SECONDS_BEHIND, MOST_SECONDS_BEHIND)
-        self._jobs.put((place, id(answer), self._answer(texts, **options), answer))
+        texts, options = read_request(body, self.options)
         with self._lock:
-            if not self._worker.is_alive():
-                self._worker = threading.Thread(target=work, args=(self._jobs,), name="m2bert", daemon=True)
-                self._worker.start()
-        try:
-            return answer.result()
-        finally:
-            del answer  # of an error, it would keep the texts: error, traceback, this frame, answer, error
+            return self._answer(texts, options)
 
-    def _answer(self, texts: list[str], task: str, policy: str, normalize: bool) -> Iterator[None]:
-        """Yield after every piece of the work; return the answer."""
-        prompt = self.model.prompts[task]  # sentence-transformers fills in what the folder lacks
-        tokens: list[int] = []
-        for piece in _pieces(texts):
-            tokens += self._count(piece, prompt)
-            yield
-        chunks = [[pair] for pair in zip(texts, tokens, strict=True)]
-        if policy == "chunk-average":
-            for index, [(text, count)] in enumerate(chunks):
-                if count > self.max_tokens:
-                    chunks[index] = self._cut(text, count, prompt)
-                    yield
-        vectors = yield from self._embed([chunk for of_text in chunks for chunk in of_text], prompt)
-        if policy == "chunk-average":
-            units = torch.nn.functional.normalize(vectors).split([len(of_text) for of_text in chunks])
-            vectors = torch.stack([rows.mean(0) for rows in units])
-        if normalize:
-            vectors = torch.nn.functional.normalize(vectors)
-        return {
-            "embeddings": vectors.tolist(),
-            "task": task,
-            "policy": policy,
-            "normalized": normalize,
-            "dimensions": vectors.shape[1],
+    def _answer(self, texts: dict[str, str], options: dict) -> list | dict:
+        """Return the answer for texts, which are named by their places in the request."""
+        prompt = self.model.prompts[options["task"]] or ""  # sentence-transformers fills in what the folder lacks
+        tokens = self._count(list(texts.values()), prompt)
+        chunks = [[pair] for pair in zip(texts.values(), tokens, strict=True)]
+        for index, (place, [(text, count)]) in enumerate(zip(texts, chunks, strict=True)):
+            if count > self.max_tokens and options["policy"] == "chunk-average":
+                chunks[index] = self._cut(text, count, prompt)
+            elif count > self.max_tokens and not options["truncate"]:
+                fix = 'shorten it, or send "truncate": true or "policy": "chunk-average"'
+                raise ValueError(f"{place} has {count} tokens, and max_tokens={self.max_tokens}; {fix}")
+        vectors, spans = self._embed([chunk for of_text in chunks for chunk in of_text], prompt, options)
+        if options["policy"] == "chunk-average":
+            units = normalize(torch.cat(vectors)).split([len(of_text) for of_text in chunks])
+            vectors = [rows.mean(0, keepdim=True) for rows in units]
+        compares = "source_sentence" in texts
+        options["normalize"] |= compares
+        answer = _listed(vectors, options, compares)
+        details = {
+            "similarities" if compares else "embeddings": answer,
+            "task": options["task"],
+            "policy": options["policy"],
+            "normalized": options["normalize"],
+            "dimensions": options["dimensions"],
             "max_tokens": self.max_tokens,
             "tokens": tokens,
             "truncated": [any(count > self.max_tokens for _, count in of_text) for of_text in chunks],
             "chunks": [len(of_text) for of_text in chunks],
         }
+        if options["policy"] == "late-chunk":
+            details["spans"] = spans
+        return details if options["details"] else answer
 
-    def _embed(self, texts: list[tuple[str, int]], prompt: str) -> Iterator[None]:
-        """Return vectors (n, dimensions) of texts with their token counts, in float32, and yield after every batch.
+    def _embed(self, texts: list[tuple[str, int]], prompt: str, options: dict) -> tuple[list, list]:
+        """Return vectors (n, d) in float32 of each text, given with its tokens, and the spans of its parts, or None.
         Batches hold texts of like lengths."""
         lengths = [self.max_tokens if self._pads_to_maximum else min(count, self.max_tokens) for _, count in texts]
         order = sorted(range(len(texts)), key=lambda i: -lengths[i])
-        rows: list = [None] * len(texts)
+        vectors, spans = [None] * len(texts), [None] * len(texts)
+        encode = self._encode_parts if options["policy"] == "late-chunk" else self._encode
+        self.model.tokenizer.truncation_side = options["truncation_direction"]
         while order:
             longest = max(lengths[order[0]], 1)
             # No text is padded to over twice its length: one long document does not make short ones long.
             batch = [i for i in order[: max(self.batch_tokens // longest, 1)] if 2 * lengths[i] >= longest]
             order = order[len(batch) :]
-            its_texts = [texts[i][0] for i in batch]
-            vectors = self.model.encode(
-                its_texts, prompt=prompt, batch_size=len(batch), convert_to_tensor=True, show_progress_bar=False
-            )
-            for i, row in zip(batch, vectors.float().cpu(), strict=True):
-                rows[i] = row
-            yield
-        vectors = torch.stack(rows)
-        if not vectors.isfinite().all():
+            for i, rows, places in zip(batch, *encode([texts[i][0] for i in batch], prompt), strict=True):
+                vectors[i], spans[i] = rows.float().cpu(), places
+        if not all(rows.isfinite().all() for rows in vectors):
             raise ValueError("the model's vectors are not finite numbers; check its weights, or use a wider dtype")
-        return vectors
+        return vectors, spans
+
+    def _encode(self, texts: list[str], prompt: str) -> tuple[Sequence[torch.Tensor], list]:
+        """Return the vector (1, d) of each text, and no spans."""
+        options = {"batch_size": len(texts), "convert_to_tensor": True, "show_progress_bar": False}
+        return self.model.encode(texts, prompt=prompt, **options).split(1), [None] * len(texts)
+
+    @torch.inference_mode()
+    def _encode_parts(self, texts: list[str], prompt: str) -> tuple[Sequence[torch.Tensor], list]:
+        """Return the vectors (n, d) of the parts of each text, which the model reads once, and their characters.
+
+        Special tokens belong to the first and the last part, a prompt to the first.
+        """
+        options = {"padding": "max_length" if self._pads_to_maximum else True, "max_length": self.max_tokens}
+        options |= {"truncation": True, "return_offsets_mapping": True, "return_tensors": "pt"}
+        inputs = self.model.tokenizer([prompt + text for text in texts], **options).to(self.model.device)
+        places = (inputs.pop("offset_mapping") - len(prompt)).clamp(min=0)
+        model, vectors, spans = self.model[0].model, [], []
+        states = model(**inputs).last_hidden_state
+        for row, mask in enumerate(inputs["attention_mask"].bool()):
+            total = int(mask.sum())
+            count = min(max(total // FEWEST_TOKENS, 1), MOST_PARTS)
+            sizes = (torch.arange(total) * count // total).bincount().tolist()
+            columns = (states[row], mask, inputs["input_ids"][row])
+            parts = [pad_sequence(column[mask].split(sizes), batch_first=True) for column in columns]
+            vectors.append(model.pooler(*parts))
+            spans.append([_span(part) for part in places[row][mask].split(sizes)])
+        return vectors, spans
 
     def _count(self, texts: list[str], prompt: str) -> list[int]:
         """Count the tokens of each text before truncation, prompt and special tokens included."""
@@ -177,72 +197,75 @@ class EndpointHandler:
         return fitting
 
 
-LAST_JOB = (float("inf"), 0, None, None)
+def read_request(body: dict, options: dict) -> tuple[dict[str, str], dict]:
+    """Return the texts of a request, named by their places in it, and the value of each option. Raise ValueError if
+    something is not as described above. `options` holds the values that each may have, the default first."""
+    parameters = body.get("parameters") if isinstance(body, dict) else None
+    for place, part in (("body", body), ("parameters", {} if parameters is None else parameters)):
+        if not isinstance(part, dict):
+            raise ValueError(f"{place} is of type {type(part).__name__}; send a JSON object")
+    root = {name: value for name, value in body.items() if name not in ("inputs", "parameters")}
+    given: dict = {}
+    for name, value in [*root.items(), *(parameters or {}).items()]:
+        option = "task" if name == "prompt_name" else name
+        if option not in options:
+            raise ValueError(f"{_shown(name)} is no option; choose from: {', '.join(options)}, prompt_name")
+        values = options[option]
+        if value is not None and (type(value) is not type(values[0]) or value not in values):
+            known = f"1 to {values[0]}" if isinstance(values, range) else json.dumps(values)[1:-1]
+            raise ValueError(f"{name}={_shown(value)} is unknown; choose from: {known}")
+        if value is not None and given.setdefault(option, value) != value:
+            raise ValueError(f"{option} is both {_shown(given[option])} and {_shown(value)}; send it once")
+    texts = _read_texts(body.get("inputs"))
+    if "source_sentence" in texts and given.get("policy") == "late-chunk":
+        raise ValueError('policy="late-chunk" compares no sentences; choose from: "truncate", "chunk-average"')
+    return texts, {name: given.get(name, values[0]) for name, values in options.items()}
 
 
-def work(jobs: PriorityQueue):
-    """Run jobs until LAST_JOB, each time the next piece of the one that is first in line. A job: its place in line, a
-    number that no other has, an iterator over its pieces, the future of its answer."""
-    while True:
-        place, number, pieces, answer = jobs.get()
-        if pieces is None:
-            return
-        try:
-            next(pieces)
-            jobs.put((place, number, pieces, answer))
-        except StopIteration as done:
-            answer.set_result(done.value)
-        except BaseException as error:
-            answer.set_exception(error)
-        del pieces, answer  # while this thread waits, it keeps neither texts nor the handler
-
-
-def read_request(body: dict) -> tuple[list[str], dict]:
-    """Return the texts of a request and all its options. Raise ValueError if something is not as described above."""
-    parameters = body.get("parameters", {}) if isinstance(body, dict) else {}
-    for place, found, known in (("body", body, ("inputs", "parameters")), ("parameters", parameters, OPTIONS)):
-        if not isinstance(found, dict):
-            raise ValueError(f"{place} is {_kind(found)}; send a JSON object")
-        if unknown := [name for name in found if name not in known]:
-            raise ValueError(f"{place} has {_shown(unknown[0])}; choose from: {', '.join(known)}")
-    for name, value in parameters.items():
-        if not any(type(value) is type(valid) and value == valid for valid in OPTIONS[name]):
-            valid = ", ".join(map(str, OPTIONS[name])).lower()
-            raise ValueError(f"parameters: {name}={_shown(value)} is unknown; choose from: {valid}")
-    inputs = body.get("inputs")
-    texts = inputs if isinstance(inputs, list) else [inputs]
-    for index, text in enumerate(texts):
+def _read_texts(inputs) -> dict[str, str]:
+    """Return the texts of `inputs`, each by its place. Raise ValueError for other values, or too many."""
+    match inputs:
+        case list():
+            texts = {f"inputs[{index}]": text for index, text in enumerate(inputs)}
+        case {"source_sentence": source, "sentences": list(sentences), **others} if not others:
+            texts = {"source_sentence": source} | {f"sentences[{index}]": text for index, text in enumerate(sentences)}
+        case _:
+            texts = {"inputs": inputs}
+    for place, text in texts.items():
         if not isinstance(text, str):
-            place = f"inputs[{index}]" if texts is inputs else "inputs"
-            raise ValueError(f"{place} is {_kind(text)}; send a text or a list of texts")
-    chars = sum(map(len, texts))
-    if not 1 <= len(texts) <= MAX_TEXTS or chars > MAX_CHARS:
+            kind = "missing or null" if text is None else f"of type {type(text).__name__}"
+            forms = 'a text, a list of texts, or {"source_sentence": a text, "sentences": [texts]}'
+            raise ValueError(f"{place} is {kind}; send {forms if place == 'inputs' else 'a text'}")
+    number, chars = len(texts) - ("source_sentence" in texts), sum(map(len, texts.values()))
+    if not 1 <= number <= MAX_TEXTS or chars > MAX_CHARS:
         limits = f"1 to {MAX_TEXTS} texts, at most {MAX_CHARS} characters together"
-        raise ValueError(f"inputs holds {len(texts)} texts of {chars} characters; send {limits}")
-    for index, text in enumerate(texts):
+        raise ValueError(f"inputs holds {number} texts of {chars} characters; send {limits}")
+    for place, text in texts.items():
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise ValueError(f"inputs[{index}] holds half of a surrogate pair; send valid Unicode") from None
-    return texts, {name: parameters.get(name, valid[0]) for name, valid in OPTIONS.items()}
+            raise ValueError(f"{place} holds half of a surrogate pair; send valid Unicode") from None
+    return texts
 
 
-def _pieces(texts: list[str]) -> Iterator[list[str]]:
-    """Yield the texts in order, so many together as have PIECE_CHARS, or one."""
-    piece: list[str] = []
-    for text in texts:
-        if piece and sum(map(len, piece)) + len(text) > PIECE_CHARS:
-            yield piece
-            piece = []
-        piece.append(text)
-    yield piece
+def _listed(vectors: list[torch.Tensor], options: dict, compares: bool) -> list:
+    """Return the vectors (n, d) of each text as lists, or the cosines of the first text with the others."""
+    vectors = [rows[:, : options["dimensions"]] for rows in vectors]
+    if options["normalize"]:
+        vectors = [normalize(rows) for rows in vectors]
+    if options["policy"] == "late-chunk":
+        return [rows.tolist() for rows in vectors]
+    rows = torch.cat(vectors)
+    return (rows[1:] @ rows[0] if compares else rows).tolist()
 
 
-def _kind(value) -> str:
-    return "missing or null" if value is None else f"of type {type(value).__name__}"
+def _span(places: torch.Tensor) -> list[int]:
+    """Return the characters [start, end) of tokens with these (n, 2). Those of prompt and special tokens are [0, 0)."""
+    places = places[places[:, 1] > 0]
+    return [int(places[0, 0]), int(places[-1, 1])] if len(places) else [0, 0]
 
 
 def _shown(value) -> str:
     """Return a value for a message, in ASCII: what cannot be encoded would break the answer."""
-    shown = ascii(value)
+    shown = json.dumps(value, default=repr)
     return shown if len(shown) <= 40 else shown[:40] + "..."

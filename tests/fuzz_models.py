@@ -164,4 +164,4 @@ class Handler(Target):
         texts = [texts] if isinstance(texts, str) else texts
         model = self.handler.model
         encode = model.encode_query if options.get("task") == "query" else model.encode_document
-        return encode(texts, normalize_embeddings=options.get("normalize", True)).tolist()
+        return encode(texts, normalize_embeddings=options.get("normalize") is not False).tolist()

@@ -104,7 +104,7 @@ def test_loads_and_serves_where_this_package_is_not(tmp_path, tiny_config, rando
     (repository / "refs" / "main").write_text(COMMIT)
     shutil.copytree(tmp_path / "weighted_mean", repository / "snapshots" / COMMIT)
     pairs["org/m2bert"] = pairs[str(tmp_path / "weighted_mean")]
-    parameters = [{"task": "query", "normalize": False}, {"policy": "chunk-average"}]
+    parameters = [{"task": "query", "normalize": False}, {"policy": "chunk-average", "details": True}]
     bodies = [{"inputs": [*TEXTS, "minutes of the meeting " * 20], "parameters": chosen} for chosen in parameters]
     command = [sys.executable, "-c", STRANGER, *map(json.dumps, ([*OURS, "triton"], TEXTS, bodies, pairs))]
     env = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
@@ -122,7 +122,7 @@ def test_loads_and_serves_where_this_package_is_not(tmp_path, tiny_config, rando
         plain, averaged = answers[str(tmp_path / pooling)]
         with torch.no_grad():
             expected = models[pooling](**batch).pooler_output
-        torch.testing.assert_close(torch.tensor(plain["embeddings"]), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(torch.tensor(plain), expected, rtol=0, atol=1e-5)
         here = EndpointHandler(tmp_path / pooling)(bodies[1])
         vectors = [torch.tensor(answer.pop("embeddings")) for answer in (averaged, here)]
         torch.testing.assert_close(*vectors, rtol=0, atol=1e-6)

@@ -4,19 +4,19 @@ That it runs where this package is not: test_folder.py.
 """
 
 import ast
-import gc
 import json
 import logging
-import os
+import re
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
 from packaging.requirements import Requirement
 from transformers import BertTokenizerFast
 
@@ -62,7 +62,7 @@ def pooler_outputs(folder, texts, prompt=""):
 
 
 def embed(handler, inputs, **parameters):
-    return torch.tensor(handler({"inputs": inputs, "parameters": parameters})["embeddings"])
+    return torch.tensor(handler({"inputs": inputs, "parameters": parameters}))
 
 
 def largest_difference(a, b):
@@ -72,7 +72,7 @@ def largest_difference(a, b):
 def test_an_answer_says_what_was_done(make):
     handler = EndpointHandler(str(make()), extra="ignored")
     tokens = [8, 122, 5, 14, 6]
-    answer = handler({"inputs": TEXTS})
+    answer = handler({"inputs": TEXTS, "details": True})
     json.dumps(answer, allow_nan=False)
     vectors = torch.tensor(answer.pop("embeddings"))
     assert vectors.shape == (5, 32)
@@ -81,13 +81,92 @@ def test_an_answer_says_what_was_done(make):
         "task": "document", "policy": "truncate", "normalized": True, "dimensions": 32, "max_tokens": 48,
         "tokens": tokens, "truncated": [False, True, False, False, False], "chunks": [1] * 5,
     }  # fmt: skip
-    answer = handler({"inputs": TEXTS, "parameters": {"policy": "chunk-average", "task": "query", "normalize": False}})
+    parameters = {"policy": "chunk-average", "task": "query", "normalize": False, "dimensions": 3, "details": True}
+    answer = handler({"inputs": TEXTS, "parameters": parameters})
     assert answer["tokens"] == [n - 2 for n in tokens]  # a shorter prompt
     assert answer["truncated"] == [False] * 5
     assert [k > 1 for k in answer["chunks"]] == [False, True, False, False, False]
     assert (answer["task"], answer["policy"], answer["normalized"]) == ("query", "chunk-average", False)
-    one = handler({"inputs": TEXTS[0]})
+    assert answer["dimensions"] == 3 == len(answer["embeddings"][0])
+    one = handler({"inputs": TEXTS[0], "details": True})
     assert len(one["embeddings"]) == len(one["tokens"]) == len(one["truncated"]) == len(one["chunks"]) == 1
+
+
+@pytest.fixture
+def serve():
+    """Serve a handler over HTTP as the container does; return a client of the Hub, whose requests are kept."""
+    servers = []
+
+    def start(handler):
+        class Container(BaseHTTPRequestHandler):
+            def do_POST(self):
+                bodies.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+                try:
+                    status, answer = 200, handler(bodies[-1])
+                except ValueError as error:
+                    status, answer = 400, {"error": str(error)}
+                self.send_response(status)
+                self.send_header("content-type", "application/json")
+                self.end_headers()
+                self.wfile.write(json.dumps(answer).encode())
+
+            def log_message(self, *_):
+                pass
+
+        bodies = []
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Container))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return InferenceClient(f"http://127.0.0.1:{servers[-1].server_port}", token="hf_x"), bodies
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_the_client_of_the_hub_gets_what_it_asks_for(make, serve):
+    handler = EndpointHandler(make())
+    client, bodies = serve(handler)
+    expected = embed(handler, TEXTS)
+    assert client.feature_extraction("a budget").shape == (1, 32)
+    assert largest_difference(client.feature_extraction(TEXTS), expected) == 0
+    assert (
+        largest_difference(client.feature_extraction(TEXTS, prompt_name="query"), embed(handler, TEXTS, task="query"))
+        == 0
+    )
+    options = {"normalize": False, "truncate": True, "truncation_direction": "right", "prompt_name": "document"}
+    assert largest_difference(client.feature_extraction(TEXTS, **options), embed(handler, TEXTS, normalize=False)) == 0
+    assert bodies[-1] == {"inputs": TEXTS, **options}  # options stand at the root
+    cosines = client.sentence_similarity(TEXTS[0], TEXTS[1:])
+    assert bodies[-1]["inputs"] == {"source_sentence": TEXTS[0], "sentences": TEXTS[1:]}
+    assert largest_difference(cosines, expected[1:] @ expected[0]) < 1e-6
+    with pytest.raises(HfHubHTTPError, match=r"inputs\[1\] has 122 tokens, and max_tokens=48; shorten it, or send"):
+        client.feature_extraction(TEXTS, truncate=False)
+    with pytest.raises(HfHubHTTPError, match='prompt_name="passage" is unknown; choose from: "document", "query"'):
+        client.feature_extraction(TEXTS, prompt_name="passage")
+
+
+def test_options_stand_at_the_root_or_in_parameters_and_null_is_the_default(make):
+    handler = EndpointHandler(make())
+    options = {"task": "query", "policy": "chunk-average", "normalize": False, "dimensions": 7, "truncate": False}
+    expected = handler({"inputs": TEXTS, "parameters": options})
+    assert handler({"inputs": TEXTS, **options, "parameters": None}) == expected
+    assert handler({"inputs": TEXTS, **options, "parameters": {"prompt_name": "query"}}) == expected
+    null = dict.fromkeys(handler.options) | {"prompt_name": None}
+    assert handler({"inputs": TEXTS, **null, "parameters": null}) == handler({"inputs": TEXTS})
+
+
+def test_similarities_are_cosines_under_every_option(make):
+    handler = EndpointHandler(make())
+    inputs = {"source_sentence": TEXTS[1], "sentences": [TEXTS[0], TEXTS[1]]}
+    for options in ({}, {"policy": "chunk-average"}, {"task": "query"}, {"normalize": False}, {"dimensions": 5}):
+        vectors = embed(handler, [TEXTS[1], TEXTS[0]], **options | {"normalize": True})
+        cosines = handler({"inputs": inputs, **options})
+        assert largest_difference(cosines, [float(vectors[0] @ vectors[1]), 1.0]) < 1e-6
+    answer = handler({"inputs": inputs, "details": True, "normalize": False})
+    assert answer["normalized"]
+    assert answer["tokens"] == [122, 8, 122]
+    assert len(answer["similarities"]) == 2
 
 
 @pytest.mark.parametrize("pooling", ["mean", "weighted_mean", "cls", "cls_tanh", "mean_tanh"])
@@ -153,7 +232,7 @@ def test_averages_of_chunks_are_those_of_the_evaluation(make, words, max_tokens)
     folder = make(settings=SentenceSettings(dict(PROMPTS), max_tokens=max_tokens))
     texts = [words * 40, *TEXTS]
     expected = parse_policy("chunk-average").embed(SentenceTransformerEncoder(folder, device="cpu"), texts)
-    answer = EndpointHandler(folder)({"inputs": texts, "parameters": {"policy": "chunk-average"}})
+    answer = EndpointHandler(folder)({"inputs": texts, "policy": "chunk-average", "details": True})
     assert largest_difference(answer["embeddings"], expected.rows) < 1e-6
     assert answer["chunks"][0] > 1
     assert answer["max_tokens"] == max_tokens
@@ -179,7 +258,7 @@ def test_what_cannot_be_cut_is_read_as_far_as_it_goes(make, monkeypatch):
     handler = EndpointHandler(make(settings=SentenceSettings(max_tokens=5)))
     monkeypatch.setattr(handler, "_count", lambda texts, prompt: [6 if text else 2 for text in texts])
     monkeypatch.setattr(handler, "_spans", lambda text: [(0, 1)] * 4)
-    answer = handler({"inputs": "x", "parameters": {"policy": "chunk-average"}})
+    answer = handler({"inputs": "x", "policy": "chunk-average", "details": True})
     assert answer["truncated"] == [True]
 
 
@@ -193,84 +272,82 @@ def test_a_bfloat16_folder_is_run_as_it_is(make):
     assert torch.nn.functional.cosine_similarity(vectors, expected).min() > 0.99
 
 
-def test_a_short_query_gets_between_the_pieces_of_a_long_request(make, monkeypatch):
+@pytest.mark.parametrize("padding", ["masked", "visible"])
+@pytest.mark.parametrize("pooling", ["mean", "weighted_mean", "mean_tanh"])
+def test_late_chunks_are_those_of_the_evaluation(make, pooling, padding, monkeypatch):
+    monkeypatch.setattr(handler_module, "FEWEST_TOKENS", 8)
+    folder = make(pooling=pooling, padding=padding, num_pooling_heads=1 + (pooling == "weighted_mean"))
+    handler, options = EndpointHandler(folder), {"policy": "late-chunk", "details": True}
+    [(rows, counts)] = SentenceTransformerEncoder(folder, device="cpu").encode_parts(TEXTS, [16], 8)
+    answer = handler({"inputs": TEXTS, **options})
+    assert [len(vectors) for vectors in answer["embeddings"]] == counts.tolist() == [1, 6, 1, 1, 1]
+    assert largest_difference(sum(answer["embeddings"], []), rows) < 1e-6
+    short = embed(handler, TEXTS[0], normalize=False)
+    assert (
+        largest_difference(handler({"inputs": TEXTS[0], "policy": "late-chunk", "normalize": False}), short[None])
+        < 1e-5
+    )
+    cut = handler({"inputs": TEXTS, "policy": "late-chunk", "dimensions": 5})
+    assert (
+        largest_difference(cut[1], torch.nn.functional.normalize(torch.tensor(answer["embeddings"][1])[:, :5])) < 1e-6
+    )
+
+
+def test_spans_are_the_characters_of_the_parts(make, monkeypatch):
+    monkeypatch.setattr(handler_module, "FEWEST_TOKENS", 8)
     handler = EndpointHandler(make())
-    handler.batch_tokens = 48
-    read, encode, begun, may_go_on = [], handler.model.encode, threading.Event(), threading.Event()
-
-    def recorded(texts, **options):
-        read.append(texts[0])
-        begun.set()
-        assert may_go_on.wait(60)
-        return encode(texts, **options)
-
-    monkeypatch.setattr(handler.model, "encode", recorded)
-    with ThreadPoolExecutor(3) as threads:
-        long = threads.submit(handler, {"inputs": [LONG] * 4})
-        begun.wait(60)
-        other = threads.submit(handler, {"inputs": [LONG + " report"] * 8})
-        while handler._jobs.qsize() < 1:
-            time.sleep(0.01)
-        short = threads.submit(handler, {"inputs": "the"})
-        while handler._jobs.qsize() < 2:
-            time.sleep(0.01)
-        may_go_on.set()
-        assert [len(done.result()["embeddings"]) for done in (long, other, short)] == [4, 8, 1]
-    assert read == [LONG, "the", *[LONG] * 3, *[LONG + " report"] * 8]
+    for side in ("right", "left"):
+        options = {"policy": "late-chunk", "details": True, "truncation_direction": side}
+        answer = handler({"inputs": ["", LONG], **options})
+        [empty], spans = answer["spans"]
+        assert empty == [0, 0]
+        assert len(spans) == len(answer["embeddings"][1]) == 6
+        assert answer["truncated"] == [False, True]
+        assert all(start < end <= following for (start, end), (following, _) in zip(spans, spans[1:], strict=False))
+        ends = (0, spans[-1][1]) if side == "right" else (spans[0][0], len(LONG))
+        read = " ".join(LONG[start:end] for start, end in spans).replace(" ", "")
+        assert read == LONG[slice(*ends)].replace(" ", "")
+        special = 2 + (3 if side == "right" else 0)  # tokens, with the prompt's
+        assert sum(ends[0] <= start and end <= ends[1] for start, end in handler._spans(LONG)) == 48 - special
+    assert spans[0][0] > 0
 
 
-def test_a_long_request_is_not_overtaken_for_ever(make, monkeypatch):
-    """Its place in line is fixed; what comes late enough stands behind it."""
-    handler, now = EndpointHandler(make()), [0.0]
-    monkeypatch.setattr(handler_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(handler_module, "MOST_SECONDS_BEHIND", 6.0)
-    places, put = [], handler._jobs.put
-    monkeypatch.setattr(handler._jobs, "put", lambda job: (places.append(job[0]), put(job)))
-    for now[0], text in ((0.0, "the " * 2000), (5.0, "the"), (7.0, "the"), (7.0, "the " * 1000)):
-        begin = len(places)
-        handler({"inputs": text})
-        assert len({*places[begin:]}) == 1
-    first = sorted(set(places))
-    assert first == [pytest.approx(place, abs=0.01) for place in (5, 6, 7, 11)]
+def test_only_poolings_over_all_tokens_have_late_chunks(make):
+    handler = EndpointHandler(make(pooling="cls"))
+    with pytest.raises(ValueError, match='policy="late-chunk" is unknown; choose from: "truncate", "chunk-average"'):
+        handler({"inputs": "a", "policy": "late-chunk"})
 
 
-def test_one_thread_serves_all_without_mixing_them_and_ends_with_its_handler(make):
-    def workers():
-        return [thread.name for thread in threading.enumerate() if thread.name == "m2bert"]
-
-    gc.collect()
-    before = len(workers())
+def test_dimensions_and_direction_are_those_of_sentence_transformers(make):
     handler = EndpointHandler(make())
-    assert len(workers()) == before  # none before the first request: the process may fork
-    policies = [{"policy": policy} for policy in ("truncate", "chunk-average")]
-    bodies = [{"inputs": [text, LONG], "parameters": policy} for text in TEXTS for policy in policies]
+    theirs = handler.model.encode_document(TEXTS, truncate_dim=5, normalize_embeddings=True)
+    assert largest_difference(embed(handler, TEXTS, dimensions=5), theirs) < 1e-6
+    left = embed(handler, TEXTS, truncation_direction="left", normalize=False)
+    handler.model.tokenizer.truncation_side = "left"
+    assert largest_difference(left, handler.model.encode_document(TEXTS)) < 1e-6
+    assert (
+        largest_difference(left, embed(handler, TEXTS, normalize=False)) > 1e-3
+    )  # the next request is cut at the right
+
+
+def test_what_would_be_cut_is_refused_on_request(make):
+    handler = EndpointHandler(make())
+    assert len(handler({"inputs": [TEXTS[0], TEXTS[2]], "truncate": False})) == 2
+    assert len(handler({"inputs": LONG, "truncate": False, "policy": "chunk-average"})) == 1
+    for policy in ("truncate", "late-chunk"):
+        with pytest.raises(
+            ValueError, match=r"sentences\[0\] has 122|inputs has 122 tokens, and max_tokens=48; shorten it"
+        ):
+            handler({"inputs": LONG, "truncate": False, "policy": policy})
+
+
+def test_requests_of_many_threads_are_not_mixed(make):
+    handler = EndpointHandler(make())
+    options = [{"policy": policy} for policy in handler_module.POLICIES] + [{"truncation_direction": "left"}]
+    bodies = [{"inputs": [text, LONG], **chosen} for text in TEXTS for chosen in options]
     expected = [handler(body) for body in bodies]
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(handler, bodies * 4)) == expected * 4
-    assert len(workers()) == before + 1
-    handler.max_tokens = None  # a fault of any kind
-    with pytest.raises(TypeError):
-        handler({"inputs": "the"})
-    worker = handler._worker
-    del handler
-    worker.join(60)
-    assert not worker.is_alive()
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_it_answers_in_a_process_that_is_forked_after_a_request(make):
-    handler = EndpointHandler(make())
-    expected = handler({"inputs": "the budget"})
-    child = os.fork()
-    if not child:
-        os._exit(0 if handler({"inputs": "the budget"}) == expected else 1)
-    deadline = time.monotonic() + 60
-    while (found := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    if found[0] == 0:
-        os.kill(child, 9)
-        os.waitpid(child, 0)
-    assert found == (child, 0)
 
 
 # --- the file ---
@@ -299,8 +376,9 @@ def test_the_handler_is_harmless():
             imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             imported |= {f"{node.module}.{alias.name}" for alias in node.names} if not node.level else {"."}
-    threads = {"threading", "time", "weakref", "concurrent.futures.Future", "queue.PriorityQueue"}
-    assert imported == {*threads, "collections.abc.Iterator", "torch", "sentence_transformers.SentenceTransformer"}
+    theirs = {"torch", "torch.nn.functional.normalize", "torch.nn.utils.rnn.pad_sequence"}
+    theirs.add("sentence_transformers.SentenceTransformer")
+    assert imported == {"json", "threading", "collections.abc.Sequence", *theirs}
 
 
 def test_the_requirements_are_met_here():
@@ -313,31 +391,56 @@ def test_the_requirements_are_met_here():
 # --- what is refused ---
 
 
+OPTIONS = "task, policy, normalize, dimensions, truncate, truncation_direction, details, prompt_name"
+FORMS = 'send a text, a list of texts, or {"source_sentence": a text, "sentences": [texts]}'
+PAIR = {"source_sentence": "a", "sentences": ["b"]}
 BAD = [  # the body and what its refusal says
     (["a"], "body is of type list; send a JSON object"),
-    ({}, "inputs is missing or null; send a text or a list"),
-    ({"inputs": 3}, "inputs is of type int; send a text"),
+    ({}, f"inputs is missing or null; {FORMS}"),
+    ({"inputs": 3}, f"inputs is of type int; {FORMS}"),
+    ({"inputs": PAIR | {"more": 1}}, f"inputs is of type dict; {FORMS}"),
+    ({"inputs": PAIR | {"sentences": "b"}}, f"inputs is of type dict; {FORMS}"),
+    ({"inputs": PAIR | {"sentences": ["b", 3]}}, "sentences[1] is of type int; send a text"),
+    ({"inputs": PAIR | {"sentences": []}}, "inputs holds 0 texts of 1 characters; send 1 to 2048"),
+    ({"inputs": PAIR, "policy": "late-chunk"}, 'policy="late-chunk" compares no sentences; choose from: "truncate", '),
     ({"inputs": []}, "inputs holds 0 texts of 0 characters; send 1 to 2048"),
-    ({"inputs": ["a"] * 2049}, "inputs holds 2049 texts"),
-    ({"inputs": ["a", ["b"]]}, r"inputs\[1\] is of type list"),
-    ({"inputs": ["x" * 2_000_001] * 2}, "2 texts of 4000002 characters; .* at most 4000000"),
-    ({"inputs": ["a", "b \ud83d"]}, r"inputs\[1\] holds half of a surrogate pair"),
-    ({"inputs": "a", "task": "query"}, "body has 'task'; choose from: inputs, parameters"),
-    ({"inputs": "a", "parameters": None}, "parameters is missing or null; send a JSON object"),
-    ({"inputs": "a", "parameters": {"pooling": 1}}, "has 'pooling'; choose from: task, policy, norm"),
-    ({"inputs": "a", "parameters": {"task": "q"}}, "task='q' is unknown; choose from: document, query"),
-    ({"inputs": "a", "parameters": {"normalize": 1}}, "normalize=1 is unknown; choose from: true, false"),
-    ({"inputs": "a", "parameters": {"task": "\udc80" * 999}}, "task='.{39}... is unknown"),
+    ({"inputs": ["a"] * 10_000}, "inputs holds 10000 texts"),
+    ({"inputs": ["a", ["b"]]}, "inputs[1] is of type list; send a text"),
+    ({"inputs": ["x" * 2_000_001] * 2}, "2 texts of 4000002 characters; send 1 to 2048 texts, at most 4000000"),
+    ({"inputs": ["a", "b \ud83d"]}, "inputs[1] holds half of a surrogate pair"),
+    ({"inputs": "a", "pooling": "cls"}, f'"pooling" is no option; choose from: {OPTIONS}'),
+    ({"inputs": "a", "parameters": ["task"]}, "parameters is of type list; send a JSON object"),
+    ({"inputs": "a", "parameters": {"\udc80" * 999: 1}}, f"... is no option; choose from: {OPTIONS}"),
+    ({"inputs": "a", "parameters": {"task": "q"}}, 'task="q" is unknown; choose from: "document", "query"'),
+    ({"inputs": "a", "normalize": 1}, "normalize=1 is unknown; choose from: true, false"),
+    ({"inputs": "a", "details": "true"}, 'details="true" is unknown; choose from: false, true'),
+    ({"inputs": "a", "dimensions": True}, "dimensions=true is unknown; choose from: 1 to 32"),
+    ({"inputs": "a", "dimensions": 33}, "dimensions=33 is unknown; choose from: 1 to 32"),
+    ({"inputs": "a", "dimensions": 3.0}, "dimensions=3.0 is unknown; choose from: 1 to 32"),
+    ({"inputs": "a", "task": "query", "prompt_name": "document"}, 'task is both "query" and "document"; send it once'),
+    ({"inputs": "a", "dimensions": 3, "parameters": {"dimensions": 4}}, "dimensions is both 3 and 4; send it once"),
 ]
 
 
+@pytest.fixture(scope="module")
+def options():
+    names = {"task": ("document", "query"), "policy": handler_module.POLICIES, "normalize": (True, False)}
+    names |= {"dimensions": range(32, 0, -1), "truncate": (True, False), "truncation_direction": ("right", "left")}
+    return names | {"details": (False, True)}
+
+
 @pytest.mark.parametrize(("body", "message"), BAD)
-def test_a_bad_request_is_refused_with_the_fix(body, message):
+def test_a_bad_request_is_refused_with_the_fix(body, message, options):
     handler = EndpointHandler.__new__(EndpointHandler)  # no model: nothing is tokenized before all is checked
-    with pytest.raises(ValueError, match=message) as caught:
+    handler.options = options
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
         handler(body)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value).encode()) < 200
+
+
+def test_the_options_are_those_of_the_folder(make, options):
+    assert EndpointHandler(make()).options == options
 
 
 def test_a_failed_request_changes_no_later_answer(make, monkeypatch):
@@ -369,6 +472,6 @@ def test_numbers_that_json_does_not_know_are_refused(make):
 def test_texts_are_not_logged(make, caplog, capfd):
     handler = EndpointHandler(make())
     with caplog.at_level(logging.DEBUG):
-        for policy in ("truncate", "chunk-average"):
+        for policy in handler_module.POLICIES:
             handler({"inputs": ["qqqq", "qqqq " * 100], "parameters": {"policy": policy}})
     assert "qqqq" not in caplog.text + "".join(capfd.readouterr())
