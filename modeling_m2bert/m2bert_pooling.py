@@ -84,7 +84,7 @@ def rotate(pooled: Tensor, signs: Tensor) -> Tensor:
 
     A vector is a matrix of its K heads and H features. In each of two rounds its numbers are multiplied by signs, and
     the columns and rows of the matrix transformed (`hartley`). These flat factors of a large rotation are Monarch
-    matrices. After one round, the first numbers would still depend on a few sums over the heads only.
+    matrices.
 
     Args:
         pooled: (B, K * H).
