@@ -95,8 +95,9 @@ def rotate(pooled: Tensor, signs: Tensor) -> Tensor:
     """
     _, heads, features = signs.shape
     x = pooled.to(torch.promote_types(pooled.dtype, torch.float32)).unflatten(1, (heads, features))
-    for its in signs.to(x.dtype):
-        x = hartley(heads, x) @ (x * its) @ hartley(features, x)
+    with torch.autocast("cpu" if x.device.type == "meta" else x.device.type, enabled=False):
+        for its in signs.to(x.dtype):
+            x = hartley(heads, x) @ (x * its) @ hartley(features, x)
     return x.flatten(1).to(pooled.dtype)
 
 
