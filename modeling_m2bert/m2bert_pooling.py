@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 
 def masked_mean(hidden_states: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean over real positions: hidden_states (B, L, H), mask (B, L) bool -> (B, H) in hidden_states' dtype.
+    """Return the mean over real positions: hidden_states (B, L, H), mask (B, L) bool -> (B, H) in float32 at least.
 
-    The sum is in float32 at least. A row without real positions gives zeros.
+    A row without real positions gives zeros.
     """
     weights = mask.to(torch.promote_types(hidden_states.dtype, torch.float32))
     weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
-    return torch.einsum("bl,blh->bh", weights, hidden_states.to(weights.dtype)).to(hidden_states.dtype)
+    return torch.einsum("bl,blh->bh", weights, hidden_states.to(weights.dtype))
 
 
 def weighted_mean(hidden_states: Tensor, mask: Tensor, log_weights: Tensor) -> Tensor:
@@ -29,14 +29,14 @@ def weighted_mean(hidden_states: Tensor, mask: Tensor, log_weights: Tensor) -> T
         log_weights: (B, L, K), w, for K heads.
 
     Returns:
-        (B, K * H) in hidden_states' dtype; a row without real positions gives zeros.
+        (B, K * H) in float32 at least; a row without real positions gives zeros.
     """
     log_weights = log_weights.to(torch.promote_types(hidden_states.dtype, torch.float32))
     log_weights = log_weights.masked_fill(~mask[..., None], torch.finfo(log_weights.dtype).min)
     weights = log_weights.flatten(1).softmax(dim=1).unflatten(1, log_weights.shape[1:])
     weights = weights.masked_fill(~mask[..., None], 0)
     pooled = torch.einsum("blk,blh->bkh", weights, hidden_states.to(weights.dtype))
-    return pooled.flatten(1).to(hidden_states.dtype)
+    return pooled.flatten(1)
 
 
 def occurrences(input_ids: Tensor, mask: Tensor) -> Tensor:
@@ -126,8 +126,9 @@ class M2BertPooler(nn.Module):
             input_ids: (B, L), needed by `weighted_mean`.
 
         Returns:
-            (B, config.projection_dim).
+            (B, config.projection_dim) in float32 at least: in 16 bits a vector of length 1 has it to 3 digits only.
         """
+        wide = torch.promote_types(hidden_states.dtype, torch.float32)
         if self.pooling == "weighted_mean":
             if input_ids is None:
                 raise ValueError(
@@ -135,14 +136,16 @@ class M2BertPooler(nn.Module):
                     "pass input_ids, or use a model with pooling='mean'"
                 )
             pooled = weighted_mean(hidden_states, mask, self.log_weights(hidden_states, mask, input_ids))
-            return rotate(pooled, self.rotation_signs) if hasattr(self, "rotation_signs") else pooled
+            return (rotate(pooled, self.rotation_signs) if hasattr(self, "rotation_signs") else pooled).to(wide)
         kind, _, tanh = self.pooling.partition("_")
         if kind == "cls":  # a sum over at most one position; an index would fail for a batch of no texts
             pooled = hidden_states[:, :1].sum(1)
         else:
             assert kind == "mean"  # the configuration allows no other
             pooled = masked_mean(hidden_states, mask)
-        return torch.tanh(self.dense(pooled)) if tanh else pooled
+        if tanh:
+            pooled = torch.tanh(self.dense(pooled.to(hidden_states.dtype)))
+        return pooled.to(wide)
 
     def log_weights(self, hidden_states: Tensor, mask: Tensor, input_ids: Tensor) -> Tensor:
         """Return the log weights of tokens, (B, L, K) in float32 at least.
