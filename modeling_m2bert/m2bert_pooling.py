@@ -135,9 +135,9 @@ class M2BertPooler(nn.Module):
             input_ids: (B, L), needed by `weighted_mean`.
 
         Returns:
-            (B, config.projection_dim). `mean` and `weighted_mean` give float32 at least, so that a model in 16 bits has
-            vectors that can be normalized to length 1; the others the dtype of the hidden states.
+            (B, config.projection_dim) in float32 at least: in 16 bits a vector of length 1 has it to 3 digits only.
         """
+        wide = torch.promote_types(hidden_states.dtype, torch.float32)
         if self.pooling == "weighted_mean":
             if input_ids is None:
                 raise ValueError(
@@ -145,14 +145,16 @@ class M2BertPooler(nn.Module):
                     "pass input_ids, or use a model with pooling='mean'"
                 )
             pooled = weighted_mean(hidden_states, mask, self.log_weights(hidden_states, mask, input_ids))
-            return rotate(pooled, self.rotation_signs) if hasattr(self, "rotation_signs") else pooled
+            return (rotate(pooled, self.rotation_signs) if hasattr(self, "rotation_signs") else pooled).to(wide)
         kind, _, tanh = self.pooling.partition("_")
         if kind == "cls":  # a sum over at most one position; an index would fail for a batch of no texts
             pooled = hidden_states[:, :1].sum(1)
         else:
             assert kind == "mean"  # the configuration allows no other
             pooled = masked_mean(hidden_states, mask)
-        return torch.tanh(self.dense(pooled.to(hidden_states.dtype))) if tanh else pooled
+        if tanh:
+            pooled = torch.tanh(self.dense(pooled.to(hidden_states.dtype)))
+        return pooled.to(wide)
 
     def log_weights(self, hidden_states: Tensor, mask: Tensor, input_ids: Tensor) -> Tensor:
         """Return the log weights of tokens, (B, L, K) in float32 at least.

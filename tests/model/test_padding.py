@@ -214,4 +214,18 @@ def test_means_over_long_texts_are_not_rounded(dtype):
     exact = x.double().mean(1)
     for pooled in (masked_mean(x, mask), weighted_mean(x, mask, torch.zeros(1, 20_000, 1, dtype=dtype))):
         assert pooled.dtype == torch.float32
-        assert (pooled.double() - exact).abs().max() < 1e-5
+        assert (pooled.double() - exact).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("pooling", ["mean", "weighted_mean", "cls", "cls_tanh", "mean_tanh"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_vectors_of_models_in_16_bits_are_float32(tiny_config, randomized, pooling, dtype):
+    """So they can be normalized to length 1 by more than 3 digits; logits have the model's dtype."""
+    ids = torch.arange(1, 31).view(2, 15)
+    model = randomized(M2BertForSequenceClassification(tiny_config(pooling=pooling, num_labels=3))).to(dtype)
+    with torch.no_grad():
+        assert model(ids).logits.dtype == dtype
+        assert model.model(ids).pooler_output.dtype == torch.float32
+        with torch.autocast("cpu", torch.bfloat16):
+            assert model.float().model(ids).pooler_output.dtype == torch.float32
+        assert model.double().model(ids).pooler_output.dtype == torch.float64
