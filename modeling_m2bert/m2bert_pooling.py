@@ -1,9 +1,17 @@
 """Pool hidden states into one vector per text: `mean`, `weighted_mean`, `cls`, `cls_tanh`, `mean_tanh`."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """Return a context in which products of x's device keep the dtype of their inputs."""
+    if torch.compiler.is_exporting():  # an exported program has no autocast, and ONNX no word for this
+        return nullcontext()
+    return torch.autocast("cpu" if x.device.type == "meta" else x.device.type, enabled=False)
 
 
 def masked_mean(hidden_states: Tensor, mask: Tensor) -> Tensor:
@@ -13,7 +21,8 @@ def masked_mean(hidden_states: Tensor, mask: Tensor) -> Tensor:
     """
     weights = mask.to(torch.promote_types(hidden_states.dtype, torch.float32))
     weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
-    return torch.einsum("bl,blh->bh", weights, hidden_states.to(weights.dtype))
+    with without_autocast(weights):
+        return torch.einsum("bl,blh->bh", weights, hidden_states.to(weights.dtype))
 
 
 def weighted_mean(hidden_states: Tensor, mask: Tensor, log_weights: Tensor) -> Tensor:
@@ -35,8 +44,8 @@ def weighted_mean(hidden_states: Tensor, mask: Tensor, log_weights: Tensor) -> T
     log_weights = log_weights.masked_fill(~mask[..., None], torch.finfo(log_weights.dtype).min)
     weights = log_weights.flatten(1).softmax(dim=1).unflatten(1, log_weights.shape[1:])
     weights = weights.masked_fill(~mask[..., None], 0)
-    pooled = torch.einsum("blk,blh->bkh", weights, hidden_states.to(weights.dtype))
-    return pooled.flatten(1)
+    with without_autocast(weights):
+        return torch.einsum("blk,blh->bkh", weights, hidden_states.to(weights.dtype)).flatten(1)
 
 
 def occurrences(input_ids: Tensor, mask: Tensor) -> Tensor:
@@ -91,14 +100,14 @@ def rotate(pooled: Tensor, signs: Tensor) -> Tensor:
         signs: (2, K, H), random, 1 or -1.
 
     Returns:
-        (B, K * H) in pooled's dtype. The products are computed in float32 at least.
+        (B, K * H) in pooled's dtype.
     """
     _, heads, features = signs.shape
-    x = pooled.to(torch.promote_types(pooled.dtype, torch.float32)).unflatten(1, (heads, features))
-    with torch.autocast("cpu" if x.device.type == "meta" else x.device.type, enabled=False):
+    x = pooled.unflatten(1, (heads, features))
+    with without_autocast(x):
         for its in signs.to(x.dtype):
             x = hartley(heads, x) @ (x * its) @ hartley(features, x)
-    return x.flatten(1).to(pooled.dtype)
+    return x.flatten(1)
 
 
 class M2BertPooler(nn.Module):
