@@ -137,7 +137,6 @@ class M2BertPooler(nn.Module):
         Returns:
             (B, config.projection_dim) in float32 at least: in 16 bits a vector of length 1 has it to 3 digits only.
         """
-        wide = torch.promote_types(hidden_states.dtype, torch.float32)
         if self.pooling == "weighted_mean":
             if input_ids is None:
                 raise ValueError(
@@ -145,7 +144,7 @@ class M2BertPooler(nn.Module):
                     "pass input_ids, or use a model with pooling='mean'"
                 )
             pooled = weighted_mean(hidden_states, mask, self.log_weights(hidden_states, mask, input_ids))
-            return (rotate(pooled, self.rotation_signs) if hasattr(self, "rotation_signs") else pooled).to(wide)
+            return rotate(pooled, self.rotation_signs) if hasattr(self, "rotation_signs") else pooled
         kind, _, tanh = self.pooling.partition("_")
         if kind == "cls":  # a sum over at most one position; an index would fail for a batch of no texts
             pooled = hidden_states[:, :1].sum(1)
@@ -154,7 +153,7 @@ class M2BertPooler(nn.Module):
             pooled = masked_mean(hidden_states, mask)
         if tanh:
             pooled = torch.tanh(self.dense(pooled.to(hidden_states.dtype)))
-        return pooled.to(wide)
+        return pooled.to(torch.promote_types(hidden_states.dtype, torch.float32))
 
     def log_weights(self, hidden_states: Tensor, mask: Tensor, input_ids: Tensor) -> Tensor:
         """Return the log weights of tokens, (B, L, K) in float32 at least.
