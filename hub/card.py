@@ -138,6 +138,7 @@ class Card:
     scores: Scores = field(default_factory=Scores)
     training: dict = field(default_factory=dict)  # the record training.json, if the folder has one
     conversion: dict = field(default_factory=dict)  # conversion.json
+    weights: list[str] = field(default_factory=list)  # names and first digits of their sha256
     document_prompt: str = ""  # what sentence-transformers puts before documents
     max_tokens: int = 0
     has_tokenizer: bool = True

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from m2bert.files import read_json, read_text
+from m2bert.files import digest, read_json, read_text
 from m2bert.schema import checked
 
-from .card import KINDS, About, Card, public_record, read_about, render_card
+from .card import KINDS, SHOWN_DIGITS, About, Card, public_record, read_about, render_card
 from .checkpoint import AUTO_CLASSES, check_finite, check_links, load_checkpoint, load_tokenizer
 from .client import check_repo_id
 from .outputs import check_apart, check_output, whole_folder
@@ -146,6 +146,7 @@ def fill_folder(
     card = dataclasses.replace(
         card,
         **records,
+        weights=[f"{path.name} {digest(path)[:SHOWN_DIGITS]}" for path in sorted(new.glob("*.safetensors"))],
         document_prompt=settings.prompts.get("document") or "",
         max_tokens=max_tokens,
         has_tokenizer=(new / "tokenizer_config.json").is_file(),

@@ -1,19 +1,28 @@
 """Pool hidden states into one vector per text: `mean`, `weighted_mean`, `cls`, `cls_tanh`, `mean_tanh`."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 
-def masked_mean(hidden_states: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean over real positions: hidden_states (B, L, H), mask (B, L) bool -> (B, H) in hidden_states' dtype.
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """Return a context in which products of x's device keep the dtype of their inputs."""
+    if torch.compiler.is_exporting():  # an exported program has no autocast, and ONNX no word for this
+        return nullcontext()
+    return torch.autocast("cpu" if x.device.type == "meta" else x.device.type, enabled=False)
 
-    The sum is in float32 at least. A row without real positions gives zeros.
+
+def masked_mean(hidden_states: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean over real positions: hidden_states (B, L, H), mask (B, L) bool -> (B, H) in float32 at least.
+
+    A row without real positions gives zeros.
     """
     weights = mask.to(torch.promote_types(hidden_states.dtype, torch.float32))
     weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
-    return torch.einsum("bl,blh->bh", weights, hidden_states.to(weights.dtype)).to(hidden_states.dtype)
+    with without_autocast(weights):
+        return torch.einsum("bl,blh->bh", weights, hidden_states.to(weights.dtype))
 
 
 def weighted_mean(hidden_states: Tensor, mask: Tensor, log_weights: Tensor) -> Tensor:
@@ -29,14 +38,14 @@ def weighted_mean(hidden_states: Tensor, mask: Tensor, log_weights: Tensor) -> T
         log_weights: (B, L, K), w, for K heads.
 
     Returns:
-        (B, K * H) in hidden_states' dtype; a row without real positions gives zeros.
+        (B, K * H) in float32 at least; a row without real positions gives zeros.
     """
     log_weights = log_weights.to(torch.promote_types(hidden_states.dtype, torch.float32))
     log_weights = log_weights.masked_fill(~mask[..., None], torch.finfo(log_weights.dtype).min)
     weights = log_weights.flatten(1).softmax(dim=1).unflatten(1, log_weights.shape[1:])
     weights = weights.masked_fill(~mask[..., None], 0)
-    pooled = torch.einsum("blk,blh->bkh", weights, hidden_states.to(weights.dtype))
-    return pooled.flatten(1).to(hidden_states.dtype)
+    with without_autocast(weights):
+        return torch.einsum("blk,blh->bkh", weights, hidden_states.to(weights.dtype)).flatten(1)
 
 
 def occurrences(input_ids: Tensor, mask: Tensor) -> Tensor:
@@ -84,20 +93,21 @@ def rotate(pooled: Tensor, signs: Tensor) -> Tensor:
 
     A vector is a matrix of its K heads and H features. In each of two rounds its numbers are multiplied by signs, and
     the columns and rows of the matrix transformed (`hartley`). These flat factors of a large rotation are Monarch
-    matrices. After one round, the first numbers would still depend on a few sums over the heads only.
+    matrices.
 
     Args:
         pooled: (B, K * H).
         signs: (2, K, H), random, 1 or -1.
 
     Returns:
-        (B, K * H) in pooled's dtype. The products are computed in float32 at least.
+        (B, K * H) in pooled's dtype.
     """
     _, heads, features = signs.shape
-    x = pooled.to(torch.promote_types(pooled.dtype, torch.float32)).unflatten(1, (heads, features))
-    for its in signs.to(x.dtype):
-        x = hartley(heads, x) @ (x * its) @ hartley(features, x)
-    return x.flatten(1).to(pooled.dtype)
+    x = pooled.unflatten(1, (heads, features))
+    with without_autocast(x):
+        for its in signs.to(x.dtype):
+            x = hartley(heads, x) @ (x * its) @ hartley(features, x)
+    return x.flatten(1)
 
 
 class M2BertPooler(nn.Module):
@@ -125,8 +135,9 @@ class M2BertPooler(nn.Module):
             input_ids: (B, L), needed by `weighted_mean`.
 
         Returns:
-            (B, config.projection_dim).
+            (B, config.projection_dim) in float32 at least: in 16 bits a vector of length 1 has it to 3 digits only.
         """
+        wide = torch.promote_types(hidden_states.dtype, torch.float32)
         if self.pooling == "weighted_mean":
             if input_ids is None:
                 raise ValueError(
@@ -134,14 +145,16 @@ class M2BertPooler(nn.Module):
                     "pass input_ids, or use a model with pooling='mean'"
                 )
             pooled = weighted_mean(hidden_states, mask, self.log_weights(hidden_states, mask, input_ids))
-            return rotate(pooled, self.rotation_signs) if hasattr(self, "rotation_signs") else pooled
+            return (rotate(pooled, self.rotation_signs) if hasattr(self, "rotation_signs") else pooled).to(wide)
         kind, _, tanh = self.pooling.partition("_")
         if kind == "cls":  # a sum over at most one position; an index would fail for a batch of no texts
             pooled = hidden_states[:, :1].sum(1)
         else:
             assert kind == "mean"  # the configuration allows no other
             pooled = masked_mean(hidden_states, mask)
-        return torch.tanh(self.dense(pooled)) if tanh else pooled
+        if tanh:
+            pooled = torch.tanh(self.dense(pooled.to(hidden_states.dtype)))
+        return pooled.to(wide)
 
     def log_weights(self, hidden_states: Tensor, mask: Tensor, input_ids: Tensor) -> Tensor:
         """Return the log weights of tokens, (B, L, K) in float32 at least.

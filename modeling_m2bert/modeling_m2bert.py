@@ -207,11 +207,11 @@ class M2BertModel(M2BertPreTrainedModel):
             output_hidden_states: also return the num_hidden_layers + 1 hidden states, embeddings first.
 
         Returns:
-            last_hidden_state (B, L, H), pooler_output (B, config.projection_dim), not normalized, and, if asked for,
-            hidden_states. Under autocast all have autocast's dtype, except hidden_states[0] and the outputs of a
-            float64 model. With `padding="masked"` the hidden states are exactly zero at padded positions. All else
-            depends on the text alone, up to rounding: not on its padding, and not on the other texts of the batch or
-            their order.
+            last_hidden_state (B, L, H), pooler_output (B, config.projection_dim), not normalized, in float32 at least,
+            and, if asked for, hidden_states. Under autocast the states have autocast's dtype, except hidden_states[0]
+            and those of a float64 model. With `padding="masked"` the hidden states are exactly zero at padded
+            positions. All else depends on the text alone, up to rounding: not on its padding, and not on the other
+            texts of the batch or their order.
 
         Raises:
             ValueError: a shape is wrong, a sequence is too long, an id is outside the vocabulary (checked on CPU), or,
@@ -340,6 +340,10 @@ class M2BertClassifier(M2BertPreTrainedModel):
         self.classifier = nn.Linear(width, num_outputs)
         self.post_init()
 
+    def classify(self, outputs: BaseModelOutputWithPooling) -> Tensor:
+        """Return logits (B, num_outputs) of the encoder's vectors, in the dtype of its hidden states."""
+        return self.classifier(self.dropout(outputs.pooler_output.to(outputs.last_hidden_state.dtype)))
+
 
 class M2BertForSequenceClassification(M2BertClassifier):
     """The encoder with a linear classifier on `pooler_output`."""
@@ -367,7 +371,7 @@ class M2BertForSequenceClassification(M2BertClassifier):
             logits (B, num_labels), and with labels the loss.
         """
         outputs = self.model(input_ids, attention_mask, token_type_ids, inputs_embeds, return_dict=True, **kwargs)
-        logits = self.classifier(self.dropout(outputs.pooler_output))
+        logits = self.classify(outputs)
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
@@ -406,7 +410,7 @@ class M2BertForMultipleChoice(M2BertClassifier):
         inputs = (input_ids, attention_mask, token_type_ids, inputs_embeds)
         flat = [x if x is None else x.flatten(0, 1) for x in inputs]
         outputs = self.model(*flat, return_dict=True, **kwargs)
-        logits = self.classifier(self.dropout(outputs.pooler_output)).view(main_input.shape[:2])
+        logits = self.classify(outputs).view(main_input.shape[:2])
         loss = None if labels is None else cross_entropy(logits, labels, **kwargs)
         return MultipleChoiceModelOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 

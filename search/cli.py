@@ -149,7 +149,7 @@ def format_hit(rank: int, hit: Hit) -> str:
     """Return a hit for a person: where it is, then its passage, indented."""
     place = f"page {hit.page}" if hit.page else f"{hit.start / max(hit.length, 1):.0%} into it"
     passage = " ".join(hit.passage.split())
-    return f"{rank}. {shown(hit.path or hit.id)}, {place}, score {hit.score:.2f}\n     {shown(passage)}\n"
+    return f"{rank}. {shown(hit.id)}, {place}, score {hit.score:.2f}\n     {shown(passage)}\n"
 
 
 @app.command()

@@ -88,5 +88,11 @@ def test_cut_and_quantized_vectors_keep_their_cosines(model):
     assert np.abs(coarse @ coarse.T - whole @ whole.T).max() < 0.01
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_vectors_of_a_model_in_16_bits_have_length_1(dtype):
+    model = SentenceTransformer(str(FOLDER), trust_remote_code=True, device="cpu", model_kwargs={"dtype": dtype})
+    assert np.abs(np.linalg.norm(model.encode_document(DOCUMENTS), axis=1) - 1).max() < 1e-6
+
+
 def normalized(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)

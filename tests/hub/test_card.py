@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from test_scores import record
 
 from m2bert.eval.encoders.fingerprint import model_files
-from m2bert.files import parse_yaml
+from m2bert.files import digest, parse_yaml
 from m2bert.hub.card import About, Card, Data
 from m2bert.hub.folder import export_checkpoint, write_folder
 from m2bert.hub.scores import read_scores
@@ -289,4 +289,5 @@ def test_from_an_evaluation_to_the_card(tmp_path, checkpoint):
     folder = export_checkpoint(checkpoint, tmp_path / "out", results=[tmp_path / "scores.json"])
     text = (folder / "README.md").read_text()
     assert "| tiny (test) | 2, 2 | truncate | 1 | 100 % | 100.0 |" in text
+    assert f"model.safetensors {digest(folder / 'model.safetensors')[:12]})" in text
     assert "| 100.0 | zero-shot |" in text

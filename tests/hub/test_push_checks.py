@@ -72,6 +72,7 @@ DAMAGE = {
     "other sizes": (lambda d: change_json(d / "config.json", intermediate_size=128), "of another shape"),
     "too many layers": (lambda d: change_json(d / "config.json", num_hidden_layers=10**6), "num_hidden_layers"),
     "no card": (lambda d: (d / "README.md").unlink(), "lacks README.md"),
+    "scores of other weights": (write("README.md", "model.safetensors 0123456789ab"), "has scores of another model"),
     "the card of another": (write("README.md", 'path = "org/other"\n'), "loads 'org/other'"),
     "a broken card": (write("README.md", "---\na: [\n---\n"), "the YAML at the head"),
     "no configuration": (lambda d: (d / "config.json").unlink(), "nothing that can be pushed"),

@@ -47,3 +47,10 @@ def test_a_checkpoint_brings_its_own_signs(tmp_path, tiny_config, randomized):
     ours, its = (normalize(each(ids).pooler_output) for each in (model, plain))
     assert not torch.allclose(ours, its)
     torch.testing.assert_close(ours @ ours.T, its @ its.T)
+
+
+def test_autocast_leaves_it_in_float32():
+    x = uneven(4, 6, 10).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = rotate(x, random_signs(6, 10))
+    assert torch.equal(y, rotate(x, random_signs(6, 10)))
