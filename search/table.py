@@ -8,9 +8,8 @@ import ctypes
 import json
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +27,7 @@ NPROBES = 1_000  # partitions of it that a query reads: all, up to some million 
 REFINE = 2  # documents compared exactly for each one that is asked for
 FRAGMENT_ROWS = 4_096  # compaction never rewrites a larger fragment
 UNINDEXED = 0.1  # of all documents, may be searched by words without the index, with scores a little off
-M_MMAP_THRESHOLD = -3  # in glibc's malloc.h
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # in glibc's malloc.h
 WORD = re.compile(r"\b\w\w+\b")
 SOURCE_PLACE = re.compile(r", /\S+\.rs:.*")  # the place in LanceDB's source that its messages end with
 
@@ -221,7 +220,9 @@ class Table:
         """Merge small fragments, bring all indexes up to date, remove older versions (their readers look again)."""
         from lancedb.index import IvfRq
 
-        with self.errors("compacted"), _small_heap():
+        heap("malloc_trim", 0)  # what was freed before, 0.3 GB for 100,000 documents
+        heap("mallopt", M_MMAP_THRESHOLD, 2**20)  # and nothing is kept now: 0.2 GB
+        with self.errors("compacted"):
             dataset = self._table.to_lance()
             dataset.optimize.compact_files(target_rows_per_fragment=FRAGMENT_ROWS)  # first: it moves indexed rows
             dataset.optimize.optimize_indices()
@@ -229,6 +230,7 @@ class Table:
             self._table.checkout_latest()
             if "vectors_idx" not in self._indexes() and self.count_vectors() > EXACT_VECTORS:
                 self._table.create_index("vectors", config=IvfRq(distance_type="cosine"))
+        heap("mallopt", M_MMAP_THRESHOLD, 2**25)  # glibc's own largest, with which torch is faster
 
     def count_vectors(self) -> int:
         """Count the vectors of all documents."""
@@ -319,19 +321,10 @@ def quoted(values: Iterable[str]) -> str:
     return ", ".join("'" + value.replace("'", "''") + "'" for value in values)
 
 
-@contextmanager
-def _small_heap() -> Iterator[None]:
-    """Return what glibc keeps of freed memory, and keep less of it in the block: a third of the peak for an index."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(libc, "mallopt"):
-        yield
-        return
-    libc.malloc_trim(0)
-    libc.mallopt(M_MMAP_THRESHOLD, 2**20)
-    try:
-        yield
-    finally:
-        libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # glibc's own largest: torch takes memory faster from the heap
+def heap(function: str, *arguments: int) -> None:
+    """Call a function of glibc's malloc.h, where there is glibc."""
+    with suppress(AttributeError, OSError, TypeError):
+        getattr(ctypes.CDLL(None), function)(*arguments)
 
 
 def batch_of(rows: list[dict], schema):
