@@ -176,7 +176,7 @@ def adapted(model: nn.Module, texts: list[dict]) -> str:
 def ndcg(model: nn.Module, folder: str, task) -> float:
     """Return the mean nDCG@10, times 100, of one vector a document."""
     encoder = SentenceTransformer(folder, trust_remote_code=True)
-    encoder[0].auto_model = model
+    encoder[0].model = model
     queries = encoder.encode_query(list(task.queries.values()))
     rows = encoder.encode_document(list(task.documents.values()), batch_size=4)
     search = ExactSearch(list(task.documents), len(queries))
