@@ -20,6 +20,10 @@ from . import onnx_operators
 
 ONNX_FILE = "onnx/model.onnx"  # where optimum, sentence-transformers and transformers.js look for it
 INPUTS = "input_ids", "attention_mask"
+OUTPUTS = {  # of the classes without logits
+    "M2BertModel": ("last_hidden_state", "sentence_embedding"),
+    "M2BertForQuestionAnswering": ("start_logits", "end_logits"),
+}
 OPSET = 20
 ANY = 2**62
 MOST_BYTES = 2**31 - 2**20  # of one file, with some room for the graph: a message of protobuf ends at 2 GiB
@@ -34,15 +38,16 @@ class Outputs(nn.Module):
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
-        embeds = type(model).__name__ == "M2BertModel"
-        self.names = ("last_hidden_state", "sentence_embedding") if embeds else ("logits",)
+        kind = type(model).__name__
+        self.names = OUTPUTS.get(kind, ("logits",))
+        self.choices = [1] if kind == "M2BertForMultipleChoice" else []  # sizes between those of texts and tokens
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
-        """Map two (B, L) int64 to the model's logits, or to hidden states (B, L, H) and vectors of length 1."""
+        """Map two (B, L) int64, of choices (B, C, L), to logits, or to hidden states (B, L, H) and unit vectors."""
         outputs = self.model(input_ids, attention_mask)
-        if self.names == ("logits",):
-            return (outputs.logits,)
-        return outputs.last_hidden_state, nn.functional.normalize(outputs.pooler_output)
+        if "sentence_embedding" in self.names:
+            return outputs.last_hidden_state, nn.functional.normalize(outputs.pooler_output)
+        return tuple(outputs[name] for name in self.names)
 
 
 def write_onnx(model: PreTrainedModel, folder: Path) -> None:
@@ -63,8 +68,10 @@ def write_onnx(model: PreTrainedModel, folder: Path) -> None:
 def build_graph(wrapped: Outputs) -> onnx_ir.Model:
     """Return the model as a graph, for any number of texts of up to max_position_embeddings tokens."""
     longest = wrapped.model.config.max_position_embeddings
-    dims = {0: torch.export.Dim("batch_size"), 1: torch.export.Dim("sequence_length", max=longest)}
-    ids, mask = torch.ones(2, 2, min(longest, 40), dtype=torch.int64)
+    names = ["batch_size", *("num_choices" for _ in wrapped.choices)]
+    dims = {place: torch.export.Dim(name) for place, name in enumerate(names)}
+    dims[len(names)] = torch.export.Dim("sequence_length", max=longest)
+    ids, mask = torch.ones(2, *(2 for _ in names), min(longest, 40), dtype=torch.int64)
     package = type(wrapped.model).__module__.rpartition(".")[0]
     operators = importlib.import_module(f"{package}.m2bert_ops_registry").operators
     table = {getattr(operators, name).default: getattr(onnx_operators, name) for name in TRANSLATED}
@@ -105,6 +112,7 @@ def compare(wrapped: Outputs, file: Path) -> None:
     for length in sorted({min(length, config.max_position_embeddings) for length in TESTED_LENGTHS}):
         ids = torch.randint(config.vocab_size, (2, length), generator=generator)
         mask = (torch.arange(length) < torch.tensor([[length], [(length + 1) // 2]])).long()
+        ids, mask = (x.view(2, *wrapped.choices, length) for x in (ids, mask))
         expected = wrapped(ids, mask)
         found = session.run(wrapped.names, dict(zip(INPUTS, (ids.numpy(), mask.numpy()), strict=True)))
         for name, one, other in zip(wrapped.names, expected, map(torch.from_numpy, found), strict=True):

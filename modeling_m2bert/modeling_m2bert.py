@@ -375,6 +375,9 @@ class M2BertForSequenceClassification(M2BertClassifier):
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
+            items = kwargs.get("num_items_in_batch")
+            if items is not None and self.config.problem_type != "single_label_classification":
+                loss = loss * labels.numel() / items  # transformers' function gives a mean whatever the number
         return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
 

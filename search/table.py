@@ -4,9 +4,11 @@ Every change is one commit of LanceDB: after a crash the table is as it was befo
 folder is a backup.
 """
 
+import ctypes
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -26,6 +28,7 @@ NPROBES = 1_000  # partitions of it that a query reads: all, up to some million 
 REFINE = 2  # documents compared exactly for each one that is asked for
 FRAGMENT_ROWS = 4_096  # compaction never rewrites a larger fragment
 UNINDEXED = 0.1  # of all documents, may be searched by words without the index, with scores a little off
+M_MMAP_THRESHOLD = -3  # in glibc's malloc.h
 WORD = re.compile(r"\b\w\w+\b")
 SOURCE_PLACE = re.compile(r", /\S+\.rs:.*")  # the place in LanceDB's source that its messages end with
 
@@ -218,7 +221,7 @@ class Table:
         """Merge small fragments, bring all indexes up to date, remove older versions (their readers look again)."""
         from lancedb.index import IvfRq
 
-        with self.errors("compacted"):
+        with self.errors("compacted"), _small_heap():
             dataset = self._table.to_lance()
             dataset.optimize.compact_files(target_rows_per_fragment=FRAGMENT_ROWS)  # first: it moves indexed rows
             dataset.optimize.optimize_indices()
@@ -314,6 +317,21 @@ def whole(filter: str) -> str:
 def quoted(values: Iterable[str]) -> str:
     """Return strings as SQL literals, separated by commas."""
     return ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+
+
+@contextmanager
+def _small_heap() -> Iterator[None]:
+    """Return what glibc keeps of freed memory, and keep less of it in the block: a third of the peak for an index."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(libc, "mallopt"):
+        yield
+        return
+    libc.malloc_trim(0)
+    libc.mallopt(M_MMAP_THRESHOLD, 2**20)
+    try:
+        yield
+    finally:
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # glibc's own largest: torch takes memory faster from the heap
 
 
 def batch_of(rows: list[dict], schema):

@@ -17,7 +17,14 @@ from transformers import AutoModel, AutoTokenizer
 import modeling_m2bert.configuration_m2bert
 from m2bert.hub import cli
 from m2bert.hub.folder import export_checkpoint, write_folder
-from modeling_m2bert import M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
+from modeling_m2bert import (
+    M2BertForMaskedLM,
+    M2BertForMultipleChoice,
+    M2BertForQuestionAnswering,
+    M2BertForSequenceClassification,
+    M2BertForTokenClassification,
+    M2BertModel,
+)
 
 ROOT = Path(__file__).parents[2]
 SMALL = ROOT / "models" / "m2bert-small"
@@ -47,8 +54,8 @@ def run(session, ids, mask):
 def run_torch(model, ids, mask):
     with torch.no_grad():
         outputs = model(ids, mask)
-    if "logits" in outputs:
-        return {"logits": outputs.logits}
+    if not isinstance(model, M2BertModel):
+        return dict(outputs)
     vectors = torch.nn.functional.normalize(outputs.pooler_output)
     return {"last_hidden_state": outputs.last_hidden_state, "sentence_embedding": vectors}
 
@@ -58,6 +65,8 @@ def assert_same(model, session, batch, length, limit=1e-5):
     ids = torch.randint(5, model.config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(length))
     real = torch.tensor([length, (length + 1) // 2, max(1, length - 1)])[:batch, None]
     mask = (torch.arange(length) < real).long()
+    if isinstance(model, M2BertForMultipleChoice):
+        ids, mask = ids[None], mask[None]  # the choices of one question
     expected, found = run_torch(model, ids, mask), run(session, ids, mask)
     assert list(expected) == list(found)
     for name, value in expected.items():
@@ -91,6 +100,9 @@ def test_every_length_and_padding_gives_the_vectors_of_torch(tmp_path, tiny_conf
         (M2BertModel, {"num_hidden_layers": 0}),
         (M2BertForMaskedLM, {}),
         (M2BertForSequenceClassification, {"num_labels": 3, "pooling": "cls"}),
+        (M2BertForTokenClassification, {"num_labels": 3}),
+        (M2BertForQuestionAnswering, {}),
+        (M2BertForMultipleChoice, {"pooling": "weighted_mean"}),
     ],
 )
 def test_every_kind_of_model_gives_the_outputs_of_torch(tmp_path, tiny_config, randomized, cls, changes):

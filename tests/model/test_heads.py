@@ -14,7 +14,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from modeling_m2bert import M2BertForMultipleChoice, M2BertForQuestionAnswering, M2BertForTokenClassification
+from modeling_m2bert import (
+    M2BertForMultipleChoice,
+    M2BertForQuestionAnswering,
+    M2BertForSequenceClassification,
+    M2BertForTokenClassification,
+)
 
 IDS = torch.arange(1, 31).view(2, 15)
 TAGS = (IDS % 3).masked_fill(IDS % 15 < 6, -100)
@@ -96,13 +101,19 @@ def test_inputs_without_choices_are_named(tiny_config):
         model()
 
 
-@pytest.mark.parametrize("cls", [M2BertForTokenClassification, M2BertForMultipleChoice])
-def test_accumulated_gradients_are_those_of_the_whole_batch(tiny_config, randomized, tmp_path, cls):
+@pytest.mark.parametrize(
+    ("cls", "inputs", "labels"),
+    [
+        (M2BertForTokenClassification, IDS, TAGS.masked_fill(IDS < 10, -100)),
+        (M2BertForMultipleChoice, CHOICES, torch.tensor([1, 2])),
+        (M2BertForSequenceClassification, IDS, torch.tensor([1, 2])),
+        (M2BertForSequenceClassification, IDS, torch.tensor([[1.0, 0, 0], [0, 1, 1]])),
+    ],
+)
+def test_accumulated_gradients_are_those_of_the_whole_batch(tiny_config, randomized, tmp_path, cls, inputs, labels):
     """The Trainer gives the number of labels of all its steps, and then leaves the loss as it is."""
     pytest.importorskip("accelerate")
-    choices = cls is M2BertForMultipleChoice
-    labels = torch.tensor([1, 2]) if choices else TAGS.masked_fill(IDS < 10, -100)
-    rows = [{"input_ids": row, "labels": label} for row, label in zip(CHOICES if choices else IDS, labels, strict=True)]
+    rows = [{"input_ids": row, "labels": label} for row, label in zip(inputs, labels, strict=True)]
     start, found = randomized(cls(tiny_config(num_labels=3))), []
     for batch, steps in ((2, 1), (1, 2)):
         model = copy.deepcopy(start)
