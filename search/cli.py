@@ -1,11 +1,9 @@
 """The commands `m2bert index`, `search`, `embed` and `serve`."""
 
-import ctypes
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -15,10 +13,10 @@ from m2bert.files import check_writable
 from m2bert.terminal import CommandGroup, shown
 
 from .index import VECTORS, Hit, Index, Mode, Report
+from .table import M_ARENA_MAX, heap
 
 FAILURES = 20  # named one by one; of more, for each reason the FIRST
 FIRST = 3
-M_ARENA_MAX = -8  # in glibc's malloc.h
 
 app = typer.Typer(cls=CommandGroup, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -58,9 +56,7 @@ def index(
         raise ValueError("--plan measures this machine; leave --ray out")
     if rebuild and model is None:
         raise ValueError("--rebuild needs --model; name the model that embeds from now on")
-    with suppress(AttributeError, OSError, TypeError):  # where there is no glibc
-        # Each of LanceDB's threads would keep a heap of what it has freed: 0.6 GB for 100,000 documents.
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+    heap("mallopt", M_ARENA_MAX, 1)  # each thread of LanceDB would keep what it has freed: 0.6 GB for 100,000 documents
     missing = [path for path in paths if not path.exists()]
     if missing:
         raise ValueError(f"{missing[0]} does not exist; give files and folders that do")

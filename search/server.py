@@ -6,7 +6,6 @@
 import asyncio
 import base64
 import copy
-import ctypes
 import hashlib
 import hmac
 import os
@@ -16,7 +15,6 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -29,6 +27,7 @@ from m2bert.schema import Schema, checked
 from m2bert.terminal import one_line
 
 from .batching import BATCH_TOKENS, Batcher, Job, QueueFull
+from .table import heap
 
 BODY_BYTES = 8 * 2**20  # the longest request
 HELD_BYTES = 8 * BODY_BYTES  # of all requests together; of one that is too long, dropped before it is refused
@@ -166,8 +165,7 @@ class Embedder:
                 rows = unit_rows(model({**features, "modality": "text"})["sentence_embedding"].float().cpu().numpy())
         if time.monotonic() > self._trimmed + 1:
             self._trimmed = time.monotonic()
-            with suppress(AttributeError, TypeError):  # where there is no glibc
-                ctypes.CDLL(None).malloc_trim(0)  # it keeps what a text took, in pieces the next may not fit in
+            heap("malloc_trim", 0)  # it keeps what a text took, in pieces the next may not fit in
         if not np.isfinite(rows).all():
             raise FloatingPointError("the vectors are not finite numbers")
         return rows

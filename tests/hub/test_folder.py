@@ -149,7 +149,18 @@ def test_the_folder_is_complete(tmp_path, tiny_config, tokenizer):
 def test_the_exported_code_is_harmless(tmp_path, tiny_config, tokenizer):
     """It imports little, reads and writes no files, and runs no text."""
     allowed = {"torch", "transformers", "huggingface_hub"}
-    allowed |= {"collections", "functools", "itertools", "logging", "math", "os", "threading", "typing", "weakref"}
+    allowed |= {
+        "collections",
+        "contextlib",
+        "functools",
+        "itertools",
+        "logging",
+        "math",
+        "os",
+        "threading",
+        "typing",
+        "weakref",
+    }
     forbidden = {"eval", "exec", "compile", "__import__", "import_module", "system", "popen", "Popen", "urlopen"}
     forbidden |= {"open", "save", "load", "write", "write_text", "write_bytes", "remove", "unlink", "rename", "rmtree"}
     folder = write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out")

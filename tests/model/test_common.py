@@ -162,7 +162,10 @@ def test_the_first_arguments_are_those_of_any_encoder(tiny_config, randomized, c
 def test_every_parameter_learns(tiny_config, randomized, cls, pooling):
     model = randomized(cls(tiny_config(pooling=pooling))).train()
     loss_of(model).backward()
-    assert [name for name, each in model.named_parameters() if each.grad is None or not each.grad.any()] == []
+    # Added to all scores that a softmax compares, these have no effect: their gradient is zero, up to rounding.
+    idle = {M2BertForQuestionAnswering: "qa_outputs.bias", M2BertForMultipleChoice: "classifier.bias"}.get(cls)
+    still = [name for name, each in model.named_parameters() if each.grad is None or not each.grad.any()]
+    assert set(still) <= {idle}
 
 
 def test_embeddings_given_by_the_caller_get_gradients(model):
