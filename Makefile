@@ -5,7 +5,7 @@ TORCH := 2.13.0
 
 .PHONY: setup demo demo-train test test-all check bench docs
 
-setup: $(VENV)/.ready  ## virtual environment in .venv with everything, a CPU build of torch where there is no NVIDIA GPU
+setup: $(VENV)/.ready  ## virtual environment in .venv with all but Ray, a CPU build of torch where there is no NVIDIA GPU
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "setting up $(VENV): about two minutes and 3 GB"
@@ -17,7 +17,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-demo: setup  ## index long documents, ask questions, score the answers beside BM25's: a minute or two, demo-output/search/
+demo: setup  ## index long documents, search them, score the results beside BM25: a minute or two, demo-output/search/
 	$(BIN)/python examples/demo.py
 
 demo-train: setup  ## train a small model from scratch, export, load, evaluate: six minutes, demo-output/

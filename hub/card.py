@@ -20,10 +20,13 @@ if TYPE_CHECKING:  # slow, and not needed to read what the maker says
     from transformers import PreTrainedModel
 
 LICENSE = r"[a-z0-9][a-z0-9.+-]*"  # as the Hub's metadata spells them
-TASKS = {  # class: library, task, an input to try
+TASKS = {  # class: library, task, an input of its pipeline to try (transformers 5 has none for two of them)
     "M2BertModel": ("sentence-transformers", "sentence-similarity", ""),
     "M2BertForMaskedLM": ("transformers", "fill-mask", "The committee approved the [MASK]."),
     "M2BertForSequenceClassification": ("transformers", "text-classification", "The committee approved the budget."),
+    "M2BertForTokenClassification": ("transformers", "token-classification", "The committee approved the budget."),
+    "M2BertForQuestionAnswering": ("transformers", "question-answering", ""),
+    "M2BertForMultipleChoice": ("transformers", "multiple-choice", ""),
 }
 TAGS = ["m2bert", "monarch-mixer", "long-context", "retrieval", "feature-extraction", "custom_code"]
 SHOWN_DIGITS = 12  # of a fingerprint
@@ -135,10 +138,12 @@ class Card:
     scores: Scores = field(default_factory=Scores)
     training: dict = field(default_factory=dict)  # the record training.json, if the folder has one
     conversion: dict = field(default_factory=dict)  # conversion.json
+    weights: list[str] = field(default_factory=list)  # names and first digits of their sha256
     document_prompt: str = ""  # what sentence-transformers puts before documents
     max_tokens: int = 0
     has_tokenizer: bool = True
     has_handler: bool = False
+    has_onnx: bool = False
 
     @property
     def license(self) -> str | None:
@@ -181,6 +186,7 @@ def render_card(model: "PreTrainedModel", card: Card) -> str:
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             task=task,
             example=example,
+            auto_class=type(model).__name__.replace("M2Bert", "AutoModel", 1),
         )
     except (TemplateError, TypeError, ValueError, AttributeError, LookupError, RecursionError) as error:
         raise ValueError(

@@ -9,36 +9,28 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import transformers
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-import modeling_m2bert  # noqa: F401  (registers m2bert with the Auto classes)
 from m2bert.files import read_json
 from m2bert.model_files import AdapterConfig, AutoMapping, ModelConfig, WeightsIndex, check_model_files
 from m2bert.schema import S, checked
 from m2bert.terminal import one_line
+from modeling_m2bert import M2BertConfig
 
 logger = logging.getLogger(__name__)
 
 ADAPTER_CONFIG, TOKENIZER_CONFIG = "adapter_config.json", "tokenizer_config.json"
-AUTO_CLASSES = {
-    "M2BertModel": AutoModel,
-    "M2BertForMaskedLM": AutoModelForMaskedLM,
-    "M2BertForSequenceClassification": AutoModelForSequenceClassification,
+AUTO_CLASSES = {  # by the name of ours
+    name.partition(".")[2]: getattr(transformers, auto)
+    for auto, name in M2BertConfig().auto_map.items()
+    if auto != "AutoConfig"
 }
 LAYER = re.compile(r"(?:model\.)?layers\.(\d+)\.")
-Architecture = Literal["M2BertModel", "M2BertForMaskedLM", "M2BertForSequenceClassification"]
+Architecture = Literal[tuple(AUTO_CLASSES)]
 
 
 class OwnConfig(ModelConfig):

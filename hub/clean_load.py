@@ -43,8 +43,11 @@ def main(folder: Path):
         raise ValueError(f"its files do not fit each other: {problems}")
     if not reads_text:
         return
+    batch = tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt")
+    if architecture.endswith("MultipleChoice"):
+        batch = {name: rows[None] for name, rows in batch.items()}  # a question with two choices
     with torch.no_grad():
-        outputs = [model.eval()(**tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt"))[0]]
+        outputs = [model.eval()(**batch)[0]]
     if (folder / "modules.json").exists() and importlib.util.find_spec("sentence_transformers"):
         from sentence_transformers import SentenceTransformer
 

@@ -1,5 +1,6 @@
 """The commands `m2bert export`, `m2bert convert` and `m2bert push`."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,12 +27,15 @@ def export(
     about: Annotated[
         Path | None, typer.Option(help="YAML for the card: license, language, data, limits, text.")
     ] = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Also write onnx/model.onnx, for other runtimes.")] = False,
     overwrite: Overwrite = False,
 ):
     """Write a complete Hub folder from a checkpoint."""
     from .card import read_about
     from .client import check_repo_id
 
+    if onnx and (missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]):
+        raise ValueError(f"--onnx needs {', '.join(missing)}; pip install 'm2bert[onnx]'")
     check_output(output, overwrite)
     if repo is not None:
         check_repo_id(repo)
@@ -42,7 +46,8 @@ def export(
     from .folder import export_checkpoint
 
     disable_progress_bar()
-    typer.echo(export_checkpoint(model, output, overwrite=overwrite, repository=repo, results=results, about=about))
+    typer.echo(export_checkpoint(model, output, overwrite=overwrite, repository=repo, results=results, about=about,
+                                 onnx=onnx))  # fmt: skip
 
 
 @app.command()

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from m2bert.files import read_json, read_text
+from m2bert.files import digest, read_json, read_text
 from m2bert.schema import checked
 
-from .card import KINDS, About, Card, public_record, read_about, render_card
+from .card import KINDS, SHOWN_DIGITS, About, Card, public_record, read_about, render_card
 from .checkpoint import AUTO_CLASSES, check_finite, check_links, load_checkpoint, load_tokenizer
 from .client import check_repo_id
 from .outputs import check_apart, check_output, whole_folder
@@ -22,13 +22,14 @@ from .sentence_files import SentenceSettings, read_sentence_files, write_json, w
 
 REQUIREMENTS = "transformers>=5.17,<6\ntorch>=2.11\nsentence-transformers>=6\n"
 RECORDS = ("training.json", "conversion.json")  # they tell how a model was made
+RANGES = "int8_ranges.json"  # of the numbers of vectors, as quantize_embeddings of sentence-transformers takes them
 # Settings of a tokenizer that are not written: they name foreign code, or tell how transformers loaded the tokenizer.
 DROPPED_TOKENIZER_SETTINGS = {"auto_map", "custom_pipelines", "is_local", "local_files_only"}
 
 
 def export_checkpoint(
     model_dir: str | Path, output_dir: str | Path, *, overwrite: bool = False, repository: str | None = None,
-    results: list[Path] | None = None, about: Path | None = None,
+    results: list[Path] | None = None, about: Path | None = None, onnx: bool = False,
 ) -> Path:  # fmt: skip
     """Write the Hub folder of a checkpoint that training wrote or sentence-transformers saved; see `write_folder`.
 
@@ -41,6 +42,7 @@ def export_checkpoint(
         results: files that `m2bert eval` wrote, with scores of exactly this checkpoint, for the card and
             `.eval_results/`.
         about: YAML file with more statements for the card, see `About`.
+        onnx: also write the model as `onnx/model.onnx`, see `write_onnx`.
     """
     model_dir, results = Path(model_dir), results or []
     output = check_output(output_dir, overwrite)
@@ -55,9 +57,15 @@ def export_checkpoint(
         texts = {name: json.dumps(record, indent=2) + "\n" for name, record in records.items()}
         model = load_checkpoint(model_dir)
         settings = read_sentence_files(model, model_dir)
-        card = Card(repository=repository, about=statements, scores=scores)
+        card = Card(repository=repository, about=statements, scores=scores, has_onnx=onnx)
         extra_files = texts | leaderboard_file(scores)
         fill_folder(new, model, load_tokenizer(model_dir), settings=settings, card=card, extra_files=extra_files)
+        if (model_dir / RANGES).is_file():
+            shutil.copyfile(model_dir / RANGES, new / RANGES)
+        if onnx:
+            from .onnx import write_onnx
+
+            write_onnx(model, new)
     return output
 
 
@@ -138,6 +146,7 @@ def fill_folder(
     card = dataclasses.replace(
         card,
         **records,
+        weights=[f"{path.name} {digest(path)[:SHOWN_DIGITS]}" for path in sorted(new.glob("*.safetensors"))],
         document_prompt=settings.prompts.get("document") or "",
         max_tokens=max_tokens,
         has_tokenizer=(new / "tokenizer_config.json").is_file(),

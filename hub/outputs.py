@@ -17,7 +17,8 @@ OURS = re.compile(  # what a folder that may be replaced holds: models, adapters
     r"|tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(txt|json)|merges\.txt"
     r"|chat_template\.jinja|modules\.json|sentence_bert_config\.json|config_sentence_transformers\.json"
     r"|\d+_(Pooling|Dense|Normalize)(/config\.json|/model\.safetensors)?"
-    r"|training\.json|conversion\.json|\.eval_results(/m2bert\.yaml)?"
+    r"|training\.json|conversion\.json|int8_ranges\.json|\.eval_results(/m2bert\.yaml)?"
+    r"|onnx(/model(_\w+)?\.onnx(_data)?)?"
 )
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of renameat2

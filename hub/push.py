@@ -56,6 +56,7 @@ TEXTS = {".md", ".txt", ".yaml", ".yml", ".jinja"}
 # Some words of a vocabulary look like paths.
 VOCABULARIES = {"tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"}
 KINDS = {"model": "a model", "adapter": "an adapter of peft", "space": "a Space"}
+SCORED = re.compile(r"([\w.-]+\.safetensors) ([0-9a-f]{12})\b")  # weights whose scores a card shows
 EXPORT_AGAIN = "write the folder anew with `m2bert export`"  # the advice that ends several messages
 LARGE_BYTES = 10_000_000
 
@@ -301,9 +302,13 @@ def settings_problems(upload: Upload, repo_id: str) -> Iterator[str]:
     files, folder = upload.files, upload.folder
     check_model_files(folder)
     # The example code on the card says which repository it loads.
-    loaded = re.search(r'^path = "([^"]+)"$', read_text(files["README.md"]), flags=re.MULTILINE)
+    card = read_text(files["README.md"])
+    loaded = re.search(r'^path = "([^"]+)"$', card, flags=re.MULTILINE)
     if loaded and loaded[1] != repo_id:
         yield f"README.md loads {loaded[1]!r}, push to that --repo, or export the folder anew for this"
+    for name, digits in SCORED.findall(card):  # sentence-transformers and people copy cards to other weights
+        if name not in files or not digest(files[name]).startswith(digits):
+            yield f"README.md has scores of another {name}, {EXPORT_AGAIN}"
     if upload.kind == "adapter":
         base = read_settings(AdapterConfig, files[ADAPTER_CONFIG]).base_model_name_or_path or ""
         check_repo_id(base, f"{files[ADAPTER_CONFIG]}, which names the base on the Hub: base_model_name_or_path")

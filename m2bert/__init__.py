@@ -3,7 +3,8 @@
 from importlib.metadata import version
 
 __version__ = version("m2bert")
-_MODEL = {"M2BertConfig", "M2BertForMaskedLM", "M2BertForSequenceClassification", "M2BertModel"}
+_TASKS = ("MaskedLM", "MultipleChoice", "QuestionAnswering", "SequenceClassification", "TokenClassification")
+_MODEL = {"M2BertConfig", "M2BertModel", *(f"M2BertFor{task}" for task in _TASKS)}
 __all__ = ["__version__", *sorted(_MODEL)]
 
 

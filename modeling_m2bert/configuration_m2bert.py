@@ -2,8 +2,15 @@
 
 import math
 
-from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+try:
+    from huggingface_hub.dataclasses import strict
+    from transformers import PreTrainedConfig
+except ImportError:  # transformers 4 cannot run the model, but it reads the settings when optimum runs the ONNX model
+    from transformers import PretrainedConfig as PreTrainedConfig
+
+    def strict(cls):
+        return cls
+
 
 POOLINGS = ("mean", "weighted_mean", "cls", "cls_tanh", "mean_tanh")
 PADDINGS = ("masked", "visible")
@@ -12,6 +19,9 @@ AUTO_MAP = {
     "AutoModel": "modeling_m2bert.M2BertModel",
     "AutoModelForMaskedLM": "modeling_m2bert.M2BertForMaskedLM",
     "AutoModelForSequenceClassification": "modeling_m2bert.M2BertForSequenceClassification",
+    "AutoModelForMultipleChoice": "modeling_m2bert.M2BertForMultipleChoice",
+    "AutoModelForTokenClassification": "modeling_m2bert.M2BertForTokenClassification",
+    "AutoModelForQuestionAnswering": "modeling_m2bert.M2BertForQuestionAnswering",
 }
 
 
@@ -49,6 +59,8 @@ class M2BertConfig(PreTrainedConfig):
         pooling_saturation: in `weighted_mean`, n occurrences of a token together have the token's weight times
             log(1 + n / pooling_saturation); `None`: times n.
         contextual_pooling: in `weighted_mean`, a token's weight also depends on its last hidden state.
+        pooling_rotation: in `weighted_mean`, rotate the concatenated vector. It changes no cosine, and a vector may
+            then be cut to its first numbers.
         padding: `masked` (padding has no effect on a text's vectors) or `visible` (the research code's behavior:
             results depend on how far a text is padded).
         sparse_prediction: compute masked-LM logits only where `labels` is not -100, which saves memory in training.
@@ -80,6 +92,7 @@ class M2BertConfig(PreTrainedConfig):
     num_pooling_heads: int = 1
     pooling_saturation: float | int | None = None
     contextual_pooling: bool = False
+    pooling_rotation: bool = False
     padding: str = "masked"
     sparse_prediction: bool = False
     pad_token_id: int | None = 0
@@ -126,7 +139,8 @@ class M2BertConfig(PreTrainedConfig):
         if self.pooling != "weighted_mean":
             unused = f"left out: only pooling='weighted_mean' has it, not {self.pooling!r}"
             rules.append((("num_pooling_heads",), lambda value: value == 1, unused))
-            rules.append((("pooling_saturation", "contextual_pooling"), lambda value: not value, unused))
+            switches = "pooling_saturation", "contextual_pooling", "pooling_rotation"
+            rules.append((switches, lambda value: not value, unused))
         for names, holds, words in rules:
             for name in names:
                 if not holds(getattr(self, name)):

@@ -1,17 +1,28 @@
 """Pool hidden states into one vector per text: `mean`, `weighted_mean`, `cls`, `cls_tanh`, `mean_tanh`."""
 
+import math
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
 
-def masked_mean(hidden_states: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean over real positions: hidden_states (B, L, H), mask (B, L) bool -> (B, H) in hidden_states' dtype.
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """Return a context in which products of x's device keep the dtype of their inputs."""
+    if torch.compiler.is_exporting():  # an exported program has no autocast, and ONNX no word for this
+        return nullcontext()
+    return torch.autocast("cpu" if x.device.type == "meta" else x.device.type, enabled=False)
 
-    The sum is in float32 at least. A row without real positions gives zeros.
+
+def masked_mean(hidden_states: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean over real positions: hidden_states (B, L, H), mask (B, L) bool -> (B, H) in float32 at least.
+
+    A row without real positions gives zeros.
     """
     weights = mask.to(torch.promote_types(hidden_states.dtype, torch.float32))
     weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
-    return torch.einsum("bl,blh->bh", weights, hidden_states.to(weights.dtype)).to(hidden_states.dtype)
+    with without_autocast(weights):
+        return torch.einsum("bl,blh->bh", weights, hidden_states.to(weights.dtype))
 
 
 def weighted_mean(hidden_states: Tensor, mask: Tensor, log_weights: Tensor) -> Tensor:
@@ -27,14 +38,14 @@ def weighted_mean(hidden_states: Tensor, mask: Tensor, log_weights: Tensor) -> T
         log_weights: (B, L, K), w, for K heads.
 
     Returns:
-        (B, K * H) in hidden_states' dtype; a row without real positions gives zeros.
+        (B, K * H) in float32 at least; a row without real positions gives zeros.
     """
     log_weights = log_weights.to(torch.promote_types(hidden_states.dtype, torch.float32))
     log_weights = log_weights.masked_fill(~mask[..., None], torch.finfo(log_weights.dtype).min)
     weights = log_weights.flatten(1).softmax(dim=1).unflatten(1, log_weights.shape[1:])
     weights = weights.masked_fill(~mask[..., None], 0)
-    pooled = torch.einsum("blk,blh->bkh", weights, hidden_states.to(weights.dtype))
-    return pooled.flatten(1).to(hidden_states.dtype)
+    with without_autocast(weights):
+        return torch.einsum("blk,blh->bkh", weights, hidden_states.to(weights.dtype)).flatten(1)
 
 
 def occurrences(input_ids: Tensor, mask: Tensor) -> Tensor:
@@ -56,6 +67,49 @@ def log_saturation(counts: Tensor, saturation: float) -> Tensor:
     return (counts / saturation).log1p().log() - counts.log()
 
 
+def hartley(size: int, like: Tensor) -> Tensor:
+    """Return the orthonormal matrix of the discrete Hartley transform, (n, n) for n = `size`, as `like` in dtype.
+
+        M_ij = (cos(2 pi i j / n) + sin(2 pi i j / n)) / sqrt(n)
+
+    It exists for every n, is symmetric, and spreads what is at one place evenly over all n.
+    """
+    index = torch.arange(size, device=like.device)
+    angles = (index[:, None] * index % size).to(like.dtype) * (2 * math.pi / size)
+    return (angles.cos() + angles.sin()) / math.sqrt(size)
+
+
+def random_signs(heads: int, features: int) -> Tensor:
+    """Return the signs with which a new model rotates: (2, K, H) float32, 1 or -1, the same in every call."""
+    generator = torch.Generator().manual_seed(0)
+    return 2.0 * torch.randint(2, (2, heads, features), generator=generator, device="cpu") - 1
+
+
+def rotate(pooled: Tensor, signs: Tensor) -> Tensor:
+    """Rotate vectors, so that each number of the result is a sum of all numbers of its vector.
+
+    The lengths of vectors and the angles between them stay. The first d numbers of rotated vectors are a random
+    projection, whose cosines estimate those of the whole vectors.
+
+    A vector is a matrix of its K heads and H features. In each of two rounds its numbers are multiplied by signs, and
+    the columns and rows of the matrix transformed (`hartley`). These flat factors of a large rotation are Monarch
+    matrices.
+
+    Args:
+        pooled: (B, K * H).
+        signs: (2, K, H), random, 1 or -1.
+
+    Returns:
+        (B, K * H) in pooled's dtype.
+    """
+    _, heads, features = signs.shape
+    x = pooled.unflatten(1, (heads, features))
+    with without_autocast(x):
+        for its in signs.to(x.dtype):
+            x = hartley(heads, x) @ (x * its) @ hartley(features, x)
+    return x.flatten(1)
+
+
 class M2BertPooler(nn.Module):
     """Compute the model's `pooler_output` as `config.pooling` says. Its width is `config.projection_dim`."""
 
@@ -67,6 +121,8 @@ class M2BertPooler(nn.Module):
         elif config.pooling == "weighted_mean":
             self.token_log_weights = nn.Embedding(config.vocab_size, config.num_pooling_heads)
             self.saturation = config.pooling_saturation
+            if config.pooling_rotation:  # a tensor of the checkpoint, so that no other generator draws others
+                self.register_buffer("rotation_signs", random_signs(config.num_pooling_heads, config.hidden_size))
             if config.contextual_pooling:
                 self.context_log_weights = nn.Linear(config.hidden_size, config.num_pooling_heads, bias=False)
 
@@ -79,7 +135,7 @@ class M2BertPooler(nn.Module):
             input_ids: (B, L), needed by `weighted_mean`.
 
         Returns:
-            (B, config.projection_dim).
+            (B, config.projection_dim) in float32 at least: in 16 bits a vector of length 1 has it to 3 digits only.
         """
         if self.pooling == "weighted_mean":
             if input_ids is None:
@@ -87,14 +143,17 @@ class M2BertPooler(nn.Module):
                     "pooling='weighted_mean' weighs tokens by their id and so needs input_ids, not inputs_embeds; "
                     "pass input_ids, or use a model with pooling='mean'"
                 )
-            return weighted_mean(hidden_states, mask, self.log_weights(hidden_states, mask, input_ids))
+            pooled = weighted_mean(hidden_states, mask, self.log_weights(hidden_states, mask, input_ids))
+            return rotate(pooled, self.rotation_signs) if hasattr(self, "rotation_signs") else pooled
         kind, _, tanh = self.pooling.partition("_")
         if kind == "cls":  # a sum over at most one position; an index would fail for a batch of no texts
             pooled = hidden_states[:, :1].sum(1)
         else:
             assert kind == "mean"  # the configuration allows no other
             pooled = masked_mean(hidden_states, mask)
-        return torch.tanh(self.dense(pooled)) if tanh else pooled
+        if tanh:
+            pooled = torch.tanh(self.dense(pooled.to(hidden_states.dtype)))
+        return pooled.to(torch.promote_types(hidden_states.dtype, torch.float32))
 
     def log_weights(self, hidden_states: Tensor, mask: Tensor, input_ids: Tensor) -> Tensor:
         """Return the log weights of tokens, (B, L, K) in float32 at least.

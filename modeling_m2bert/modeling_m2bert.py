@@ -18,8 +18,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.loss.loss_utils import fixed_cross_entropy
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput, SequenceClassifierOutput
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
@@ -29,9 +37,10 @@ from .m2bert_layers import BlockDiagonalLinear, M2BertMixer, M2BertMLP, ShortCon
 from .m2bert_ops import add_layer_norm
 from .m2bert_ops_filter import FilterCache
 from .m2bert_packing import Packing, Rows, check_inputs, pack_rows, values_are_hidden, visible_tokens
-from .m2bert_pooling import M2BertPooler
+from .m2bert_pooling import M2BertPooler, random_signs
 
 logger = logging.get_logger(__name__)
+OTHER_HEADS, POOLER = r"^(lm_head|classifier|qa_outputs)\.", r"^(model\.)?pooler\."  # tensors that another class has
 ALIGNMENT_BYTES = 64  # torch aligns the memory that it allocates on a CPU to this
 
 
@@ -97,6 +106,7 @@ class M2BertPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["M2BertLayer", "M2BertEmbeddings"]
     _keep_in_fp32_modules_strict = ["filter", "residual_filter"]  # when loaded; M2BertFilter keeps them so in casts
+    _keys_to_ignore_on_load_unexpected = [OTHER_HEADS]
 
     def __init__(self, config: M2BertConfig, *inputs, **kwargs):
         config.validate_architecture()  # from_pretrained(..., field=value) changes fields without a check
@@ -143,6 +153,8 @@ class M2BertPreTrainedModel(PreTrainedModel):
                 init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, M2BertFilter):
             module.initialize(self.config)
+        elif isinstance(module, M2BertPooler) and hasattr(module, "rotation_signs"):
+            init.copy_(module.rotation_signs, random_signs(*module.rotation_signs.shape[1:]))
 
     def _resize_token_embeddings(self, new_num_tokens, pad_to_multiple_of=None, mean_resizing=True):
         embeddings = super()._resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
@@ -158,8 +170,6 @@ class M2BertPreTrainedModel(PreTrainedModel):
 
 class M2BertModel(M2BertPreTrainedModel):
     """The encoder. It returns hidden states of every position and one vector per text, `pooler_output`."""
-
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^classifier\."]
 
     def __init__(self, config: M2BertConfig, add_pooling_layer: bool = True):
         super().__init__(config)
@@ -197,11 +207,11 @@ class M2BertModel(M2BertPreTrainedModel):
             output_hidden_states: also return the num_hidden_layers + 1 hidden states, embeddings first.
 
         Returns:
-            last_hidden_state (B, L, H), pooler_output (B, config.projection_dim), not normalized, and, if asked for,
-            hidden_states. Under autocast all have autocast's dtype, except hidden_states[0] and the outputs of a
-            float64 model. With `padding="masked"` the hidden states are exactly zero at padded positions. All else
-            depends on the text alone, up to rounding: not on its padding, and not on the other texts of the batch or
-            their order.
+            last_hidden_state (B, L, H), pooler_output (B, config.projection_dim), not normalized, in float32 at least,
+            and, if asked for, hidden_states. Under autocast the states have autocast's dtype, except hidden_states[0]
+            and those of a float64 model. With `padding="masked"` the hidden states are exactly zero at padded
+            positions. All else depends on the text alone, up to rounding: not on its padding, and not on the other
+            texts of the batch or their order.
 
         Raises:
             ValueError: a shape is wrong, a sequence is too long, an id is outside the vocabulary (checked on CPU), or,
@@ -260,11 +270,20 @@ class M2BertLMHead(nn.Module):
         return self.decoder(self.norm(nn.functional.gelu(self.dense(hidden_states))))
 
 
+def cross_entropy(logits: Tensor, labels: Tensor, **kwargs) -> Tensor:
+    """Return the mean cross entropy of logits (..., V) over labels (...) that are not -100, in float32 at least.
+
+    With `num_items_in_batch`, as gradient accumulation gives it, the loss is the sum divided by that number.
+    """
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
+    return fixed_cross_entropy(wide, labels.flatten().to(wide.device), **kwargs)
+
+
 class M2BertForMaskedLM(M2BertPreTrainedModel):
     """The encoder with a masked-language-model head (paper section 4.2)."""
 
     _tied_weights_keys = {"lm_head.decoder.weight": "model.embeddings.word_embeddings.weight"}
-    _keys_to_ignore_on_load_unexpected = [r"^(model\.)?pooler\.", r"^classifier\."]
+    _keys_to_ignore_on_load_unexpected = [OTHER_HEADS, POOLER]
 
     def __init__(self, config: M2BertConfig):
         super().__init__(config)
@@ -304,29 +323,33 @@ class M2BertForMaskedLM(M2BertPreTrainedModel):
             predicted = labels != -100
             hidden_states, labels = hidden_states[predicted], labels[predicted]
         logits = self.lm_head(hidden_states)
-        loss = None
-        if labels is not None:  # in float32 at least; transformers' own loss would round float64 logits to float32
-            wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
-            items = kwargs.get("num_items_in_batch")
-            reduction = "mean" if items is None else "sum"
-            loss = nn.functional.cross_entropy(wide, labels.flatten(), reduction=reduction)
-            loss = loss if items is None else loss / items
+        loss = None if labels is None else cross_entropy(logits, labels, **kwargs)
         return MaskedLMOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
 
-class M2BertForSequenceClassification(M2BertPreTrainedModel):
-    """The encoder with a linear classifier on `pooler_output`."""
+class M2BertClassifier(M2BertPreTrainedModel):
+    """The encoder, dropout and a linear layer: what classifiers of texts, choices and tokens have in common."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
-
-    def __init__(self, config: M2BertConfig):
+    def __init__(self, config: M2BertConfig, num_outputs: int, add_pooling_layer: bool = True):
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.model = M2BertModel(config)
+        self.model = M2BertModel(config, add_pooling_layer)
         dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(config.projection_dim, config.num_labels)
+        width = config.projection_dim if add_pooling_layer else config.hidden_size
+        self.classifier = nn.Linear(width, num_outputs)
         self.post_init()
+
+    def classify(self, outputs: BaseModelOutputWithPooling) -> Tensor:
+        """Return logits (B, num_outputs) of the encoder's vectors, in the dtype of its hidden states."""
+        return self.classifier(self.dropout(outputs.pooler_output.to(outputs.last_hidden_state.dtype)))
+
+
+class M2BertForSequenceClassification(M2BertClassifier):
+    """The encoder with a linear classifier on `pooler_output`."""
+
+    def __init__(self, config: M2BertConfig):
+        super().__init__(config, config.num_labels)
 
     @can_return_tuple
     def forward(
@@ -348,15 +371,141 @@ class M2BertForSequenceClassification(M2BertPreTrainedModel):
             logits (B, num_labels), and with labels the loss.
         """
         outputs = self.model(input_ids, attention_mask, token_type_ids, inputs_embeds, return_dict=True, **kwargs)
-        logits = self.classifier(self.dropout(outputs.pooler_output))
+        logits = self.classify(outputs)
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
+            items = kwargs.get("num_items_in_batch")
+            if items is not None and self.config.problem_type != "single_label_classification":
+                loss = loss * labels.numel() / items  # transformers' function gives a mean whatever the number
         return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+
+class M2BertForMultipleChoice(M2BertClassifier):
+    """The encoder with a linear score on `pooler_output`, for one of several texts."""
+
+    def __init__(self, config: M2BertConfig):
+        super().__init__(config, num_outputs=1)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MultipleChoiceModelOutput:
+        """Score the choices C of each question.
+
+        Args:
+            input_ids: (B, C, L) token ids; attention_mask and token_type_ids likewise.
+            inputs_embeds: (B, C, L, H) token embeddings, in place of input_ids.
+            labels: (B,) the right choices, -100 for a question that does not count.
+
+        Returns:
+            logits (B, C), hidden_states of B * C texts, and with labels the loss, the mean cross entropy.
+        """
+        main_input = input_ids if inputs_embeds is None else inputs_embeds
+        if main_input is not None and main_input.dim() < 3:
+            raise ValueError(f"inputs have shape {tuple(main_input.shape)}; expected (batch, choices, length)")
+        inputs = (input_ids, attention_mask, token_type_ids, inputs_embeds)
+        flat = [x if x is None else x.flatten(0, 1) for x in inputs]
+        outputs = self.model(*flat, return_dict=True, **kwargs)
+        logits = self.classify(outputs).view(main_input.shape[:2])
+        loss = None if labels is None else cross_entropy(logits, labels, **kwargs)
+        return MultipleChoiceModelOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+
+class M2BertForTokenClassification(M2BertClassifier):
+    """The encoder with a linear classifier on the hidden state of every token."""
+
+    _keys_to_ignore_on_load_unexpected = [OTHER_HEADS, POOLER]
+
+    def __init__(self, config: M2BertConfig):
+        super().__init__(config, config.num_labels, add_pooling_layer=False)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TokenClassifierOutput:
+        """Classify tokens.
+
+        Args:
+            labels: (B, L) class ids, -100 where none counts. The other arguments: as for M2BertModel.forward.
+
+        Returns:
+            logits (B, L, num_labels), and with labels the loss, the mean cross entropy over labels that are not -100.
+        """
+        outputs = self.model(input_ids, attention_mask, token_type_ids, inputs_embeds, return_dict=True, **kwargs)
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        loss = None if labels is None else cross_entropy(logits, labels, **kwargs)
+        return TokenClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+
+class M2BertForQuestionAnswering(M2BertPreTrainedModel):
+    """The encoder with a linear layer that scores every token as the first and as the last of an answer."""
+
+    _keys_to_ignore_on_load_unexpected = [OTHER_HEADS, POOLER]
+
+    def __init__(self, config: M2BertConfig):
+        super().__init__(config)
+        self.model = M2BertModel(config, add_pooling_layer=False)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        start_positions: torch.LongTensor | None = None,
+        end_positions: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> QuestionAnsweringModelOutput:
+        """Find the answer in each text.
+
+        Args:
+            start_positions: (B,) the first token of the answer. Beyond the text, as where truncation cut the answer
+                off, it does not count. The other arguments: as for M2BertModel.forward.
+            end_positions: (B,) its last token.
+
+        Returns:
+            start_logits (B, L) and end_logits (B, L). With both positions also the loss, the mean of the two cross
+            entropies.
+        """
+        outputs = self.model(input_ids, attention_mask, token_type_ids, inputs_embeds, return_dict=True, **kwargs)
+        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions, **kwargs)
+        return QuestionAnsweringModelOutput(
+            loss=loss, start_logits=start_logits, end_logits=end_logits, hidden_states=outputs.hidden_states
+        )
 
 
 M2BertModel.register_for_auto_class("AutoModel")
 M2BertForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")
 M2BertForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+M2BertForMultipleChoice.register_for_auto_class("AutoModelForMultipleChoice")
+M2BertForTokenClassification.register_for_auto_class("AutoModelForTokenClassification")
+M2BertForQuestionAnswering.register_for_auto_class("AutoModelForQuestionAnswering")
 
-__all__ = ["M2BertPreTrainedModel", "M2BertModel", "M2BertForMaskedLM", "M2BertForSequenceClassification"]
+__all__ = [
+    "M2BertPreTrainedModel",
+    "M2BertModel",
+    "M2BertForMaskedLM",
+    "M2BertForSequenceClassification",
+    "M2BertForMultipleChoice",
+    "M2BertForTokenClassification",
+    "M2BertForQuestionAnswering",
+]

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
@@ -326,8 +327,9 @@ class Index:
         _check_query(query, mode, weight)
 
         def read() -> list[Hit]:
-            ranked = self._ranked(query, mode, filter, weight, max(limit, CANDIDATES))
-            return self._hits(query, dict(list(ranked.items())[:limit]))
+            vector = self._vector_of(query)
+            ranked = self._ranked(query, vector, mode, filter, weight, max(limit, CANDIDATES))
+            return self._hits(query, vector, dict(list(ranked.items())[:limit]))
 
         return self._reading(read)
 
@@ -337,15 +339,22 @@ class Index:
     ) -> dict[str, float]:  # fmt: skip
         """Return ids and scores of up to `limit` documents, best first, without their passages; see `search`."""
         _check_query(query, mode, weight)
-        return self._reading(lambda: self._ranked(query, mode, filter, weight, limit))
+        return self._reading(lambda: self._ranked(query, self._vector_of(query), mode, filter, weight, limit))
 
-    def _ranked(self, query: str, mode: Mode, filter: str | None, weight: float | None, limit: int) -> dict[str, float]:
+    def _vector_of(self, query: str) -> Callable[[], np.ndarray]:
+        """Return what gives the query's vector, computed when it is first asked for."""
+        return cache(lambda: self.encoder.encode_queries([query])[0])
+
+    def _ranked(
+        self, query: str, vector: Callable[[], np.ndarray], mode: Mode, filter: str | None, weight: float | None,
+        limit: int,
+    ) -> dict[str, float]:  # fmt: skip
         from m2bert.eval.search import standardized_fusion, weighted_fusion
 
         if filter and self._encoder is None:
             self.table.count(filter)  # one that cannot be used is refused before a model loads
         words = self.table.rank_by_words(query, limit, filter) if mode != "dense" else {}
-        vectors = self.table.rank_by_vector(self._query_vector(query), limit, filter) if mode != "bm25" else {}
+        vectors = self.table.rank_by_vector(vector(), limit, filter) if mode != "bm25" else {}
         if mode != "hybrid":
             return words or vectors
         if len(words) < limit:  # all documents that share a word with the query; the score of the others is 0
@@ -354,10 +363,7 @@ class Index:
         fused = standardized_fusion(*runs) if weight is None else weighted_fusion(*runs, weight)
         return fused[""]
 
-    def _query_vector(self, query: str) -> np.ndarray:
-        return self.encoder.encode_queries([query])[0]
-
-    def _hits(self, query: str, scores: dict[str, float]) -> list[Hit]:
+    def _hits(self, query: str, vector: Callable[[], np.ndarray], scores: dict[str, float]) -> list[Hit]:
         """Return the passages of ranked documents."""
         from .passages import best_passage
 
@@ -365,12 +371,12 @@ class Index:
             return []
         metadata = self.table.metadata_columns
         stored = self.table.get(list(scores), [*READ, *metadata])
-        vector, hits = self._query_vector(query), []
+        hits, query_vector = [], vector()
         for id, score in scores.items():
             row = stored[id]
             spans = np.array(row["spans"], dtype=np.int64)
-            passage = best_passage(query, vector, row["text"], row["vectors"], spans)
-            cosines = (row["vectors"] @ vector).tolist()
+            passage = best_passage(query, query_vector, row["text"], row["vectors"], spans)
+            cosines = (row["vectors"] @ query_vector).tolist()
             matches = [(*span, cosine) for span, cosine in zip(spans.tolist(), cosines, strict=True)]
             page = int(np.searchsorted(row["pages"], passage.start, side="right")) if row["pages"] else None
             text, start, end = row["text"], passage.start, passage.end

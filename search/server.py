@@ -6,13 +6,11 @@
 import asyncio
 import base64
 import copy
-import ctypes
 import hashlib
 import hmac
 import os
 import re
 import socket
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -29,6 +27,7 @@ from m2bert.schema import Schema, checked
 from m2bert.terminal import one_line
 
 from .batching import BATCH_TOKENS, Batcher, Job, QueueFull
+from .table import heap
 
 BODY_BYTES = 8 * 2**20  # the longest request
 HELD_BYTES = 8 * BODY_BYTES  # of all requests together; of one that is too long, dropped before it is refused
@@ -166,8 +165,7 @@ class Embedder:
                 rows = unit_rows(model({**features, "modality": "text"})["sentence_embedding"].float().cpu().numpy())
         if time.monotonic() > self._trimmed + 1:
             self._trimmed = time.monotonic()
-            if sys.platform == "linux":
-                ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what a text took, in pieces the next may not fit in
+            heap("malloc_trim", 0)  # it keeps what a text took, in pieces the next may not fit in
         if not np.isfinite(rows).all():
             raise FloatingPointError("the vectors are not finite numbers")
         return rows
@@ -320,11 +318,16 @@ def vector_routes(embedder: Embedder, metrics: Metrics) -> list:
     """Return the routes that a model answers."""
     from starlette.routing import Route
 
+    from m2bert.eval.encoders.protocol import unit_rows
+
     async def embed(asked, given, name, task):
-        if asked.dimensions not in (None, embedder.dimensions):
-            reason = f"{embedder.name} has {embedder.dimensions}, and a part of them means nothing"
-            raise ValueError(f"dimensions={asked.dimensions}: {reason}; leave it out")
+        if asked.dimensions is not None and not 1 <= asked.dimensions <= embedder.dimensions:
+            raise ValueError(
+                f"dimensions={asked.dimensions}: {embedder.name} has 1 to {embedder.dimensions}; change it"
+            )
         vectors, tokens, cut = await embedder.embed(given, name, task, bool(asked.truncate))
+        if asked.dimensions is not None:
+            vectors = unit_rows(np.stack(vectors)[:, : asked.dimensions])
         metrics.truncated.inc(cut)
         return vectors, tokens, {"x-truncated-texts": str(cut)} if cut else {}
 

@@ -4,10 +4,12 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import quantize_embeddings
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "models" / "m2bert-small"
@@ -74,3 +76,23 @@ def test_its_card_states_scores_licenses_and_limits():
     card = (FOLDER / "README.md").read_text()
     for words in ("license: apache-2.0", "ndcg_at_10", "CC-BY-SA-4.0", "fine-tuned", "BM25 is better"):
         assert words in card
+
+
+def test_cut_and_quantized_vectors_keep_their_cosines(model):
+    whole = model.encode_document(DOCUMENTS + ["a", "The committee approved the budget."])
+    cut = normalized(whole[:, :768])
+    assert np.abs(cut @ cut.T - whole @ whole.T).max() < 0.15
+    ranges = np.array(json.loads((FOLDER / "int8_ranges.json").read_text()))
+    assert np.abs(whole).max() < ranges[1, 0]
+    coarse = normalized(quantize_embeddings(whole, "int8", ranges=ranges).astype(np.float32))
+    assert np.abs(coarse @ coarse.T - whole @ whole.T).max() < 0.01
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_vectors_of_a_model_in_16_bits_have_length_1(dtype):
+    model = SentenceTransformer(str(FOLDER), trust_remote_code=True, device="cpu", model_kwargs={"dtype": dtype})
+    assert np.abs(np.linalg.norm(model.encode_document(DOCUMENTS), axis=1) - 1).max() < 1e-6
+
+
+def normalized(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)

@@ -42,7 +42,13 @@ def test_no_code_can_run_what_it_reads():
 DOCUMENTS = [ROOT / "README.md", ROOT / "hub/templates/model_card.md", *sorted((ROOT / "docs").glob("*.md")),
              ROOT / "train/lora.py", ROOT / "eval/metrics/ndcg/README.md",
              *sorted(path for path in (ROOT / "examples").iterdir() if path.is_file())]  # fmt: skip
-WRITTEN_HERE = ("runs", "demo-output", "hub", "models")  # folders that documented commands make, or that come along
+WRITTEN_HERE = (
+    "runs",
+    "demo-output",
+    "exports",
+    "hub",
+    "models",
+)  # made by documented commands, or here
 WITHOUT_CODE = {"sentence-transformers/all-MiniLM-L6-v2"}  # models whose classes are in transformers
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 

@@ -35,6 +35,7 @@ OURS = ("m2bert", "modeling_m2bert", "configuration_m2bert")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"  # of the repository that stands in a cache
 LORA = {"r": 4, "target_modules": ["in_proj", "out_proj"], "target_parameters": ["up.weight", "down.weight"]}
 FROM_HUB = "from the Hub"
+WITHOUT_POOLER = ("ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering")
 
 
 class Subject(NamedTuple):
@@ -64,12 +65,12 @@ class Subject(NamedTuple):
 
     @torch.no_grad()
     def outputs(self, model) -> dict:
-        """Return hidden (B, L, H) and vector (B, P) of unit length, float32. A masked-LM folder has no pooler: its
-        vector is plain pooling."""
+        """Return hidden (B, L, H) and vector (B, P) of unit length, float32. That of a folder WITHOUT_POOLER is plain
+        pooling."""
         config, batch = model.config, self.tokenize(model.config)
         found = model(**batch)
         hidden, mask, vector = found.last_hidden_state.float(), batch["attention_mask"][..., None], found.pooler_output
-        if config.architectures[0].endswith("ForMaskedLM"):
+        if config.architectures[0].endswith(WITHOUT_POOLER):
             vector = hidden[:, 0] if config.pooling.startswith("cls") else (hidden * mask).sum(1) / mask.sum(1)
         return {"hidden": hidden.contiguous(), "vector": normalize(vector.float(), dim=1)}
 
@@ -137,7 +138,7 @@ def own_class(subject: Subject) -> str:
     if any(report.values()):
         raise RuntimeError(f"tensors do not fit: {report}")
     with torch.no_grad():
-        hidden = model.eval()(**subject.tokenize(config), output_hidden_states=True).hidden_states[-1]
+        hidden = model.eval().base_model(**subject.tokenize(config)).last_hidden_state
     return difference({"hidden": hidden}, subject.right())
 
 
@@ -176,6 +177,15 @@ def text_classification(subject: Subject) -> str:
     found = run(TEXTS, top_k=None, padding=padding_of(config), truncation=True)
     pairs = [(row, each) for row, scores in zip(exact, found, strict=True) for each in scores]
     return number(max(abs(each["score"] - row[config.label2id[each["label"]]].item()) for row, each in pairs))
+
+
+def token_classification(subject: Subject) -> str:
+    """Compare probabilities of a text's tokens, which this pipeline does not pad, with those of the logits."""
+    run = subject.pipeline("token-classification")
+    batch, places = run.tokenizer(TEXTS[0], return_tensors="pt"), run.model.config.label2id
+    exact = subject.load("AutoModelForTokenClassification")(**batch).logits[0].softmax(-1)
+    found = run(TEXTS[0], ignore_labels=[])
+    return number(max(abs(each["score"] - exact[each["index"], places[each["entity"]]].item()) for each in found))
 
 
 def bfloat16(subject: Subject) -> str:
@@ -238,6 +248,7 @@ WAYS = {
     'pipeline("feature-extraction")': Way(feature_extraction),
     'pipeline("fill-mask")': Way(fill_mask, only="ForMaskedLM"),
     'pipeline("text-classification")': Way(text_classification, only="ForSequenceClassification"),
+    'pipeline("token-classification")': Way(token_classification, only="ForTokenClassification"),
     'dtype="auto"': Way(partial(auto_model, dtype="auto")),
     'device_map="cpu"': Way(partial(auto_model, device_map="cpu"), ("accelerate",)),
     'device_map="disk"': Way(on_disk, ("accelerate",)),

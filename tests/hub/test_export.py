@@ -5,16 +5,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
+from m2bert.hub.checkpoint import AUTO_CLASSES
 from m2bert.hub.folder import export_checkpoint, write_folder
 from m2bert.hub.sentence_files import SentenceSettings
-from modeling_m2bert import M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
+from modeling_m2bert import M2BertModel
 
 TEXTS = ["the budget of the committee", "a report", "", "minutes of a meeting about a budget"]
 
 
-@pytest.mark.parametrize("cls", [M2BertModel, M2BertForMaskedLM, M2BertForSequenceClassification])
+@pytest.mark.parametrize("cls", AUTO_CLASSES)
 def test_export_of_a_checkpoint_changes_no_tensor(tmp_path, tiny_config, randomized, tokenizer, cls):
-    model = randomized(cls(tiny_config())).to(torch.bfloat16)
+    config = tiny_config(num_labels=3, id2label={0: "O", 1: "B-SUM", 2: "I-SUM"})
+    model = randomized(AUTO_CLASSES[cls].from_config(config)).to(torch.bfloat16)
     model.save_pretrained(tmp_path / "checkpoint")
     tokenizer.save_pretrained(tmp_path / "checkpoint")
     export_checkpoint(tmp_path / "checkpoint", tmp_path / "out")
@@ -23,6 +25,9 @@ def test_export_of_a_checkpoint_changes_no_tensor(tmp_path, tiny_config, randomi
     for name in before:
         assert before[name].dtype == after[name].dtype
         assert torch.equal(before[name], after[name])
+    loaded = AUTO_CLASSES[cls].from_pretrained(tmp_path / "out")
+    assert type(loaded).__name__ == cls
+    assert loaded.config.id2label == config.id2label
 
 
 def test_checkpoints_with_other_tensors_are_refused_by_name(tmp_path, tiny_config):

@@ -15,12 +15,17 @@ import torch
 from huggingface_hub import ModelCard
 
 import modeling_m2bert
-from m2bert.hub.card import About, Card
+from m2bert.hub.card import TASKS, About, Card
 from m2bert.hub.clean_load import OURS
 from m2bert.hub.folder import check_output, whole_folder, write_folder
 from m2bert.hub.handler import EndpointHandler
 from m2bert.hub.sentence_files import SentenceSettings
-from modeling_m2bert import M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
+from modeling_m2bert import (
+    M2BertForMaskedLM,
+    M2BertForQuestionAnswering,
+    M2BertForTokenClassification,
+    M2BertModel,
+)
 
 SOURCE = Path(modeling_m2bert.__file__).parent
 POOLINGS = ["mean", "weighted_mean", "cls", "cls_tanh", "mean_tanh"]
@@ -144,7 +149,18 @@ def test_the_folder_is_complete(tmp_path, tiny_config, tokenizer):
 def test_the_exported_code_is_harmless(tmp_path, tiny_config, tokenizer):
     """It imports little, reads and writes no files, and runs no text."""
     allowed = {"torch", "transformers", "huggingface_hub"}
-    allowed |= {"collections", "functools", "itertools", "logging", "math", "os", "threading", "typing", "weakref"}
+    allowed |= {
+        "collections",
+        "contextlib",
+        "functools",
+        "itertools",
+        "logging",
+        "math",
+        "os",
+        "threading",
+        "typing",
+        "weakref",
+    }
     forbidden = {"eval", "exec", "compile", "__import__", "import_module", "system", "popen", "Popen", "urlopen"}
     forbidden |= {"open", "save", "load", "write", "write_text", "write_bytes", "remove", "unlink", "rename", "rmtree"}
     folder = write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out")
@@ -360,21 +376,20 @@ def test_the_scratch_folders_name_may_be_taken(tmp_path):
     assert (tmp_path / ".out.partial" / "thesis").read_text() == "precious"
 
 
-@pytest.mark.parametrize(
-    ("cls", "task"),
-    [(M2BertModel, "sentence-similarity"), (M2BertForMaskedLM, "fill-mask"),
-     (M2BertForSequenceClassification, "text-classification")],
-)  # fmt: skip
+@pytest.mark.parametrize(("name", "task"), [(name, task) for name, (_, task, _) in TASKS.items()])
 @pytest.mark.parametrize("pooling", ["cls_tanh", "weighted_mean"])
-def test_every_class_makes_a_folder(tmp_path, tiny_config, tokenizer, cls, task, pooling):
-    """A masked-LM model has no pooler: sentence-transformers then pools plainly, never with random weights."""
+def test_every_class_makes_a_folder(tmp_path, tiny_config, tokenizer, name, task, pooling):
+    """Some have no pooler: sentence-transformers then pools plainly, never with random weights."""
+    cls = getattr(modeling_m2bert, name)
     folder = write_folder(cls(tiny_config(pooling=pooling)), tokenizer, tmp_path / "out")
     kinds = [module["type"].rsplit(".", 1)[-1] for module in json.loads((folder / "modules.json").read_text())]
-    if cls is M2BertForMaskedLM:
+    if cls in (M2BertForMaskedLM, M2BertForTokenClassification, M2BertForQuestionAnswering):
         assert kinds == ["Transformer", "Pooling", "Normalize"]
     card = ModelCard.load(folder / "README.md")
     assert card.data.pipeline_tag == task
     assert ("SentenceTransformer(" in card.text) == (cls is M2BertModel)
+    if cls is not M2BertModel:  # its example runs
+        exec(card.text.split("```python\n")[1].split("```")[0], {"path": str(folder)})
 
 
 def test_a_model_or_tokenizer_that_nobody_can_use_is_not_written(tmp_path, tiny_config, tokenizer):

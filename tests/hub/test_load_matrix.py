@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 from m2bert.hub.folder import write_folder
-from modeling_m2bert import M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
+from modeling_m2bert import (
+    M2BertForMaskedLM,
+    M2BertForSequenceClassification,
+    M2BertForTokenClassification,
+    M2BertModel,
+)
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "speed" / "load_matrix.py"
 pytestmark = pytest.mark.slow  # each way starts a process
@@ -50,11 +55,12 @@ def test_a_folder_that_does_not_load_is_a_row_and_an_exit_code(folder):
         (M2BertModel, {"pooling": "weighted_mean", "num_pooling_heads": 2}),
         (M2BertForMaskedLM, {"padding": "visible", "pooling": "cls_tanh"}),
         (M2BertForSequenceClassification, {}),
+        (M2BertForTokenClassification, {}),
     ],
 )
 def test_every_way_gives_the_vectors_of_auto_model(folder, cls, options):
     found = {way: outcome for (_, way), outcome in matrix(folder(cls, **options)).items()}
-    assert len(found) == 16 + (cls is not M2BertModel)
+    assert len(found) == 16 + (cls is not M2BertModel)  # the others have a pipeline
     adapted, rounded = found.pop("peft: LoRA"), found.pop("bfloat16")
     if not adapted.startswith("absent"):
         added, moved, loaded, merged = numbers(adapted)

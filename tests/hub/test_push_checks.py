@@ -16,7 +16,13 @@ from m2bert.eval.encoders.sentence_transformer import load_model
 from m2bert.hub import clean_load
 from m2bert.hub.folder import write_folder
 from m2bert.hub.push import check_files, check_loading, collect
-from modeling_m2bert import M2BertForMaskedLM, M2BertModel
+from modeling_m2bert import (
+    M2BertForMaskedLM,
+    M2BertForMultipleChoice,
+    M2BertForQuestionAnswering,
+    M2BertForTokenClassification,
+    M2BertModel,
+)
 
 SHIPPED = Path(__file__).parents[2] / "models" / "m2bert-small"
 
@@ -66,6 +72,7 @@ DAMAGE = {
     "other sizes": (lambda d: change_json(d / "config.json", intermediate_size=128), "of another shape"),
     "too many layers": (lambda d: change_json(d / "config.json", num_hidden_layers=10**6), "num_hidden_layers"),
     "no card": (lambda d: (d / "README.md").unlink(), "lacks README.md"),
+    "scores of other weights": (write("README.md", "model.safetensors 0123456789ab"), "has scores of another model"),
     "the card of another": (write("README.md", 'path = "org/other"\n'), "loads 'org/other'"),
     "a broken card": (write("README.md", "---\na: [\n---\n"), "the YAML at the head"),
     "no configuration": (lambda d: (d / "config.json").unlink(), "nothing that can be pushed"),
@@ -215,6 +222,8 @@ def test_a_folder_that_does_not_load_where_this_package_is_not_is_refused(tmp_pa
         for with_tokenizer in (tokenizer, None):
             fine.append(tmp_path / f"fine_{number}_{with_tokenizer is None}")
             write_folder(cls(tiny_config(pooling="weighted_mean")), with_tokenizer, fine[-1])
+    for cls in (M2BertForTokenClassification, M2BertForQuestionAnswering, M2BertForMultipleChoice):
+        fine.append(write_folder(cls(tiny_config()), tokenizer, tmp_path / cls.__name__))
     whole = write_folder(M2BertModel(tiny_config(pooling="mean_tanh")), tokenizer, tmp_path / "fine")
     for number, damage in enumerate(UNLOADABLE.values()):
         others.append(shutil.copytree(whole, tmp_path / f"other_{number}"))

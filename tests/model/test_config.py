@@ -38,7 +38,8 @@ def test_round_trip_keeps_every_field_and_the_whole_auto_map(tiny_config, tmp_pa
     loaded = AutoConfig.from_pretrained(tmp_path)
     assert isinstance(loaded, M2BertConfig)
     assert loaded.to_diff_dict() == config.to_diff_dict()
-    heads = {"AutoModelForMaskedLM", "AutoModelForSequenceClassification"}
+    tasks = ("MaskedLM", "SequenceClassification", "MultipleChoice", "TokenClassification", "QuestionAnswering")
+    heads = {f"AutoModelFor{task}" for task in tasks}
     assert loaded.auto_map.keys() == {"AutoConfig", "AutoModel"} | heads
     assert loaded.projection_dim == 96
 

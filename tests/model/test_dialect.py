@@ -12,10 +12,17 @@ from transformers import (
     pipeline,
 )
 
-from modeling_m2bert import M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
+from modeling_m2bert import (
+    M2BertForMaskedLM,
+    M2BertForQuestionAnswering,
+    M2BertForSequenceClassification,
+    M2BertForTokenClassification,
+    M2BertModel,
+)
 
 IDS = torch.arange(1, 31).view(2, 15)
-CLASSES = [M2BertModel, M2BertForMaskedLM, M2BertForSequenceClassification]
+CLASSES = [M2BertModel, M2BertForMaskedLM, M2BertForSequenceClassification, M2BertForTokenClassification,
+           M2BertForQuestionAnswering]  # fmt: skip
 
 
 @pytest.mark.parametrize("cls", CLASSES)
@@ -105,7 +112,8 @@ def test_resizing_the_vocabulary(tiny_config, randomized, tmp_path, cls, tied, s
     config = tiny_config(pooling="weighted_mean", num_pooling_heads=2, tie_word_embeddings=tied)
     model = randomized(cls(config))
     before, decoder = model(IDS)[0].detach(), copy.deepcopy(model.get_output_embeddings())
-    if cls is not M2BertForMaskedLM:
+    pools = model.base_model.pooler is not None
+    if pools:
         model.base_model.pooler.token_log_weights.requires_grad_(False)
     model.resize_token_embeddings(size, pad_to_multiple_of=multiple, mean_resizing=False)
     assert model.config.vocab_size == expected
@@ -119,7 +127,7 @@ def test_resizing_the_vocabulary(tiny_config, randomized, tmp_path, cls, tied, s
         assert torch.equal(model.lm_head.decoder.bias[:kept], decoder.bias[:kept])
         model(IDS, labels=IDS).loss.backward()
         assert model.lm_head.decoder.bias.grad.isfinite().all()
-    else:
+    elif pools:
         weights = model.base_model.pooler.token_log_weights.weight
         assert (weights.shape, weights.requires_grad) == ((expected, 2), False)
         assert torch.allclose(weights[120:], weights[:120].mean(0).expand(max(expected - 120, 0), -1), atol=1e-6)
@@ -180,6 +188,8 @@ def test_pipelines(tiny_config):
     assert len(vectors[0][0]) == 32
     label = pipeline("text-classification", model=M2BertForSequenceClassification(config).eval(), tokenizer=tokenizer)
     assert label("a report")[0]["label"].startswith("LABEL_")
+    tag = pipeline("token-classification", model=M2BertForTokenClassification(config).eval(), tokenizer=tokenizer)
+    assert [(each["word"], each["start"]) for each in tag(["a report", "a"])[0]] == [("a", 0), ("report", 2)]
 
 
 @pytest.mark.parametrize("change", [{"pooling": "maximum"}, {"padding": "left"}, {"num_blocks": 5}])

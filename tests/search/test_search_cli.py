@@ -83,6 +83,29 @@ def test_index_search_and_delete(tmp_path, files):
     assert "0 pairs" in called("index", "--duplicates", "--index", place).output
 
 
+def test_many_failures_are_counted_by_their_reason(tmp_path, files):
+    names = [
+        f"{number}.{suffix}" for suffix, count in (("xlsx", 15), ("png", 9), ("txt", 2)) for number in range(count)
+    ]
+    for name in names:
+        (files / name).write_text(" ")
+    (files / "a.jsonl").write_text('{"text": "x"}\n{')
+    lines = called("index", files, "--index", tmp_path / "i", "--model", "words", code=1).stdout.splitlines()
+    first = ", ".join(str(files / f"{number}.xlsx") for number in (0, 1, 10))
+    assert lines[-5:] == [
+        "27 cannot be added:",
+        f"  15 unsupported type .xlsx: {first}, ...",
+        f"  9 unsupported type .png: {files / '0.png'}, {files / '1.png'}, {files / '2.png'}, ...",
+        f"  2 empty: {files / '0.txt'}, {files / '1.txt'}",
+        f"  1 is no valid JSON: {files / 'a.jsonl'}",
+    ]
+    for name in names[8:]:
+        (files / name).unlink()
+    lines = called("index", files, "--plan", "--index", tmp_path / "i").stdout.splitlines()
+    assert lines[-10] == "9 cannot be added:"
+    assert lines[-9].startswith(f"  {files / '0.xlsx'}: unsupported type .xlsx; convert it to one of .txt")
+
+
 def test_json_is_one_document_a_line(made):
     lines = called("search", "boat", "--index", made, "--json", "--limit", 2, "--filter", "year = 2020").stdout
     [hit] = map(json.loads, lines.splitlines())

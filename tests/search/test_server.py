@@ -141,10 +141,11 @@ def test_openai_client(address, encoder):
             assert (
                 found.usage.prompt_tokens == found.usage.total_tokens == encoder.count_tokens(texts, "document").sum()
             )
-    with pytest.raises(
-        openai.BadRequestError, match="dimensions=256: m2bert-small has 3072, and a part of them means nothing"
-    ):
-        client.embeddings.create(model="m2bert-small", input="a", dimensions=256)
+    [part] = client.embeddings.create(model="m2bert-small", input=TEXTS[1], dimensions=256).data
+    [whole] = encoder.encode(TEXTS[1:2], "document")
+    np.testing.assert_allclose(part.embedding, whole[:256] / np.linalg.norm(whole[:256]), atol=1e-6)
+    with pytest.raises(openai.BadRequestError, match="dimensions=4000: m2bert-small has 1 to 3072"):
+        client.embeddings.create(model="m2bert-small", input="a", dimensions=4000)
     with pytest.raises(openai.NotFoundError, match="'ada' is not served here; name 'm2bert-small'"):
         client.embeddings.create(model="ada", input="a")
 

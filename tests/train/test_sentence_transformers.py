@@ -12,7 +12,8 @@ from transformers import AutoModel, BertTokenizerFast
 from m2bert.hub.folder import export_checkpoint, write_folder
 from m2bert.train.losses import cosine_matrix, multiple_negatives_ranking_loss, orthogonal_projection_loss
 
-PAGE = Path(__file__).parents[2] / "docs" / "sentence-transformers.md"
+ROOT = Path(__file__).parents[2]
+PAGE, CARD = ROOT / "docs" / "sentence-transformers.md", ROOT / "hub" / "templates" / "model_card.md"
 WORDS = ["who", "approved", "the", "budget", "where", "does", "river", "end", "minutes", "of", "a", "report", "about"]
 TEXTS = ["who approved the budget", "a report about the river"]
 
@@ -90,8 +91,7 @@ def test_the_page_runs_and_what_it_saves_reloads(folder, model, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     names = {}
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.S)
-    assert len(blocks) == 2
-    for block in blocks:
+    for block in blocks[:2]:
         exec(compile(block, str(PAGE), "exec"), names)
     vectors = names["model"].encode(TEXTS)
     assert abs(vectors - before).max() > 1e-6
@@ -107,3 +107,28 @@ def test_the_page_runs_and_what_it_saves_reloads(folder, model, tmp_path, monkey
         abs(SentenceTransformer(str(exported), trust_remote_code=True, device="cpu").encode(TEXTS) - vectors).max()
         < 1e-6
     )
+
+
+def test_the_adapter_of_the_page_reaches_all_large_weights_and_is_saved(folder, model, tmp_path):
+    peft = pytest.importorskip("peft")
+    _, _, adapter = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.S)
+    settings = (
+        'r=8, lora_alpha=16, target_modules=["in_proj", "out_proj"], target_parameters=["up.weight", "down.weight"]'
+    )
+    assert settings in adapter
+    assert settings in CARD.read_text()
+    exec(compile(adapter, str(PAGE), "exec"), {"model": model})
+    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], 1.0)
+    for _ in range(2):  # in the first step one half of each adapter is zero, and so is the other's gradient
+        optimizer.zero_grad()
+        model(model.preprocess(TEXTS))["sentence_embedding"][:, :7].sum().backward()
+        optimizer.step()
+    learned = {name for name, each in model.named_parameters() if each.grad is not None and each.grad.any()}
+    assert learned == {name for name, _ in model.named_parameters() if "lora_" in name}
+    assert all(any(part in name for name in learned) for part in ("in_proj", "out_proj", "up", "down"))
+    vectors = model.encode(TEXTS)
+    merged = SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")
+    assert abs(merged.encode(TEXTS) - vectors).max() > 1e-3
+    model.save_pretrained(str(tmp_path / "adapter"))
+    merged[0].auto_model = peft.PeftModel.from_pretrained(merged[0].auto_model, tmp_path / "adapter").merge_and_unload()
+    assert abs(merged.encode(TEXTS) - vectors).max() < 1e-6
