@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
@@ -312,6 +313,14 @@ def test_spans_are_the_characters_of_the_parts(make, monkeypatch):
     assert spans[0][0] > 0
 
 
+def test_a_token_of_prompt_and_text_begins_with_the_text(make):
+    handler = EndpointHandler(make(settings=SentenceSettings({"document": "the bud"})))
+    answer = handler({"inputs": "get of a", "policy": "late-chunk", "details": True})  # its first word is "budget"
+    assert answer["spans"] == [[[0, 8]]]
+    handler = EndpointHandler(make("other", settings=SentenceSettings({"document": "com"})))
+    assert handler({"inputs": "mit of a", "policy": "late-chunk", "details": True})["spans"] == [[[0, 8]]]
+
+
 def test_only_poolings_over_all_tokens_have_late_chunks(make):
     handler = EndpointHandler(make(pooling="cls"))
     with pytest.raises(ValueError, match='policy="late-chunk" is unknown; choose from: "truncate", "chunk-average"'):
@@ -341,13 +350,23 @@ def test_what_would_be_cut_is_refused_on_request(make):
             handler({"inputs": LONG, "truncate": False, "policy": policy})
 
 
-def test_requests_of_many_threads_are_not_mixed(make):
+def test_requests_of_many_threads_are_not_mixed(make, monkeypatch):
     handler = EndpointHandler(make())
     options = [{"policy": policy} for policy in handler_module.POLICIES] + [{"truncation_direction": "left"}]
     bodies = [{"inputs": [text, LONG], **chosen} for text in TEXTS for chosen in options]
     expected = [handler(body) for body in bodies]
+    sides, embed_all = [], handler._embed
+
+    def embed_alone(texts, prompt, options):
+        found = embed_all(texts, prompt, options)
+        time.sleep(0.002)  # another request would set its own side now
+        sides.append(handler.model.tokenizer.truncation_side == options["truncation_direction"])
+        return found
+
+    monkeypatch.setattr(handler, "_embed", embed_alone)
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(handler, bodies * 4)) == expected * 4
+    assert all(sides)
 
 
 # --- the file ---
