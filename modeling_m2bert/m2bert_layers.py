@@ -66,6 +66,11 @@ def is_dense(weight: Tensor) -> bool:
     return type(weight) in (Tensor, nn.Parameter)
 
 
+def is_quantized(config) -> bool:
+    """Return whether a model of this configuration is about to be quantized, or comes from quantized weights."""
+    return getattr(config, "quantization_config", None) is not None
+
+
 class M2BertMixer(nn.Module):
     """Sequence mixer. The only skip from input to output is the residual long convolution."""
 
@@ -73,7 +78,8 @@ class M2BertMixer(nn.Module):
         super().__init__()
         hidden = config.hidden_size
         self.norm = nn.LayerNorm(hidden, eps=MIXER_LAYER_NORM_EPS) if config.mixer_layer_norm else None
-        self.in_proj = ChannelLinear(hidden, 3 * hidden, bias=False)
+        linear = nn.Linear if is_quantized(config) else ChannelLinear  # bitsandbytes replaces no subclass
+        self.in_proj = linear(hidden, 3 * hidden, bias=False)
         self.short_conv = ShortConv(3 * hidden)
         self.filter = M2BertFilter(config)
         self.residual_filter = M2BertFilter(config) if config.residual_long_conv else None

@@ -33,7 +33,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from .configuration_m2bert import M2BertConfig
 from .m2bert_filter import M2BertFilter
-from .m2bert_layers import BlockDiagonalLinear, M2BertMixer, M2BertMLP, ShortConv
+from .m2bert_layers import BlockDiagonalLinear, M2BertMixer, M2BertMLP, ShortConv, is_quantized
 from .m2bert_ops import add_layer_norm
 from .m2bert_ops_filter import FilterCache
 from .m2bert_packing import Packing, Rows, check_inputs, pack_rows, values_are_hidden, visible_tokens
@@ -41,6 +41,7 @@ from .m2bert_pooling import M2BertPooler, random_signs
 
 logger = logging.get_logger(__name__)
 OTHER_HEADS, POOLER = r"^(lm_head|classifier|qa_outputs)\.", r"^(model\.)?pooler\."  # tensors that another class has
+OUT_PROJ = r".*out_proj"  # is not quantized: no skip goes around it, so that the errors of all layers would add up
 ALIGNMENT_BYTES = 64  # torch aligns the memory that it allocates on a CPU to this
 
 
@@ -98,6 +99,16 @@ class M2BertLayer(GradientCheckpointingLayer):
         return self.norm(mixed, self.mlp(mixed))
 
 
+def refuse_coarse(form):
+    """Raise ValueError if a quantization has weights of 1 or 2 bits, as torchao's and quanto's settings name them."""
+    weights = getattr(form, "weights", None) or getattr(getattr(form, "quant_type", None), "weight_dtype", None)
+    if str(weights).removeprefix("torch.") in ("int1", "int2", "uint1", "uint2"):
+        raise ValueError(
+            f"quantization_config has {weights} weights, too coarse for this model: with 12 layers the cosine to the "
+            "unquantized vectors is 0.97 or less; take weights of 4 or 8 bits"
+        )
+
+
 class M2BertPreTrainedModel(PreTrainedModel):
     """Loading and initialization that all M2-BERT models share."""
 
@@ -111,6 +122,13 @@ class M2BertPreTrainedModel(PreTrainedModel):
     def __init__(self, config: M2BertConfig, *inputs, **kwargs):
         config.validate_architecture()  # from_pretrained(..., field=value) changes fields without a check
         super().__init__(config, *inputs, **kwargs)
+        if is_quantized(config):
+            refuse_coarse(config.quantization_config)
+            self._keep_in_fp32_modules = {OUT_PROJ}
+
+    def _get_dtype_plan(self, dtype: torch.dtype) -> dict:
+        """Return the modules that are loaded in another dtype. Of out_proj, quantizers are told only to leave it."""
+        return {name: kept for name, kept in super()._get_dtype_plan(dtype).items() if name != OUT_PROJ}
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
