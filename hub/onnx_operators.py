@@ -15,7 +15,7 @@ from onnxscript import ir
 from onnxscript import opset20 as op
 
 INT64, FLOAT = ir.DataType.INT64, ir.DataType.FLOAT
-TOO_MANY = 2**40  # for an id of a token
+LAST = 2**31 - 1  # the end of any slice. OpenVINO computes integers in 32 bits
 
 
 def short_conv_gate(projected, projection_bias, weight, bias, offsets, lengths, longest, kernels):
@@ -29,7 +29,7 @@ def short_conv_gate(projected, projection_bias, weight, bias, offsets, lengths, 
     mixed = op.Conv(
         op.Reshape(rows, ints(1, channels, -1)), op.Unsqueeze(weight, ints(1)), bias, group=channels, pads=[2, 0]
     )
-    mixed = op.Slice(op.Reshape(mixed, op.Shape(rows)), ints(2), ints(TOO_MANY), ints(2))
+    mixed = op.Slice(op.Reshape(mixed, op.Shape(rows)), ints(2), ints(LAST), ints(2))
     x1, x2, v = op.Split(mixed, axis=0, num_outputs=3)
     return flat(op.Mul(op.Mul(v, x1), real(lengths, longest))), flat(x2)
 
@@ -173,7 +173,8 @@ def searchsorted(ordered, values, right=False, **others):
     So the place of a value is the number of values in its row that are less, or with `right` not greater.
     """
     rows = op.Unsqueeze(count_to(op.Shape(values, end=1)), ints(1))
-    keys = op.Reshape(op.Add(values, op.Mul(rows, ints(TOO_MANY))), ints(-1))  # other rows have other keys
+    kinds = op.Add(op.ReduceMax(values), ints(2))  # values are -1 or more. The keys must fit into 32 bits
+    keys = op.Reshape(op.Add(values, op.Mul(rows, kinds)), ints(-1))  # other rows have other keys
     _, _, places, counts = op.Unique(keys)
     ends = op.CumSum(counts, constant(0))
     found = op.Gather(ends if right else op.Sub(ends, counts), places)

@@ -87,6 +87,15 @@ def test_every_length_and_padding_gives_the_vectors_of_torch(tmp_path, tiny_conf
     padded = run(session, mates, masks)
     assert (padded["sentence_embedding"][:1] - alone).abs().max() < 1e-6
     assert not padded["last_hidden_state"][0, 11:].any()
+    assert_integers_fit(tmp_path)
+
+
+def assert_integers_fit(folder):
+    """OpenVINO computes integers in 32 bits, without a word."""
+    import onnx
+
+    tensors = map(onnx.numpy_helper.to_array, onnx.load(folder / "onnx" / "model.onnx").graph.initializer)
+    assert all(np.abs(tensor).max(initial=0) < 2**31 for tensor in tensors if tensor.dtype == np.int64)
 
 
 @pytest.mark.slow
@@ -111,6 +120,20 @@ def test_every_kind_of_model_gives_the_outputs_of_torch(tmp_path, tiny_config, r
     session = session_of(tmp_path)
     for batch, length in ((1, 1), (2, 2), (3, 3), (3, 17), (2, 33), (1, 48)):
         assert_same(model, session, batch, length)
+
+
+@pytest.mark.slow
+def test_openvino_counts_words_in_each_text_of_a_batch_alone(tmp_path, tiny_config, randomized):
+    openvino = pytest.importorskip("openvino", reason="not in the dev extra")
+    model = randomized(M2BertModel(tiny_config(num_hidden_layers=0, **FULL)))
+    write_onnx(model, tmp_path)
+    session = openvino.Core().compile_model(
+        tmp_path / "onnx" / "model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    ids = torch.randint(5, 15, (4, 24))
+    inputs = {"input_ids": ids.numpy(), "attention_mask": np.ones((4, 24), np.int64)}
+    found = torch.from_numpy(session(inputs)["sentence_embedding"])
+    assert (found - run_torch(model, ids, torch.ones_like(ids))["sentence_embedding"]).abs().max() < 1e-5
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,9 @@ def test_quantized_vectors(form, name, folders, tmp_path):
     assert torch.cosine_similarity(found, exact).min() > least
     torch.testing.assert_close(loaded, found)
     mixers = [layer.mixer for layer in quantized.layers]
-    assert all(type(mixer.out_proj) is torch.nn.Linear and mixer.out_proj.weight.is_floating_point() for mixer in mixers)
+    assert all(
+        type(mixer.out_proj) is torch.nn.Linear and mixer.out_proj.weight.is_floating_point() for mixer in mixers
+    )
     assert all(type(mixer.in_proj.weight) is not torch.nn.Parameter for mixer in mixers)
 
 
