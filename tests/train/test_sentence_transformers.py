@@ -51,6 +51,20 @@ def hold_equal(model, theirs, ours):
         assert (found[name] - gradient).abs().max() <= 1e-4 * largest, name
 
 
+@pytest.mark.parametrize(("pooling", "heads"), [("weighted_mean", 2), ("mean", 1), ("cls_tanh", 1)])
+def test_vectors_in_bfloat16_have_length_1_as_the_page_says(pooling, heads, folder, tiny_config, randomized, tmp_path):
+    torch.manual_seed(0)
+    config = tiny_config(pooling=pooling, num_pooling_heads=heads)
+    tokenizer = BertTokenizerFast.from_pretrained(folder)
+    path = write_folder(randomized(AutoModel.from_config(config)), tokenizer, tmp_path / pooling)
+    options = {"trust_remote_code": True, "device": "cpu", "model_kwargs": {"dtype": torch.bfloat16}}
+    vectors = SentenceTransformer(str(path), **options).encode(TEXTS, convert_to_tensor=True)
+    error = (vectors.double().norm(dim=1) - 1).abs().max()
+    assert error < (1e-6 if pooling == "weighted_mean" else 4e-3)
+    vectors = torch.nn.functional.normalize(vectors.float())
+    assert (vectors.double().norm(dim=1) - 1).abs().max() < 1e-6
+
+
 def test_cosine_similarity_loss_is_orthogonal_projection(model):
     model.eval()
     queries, documents = TEXTS + TEXTS, TEXTS + TEXTS[::-1]
