@@ -1,11 +1,10 @@
-"""The pages of docs hold what the committed results say; the benchmarks refuse to time what is wrong."""
+"""The pages of docs hold what the committed results say."""
 
 import json
 import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -38,15 +37,3 @@ def test_twins_are_run_at_the_best_rate_and_at_equal_operations(script, tmp_path
     best = runs.rates(runs.best("mlm", "long-conv"))
     assert best == "optim.lr=0.001 optim.layer_lr=0.002 optim.pooler_lr=null optim.filter_lr=0.001"
     assert runs.equal_steps("mlm", "long-conv") == 25
-
-
-def test_a_wrong_arm_is_not_timed(script):
-    arms, harness = (script(f"experiments/speed/{name}.py") for name in ("arms", "harness"))
-    runners, base = arms.build([arms.Arm("original", "float32"), arms.Arm("ours", "float32")], "cpu", 64, 1)
-    right, ids = arms.Gate(base, "cpu", training=False), arms.token_ids(1, 64, "cpu")
-    assert all(verdict["worst_error"] < 1e-5 for verdict in right.check(runners, ids).values())
-    for fault in (1.5, torch.nan):
-        with torch.no_grad():
-            runners[1].model.layers[0].mixer.out_proj.weight[0] *= fault
-        with pytest.raises(harness.RedGate, match="ours:float32"):
-            right.check(runners, ids)
