@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import harness
@@ -255,8 +254,7 @@ def make_record(options, name: str, dtype: str, length: int | None, **seen) -> d
 
 def processes(options) -> Iterator[Callable[[], list[dict]]]:
     """Run the cases in processes of their own, and yield a function that returns the records of each as it ends."""
-    folder, end = options.output.with_suffix(""), time.monotonic() + options.budget_seconds
-    folder.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + options.budget_seconds
     with ThreadPoolExecutor(options.jobs) as pool:
         futures: list[Future] = []
         for op in options.ops:
@@ -264,14 +262,13 @@ def processes(options) -> Iterator[Callable[[], list[dict]]]:
             for dtype in options.dtypes:
                 for i in range(min(parts, len(options.lengths))):
                     lengths = options.lengths[i::parts]
-                    futures.append(pool.submit(run_part, options, op, dtype, lengths, folder, end))
+                    futures.append(pool.submit(run_part, options, op, dtype, lengths, end))
         yield from (future.result for future in as_completed(futures))
 
 
-def run_part(options, op: str, dtype: str, lengths: list[int], folder: Path, end: float) -> list[dict]:
+def run_part(options, op: str, dtype: str, lengths: list[int], end: float) -> list[dict]:
     """Return the records of one process, and a red one if it did not end by itself before `end`."""
-    output = folder / f"{op}-{dtype}-{lengths[0]}.partial"
-    output.unlink(missing_ok=True)
+    output = options.output.with_name(f"{options.output.name}.{op}-{dtype}-{lengths[0]}.partial")
     command = [sys.executable, __file__, "--ops", op, "--dtypes", dtype, "--lengths", ",".join(map(str, lengths))]
     command += ["--device", options.device, "--channels", str(options.channels), "--hidden", str(options.hidden)]
     try:
@@ -281,6 +278,7 @@ def run_part(options, op: str, dtype: str, lengths: list[int], folder: Path, end
     except subprocess.TimeoutExpired:
         status, last = "none", f"out of time after {options.budget_seconds:g} s"
     records = json.loads(output.read_text()) if output.is_file() else []
+    output.unlink(missing_ok=True)
     done = {record["length"] for record in records}
     if status not in (0, 1) or done != {*lengths} and not any(record["red"] for record in records):
         missing = ",".join(str(length) for length in lengths if length not in done)
@@ -294,7 +292,7 @@ def main():
     parser.add_argument("--ops", nargs="+", choices=OPS, default=[*OPS])
     parser.add_argument("--dtypes", nargs="+", choices=harness.DTYPES, help="default: all; on a CPU not bfloat16")
     parser.add_argument("--lengths", type=harness.token_lengths, default=LENGTHS, help="tokens, comma-separated")
-    parser.add_argument("--channels", type=int, default=48, help="of the convolutions")
+    parser.add_argument("--channels", type=int, default=96, help="of the convolutions")
     parser.add_argument("--hidden", type=int, default=768, help="of the operations that mix channels")
     parser.add_argument("--jobs", type=int, default=0, help="processes at a time; 0: all in this one")
     parser.add_argument("--budget-seconds", type=float, default=600, help="of all processes")

@@ -57,7 +57,7 @@ if "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; th
     flash=
     "$python" -c 'import flash_attn' 2>/dev/null && flash=,modernbert-base-flash
     half=(--dtype bfloat16)
-    forward=("${half[@]}" --budget-seconds 4)
+    forward=("${half[@]}" --budget-seconds 3)
     bench numerics 95 numerics --jobs 14 --budget-seconds 85
     bench ops 40 ops "${half[@]}"
     bench ops-training 30 ops "${half[@]}" --mode training
