@@ -23,6 +23,21 @@ def test_the_tables_of_docs_are_those_of_the_results(script, tmp_path, monkeypat
         pages.fill(tmp_path / "results.md", {"nothing": ""})
 
 
+def test_what_is_red_or_not_timed_is_on_no_page(script, tmp_path, monkeypatch):
+    pages = script("experiments/pages.py")
+    shutil.copytree(pages.EXPERIMENTS / "speed", tmp_path / "speed")
+    shutil.copy(DOCS / "performance.md", tmp_path)
+    red = {"red": "wrong", "device": "cuda", "mode": "forward", "batch": 1, "length": 512, "dtype": "bfloat16",
+           "seconds": None, "quantiles": [None] * 3}  # fmt: skip
+    (tmp_path / "speed" / "results" / "gpu").mkdir()
+    records = [red | {"arm": "ours"}, red | {"op": "long_conv uniform", "arm": "triton", "mode": "numerics"}]
+    (tmp_path / "speed" / "results" / "gpu" / "numerics.json").write_text(json.dumps(records))
+    for name in ("EXPERIMENTS", "DOCS"):
+        monkeypatch.setattr(pages, name, tmp_path)
+    pages.performance()
+    assert (tmp_path / "performance.md").read_text() == (DOCS / "performance.md").read_text()
+
+
 def test_twins_are_run_at_the_best_rate_and_at_equal_operations(script, tmp_path, monkeypatch):
     runs = script("experiments/replicas/twin_runs.py")
     monkeypatch.setattr(runs, "RESULTS", tmp_path)
