@@ -10,6 +10,7 @@ import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -150,7 +151,8 @@ def interleave(runs: dict, rounds: int, budget_seconds: float, title: str) -> tu
 def free_memory(device: str) -> None:
     gc.collect()
     if device == "cuda":
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # a lost device: what was measured before is still written
+            torch.cuda.empty_cache()
 
 
 def cuda_peak_bytes(run: Callable[[], object]) -> int:
