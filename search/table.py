@@ -1,7 +1,7 @@
-"""The table of an index: a LanceDB table whose row is a document with its text, its metadata and all its vectors.
+"""The table of an index: a Lance table whose row is a document with its text, its metadata and all its vectors.
 
-Every change is one commit of LanceDB: after a crash the table is as it was before or after the change. A copy of the
-folder is a backup.
+Every change is one commit of Lance: after a crash the table is as it was before or after the change. A copy of the
+folder is a backup. LanceDB opens it too.
 """
 
 import ctypes
@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +28,7 @@ FRAGMENT_ROWS = 4_096  # compaction never rewrites a larger fragment
 UNINDEXED = 0.1  # of all documents, may be searched by words without the index, with scores a little off
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # in glibc's malloc.h
 WORD = re.compile(r"\b\w\w+\b")
-SOURCE_PLACE = re.compile(r", /\S+\.rs:.*")  # the place in LanceDB's source that its messages end with
+SOURCE_PLACE = re.compile(r", /\S+\.rs:.*")  # the place in Lance's source that its messages end with
 
 
 class Settings(NamedTuple):
@@ -49,14 +48,8 @@ class Table:
     """
 
     def __init__(self, folder: str):
-        self.folder, self._table = folder, None
+        self.folder, self.uri, self._table = folder, f"{folder.rstrip('/')}/{NAME}.lance", None
         self.refresh()
-
-    def _connect(self):
-        os.environ.setdefault("LANCEDB_LOG", "error")  # it warns of a table that is yet to be made
-        import lancedb
-
-        return lancedb.connect(self.folder)
 
     @property
     def exists(self) -> bool:
@@ -98,19 +91,22 @@ class Table:
         with self.errors("opened"):
             if self._table is not None:
                 self._table.checkout_latest()
-            elif "://" in self.folder or Path(self.folder, f"{NAME}.lance").is_dir():
+            elif "://" in self.uri or os.path.isdir(self.uri):
+                import lance
+
                 try:
-                    self._table = self._connect().open_table(NAME)
+                    self._table = lance.dataset(self.uri)
                 except ValueError as error:  # a writer was stopped before its first commit
                     if "not found" not in str(error):
                         raise
             if self.exists and write:
                 self._make_indexes()
             while self.exists and self.version > 1 and "words_idx" not in self._indexes():
-                self._table.checkout(self.version - 1)
+                self._table = self._table.checkout_version(self.version - 1)
 
     def create(self, settings: Settings, dimensions: int, batches: Iterable[list[dict]] = ()) -> None:
         """Make the table, empty, or put another in its place: one commit after all batches."""
+        import lance
         import pyarrow as pa
 
         fields = {
@@ -128,31 +124,26 @@ class Table:
             if self.exists:
                 self._replace_all(schema, batches)
             else:
-                self._table = self._connect().create_table(NAME, schema=schema)
+                self._table = lance.write_dataset(schema.empty_table(), self.uri)
             self._make_indexes()
 
     def _replace_all(self, schema, batches: Iterable[list[dict]]) -> None:
-        from lance import LanceDataset, LanceOperation
+        from lance import LanceOperation
         from lance.fragment import write_fragments
 
-        uri, fragments = self._table.to_lance().uri, []
-        for rows in batches:
-            fragments += write_fragments(batch_of(rows, schema), uri, schema)
-        LanceDataset.commit(uri, LanceOperation.Overwrite(schema, fragments))
-        self._table.checkout_latest()
+        fragments = [each for rows in batches for each in write_fragments(batch_of(rows, schema), self.uri, schema)]
+        self._table = self._table.commit(self.uri, LanceOperation.Overwrite(schema, fragments))
 
     def _indexes(self) -> set[str]:
-        return {index.name for index in self._table.list_indices()}
+        return {index.name for index in self._table.describe_indices()}
 
     def _make_indexes(self) -> None:
-        from lancedb.index import FTS, BTree
-
         made = self._indexes()
         if "words_idx" not in made:
-            words = FTS(base_tokenizer="whitespace", stem=False, ascii_folding=False, max_token_length=None)
-            self._table.create_index("words", config=words)
+            plain = {"base_tokenizer": "whitespace", "stem": False, "ascii_folding": False, "max_token_length": None}
+            self._table.create_scalar_index("words", "INVERTED", **plain)
         if "id_idx" not in made:
-            self._table.create_index("id", config=BTree())
+            self._table.create_scalar_index("id", "BTREE")
 
     def write(self, rows: list[dict], replace: bool, paths: Sequence[str]) -> None:
         """Write documents in one commit, whose metadata may bring new columns, in a commit before.
@@ -170,10 +161,9 @@ class Table:
                     change = change.when_not_matched_by_source_delete(f"path IN ({quoted(paths)})")
                 change.execute(batch)
             else:
-                self._table.add(batch)
+                self._table.insert(batch)
             if self.unindexed() > UNINDEXED * self.count():
-                self._table.to_lance().optimize.optimize_indices()
-                self._table.checkout_latest()
+                self._table.optimize.optimize_indices()
 
     def add_columns(self, kinds: dict[str, type]) -> None:
         """Add the columns of metadata that there are not yet."""
@@ -188,17 +178,17 @@ class Table:
     @property
     def place(self) -> tuple:
         """Address and schema by which other processes write fragments for `commit`."""
-        return self._table.to_lance().uri, self._table.schema
+        return self.uri, self._table.schema
 
     def commit(self, fragments: list, ids: Sequence[str], paths: Sequence[str]) -> None:
         """Add fragments and delete the documents that they replace, by id and by path, in one commit."""
-        from lance import LanceDataset, LanceOperation
+        from lance import LanceOperation
 
         replaced = {"id": ids, "path": paths}
         filter = " OR ".join(f"{name} IN ({quoted(values)})" for name, values in replaced.items() if values)
         with self.errors("written"):
-            dataset, removed, kept = self._table.to_lance(), [], []
-            for fragment in dataset.get_fragments() if filter else ():
+            removed, kept = [], []
+            for fragment in self._table.get_fragments() if filter else ():
                 rest = fragment.delete(filter)
                 if rest is None:
                     removed.append(fragment.fragment_id)
@@ -206,8 +196,7 @@ class Table:
                     kept.append(rest)
             change = LanceOperation.Update(removed, kept, fragments)
             if fragments:
-                LanceDataset.commit(dataset.uri, change, read_version=dataset.version)
-                self._table.checkout_latest()
+                self._table = self._table.commit(self.uri, change, read_version=self.version)
 
     def delete(self, filter: str) -> int:
         """Delete the documents that a filter selects, in one commit; return how many."""
@@ -218,30 +207,25 @@ class Table:
 
     def finish(self) -> None:
         """Merge small fragments, bring all indexes up to date, remove older versions (their readers look again)."""
-        from lancedb.index import IvfRq
-
         heap("malloc_trim", 0)  # what was freed before, 0.3 GB for 100,000 documents
         heap("mallopt", M_MMAP_THRESHOLD, 2**20)  # and nothing is kept now: 0.2 GB
         with self.errors("compacted"):
-            dataset = self._table.to_lance()
-            dataset.optimize.compact_files(target_rows_per_fragment=FRAGMENT_ROWS)  # first: it moves indexed rows
-            dataset.optimize.optimize_indices()
-            dataset.cleanup_old_versions(timedelta(0), delete_unverified="://" not in self.folder)
-            self._table.checkout_latest()
+            self._table.optimize.compact_files(target_rows_per_fragment=FRAGMENT_ROWS)  # first: it moves indexed rows
+            self._table.optimize.optimize_indices()
+            self._table.cleanup_old_versions(timedelta(0), delete_unverified="://" not in self.folder)
             if "vectors_idx" not in self._indexes() and self.count_vectors() > EXACT_VECTORS:
-                self._table.create_index("vectors", config=IvfRq(distance_type="cosine"))
+                self._table.create_index("vectors", "IVF_RQ", metric="cosine", num_bits=1)
         heap("mallopt", M_MMAP_THRESHOLD, 2**25)  # glibc's own largest, with which torch is faster
 
     def count_vectors(self) -> int:
         """Count the vectors of all documents."""
         import pyarrow.compute as pc
 
-        return pc.sum(pc.list_value_length(self._table.search().select(["spans"]).to_arrow()["spans"])).as_py() or 0
+        return pc.sum(pc.list_value_length(self._table.to_table(["spans"])["spans"])).as_py() or 0
 
     def unindexed(self) -> int:
         """Count the documents that the index of words does not hold yet."""
-        stats = self._table.index_stats("words_idx")
-        return self._table.count_rows() if stats is None else stats.num_unindexed_rows
+        return self._table.stats.index_stats("words_idx")["num_unindexed_rows"]
 
     def count(self, filter: str | None = None) -> int:
         """Count the documents that a filter selects."""
@@ -253,30 +237,29 @@ class Table:
         if not self.exists:
             return []
         with self.errors("read", filter):
-            query = self._table.search().select(list(names))
-            found = (query.where(whole(filter)) if filter else query).to_arrow()
+            found = self._table.to_table(list(names), whole(filter) if filter else None)
         return list(zip(*(found[name].to_pylist() for name in names), strict=True))
 
     def batches(self, names: Sequence[str], size: int = 256) -> Iterator[list[dict]]:
         """Yield all documents in batches, without reading them all into memory."""
-        for batch in self._table.to_lance().to_batches(columns=list(names), batch_size=size):
-            yield batch.to_pylist()  # not by LanceDB, which waits for itself while it writes
+        for batch in self._table.to_batches(columns=list(names), batch_size=size):
+            yield batch.to_pylist()
 
     def rank_by_words(self, query: str, limit: int, filter: str | None) -> dict[str, float]:
         """Return the ids and BM25 scores of the best documents that share a word with the query."""
-        query = self._table.search(words_of(query), query_type="fts", fts_columns="words")
-        return self._ranked(query, "_score", limit, filter)
+        asked = {"query": words_of(query), "columns": ["words"]}
+        return self._ranked("_score", limit, filter, full_text_query=asked)
 
     def rank_by_vector(self, vector: np.ndarray, limit: int, filter: str | None) -> dict[str, float]:
         """Return the ids and cosines of the best documents; a document counts by its best vector."""
-        query = self._table.search(vector, vector_column_name="vectors").distance_type("cosine")
-        found = self._ranked(query.nprobes(NPROBES).refine_factor(REFINE), "_distance", limit, filter)
+        asked = {"column": "vectors", "q": vector, "k": limit, "metric": "cosine", "nprobes": NPROBES}
+        found = self._ranked("_distance", limit, filter, nearest=asked | {"refine_factor": REFINE})
         return {id: 1 - distance for id, distance in found.items()}
 
-    def _ranked(self, query, score: str, limit: int, filter: str | None) -> dict[str, float]:
+    def _ranked(self, score: str, limit: int, filter: str | None, **query) -> dict[str, float]:
         with self.errors("searched", filter):
-            query = query.where(whole(filter)) if filter else query
-            found = query.limit(limit).select(["id", score]).to_arrow()
+            its = whole(filter) if filter else None
+            found = self._table.to_table(["id", score], its, limit, prefilter=True, **query)
         return dict(zip(found["id"].to_pylist(), found[score].to_pylist(), strict=True))
 
     def get(self, ids: Sequence[str], names: Sequence[str]) -> dict[str, dict]:
@@ -284,7 +267,7 @@ class Table:
         if not ids:
             return {}
         with self.errors("read"):
-            found = self._table.search().where(f"id IN ({quoted(ids)})").select(["id", *names]).to_arrow()
+            found = self._table.to_table(["id", *names], f"id IN ({quoted(ids)})")
         rows = found.drop_columns([name for name in ("vectors",) if name in names]).to_pylist()
         for number, row in enumerate(rows):
             if "vectors" in names:
@@ -294,7 +277,7 @@ class Table:
 
     @contextmanager
     def errors(self, done: str, filter: str | None = None) -> Iterator[None]:
-        """Turn what LanceDB raises in the block into a ValueError of one line."""
+        """Turn what Lance raises in the block into a ValueError of one line."""
         try:
             yield
         except (RuntimeError, OSError, ValueError) as error:
@@ -312,7 +295,7 @@ def words_of(text: str) -> str:
 
 
 def whole(filter: str) -> str:
-    """Return a filter in parentheses: without them, LanceDB ignores what follows a complete expression."""
+    """Return a filter in parentheses: without them, Lance ignores what follows a complete expression."""
     return f"({filter}\n)"
 
 

@@ -30,7 +30,6 @@ def work(operation: str, folder: Path | str, files: Path | str, ready=lambda: No
 
 if __name__ == "__main__":
     import lance  # noqa: F401
-    import lancedb.index  # noqa: F401
 
     import m2bert.eval.progress
     import m2bert.eval.search

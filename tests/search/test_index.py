@@ -523,7 +523,7 @@ def test_a_full_disk_leaves_the_index_as_it_was(files, index, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(index.table._table), "add", full)
+        patch.setattr(type(index.table._table), "insert", full)
         with pytest.raises(ValueError, match="cannot be written .*No space left on device.*intact"):
             index.add(rows_of("one"))
     check_found(Index.open(index.folder), NAMES)
