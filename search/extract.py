@@ -9,13 +9,10 @@ import csv
 import re
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from ctypes import c_double
 from email import message_from_bytes, policy
 from html import unescape
-from itertools import accumulate, pairwise
-from math import hypot
+from itertools import accumulate
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 from m2bert.files import open_packed, read_json_lines
@@ -193,7 +190,7 @@ def _word_text(node: Any) -> str:
 
 
 def extract_pdf(path: Path) -> list[Document]:
-    """Read the text of a PDF, a paragraph a line where its lines can be told to be one. PDFium is not thread-safe."""
+    """Read the text of a PDF, a line a line; words that a line's end divides are joined. PDFium is not thread-safe."""
     import pypdfium2
 
     try:
@@ -206,7 +203,8 @@ def extract_pdf(path: Path) -> list[Document]:
         texts = []
         for page in pdf:
             with closing(page), closing(page.get_textpage()) as text_page:
-                texts.append(_page_text(text_page))
+                text = text_page.get_text_range().replace("\r\n", "\n").replace("\r", "\n")
+                texts.append(re.sub(r"[\x00-\x08\x0b-\x1f]", "", text).strip())
         known = pdf.get_metadata_dict()
     blank = [str(number) for number, text in enumerate(texts, 1) if not text.strip()]
     if len(blank) == len(texts):
@@ -222,82 +220,6 @@ def extract_pdf(path: Path) -> list[Document]:
 
 
 HYPHEN = "\ufffe"  # PDFium writes it for a hyphen at the end of a line, and goes on with the next line
-ITEM = re.compile(r"[•▪◦‣·–—*-]\s|\(?\w{1,3}[.)]\s|\d+(\.\d+)+\s")  # a list's, or a heading's number
-
-
-class _Line(NamedTuple):
-    text: str
-    left: float
-    right: float
-    first: float  # baselines of the first and of the last character: they differ after a hyphen
-    last: float
-    size: float
-    word: float  # width of the first word
-    spread: float  # width of a character, in sizes
-
-
-def _lines(page: Any) -> Iterator[_Line]:
-    """Yield the lines that PDFium finds on a page, with their places in points."""
-    from pypdfium2 import raw
-
-    x, y, matrix, position = c_double(), c_double(), raw.FS_MATRIX(), 0
-    for text in page.get_text_range().split("\r\n"):
-        length = len(text.encode("utf-16-le")) // 2
-        shown = text.rstrip()
-        if shown.strip():
-            inset = len(text) - len(text.lstrip())
-            word = len(shown.split(maxsplit=1)[0].partition(HYPHEN)[0])
-            places = (position + inset, position + inset + max(word, 1) - 1, position + len(shown) - 1)
-            start, end, stop = (raw.FPDFText_GetCharIndexFromTextIndex(page, place) for place in places)
-            left, _, _, _ = page.get_charbox(start, loose=True)
-            raw.FPDFText_GetCharOrigin(page, start, x, y)
-            first = y.value
-            raw.FPDFText_GetCharOrigin(page, stop, x, y)
-            right, width = page.get_charbox(stop, loose=True)[2], page.get_charbox(end, loose=True)[2] - left
-            raw.FPDFText_GetMatrix(page, start, matrix)
-            size = max(raw.FPDFText_GetFontSize(page, start) * hypot(matrix.c, matrix.d), 1.0)
-            spread = (right - left) / len(shown.strip()) / size
-            yield _Line(shown.strip(), left, right, first, y.value, size, width, spread)
-        position += length + 2
-
-
-def _page_text(page: Any) -> str:
-    """Return the text of a page: lines of one paragraph joined where that is certain."""
-    lines = list(_lines(page))
-    steps = [above.last - below.first for above, below in pairwise(lines)]
-    step = median([step for step in steps if step > 0] or [0])
-    spread = median([line.spread for line in lines] or [0])
-    parts = [line.text for line in lines[:1]]
-    for number, (above, below) in enumerate(pairwise(lines)):
-        alike = [line for line in lines if _alike(line, above)]
-        edge = max(line.right for line in lines[max(number - 5, 0) : number + 6] if _alike(line, above))
-        edge = edge if sum(line.right > edge - 2 * line.size for line in alike) > 1 else float("inf")
-        parts += [_joint(above, below, edge, step, spread), below.text]
-    return re.sub(r"[\x00-\x08\x0b-\x1f]", "", "".join(parts).replace("\r", "\n"))
-
-
-def _alike(line: _Line, other: _Line) -> bool:
-    """Return whether two lines have one size, and lie in one column."""
-    return abs(line.size - other.size) < 0.1 * other.size and line.left < other.right and line.right > other.left
-
-
-def _joint(above: _Line, below: _Line, edge: float, step: float, spread: float) -> str:
-    """Return what stands between two lines. They are one paragraph if `above` is full: the next word had no room.
-
-    `edge` is where lines like `above` end, `step` the page's usual distance of lines, `spread` its usual width of a
-    character: rows of a table have wide gaps.
-    """
-    size, drop = above.size, above.last - below.first
-    if abs(drop) < 0.5 * size and -0.2 * size < below.left - above.right < 2 * size:  # after a raised character
-        return " " if below.left - above.right > 0.15 * size else ""
-    close = 0.5 * size < drop < min(1.25 * step, 2.6 * size) and _alike(above, below)
-    full = close and above.right + 0.2 * size + below.word > edge > above.left + 12 * size
-    table = any(line.first == line.last and line.spread > 1.4 * spread for line in (above, below))
-    indented = below.left - above.left > 0.9 * size and not ITEM.match(above.text)
-    if not full or table or indented or ITEM.match(below.text) or re.search(r"(\. ?){4}", above.text):
-        return "\n"
-    ideographs = above.text[-1] > "\u2e80" and below.text[0] > "\u2e80"
-    return "" if ideographs or above.text.endswith("-") else " "
 
 
 def _without_breaks(text: str, words: set[str]) -> str:

@@ -5,7 +5,6 @@ import gzip
 import json
 import os
 import random
-import textwrap
 
 import docx
 import pytest
@@ -108,9 +107,6 @@ def test_what_is_known_beside_the_text(write):
     assert _read(write("a.eml", WRITERS["text.eml"])).metadata == mail
 
 
-WORDS = ["harbour", "keeps", "many", "boats", "between", "stone", "walls", "and", "every", "winter", "commission"]
-
-
 def test_pages_of_a_pdf_and_a_page_without_text(write):
     pages = [[(50, 700, f"Page {number} begins"), (50, 650, f"and ends {number}.")] for number in range(4)]
     pages[2] = []
@@ -120,22 +116,6 @@ def test_pages_of_a_pdf_and_a_page_without_text(write):
     assert [text.strip() for text in texts] == [f"Page {n} begins\nand ends {n}." * (n != 2) for n in range(4)]
     assert "".join(texts) == document.text
     assert document.metadata["pages_without_text"] == "3"
-
-
-def test_paragraphs_of_a_pdf_are_joined_in_each_column_and_lists_are_not(write):
-    draw = random.Random(0)
-    texts = [" ".join(draw.choices(WORDS, k=60)).capitalize() + "." for _ in range(4)]
-    lines, items = [], ["• one item of a list", "• another item of it"]
-    for column, left in enumerate((20, 310)):
-        y = 700
-        for text in texts[2 * column : 2 * column + 2]:
-            for line in textwrap.wrap(text, 45):
-                lines.append((left, y, line))
-                y -= 12
-            y -= 10
-    lines += [(50, y - 40 - 12 * number, item) for number, item in enumerate(items)]
-    text = _read(write("a.pdf", lambda path: write_pdf(path, lines))).text
-    assert text.split("\n") == [*texts, *items]
 
 
 def test_hyphens_at_the_ends_of_lines(write):
