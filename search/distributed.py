@@ -92,7 +92,7 @@ def _read_all(index: Index, groups: list[dict], report: Report) -> tuple:
 
     counts = Counter(path for [path] in index.table.rows("path"))
     read, changed = from_items(groups, override_num_blocks=len(groups)).map(_read).materialize(), 0
-    kinds = index.table.kinds if index.table.exists else {}
+    kinds = index.table.kinds
     heads = [pickle.loads(row["head"]) for row in read.select_columns(["head"]).take_all()]
     for _, unchanged, failures, found, number in sorted(heads, key=lambda head: head[0]):  # as one process reads them
         report.unchanged += sum(counts[path] for path in unchanged)
@@ -115,7 +115,7 @@ def _embed_all(
     fragments, ids, paths, groups = [], [], [], read.count()
     settings = index.table.settings._replace(model=index.encoder.name)  # as this run names it
     embedded = read.map(
-        _Embed, fn_constructor_args=(settings, index.device, index.table.place, kinds),
+        _Embed, fn_constructor_args=(settings, index.device, (index.table.uri, index.table.schema), kinds),
         compute=ActorPoolStrategy(size=min(gpus or cpus, groups)), num_cpus=1, num_gpus=1 if gpus else 0,
     )  # fmt: skip
     with counted(groups, "indexing", "group") as count:

@@ -136,6 +136,8 @@ class Index:
             self.table.refresh(write=True)
             if self.table.exists:
                 self.vectors = self.table.settings.vectors
+            if self._encoder is not None:
+                self._check(self._encoder.fingerprint)
             yield
 
     def _reading(self, read: Callable[[], T]) -> T:
@@ -229,7 +231,7 @@ class Index:
         """Embed and commit what has changed, a batch at a time; `held` are the ids and paths that are in the index."""
         from m2bert.eval.progress import counted
 
-        kinds = self.table.kinds if self.table.exists else {}
+        kinds = self.table.kinds
         batch: list[Source] = []
         chars = size = 0
         with counted(total, "indexing", "source", shown_total=number) as count:
@@ -253,7 +255,6 @@ class Index:
     def _commit(self, batch: list[Source], held: set[str | None], report: Report) -> None:
         if not batch:
             return
-        self._check(self.encoder.fingerprint)
         rows = rows_of(batch, self.encoder, self.vectors)
         self.make_table()
         changed = sum(document.id in held for document, _, _ in batch)
@@ -264,8 +265,7 @@ class Index:
         report.tokens += sum(row["tokens"] for row in rows)
 
     def make_table(self) -> None:
-        """Make the table if there is none yet; refuse a model that did not make it."""
-        self._check(self.encoder.fingerprint)
+        """Make the table if there is none yet."""
         if not self.table.exists:
             settings = Settings(self._model, self.encoder.fingerprint, self.vectors)
             self.table.create(settings, self.encoder.dimensions)
@@ -298,7 +298,7 @@ class Index:
 
             def batches(progress) -> Iterator[list[dict]]:
                 new = {"vectors", "spans", "tokens", "words"}
-                kept = [name for name in (*COLUMNS, *self.table.metadata_columns) if name not in new]
+                kept = [name for name in (*COLUMNS, *self.table.kinds) if name not in new]
                 for rows in self.table.batches(kept):
                     with progress.part(len(rows)):
                         encoded = encoder.encode_documents([row["text"] for row in rows], self.vectors)
@@ -327,8 +327,7 @@ class Index:
         _check_query(query, mode, weight)
 
         def read() -> list[Hit]:
-            vector = self._vector_of(query)
-            ranked = self._ranked(query, vector, mode, filter, weight, max(limit, CANDIDATES))
+            ranked, vector = self._ranked(query, mode, filter, weight, max(limit, CANDIDATES))
             return self._hits(query, vector, dict(list(ranked.items())[:limit]))
 
         return self._reading(read)
@@ -339,29 +338,27 @@ class Index:
     ) -> dict[str, float]:  # fmt: skip
         """Return ids and scores of up to `limit` documents, best first, without their passages; see `search`."""
         _check_query(query, mode, weight)
-        return self._reading(lambda: self._ranked(query, self._vector_of(query), mode, filter, weight, limit))
-
-    def _vector_of(self, query: str) -> Callable[[], np.ndarray]:
-        """Return what gives the query's vector, computed when it is first asked for."""
-        return cache(lambda: self.encoder.encode_queries([query])[0])
+        ranked, _ = self._reading(lambda: self._ranked(query, mode, filter, weight, limit))
+        return dict(list(ranked.items())[:limit])
 
     def _ranked(
-        self, query: str, vector: Callable[[], np.ndarray], mode: Mode, filter: str | None, weight: float | None,
-        limit: int,
-    ) -> dict[str, float]:  # fmt: skip
+        self, query: str, mode: Mode, filter: str | None, weight: float | None, limit: int
+    ) -> tuple[dict[str, float], Callable[[], np.ndarray]]:
+        """Return documents, and what gives the query's vector: words alone need none."""
         from m2bert.eval.search import standardized_fusion, weighted_fusion
 
         if filter and self._encoder is None:
             self.table.count(filter)  # one that cannot be used is refused before a model loads
+        vector = cache(lambda: self.encoder.encode_queries([query])[0])
         words = self.table.rank_by_words(query, limit, filter) if mode != "dense" else {}
         vectors = self.table.rank_by_vector(vector(), limit, filter) if mode != "bm25" else {}
         if mode != "hybrid":
-            return words or vectors
+            return words or vectors, vector
         if len(words) < limit:  # all documents that share a word with the query; the score of the others is 0
             words = dict.fromkeys(vectors, 0.0) | words
         runs = {"": vectors}, {"": words}
         fused = standardized_fusion(*runs) if weight is None else weighted_fusion(*runs, weight)
-        return fused[""]
+        return fused[""], vector
 
     def _hits(self, query: str, vector: Callable[[], np.ndarray], scores: dict[str, float]) -> list[Hit]:
         """Return the passages of ranked documents."""
@@ -369,7 +366,7 @@ class Index:
 
         if not scores:
             return []
-        metadata = self.table.metadata_columns
+        metadata = list(self.table.kinds)
         stored = self.table.get(list(scores), [*READ, *metadata])
         hits, query_vector = [], vector()
         for id, score in scores.items():
@@ -438,7 +435,7 @@ class Index:
             "vectors": self.table.count_vectors(),
             "not yet in the index of words": self.table.unindexed(),
             "bytes": sum(map(file_size, files)),
-            "metadata": self.table.metadata_columns,
+            "metadata": list(self.table.kinds),
             "vectors a window": settings.vectors,
             "model": settings.model,
             "fingerprint": settings.fingerprint,

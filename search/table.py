@@ -64,7 +64,7 @@ class Table:
     @property
     def settings(self) -> Settings:
         """Return what the table was made with. Raises ValueError for the table of a newer version."""
-        stored = json.loads((self._table.schema.metadata or {}).get(SETTINGS, b"{}"))
+        stored = json.loads((self.schema.metadata or {}).get(SETTINGS, b"{}"))
         if not stored:
             raise ValueError(f"index={self.folder} holds a table of another program; name another folder")
         if stored.get("format", 0) > FORMAT:
@@ -73,15 +73,15 @@ class Table:
         return Settings(**stored)
 
     @property
-    def metadata_columns(self) -> list[str]:
-        """The names of the columns that hold metadata."""
-        return [name for name in self._table.schema.names if name not in COLUMNS]
+    def kinds(self) -> dict[str, type]:
+        """The columns that hold metadata, and the types of their values: bool, float or str."""
+        kinds = {"bool": bool, "double": float, "string": str}
+        return {its.name: kinds[str(its.type)] for its in self.schema if its.name not in COLUMNS}
 
     @property
-    def kinds(self) -> dict[str, type]:
-        """The types of the values of those columns: bool, float or str."""
-        kinds = {"bool": bool, "double": float, "string": str}
-        return {name: kinds[str(self._table.schema.field(name).type)] for name in self.metadata_columns}
+    def schema(self):
+        """The columns, for other processes that write fragments for `commit`; none if there is no table."""
+        return self._table.schema if self.exists else ()
 
     def refresh(self, write: bool = False) -> None:
         """Read what others have committed since.
@@ -118,8 +118,8 @@ class Table:
         for name in ("text", "words"):
             zstd = schema.field(name).with_metadata({"lance-encoding:compression": "zstd"})
             schema = schema.set(schema.get_field_index(name), zstd)
-        for name in self.metadata_columns if self.exists else ():
-            schema = schema.append(self._table.schema.field(name))
+        for name in self.kinds:
+            schema = schema.append(self.schema.field(name))
         with self.errors("written"):
             if self.exists:
                 self._replace_all(schema, batches)
@@ -154,7 +154,7 @@ class Table:
         """
         self.add_columns({name: type(value) for row in rows for name, value in row.items() if name not in COLUMNS})
         with self.errors("written"):
-            batch = batch_of(rows, self._table.schema)
+            batch = batch_of(rows, self.schema)
             if replace or paths:
                 change = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
                 if paths:
@@ -170,15 +170,10 @@ class Table:
         import pyarrow as pa
 
         types = {bool: pa.bool_(), float: pa.float64(), str: pa.string()}
-        new = [pa.field(name, types[kind]) for name, kind in kinds.items() if name not in self.metadata_columns]
+        new = [pa.field(name, types[kind]) for name, kind in kinds.items() if name not in self.kinds]
         if new:
             with self.errors("written"):
                 self._table.add_columns(new)
-
-    @property
-    def place(self) -> tuple:
-        """Address and schema by which other processes write fragments for `commit`."""
-        return self.uri, self._table.schema
 
     def commit(self, fragments: list, ids: Sequence[str], paths: Sequence[str]) -> None:
         """Add fragments and delete the documents that they replace, by id and by path, in one commit."""
@@ -281,8 +276,8 @@ class Table:
         try:
             yield
         except (RuntimeError, OSError, ValueError) as error:
-            reason = SOURCE_PLACE.sub("", one_line(error).removeprefix("Invalid input, "))
-            if filter and isinstance(error, ValueError):
+            reason = SOURCE_PLACE.sub("", one_line(error))
+            if filter and "Invalid user input" in reason:
                 fix = "write it as SQL, such as year > 2020 AND author = 'Ada'"
                 raise ValueError(f"filter={filter!r} cannot be used ({reason}); {fix}") from error
             fix = "what was committed before is intact; mend that and run it again"

@@ -54,7 +54,7 @@ def rows_of(*names, **metadata):
 def stored(index):
     """All documents, as other programs read them."""
     index.table.refresh()
-    names = ["id", "path", "text", "digest", "vectors", "spans", *index.table.metadata_columns]
+    names = ["id", "path", "text", "digest", "vectors", "spans", *index.table.kinds]
     return sorted((row for batch in index.table.batches(names) for row in batch), key=lambda row: row["id"])
 
 
@@ -192,7 +192,7 @@ def test_metadata_that_does_not_fit_is_a_failure_of_its_document(index):
     assert report.added == 3
     assert [name for name, _ in report.failures] == [row["id"] for row in rows[2:-1]]
     expected = {"year", "from", "_2nd_name", "path_", "np", "n", "other"}
-    assert set(index.table.metadata_columns) == expected
+    assert set(index.table.kinds) == expected
     assert [hit.id for hit in index.search("text", filter="from = 'Ada' AND `_2nd_name` = 'x'")] == ["fits"]
     for _, reason in report.failures:
         assert "\n" not in reason
