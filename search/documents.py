@@ -79,7 +79,7 @@ def read_file(path: Path) -> list[Document]:
     except Exception as error:  # on damaged files, the libraries raise whatever their code runs into
         reason = " ".join(str(error).split())[:300]
         if reason.startswith(str(path)):  # by this package's own readers, which name the file
-            raise Unreadable(reason.removeprefix(str(path)).lstrip(", ")) from error
+            raise Unreadable(reason.removeprefix(str(path)).lstrip(",: ")) from error
         reason = f"{type(error).__name__} {reason}".replace(str(path), "it")
         raise Unreadable(f"damaged: no valid {format_of(path)[1:].upper()} ({reason}); save it again") from error
     if not documents or not all(document.text.strip() for document in documents):

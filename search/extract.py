@@ -8,20 +8,19 @@ or as whatever the library raises.
 import csv
 import re
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from email import message_from_bytes, policy
 from html import unescape
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from m2bert.files import open_packed, read_json_lines
-from m2bert.text_files import visible_text
+from m2bert.files import read_json_lines
+from m2bert.text_files import read_encoded, visible_text
 
 MARKDOWN = (".md", ".markdown")
 Value = str | int | float | bool
-MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}  # at the beginning of a file
-CHARSET = re.compile(rb"""<(?:meta|\?xml)[^>]{0,200}?(?:charset|encoding)\s*=\s*["']?(?!utf)([\w.:-]+)""", re.I)
+NUMBER = re.compile(r"(-?(0|[1-9]\d{0,14})(\.\d{0,14}[1-9]|\.0)?)?")  # not 007, nor 1.10, which may be names
 
 
 class Document(NamedTuple):
@@ -46,14 +45,14 @@ def format_of(path: Path) -> str:
 
 def extract_text(path: Path) -> list[Document]:
     """Read plain text and Markdown as they are written; the title of Markdown is its first heading."""
-    text = _decoded(path)
+    text = read_encoded(path)
     heading = format_of(path) in MARKDOWN and re.search(r"^#{1,6} +(.+?)[ #]*$", text, re.MULTILINE)
     return [Document(str(path), text, [], {"title": heading[1]} if heading else {})]
 
 
 def extract_html(path: Path) -> list[Document]:
     """Read what a browser shows; the title is the first line too."""
-    html = _decoded(path)
+    html = read_encoded(path)
     title = re.search(r"<title[^>]*>(.*?)</title", html, re.DOTALL | re.IGNORECASE)
     return [Document(str(path), visible_text(html), [], _present(title=unescape(title[1]) if title else ""))]
 
@@ -64,11 +63,9 @@ def extract_subtitles(path: Path) -> list[Document]:
     A line that repeats the one before, as in captions that roll up, is read once.
     """
     cues, last = [], ""
-    for block in re.split(r"\n\s*\n", _decoded(path)):
-        rows = block.strip("\n").split("\n")
-        times = next((number for number, row in enumerate(rows[:2]) if "-->" in row), None)
+    for block in re.split(r"\n\s*\n", read_encoded(path)):
         cue = []
-        for row in rows[times + 1 :] if times is not None else ():  # else a header, a style, a note
+        for row in block.partition("-->")[2].split("\n")[1:]:  # none of a header, a style or a note
             row = re.sub(r"<v(?:\.[^\s>]*)?\s+([^>]*)>", r"\1: ", row)
             row = " ".join(unescape(re.sub(r"</?[a-zA-Z0-9][^>]*>|\{\\[^}]*\}", "", row)).split())
             if row and row != last:
@@ -82,7 +79,7 @@ def extract_table(path: Path) -> list[Document]:
     """Read a CSV: with a column text or passage a document a row, else the file as it is written."""
     from m2bert.eval.tasks.load import read_rows
 
-    text = _decoded(path)
+    text = read_encoded(path)
     head = text.partition("\n")[0]
     header = next(csv.reader([head], delimiter=max(",;\t", key=head.count)))
     names = [name.strip().lower() for name in header]
@@ -234,29 +231,6 @@ def _without_breaks(text: str, words: set[str]) -> str:
     return re.sub(rf"[\w-]+(?:{HYPHEN}[\w-]*)+", joined, text).replace(HYPHEN, "-")
 
 
-def _decoded(path: Path) -> str:
-    """Return the text of a file in UTF-8, in UTF-16 with its mark, or else, of HTML, in what it declares.
-
-    Other encodings are not guessed: a wrong guess is embedded without a word.
-    """
-    with open_packed(path) as file:
-        data = file.read()
-    mark = next((mark for mark in MARKS if data.startswith(mark)), b"")
-    names = [MARKS.get(mark, "utf-8")]
-    if not mark and format_of(path) in (".html", ".htm") and (declared := CHARSET.search(data[:4096])):
-        name = declared[1].decode().lower()
-        names.append({"iso-8859-1": "cp1252"}.get(name, name))  # as browsers do
-    text = None
-    for name in reversed(names):
-        with suppress(UnicodeDecodeError, LookupError):
-            text = data.removeprefix(mark).decode(name).replace("\r\n", "\n").replace("\r", "\n")
-    if "\0" in (text or "") or (text is None and b"\0" in data):
-        raise Unreadable("binary: it has NUL bytes, which no text has; save it as UTF-8, or remove it")
-    if text is None:
-        raise Unreadable("not UTF-8; save it as that (of Windows' code page: iconv -f WINDOWS-1252 -t UTF-8)")
-    return text
-
-
 def _documents(path: Path, rows: list[tuple[int, dict[str, Any]]], column: str) -> list[Document]:
     """Return a document a row, given as (line, {column: value}). Raises Unreadable if an id stands twice."""
     found: dict[str, Document] = {}
@@ -270,14 +244,10 @@ def _documents(path: Path, rows: list[tuple[int, dict[str, Any]]], column: str) 
 
 
 def _numbers(cells: list[str]) -> list[Value]:
-    """Return a column as int, or as float, if each cell that is not empty is written as such a number is."""
-    for kind in (int, float):
-        with suppress(ValueError):
-            values = [kind(cell) if cell else "" for cell in cells]
-            forms = ((cell, str(value)) for cell, value in zip(cells, values, strict=True) if cell)
-            if all(cell[-1].isdigit() and cell in (form, form.removesuffix(".0")) for cell, form in forms):
-                return values if all(len(cell) < 17 for cell in cells) else cells
-    return cells
+    """Return a column as numbers if each cell that is not empty is written as Python would write such a number."""
+    if not all(NUMBER.fullmatch(cell) for cell in cells):
+        return cells
+    return [(float(cell) if "." in cell else int(cell)) if cell else "" for cell in cells]
 
 
 def _present(**metadata: Any) -> dict[str, Value]:
