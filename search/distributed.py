@@ -192,7 +192,7 @@ class _Embed:
         try:
             return {"done": pickle.dumps(self._written(pickle.loads(group["files"])))}
         except Exception as error:
-            return {"done": pickle.dumps(one_line(getattr(self, "problem", error)))}
+            return {"done": pickle.dumps(one_line(error))}
 
     def _written(self, files: list) -> tuple[list, list[str], list[str], int, list[tuple[str, str]]]:
         import pyarrow as pa
@@ -200,7 +200,7 @@ class _Embed:
 
         from m2bert.eval.encoders.cache import portions
 
-        sources, failures, tokens = [], [], 0
+        (uri, schema), sources, failures, tokens = self.place, [], [], 0
         for documents, path, its in files:
             try:
                 sources += [(document, path, its) for document in normalized(documents, self.kinds)[0]]
@@ -209,16 +209,11 @@ class _Embed:
 
         def batches():
             nonlocal tokens
-            try:
-                for portion in portions([document.text for document, _, _ in sources], BATCH_CHARS, BATCH_DOCUMENTS):
-                    rows = rows_of(sources[portion], self.encoder, self.settings.vectors)
-                    tokens += sum(row["tokens"] for row in rows)
-                    yield batch_of(rows, schema)
-            except Exception as error:
-                self.problem = error  # Lance would wrap it
-                raise
+            for portion in portions([document.text for document, _, _ in sources], BATCH_CHARS, BATCH_DOCUMENTS):
+                rows = rows_of(sources[portion], self.encoder, self.settings.vectors)
+                tokens += sum(row["tokens"] for row in rows)
+                yield batch_of(rows, schema)
 
-        uri, schema = self.place
         reader = pa.RecordBatchReader.from_batches(schema, batches())
         fragments = write_fragments(reader, uri, schema) if sources else []
         ids, paths = [document.id for document, _, _ in sources], list(dict.fromkeys(path for _, path, _ in sources))
