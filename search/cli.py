@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -15,8 +15,7 @@ from m2bert.terminal import CommandGroup, shown
 from .index import VECTORS, Hit, Index, Mode, Report
 from .table import M_ARENA_MAX, heap
 
-FAILURES = 20  # named one by one; of more, for each reason the FIRST
-FIRST = 3
+FIRST = 5  # failures for one reason that are shown; more are counted
 
 app = typer.Typer(cls=CommandGroup, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -50,10 +49,8 @@ def index(
         raise ValueError(f"say one thing to do: {', '.join(actions)}")
     if (sync or plan or ray) and not paths:
         raise ValueError("--sync, --plan and --ray need PATHS; give files or folders")
-    if sync and plan:
-        raise ValueError("--plan does not look at what is gone; leave --sync out")
-    if ray and plan:
-        raise ValueError("--plan measures this machine; leave --ray out")
+    if plan and (sync or ray):
+        raise ValueError("--plan measures this machine and what there is; leave --sync and --ray out")
     if rebuild and model is None:
         raise ValueError("--rebuild needs --model; name the model that embeds from now on")
     heap("mallopt", M_ARENA_MAX, 1)  # each thread of LanceDB would keep what it has freed: 0.6 GB for 100,000 documents
@@ -96,20 +93,18 @@ def _lines(values: dict[str, object]) -> Iterator[str]:
 
 
 def format_failures(failures: list[tuple[str, str]]) -> list[str]:
-    """Return a line for each file that is not in the index; of more than FAILURES a count and the first for a reason.
+    """Return a line for each file that is not in the index; of many for one reason for the first, and a count.
 
-    A reason ends at its first punctuation mark, before the fix; `line 3:` before it is a place.
+    Reasons are alike up to their first punctuation mark, before the fix; `line 3:` before it is a place.
     """
-    lines = [f"  {shown(name)}: {shown(reason)}" for name, reason in failures]
-    if len(failures) > FAILURES:
-        kinds = [re.split("[:;(]", re.sub(r"^(after )?line \d+[:,]? ", "", reason))[0] for _, reason in failures]
-        counts, lines = Counter(kinds).most_common(), []
-        for kind, count in counts[:FAILURES]:
-            examples = [name for (name, _), its in zip(failures, kinds, strict=True) if its == kind][:FIRST]
-            more = ", ..." * (count > FIRST)
-            lines.append(f"  {count:,} {shown(kind.strip())}: {', '.join(map(shown, examples))}{more}")
-        lines += [f"  {sum(count for _, count in counts[FAILURES:]):,} for other reasons"] * (len(counts) > FAILURES)
-    return [f"{len(failures):,} cannot be added:", *lines] if failures else []
+    alike, lines = defaultdict(list), [f"{len(failures):,} cannot be added:"] * bool(failures)
+    for name, reason in failures:
+        kind = re.split("[:;(]", re.sub(r"^(after )?line \d+[:,]? ", "", reason))[0].strip()
+        alike[kind].append(f"  {shown(name)}: {shown(reason)}")
+    for kind, its in alike.items():
+        lines += its[:FIRST]
+        lines += [f"  and {len(its) - FIRST:,} more: {shown(kind)}"] * (len(its) > FIRST)
+    return lines
 
 
 def format_report(report: Report) -> str:
