@@ -14,8 +14,11 @@ from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
+from m2bert.eval.encoders.cache import portions
+from m2bert.eval.progress import counted
 from m2bert.terminal import one_line
 
+from . import encoder as models
 from .index import BATCH_CHARS, BATCH_DOCUMENTS, Index, Report, normalized, read_changed, rows_of
 from .table import Settings, batch_of
 
@@ -110,8 +113,6 @@ def _embed_all(
     """Embed what was read; return fragments, and ids and paths in the index that they replace."""
     from ray.data import ActorPoolStrategy
 
-    from m2bert.eval.progress import counted
-
     fragments, ids, paths, groups = [], [], [], read.count()
     settings = index.table.settings._replace(model=index.encoder.name)  # as this run names it
     embedded = read.map(
@@ -179,9 +180,7 @@ class _Embed:
 
     @cached_property
     def encoder(self):
-        from .encoder import Encoder
-
-        encoder = Encoder(self.settings.model, self.device)
+        encoder = models.Encoder(self.settings.model, self.device)
         if encoder.fingerprint != self.settings.fingerprint:
             problem = f"has other weights on {socket.gethostname()}; copy the folder to every machine"
             raise ValueError(f"model={self.settings.model} {problem}")
@@ -197,8 +196,6 @@ class _Embed:
     def _written(self, files: list) -> tuple[list, list[str], list[str], int, list[tuple[str, str]]]:
         import pyarrow as pa
         from lance.fragment import write_fragments
-
-        from m2bert.eval.encoders.cache import portions
 
         (uri, schema), sources, failures, tokens = self.place, [], [], 0
         for documents, path, its in files:

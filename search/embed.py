@@ -4,7 +4,10 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from m2bert.eval.progress import counted
 from m2bert.files import read_json_lines, write_atomically
+
+from . import encoder as models
 
 BATCH_DOCUMENTS = 256
 
@@ -23,11 +26,7 @@ def embed_file(file: Path, output: Path, model: str, vectors: int) -> tuple[int,
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from m2bert.eval.progress import counted
-
-    from .encoder import Encoder
-
-    encoder = Encoder(model)
+    encoder = models.Encoder(model)
     kind = pa.list_(pa.float32(), encoder.dimensions)
     schema = pa.schema([("id", pa.string()), ("start", pa.int64()), ("end", pa.int64()), ("vector", kind)])
 

@@ -15,9 +15,14 @@ from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
+from m2bert.eval.progress import counted
+from m2bert.eval.search import standardized_fusion, weighted_fusion
 from m2bert.files import check_writable, claimed, digest
 
-from .documents import Document, Found, Unreadable, find_files, read_file
+from . import encoder as models
+from .documents import Document, Unreadable, find_files, read_file
+from .duplicates import HASHES, minhash, sequences, share, similar_pairs
+from .passages import best_passage
 from .table import COLUMNS, NAME, Settings, Table, quoted
 
 T = TypeVar("T")
@@ -114,9 +119,7 @@ class Index:
         """The encoder, loaded when it is first needed; one whose weights have changed since is refused."""
         with self._lock:
             if self._encoder is None:
-                from .encoder import Encoder
-
-                self._encoder = Encoder(self._model, self.device)
+                self._encoder = models.Encoder(self._model, self.device)
                 self._check(self._encoder.fingerprint)
             return self._encoder
 
@@ -172,15 +175,14 @@ class Index:
         sources = [sources] if isinstance(sources, str | Path) else list(sources)
         report, found = Report(), None
         if all(isinstance(source, str | Path) for source in sources):
-            found = self.find(sources)
+            found = find_files(sources, self.folder)
             report.left_out, report.failures = found.left_out, list(found.failures)
-            sizes = {path: file_size(path) for path in found.files}
         else:
             _check_rows(sources)
         with self._writing():
             held = set().union(*self.table.rows("id", "path"))
             if found:
-                self._write_files(sizes, held, report)
+                self._write_files(found.files, held, report)
             else:
                 self._write(self._changed_rows(sources, report), len(sources), len(sources), held, report)
             keeps = "; the index keeps what it had of it"
@@ -190,13 +192,6 @@ class Index:
             if self.table.exists and (report.added or report.updated or report.removed or self.table.unindexed()):
                 self.table.finish()
         return report
-
-    def find(self, sources: Sequence[str | Path]) -> Found:
-        """Find files; those of the index itself are left out."""
-        found, own = find_files(sources), Path(self.folder)
-        files = [path for path in found.files if not path.is_relative_to(own)]
-        failures = [(path, reason) for path, reason in found.failures if not Path(path).is_relative_to(own)]
-        return Found(files, failures, found.left_out)
 
     def changed_files(self, sizes: dict[Path, int], report: Report) -> Changes:
         """Yield of every file its documents if they have changed, its path, digest and size in bytes."""
@@ -229,8 +224,6 @@ class Index:
 
     def _write(self, changes: Changes, total: int, number: int, held: set[str | None], report: Report) -> None:
         """Embed and commit what has changed, a batch at a time; `held` are the ids and paths that are in the index."""
-        from m2bert.eval.progress import counted
-
         kinds = self.table.kinds
         batch: list[Source] = []
         chars = size = 0
@@ -286,14 +279,11 @@ class Index:
 
         The index answers with the old vectors until all new ones are there.
         """
-        from m2bert.eval.progress import counted
-
-        from .encoder import Encoder
 
         with self._writing():
             if not self.table.exists:
                 raise ValueError(f"index={self.folder} is empty; make it with m2bert index FILES --index {self.folder}")
-            encoder, count = Encoder(model_name(model), self.device), self.table.count()
+            encoder, count = models.Encoder(model_name(model), self.device), self.table.count()
             settings = Settings(model_name(model), encoder.fingerprint, self.vectors)
 
             def batches(progress) -> Iterator[list[dict]]:
@@ -345,8 +335,6 @@ class Index:
         self, query: str, mode: Mode, filter: str | None, weight: float | None, limit: int
     ) -> tuple[dict[str, float], Callable[[], np.ndarray]]:
         """Return documents, and what gives the query's vector: words alone need none."""
-        from m2bert.eval.search import standardized_fusion, weighted_fusion
-
         if filter and self._encoder is None:
             self.table.count(filter)  # one that cannot be used is refused before a model loads
         vector = cache(lambda: self.encoder.encode_queries([query])[0])
@@ -362,8 +350,6 @@ class Index:
 
     def _hits(self, query: str, vector: Callable[[], np.ndarray], scores: dict[str, float]) -> list[Hit]:
         """Return the passages of ranked documents."""
-        from .passages import best_passage
-
         if not scores:
             return []
         metadata = list(self.table.kinds)
@@ -408,7 +394,6 @@ class Index:
         Args:
             least: the smallest share of all sequences of 5 words of two documents, that are in both, that makes a pair.
         """
-        from .duplicates import HASHES, sequences, share, similar_pairs
 
         def read() -> list[tuple[str, str, float]]:
             stored = self.table.rows("id", "minhash")
@@ -445,8 +430,6 @@ class Index:
 
 def rows_of(batch: Sequence[Source], encoder, vectors: int) -> list[dict]:
     """Embed documents; return the rows that `Table.write` stores, with up to `vectors` vectors a window."""
-    from .duplicates import minhash
-
     encoded = encoder.encode_documents([document.text for document, _, _ in batch], vectors)
     return [
         {"id": document.id, "path": path, "digest": its, "text": document.text, "pages": document.pages,

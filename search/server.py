@@ -20,8 +20,15 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import numpy as np
+import prometheus_client as prometheus
 from pydantic import Field
+from pydantic_core import to_json
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Route
 
+from m2bert.eval.encoders.protocol import unit_rows
 from m2bert.files import parse_json
 from m2bert.schema import Schema, checked
 from m2bert.terminal import one_line
@@ -152,8 +159,6 @@ class Embedder:
     def _encode(self, jobs: list[Job]) -> Sequence[np.ndarray]:
         import torch
 
-        from m2bert.eval.encoders.protocol import unit_rows
-
         if self._batch_tokens is not None:
             self._batch_tokens.observe(sum(job.tokens for job in jobs))
         contents, model = [job.content for job in jobs], self._own.model
@@ -264,26 +269,23 @@ class Metrics:
     """What /metrics shows; see docs/serving.md."""
 
     def __init__(self):
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
+        self.registry = prometheus.CollectorRegistry()
+        prometheus.ProcessCollector(registry=self.registry)
         known: dict = {"registry": self.registry}
-        self.requests = Counter("m2bert_requests", "Requests by path and status.", ["path", "status"], **known)
-        self.seconds = Histogram("m2bert_request_seconds", "Time to the answer.", ["path"], **known)
-        self.batch_tokens = Histogram(
+        self.requests = prometheus.Counter(
+            "m2bert_requests", "Requests by path and status.", ["path", "status"], **known
+        )
+        self.seconds = prometheus.Histogram("m2bert_request_seconds", "Time to the answer.", ["path"], **known)
+        self.batch_tokens = prometheus.Histogram(
             "m2bert_batch_tokens", "Tokens a batch.", buckets=[2**n for n in range(4, 17)], **known
         )
-        self.truncated = Counter("m2bert_truncated_texts", "Texts of which the end was not read.", **known)
-        self.queue = Gauge("m2bert_queue_tokens", "Tokens that wait.", **known)
+        self.truncated = prometheus.Counter("m2bert_truncated_texts", "Texts of which the end was not read.", **known)
+        self.queue = prometheus.Gauge("m2bert_queue_tokens", "Tokens that wait.", **known)
         self.paths: set[str] = set()  # that are counted by name
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None):
     """Return a response; pydantic writes numbers ten times faster than json."""
-    from pydantic_core import to_json
-    from starlette.responses import Response
-
     return Response(to_json(value), status, headers, "application/json")
 
 
@@ -312,9 +314,6 @@ async def read_body(request, schema: type[Schema]):
 
 def vector_routes(embedder: Embedder, metrics: Metrics) -> list:
     """Return the routes that a model answers."""
-    from starlette.routing import Route
-
-    from m2bert.eval.encoders.protocol import unit_rows
 
     async def embed(asked, given, name, task):
         if asked.dimensions is not None and not 1 <= asked.dimensions <= embedder.dimensions:
@@ -352,9 +351,6 @@ def vector_routes(embedder: Embedder, metrics: Metrics) -> list:
 
 def search_routes(index) -> list:
     """Return the routes that an index answers."""
-    from starlette.responses import Response
-    from starlette.routing import Route
-
     executor, waiting = ThreadPoolExecutor(1, "search"), [0]
     html, policy = read_page()
     page_headers = {"content-security-policy": policy, "referrer-policy": "no-referrer", "cache-control": "no-cache"}
@@ -392,17 +388,12 @@ def search_routes(index) -> list:
 
 def make_app(embedder: Embedder | None, index, metrics: Metrics, key: str | None = None) -> Guard:
     """Return the application, for ASGI servers. What is served is a model, an index, or both."""
-    from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-    from starlette.applications import Starlette
-    from starlette.exceptions import HTTPException
-    from starlette.responses import Response
-    from starlette.routing import Route
 
     async def health(request):
         return json_response({"status": "ok", "model": embedder and embedder.name, "index": index is not None})
 
     async def show_metrics(request):
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(prometheus.generate_latest(metrics.registry), media_type=prometheus.CONTENT_TYPE_LATEST)
 
     routes = [Route("/health", health), Route("/metrics", show_metrics)]
     routes += vector_routes(embedder, metrics) if embedder is not None else []

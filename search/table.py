@@ -21,6 +21,7 @@ FORMAT = 1  # of the table; a newer one is refused
 NAME = "documents"
 SETTINGS = b"m2bert"  # the key of the schema's metadata that holds them, as JSON
 COLUMNS = ("id", "path", "digest", "tokens", "text", "words", "pages", "spans", "vectors", "minhash")  # our own
+KINDS = {"bool": bool, "double": float, "string": str}  # pyarrow's names of what metadata are stored as
 EXACT_VECTORS = 10_000  # beyond so many (90 ms a query), vectors are searched through an approximate index
 NPROBES = 1_000  # partitions of it that a query reads: all, up to some million vectors
 REFINE = 2  # documents compared exactly for each one that is asked for
@@ -75,8 +76,7 @@ class Table:
     @property
     def kinds(self) -> dict[str, type]:
         """The columns that hold metadata, and the types of their values: bool, float or str."""
-        kinds = {"bool": bool, "double": float, "string": str}
-        return {its.name: kinds[str(its.type)] for its in self.schema if its.name not in COLUMNS}
+        return {its.name: KINDS[str(its.type)] for its in self.schema if its.name not in COLUMNS}
 
     @property
     def schema(self):
@@ -106,33 +106,24 @@ class Table:
 
     def create(self, settings: Settings, dimensions: int, batches: Iterable[list[dict]] = ()) -> None:
         """Make the table, empty, or put another in its place: one commit after all batches."""
-        import lance
         import pyarrow as pa
-
-        fields = {
-            "id": pa.string(), "path": pa.string(), "digest": pa.string(), "tokens": pa.int64(), "text": pa.string(),
-            "words": pa.string(), "pages": pa.list_(pa.int64()), "spans": pa.list_(pa.list_(pa.int64(), 2)),
-            "vectors": pa.list_(pa.list_(pa.float16(), dimensions)), "minhash": pa.list_(pa.uint32()),
-        }  # fmt: skip
-        schema = pa.schema(fields, metadata={SETTINGS: json.dumps(settings._asdict())})
-        for name in ("text", "words"):
-            zstd = schema.field(name).with_metadata({"lance-encoding:compression": "zstd"})
-            schema = schema.set(schema.get_field_index(name), zstd)
-        for name in self.kinds:
-            schema = schema.append(self.schema.field(name))
-        with self.errors("written"):
-            if self.exists:
-                self._replace_all(schema, batches)
-            else:
-                self._table = lance.write_dataset(schema.empty_table(), self.uri)
-            self._make_indexes()
-
-    def _replace_all(self, schema, batches: Iterable[list[dict]]) -> None:
-        from lance import LanceOperation
+        from lance import LanceDataset, LanceOperation
         from lance.fragment import write_fragments
 
-        fragments = [each for rows in batches for each in write_fragments(batch_of(rows, schema), self.uri, schema)]
-        self._table = self._table.commit(self.uri, LanceOperation.Overwrite(schema, fragments))
+        zstd, numbers = {"lance-encoding:compression": "zstd"}, pa.list_(pa.int64())
+        fields = [
+            pa.field("id", pa.string()), pa.field("path", pa.string()), pa.field("digest", pa.string()),
+            pa.field("tokens", pa.int64()), pa.field("text", pa.string(), metadata=zstd),
+            pa.field("words", pa.string(), metadata=zstd), pa.field("pages", numbers),
+            pa.field("spans", pa.list_(pa.list_(pa.int64(), 2))),
+            pa.field("vectors", pa.list_(pa.list_(pa.float16(), dimensions))),
+            pa.field("minhash", pa.list_(pa.uint32())), *(self.schema.field(name) for name in self.kinds),
+        ]  # fmt: skip
+        schema = pa.schema(fields, {SETTINGS: json.dumps(settings._asdict())})
+        with self.errors("written"):
+            fragments = [each for rows in batches for each in write_fragments(batch_of(rows, schema), self.uri, schema)]
+            self._table = LanceDataset.commit(self.uri, LanceOperation.Overwrite(schema, fragments))
+            self._make_indexes()
 
     def _indexes(self) -> set[str]:
         return {index.name for index in self._table.describe_indices()}
@@ -169,7 +160,7 @@ class Table:
         """Add the columns of metadata that there are not yet."""
         import pyarrow as pa
 
-        types = {bool: pa.bool_(), float: pa.float64(), str: pa.string()}
+        types = {kind: name for name, kind in KINDS.items()}
         new = [pa.field(name, types[kind]) for name, kind in kinds.items() if name not in self.kinds]
         if new:
             with self.errors("written"):
@@ -227,12 +218,15 @@ class Table:
         with self.errors("read", filter):
             return self._table.count_rows(whole(filter) if filter else None)
 
+    def _read(self, names: Sequence[str], filter: str | None = None, **query):
+        with self.errors("read", filter):
+            return self._table.to_table(list(names), whole(filter) if filter else None, prefilter=True, **query)
+
     def rows(self, *names: str, filter: str | None = None) -> list[tuple]:
         """Return columns of the documents that a filter selects: a tuple a document; none if there is no table."""
         if not self.exists:
             return []
-        with self.errors("read", filter):
-            found = self._table.to_table(list(names), whole(filter) if filter else None)
+        found = self._read(names, filter)
         return list(zip(*(found[name].to_pylist() for name in names), strict=True))
 
     def batches(self, names: Sequence[str], size: int = 256) -> Iterator[list[dict]]:
@@ -243,26 +237,20 @@ class Table:
     def rank_by_words(self, query: str, limit: int, filter: str | None) -> dict[str, float]:
         """Return the ids and BM25 scores of the best documents that share a word with the query."""
         asked = {"query": words_of(query), "columns": ["words"]}
-        return self._ranked("_score", limit, filter, full_text_query=asked)
+        found = self._read(["id", "_score"], filter, limit=limit, full_text_query=asked)
+        return dict(zip(found["id"].to_pylist(), found["_score"].to_pylist(), strict=True))
 
     def rank_by_vector(self, vector: np.ndarray, limit: int, filter: str | None) -> dict[str, float]:
         """Return the ids and cosines of the best documents; a document counts by its best vector."""
-        asked = {"column": "vectors", "q": vector, "k": limit, "metric": "cosine", "nprobes": NPROBES}
-        found = self._ranked("_distance", limit, filter, nearest=asked | {"refine_factor": REFINE})
-        return {id: 1 - distance for id, distance in found.items()}
-
-    def _ranked(self, score: str, limit: int, filter: str | None, **query) -> dict[str, float]:
-        with self.errors("searched", filter):
-            its = whole(filter) if filter else None
-            found = self._table.to_table(["id", score], its, limit, prefilter=True, **query)
-        return dict(zip(found["id"].to_pylist(), found[score].to_pylist(), strict=True))
+        asked = {"column": "vectors", "q": vector, "k": limit, "metric": "cosine"}
+        found = self._read(["id", "_distance"], filter, nearest=asked | {"nprobes": NPROBES, "refine_factor": REFINE})
+        return dict(zip(found["id"].to_pylist(), (1 - found["_distance"].to_numpy()).tolist(), strict=True))
 
     def get(self, ids: Sequence[str], names: Sequence[str]) -> dict[str, dict]:
         """Return documents by id. Vectors are arrays (n, d) float32."""
         if not ids:
             return {}
-        with self.errors("read"):
-            found = self._table.to_table(["id", *names], f"id IN ({quoted(ids)})")
+        found = self._read(["id", *names], f"id IN ({quoted(ids)})")
         rows = found.drop_columns([name for name in ("vectors",) if name in names]).to_pylist()
         for number, row in enumerate(rows):
             if "vectors" in names:

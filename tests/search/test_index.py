@@ -14,6 +14,7 @@ import pytest
 from m2bert.search import Index
 from m2bert.search import index as module
 from m2bert.search import table as table_module
+from m2bert.search.documents import Found
 from m2bert.search.duplicates import HASHES, minhash, sequences, share, similar_pairs
 from m2bert.search.index import file_size
 from m2bert.search.plan import make_plan
@@ -107,7 +108,9 @@ def test_sync_keeps_files_of_a_folder_that_cannot_be_read(files, index, monkeypa
     found = module.find_files([files])
     inner = files / "inner"
     kept = [path for path in found.files if path.parent != inner]
-    monkeypatch.setattr(module, "find_files", lambda _: module.Found(kept, [(str(inner), "no permission")], 0))
+    monkeypatch.setattr(
+        module, "find_files", lambda *_: Found(dict.fromkeys(kept, 1), [(str(inner), "no permission")], 0)
+    )
     report = index.add(files, sync=True)
     assert counts(report) == (0, 0, 4, 0, 1)
     assert len(stored(index)) == 8
