@@ -12,7 +12,7 @@ import typer
 from m2bert.files import check_writable
 from m2bert.terminal import CommandGroup, shown
 
-from .index import VECTORS, Hit, Index, Mode, Report
+from .index import VECTORS, Index, Mode, model_name
 from .table import M_ARENA_MAX, heap
 
 FIRST = 5  # failures for one reason that are shown; more are counted
@@ -70,7 +70,11 @@ def index(
         typer.echo("\n".join([*_lines(numbers), *format_failures(failures)]))
     elif paths:
         report = opened.add(paths, sync=sync)
-        typer.echo(format_report(report))
+        counts = (f"{getattr(report, name):,} {name}" for name in ("added", "updated", "unchanged", "removed"))
+        typer.echo(f"documents: {', '.join(counts)}; {report.tokens:,} tokens embedded")
+        if report.left_out:
+            typer.echo(f"{report.left_out:,} hidden files left out")
+        typer.echo("".join(f"{line}\n" for line in format_failures(report.failures)), nl=False)
         if report.failures:
             raise typer.Exit(1)
     elif info:
@@ -107,15 +111,6 @@ def format_failures(failures: list[tuple[str, str]]) -> list[str]:
     return lines
 
 
-def format_report(report: Report) -> str:
-    """Return what `Index.add` did, with a table of the files that are not in the index."""
-    counts = ", ".join(f"{getattr(report, name):,} {name}" for name in ("added", "updated", "unchanged", "removed"))
-    lines = [f"documents: {counts}; {report.tokens:,} tokens embedded"]
-    if report.left_out:
-        lines.append(f"{report.left_out:,} hidden files left out")
-    return "\n".join([*lines, *format_failures(report.failures)])
-
-
 @app.command()
 def search(
     query: Annotated[str, typer.Argument(help="What you look for, in words or as a question.")],
@@ -131,16 +126,14 @@ def search(
     """Search an index; print of every document the passage that answers best."""
     hits = Index.open(folder).search(query, limit, mode, filter, weight)
     for rank, hit in enumerate(hits, 1):
-        typer.echo(json.dumps(hit._asdict(), ensure_ascii=False) if as_json else format_hit(rank, hit))
+        if as_json:
+            typer.echo(json.dumps(hit._asdict(), ensure_ascii=False))
+            continue
+        place = f"page {hit.page}" if hit.page else f"{hit.start / max(hit.length, 1):.0%} into it"
+        typer.echo(f"{rank}. {shown(hit.id)}, {place}, score {hit.score:.2f}")
+        typer.echo(f"     {shown(' '.join(hit.passage.split()))}\n")
     if not hits and not as_json:
         typer.echo("nothing found")
-
-
-def format_hit(rank: int, hit: Hit) -> str:
-    """Return a hit for a person: where it is, then its passage, indented."""
-    place = f"page {hit.page}" if hit.page else f"{hit.start / max(hit.length, 1):.0%} into it"
-    passage = " ".join(hit.passage.split())
-    return f"{rank}. {shown(hit.id)}, {place}, score {hit.score:.2f}\n     {shown(passage)}\n"
 
 
 @app.command()
@@ -157,7 +150,7 @@ def embed(
     check_writable(output)
     from .embed import embed_file
 
-    documents, rows = embed_file(file, output, model, vectors or VECTORS)
+    documents, rows = embed_file(file, output, model_name(model), vectors or VECTORS)
     typer.echo(f"{documents:,} documents, {rows:,} vectors, written to {shown(output)}")
 
 

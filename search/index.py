@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,6 @@ from .duplicates import HASHES, minhash, sequences, share, similar_pairs
 from .passages import best_passage
 from .table import COLUMNS, NAME, Settings, Table, quoted
 
-T = TypeVar("T")
 Source = tuple[Document, str | None, str]  # a document whose metadata are `normalized`, its file's path, a digest
 Changes = Iterator[tuple[list[Document], str | None, str, int]]  # documents, path, digest, size: of a file or a row
 Mode = Literal["hybrid", "dense", "bm25"]
@@ -35,6 +34,31 @@ BATCH_DOCUMENTS = 2_000  # or fewer characters, if they are short
 DEPTH = 1_000  # the most documents that a search ranks
 CANDIDATES = 100  # documents that each side of a hybrid ranks, unless more are asked for
 READ = ("path", "text", "pages", "spans", "vectors")  # columns that a hit is made of
+
+
+def reading(method):
+    """Let a method read the last version, one thread at a time, and the next one if a writer removes that meanwhile."""
+
+    @wraps(method)
+    def read(self, *arguments, **named):
+        with self._lock:
+            while True:
+                version = 0
+                try:
+                    self.table.refresh()
+                    if not self.table.exists:
+                        break
+                    version, settings = self.table.version, self.table.settings
+                    if self._encoder is not None and self._encoder.fingerprint != settings.fingerprint:  # rebuilt
+                        self._model, self._encoder = settings.model, None
+                    return method(self, *arguments, **named)
+                except (ValueError, KeyError):
+                    self.table.refresh()
+                    if self.table.version == version:
+                        raise
+            raise ValueError(f"index={self.folder} is empty; fill it: m2bert index FILES --index {self.folder}")
+
+    return read
 
 
 class Hit(NamedTuple):
@@ -71,6 +95,9 @@ class Index:
     `Index.open` makes one. Every method that writes keeps other writers out; readers see the last commit. Threads can
     share one to search, which they do one after another; one that writes beside them opens its own.
     """
+
+    batch_chars, batch_documents = BATCH_CHARS, BATCH_DOCUMENTS
+    _each = staticmethod(map)
 
     def __init__(self, folder: str, table: Table, model: str | None, vectors: int | None, device: str | None):
         self.folder, self.table, self.device = folder, table, device
@@ -143,25 +170,6 @@ class Index:
                 self._check(self._encoder.fingerprint)
             yield
 
-    def _reading(self, read: Callable[[], T]) -> T:
-        """Return what `read` returns for the last version; a writer may remove it meanwhile, then for the next one."""
-        with self._lock:
-            while True:
-                version = 0
-                try:
-                    self.table.refresh()
-                    if not self.table.exists:
-                        break
-                    version, settings = self.table.version, self.table.settings
-                    if self._encoder is not None and self._encoder.fingerprint != settings.fingerprint:  # rebuilt
-                        self._model, self._encoder = settings.model, None
-                    return read()
-                except (ValueError, KeyError):
-                    self.table.refresh()
-                    if self.table.version == version:
-                        raise
-            raise ValueError(f"index={self.folder} is empty; fill it: m2bert index FILES --index {self.folder}")
-
     def add(self, sources: str | Path | Iterable[str | Path | dict], sync: bool = False) -> Report:
         """Add or update documents. What is unchanged since is neither read nor embedded again.
 
@@ -182,9 +190,10 @@ class Index:
         with self._writing():
             held = set().union(*self.table.rows("id", "path"))
             if found:
-                self._write_files(found.files, held, report)
+                changes, total = self.changed_files(found.files, report), sum(found.files.values())
             else:
-                self._write(self._changed_rows(sources, report), len(sources), len(sources), held, report)
+                changes, total = self._changed_rows(sources, report), len(sources)
+            self._write(changes, total, len(found.files if found else sources), held, report)
             keeps = "; the index keeps what it had of it"
             report.failures = [(name, reason + keeps * (name in held)) for name, reason in report.failures]
             if sync and self.table.exists:
@@ -197,8 +206,9 @@ class Index:
         """Yield of every file its documents if they have changed, its path, digest and size in bytes."""
         stored = self.table.rows("path", "digest")
         known, counts = dict(stored), Counter(path for path, _ in stored)
-        for path, size in sizes.items():
-            documents, its, problem = read_changed(path, known.get(str(path)))
+        digests = [known.get(str(path)) for path in sizes]
+        for (path, size), found in zip(sizes.items(), self._each(read_changed, sizes, digests), strict=True):
+            documents, its, problem = found
             if problem:
                 report.failures.append((str(path), problem))
             elif not documents:
@@ -219,9 +229,6 @@ class Index:
                 documents = [document]
             yield documents, None, its, 1
 
-    def _write_files(self, sizes: dict[Path, int], held: set[str | None], report: Report) -> None:
-        self._write(self.changed_files(sizes, report), sum(sizes.values()), len(sizes), held, report)
-
     def _write(self, changes: Changes, total: int, number: int, held: set[str | None], report: Report) -> None:
         """Embed and commit what has changed, a batch at a time; `held` are the ids and paths that are in the index."""
         kinds = self.table.kinds
@@ -237,41 +244,44 @@ class Index:
                 batch += [(document, path, its) for document in documents]
                 chars += sum(len(document.text) for document in documents)
                 size += its_size
-                if chars >= BATCH_CHARS or len(batch) >= BATCH_DOCUMENTS:
+                if chars >= self.batch_chars or len(batch) >= self.batch_documents:
                     with count.part(size):
-                        self._commit(batch, held, report)
+                        self._commit(batch, kinds, held, report)
                     batch, chars, size = [], 0, 0
                     count.describe(f"indexing, {report.tokens:,} tokens")
             with count.part(size):
-                self._commit(batch, held, report)
+                self._commit(batch, kinds, held, report)
 
-    def _commit(self, batch: list[Source], held: set[str | None], report: Report) -> None:
+    def _commit(self, batch: list[Source], kinds: dict[str, type], held: set[str | None], report: Report) -> None:
         if not batch:
             return
-        rows = rows_of(batch, self.encoder, self.vectors)
-        self.make_table()
-        changed = sum(document.id in held for document, _, _ in batch)
-        paths = {path for _, path, _ in batch if path in held} - {None}
-        self.table.write(rows, changed > 0, sorted(paths))
-        report.added += len(rows) - changed
-        report.updated += changed
-        report.tokens += sum(row["tokens"] for row in rows)
-
-    def make_table(self) -> None:
-        """Make the table if there is none yet."""
         if not self.table.exists:
             settings = Settings(self._model, self.encoder.fingerprint, self.vectors)
             self.table.create(settings, self.encoder.dimensions)
+        self.table.add_columns(kinds)
+        ids = [document.id for document, _, _ in batch if document.id in held]
+        self._store(batch, ids, sorted({path for _, path, _ in batch if path in held} - {None}), report)
+        report.added += len(batch) - len(ids)
+        report.updated += len(ids)
+
+    def _store(self, batch: list[Source], ids: list[str], paths: list[str], report: Report) -> None:
+        """Embed and commit documents, which replace those of these ids and paths."""
+        rows = rows_of(batch, self.encoder, self.vectors)
+        self.table.write(rows, bool(ids), paths)
+        report.tokens += sum(row["tokens"] for row in rows)
 
     def _remove_gone(self, sources: Sequence, found) -> int:
-        stored = self.table.rows("id", "path")
+        stored, gone = self.table.rows("id", "path"), []
         if found is None:
             kept = {str(row["id"]) for row in sources}
             gone = [id for id, path in stored if path is None and id not in kept]
         else:
             files, roots = {str(path) for path in found.files}, [os.path.abspath(source) for source in sources]
             kept = [path for path, _ in found.failures]  # a folder that cannot be read may still hold its files
-            gone = [id for id, path in stored if path and path not in files and _below(path, roots, kept)]
+            for id, path in stored:
+                places = {path, *map(str, Path(path or "").parents)}
+                if path and path not in files and not places.isdisjoint(roots) and places.isdisjoint(kept):
+                    gone.append(id)
         return self.table.delete(f"id IN ({quoted(gone)})") if gone else 0
 
     def rebuild(self, model: str | Path) -> int:
@@ -279,7 +289,6 @@ class Index:
 
         The index answers with the old vectors until all new ones are there.
         """
-
         with self._writing():
             if not self.table.exists:
                 raise ValueError(f"index={self.folder} is empty; make it with m2bert index FILES --index {self.folder}")
@@ -300,6 +309,7 @@ class Index:
             self._model, self._encoder = settings.model, encoder
         return count
 
+    @reading
     def search(
         self, query: str, limit: int = 10, mode: Mode = "hybrid", filter: str | None = None, weight: float | None = None
     ) -> list[Hit]:
@@ -315,20 +325,17 @@ class Index:
         if not 1 <= limit <= DEPTH:
             raise ValueError(f"limit={limit} must be from 1 to {DEPTH}")
         _check_query(query, mode, weight)
+        ranked, vector = self._ranked(query, mode, filter, weight, max(limit, CANDIDATES))
+        return self._hits(query, vector, dict(list(ranked.items())[:limit]))
 
-        def read() -> list[Hit]:
-            ranked, vector = self._ranked(query, mode, filter, weight, max(limit, CANDIDATES))
-            return self._hits(query, vector, dict(list(ranked.items())[:limit]))
-
-        return self._reading(read)
-
+    @reading
     def rank(
         self, query: str, mode: Mode = "hybrid", filter: str | None = None, weight: float | None = None,
         limit: int = CANDIDATES,
     ) -> dict[str, float]:  # fmt: skip
         """Return ids and scores of up to `limit` documents, best first, without their passages; see `search`."""
         _check_query(query, mode, weight)
-        ranked, _ = self._reading(lambda: self._ranked(query, mode, filter, weight, limit))
+        ranked, _ = self._ranked(query, mode, filter, weight, limit)
         return dict(list(ranked.items())[:limit])
 
     def _ranked(
@@ -363,13 +370,15 @@ class Index:
             matches = [(*span, cosine) for span, cosine in zip(spans.tolist(), cosines, strict=True)]
             page = int(np.searchsorted(row["pages"], passage.start, side="right")) if row["pages"] else None
             text, start, end = row["text"], passage.start, passage.end
-            its = {name: _whole(row[name]) for name in metadata if row[name] is not None}
+            its = {name: row[name] for name in metadata if row[name] is not None}
+            its |= {name: int(value) for name, value in its.items() if isinstance(value, float) and value.is_integer()}
             hits.append(Hit(id, row["path"], page, score, text[start:end], start, end, len(text), matches, its))
         return hits
 
+    @reading
     def document(self, id: str) -> str:
         """Return the text of a document. Raises KeyError if the index has none of this id."""
-        return self._reading(lambda: self.table.get([id], ["text"])[id]["text"])
+        return self.table.get([id], ["text"])[id]["text"]
 
     def delete(self, ids: Iterable[str] = (), filter: str | None = None) -> int:
         """Delete documents by id, or those that a filter selects (see `search`); return how many."""
@@ -388,6 +397,7 @@ class Index:
             if self.table.exists:
                 self.table.finish()
 
+    @reading
     def duplicates(self, least: float = 0.2) -> list[tuple[str, str, float]]:
         """Return pairs of ids of near-duplicates, and the share of their word sequences that both have, highest first.
 
@@ -395,22 +405,17 @@ class Index:
             least: the smallest share of all sequences of 5 words of two documents, that are in both, that makes a pair.
         """
 
-        def read() -> list[tuple[str, str, float]]:
-            stored = self.table.rows("id", "minhash")
-            hashes = np.array([its for _, its in stored], dtype=np.uint32).reshape(-1, HASHES)
-            ids = [(stored[a][0], stored[b][0]) for a, b in similar_pairs(hashes, least / 2)]
-            texts = self.table.get(sorted({id for pair in ids for id in pair}), ["text"])
-            found = {id: sequences(row["text"]) for id, row in texts.items()}
-            shares = [(a, b, share(found[a], found[b])) for a, b in ids]
-            return sorted((pair for pair in shares if pair[2] >= least), key=lambda pair: -pair[2])
+        stored = self.table.rows("id", "minhash")
+        hashes = np.array([its for _, its in stored], dtype=np.uint32).reshape(-1, HASHES)
+        ids = [(stored[a][0], stored[b][0]) for a, b in similar_pairs(hashes, least / 2)]
+        texts = self.table.get(sorted({id for pair in ids for id in pair}), ["text"])
+        found = {id: sequences(row["text"]) for id, row in texts.items()}
+        shares = [(a, b, share(found[a], found[b])) for a, b in ids]
+        return sorted((pair for pair in shares if pair[2] >= least), key=lambda pair: -pair[2])
 
-        return self._reading(read)
-
+    @reading
     def info(self) -> dict[str, object]:
         """Return what the index holds and what made it."""
-        return self._reading(self._info)
-
-    def _info(self) -> dict[str, object]:
         settings, stored = self.table.settings, self.table.rows("tokens", "path")
         files = [path for path in Path(self.folder).rglob("*") if path.is_file()]
         return {
@@ -440,6 +445,8 @@ def rows_of(batch: Sequence[Source], encoder, vectors: int) -> list[dict]:
 
 def model_name(model: str | Path) -> str:
     """Return how an index names a model: a folder by its absolute path, so that it is found from anywhere."""
+    if not Path(model).is_dir() and (str(model).startswith((".", "/", "~")) or str(model).count("/") > 1):
+        raise ValueError(f"model={model} is no folder that is there; give a model's folder, or a Hub id as org/name")
     return str(Path(model).absolute()) if Path(model).is_dir() else str(model)
 
 
@@ -506,20 +513,9 @@ def _check_query(query: str, mode: str, weight: float | None) -> None:
         raise ValueError(f"weight={weight} must be from 0 to 1, and is one of mode=hybrid; mend or leave it out")
 
 
-def _below(path: str, roots: Sequence[str], others: Sequence[str]) -> bool:
-    """Return whether a path is one of the roots or below one, and not one of the others or below one."""
-    places = {path, *map(str, Path(path).parents)}
-    return not places.isdisjoint(roots) and places.isdisjoint(others)
-
-
 def file_size(path: Path) -> int:
     """Return the bytes of a file, 0 of one that is gone by now."""
     try:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-def _whole(value: str | float | bool) -> str | int | float | bool:
-    """Return a number that is whole as int: the table stores all numbers as float64."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value

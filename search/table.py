@@ -137,13 +137,12 @@ class Table:
             self._table.create_scalar_index("id", "BTREE")
 
     def write(self, rows: list[dict], replace: bool, paths: Sequence[str]) -> None:
-        """Write documents in one commit, whose metadata may bring new columns, in a commit before.
+        """Write documents in one commit.
 
         Args:
             replace: whether ids may be in the table: those documents are replaced.
             paths: of files; all of their documents that are not among the new ones are deleted.
         """
-        self.add_columns({name: type(value) for row in rows for name, value in row.items() if name not in COLUMNS})
         with self.errors("written"):
             batch = batch_of(rows, self.schema)
             if replace or paths:

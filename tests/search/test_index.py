@@ -283,7 +283,7 @@ def test_an_index_without_documents(tmp_path, index, files):
 
 
 def test_an_add_that_fails_midway_is_finished_by_the_next(files, index, monkeypatch):
-    monkeypatch.setattr(module, "BATCH_DOCUMENTS", 2)
+    monkeypatch.setattr(Index, "batch_documents", 2)
     encode, calls = WordEncoder.encode_documents, []
 
     def fail_third(self, *arguments):
@@ -304,7 +304,7 @@ def test_an_add_that_fails_midway_is_finished_by_the_next(files, index, monkeypa
 
 
 def test_a_search_by_words_scores_as_if_all_had_been_added_at_once(index, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "BATCH_DOCUMENTS", 3)
+    monkeypatch.setattr(Index, "batch_documents", 3)
     rng = np.random.default_rng(0)
     rows = [{"id": str(n), "text": " ".join(f"t{int(w)}" for w in rng.zipf(1.5, 60))} for n in range(100)]
     with monkeypatch.context() as patch:
@@ -312,7 +312,7 @@ def test_a_search_by_words_scores_as_if_all_had_been_added_at_once(index, tmp_pa
         index.add(rows)
         index.add([*rows[:20], {"id": "new", "text": "t1 t2"}])
     index.add([])  # mends it
-    monkeypatch.setattr(module, "BATCH_DOCUMENTS", 1000)
+    monkeypatch.setattr(Index, "batch_documents", 1000)
     whole = Index.open(tmp_path / "whole", model="words")
     whole.add([*rows, {"id": "new", "text": "t1 t2"}])
     for query in ("t1 t7", "t2 t30 t11", "t5"):
