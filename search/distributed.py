@@ -81,7 +81,8 @@ class ClusterIndex(Index):
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0))
         self._workers = gpus or int(resources.get("CPU", 1))
-        actor = ray.remote(num_gpus=1 if gpus else 0, max_restarts=-1, max_task_retries=-1)(_Worker)
+        its = {"num_gpus": 1, "num_cpus": 0} if gpus else {}  # by default a CPU to be placed, none that it holds
+        actor = ray.remote(max_restarts=-1, max_task_retries=-1, **its)(_Worker)
         self._make_worker, self._idle, self._busy, self._done = actor.remote, [], {}, ([], [], [])
         self.batch_chars = min(GROUP_CHARS, total // (self._workers * ROUNDS) + 1)
         self.batch_documents = GROUP_DOCUMENTS
