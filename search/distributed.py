@@ -82,65 +82,55 @@ class ClusterIndex(Index):
         gpus = int(resources.get("GPU", 0))
         self._workers = gpus or int(resources.get("CPU", 1))
         its = {"num_gpus": 1, "num_cpus": 0} if gpus else {}  # by default a CPU to be placed, none that it holds
-        actor = ray.remote(max_restarts=-1, max_task_retries=-1, **its)(_Worker)
-        self._make_worker, self._idle, self._busy, self._done = actor.remote, [], {}, ([], [], [])
+        self._actor = ray.remote(max_restarts=-1, max_task_retries=-1, **its)(_Worker)
+        self._pool, self._fragments, self._ids, self._paths = None, [], [], []
         self.batch_chars = min(GROUP_CHARS, total // (self._workers * ROUNDS) + 1)
         self.batch_documents = GROUP_DOCUMENTS
         try:
             super()._write(changes, total, number, held, report)
-            while self._busy:
+            while self._pool and self._pool.has_next():
                 self._collect(report)
-            if self._done[0]:
-                self.table.commit(*self._done)
-        except (ray.exceptions.RayError, WorkerError) as error:
-            reason = one_line(str(error).strip().splitlines()[-1])  # before it, what called it
-            fix = "nothing was committed; mend that and run it again"
-            raise ValueError(f"ray={self.address}: the work stopped ({reason}); {fix}") from error
+        except ray.exceptions.RayError as error:
+            raise self._stopped(str(error).strip().splitlines()[-1]) from error  # before it, what called it
+        if self._fragments:
+            self.table.commit(self._fragments, self._ids, self._paths)
 
     def _store(self, batch: list[Source], ids: list[str], paths: list[str], report: Report) -> None:
-        if not self._idle and len(self._busy) == self._workers:
-            self._collect(report)
-        if not self._idle:
+        from ray.util import ActorPool
+
+        if self._pool is None:
             settings = self.table.settings._replace(model=self.encoder.name)  # as this run names it
-            self._idle.append(self._make_worker(settings, self.device))
-        worker = self._idle.pop()
-        self._busy[worker.write.remote(batch, self.table.uri, self.table.schema)] = worker
-        self._done[1].extend(ids)
-        self._done[2].extend(paths)
+            self._pool = ActorPool([self._actor.remote(settings, self.device) for _ in range(self._workers)])
+        if not self._pool.has_free():
+            self._collect(report)
+        its = batch, self.table.uri, self.table.schema
+        self._pool.submit(lambda worker, given: worker.write.remote(*given), its)
+        self._ids += ids
+        self._paths += paths
 
     def _collect(self, report: Report) -> None:
         """Wait for a worker; take what it wrote."""
-        import ray
-
-        [first], _ = ray.wait(list(self._busy))
-        self._idle.append(self._busy.pop(first))
-        done = ray.get(first)
+        done = self._pool.get_next_unordered()
         if isinstance(done, str):
-            raise WorkerError(done)
-        fragments, tokens = done
-        self._done[0].extend(fragments)
-        report.tokens += tokens
+            raise self._stopped(done)
+        self._fragments += done[0]
+        report.tokens += done[1]
 
-
-class WorkerError(Exception):
-    """What a worker could not do, in a line."""
+    def _stopped(self, reason: str) -> ValueError:
+        fix = "nothing was committed; mend that and run it again"
+        return ValueError(f"ray={self.address}: the work stopped ({one_line(reason)}); {fix}")
 
 
 class _Worker:
     """Hold one encoder in a process, and write documents as fragments that are not in the table yet."""
 
     def __init__(self, settings: Settings, device: str | None):
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process: Ray sets OMP_NUM_THREADS to its CPUs
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process, as Ray sets OMP_NUM_THREADS
         self.settings, self.device, self.encoder = settings, device, None
 
     def write(self, sources: list[Source], uri: str, schema) -> tuple[list, int] | str:
         """Return fragments and how many tokens they hold, or an error as a line: Ray would add what called it."""
         try:
-            if self.encoder is None:
-                self.encoder = models.Encoder(self.settings.model, self.device)
-            if self.encoder.fingerprint != self.settings.fingerprint:
-                problem = f"has other weights on {socket.gethostname()}; copy the folder to every machine"
-                raise ValueError(f"model={self.settings.model} {problem}")
             return self._written(sources, uri, schema)
         except Exception as error:
             return one_line(error)
@@ -149,6 +139,11 @@ class _Worker:
         import pyarrow as pa
         from lance.fragment import write_fragments
 
+        if self.encoder is None:
+            self.encoder = models.Encoder(self.settings.model, self.device)
+        if self.encoder.fingerprint != self.settings.fingerprint:
+            problem = f"has other weights on {socket.gethostname()}; copy the folder to every machine"
+            raise ValueError(f"model={self.settings.model} {problem}")
         tokens = 0
 
         def batches():

@@ -19,6 +19,7 @@ from m2bert.files import read_json_lines
 from m2bert.text_files import read_encoded, visible_text
 
 MARKDOWN = (".md", ".markdown")
+HYPHEN = "\ufffe"  # PDFium writes it for a hyphen at the end of a line, and goes on with the next line
 Value = str | int | float | bool
 NUMBER = re.compile(r"(-?(0|[1-9]\d{0,14})(\.\d{0,14}[1-9]|\.0)?)?")  # not 007, nor 1.10, which may be names
 
@@ -201,34 +202,17 @@ def extract_pdf(path: Path) -> list[Document]:
         for page in pdf:
             with closing(page), closing(page.get_textpage()) as text_page:
                 text = text_page.get_text_range().replace("\r\n", "\n").replace("\r", "\n")
+                text = re.sub(rf"{HYPHEN}(?=[^\W\d_A-Z])", "", text).replace(HYPHEN, "-")
                 texts.append(re.sub(r"[\x00-\x08\x0b-\x1f]", "", text).strip())
         known = pdf.get_metadata_dict()
     blank = [str(number) for number, text in enumerate(texts, 1) if not text.strip()]
     if len(blank) == len(texts):
         raise Unreadable(f"scanned: none of its pages ({len(texts)}) has text; recognize it first (ocrmypdf IN OUT)")
-    whole = re.sub(rf"[\w-]*{HYPHEN}[\w-]*", " ", "\n".join(texts).lower())
-    words = set(re.findall(r"\w[\w-]*", whole))
-    texts = [_without_breaks(text, words) for text in texts]
     pages = [0, *accumulate(len(text) + 1 for text in texts)][:-1]
     made = re.match(r"D:(\d{4})(\d\d)(\d\d)", known.get("CreationDate", ""))
     metadata = _present(title=known.get("Title"), author=known.get("Author"), subject=known.get("Subject"),
                         date="-".join(made.groups()) if made else "", pages_without_text=", ".join(blank))  # fmt: skip
     return [Document(str(path), "\n".join(texts), pages, metadata)]
-
-
-HYPHEN = "\ufffe"  # PDFium writes it for a hyphen at the end of a line, and goes on with the next line
-
-
-def _without_breaks(text: str, words: set[str]) -> str:
-    """Join words that were divided at the end of a line; keep the hyphen between two that stand alone elsewhere."""
-
-    def joined(match: re.Match) -> str:
-        parts = match[0].split(HYPHEN)
-        plain, hyphenated = "".join(parts), "-".join(parts)
-        compound = hyphenated.lower() in words or words.issuperset(hyphenated.lower().split("-"))
-        return hyphenated if plain.lower() not in words and (compound or parts[-1][:1].isupper()) else plain
-
-    return re.sub(rf"[\w-]+(?:{HYPHEN}[\w-]*)+", joined, text).replace(HYPHEN, "-")
 
 
 def _documents(path: Path, rows: list[tuple[int, dict[str, Any]]], column: str) -> list[Document]:

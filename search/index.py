@@ -7,7 +7,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache, wraps
 from pathlib import Path
@@ -294,17 +294,15 @@ class Index:
                 raise ValueError(f"index={self.folder} is empty; make it with m2bert index FILES --index {self.folder}")
             encoder, count = models.Encoder(model_name(model), self.device), self.table.count()
             settings = Settings(model_name(model), encoder.fingerprint, self.vectors)
+            kept = [name for name in self.table.schema.names if name not in ("vectors", "spans", "tokens", "words")]
 
-            def batches(progress) -> Iterator[list[dict]]:
-                new = {"vectors", "spans", "tokens", "words"}
-                kept = [name for name in (*COLUMNS, *self.table.kinds) if name not in new]
-                for rows in self.table.batches(kept):
-                    with progress.part(len(rows)):
-                        encoded = encoder.encode_documents([row["text"] for row in rows], self.vectors)
-                    yield [row | each._asdict() for row, each in zip(rows, encoded, strict=True)]
+            def embedded(rows: list[dict]) -> list[dict]:
+                with progress.part(len(rows)):
+                    encoded = encoder.encode_documents([row["text"] for row in rows], self.vectors)
+                return [row | each._asdict() for row, each in zip(rows, encoded, strict=True)]
 
             with counted(count, "embedding anew", "document") as progress:
-                self.table.create(settings, encoder.dimensions, batches(progress) if count else ())
+                self.table.create(settings, encoder.dimensions, map(embedded, self.table.batches(kept)))
             self.table.finish()
             self._model, self._encoder = settings.model, encoder
         return count
@@ -417,14 +415,17 @@ class Index:
     def info(self) -> dict[str, object]:
         """Return what the index holds and what made it."""
         settings, stored = self.table.settings, self.table.rows("tokens", "path")
-        files = [path for path in Path(self.folder).rglob("*") if path.is_file()]
+        size = 0
+        for path in Path(self.folder).rglob("*.*"):
+            with suppress(FileNotFoundError):  # a writer may remove it
+                size += path.stat().st_size
         return {
             "documents": len(stored),
             "files": len({path for _, path in stored} - {None}),
             "tokens": sum(tokens for tokens, _ in stored),
             "vectors": self.table.count_vectors(),
             "not yet in the index of words": self.table.unindexed(),
-            "bytes": sum(map(file_size, files)),
+            "bytes": size,
             "metadata": list(self.table.kinds),
             "vectors a window": settings.vectors,
             "model": settings.model,
@@ -511,11 +512,3 @@ def _check_query(query: str, mode: str, weight: float | None) -> None:
         raise ValueError("query is empty; write what you look for")
     if weight is not None and (mode != "hybrid" or not 0 <= weight <= 1):
         raise ValueError(f"weight={weight} must be from 0 to 1, and is one of mode=hybrid; mend or leave it out")
-
-
-def file_size(path: Path) -> int:
-    """Return the bytes of a file, 0 of one that is gone by now."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0

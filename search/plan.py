@@ -4,9 +4,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from m2bert.eval.progress import counted
 
 from .documents import find_files
+from .encoder import FEWEST_TOKENS
 from .index import Index, Report
 
 SAMPLE_TOKENS = 50_000  # of the documents, embedded to measure this machine
@@ -24,11 +27,13 @@ def make_plan(index: Index, paths: Sequence[Path]) -> tuple[dict[str, int | floa
     with counted(sum(found.files.values()), "reading", "byte") as progress:
         for changed, _, _, size in index.changed_files(found.files, report):
             texts = [document.text for document in changed]
-            counts = index.encoder.count_tokens(texts).tolist() if texts else []
-            vectors += sum(index.encoder.count_vectors(count, index.vectors) for count in counts)
-            documents, tokens = documents + len(texts), tokens + sum(counts)
+            counts = index.encoder.count_tokens(texts) if texts else np.zeros(0, dtype=np.int64)
+            windows = -(-counts // (index.encoder.max_tokens or counts.max(initial=1)))  # or more: they overlap
+            most = 1 if index.encoder.base.parts_problem else index.vectors
+            vectors += int(np.clip(counts // FEWEST_TOKENS, windows, windows * most).sum())
+            documents, tokens = documents + len(texts), tokens + int(counts.sum())
             characters += sum(map(len, texts))
-            for text, count in zip(texts, counts, strict=True):
+            for text, count in zip(texts, counts.tolist(), strict=True):
                 if sampled < SAMPLE_TOKENS:
                     sample.append(text[: len(text) * (SAMPLE_TOKENS - sampled) // count + 1])
                     sampled += min(count, SAMPLE_TOKENS - sampled)

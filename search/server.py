@@ -25,6 +25,7 @@ from pydantic import Field
 from pydantic_core import to_json
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -228,9 +229,11 @@ class Guard:
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
                 self._check(scope)
-                body = [await self._read(receive)]
+                body = [await self._body(Request(scope, receive))]
                 await self.app(scope, receive_again, send_noted)
-        except (Refused, TimeoutError) as error:
+        except (Refused, TimeoutError, ClientDisconnect) as error:
+            if isinstance(error, ClientDisconnect):
+                error = Refused(400, "the client left before its request was complete")
             if isinstance(error, TimeoutError):
                 error = Refused(504, f"not done within {REQUEST_SECONDS:g} s; send fewer or shorter texts")
             if not status:
@@ -250,14 +253,10 @@ class Guard:
             message = "the key is missing or wrong; send the header Authorization: Bearer KEY"
             raise Refused(401, message, {"www-authenticate": "Bearer"}, code="invalid_api_key")
 
-    async def _read(self, receive) -> bytes:
+    async def _body(self, request: Request) -> bytes:
         """Return the body; one that is too long is received to its end, for its client reads no answer before."""
-        chunks, size, more = [], 0, True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise Refused(400, "the client left before its request was complete")
-            chunk, more = message.get("body", b""), message.get("more_body", False)
+        chunks, size = [], 0
+        async for chunk in request.stream():
             size += len(chunk)
             chunks = [*chunks, chunk] if size <= BODY_BYTES else []
         if size > BODY_BYTES:

@@ -119,10 +119,10 @@ def test_pages_of_a_pdf_and_a_page_without_text(write):
 
 
 def test_hyphens_at_the_ends_of_lines(write):
-    lines = ["The well-known harbour is a repre-", "sentative place, as the well-", "known commission found."]
+    lines = ["The well-known harbour is a repre-", "sentative place, as the non-", "Dutch commission found."]
     page = [(50, 700 - 12 * number, line) for number, line in enumerate(lines)]
     text = _read(write("a.pdf", lambda path: write_pdf(path, page))).text
-    words = "The well-known harbour is a representative place, as the well-known commission found."
+    words = "The well-known harbour is a representative place, as the non-Dutch commission found."
     assert " ".join(text.split()) == words
 
 

@@ -16,7 +16,6 @@ from m2bert.search import index as module
 from m2bert.search import table as table_module
 from m2bert.search.documents import Found
 from m2bert.search.duplicates import HASHES, minhash, sequences, share, similar_pairs
-from m2bert.search.index import file_size
 from m2bert.search.plan import make_plan
 
 from .word_encoder import WINDOW, WordEncoder
@@ -579,7 +578,3 @@ def test_near_duplicates_of_rfc_summary(shared, index):
     pairs = {frozenset(pair[:2]) for pair in index.duplicates()}
     expected = ("389 464", "336 354", "303 310", "359 373", "358 359", "270 279")
     assert pairs == {frozenset(pair.split()) for pair in expected}
-
-
-def test_the_size_of_a_file_that_is_gone_is_zero(tmp_path):
-    assert file_size(tmp_path / "gone") == 0
