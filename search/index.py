@@ -171,7 +171,7 @@ class Index:
             yield
 
     def add(self, sources: str | Path | Iterable[str | Path | dict], sync: bool = False) -> Report:
-        """Add or update documents. What is unchanged since is neither read nor embedded again.
+        """Add or update documents. Of a file that is unchanged since, only the SHA-256 is computed.
 
         Documents are committed a batch at a time, so that a run that was interrupted goes on where it was.
 

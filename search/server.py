@@ -35,6 +35,7 @@ from m2bert.schema import Schema, checked
 from m2bert.terminal import one_line
 
 from .batching import BATCH_TOKENS, Batcher, Job, QueueFull
+from .index import Index
 from .table import heap
 
 BODY_BYTES = 8 * 2**20  # the longest request
@@ -92,11 +93,11 @@ class Embedder:
     Every thread has a copy of it that shares the transformer and all weights: tokenizers serve one thread at a time.
     """
 
-    def __init__(self, encoder, name: str, batch_tokens=None):
+    def __init__(self, encoder, name: str):
         self.name, self.dimensions, self.max_tokens = name, encoder.dimensions, encoder.max_tokens
         self._copies, self._copying = threading.local(), threading.Lock()
         self._original = sharing_copy(encoder)  # stays unused: what another thread reads with cannot be copied
-        self._batch_tokens, self._trimmed = batch_tokens, 0.0  # a prometheus_client histogram; seconds
+        self._trimmed = 0.0  # seconds
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         threads = 1 if encoder.device.startswith("cuda") else cores
         self.batcher = Batcher(self._encode, threads)
@@ -160,8 +161,6 @@ class Embedder:
     def _encode(self, jobs: list[Job]) -> Sequence[np.ndarray]:
         import torch
 
-        if self._batch_tokens is not None:
-            self._batch_tokens.observe(sum(job.tokens for job in jobs))
         contents, model = [job.content for job in jobs], self._own.model
         if jobs[0].kind != "ids":
             rows = self._own.encode(contents, jobs[0].kind)
@@ -275,9 +274,6 @@ class Metrics:
             "m2bert_requests", "Requests by path and status.", ["path", "status"], **known
         )
         self.seconds = prometheus.Histogram("m2bert_request_seconds", "Time to the answer.", ["path"], **known)
-        self.batch_tokens = prometheus.Histogram(
-            "m2bert_batch_tokens", "Tokens a batch.", buckets=[2**n for n in range(4, 17)], **known
-        )
         self.truncated = prometheus.Counter("m2bert_truncated_texts", "Texts of which the end was not read.", **known)
         self.queue = prometheus.Gauge("m2bert_queue_tokens", "Tokens that wait.", **known)
         self.paths: set[str] = set()  # that are counted by name
@@ -440,7 +436,7 @@ def serve(path: str | Path, host: str = "127.0.0.1", port: int = 8000, api_key_e
 
     torch.set_num_threads(1)  # of every thread: more would fight for the cores with the other threads
     metrics = Metrics()
-    embedder, index = _loaded(path, metrics)
+    embedder, index = _loaded(path)
     limits = {"limit_concurrency": CONNECTIONS, "timeout_keep_alive": 75}
     limits["timeout_graceful_shutdown"] = int(REQUEST_SECONDS)
     config = uvicorn.Config(make_app(embedder, index, metrics, key), log_level="warning", access_log=False, **limits)
@@ -449,18 +445,16 @@ def serve(path: str | Path, host: str = "127.0.0.1", port: int = 8000, api_key_e
     uvicorn.Server(config).run(sockets=[listener])
 
 
-def _loaded(path: str | Path, metrics: Metrics) -> tuple:
+def _loaded(path: str | Path) -> tuple:
     """Return the embedder, and the index if one is served. Both read with the same model, loaded once."""
     index = None
     if "://" in str(path) or (Path(path).is_dir() and not (Path(path) / "modules.json").is_file()):
-        from .index import Index
-
         index = Index.open(path)
         base = index.encoder.base
     else:
         from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
 
         base = SentenceTransformerEncoder(path)
-    embedder = Embedder(base, Path(base.name).absolute().name, metrics.batch_tokens)
+    embedder = Embedder(base, Path(base.name).absolute().name)
     embedder.warm_up()
     return embedder, index

@@ -387,7 +387,7 @@ def test_an_index_is_served_with_its_model(tmp_path, encoder, monkeypatch):
     Index.open(tmp_path / "index", model=SMALL).add([{"id": id, "text": text} for id, text in texts.items()])
     loads, load = [], sentence_transformer.load_model
     monkeypatch.setattr(sentence_transformer, "load_model", lambda *given: loads.append(given) or load(*given))
-    embedder, index = server._loaded(tmp_path / "index", Metrics())
+    embedder, index = server._loaded(tmp_path / "index")
     assert len(loads) == 1
     call = Caller(make_app(embedder, index, Metrics()))
     hits = call("POST", "/v1/search", json={"query": "when does the lease end?"}).json()["hits"]
