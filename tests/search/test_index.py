@@ -578,3 +578,12 @@ def test_near_duplicates_of_rfc_summary(shared, index):
     pairs = {frozenset(pair[:2]) for pair in index.duplicates()}
     expected = ("389 464", "336 354", "303 310", "359 373", "358 359", "270 279")
     assert pairs == {frozenset(pair.split()) for pair in expected}
+
+
+def test_lancedb_reads_the_table(files, index):
+    lancedb = pytest.importorskip("lancedb")
+    index.add(files)
+    table = lancedb.connect(index.folder).open_table("documents")
+    assert table.count_rows() == 8
+    [first] = table.search("harbor", query_type="fts", fts_columns="words").limit(1).select(["id"]).to_list()
+    assert first["id"] in index.rank("harbor", "bm25")
