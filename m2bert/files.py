@@ -85,7 +85,7 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
         with open_packed(path) as packed, io.TextIOWrapper(packed, encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield number, parse_json(line, f"{path}, line {number},")
+                    yield number, parse_json(line, f"{path}, line {number}")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}, after line {number}, is not UTF-8 ({error}); save the file as UTF-8") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:

@@ -2,15 +2,19 @@
 
 import logging
 import re
+import zlib
 from collections import Counter
+from contextlib import suppress
 from html.parser import HTMLParser
 from pathlib import Path
 
-from .files import read_text, visible
+from .files import open_packed, visible
 
 logger = logging.getLogger(__name__)
 
 TEXTS = (".txt", ".md", ".html", ".htm")
+MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}  # at the beginning of a file
+CHARSET = re.compile(rb"""<(?:meta|\?xml)[^>]{0,200}?(?:charset|encoding)\s*=\s*["']?(?!utf)([\w.:-]+)""", re.I)
 HIDDEN = {"script", "style", "template"}
 INLINE = {"a", "abbr", "b", "bdi", "bdo", "cite", "code", "del", "dfn", "em", "font", "i", "ins", "kbd", "mark", "q",
           "s", "samp", "small", "span", "strike", "strong", "sub", "sup", "time", "tt", "u", "var", "wbr"}  # fmt: skip
@@ -29,8 +33,43 @@ def text_files(folder: Path) -> list[Path]:
 
 def read_document(path: Path) -> str:
     """Return the text of a file, of HTML what a browser would show. Raises ValueError naming the file."""
-    text = read_text(path)
-    return visible_text(text) if path.suffix.lower() in (".html", ".htm") else text
+    text = read_encoded(path)
+    return visible_text(text) if is_html(path) else text
+
+
+def is_html(path: Path) -> bool:
+    """Return whether a file's name says that it holds HTML, compressed or not."""
+    return path.name.lower().removesuffix(".gz").endswith((".html", ".htm"))
+
+
+def read_encoded(path: Path) -> str:
+    """Return the text of a file in UTF-8, in UTF-16 with its mark, or else, of HTML, in what it declares.
+
+    Other encodings are not guessed: a wrong guess would be used without a word. Raises ValueError naming the file.
+    """
+    try:
+        with open_packed(path) as file:
+            data = file.read()
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path} cannot be read ({reason}); change its permissions or copy it again") from error
+    mark = next((mark for mark in MARKS if data.startswith(mark)), b"")
+    data, names, text, line = data.removeprefix(mark), [MARKS.get(mark, "utf-8")], None, 0
+    if not mark and is_html(path) and (declared := CHARSET.search(data[:4096])):
+        name = declared[1].decode().lower()
+        names.append({"iso-8859-1": "cp1252"}.get(name, name))  # as browsers do
+    for name in names:
+        with suppress(LookupError):
+            try:
+                text = text or data.decode(name).replace("\r\n", "\n").replace("\r", "\n")
+            except UnicodeDecodeError as error:
+                line = line or data[: error.start].count(b"\n") + 1
+    if "\0" in (text or "") or (text is None and b"\0" in data):
+        raise ValueError(f"{path}: binary: it has NUL bytes, which no text has; save it as UTF-8, or remove it")
+    if text is None:
+        fix = "save the file as UTF-8 (from Windows' code page: iconv -f WINDOWS-1252 -t UTF-8)"
+        raise ValueError(f"{path}, line {line} is not UTF-8; {fix}")
+    return text
 
 
 def visible_text(html: str) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -12,11 +12,10 @@ import typer
 from m2bert.files import check_writable
 from m2bert.terminal import CommandGroup, shown
 
-from .index import VECTORS, Hit, Index, Mode, Report
+from .index import VECTORS, Index, Mode, model_name
 from .table import M_ARENA_MAX, heap
 
-FAILURES = 20  # named one by one; of more, for each reason the FIRST
-FIRST = 3
+FIRST = 5  # failures for one reason that are shown; more are counted
 
 app = typer.Typer(cls=CommandGroup, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -50,10 +49,8 @@ def index(
         raise ValueError(f"say one thing to do: {', '.join(actions)}")
     if (sync or plan or ray) and not paths:
         raise ValueError("--sync, --plan and --ray need PATHS; give files or folders")
-    if sync and plan:
-        raise ValueError("--plan does not look at what is gone; leave --sync out")
-    if ray and plan:
-        raise ValueError("--plan measures this machine; leave --ray out")
+    if plan and (sync or ray):
+        raise ValueError("--plan measures this machine and what there is; leave --sync and --ray out")
     if rebuild and model is None:
         raise ValueError("--rebuild needs --model; name the model that embeds from now on")
     heap("mallopt", M_ARENA_MAX, 1)  # each thread of LanceDB would keep what it has freed: 0.6 GB for 100,000 documents
@@ -73,7 +70,11 @@ def index(
         typer.echo("\n".join([*_lines(numbers), *format_failures(failures)]))
     elif paths:
         report = opened.add(paths, sync=sync)
-        typer.echo(format_report(report))
+        counts = (f"{getattr(report, name):,} {name}" for name in ("added", "updated", "unchanged", "removed"))
+        typer.echo(f"documents: {', '.join(counts)}; {report.tokens:,} tokens embedded")
+        if report.left_out:
+            typer.echo(f"{report.left_out:,} hidden files left out")
+        typer.echo("".join(f"{line}\n" for line in format_failures(report.failures)), nl=False)
         if report.failures:
             raise typer.Exit(1)
     elif info:
@@ -96,29 +97,18 @@ def _lines(values: dict[str, object]) -> Iterator[str]:
 
 
 def format_failures(failures: list[tuple[str, str]]) -> list[str]:
-    """Return a line for each file that is not in the index; of more than FAILURES a count and the first for a reason.
+    """Return a line for each file that is not in the index; of many for one reason for the first, and a count.
 
-    A reason ends at its first punctuation mark, before the fix; `line 3:` before it is a place.
+    Reasons are alike up to their first punctuation mark, before the fix; `line 3:` before it is a place.
     """
-    lines = [f"  {shown(name)}: {shown(reason)}" for name, reason in failures]
-    if len(failures) > FAILURES:
-        kinds = [re.split("[:;(]", re.sub(r"^(after )?line \d+[:,]? ", "", reason))[0] for _, reason in failures]
-        counts, lines = Counter(kinds).most_common(), []
-        for kind, count in counts[:FAILURES]:
-            examples = [name for (name, _), its in zip(failures, kinds, strict=True) if its == kind][:FIRST]
-            more = ", ..." * (count > FIRST)
-            lines.append(f"  {count:,} {shown(kind.strip())}: {', '.join(map(shown, examples))}{more}")
-        lines += [f"  {sum(count for _, count in counts[FAILURES:]):,} for other reasons"] * (len(counts) > FAILURES)
-    return [f"{len(failures):,} cannot be added:", *lines] if failures else []
-
-
-def format_report(report: Report) -> str:
-    """Return what `Index.add` did, with a table of the files that are not in the index."""
-    counts = ", ".join(f"{getattr(report, name):,} {name}" for name in ("added", "updated", "unchanged", "removed"))
-    lines = [f"documents: {counts}; {report.tokens:,} tokens embedded"]
-    if report.left_out:
-        lines.append(f"{report.left_out:,} hidden files left out")
-    return "\n".join([*lines, *format_failures(report.failures)])
+    alike, lines = defaultdict(list), [f"{len(failures):,} cannot be added:"] * bool(failures)
+    for name, reason in failures:
+        kind = re.split("[:;(]", re.sub(r"^(after )?line \d+[:,]? ", "", reason))[0].strip()
+        alike[kind].append(f"  {shown(name)}: {shown(reason)}")
+    for kind, its in alike.items():
+        lines += its[:FIRST]
+        lines += [f"  and {len(its) - FIRST:,} more: {shown(kind)}"] * (len(its) > FIRST)
+    return lines
 
 
 @app.command()
@@ -136,16 +126,14 @@ def search(
     """Search an index; print of every document the passage that answers best."""
     hits = Index.open(folder).search(query, limit, mode, filter, weight)
     for rank, hit in enumerate(hits, 1):
-        typer.echo(json.dumps(hit._asdict(), ensure_ascii=False) if as_json else format_hit(rank, hit))
+        if as_json:
+            typer.echo(json.dumps(hit._asdict(), ensure_ascii=False))
+            continue
+        place = f"page {hit.page}" if hit.page else f"{hit.start / max(hit.length, 1):.0%} into it"
+        typer.echo(f"{rank}. {shown(hit.id)}, {place}, score {hit.score:.2f}")
+        typer.echo(f"     {shown(' '.join(hit.passage.split()))}\n")
     if not hits and not as_json:
         typer.echo("nothing found")
-
-
-def format_hit(rank: int, hit: Hit) -> str:
-    """Return a hit for a person: where it is, then its passage, indented."""
-    place = f"page {hit.page}" if hit.page else f"{hit.start / max(hit.length, 1):.0%} into it"
-    passage = " ".join(hit.passage.split())
-    return f"{rank}. {shown(hit.id)}, {place}, score {hit.score:.2f}\n     {shown(passage)}\n"
 
 
 @app.command()
@@ -162,7 +150,7 @@ def embed(
     check_writable(output)
     from .embed import embed_file
 
-    documents, rows = embed_file(file, output, model, vectors or VECTORS)
+    documents, rows = embed_file(file, output, model_name(model), vectors or VECTORS)
     typer.echo(f"{documents:,} documents, {rows:,} vectors, written to {shown(output)}")
 
 

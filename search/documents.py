@@ -13,14 +13,14 @@ OTHERS = {"__MACOSX", ".ipynb_checkpoints"}  # copies and stubs that archives an
 
 
 class Found(NamedTuple):
-    """Files to read; (path, reason) of those that cannot be read; how many other names were left out."""
+    """Files to read, with their bytes; (path, reason) of those that cannot be read; how many names were left out."""
 
-    files: list[Path]
+    files: dict[Path, int]
     failures: list[tuple[str, str]]
     left_out: int  # hidden files and folders (each folder once), OTHERS, and further paths to the same file or folder
 
 
-def find_files(paths: Sequence[str | Path]) -> Found:
+def find_files(paths: Sequence[str | Path], without: str = "") -> Found:
     """Find the files under paths that can be read: absolute paths, sorted, each file once.
 
     Links are followed. A file that several paths lead to is found under the one that is no link, or else the first.
@@ -28,6 +28,7 @@ def find_files(paths: Sequence[str | Path]) -> Found:
 
     Args:
         paths: files and folders. ValueError if one does not exist.
+        without: path of a folder that is passed over.
     """
     names, failures, left_out = [], [], 0
     listed: set[tuple[int, int]] = set()
@@ -49,9 +50,9 @@ def find_files(paths: Sequence[str | Path]) -> Found:
             listed.add((status.st_dev, status.st_ino))
             shown = [name for name in sorted([*inner, *files]) if not name.startswith(".") and name not in OTHERS]
             left_out += len(inner) + len(files) - len(shown)
-            inner[:] = [name for name in shown if name in inner]
+            inner[:] = [name for name in shown if name in inner and os.path.join(folder, name) != without]
             tops += (path for path in (os.path.join(folder, name) for name in inner) if os.path.islink(path))
-            names += (os.path.join(folder, name) for name in shown if name not in inner)
+            names += (os.path.join(folder, name) for name in shown if name in files)
 
     once: dict[str, str] = {}
     for name in sorted(set(names), key=lambda name: (os.path.realpath(name) != name, name)):
@@ -59,7 +60,8 @@ def find_files(paths: Sequence[str | Path]) -> Found:
     left_out += len(names) - len(once)
     problems = {name: _problem(name) for name in once.values()}
     failures += ((name, problem) for name, problem in problems.items() if problem)
-    return Found(sorted(Path(name) for name, problem in problems.items() if not problem), sorted(failures), left_out)
+    files = {Path(name): os.path.getsize(name) for name in sorted(problems) if not problems[name]}
+    return Found(files, sorted(failures), left_out)
 
 
 def read_file(path: Path) -> list[Document]:
@@ -79,7 +81,7 @@ def read_file(path: Path) -> list[Document]:
     except Exception as error:  # on damaged files, the libraries raise whatever their code runs into
         reason = " ".join(str(error).split())[:300]
         if reason.startswith(str(path)):  # by this package's own readers, which name the file
-            raise Unreadable(reason.removeprefix(str(path)).lstrip(", ")) from error
+            raise Unreadable(reason.removeprefix(str(path)).lstrip(",: ")) from error
         reason = f"{type(error).__name__} {reason}".replace(str(path), "it")
         raise Unreadable(f"damaged: no valid {format_of(path)[1:].upper()} ({reason}); save it again") from error
     if not documents or not all(document.text.strip() for document in documents):

@@ -4,7 +4,10 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from m2bert.eval.progress import counted
 from m2bert.files import read_json_lines, write_atomically
+
+from . import encoder as models
 
 BATCH_DOCUMENTS = 256
 
@@ -23,11 +26,7 @@ def embed_file(file: Path, output: Path, model: str, vectors: int) -> tuple[int,
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from m2bert.eval.progress import counted
-
-    from .encoder import Encoder
-
-    encoder = Encoder(model)
+    encoder = models.Encoder(model)
     kind = pa.list_(pa.float32(), encoder.dimensions)
     schema = pa.schema([("id", pa.string()), ("start", pa.int64()), ("end", pa.int64()), ("vector", kind)])
 
@@ -52,16 +51,9 @@ def embed_file(file: Path, output: Path, model: str, vectors: int) -> tuple[int,
 def _documents(file: Path) -> Iterator[tuple[str, str]]:
     """Yield (id, text). Raises ValueError for a file of another kind, and for a row that is no document."""
     if file.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        from pyarrow.dataset import dataset
 
-        try:
-            table = pq.ParquetFile(file)
-        except pa.ArrowException as error:
-            raise ValueError(f"{file} is no Parquet file ({error}); write it anew") from error
-        if not {"id", "text"} <= set(table.schema_arrow.names):
-            raise ValueError(f"{file} has the columns {', '.join(table.schema_arrow.names)}; it needs id and text")
-        batches = table.iter_batches(BATCH_DOCUMENTS, columns=["id", "text"])
+        batches = dataset(file).to_batches(columns=["id", "text"], batch_size=BATCH_DOCUMENTS)
         kind, rows = "row", enumerate((row for batch in batches for row in batch.to_pylist()), 1)
     elif file.name.endswith((".jsonl", ".jsonl.gz")):
         kind, rows = "line", read_json_lines(file)

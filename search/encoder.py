@@ -61,18 +61,6 @@ class Encoder:
         with self._lock:
             return self.base.count_tokens(list(texts), "document")
 
-    def count_vectors(self, tokens: int, vectors: int = 16) -> int:
-        """Count the vectors that `encode_documents` makes of a document of so many tokens (`count_tokens`)."""
-        if self.max_tokens is None or tokens <= self.max_tokens:
-            lengths = [tokens]
-        else:
-            tokens -= self._overhead
-            length, overlap, count = self._division(tokens)
-            last = tokens - (count - 1) * (length - overlap)
-            lengths = [its + self._overhead for its in [*[length] * (count - 1), last]]
-        most = 1 if self.base.parts_problem else vectors
-        return sum(min(max(its // FEWEST_TOKENS, 1), most) for its in lengths)
-
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
         """Return the vectors (n, d) float32 of queries. One that is longer than the model's input is a ValueError."""
         with self._lock:
@@ -159,17 +147,15 @@ class Encoder:
 
     def _spans(self, window, start: int, end: int, count: int) -> np.ndarray:
         """Return the characters (count, 2) of a window's parts: each ends where the next one's first token begins."""
-        starts, offsets = [start], window.encoding.offsets if count > 1 else []
+        if count == 1:
+            return np.array([[start, end]], dtype=np.int64)
+        starts, offsets = [start], window.encoding.offsets
+        leading = self.base.model.tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"].index(0)
         for part in range(1, count):
-            index = -(-part * window.tokens // count) - self._leading
+            index = -(-part * window.tokens // count) - leading
             place = offsets[min(max(index, 0), len(offsets) - 1)][0] - len(window.prompt)
             starts.append(min(max(place, starts[-1]), end))
         return np.array([starts, [*starts[1:], end]], dtype=np.int64).T
-
-    @cached_property
-    def _leading(self) -> int:
-        """How many special tokens the tokenizer puts before a text."""
-        return self.base.model.tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"].index(0)
 
     def _finite(self, rows: np.ndarray, texts: Sequence[str]) -> np.ndarray:
         finite = np.isfinite(rows).all(axis=1)

@@ -8,23 +8,20 @@ or as whatever the library raises.
 import csv
 import re
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
-from ctypes import c_double
+from contextlib import closing
 from email import message_from_bytes, policy
 from html import unescape
-from itertools import accumulate, pairwise
-from math import hypot
+from itertools import accumulate
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
-from m2bert.files import open_packed, read_json_lines
-from m2bert.text_files import visible_text
+from m2bert.files import read_json_lines
+from m2bert.text_files import read_encoded, visible_text
 
 MARKDOWN = (".md", ".markdown")
+HYPHEN = "\ufffe"  # PDFium writes it for a hyphen at the end of a line, and goes on with the next line
 Value = str | int | float | bool
-MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}  # at the beginning of a file
-CHARSET = re.compile(rb"""<(?:meta|\?xml)[^>]{0,200}?(?:charset|encoding)\s*=\s*["']?(?!utf)([\w.:-]+)""", re.I)
+NUMBER = re.compile(r"(-?(0|[1-9]\d{0,14})(\.\d{0,14}[1-9]|\.0)?)?")  # not 007, nor 1.10, which may be names
 
 
 class Document(NamedTuple):
@@ -49,14 +46,14 @@ def format_of(path: Path) -> str:
 
 def extract_text(path: Path) -> list[Document]:
     """Read plain text and Markdown as they are written; the title of Markdown is its first heading."""
-    text = _decoded(path)
+    text = read_encoded(path)
     heading = format_of(path) in MARKDOWN and re.search(r"^#{1,6} +(.+?)[ #]*$", text, re.MULTILINE)
     return [Document(str(path), text, [], {"title": heading[1]} if heading else {})]
 
 
 def extract_html(path: Path) -> list[Document]:
     """Read what a browser shows; the title is the first line too."""
-    html = _decoded(path)
+    html = read_encoded(path)
     title = re.search(r"<title[^>]*>(.*?)</title", html, re.DOTALL | re.IGNORECASE)
     return [Document(str(path), visible_text(html), [], _present(title=unescape(title[1]) if title else ""))]
 
@@ -67,11 +64,9 @@ def extract_subtitles(path: Path) -> list[Document]:
     A line that repeats the one before, as in captions that roll up, is read once.
     """
     cues, last = [], ""
-    for block in re.split(r"\n\s*\n", _decoded(path)):
-        rows = block.strip("\n").split("\n")
-        times = next((number for number, row in enumerate(rows[:2]) if "-->" in row), None)
+    for block in re.split(r"\n\s*\n", read_encoded(path)):
         cue = []
-        for row in rows[times + 1 :] if times is not None else ():  # else a header, a style, a note
+        for row in block.partition("-->")[2].split("\n")[1:]:  # none of a header, a style or a note
             row = re.sub(r"<v(?:\.[^\s>]*)?\s+([^>]*)>", r"\1: ", row)
             row = " ".join(unescape(re.sub(r"</?[a-zA-Z0-9][^>]*>|\{\\[^}]*\}", "", row)).split())
             if row and row != last:
@@ -85,7 +80,7 @@ def extract_table(path: Path) -> list[Document]:
     """Read a CSV: with a column text or passage a document a row, else the file as it is written."""
     from m2bert.eval.tasks.load import read_rows
 
-    text = _decoded(path)
+    text = read_encoded(path)
     head = text.partition("\n")[0]
     header = next(csv.reader([head], delimiter=max(",;\t", key=head.count)))
     names = [name.strip().lower() for name in header]
@@ -193,7 +188,7 @@ def _word_text(node: Any) -> str:
 
 
 def extract_pdf(path: Path) -> list[Document]:
-    """Read the text of a PDF, a paragraph a line where its lines can be told to be one. PDFium is not thread-safe."""
+    """Read the text of a PDF, a line a line; words that a line's end divides are joined. PDFium is not thread-safe."""
     import pypdfium2
 
     try:
@@ -206,133 +201,18 @@ def extract_pdf(path: Path) -> list[Document]:
         texts = []
         for page in pdf:
             with closing(page), closing(page.get_textpage()) as text_page:
-                texts.append(_page_text(text_page))
+                text = text_page.get_text_range().replace("\r\n", "\n").replace("\r", "\n")
+                text = re.sub(rf"{HYPHEN}(?=[^\W\d_A-Z])", "", text).replace(HYPHEN, "-")
+                texts.append(re.sub(r"[\x00-\x08\x0b-\x1f]", "", text).strip())
         known = pdf.get_metadata_dict()
     blank = [str(number) for number, text in enumerate(texts, 1) if not text.strip()]
     if len(blank) == len(texts):
         raise Unreadable(f"scanned: none of its pages ({len(texts)}) has text; recognize it first (ocrmypdf IN OUT)")
-    whole = re.sub(rf"[\w-]*{HYPHEN}[\w-]*", " ", "\n".join(texts).lower())
-    words = set(re.findall(r"\w[\w-]*", whole))
-    texts = [_without_breaks(text, words) for text in texts]
     pages = [0, *accumulate(len(text) + 1 for text in texts)][:-1]
     made = re.match(r"D:(\d{4})(\d\d)(\d\d)", known.get("CreationDate", ""))
     metadata = _present(title=known.get("Title"), author=known.get("Author"), subject=known.get("Subject"),
                         date="-".join(made.groups()) if made else "", pages_without_text=", ".join(blank))  # fmt: skip
     return [Document(str(path), "\n".join(texts), pages, metadata)]
-
-
-HYPHEN = "\ufffe"  # PDFium writes it for a hyphen at the end of a line, and goes on with the next line
-ITEM = re.compile(r"[•▪◦‣·–—*-]\s|\(?\w{1,3}[.)]\s|\d+(\.\d+)+\s")  # a list's, or a heading's number
-
-
-class _Line(NamedTuple):
-    text: str
-    left: float
-    right: float
-    first: float  # baselines of the first and of the last character: they differ after a hyphen
-    last: float
-    size: float
-    word: float  # width of the first word
-    spread: float  # width of a character, in sizes
-
-
-def _lines(page: Any) -> Iterator[_Line]:
-    """Yield the lines that PDFium finds on a page, with their places in points."""
-    from pypdfium2 import raw
-
-    x, y, matrix, position = c_double(), c_double(), raw.FS_MATRIX(), 0
-    for text in page.get_text_range().split("\r\n"):
-        length = len(text.encode("utf-16-le")) // 2
-        shown = text.rstrip()
-        if shown.strip():
-            inset = len(text) - len(text.lstrip())
-            word = len(shown.split(maxsplit=1)[0].partition(HYPHEN)[0])
-            places = (position + inset, position + inset + max(word, 1) - 1, position + len(shown) - 1)
-            start, end, stop = (raw.FPDFText_GetCharIndexFromTextIndex(page, place) for place in places)
-            left, _, _, _ = page.get_charbox(start, loose=True)
-            raw.FPDFText_GetCharOrigin(page, start, x, y)
-            first = y.value
-            raw.FPDFText_GetCharOrigin(page, stop, x, y)
-            right, width = page.get_charbox(stop, loose=True)[2], page.get_charbox(end, loose=True)[2] - left
-            raw.FPDFText_GetMatrix(page, start, matrix)
-            size = max(raw.FPDFText_GetFontSize(page, start) * hypot(matrix.c, matrix.d), 1.0)
-            spread = (right - left) / len(shown.strip()) / size
-            yield _Line(shown.strip(), left, right, first, y.value, size, width, spread)
-        position += length + 2
-
-
-def _page_text(page: Any) -> str:
-    """Return the text of a page: lines of one paragraph joined where that is certain."""
-    lines = list(_lines(page))
-    steps = [above.last - below.first for above, below in pairwise(lines)]
-    step = median([step for step in steps if step > 0] or [0])
-    spread = median([line.spread for line in lines] or [0])
-    parts = [line.text for line in lines[:1]]
-    for number, (above, below) in enumerate(pairwise(lines)):
-        alike = [line for line in lines if _alike(line, above)]
-        edge = max(line.right for line in lines[max(number - 5, 0) : number + 6] if _alike(line, above))
-        edge = edge if sum(line.right > edge - 2 * line.size for line in alike) > 1 else float("inf")
-        parts += [_joint(above, below, edge, step, spread), below.text]
-    return re.sub(r"[\x00-\x08\x0b-\x1f]", "", "".join(parts).replace("\r", "\n"))
-
-
-def _alike(line: _Line, other: _Line) -> bool:
-    """Return whether two lines have one size, and lie in one column."""
-    return abs(line.size - other.size) < 0.1 * other.size and line.left < other.right and line.right > other.left
-
-
-def _joint(above: _Line, below: _Line, edge: float, step: float, spread: float) -> str:
-    """Return what stands between two lines. They are one paragraph if `above` is full: the next word had no room.
-
-    `edge` is where lines like `above` end, `step` the page's usual distance of lines, `spread` its usual width of a
-    character: rows of a table have wide gaps.
-    """
-    size, drop = above.size, above.last - below.first
-    if abs(drop) < 0.5 * size and -0.2 * size < below.left - above.right < 2 * size:  # after a raised character
-        return " " if below.left - above.right > 0.15 * size else ""
-    close = 0.5 * size < drop < min(1.25 * step, 2.6 * size) and _alike(above, below)
-    full = close and above.right + 0.2 * size + below.word > edge > above.left + 12 * size
-    table = any(line.first == line.last and line.spread > 1.4 * spread for line in (above, below))
-    indented = below.left - above.left > 0.9 * size and not ITEM.match(above.text)
-    if not full or table or indented or ITEM.match(below.text) or re.search(r"(\. ?){4}", above.text):
-        return "\n"
-    ideographs = above.text[-1] > "\u2e80" and below.text[0] > "\u2e80"
-    return "" if ideographs or above.text.endswith("-") else " "
-
-
-def _without_breaks(text: str, words: set[str]) -> str:
-    """Join words that were divided at the end of a line; keep the hyphen between two that stand alone elsewhere."""
-
-    def joined(match: re.Match) -> str:
-        parts = match[0].split(HYPHEN)
-        plain, hyphenated = "".join(parts), "-".join(parts)
-        compound = hyphenated.lower() in words or words.issuperset(hyphenated.lower().split("-"))
-        return hyphenated if plain.lower() not in words and (compound or parts[-1][:1].isupper()) else plain
-
-    return re.sub(rf"[\w-]+(?:{HYPHEN}[\w-]*)+", joined, text).replace(HYPHEN, "-")
-
-
-def _decoded(path: Path) -> str:
-    """Return the text of a file in UTF-8, in UTF-16 with its mark, or else, of HTML, in what it declares.
-
-    Other encodings are not guessed: a wrong guess is embedded without a word.
-    """
-    with open_packed(path) as file:
-        data = file.read()
-    mark = next((mark for mark in MARKS if data.startswith(mark)), b"")
-    names = [MARKS.get(mark, "utf-8")]
-    if not mark and format_of(path) in (".html", ".htm") and (declared := CHARSET.search(data[:4096])):
-        name = declared[1].decode().lower()
-        names.append({"iso-8859-1": "cp1252"}.get(name, name))  # as browsers do
-    text = None
-    for name in reversed(names):
-        with suppress(UnicodeDecodeError, LookupError):
-            text = data.removeprefix(mark).decode(name).replace("\r\n", "\n").replace("\r", "\n")
-    if "\0" in (text or "") or (text is None and b"\0" in data):
-        raise Unreadable("binary: it has NUL bytes, which no text has; save it as UTF-8, or remove it")
-    if text is None:
-        raise Unreadable("not UTF-8; save it as that (of Windows' code page: iconv -f WINDOWS-1252 -t UTF-8)")
-    return text
 
 
 def _documents(path: Path, rows: list[tuple[int, dict[str, Any]]], column: str) -> list[Document]:
@@ -348,14 +228,10 @@ def _documents(path: Path, rows: list[tuple[int, dict[str, Any]]], column: str) 
 
 
 def _numbers(cells: list[str]) -> list[Value]:
-    """Return a column as int, or as float, if each cell that is not empty is written as such a number is."""
-    for kind in (int, float):
-        with suppress(ValueError):
-            values = [kind(cell) if cell else "" for cell in cells]
-            forms = ((cell, str(value)) for cell, value in zip(cells, values, strict=True) if cell)
-            if all(cell[-1].isdigit() and cell in (form, form.removesuffix(".0")) for cell, form in forms):
-                return values if all(len(cell) < 17 for cell in cells) else cells
-    return cells
+    """Return a column as numbers if each cell that is not empty is written as Python would write such a number."""
+    if not all(NUMBER.fullmatch(cell) for cell in cells):
+        return cells
+    return [(float(cell) if "." in cell else int(cell)) if cell else "" for cell in cells]
 
 
 def _present(**metadata: Any) -> dict[str, Value]:

@@ -7,20 +7,24 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from m2bert.eval.progress import counted
+from m2bert.eval.search import standardized_fusion, weighted_fusion
 from m2bert.files import check_writable, claimed, digest
 
-from .documents import Document, Found, Unreadable, find_files, read_file
+from . import encoder as models
+from .documents import Document, Unreadable, find_files, read_file
+from .duplicates import HASHES, minhash, sequences, share, similar_pairs
+from .passages import best_passage
 from .table import COLUMNS, NAME, Settings, Table, quoted
 
-T = TypeVar("T")
 Source = tuple[Document, str | None, str]  # a document whose metadata are `normalized`, its file's path, a digest
 Changes = Iterator[tuple[list[Document], str | None, str, int]]  # documents, path, digest, size: of a file or a row
 Mode = Literal["hybrid", "dense", "bm25"]
@@ -30,6 +34,31 @@ BATCH_DOCUMENTS = 2_000  # or fewer characters, if they are short
 DEPTH = 1_000  # the most documents that a search ranks
 CANDIDATES = 100  # documents that each side of a hybrid ranks, unless more are asked for
 READ = ("path", "text", "pages", "spans", "vectors")  # columns that a hit is made of
+
+
+def reading(method):
+    """Let a method read the last version, one thread at a time, and the next one if a writer removes that meanwhile."""
+
+    @wraps(method)
+    def read(self, *arguments, **named):
+        with self._lock:
+            while True:
+                version = 0
+                try:
+                    self.table.refresh()
+                    if not self.table.exists:
+                        break
+                    version, settings = self.table.version, self.table.settings
+                    if self._encoder is not None and self._encoder.fingerprint != settings.fingerprint:  # rebuilt
+                        self._model, self._encoder = settings.model, None
+                    return method(self, *arguments, **named)
+                except (ValueError, KeyError):
+                    self.table.refresh()
+                    if self.table.version == version:
+                        raise
+            raise ValueError(f"index={self.folder} is empty; fill it: m2bert index FILES --index {self.folder}")
+
+    return read
 
 
 class Hit(NamedTuple):
@@ -66,6 +95,9 @@ class Index:
     `Index.open` makes one. Every method that writes keeps other writers out; readers see the last commit. Threads can
     share one to search, which they do one after another; one that writes beside them opens its own.
     """
+
+    batch_chars, batch_documents = BATCH_CHARS, BATCH_DOCUMENTS
+    _each = staticmethod(map)
 
     def __init__(self, folder: str, table: Table, model: str | None, vectors: int | None, device: str | None):
         self.folder, self.table, self.device = folder, table, device
@@ -114,9 +146,7 @@ class Index:
         """The encoder, loaded when it is first needed; one whose weights have changed since is refused."""
         with self._lock:
             if self._encoder is None:
-                from .encoder import Encoder
-
-                self._encoder = Encoder(self._model, self.device)
+                self._encoder = models.Encoder(self._model, self.device)
                 self._check(self._encoder.fingerprint)
             return self._encoder
 
@@ -136,29 +166,12 @@ class Index:
             self.table.refresh(write=True)
             if self.table.exists:
                 self.vectors = self.table.settings.vectors
+            if self._encoder is not None:
+                self._check(self._encoder.fingerprint)
             yield
 
-    def _reading(self, read: Callable[[], T]) -> T:
-        """Return what `read` returns for the last version; a writer may remove it meanwhile, then for the next one."""
-        with self._lock:
-            while True:
-                version = 0
-                try:
-                    self.table.refresh()
-                    if not self.table.exists:
-                        break
-                    version, settings = self.table.version, self.table.settings
-                    if self._encoder is not None and self._encoder.fingerprint != settings.fingerprint:  # rebuilt
-                        self._model, self._encoder = settings.model, None
-                    return read()
-                except (ValueError, KeyError):
-                    self.table.refresh()
-                    if self.table.version == version:
-                        raise
-            raise ValueError(f"index={self.folder} is empty; fill it: m2bert index FILES --index {self.folder}")
-
     def add(self, sources: str | Path | Iterable[str | Path | dict], sync: bool = False) -> Report:
-        """Add or update documents. What is unchanged since is neither read nor embedded again.
+        """Add or update documents. Of a file that is unchanged since, only the SHA-256 is computed.
 
         Documents are committed a batch at a time, so that a run that was interrupted goes on where it was.
 
@@ -170,17 +183,17 @@ class Index:
         sources = [sources] if isinstance(sources, str | Path) else list(sources)
         report, found = Report(), None
         if all(isinstance(source, str | Path) for source in sources):
-            found = self.find(sources)
+            found = find_files(sources, self.folder)
             report.left_out, report.failures = found.left_out, list(found.failures)
-            sizes = {path: file_size(path) for path in found.files}
         else:
             _check_rows(sources)
         with self._writing():
             held = set().union(*self.table.rows("id", "path"))
             if found:
-                self._write_files(sizes, held, report)
+                changes, total = self.changed_files(found.files, report), sum(found.files.values())
             else:
-                self._write(self._changed_rows(sources, report), len(sources), len(sources), held, report)
+                changes, total = self._changed_rows(sources, report), len(sources)
+            self._write(changes, total, len(found.files if found else sources), held, report)
             keeps = "; the index keeps what it had of it"
             report.failures = [(name, reason + keeps * (name in held)) for name, reason in report.failures]
             if sync and self.table.exists:
@@ -189,19 +202,13 @@ class Index:
                 self.table.finish()
         return report
 
-    def find(self, sources: Sequence[str | Path]) -> Found:
-        """Find files; those of the index itself are left out."""
-        found, own = find_files(sources), Path(self.folder)
-        files = [path for path in found.files if not path.is_relative_to(own)]
-        failures = [(path, reason) for path, reason in found.failures if not Path(path).is_relative_to(own)]
-        return Found(files, failures, found.left_out)
-
     def changed_files(self, sizes: dict[Path, int], report: Report) -> Changes:
         """Yield of every file its documents if they have changed, its path, digest and size in bytes."""
         stored = self.table.rows("path", "digest")
         known, counts = dict(stored), Counter(path for path, _ in stored)
-        for path, size in sizes.items():
-            documents, its, problem = read_changed(path, known.get(str(path)))
+        digests = [known.get(str(path)) for path in sizes]
+        for (path, size), found in zip(sizes.items(), self._each(read_changed, sizes, digests), strict=True):
+            documents, its, problem = found
             if problem:
                 report.failures.append((str(path), problem))
             elif not documents:
@@ -222,14 +229,9 @@ class Index:
                 documents = [document]
             yield documents, None, its, 1
 
-    def _write_files(self, sizes: dict[Path, int], held: set[str | None], report: Report) -> None:
-        self._write(self.changed_files(sizes, report), sum(sizes.values()), len(sizes), held, report)
-
     def _write(self, changes: Changes, total: int, number: int, held: set[str | None], report: Report) -> None:
         """Embed and commit what has changed, a batch at a time; `held` are the ids and paths that are in the index."""
-        from m2bert.eval.progress import counted
-
-        kinds = self.table.kinds if self.table.exists else {}
+        kinds = self.table.kinds
         batch: list[Source] = []
         chars = size = 0
         with counted(total, "indexing", "source", shown_total=number) as count:
@@ -242,43 +244,44 @@ class Index:
                 batch += [(document, path, its) for document in documents]
                 chars += sum(len(document.text) for document in documents)
                 size += its_size
-                if chars >= BATCH_CHARS or len(batch) >= BATCH_DOCUMENTS:
+                if chars >= self.batch_chars or len(batch) >= self.batch_documents:
                     with count.part(size):
-                        self._commit(batch, held, report)
+                        self._commit(batch, kinds, held, report)
                     batch, chars, size = [], 0, 0
                     count.describe(f"indexing, {report.tokens:,} tokens")
             with count.part(size):
-                self._commit(batch, held, report)
+                self._commit(batch, kinds, held, report)
 
-    def _commit(self, batch: list[Source], held: set[str | None], report: Report) -> None:
+    def _commit(self, batch: list[Source], kinds: dict[str, type], held: set[str | None], report: Report) -> None:
         if not batch:
             return
-        self._check(self.encoder.fingerprint)
-        rows = rows_of(batch, self.encoder, self.vectors)
-        self.make_table()
-        changed = sum(document.id in held for document, _, _ in batch)
-        paths = {path for _, path, _ in batch if path in held} - {None}
-        self.table.write(rows, changed > 0, sorted(paths))
-        report.added += len(rows) - changed
-        report.updated += changed
-        report.tokens += sum(row["tokens"] for row in rows)
-
-    def make_table(self) -> None:
-        """Make the table if there is none yet; refuse a model that did not make it."""
-        self._check(self.encoder.fingerprint)
         if not self.table.exists:
             settings = Settings(self._model, self.encoder.fingerprint, self.vectors)
             self.table.create(settings, self.encoder.dimensions)
+        self.table.add_columns(kinds)
+        ids = [document.id for document, _, _ in batch if document.id in held]
+        self._store(batch, ids, sorted({path for _, path, _ in batch if path in held} - {None}), report)
+        report.added += len(batch) - len(ids)
+        report.updated += len(ids)
+
+    def _store(self, batch: list[Source], ids: list[str], paths: list[str], report: Report) -> None:
+        """Embed and commit documents, which replace those of these ids and paths."""
+        rows = rows_of(batch, self.encoder, self.vectors)
+        self.table.write(rows, bool(ids), paths)
+        report.tokens += sum(row["tokens"] for row in rows)
 
     def _remove_gone(self, sources: Sequence, found) -> int:
-        stored = self.table.rows("id", "path")
+        stored, gone = self.table.rows("id", "path"), []
         if found is None:
             kept = {str(row["id"]) for row in sources}
             gone = [id for id, path in stored if path is None and id not in kept]
         else:
             files, roots = {str(path) for path in found.files}, [os.path.abspath(source) for source in sources]
             kept = [path for path, _ in found.failures]  # a folder that cannot be read may still hold its files
-            gone = [id for id, path in stored if path and path not in files and _below(path, roots, kept)]
+            for id, path in stored:
+                places = {path, *map(str, Path(path or "").parents)}
+                if path and path not in files and not places.isdisjoint(roots) and places.isdisjoint(kept):
+                    gone.append(id)
         return self.table.delete(f"id IN ({quoted(gone)})") if gone else 0
 
     def rebuild(self, model: str | Path) -> int:
@@ -286,30 +289,25 @@ class Index:
 
         The index answers with the old vectors until all new ones are there.
         """
-        from m2bert.eval.progress import counted
-
-        from .encoder import Encoder
-
         with self._writing():
             if not self.table.exists:
                 raise ValueError(f"index={self.folder} is empty; make it with m2bert index FILES --index {self.folder}")
-            encoder, count = Encoder(model_name(model), self.device), self.table.count()
+            encoder, count = models.Encoder(model_name(model), self.device), self.table.count()
             settings = Settings(model_name(model), encoder.fingerprint, self.vectors)
+            kept = [name for name in self.table.schema.names if name not in ("vectors", "spans", "tokens", "words")]
 
-            def batches(progress) -> Iterator[list[dict]]:
-                new = {"vectors", "spans", "tokens", "words"}
-                kept = [name for name in (*COLUMNS, *self.table.metadata_columns) if name not in new]
-                for rows in self.table.batches(kept):
-                    with progress.part(len(rows)):
-                        encoded = encoder.encode_documents([row["text"] for row in rows], self.vectors)
-                    yield [row | each._asdict() for row, each in zip(rows, encoded, strict=True)]
+            def embedded(rows: list[dict]) -> list[dict]:
+                with progress.part(len(rows)):
+                    encoded = encoder.encode_documents([row["text"] for row in rows], self.vectors)
+                return [row | each._asdict() for row, each in zip(rows, encoded, strict=True)]
 
             with counted(count, "embedding anew", "document") as progress:
-                self.table.create(settings, encoder.dimensions, batches(progress) if count else ())
+                self.table.create(settings, encoder.dimensions, map(embedded, self.table.batches(kept)))
             self.table.finish()
             self._model, self._encoder = settings.model, encoder
         return count
 
+    @reading
     def search(
         self, query: str, limit: int = 10, mode: Mode = "hybrid", filter: str | None = None, weight: float | None = None
     ) -> list[Hit]:
@@ -325,51 +323,41 @@ class Index:
         if not 1 <= limit <= DEPTH:
             raise ValueError(f"limit={limit} must be from 1 to {DEPTH}")
         _check_query(query, mode, weight)
+        ranked, vector = self._ranked(query, mode, filter, weight, max(limit, CANDIDATES))
+        return self._hits(query, vector, dict(list(ranked.items())[:limit]))
 
-        def read() -> list[Hit]:
-            vector = self._vector_of(query)
-            ranked = self._ranked(query, vector, mode, filter, weight, max(limit, CANDIDATES))
-            return self._hits(query, vector, dict(list(ranked.items())[:limit]))
-
-        return self._reading(read)
-
+    @reading
     def rank(
         self, query: str, mode: Mode = "hybrid", filter: str | None = None, weight: float | None = None,
         limit: int = CANDIDATES,
     ) -> dict[str, float]:  # fmt: skip
         """Return ids and scores of up to `limit` documents, best first, without their passages; see `search`."""
         _check_query(query, mode, weight)
-        return self._reading(lambda: self._ranked(query, self._vector_of(query), mode, filter, weight, limit))
-
-    def _vector_of(self, query: str) -> Callable[[], np.ndarray]:
-        """Return what gives the query's vector, computed when it is first asked for."""
-        return cache(lambda: self.encoder.encode_queries([query])[0])
+        ranked, _ = self._ranked(query, mode, filter, weight, limit)
+        return dict(list(ranked.items())[:limit])
 
     def _ranked(
-        self, query: str, vector: Callable[[], np.ndarray], mode: Mode, filter: str | None, weight: float | None,
-        limit: int,
-    ) -> dict[str, float]:  # fmt: skip
-        from m2bert.eval.search import standardized_fusion, weighted_fusion
-
+        self, query: str, mode: Mode, filter: str | None, weight: float | None, limit: int
+    ) -> tuple[dict[str, float], Callable[[], np.ndarray]]:
+        """Return documents, and what gives the query's vector: words alone need none."""
         if filter and self._encoder is None:
             self.table.count(filter)  # one that cannot be used is refused before a model loads
+        vector = cache(lambda: self.encoder.encode_queries([query])[0])
         words = self.table.rank_by_words(query, limit, filter) if mode != "dense" else {}
         vectors = self.table.rank_by_vector(vector(), limit, filter) if mode != "bm25" else {}
         if mode != "hybrid":
-            return words or vectors
+            return words or vectors, vector
         if len(words) < limit:  # all documents that share a word with the query; the score of the others is 0
             words = dict.fromkeys(vectors, 0.0) | words
         runs = {"": vectors}, {"": words}
         fused = standardized_fusion(*runs) if weight is None else weighted_fusion(*runs, weight)
-        return fused[""]
+        return fused[""], vector
 
     def _hits(self, query: str, vector: Callable[[], np.ndarray], scores: dict[str, float]) -> list[Hit]:
         """Return the passages of ranked documents."""
-        from .passages import best_passage
-
         if not scores:
             return []
-        metadata = self.table.metadata_columns
+        metadata = list(self.table.kinds)
         stored = self.table.get(list(scores), [*READ, *metadata])
         hits, query_vector = [], vector()
         for id, score in scores.items():
@@ -380,13 +368,15 @@ class Index:
             matches = [(*span, cosine) for span, cosine in zip(spans.tolist(), cosines, strict=True)]
             page = int(np.searchsorted(row["pages"], passage.start, side="right")) if row["pages"] else None
             text, start, end = row["text"], passage.start, passage.end
-            its = {name: _whole(row[name]) for name in metadata if row[name] is not None}
+            its = {name: row[name] for name in metadata if row[name] is not None}
+            its |= {name: int(value) for name, value in its.items() if isinstance(value, float) and value.is_integer()}
             hits.append(Hit(id, row["path"], page, score, text[start:end], start, end, len(text), matches, its))
         return hits
 
+    @reading
     def document(self, id: str) -> str:
         """Return the text of a document. Raises KeyError if the index has none of this id."""
-        return self._reading(lambda: self.table.get([id], ["text"])[id]["text"])
+        return self.table.get([id], ["text"])[id]["text"]
 
     def delete(self, ids: Iterable[str] = (), filter: str | None = None) -> int:
         """Delete documents by id, or those that a filter selects (see `search`); return how many."""
@@ -405,40 +395,38 @@ class Index:
             if self.table.exists:
                 self.table.finish()
 
+    @reading
     def duplicates(self, least: float = 0.2) -> list[tuple[str, str, float]]:
         """Return pairs of ids of near-duplicates, and the share of their word sequences that both have, highest first.
 
         Args:
             least: the smallest share of all sequences of 5 words of two documents, that are in both, that makes a pair.
         """
-        from .duplicates import HASHES, sequences, share, similar_pairs
 
-        def read() -> list[tuple[str, str, float]]:
-            stored = self.table.rows("id", "minhash")
-            hashes = np.array([its for _, its in stored], dtype=np.uint32).reshape(-1, HASHES)
-            ids = [(stored[a][0], stored[b][0]) for a, b in similar_pairs(hashes, least / 2)]
-            texts = self.table.get(sorted({id for pair in ids for id in pair}), ["text"])
-            found = {id: sequences(row["text"]) for id, row in texts.items()}
-            shares = [(a, b, share(found[a], found[b])) for a, b in ids]
-            return sorted((pair for pair in shares if pair[2] >= least), key=lambda pair: -pair[2])
+        stored = self.table.rows("id", "minhash")
+        hashes = np.array([its for _, its in stored], dtype=np.uint32).reshape(-1, HASHES)
+        ids = [(stored[a][0], stored[b][0]) for a, b in similar_pairs(hashes, least / 2)]
+        texts = self.table.get(sorted({id for pair in ids for id in pair}), ["text"])
+        found = {id: sequences(row["text"]) for id, row in texts.items()}
+        shares = [(a, b, share(found[a], found[b])) for a, b in ids]
+        return sorted((pair for pair in shares if pair[2] >= least), key=lambda pair: -pair[2])
 
-        return self._reading(read)
-
+    @reading
     def info(self) -> dict[str, object]:
         """Return what the index holds and what made it."""
-        return self._reading(self._info)
-
-    def _info(self) -> dict[str, object]:
         settings, stored = self.table.settings, self.table.rows("tokens", "path")
-        files = [path for path in Path(self.folder).rglob("*") if path.is_file()]
+        size = 0
+        for path in Path(self.folder).rglob("*.*"):
+            with suppress(FileNotFoundError):  # a writer may remove it
+                size += path.stat().st_size
         return {
             "documents": len(stored),
             "files": len({path for _, path in stored} - {None}),
             "tokens": sum(tokens for tokens, _ in stored),
             "vectors": self.table.count_vectors(),
             "not yet in the index of words": self.table.unindexed(),
-            "bytes": sum(map(file_size, files)),
-            "metadata": self.table.metadata_columns,
+            "bytes": size,
+            "metadata": list(self.table.kinds),
             "vectors a window": settings.vectors,
             "model": settings.model,
             "fingerprint": settings.fingerprint,
@@ -448,8 +436,6 @@ class Index:
 
 def rows_of(batch: Sequence[Source], encoder, vectors: int) -> list[dict]:
     """Embed documents; return the rows that `Table.write` stores, with up to `vectors` vectors a window."""
-    from .duplicates import minhash
-
     encoded = encoder.encode_documents([document.text for document, _, _ in batch], vectors)
     return [
         {"id": document.id, "path": path, "digest": its, "text": document.text, "pages": document.pages,
@@ -460,6 +446,8 @@ def rows_of(batch: Sequence[Source], encoder, vectors: int) -> list[dict]:
 
 def model_name(model: str | Path) -> str:
     """Return how an index names a model: a folder by its absolute path, so that it is found from anywhere."""
+    if not Path(model).is_dir() and (str(model).startswith((".", "/", "~")) or str(model).count("/") > 1):
+        raise ValueError(f"model={model} is no folder that is there; give a model's folder, or a Hub id as org/name")
     return str(Path(model).absolute()) if Path(model).is_dir() else str(model)
 
 
@@ -524,22 +512,3 @@ def _check_query(query: str, mode: str, weight: float | None) -> None:
         raise ValueError("query is empty; write what you look for")
     if weight is not None and (mode != "hybrid" or not 0 <= weight <= 1):
         raise ValueError(f"weight={weight} must be from 0 to 1, and is one of mode=hybrid; mend or leave it out")
-
-
-def _below(path: str, roots: Sequence[str], others: Sequence[str]) -> bool:
-    """Return whether a path is one of the roots or below one, and not one of the others or below one."""
-    places = {path, *map(str, Path(path).parents)}
-    return not places.isdisjoint(roots) and places.isdisjoint(others)
-
-
-def file_size(path: Path) -> int:
-    """Return the bytes of a file, 0 of one that is gone by now."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
-def _whole(value: str | float | bool) -> str | int | float | bool:
-    """Return a number that is whole as int: the table stores all numbers as float64."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value

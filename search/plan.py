@@ -4,7 +4,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from .index import Index, Report, file_size
+import numpy as np
+
+from m2bert.eval.progress import counted
+
+from .documents import find_files
+from .encoder import FEWEST_TOKENS
+from .index import Index, Report
 
 SAMPLE_TOKENS = 50_000  # of the documents, embedded to measure this machine
 TEXT_SHARE = 0.6  # bytes on the disk for a character of text: compressed, and once more as an index of words
@@ -15,20 +21,19 @@ def make_plan(index: Index, paths: Sequence[Path]) -> tuple[dict[str, int | floa
 
     Returns: numbers by name, and the files that cannot be read with the reason.
     """
-    from m2bert.eval.progress import counted
-
-    found, report, sample = index.find(paths), Report(), []
-    sizes = {path: file_size(path) for path in found.files}
+    found, report, sample = find_files(paths, index.folder), Report(), []
     documents = tokens = vectors = characters = sampled = 0
     begin = time.perf_counter()
-    with counted(sum(sizes.values()), "reading", "byte") as progress:
-        for changed, _, _, size in index.changed_files(sizes, report):
+    with counted(sum(found.files.values()), "reading", "byte") as progress:
+        for changed, _, _, size in index.changed_files(found.files, report):
             texts = [document.text for document in changed]
-            counts = index.encoder.count_tokens(texts).tolist() if texts else []
-            vectors += sum(index.encoder.count_vectors(count, index.vectors) for count in counts)
-            documents, tokens = documents + len(texts), tokens + sum(counts)
+            counts = index.encoder.count_tokens(texts) if texts else np.zeros(0, dtype=np.int64)
+            windows = -(-counts // (index.encoder.max_tokens or counts.max(initial=1)))  # or more: they overlap
+            most = 1 if index.encoder.base.parts_problem else index.vectors
+            vectors += int(np.clip(counts // FEWEST_TOKENS, windows, windows * most).sum())
+            documents, tokens = documents + len(texts), tokens + int(counts.sum())
             characters += sum(map(len, texts))
-            for text, count in zip(texts, counts, strict=True):
+            for text, count in zip(texts, counts.tolist(), strict=True):
                 if sampled < SAMPLE_TOKENS:
                     sample.append(text[: len(text) * (SAMPLE_TOKENS - sampled) // count + 1])
                     sampled += min(count, SAMPLE_TOKENS - sampled)
@@ -40,7 +45,7 @@ def make_plan(index: Index, paths: Sequence[Path]) -> tuple[dict[str, int | floa
         seconds += (time.perf_counter() - begin) * tokens / sampled
         gigabytes = (vectors * index.encoder.dimensions * 2 + characters * TEXT_SHARE) / 1e9
     numbers = {
-        "files": len(sizes), "hidden files left out": found.left_out, "documents unchanged": report.unchanged,
+        "files": len(found.files), "hidden files left out": found.left_out, "documents unchanged": report.unchanged,
         "documents to embed": documents, "tokens": tokens, "vectors": vectors, "minutes here": round(seconds / 60, 1),
         "gigabytes more on the disk": round(gigabytes, 3),
     }  # fmt: skip

@@ -20,17 +20,26 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import numpy as np
+import prometheus_client as prometheus
 from pydantic import Field
+from pydantic_core import to_json
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
 
+from m2bert.eval.encoders.protocol import unit_rows
 from m2bert.files import parse_json
 from m2bert.schema import Schema, checked
 from m2bert.terminal import one_line
 
 from .batching import BATCH_TOKENS, Batcher, Job, QueueFull
+from .index import Index
 from .table import heap
 
 BODY_BYTES = 8 * 2**20  # the longest request
-HELD_BYTES = 8 * BODY_BYTES  # of all requests together; of one that is too long, dropped before it is refused
+CONNECTIONS = 256  # more are answered 503
 MAX_TEXTS = 2048  # in one request, as OpenAI has it
 REQUEST_SECONDS = 60.0
 WAITING_SEARCHES = 64
@@ -84,11 +93,11 @@ class Embedder:
     Every thread has a copy of it that shares the transformer and all weights: tokenizers serve one thread at a time.
     """
 
-    def __init__(self, encoder, name: str, batch_tokens=None):
+    def __init__(self, encoder, name: str):
         self.name, self.dimensions, self.max_tokens = name, encoder.dimensions, encoder.max_tokens
         self._copies, self._copying = threading.local(), threading.Lock()
         self._original = sharing_copy(encoder)  # stays unused: what another thread reads with cannot be copied
-        self._batch_tokens, self._trimmed = batch_tokens, 0.0  # a prometheus_client histogram; seconds
+        self._trimmed = 0.0  # seconds
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         threads = 1 if encoder.device.startswith("cuda") else cores
         self.batcher = Batcher(self._encode, threads)
@@ -152,10 +161,6 @@ class Embedder:
     def _encode(self, jobs: list[Job]) -> Sequence[np.ndarray]:
         import torch
 
-        from m2bert.eval.encoders.protocol import unit_rows
-
-        if self._batch_tokens is not None:
-            self._batch_tokens.observe(sum(job.tokens for job in jobs))
         contents, model = [job.content for job in jobs], self._own.model
         if jobs[0].kind != "ids":
             rows = self._own.encode(contents, jobs[0].kind)
@@ -203,14 +208,14 @@ class Guard:
     """
 
     def __init__(self, app, metrics: "Metrics", key: str | None):
-        self.app, self.metrics, self._held_bytes = app, metrics, 0
+        self.app, self.metrics = app, metrics
         self._expected = None if key is None else f"Bearer {key}".encode()
 
     async def __call__(self, scope, receive, send) -> None:
         """Answer one request, or pass on what is none."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        start, status, chunks = time.perf_counter(), 0, []
+        start, status = time.perf_counter(), 0
 
         async def send_noted(message):
             nonlocal status
@@ -223,16 +228,16 @@ class Guard:
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
                 self._check(scope)
-                await self._read(receive, chunks)
-                body = [b"".join(chunks)]
+                body = [await self._body(Request(scope, receive))]
                 await self.app(scope, receive_again, send_noted)
-        except (Refused, TimeoutError) as error:
+        except (Refused, TimeoutError, ClientDisconnect) as error:
+            if isinstance(error, ClientDisconnect):
+                error = Refused(400, "the client left before its request was complete")
             if isinstance(error, TimeoutError):
                 error = Refused(504, f"not done within {REQUEST_SECONDS:g} s; send fewer or shorter texts")
             if not status:
                 await error_response(scope["path"], error)(scope, receive, send_noted)
         finally:
-            self._held_bytes -= sum(map(len, chunks))
             path = scope["path"] if scope["path"] in self.metrics.paths else "other"
             self.metrics.requests.labels(path, status or 500).inc()
             self.metrics.seconds.labels(path).observe(time.perf_counter() - start)
@@ -247,47 +252,35 @@ class Guard:
             message = "the key is missing or wrong; send the header Authorization: Bearer KEY"
             raise Refused(401, message, {"www-authenticate": "Bearer"}, code="invalid_api_key")
 
-    async def _read(self, receive, chunks: list[bytes]) -> None:
-        size, more = 0, True
-        while more and size <= HELD_BYTES:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise Refused(400, "the client left before its request was complete")
-            chunk, more = message.get("body", b""), message.get("more_body", False)
+    async def _body(self, request: Request) -> bytes:
+        """Return the body; one that is too long is received to its end, for its client reads no answer before."""
+        chunks, size = [], 0
+        async for chunk in request.stream():
             size += len(chunk)
-            if size <= BODY_BYTES:
-                chunks.append(chunk)
-                self._held_bytes += len(chunk)
-            if self._held_bytes > HELD_BYTES:
-                raise Refused(429, "too many requests at once; try again in 1 s", {"retry-after": "1"})
+            chunks = [*chunks, chunk] if size <= BODY_BYTES else []
         if size > BODY_BYTES:
             raise Refused(413, f"the request is longer than {BODY_BYTES} bytes; send fewer texts")
+        return b"".join(chunks)
 
 
 class Metrics:
     """What /metrics shows; see docs/serving.md."""
 
     def __init__(self):
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
+        self.registry = prometheus.CollectorRegistry()
+        prometheus.ProcessCollector(registry=self.registry)
         known: dict = {"registry": self.registry}
-        self.requests = Counter("m2bert_requests", "Requests by path and status.", ["path", "status"], **known)
-        self.seconds = Histogram("m2bert_request_seconds", "Time to the answer.", ["path"], **known)
-        self.batch_tokens = Histogram(
-            "m2bert_batch_tokens", "Tokens a batch.", buckets=[2**n for n in range(4, 17)], **known
+        self.requests = prometheus.Counter(
+            "m2bert_requests", "Requests by path and status.", ["path", "status"], **known
         )
-        self.truncated = Counter("m2bert_truncated_texts", "Texts of which the end was not read.", **known)
-        self.queue = Gauge("m2bert_queue_tokens", "Tokens that wait.", **known)
+        self.seconds = prometheus.Histogram("m2bert_request_seconds", "Time to the answer.", ["path"], **known)
+        self.truncated = prometheus.Counter("m2bert_truncated_texts", "Texts of which the end was not read.", **known)
+        self.queue = prometheus.Gauge("m2bert_queue_tokens", "Tokens that wait.", **known)
         self.paths: set[str] = set()  # that are counted by name
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None):
     """Return a response; pydantic writes numbers ten times faster than json."""
-    from pydantic_core import to_json
-    from starlette.responses import Response
-
     return Response(to_json(value), status, headers, "application/json")
 
 
@@ -316,9 +309,6 @@ async def read_body(request, schema: type[Schema]):
 
 def vector_routes(embedder: Embedder, metrics: Metrics) -> list:
     """Return the routes that a model answers."""
-    from starlette.routing import Route
-
-    from m2bert.eval.encoders.protocol import unit_rows
 
     async def embed(asked, given, name, task):
         if asked.dimensions is not None and not 1 <= asked.dimensions <= embedder.dimensions:
@@ -356,9 +346,6 @@ def vector_routes(embedder: Embedder, metrics: Metrics) -> list:
 
 def search_routes(index) -> list:
     """Return the routes that an index answers."""
-    from starlette.responses import Response
-    from starlette.routing import Route
-
     executor, waiting = ThreadPoolExecutor(1, "search"), [0]
     html, policy = read_page()
     page_headers = {"content-security-policy": policy, "referrer-policy": "no-referrer", "cache-control": "no-cache"}
@@ -385,10 +372,8 @@ def search_routes(index) -> list:
             text = await in_turn(index.document, id)
         except KeyError as error:
             raise Refused(404, f"id={one_line(id)!r} is not in the index") from error
-        start, end = (request.query_params.get(*each) for each in (("start", "0"), ("end", str(len(text)))))
-        if not re.fullmatch("[0-9]{1,18}-[0-9]{1,18}", f"{start}-{end}"):
-            raise ValueError(f"start={one_line(start)} and end={one_line(end)} must be numbers of characters")
-        return json_response({"id": id, "length": len(text), "text": text[int(start) : int(end)]})
+        start, end = (int(request.query_params.get(*each)) for each in (("start", 0), ("end", len(text))))
+        return json_response({"id": id, "length": len(text), "text": text[max(start, 0) : max(end, 0)]})
 
     async def page(request):
         return Response(html, media_type="text/html", headers=page_headers)
@@ -398,17 +383,12 @@ def search_routes(index) -> list:
 
 def make_app(embedder: Embedder | None, index, metrics: Metrics, key: str | None = None) -> Guard:
     """Return the application, for ASGI servers. What is served is a model, an index, or both."""
-    from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-    from starlette.applications import Starlette
-    from starlette.exceptions import HTTPException
-    from starlette.responses import Response
-    from starlette.routing import Route
 
     async def health(request):
         return json_response({"status": "ok", "model": embedder and embedder.name, "index": index is not None})
 
     async def show_metrics(request):
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(prometheus.generate_latest(metrics.registry), media_type=prometheus.CONTENT_TYPE_LATEST)
 
     routes = [Route("/health", health), Route("/metrics", show_metrics)]
     routes += vector_routes(embedder, metrics) if embedder is not None else []
@@ -456,26 +436,25 @@ def serve(path: str | Path, host: str = "127.0.0.1", port: int = 8000, api_key_e
 
     torch.set_num_threads(1)  # of every thread: more would fight for the cores with the other threads
     metrics = Metrics()
-    embedder, index = _loaded(path, metrics)
-    times = {"timeout_keep_alive": 75, "timeout_graceful_shutdown": int(REQUEST_SECONDS)}
-    config = uvicorn.Config(make_app(embedder, index, metrics, key), log_level="warning", access_log=False, **times)
+    embedder, index = _loaded(path)
+    limits = {"limit_concurrency": CONNECTIONS, "timeout_keep_alive": 75}
+    limits["timeout_graceful_shutdown"] = int(REQUEST_SECONDS)
+    config = uvicorn.Config(make_app(embedder, index, metrics, key), log_level="warning", access_log=False, **limits)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     print(f"serving {path} at {address}", flush=True)
     uvicorn.Server(config).run(sockets=[listener])
 
 
-def _loaded(path: str | Path, metrics: Metrics) -> tuple:
+def _loaded(path: str | Path) -> tuple:
     """Return the embedder, and the index if one is served. Both read with the same model, loaded once."""
     index = None
     if "://" in str(path) or (Path(path).is_dir() and not (Path(path) / "modules.json").is_file()):
-        from .index import Index
-
         index = Index.open(path)
         base = index.encoder.base
     else:
         from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
 
         base = SentenceTransformerEncoder(path)
-    embedder = Embedder(base, Path(base.name).absolute().name, metrics.batch_tokens)
+    embedder = Embedder(base, Path(base.name).absolute().name)
     embedder.warm_up()
     return embedder, index

@@ -1,7 +1,7 @@
-"""The table of an index: a LanceDB table whose row is a document with its text, its metadata and all its vectors.
+"""The table of an index: a Lance table whose row is a document with its text, its metadata and all its vectors.
 
-Every change is one commit of LanceDB: after a crash the table is as it was before or after the change. A copy of the
-folder is a backup.
+Every change is one commit of Lance: after a crash the table is as it was before or after the change. A copy of the
+folder is a backup. LanceDB opens it too.
 """
 
 import ctypes
@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ FORMAT = 1  # of the table; a newer one is refused
 NAME = "documents"
 SETTINGS = b"m2bert"  # the key of the schema's metadata that holds them, as JSON
 COLUMNS = ("id", "path", "digest", "tokens", "text", "words", "pages", "spans", "vectors", "minhash")  # our own
+KINDS = {"bool": bool, "double": float, "string": str}  # pyarrow's names of what metadata are stored as
 EXACT_VECTORS = 10_000  # beyond so many (90 ms a query), vectors are searched through an approximate index
 NPROBES = 1_000  # partitions of it that a query reads: all, up to some million vectors
 REFINE = 2  # documents compared exactly for each one that is asked for
@@ -29,7 +29,7 @@ FRAGMENT_ROWS = 4_096  # compaction never rewrites a larger fragment
 UNINDEXED = 0.1  # of all documents, may be searched by words without the index, with scores a little off
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # in glibc's malloc.h
 WORD = re.compile(r"\b\w\w+\b")
-SOURCE_PLACE = re.compile(r", /\S+\.rs:.*")  # the place in LanceDB's source that its messages end with
+SOURCE_PLACE = re.compile(r", /\S+\.rs:.*")  # the place in Lance's source that its messages end with
 
 
 class Settings(NamedTuple):
@@ -49,14 +49,8 @@ class Table:
     """
 
     def __init__(self, folder: str):
-        self.folder, self._table = folder, None
+        self.folder, self.uri, self._table = folder, f"{folder.rstrip('/')}/{NAME}.lance", None
         self.refresh()
-
-    def _connect(self):
-        os.environ.setdefault("LANCEDB_LOG", "error")  # it warns of a table that is yet to be made
-        import lancedb
-
-        return lancedb.connect(self.folder)
 
     @property
     def exists(self) -> bool:
@@ -71,7 +65,7 @@ class Table:
     @property
     def settings(self) -> Settings:
         """Return what the table was made with. Raises ValueError for the table of a newer version."""
-        stored = json.loads((self._table.schema.metadata or {}).get(SETTINGS, b"{}"))
+        stored = json.loads((self.schema.metadata or {}).get(SETTINGS, b"{}"))
         if not stored:
             raise ValueError(f"index={self.folder} holds a table of another program; name another folder")
         if stored.get("format", 0) > FORMAT:
@@ -80,15 +74,14 @@ class Table:
         return Settings(**stored)
 
     @property
-    def metadata_columns(self) -> list[str]:
-        """The names of the columns that hold metadata."""
-        return [name for name in self._table.schema.names if name not in COLUMNS]
+    def kinds(self) -> dict[str, type]:
+        """The columns that hold metadata, and the types of their values: bool, float or str."""
+        return {its.name: KINDS[str(its.type)] for its in self.schema if its.name not in COLUMNS}
 
     @property
-    def kinds(self) -> dict[str, type]:
-        """The types of the values of those columns: bool, float or str."""
-        kinds = {"bool": bool, "double": float, "string": str}
-        return {name: kinds[str(self._table.schema.field(name).type)] for name in self.metadata_columns}
+    def schema(self):
+        """The columns, for other processes that write fragments for `commit`; none if there is no table."""
+        return self._table.schema if self.exists else ()
 
     def refresh(self, write: bool = False) -> None:
         """Read what others have committed since.
@@ -98,107 +91,89 @@ class Table:
         with self.errors("opened"):
             if self._table is not None:
                 self._table.checkout_latest()
-            elif "://" in self.folder or Path(self.folder, f"{NAME}.lance").is_dir():
+            elif "://" in self.uri or os.path.isdir(self.uri):
+                import lance
+
                 try:
-                    self._table = self._connect().open_table(NAME)
+                    self._table = lance.dataset(self.uri)
                 except ValueError as error:  # a writer was stopped before its first commit
                     if "not found" not in str(error):
                         raise
             if self.exists and write:
                 self._make_indexes()
             while self.exists and self.version > 1 and "words_idx" not in self._indexes():
-                self._table.checkout(self.version - 1)
+                self._table = self._table.checkout_version(self.version - 1)
 
     def create(self, settings: Settings, dimensions: int, batches: Iterable[list[dict]] = ()) -> None:
         """Make the table, empty, or put another in its place: one commit after all batches."""
         import pyarrow as pa
-
-        fields = {
-            "id": pa.string(), "path": pa.string(), "digest": pa.string(), "tokens": pa.int64(), "text": pa.string(),
-            "words": pa.string(), "pages": pa.list_(pa.int64()), "spans": pa.list_(pa.list_(pa.int64(), 2)),
-            "vectors": pa.list_(pa.list_(pa.float16(), dimensions)), "minhash": pa.list_(pa.uint32()),
-        }  # fmt: skip
-        schema = pa.schema(fields, metadata={SETTINGS: json.dumps(settings._asdict())})
-        for name in ("text", "words"):
-            zstd = schema.field(name).with_metadata({"lance-encoding:compression": "zstd"})
-            schema = schema.set(schema.get_field_index(name), zstd)
-        for name in self.metadata_columns if self.exists else ():
-            schema = schema.append(self._table.schema.field(name))
-        with self.errors("written"):
-            if self.exists:
-                self._replace_all(schema, batches)
-            else:
-                self._table = self._connect().create_table(NAME, schema=schema)
-            self._make_indexes()
-
-    def _replace_all(self, schema, batches: Iterable[list[dict]]) -> None:
         from lance import LanceDataset, LanceOperation
         from lance.fragment import write_fragments
 
-        uri, fragments = self._table.to_lance().uri, []
-        for rows in batches:
-            fragments += write_fragments(batch_of(rows, schema), uri, schema)
-        LanceDataset.commit(uri, LanceOperation.Overwrite(schema, fragments))
-        self._table.checkout_latest()
+        zstd, numbers = {"lance-encoding:compression": "zstd"}, pa.list_(pa.int64())
+        fields = [
+            pa.field("id", pa.string()), pa.field("path", pa.string()), pa.field("digest", pa.string()),
+            pa.field("tokens", pa.int64()), pa.field("text", pa.string(), metadata=zstd),
+            pa.field("words", pa.string(), metadata=zstd), pa.field("pages", numbers),
+            pa.field("spans", pa.list_(pa.list_(pa.int64(), 2))),
+            pa.field("vectors", pa.list_(pa.list_(pa.float16(), dimensions))),
+            pa.field("minhash", pa.list_(pa.uint32())), *(self.schema.field(name) for name in self.kinds),
+        ]  # fmt: skip
+        schema = pa.schema(fields, {SETTINGS: json.dumps(settings._asdict())})
+        with self.errors("written"):
+            fragments = [each for rows in batches for each in write_fragments(batch_of(rows, schema), self.uri, schema)]
+            self._table = LanceDataset.commit(self.uri, LanceOperation.Overwrite(schema, fragments))
+            self._make_indexes()
 
     def _indexes(self) -> set[str]:
-        return {index.name for index in self._table.list_indices()}
+        return {index.name for index in self._table.describe_indices()}
 
     def _make_indexes(self) -> None:
-        from lancedb.index import FTS, BTree
-
         made = self._indexes()
         if "words_idx" not in made:
-            words = FTS(base_tokenizer="whitespace", stem=False, ascii_folding=False, max_token_length=None)
-            self._table.create_index("words", config=words)
+            plain = {"base_tokenizer": "whitespace", "stem": False, "ascii_folding": False, "max_token_length": None}
+            self._table.create_scalar_index("words", "INVERTED", **plain)
         if "id_idx" not in made:
-            self._table.create_index("id", config=BTree())
+            self._table.create_scalar_index("id", "BTREE")
 
     def write(self, rows: list[dict], replace: bool, paths: Sequence[str]) -> None:
-        """Write documents in one commit, whose metadata may bring new columns, in a commit before.
+        """Write documents in one commit.
 
         Args:
             replace: whether ids may be in the table: those documents are replaced.
             paths: of files; all of their documents that are not among the new ones are deleted.
         """
-        self.add_columns({name: type(value) for row in rows for name, value in row.items() if name not in COLUMNS})
         with self.errors("written"):
-            batch = batch_of(rows, self._table.schema)
+            batch = batch_of(rows, self.schema)
             if replace or paths:
                 change = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
                 if paths:
                     change = change.when_not_matched_by_source_delete(f"path IN ({quoted(paths)})")
                 change.execute(batch)
             else:
-                self._table.add(batch)
+                self._table.insert(batch)
             if self.unindexed() > UNINDEXED * self.count():
-                self._table.to_lance().optimize.optimize_indices()
-                self._table.checkout_latest()
+                self._table.optimize.optimize_indices()
 
     def add_columns(self, kinds: dict[str, type]) -> None:
         """Add the columns of metadata that there are not yet."""
         import pyarrow as pa
 
-        types = {bool: pa.bool_(), float: pa.float64(), str: pa.string()}
-        new = [pa.field(name, types[kind]) for name, kind in kinds.items() if name not in self.metadata_columns]
+        types = {kind: name for name, kind in KINDS.items()}
+        new = [pa.field(name, types[kind]) for name, kind in kinds.items() if name not in self.kinds]
         if new:
             with self.errors("written"):
                 self._table.add_columns(new)
 
-    @property
-    def place(self) -> tuple:
-        """Address and schema by which other processes write fragments for `commit`."""
-        return self._table.to_lance().uri, self._table.schema
-
     def commit(self, fragments: list, ids: Sequence[str], paths: Sequence[str]) -> None:
         """Add fragments and delete the documents that they replace, by id and by path, in one commit."""
-        from lance import LanceDataset, LanceOperation
+        from lance import LanceOperation
 
         replaced = {"id": ids, "path": paths}
         filter = " OR ".join(f"{name} IN ({quoted(values)})" for name, values in replaced.items() if values)
         with self.errors("written"):
-            dataset, removed, kept = self._table.to_lance(), [], []
-            for fragment in dataset.get_fragments() if filter else ():
+            removed, kept = [], []
+            for fragment in self._table.get_fragments() if filter else ():
                 rest = fragment.delete(filter)
                 if rest is None:
                     removed.append(fragment.fragment_id)
@@ -206,8 +181,7 @@ class Table:
                     kept.append(rest)
             change = LanceOperation.Update(removed, kept, fragments)
             if fragments:
-                LanceDataset.commit(dataset.uri, change, read_version=dataset.version)
-                self._table.checkout_latest()
+                self._table = self._table.commit(self.uri, change, read_version=self.version)
 
     def delete(self, filter: str) -> int:
         """Delete the documents that a filter selects, in one commit; return how many."""
@@ -218,73 +192,64 @@ class Table:
 
     def finish(self) -> None:
         """Merge small fragments, bring all indexes up to date, remove older versions (their readers look again)."""
-        from lancedb.index import IvfRq
-
         heap("malloc_trim", 0)  # what was freed before, 0.3 GB for 100,000 documents
         heap("mallopt", M_MMAP_THRESHOLD, 2**20)  # and nothing is kept now: 0.2 GB
         with self.errors("compacted"):
-            dataset = self._table.to_lance()
-            dataset.optimize.compact_files(target_rows_per_fragment=FRAGMENT_ROWS)  # first: it moves indexed rows
-            dataset.optimize.optimize_indices()
-            dataset.cleanup_old_versions(timedelta(0), delete_unverified="://" not in self.folder)
-            self._table.checkout_latest()
+            self._table.optimize.compact_files(target_rows_per_fragment=FRAGMENT_ROWS)  # first: it moves indexed rows
+            self._table.optimize.optimize_indices()
+            self._table.cleanup_old_versions(timedelta(0), delete_unverified="://" not in self.folder)
             if "vectors_idx" not in self._indexes() and self.count_vectors() > EXACT_VECTORS:
-                self._table.create_index("vectors", config=IvfRq(distance_type="cosine"))
+                self._table.create_index("vectors", "IVF_RQ", metric="cosine", num_bits=1)
         heap("mallopt", M_MMAP_THRESHOLD, 2**25)  # glibc's own largest, with which torch is faster
 
     def count_vectors(self) -> int:
         """Count the vectors of all documents."""
         import pyarrow.compute as pc
 
-        return pc.sum(pc.list_value_length(self._table.search().select(["spans"]).to_arrow()["spans"])).as_py() or 0
+        return pc.sum(pc.list_value_length(self._table.to_table(["spans"])["spans"])).as_py() or 0
 
     def unindexed(self) -> int:
         """Count the documents that the index of words does not hold yet."""
-        stats = self._table.index_stats("words_idx")
-        return self._table.count_rows() if stats is None else stats.num_unindexed_rows
+        return self._table.stats.index_stats("words_idx")["num_unindexed_rows"]
 
     def count(self, filter: str | None = None) -> int:
         """Count the documents that a filter selects."""
         with self.errors("read", filter):
             return self._table.count_rows(whole(filter) if filter else None)
 
+    def _read(self, names: Sequence[str], filter: str | None = None, **query):
+        with self.errors("read", filter):
+            return self._table.to_table(list(names), whole(filter) if filter else None, prefilter=True, **query)
+
     def rows(self, *names: str, filter: str | None = None) -> list[tuple]:
         """Return columns of the documents that a filter selects: a tuple a document; none if there is no table."""
         if not self.exists:
             return []
-        with self.errors("read", filter):
-            query = self._table.search().select(list(names))
-            found = (query.where(whole(filter)) if filter else query).to_arrow()
+        found = self._read(names, filter)
         return list(zip(*(found[name].to_pylist() for name in names), strict=True))
 
     def batches(self, names: Sequence[str], size: int = 256) -> Iterator[list[dict]]:
         """Yield all documents in batches, without reading them all into memory."""
-        for batch in self._table.to_lance().to_batches(columns=list(names), batch_size=size):
-            yield batch.to_pylist()  # not by LanceDB, which waits for itself while it writes
+        for batch in self._table.to_batches(columns=list(names), batch_size=size):
+            yield batch.to_pylist()
 
     def rank_by_words(self, query: str, limit: int, filter: str | None) -> dict[str, float]:
         """Return the ids and BM25 scores of the best documents that share a word with the query."""
-        query = self._table.search(words_of(query), query_type="fts", fts_columns="words")
-        return self._ranked(query, "_score", limit, filter)
+        asked = {"query": words_of(query), "columns": ["words"]}
+        found = self._read(["id", "_score"], filter, limit=limit, full_text_query=asked)
+        return dict(zip(found["id"].to_pylist(), found["_score"].to_pylist(), strict=True))
 
     def rank_by_vector(self, vector: np.ndarray, limit: int, filter: str | None) -> dict[str, float]:
         """Return the ids and cosines of the best documents; a document counts by its best vector."""
-        query = self._table.search(vector, vector_column_name="vectors").distance_type("cosine")
-        found = self._ranked(query.nprobes(NPROBES).refine_factor(REFINE), "_distance", limit, filter)
-        return {id: 1 - distance for id, distance in found.items()}
-
-    def _ranked(self, query, score: str, limit: int, filter: str | None) -> dict[str, float]:
-        with self.errors("searched", filter):
-            query = query.where(whole(filter)) if filter else query
-            found = query.limit(limit).select(["id", score]).to_arrow()
-        return dict(zip(found["id"].to_pylist(), found[score].to_pylist(), strict=True))
+        asked = {"column": "vectors", "q": vector, "k": limit, "metric": "cosine"}
+        found = self._read(["id", "_distance"], filter, nearest=asked | {"nprobes": NPROBES, "refine_factor": REFINE})
+        return dict(zip(found["id"].to_pylist(), (1 - found["_distance"].to_numpy()).tolist(), strict=True))
 
     def get(self, ids: Sequence[str], names: Sequence[str]) -> dict[str, dict]:
         """Return documents by id. Vectors are arrays (n, d) float32."""
         if not ids:
             return {}
-        with self.errors("read"):
-            found = self._table.search().where(f"id IN ({quoted(ids)})").select(["id", *names]).to_arrow()
+        found = self._read(["id", *names], f"id IN ({quoted(ids)})")
         rows = found.drop_columns([name for name in ("vectors",) if name in names]).to_pylist()
         for number, row in enumerate(rows):
             if "vectors" in names:
@@ -294,12 +259,12 @@ class Table:
 
     @contextmanager
     def errors(self, done: str, filter: str | None = None) -> Iterator[None]:
-        """Turn what LanceDB raises in the block into a ValueError of one line."""
+        """Turn what Lance raises in the block into a ValueError of one line."""
         try:
             yield
         except (RuntimeError, OSError, ValueError) as error:
-            reason = SOURCE_PLACE.sub("", one_line(error).removeprefix("Invalid input, "))
-            if filter and isinstance(error, ValueError):
+            reason = SOURCE_PLACE.sub("", one_line(error))
+            if filter and "Invalid user input" in reason:
                 fix = "write it as SQL, such as year > 2020 AND author = 'Ada'"
                 raise ValueError(f"filter={filter!r} cannot be used ({reason}); {fix}") from error
             fix = "what was committed before is intact; mend that and run it again"
@@ -312,7 +277,7 @@ def words_of(text: str) -> str:
 
 
 def whole(filter: str) -> str:
-    """Return a filter in parentheses: without them, LanceDB ignores what follows a complete expression."""
+    """Return a filter in parentheses: without them, Lance ignores what follows a complete expression."""
     return f"({filter}\n)"
 
 

@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
 from m2bert.search import Index
 from m2bert.search.distributed import ClusterIndex
-from m2bert.search.index import file_size
 from m2bert.search.table import Table
 
 MODEL = "models/m2bert-small"
@@ -78,10 +77,10 @@ def measured(index: Index, files: Path) -> dict:
             report = index.add(files)
     finally:
         Table.finish = finish
-    disk = sum(map(file_size, Path(index.folder).rglob("*")))
+    disk = index.info()["bytes"]
     partitions = 0
     if "vectors_idx" in index.table._indexes():
-        [stats] = index.table._table.to_lance().stats.index_stats("vectors_idx")["indices"]
+        [stats] = index.table._table.stats.index_stats("vectors_idx")["indices"]
         partitions = stats["num_partitions"]
     vectors = index.table.count_vectors()
     return result | {"documents": report.added, "tokens": report.tokens, "vectors": vectors, "bytes": disk,

@@ -2,7 +2,7 @@
 
     python experiments/serving/load.py    # five minutes; writes results/load.json, and the tables of docs/serving.md
 
-`mixed`: 32 clients send texts of 1 to 16k tokens, their lengths spread evenly over the logarithm. `short first` and
+`mixed`: 32 clients send texts of 3 to 16k tokens, their lengths spread evenly over the logarithm. `short first` and
 `first come`: 28 clients send documents of 16k tokens without pause and 4 send queries of 32 tokens, to a server as it
 is and to one that reads all in the order in which it came. Clients and server share the machine.
 """

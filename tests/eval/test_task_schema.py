@@ -82,7 +82,7 @@ def test_the_parts_of_a_split_are_one_table(tiny_data, kind):
         ('{"qid": "q"}\n["q"]', "test.jsonl, line 2 is no JSON object"),
         ('{"qid": "q"}\n{"qid": 1}', "test.jsonl cannot be read .*; write it again"),
         ('{"qid": 1}', "'qid' of texts; it has qid .int64"),
-        ('{"qid": "q"}\n{"qid"', "test.jsonl, line 2, is no valid JSON"),
+        ('{"qid": "q"}\n{"qid"', "test.jsonl, line 2 is no valid JSON"),
     ],
 )
 def test_lines_that_are_no_rows_are_named(tiny_data, lines, message):

@@ -10,7 +10,6 @@ from word_encoder import WordEncoder
 
 import m2bert.search.encoder
 from m2bert.search import Index
-from m2bert.search import index as module
 
 
 def work(operation: str, folder: Path | str, files: Path | str, ready=lambda: None) -> None:
@@ -30,7 +29,6 @@ def work(operation: str, folder: Path | str, files: Path | str, ready=lambda: No
 
 if __name__ == "__main__":
     import lance  # noqa: F401
-    import lancedb.index  # noqa: F401
 
     import m2bert.eval.progress
     import m2bert.eval.search
@@ -38,6 +36,6 @@ if __name__ == "__main__":
     import m2bert.search.passages  # noqa: F401
 
     m2bert.search.encoder.Encoder = WordEncoder
-    module.BATCH_DOCUMENTS = 6  # several commits
+    Index.batch_documents = 6  # several commits
     work(*sys.argv[1:], ready=lambda: print("ready", flush=True))
     print("done", flush=True)

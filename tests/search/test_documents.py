@@ -5,7 +5,6 @@ import gzip
 import json
 import os
 import random
-import textwrap
 
 import docx
 import pytest
@@ -88,7 +87,7 @@ def _read(path):
 @pytest.mark.parametrize("name", WRITERS)
 def test_every_format_gives_the_text_that_is_seen(name, write):
     path = write(name, WRITERS[name])
-    assert find_files([path.parent]) == ([path], [], 0)
+    assert find_files([path.parent]) == ({path: path.stat().st_size}, [], 0)
     document = _read(path)
     assert document.text.replace("\t", " ").strip() == TEXT
     assert document == _read(path)
@@ -97,7 +96,7 @@ def test_every_format_gives_the_text_that_is_seen(name, write):
     assert not rows or document.metadata == {"year": 2021}
     if name not in ("a.docx", "a.pdf") and not name.endswith(".eml"):
         packed = write(f"packed/{name}.gz", gzip.compress(path.read_bytes()))
-        assert (_read(packed).text, find_files([packed]).files) == (document.text, [packed])
+        assert (_read(packed).text, list(find_files([packed]).files)) == (document.text, [packed])
 
 
 def test_what_is_known_beside_the_text(write):
@@ -106,9 +105,6 @@ def test_what_is_known_beside_the_text(write):
     assert _read(write("a.docx", _docx)).metadata["author"] == "Ann"
     mail = {"title": "Harbour lease", "from": "Ann <ann@example.org>", "to": "bo@example.org", "date": "2024-05-06"}
     assert _read(write("a.eml", WRITERS["text.eml"])).metadata == mail
-
-
-WORDS = ["harbour", "keeps", "many", "boats", "between", "stone", "walls", "and", "every", "winter", "commission"]
 
 
 def test_pages_of_a_pdf_and_a_page_without_text(write):
@@ -122,27 +118,11 @@ def test_pages_of_a_pdf_and_a_page_without_text(write):
     assert document.metadata["pages_without_text"] == "3"
 
 
-def test_paragraphs_of_a_pdf_are_joined_in_each_column_and_lists_are_not(write):
-    draw = random.Random(0)
-    texts = [" ".join(draw.choices(WORDS, k=60)).capitalize() + "." for _ in range(4)]
-    lines, items = [], ["• one item of a list", "• another item of it"]
-    for column, left in enumerate((20, 310)):
-        y = 700
-        for text in texts[2 * column : 2 * column + 2]:
-            for line in textwrap.wrap(text, 45):
-                lines.append((left, y, line))
-                y -= 12
-            y -= 10
-    lines += [(50, y - 40 - 12 * number, item) for number, item in enumerate(items)]
-    text = _read(write("a.pdf", lambda path: write_pdf(path, lines))).text
-    assert text.split("\n") == [*texts, *items]
-
-
 def test_hyphens_at_the_ends_of_lines(write):
-    lines = ["The well-known harbour is a repre-", "sentative place, as the well-", "known commission found."]
+    lines = ["The well-known harbour is a repre-", "sentative place, as the non-", "Dutch commission found."]
     page = [(50, 700 - 12 * number, line) for number, line in enumerate(lines)]
     text = _read(write("a.pdf", lambda path: write_pdf(path, page))).text
-    words = "The well-known harbour is a representative place, as the well-known commission found."
+    words = "The well-known harbour is a representative place, as the non-Dutch commission found."
     assert " ".join(text.split()) == words
 
 
@@ -210,8 +190,8 @@ BROKEN = {
     "empty.txt": (b"", "empty"), "blank.md": (" \n", "empty"), "nothing.html": ("<script>x</script>", "empty"),
     "a.xlsx": (b"x", "unsupported type .xlsx; convert it to one of .txt"), "x.tar.gz": (b"x", "unsupported type"),
     "program": (b"\x7fELF\0\0", "binary"), "a.txt": (b"a\0b", "binary"), "b.txt": ("é".encode("cp1252"), "not UTF-8"),
-    "utf32.txt": ("x".encode("utf-32"), "binary"), "packed.txt.gz": (b"no gzip", "it cannot be read"),
-    "cut.txt.gz": (gzip.compress(os.urandom(999))[:500], "damaged"),
+    "utf32.txt": ("x".encode("utf-32"), "binary"), "packed.txt.gz": (b"no gzip", "^cannot be read"),
+    "cut.txt.gz": (gzip.compress(os.urandom(999))[:500], "^cannot be read"),
     "locked.pdf": (lambda path: write_pdf(path, [(50, 700, "x")], trailer=LOCKED), "encrypted"),
     "scan.pdf": (lambda path: write_pdf(path, [], []), r"scanned: none of its pages \(2\)"),
     "a.pdf": (b"%PDF-1.4 no", "damaged"), "a.docx": (b"PK\x03\x04 no", "damaged"), "none.docx": (b"text", "damaged"),
@@ -223,7 +203,7 @@ BROKEN = {
     "header.csv": ("id,text\n", "empty"), "blank.jsonl": ("\n", "empty"),
     "a.jsonl": ('{"text": "x"}\n{"text": "y", "tags": ["a"]}', "^line 2: 'tags' is nested"),
     "b.jsonl": ('{"text": ""}', "^line 1 has no text"), "c.jsonl": ("[]", "^line 1 has no text"),
-    "d.jsonl": ('{"text": "x"}\n{', "^line 2, is no valid JSON"),
+    "d.jsonl": ('{"text": "x"}\n{', "^line 2 is no valid JSON"),
 }  # fmt: skip
 
 
@@ -237,7 +217,7 @@ def test_what_gives_no_text_says_why(name, write):
     assert "\n" not in message
     assert str(path) not in message
     files, failures, left_out = find_files([path])
-    assert (files, failures, left_out) in (([path], [], 0), ([], [(str(path), message)], 0))
+    assert (list(files), failures, left_out) in (([path], [], 0), ([], [(str(path), message)], 0))
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -266,11 +246,12 @@ def test_files_are_found_once_and_others_counted(tmp_path, monkeypatch):
     os.mkfifo(folder / "pipe.txt")
     monkeypatch.chdir(tmp_path)
     found = find_files(["a", folder / "z", "a/b.txt"])
-    assert found.files == sorted([folder / "b.txt", folder / "C.TXT", folder / "z/d.md", folder / "elsewhere/e.txt"])
+    names = ("b.txt", "C.TXT", "z/d.md", "elsewhere/e.txt")
+    assert list(found.files) == sorted(folder / name for name in names)
     failures = {os.path.basename(path): reason for path, reason in found.failures}
     assert list(failures) == ["gone.txt", "picture.png", "pipe.txt"]
     assert "link" in failures["gone.txt"]
     assert found.left_out == 4 + 1 + 1 + 1 + 1  # hidden and copies; link, loop, folder named twice, file named twice
-    assert find_files([".named"]).files == [tmp_path / ".named/e.txt"]
+    assert list(find_files([".named"]).files) == [tmp_path / ".named/e.txt"]
     with pytest.raises(ValueError, match="nothing does not exist"):
         find_files(["nothing"])

@@ -14,8 +14,8 @@ import pytest
 from m2bert.search import Index
 from m2bert.search import index as module
 from m2bert.search import table as table_module
+from m2bert.search.documents import Found
 from m2bert.search.duplicates import HASHES, minhash, sequences, share, similar_pairs
-from m2bert.search.index import file_size
 from m2bert.search.plan import make_plan
 
 from .word_encoder import WINDOW, WordEncoder
@@ -54,7 +54,7 @@ def rows_of(*names, **metadata):
 def stored(index):
     """All documents, as other programs read them."""
     index.table.refresh()
-    names = ["id", "path", "text", "digest", "vectors", "spans", *index.table.metadata_columns]
+    names = ["id", "path", "text", "digest", "vectors", "spans", *index.table.kinds]
     return sorted((row for batch in index.table.batches(names) for row in batch), key=lambda row: row["id"])
 
 
@@ -107,7 +107,9 @@ def test_sync_keeps_files_of_a_folder_that_cannot_be_read(files, index, monkeypa
     found = module.find_files([files])
     inner = files / "inner"
     kept = [path for path in found.files if path.parent != inner]
-    monkeypatch.setattr(module, "find_files", lambda _: module.Found(kept, [(str(inner), "no permission")], 0))
+    monkeypatch.setattr(
+        module, "find_files", lambda *_: Found(dict.fromkeys(kept, 1), [(str(inner), "no permission")], 0)
+    )
     report = index.add(files, sync=True)
     assert counts(report) == (0, 0, 4, 0, 1)
     assert len(stored(index)) == 8
@@ -192,7 +194,7 @@ def test_metadata_that_does_not_fit_is_a_failure_of_its_document(index):
     assert report.added == 3
     assert [name for name, _ in report.failures] == [row["id"] for row in rows[2:-1]]
     expected = {"year", "from", "_2nd_name", "path_", "np", "n", "other"}
-    assert set(index.table.metadata_columns) == expected
+    assert set(index.table.kinds) == expected
     assert [hit.id for hit in index.search("text", filter="from = 'Ada' AND `_2nd_name` = 'x'")] == ["fits"]
     for _, reason in report.failures:
         assert "\n" not in reason
@@ -280,7 +282,7 @@ def test_an_index_without_documents(tmp_path, index, files):
 
 
 def test_an_add_that_fails_midway_is_finished_by_the_next(files, index, monkeypatch):
-    monkeypatch.setattr(module, "BATCH_DOCUMENTS", 2)
+    monkeypatch.setattr(Index, "batch_documents", 2)
     encode, calls = WordEncoder.encode_documents, []
 
     def fail_third(self, *arguments):
@@ -301,7 +303,7 @@ def test_an_add_that_fails_midway_is_finished_by_the_next(files, index, monkeypa
 
 
 def test_a_search_by_words_scores_as_if_all_had_been_added_at_once(index, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "BATCH_DOCUMENTS", 3)
+    monkeypatch.setattr(Index, "batch_documents", 3)
     rng = np.random.default_rng(0)
     rows = [{"id": str(n), "text": " ".join(f"t{int(w)}" for w in rng.zipf(1.5, 60))} for n in range(100)]
     with monkeypatch.context() as patch:
@@ -309,7 +311,7 @@ def test_a_search_by_words_scores_as_if_all_had_been_added_at_once(index, tmp_pa
         index.add(rows)
         index.add([*rows[:20], {"id": "new", "text": "t1 t2"}])
     index.add([])  # mends it
-    monkeypatch.setattr(module, "BATCH_DOCUMENTS", 1000)
+    monkeypatch.setattr(Index, "batch_documents", 1000)
     whole = Index.open(tmp_path / "whole", model="words")
     whole.add([*rows, {"id": "new", "text": "t1 t2"}])
     for query in ("t1 t7", "t2 t30 t11", "t5"):
@@ -523,7 +525,7 @@ def test_a_full_disk_leaves_the_index_as_it_was(files, index, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(index.table._table), "add", full)
+        patch.setattr(type(index.table._table), "insert", full)
         with pytest.raises(ValueError, match="cannot be written .*No space left on device.*intact"):
             index.add(rows_of("one"))
     check_found(Index.open(index.folder), NAMES)
@@ -578,5 +580,10 @@ def test_near_duplicates_of_rfc_summary(shared, index):
     assert pairs == {frozenset(pair.split()) for pair in expected}
 
 
-def test_the_size_of_a_file_that_is_gone_is_zero(tmp_path):
-    assert file_size(tmp_path / "gone") == 0
+def test_lancedb_reads_the_table(files, index):
+    lancedb = pytest.importorskip("lancedb")
+    index.add(files)
+    table = lancedb.connect(index.folder).open_table("documents")
+    assert table.count_rows() == 8
+    [first] = table.search("harbor", query_type="fts", fts_columns="words").limit(1).select(["id"]).to_list()
+    assert first["id"] in index.rank("harbor", "bm25")

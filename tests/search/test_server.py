@@ -248,7 +248,7 @@ def test_search(call):
     assert call("GET", "/document", params={"id": hit["id"]}).json()["text"] == ShelfIndex.texts[hit["id"]]
     for path, options, status, message in (
         ("/document", {"params": {"id": "none"}}, 404, "id='none' is not in the index"),
-        ("/document", {"params": {"id": hit["id"], "start": "-1"}}, 400, "start=-1 and end="),
+        ("/document", {"params": {"id": hit["id"], "start": "x"}}, 400, "invalid literal for int() with base 10: 'x'"),
         ("/v1/search", {"json": {"query": "a", "filter": "year >"}}, 400, "filter='year >' cannot be used"),
         ("/v1/search", {"json": {"query": "a", "limit": 0}}, 400, "the request: limit is 0"),
         ("/v1/search", {"json": {"query": "a", "mode": "magic"}}, 400, "the request: mode is 'magic'"),
@@ -312,9 +312,6 @@ def test_a_request_that_is_too_long(call, monkeypatch):
     assert error_of(answer) == "the request is longer than 1000 bytes; send fewer texts"
     monkeypatch.setattr(server, "BODY_BYTES", 10_000)
     assert call.embed("a" * 1000).status_code == 200
-    monkeypatch.setattr(server, "HELD_BYTES", 900)
-    assert call.embed("a" * 1000).status_code == 429
-    assert call.app._held_bytes == 0
 
 
 def test_a_full_queue_and_a_request_that_takes_too_long(encoder, monkeypatch):
@@ -390,7 +387,7 @@ def test_an_index_is_served_with_its_model(tmp_path, encoder, monkeypatch):
     Index.open(tmp_path / "index", model=SMALL).add([{"id": id, "text": text} for id, text in texts.items()])
     loads, load = [], sentence_transformer.load_model
     monkeypatch.setattr(sentence_transformer, "load_model", lambda *given: loads.append(given) or load(*given))
-    embedder, index = server._loaded(tmp_path / "index", Metrics())
+    embedder, index = server._loaded(tmp_path / "index")
     assert len(loads) == 1
     call = Caller(make_app(embedder, index, Metrics()))
     hits = call("POST", "/v1/search", json={"query": "when does the lease end?"}).json()["hits"]

@@ -3,6 +3,7 @@
 import re
 import zlib
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -19,6 +20,7 @@ def word_vector(model, word):
 
 class WordEncoder:
     dimensions, max_tokens = 32, WINDOW
+    base = SimpleNamespace(parts_problem="a window has one vector")
 
     def __init__(self, model, device=None):
         self.name = str(model)
@@ -32,9 +34,6 @@ class WordEncoder:
 
     def count_tokens(self, texts):
         return np.array([len(text.split()) for text in texts], dtype=np.int64)
-
-    def count_vectors(self, tokens, vectors=16):
-        return max(-(-tokens // WINDOW), 1)
 
     def encode_queries(self, texts):
         return np.array([self._vector(text.lower().split()) for text in texts])
