@@ -26,10 +26,13 @@ matrix x[n1, n2] in its own memory order:
 The inverse (4) is the conjugate of (6), then the real part of the conjugate of (5). m1 stays the row, m2 or n2 the
 column, so nothing is ever transposed. Transform and inverse together cost 8 M1 + 16 M2 operations per sample.
 
-**Half precision.** Operands are float16, sums float32. Every number that is rounded to float16 should be about as large
-as the samples. So the factor 1/M is spread: the tables of stage 1 and of its inverse each contain 1/sqrt(M1), a part of
-1/M2 is applied before the inverse of stage 2, and the rest after it. The spectrum of each channel is divided by a power
-of two, so that its largest magnitude is below 1.
+**Half precision.** Operands are float16, sums float32. Each row is multiplied by its scale, a power of two that brings
+its largest magnitude into 16 .. 32, and the result is divided by the scale in float32. So samples of any size have the
+full precision of float16 relative to the largest of their row. Every number that is rounded to float16 should be about
+as large as the samples. So the factor 1/M is spread: the tables of stage 1 and of its inverse each contain 1/sqrt(M1),
+a part of 1/M2 is applied before the inverse of stage 2, and the rest after it. The spectrum of each channel is divided
+by a power of two, so that its real and imaginary parts are below 1. A constant row still grows, by sqrt(2 M) at most:
+it stays below 65504 up to M = 2 million.
 
 **Gradients.** Let G be the transform (2) of dy. The gradient of x is (4) with conj K in place of K and G in place of X.
 The gradient of K is the sum of conj(X) G / M over the batch; its real part is the gradient of K's real part, its
