@@ -44,11 +44,14 @@ R. Crandall, B. Fagin, "Discrete weighted transforms and large-integer arithmeti
 weighting. D. Fu et al., "FlashFFTConv", 2023, describe convolution by two-stage matrix products.
 """
 
+import functools
 import math
-from functools import lru_cache
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from .m2bert_ops_filter import prepare_to_keep
 
 TOEPLITZ_LONGEST = 256  # up to here one matrix product per channel beats the transforms
 FUSED_LONGEST = 8192  # up to here a transform stays in the registers of one program
@@ -96,7 +99,21 @@ def _circle(index: Tensor, period: int) -> tuple[Tensor, Tensor]:
     return angle.cos(), -angle.sin()
 
 
-@lru_cache(maxsize=32)
+def _kept(build: Callable) -> Callable:
+    """Keep what `build` returns for its arguments, the last a device, until the process ends: CUDA graphs may read it.
+
+    All tables of one dtype up to M = 32768 have about 70 MB.
+    """
+
+    @functools.cache
+    @functools.wraps(build)
+    def kept(*arguments):
+        return prepare_to_keep(arguments[-1], lambda: build(*arguments))
+
+    return kept
+
+
+@_kept
 def stage1_tables(m1: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return e(n1 (m1 + 1/4) / M1) / sqrt(M1) as real and imaginary planes (2, M1, M1), and the same transposed.
 
@@ -107,7 +124,7 @@ def stage1_tables(m1: int, dtype: torch.dtype, device: torch.device) -> tuple[Te
     return table.to(dtype), table.mT.to(dtype).contiguous()
 
 
-@lru_cache(maxsize=32)
+@_kept
 def stage2_tables(m1: int, m2: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the twiddle e(n2 (m1 + 1/4) / M) (2, M1, M2), and e(n2 m2 / M2) (2, M2, M2), which is symmetric."""
     rows, n2 = torch.arange(m1, device=device)[:, None], torch.arange(m2, device=device)
@@ -115,7 +132,7 @@ def stage2_tables(m1: int, m2: int, dtype: torch.dtype, device: torch.device) ->
     return twiddle.to(dtype), torch.stack(_circle(n2[:, None] * n2, m2)).to(dtype)
 
 
-@lru_cache(maxsize=16)
+@_kept
 def folded_tables(m1: int, m2: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the product of both factors of stage 2, a matrix for each m1: (M1, 2, M2, M2) by (m1, plane, n2, m2)."""
     n2 = torch.arange(m2, device=device)

@@ -2,6 +2,7 @@
 all of them as they are launched, compiled for Hopper."""
 
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from references import (  # noqa: E402
     toeplitz_convolution,
 )  # fmt: skip
 
+from modeling_m2bert import m2bert_ops_filter  # noqa: E402
 from modeling_m2bert import m2bert_ops_triton_conv as conv  # noqa: E402
 from modeling_m2bert import m2bert_ops_triton_conv_backward as backward  # noqa: E402
 from modeling_m2bert import m2bert_ops_triton_dft as dft  # noqa: E402
@@ -207,6 +209,18 @@ def test_transform_lengths_are_few_and_can_be_factored():
             assert m1 * m2 == m
             assert m1 % 32 == 0
             assert m2 in (16, 32, 64, 128)
+
+
+def test_tables_are_built_once_and_not_while_a_cuda_graph_is_captured(device, monkeypatch):
+    first = weakref.ref(dft.folded_tables(32, 16, torch.float16, torch.device(device)))
+    for m1 in range(3, 90):
+        dft.folded_tables(m1, 2, torch.float16, torch.device(device))
+    assert first() is not None
+    monkeypatch.setattr(m2bert_ops_filter, "is_capturing", lambda device: True)
+    assert dft.folded_tables(32, 16, torch.float16, torch.device(device)) is first()
+    for tables, sizes in ((dft.stage1_tables, (3,)), (dft.stage2_tables, (3, 2)), (dft.folded_tables, (2, 2))):
+        with pytest.raises(RuntimeError, match="before capturing"):
+            tables(*sizes, torch.float32, torch.device(device))
 
 
 # gradients
