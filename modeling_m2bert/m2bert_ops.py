@@ -2,7 +2,7 @@
 
 An operation chooses its kernels when it runs. Its argument `kernels` decides, else the environment variable
 M2BERT_KERNELS (`torch`, `triton` or `auto`). Without these, or with `auto`, it takes Triton on NVIDIA GPUs where Triton
-is installed, and PyTorch everywhere else and for float64. Both compute the same function. On Triton the long
+can launch a kernel, and PyTorch everywhere else and for float64. Both compute the same function. On Triton the long
 convolution multiplies 16-bit activations as float16, each row scaled by a power of two. So the size of a row's values
 matters neither for range nor for precision.
 
