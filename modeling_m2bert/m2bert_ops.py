@@ -2,8 +2,9 @@
 
 An operation chooses its kernels when it runs. Its argument `kernels` decides, else the environment variable
 M2BERT_KERNELS (`torch`, `triton` or `auto`). Without these, or with `auto`, it takes Triton on NVIDIA GPUs where Triton
-is installed, and PyTorch everywhere else and for float64. Both compute the same function, but one limit differs: on
-Triton the long convolution multiplies 16-bit activations as float16, so that bfloat16 values beyond 65504 overflow.
+can launch a kernel, and PyTorch everywhere else and for float64. Both compute the same function. On Triton the long
+convolution multiplies 16-bit activations as float16, each row scaled by a power of two. So the size of a row's values
+matters neither for range nor for precision.
 
 Each operation is a torch.library operator with a fake kernel and a backward operator, so that it works under autograd,
 torch.compile, gradient checkpointing and CUDA graphs. Backward recomputes intermediate results from the inputs. There

@@ -57,15 +57,20 @@ def _obstacle(device: torch.device, wanted: str) -> str | None:
     """Return why triton cannot run on a device, or None if it can.
 
     Triton's interpreter (TRITON_INTERPRET=1) runs on any device. It is for tests, and is used only if the choice is
-    "triton", not "auto".
+    "triton", not "auto". Under "auto", a trivial kernel has to run once on the device: triton needs compilers, which a
+    container may not have.
     """
+    if device.type == "cuda" and torch.version.hip:
+        return "the GPU is AMD's (ROCm), and these kernels need an NVIDIA GPU"
+    if device.type == "cuda" and _capability(device) < (8, 0):
+        return "the GPU is older than compute capability 8.0"
     if device.type != "cuda" and wanted != "triton":
         return f"the tensors are on {device.type!r}, and triton needs an NVIDIA GPU"
     triton = _triton()
     if triton is None:
         return "the package triton is not installed (pip install triton)"
     if device.type == "cuda":
-        return "the GPU is older than compute capability 8.0" if _capability(device) < (8, 0) else None
+        return _launch_failure(device) if wanted == "auto" else None
     return None if triton.knobs.runtime.interpret else f"triton needs an NVIDIA GPU, and tensors are on {device.type!r}"
 
 
@@ -82,6 +87,19 @@ def _triton():
 @functools.cache
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
+
+
+@functools.cache
+def _launch_failure(device: torch.device) -> str | None:
+    """Return why triton cannot launch a kernel on a GPU, or None if it can."""
+    from .m2bert_ops_triton import nothing
+
+    try:
+        with torch.cuda.device(device):
+            nothing[(1,)](0)
+    except Exception as error:  # compilers, linker and driver raise what they like
+        return f"triton cannot launch a kernel: {error}"
+    return None
 
 
 @functools.cache

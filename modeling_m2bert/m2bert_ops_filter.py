@@ -8,6 +8,9 @@ The cache belongs to the process and holds at most `M2BERT_FILTER_CACHE_BYTES` (
 transform length for all layers of a model or for none, because a model reads its layers in order: a cache that drops
 the first layers to make room for the last ones never holds the one that is needed. If room is short, the cache drops
 the transform length that it took first.
+
+A CUDA graph reads what it found in the cache when it was captured, at every replay. So the cache holds that until the
+model goes, even where the parameters have changed since and the graph should be captured again.
 """
 
 import itertools
@@ -106,6 +109,7 @@ class _Group(NamedTuple):
 
     reserved_bytes: int  # for all layers of the model, prepared or not
     layers: dict[int, _Layer]  # by the address of one of the layer's parameters
+    captured: dict[int, tuple]  # prepared filters that CUDA graphs read, by id
 
 
 _groups: dict[tuple, _Group] = {}  # oldest first; the first element of a key is the handle of a FilterCache
@@ -125,7 +129,7 @@ class FilterCache:
         weakref.finalize(self, _forget, self.handle)
 
     def clear(self):
-        _forget(self.handle)
+        _forget(self.handle, captured=False)
 
     def __reduce__(self):
         return FilterCache, (self.num_layers,)
@@ -137,23 +141,46 @@ def clear_filter_cache():
     Call it after a change of parameters that the cache cannot notice, such as `parameter.data.mul_(2)` on a GPU. A CUDA
     graph that was captured before must be captured again, since it reads memory that this call frees.
     """
-    with _lock:
-        _groups.clear()
+    _forget()
 
 
 def filter_cache_bytes() -> int:
     """Return how many bytes of prepared filters the cache holds."""
-    kept = [layer.prepared for group in list(_groups.values()) for layer in list(group.layers.values())]
-    return sum(tensor.nbytes for tensor in _tensors(kept))
+    kept = {}
+    for group in list(_groups.values()):
+        kept |= {id(layer.prepared): layer.prepared for layer in list(group.layers.values())} | group.captured
+    return sum(tensor.nbytes for tensor in _tensors(list(kept.values())))
 
 
 def _forget_after(optimizer: torch.optim.Optimizer, *_):
     """Forget everything after a step of a fused optimizer, which changes parameters without raising their version."""
     if any(group.get("fused") for group in optimizer.param_groups):
-        clear_filter_cache()
+        _forget(captured=False)
 
 
 register_optimizer_step_post_hook(_forget_after)
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Return whether a CUDA graph is being captured from the device's current stream."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def prepare_to_keep(device: torch.device, prepare: Callable):
+    """Return prepare(), tensors on a device. When this returns, they are complete, so that any stream may read them.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured, so that nothing would be computed now.
+    """
+    if is_capturing(device):
+        raise RuntimeError(
+            "what the long convolution needs for this length is not in the cache, and cannot be prepared while a CUDA "
+            "graph is captured; run the model once at this length before capturing, or raise M2BERT_FILTER_CACHE_BYTES"
+        )
+    prepared = prepare()
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+    return prepared
 
 
 def cached(key: tuple, num_layers: int, sources: list[Tensor], prepare: Callable[[], tuple]) -> tuple:
@@ -175,7 +202,8 @@ def cached(key: tuple, num_layers: int, sources: list[Tensor], prepare: Callable
         raise ValueError(
             f"M2BERT_FILTER_CACHE_BYTES={limit!r} is not a number of bytes; write digits only, 0 for no cache"
         )
-    on_cpu = sources[0].device.type == "cpu"
+    device = sources[0].device
+    on_cpu = device.type == "cpu"
     if any(tensor.is_inference() for tensor in sources):  # inference tensors have no version
         return prepare()
     if not on_cpu and torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -184,21 +212,23 @@ def cached(key: tuple, num_layers: int, sources: list[Tensor], prepare: Callable
     versions = [tensor._version for tensor in sources] + (_checksums(sources) if on_cpu else [])
     kept = group.layers.get(address) if group else None
     if kept and kept.versions == versions and all(map(Tensor.is_set_to, kept.sources, sources)):
+        if is_capturing(device):
+            with _lock:  # another thread may have dropped the group
+                _groups.setdefault(key, group).captured[id(kept.prepared)] = kept.prepared
+        elif device.type == "cuda":
+            for tensor in _tensors(kept.prepared):  # if dropped now, the memory waits for what this stream will read
+                tensor.record_stream(torch.cuda.current_stream(device))
         return kept.prepared
-    if sources[0].is_cuda and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "the long filters of this length are not in the cache, and cannot be prepared while a CUDA graph is "
-            "captured; run the model once at this length before capturing, or raise M2BERT_FILTER_CACHE_BYTES"
-        )
     with torch.inference_mode(False), torch.no_grad():
-        prepared = prepare()
+        prepared = prepare_to_keep(device, prepare)
         aliases = [tensor.detach() for tensor in sources]  # hold the memory, so that no other tensor gets its address
     with _lock:
         group, needed = _groups.get(key), num_layers * sum(part.nbytes for part in _tensors(prepared))
-        if group is None and needed <= int(limit):
+        captured = sum(each.reserved_bytes for each in list(_groups.values()) if each.captured)
+        if group is None and captured + needed <= int(limit):
             while sum(each.reserved_bytes for each in list(_groups.values())) + needed > int(limit):
-                _groups.pop(next(iter(_groups)), None)
-            group = _groups[key] = _Group(needed, {})
+                _groups.pop(next((old for old, each in list(_groups.items()) if not each.captured), None), None)
+            group = _groups[key] = _Group(needed, {}, {})
         if group and address not in group.layers and len(group.layers) >= num_layers:
             group.layers.clear()  # they were prepared from parameters that the model no longer has
         if group:
@@ -220,10 +250,14 @@ def _checksums(tensors: list[Tensor]) -> list[float]:
     return found
 
 
-def _forget(handle: int):
+def _forget(handle: int | None = None, captured: bool = True):
+    """Remove what is prepared for one model, or for all; what CUDA graphs read only if `captured`."""
     with _lock:
-        for key in [key for key in list(_groups) if key[0] == handle]:
-            _groups.pop(key, None)
+        for key, group in list(_groups.items()):
+            if handle in (None, key[0]):
+                group.layers.clear()
+                if captured or not group.captured:
+                    _groups.pop(key, None)
 
 
 def _tensors(prepared) -> list[Tensor]:

@@ -23,7 +23,7 @@ from .m2bert_ops_triton_dft import (
     transform_length,
 )
 from .m2bert_ops_triton_fused import long_conv_fused
-from .m2bert_ops_triton_stages import Stages, row_columns, sum_rows, tile_places
+from .m2bert_ops_triton_stages import Stages, row_columns, row_scales, sample_scale, sum_rows, tile_places
 
 __all__ = ["long_conv", "long_conv_backward", "prepare_filter", "transform_length"]
 
@@ -34,13 +34,13 @@ __all__ = ["long_conv", "long_conv_backward", "prepare_filter", "transform_lengt
     ]
 )  # fmt: skip
 def gate_rows(
-    y, z, table, x, gate, residual, skip, residual_skip, scale, residual_scale, offsets, lengths, y_stride, x_stride,
-    gate_stride, residual_stride, first_channel, rows, batch, longest, M1, UNIFORM: tl.constexpr, M2: tl.constexpr,
-    TN: tl.constexpr, BK: tl.constexpr,
+    y, z, table, x, gate, residual, skip, residual_skip, scale, residual_scale, scales, offsets, lengths, y_stride,
+    x_stride, gate_stride, residual_stride, first_channel, rows, batch, longest, M1, UNIFORM: tl.constexpr,
+    M2: tl.constexpr, TN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Compute the inverse of stage 1, the skip terms, the gate and the sum of both convolutions.
 
-    Grid (rows, M1 / TN).
+    `scales` (channels, batch, 2) are those of the rows of x and residual; None without. Grid (rows, M1 / TN).
     """
     row, tile = tl.program_id(0), tl.program_id(1)
     channel = (first_channel + row // batch).to(tl.int64)
@@ -51,13 +51,19 @@ def gate_rows(
         total = tl.zeros([TN, M2], tl.float32)
         if residual is not None:
             second = z + rows.to(tl.int64) * (2 * M1 * M2)
-            total = sum_rows(second, table, tile, M1, M2, TN, BK) * tl.load(residual_scale + channel)
+            undo = tl.load(residual_scale + channel)
+            if scales is not None:
+                undo /= tl.load(scales + 2 * (first_channel * batch + row) + 1)
+            total = sum_rows(second, table, tile, M1, M2, TN, BK) * undo
             tl.debug_barrier()  # barriers here keep the compiler from loading early, which would spill registers
             n = tile_places(lengths, length, row % batch, tile, M2, TN)
             value = tl.load(residual + channel * residual_stride + start + n, mask=n < length, other=0.0)
             total += tl.load(residual_skip + channel) * value.to(tl.float32)
             tl.debug_barrier()
-        part = sum_rows(z, table, tile, M1, M2, TN, BK) * tl.load(scale + channel)
+        undo = tl.load(scale + channel)
+        if scales is not None:
+            undo /= tl.load(scales + 2 * (first_channel * batch + row))
+        part = sum_rows(z, table, tile, M1, M2, TN, BK) * undo
         tl.debug_barrier()
         n = tile_places(lengths, length, row % batch, tile, M2, TN)
         value = tl.load(x + channel * x_stride + start + n, mask=n < length, other=0.0)
@@ -79,18 +85,20 @@ def long_conv_three_kernels(
     signals = [gated] if residual is None else [gated, residual]
     residual_planes, residual_scale = residual_prepared or (None, None)
     spectra = [prepared[0]] if residual is None else [prepared[0], residual_planes]
+    half = stages.dtype == torch.float16
+    scales = row_scales(signals[0], signals[-1], None, offsets, lengths, longest) if half else None
     group = stages.channels_at_once(channels, batch, len(signals), max(1, stages.rows // batch))
     z = stages.scratch(len(signals), group * batch, gated.device)
     y = torch.empty(gated.shape, dtype=gated.dtype, device=gated.device)
     for first in range(0, channels, group):
         rows = min(group, channels - first) * batch
-        stages.transform(z, signals, first, rows, offsets, lengths, longest)
+        stages.transform(z, signals, first, rows, offsets, lengths, longest, scales=scales)
         stages.multiply(z, spectra, first, rows, batch, (0, len(signals)))
         gate_rows[(rows, triton.cdiv(stages.m1, stages.tile))](
-            y, z, stages.inverse, gated, gate, residual, skip, residual_skip, prepared[1], residual_scale, offsets,
-            lengths, y.stride(0), gated.stride(0), gate.stride(0), 0 if residual is None else residual.stride(0),
-            first, rows, batch, longest, stages.m1, UNIFORM=gated.shape[1] == batch * longest, M2=stages.m2,
-            TN=stages.tile, BK=stages.block, **stages.options,
+            y, z, stages.inverse, gated, gate, residual, skip, residual_skip, prepared[1], residual_scale, scales,
+            offsets, lengths, y.stride(0), gated.stride(0), gate.stride(0),
+            0 if residual is None else residual.stride(0), first, rows, batch, longest, stages.m1,
+            UNIFORM=gated.shape[1] == batch * longest, M2=stages.m2, TN=stages.tile, BK=stages.block, **stages.options,
         )  # fmt: skip
     return y
 
@@ -121,13 +129,17 @@ def _multiply(
     x, lags, columns, lengths, t, longest, M: tl.constexpr, TT: tl.constexpr, TB: tl.constexpr, TJ: tl.constexpr
 ):  # fmt: skip
     """Return the samples t (TT, 1) of a convolution, (TT, TB), for the TB rows that begin at `columns` (1, TB) of x."""
+    n = tl.arange(0, M)[:, None]
+    size = tl.abs(tl.load(x + columns + n, mask=n < lengths, other=0.0).to(tl.float32))
+    scale = sample_scale(tl.max(size, 0, keep_dims=True))
     total = tl.zeros([TT, TB], tl.float32)
     for first in range(0, longest, TJ):
         j = first + tl.arange(0, TJ)
         matrix = tl.load(lags + M + t - j[None, :])
         samples = tl.load(x + columns + j[:, None], mask=j[:, None] < lengths, other=0.0)
-        total = tl.dot(matrix, samples.to(matrix.dtype), total, input_precision="ieee")
-    return total
+        samples = (samples.to(tl.float32) * scale).to(matrix.dtype)
+        total = tl.dot(matrix, samples, total, input_precision="ieee")
+    return total / scale
 
 
 @triton.jit(do_not_specialize=["y_stride", "x_stride", "gate_stride", "residual_stride", "batch", "longest"])

@@ -4,8 +4,7 @@ Each of the two filters is a convolution y = gate (k * x + skip x), the residual
 
     d_x = conj(k) * g + skip g      d_gate = dy (k * x + skip x)      d_skip = sum g x      d_K = sum conj(X) G
 
-Each row of x and of g is multiplied by a power of two, its scale, which brings its largest magnitude into 16 .. 32. So
-gradients of any size have the full precision of float16 operands. Results are divided by the scales in float32. Sums
+Each row of x and of g is multiplied by its scale, for float32 operands too, and results are divided by the scales. Sums
 have a fixed order, so that results repeat exactly.
 """
 
@@ -14,50 +13,7 @@ from torch import Tensor
 
 from .m2bert_ops_triton import tl, triton
 from .m2bert_ops_triton_dft import SHORTEST_TRANSFORM, spectrum, taps_gradient, transform_length
-from .m2bert_ops_triton_stages import Stages, row_columns, stage2, sum_rows, tile_places
-
-
-@triton.jit
-def _scale(largest):
-    """Return the power of two that brings `largest` into 16 .. 32, limited to 2**-60 .. 2**60.
-
-    It is computed from the bits of the exponent.
-    """
-    exponent = (largest.to(tl.int32, bitcast=True) >> 23) & 255
-    return (tl.minimum(tl.maximum(258 - exponent, 67), 187) << 23).to(tl.float32, bitcast=True)
-
-
-@triton.jit(do_not_specialize=["x_stride", "dy_stride", "gate_stride", "batch", "longest"])
-def scale_rows(
-    scales, products, x, dy, gate, offsets, lengths, x_stride, dy_stride, gate_stride, batch, longest,
-    UNIFORM: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Compute the scales of x and g, (channels, batch, 2), and the sums of g x, (channels, batch).
-
-    Grid (channels * batch).
-    """
-    row = tl.program_id(0)
-    channel = (row // batch).to(tl.int64)
-    start, length, _ = row_columns(offsets, lengths, row % batch, longest, UNIFORM)
-    x += channel * x_stride + start
-    dy += channel * dy_stride + start
-    if gate is not None:
-        gate += channel * gate_stride + start
-    largest_x = tl.zeros([BLOCK], tl.float32)
-    largest_g = tl.zeros([BLOCK], tl.float32)
-    product = tl.zeros([BLOCK], tl.float32)
-    for first in range(0, length, BLOCK):
-        n = first + tl.arange(0, BLOCK)
-        sample = tl.load(x + n, mask=n < length, other=0.0).to(tl.float32)
-        g = tl.load(dy + n, mask=n < length, other=0.0).to(tl.float32)
-        if gate is not None:
-            g *= tl.load(gate + n, mask=n < length, other=0.0).to(tl.float32)
-        largest_x = tl.maximum(largest_x, tl.abs(sample))
-        largest_g = tl.maximum(largest_g, tl.abs(g))
-        product += sample * g
-    tl.store(scales + 2 * row, _scale(tl.max(largest_x, 0)))
-    tl.store(scales + 2 * row + 1, _scale(tl.max(largest_g, 0)))
-    tl.store(products + row, tl.sum(product, 0))
+from .m2bert_ops_triton_stages import Stages, row_columns, row_scales, stage2, sum_rows, tile_places
 
 
 @triton.jit(do_not_specialize=["first_channel", "channels", "batch"])
@@ -143,12 +99,9 @@ def _filter_backward(dy, x, gate, taps, skip, offsets, lengths, longest):
     channels, batch = x.shape[0], lengths.numel()
     stages = Stages(max(transform_length(longest), SHORTEST_TRANSFORM), x.dtype, x.device)
     uniform = x.shape[1] == batch * longest
-    scales, products = (torch.empty(channels, batch, n, dtype=torch.float32, device=x.device) for n in (2, 1))
     gate_stride = 0 if gate is None else gate.stride(0)
-    scale_rows[(channels * batch,)](
-        scales, products, x, dy, gate, offsets, lengths, x.stride(0), dy.stride(0), gate_stride, batch, longest,
-        UNIFORM=uniform, BLOCK=1024, num_warps=4,
-    )  # fmt: skip
+    products = torch.empty(channels, batch, dtype=torch.float32, device=x.device)
+    scales = row_scales(x, dy, gate, offsets, lengths, longest, products)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     d_gate = None if gate is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
     d_taps = torch.zeros_like(taps)
@@ -169,7 +122,7 @@ def _filter_backward(dy, x, gate, taps, skip, offsets, lengths, longest):
             batch, longest, stages.m1, UNIFORM=uniform, M2=stages.m2, TN=stages.tile, BK=stages.block, **stages.options,
         )  # fmt: skip
     d_taps[1, :, longest - 1 :] = 0  # no two positions are so far apart: without rounding these would be zero
-    return dx, d_gate, d_taps, products.sum((1, 2))
+    return dx, d_gate, d_taps, products.sum(1)
 
 
 def _taps_gradient(stages: Stages, z, scales, first, channels, batch, reach) -> Tensor:

@@ -26,10 +26,13 @@ matrix x[n1, n2] in its own memory order:
 The inverse (4) is the conjugate of (6), then the real part of the conjugate of (5). m1 stays the row, m2 or n2 the
 column, so nothing is ever transposed. Transform and inverse together cost 8 M1 + 16 M2 operations per sample.
 
-**Half precision.** Operands are float16, sums float32. Every number that is rounded to float16 should be about as large
-as the samples. So the factor 1/M is spread: the tables of stage 1 and of its inverse each contain 1/sqrt(M1), a part of
-1/M2 is applied before the inverse of stage 2, and the rest after it. The spectrum of each channel is divided by a power
-of two, so that its largest magnitude is below 1.
+**Half precision.** Operands are float16, sums float32. Each row is multiplied by its scale, a power of two that brings
+its largest magnitude into 16 .. 32, and the result is divided by the scale in float32. So samples of any size have the
+full precision of float16 relative to the largest of their row. Every number that is rounded to float16 should be about
+as large as the samples. So the factor 1/M is spread: the tables of stage 1 and of its inverse each contain 1/sqrt(M1),
+a part of 1/M2 is applied before the inverse of stage 2, and the rest after it. The spectrum of each channel is divided
+by a power of two, so that its real and imaginary parts are below 1. A constant row still grows, by sqrt(2 M) at most:
+it stays below 65504 up to M = 2 million.
 
 **Gradients.** Let G be the transform (2) of dy. The gradient of x is (4) with conj K in place of K and G in place of X.
 The gradient of K is the sum of conj(X) G / M over the batch; its real part is the gradient of K's real part, its
@@ -41,11 +44,14 @@ R. Crandall, B. Fagin, "Discrete weighted transforms and large-integer arithmeti
 weighting. D. Fu et al., "FlashFFTConv", 2023, describe convolution by two-stage matrix products.
 """
 
+import functools
 import math
-from functools import lru_cache
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from .m2bert_ops_filter import prepare_to_keep
 
 TOEPLITZ_LONGEST = 256  # up to here one matrix product per channel beats the transforms
 FUSED_LONGEST = 8192  # up to here a transform stays in the registers of one program
@@ -93,7 +99,21 @@ def _circle(index: Tensor, period: int) -> tuple[Tensor, Tensor]:
     return angle.cos(), -angle.sin()
 
 
-@lru_cache(maxsize=32)
+def _kept(build: Callable) -> Callable:
+    """Keep what `build` returns for its arguments, the last a device, until the process ends: CUDA graphs may read it.
+
+    All tables of one dtype up to M = 32768 have about 70 MB.
+    """
+
+    @functools.cache
+    @functools.wraps(build)
+    def kept(*arguments):
+        return prepare_to_keep(arguments[-1], lambda: build(*arguments))
+
+    return kept
+
+
+@_kept
 def stage1_tables(m1: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return e(n1 (m1 + 1/4) / M1) / sqrt(M1) as real and imaginary planes (2, M1, M1), and the same transposed.
 
@@ -104,7 +124,7 @@ def stage1_tables(m1: int, dtype: torch.dtype, device: torch.device) -> tuple[Te
     return table.to(dtype), table.mT.to(dtype).contiguous()
 
 
-@lru_cache(maxsize=32)
+@_kept
 def stage2_tables(m1: int, m2: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the twiddle e(n2 (m1 + 1/4) / M) (2, M1, M2), and e(n2 m2 / M2) (2, M2, M2), which is symmetric."""
     rows, n2 = torch.arange(m1, device=device)[:, None], torch.arange(m2, device=device)
@@ -112,7 +132,7 @@ def stage2_tables(m1: int, m2: int, dtype: torch.dtype, device: torch.device) ->
     return twiddle.to(dtype), torch.stack(_circle(n2[:, None] * n2, m2)).to(dtype)
 
 
-@lru_cache(maxsize=16)
+@_kept
 def folded_tables(m1: int, m2: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the product of both factors of stage 2, a matrix for each m1: (M1, 2, M2, M2) by (m1, plane, n2, m2)."""
     n2 = torch.arange(m2, device=device)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .m2bert_ops_triton import tl, triton
 from .m2bert_ops_triton_dft import early_part, factors, stage1_tables, stage2_tables
-from .m2bert_ops_triton_stages import row_columns
+from .m2bert_ops_triton_stages import row_columns, sample_scale
 
 
 @triton.jit
@@ -95,13 +95,15 @@ def convolve_rows(
         tl.debug_barrier()
         zero = tl.load(lengths + batch_row) - length
         n = _places(zero, M1, M2)
-        value = tl.load(samples + n, mask=n < length, other=0.0).to(stage1.dtype.element_ty)
+        value = tl.load(samples + n, mask=n < length, other=0.0).to(tl.float32)
+        row_scale = sample_scale(tl.max(tl.abs(value)))
+        value = (value * row_scale).to(stage1.dtype.element_ty)
         part = _convolve(value, planes, stage1, inverse1, twiddle, stage2, zero, SPLIT, M1, M2)
         tl.debug_barrier()
         n = _places(tl.load(lengths + batch_row) - length, M1, M2)
         value = tl.load(samples + n, mask=n < length, other=0.0).to(tl.float32)
         factor = tl.load(gate + n, mask=(n < length) & (signal == 0), other=1.0).to(tl.float32)
-        total += (part * tl.load(scale + channel) + tl.load(skip + channel) * value) * factor
+        total += (part * (tl.load(scale + channel) / row_scale) + tl.load(skip + channel) * value) * factor
     n = _places(tl.load(lengths + batch_row) - length, M1, M2)
     y += channel * y_stride + start
     tl.store(y + n, tl.where(n < length, total, 0.0).to(y.dtype.element_ty), mask=n < width)

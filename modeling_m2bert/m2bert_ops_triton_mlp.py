@@ -131,6 +131,7 @@ def _glu_kernel(
         gelu = gate * cdf
         if d_up_output is not None:
             d_act = tl.load(act + at, mask=mask, other=0.0).to(tl.float32) * scale
+            tl.debug_barrier()  # every thread has read act before any overwrites it
             slope = cdf + gate * 0.3989422804014327 * tl.exp(-0.5 * gate * gate)
             at_gate = at + t[:, None] * channels
             tl.store(d_up_output + at_gate, d_act * value * slope, mask=mask)

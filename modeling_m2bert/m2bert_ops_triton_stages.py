@@ -6,7 +6,7 @@
 
 The kernels pass their results on in a scratch Z (signals, rows, 2, M1, M2): the real and imaginary planes of A. Its
 rows are in the order (channel, batch row). A caller takes a group of channels at a time, so that Z stays in the L2
-cache.
+cache. Before, scale_rows computes the powers of two that rows are multiplied by.
 """
 
 import torch
@@ -31,6 +31,48 @@ def row_columns(offsets, lengths, batch_row, longest, UNIFORM: tl.constexpr):
     else:
         start = tl.load(offsets + batch_row)
         return start, length, tl.load(offsets + batch_row + 1) - start
+
+
+@triton.jit
+def sample_scale(largest):
+    """Return the power of two that brings `largest` into 16 .. 32, at most 2**60, from the bits of its exponent."""
+    exponent = (largest.to(tl.int32, bitcast=True) >> 23) & 255
+    return (tl.minimum(258 - exponent, 187) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit(do_not_specialize=["x_stride", "dy_stride", "gate_stride", "batch", "longest"])
+def scale_rows(
+    scales, products, x, dy, gate, offsets, lengths, x_stride, dy_stride, gate_stride, batch, longest,
+    UNIFORM: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Compute the scales of x and g = dy gate, (channels, batch, 2), and `products`, sums of g x (channels, batch).
+
+    Grid (channels * batch).
+    """
+    row = tl.program_id(0)
+    channel = (row // batch).to(tl.int64)
+    start, length, _ = row_columns(offsets, lengths, row % batch, longest, UNIFORM)
+    x += channel * x_stride + start
+    dy += channel * dy_stride + start
+    if gate is not None:
+        gate += channel * gate_stride + start
+    largest_x = tl.zeros([BLOCK], tl.float32)
+    largest_g = tl.zeros([BLOCK], tl.float32)
+    product = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, length, BLOCK):
+        n = first + tl.arange(0, BLOCK)
+        sample = tl.load(x + n, mask=n < length, other=0.0).to(tl.float32)
+        g = tl.load(dy + n, mask=n < length, other=0.0).to(tl.float32)
+        if gate is not None:
+            g *= tl.load(gate + n, mask=n < length, other=0.0).to(tl.float32)
+        largest_x = tl.maximum(largest_x, tl.abs(sample))
+        largest_g = tl.maximum(largest_g, tl.abs(g))
+        if products is not None:
+            product += sample * g
+    tl.store(scales + 2 * row, sample_scale(tl.max(largest_x, 0)))
+    tl.store(scales + 2 * row + 1, sample_scale(tl.max(largest_g, 0)))
+    if products is not None:
+        tl.store(products + row, tl.sum(product, 0))
 
 
 @triton.jit
@@ -221,6 +263,18 @@ def tile_places(lengths, length, batch_row, tile, M2: tl.constexpr, TN: tl.const
     """
     zero = tl.load(lengths + batch_row) - length
     return (zero + tile * TN + tl.arange(0, TN))[:, None] * M2 + tl.arange(0, M2)[None, :]
+
+
+def row_scales(x, dy, gate, offsets, lengths, longest, products=None) -> Tensor:
+    """Return the scales that scale_rows computes for x and dy (C, T), (C, B, 2). gate and products may be None."""
+    (channels, columns), batch = x.shape, lengths.numel()
+    scales = torch.empty(channels, batch, 2, dtype=torch.float32, device=x.device)
+    scale_rows[(channels * batch,)](
+        scales, products, x, dy, gate, offsets, lengths, x.stride(0), dy.stride(0),
+        0 if gate is None else gate.stride(0), batch, longest, UNIFORM=columns == batch * longest, BLOCK=1024,
+        num_warps=4,
+    )  # fmt: skip
+    return scales
 
 
 class Stages:

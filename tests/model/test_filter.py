@@ -6,6 +6,8 @@ import gc
 import math
 import pickle
 import threading
+import types
+import weakref
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from modeling_m2bert.m2bert_ops_filter import (
     generate_taps,
     implicit_filter,
     implicit_filters,
+    prepare_to_keep,
 )  # fmt: skip
 
 
@@ -272,6 +275,62 @@ def test_the_oldest_length_makes_room(model, generated, monkeypatch):
     assert [generated.count(m) for m in (20, 10, 5)] == [PER_LENGTH] * 3
     embed(model, 20)
     assert generated.count(20) == 2 * PER_LENGTH
+
+
+@pytest.fixture
+def capturing(monkeypatch):
+    """Make the cache believe that a CUDA graph is being captured; the fixture is a function of True or False."""
+    return lambda answer: monkeypatch.setattr(m2bert_ops_filter, "is_capturing", lambda device: answer)
+
+
+def test_what_a_cuda_graph_reads_is_held_until_the_model_goes(model, generated, monkeypatch, capturing):
+    monkeypatch.setenv("M2BERT_FILTER_CACHE_BYTES", str(PER_LENGTH * 32 * (21 + 11 + 6) * 8 - 1))
+    expected = embed(model)
+    embed(model, 10)
+    capturing(True)
+    assert torch.equal(embed(model), expected)
+    capturing(False)
+    held = [prepared for group in m2bert_ops_filter._groups.values() for prepared in group.captured.values()]
+    read = [weakref.ref(tensor) for tensor in m2bert_ops_filter._tensors(held)]
+    del held
+    assert len(read) == PER_LENGTH
+    embed(model, 5)  # no room: the other length goes, although it is younger
+    assert filter_cache_bytes() == PER_LENGTH * 32 * (21 + 6) * 8
+    monkeypatch.setenv("M2BERT_FILTER_CACHE_BYTES", str(PER_LENGTH * 32 * 24 * 8))
+    embed(model, 10)  # no room at all: nothing goes for it
+    assert filter_cache_bytes() == PER_LENGTH * 32 * (21 + 6) * 8
+    embed(model)
+    assert generated.count(20) == PER_LENGTH
+    for change in (change_in_place, change_by_fused_optimizer, change_by_loading, lambda model: model.train()):
+        change(model)
+        embed(model.eval())
+    gc.collect()
+    assert all(reference() is not None for reference in read)
+    assert filter_cache_bytes() == 2 * PER_LENGTH * 32 * 21 * 8
+    clear_filter_cache()
+    gc.collect()
+    assert not any(reference() is not None for reference in read)
+
+
+def test_nothing_is_prepared_while_a_cuda_graph_is_captured(model, capturing):
+    capturing(True)
+    with pytest.raises(RuntimeError, match="run the model once at this length before capturing"):
+        embed(model)
+    assert not filter_cache_bytes()
+
+
+def test_what_is_kept_is_complete_before_another_stream_can_read_it(monkeypatch):
+    done, device = [], torch.device("cuda", 1)
+    stream = types.SimpleNamespace(synchronize=lambda: done.append("synchronized"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda where: done.append(where) or stream)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert prepare_to_keep(device, lambda: done.append("prepared") or 7) == 7
+    assert done == ["prepared", device, "synchronized"]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="captured"):
+        prepare_to_keep(device, done.clear)
+    assert done
+    assert prepare_to_keep(torch.device("cpu"), lambda: 8) == 8
 
 
 def test_inference_mode_leaves_usable_tensors(model):

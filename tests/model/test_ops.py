@@ -1,14 +1,16 @@
 """The operations on plain PyTorch against their definitions in float64, gradients included; what the door refuses."""
 
+import contextlib
 import math
 import sys
+import types
 
 import pytest
 import references
 import torch
 from torch.nn import functional as F
 
-from modeling_m2bert import M2BertModel, m2bert_ops_dispatch, m2bert_ops_torch_conv
+from modeling_m2bert import M2BertModel, m2bert_ops_dispatch, m2bert_ops_torch_conv, m2bert_ops_triton
 from modeling_m2bert.m2bert_ops import add_layer_norm, block_diagonal_glu, cached_long_conv, long_conv, short_conv_gate
 from modeling_m2bert.m2bert_ops_dispatch import choose_kernels
 from modeling_m2bert.m2bert_ops_torch_conv import prepare_filter, transform_length
@@ -267,3 +269,81 @@ def test_triton_that_is_not_installed_is_named_where_it_is_wanted_and_else_not_l
     with pytest.raises(ValueError, match="kernels='triton' cannot be had: the package triton is not installed"):
         choose_kernels("triton", torch.zeros(1))
     m2bert_ops_dispatch._triton.cache_clear()
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Stand for a machine with an old GPU 0 and a new GPU 1. The fixture is a function of a number, and returns what
+    choose_kernels reads of a tensor on that GPU. `gpus.launches` are the GPUs that a kernel was launched on."""
+
+    def on(index):
+        return types.SimpleNamespace(dtype=torch.float32, device=torch.device("cuda", index), is_cuda=True)
+
+    @contextlib.contextmanager
+    def current(device):
+        on.current = device.index
+        yield
+        on.current = 0
+
+    caches = [m2bert_ops_dispatch._triton, m2bert_ops_dispatch._capability, m2bert_ops_dispatch._launch_failure]
+    caches.append(m2bert_ops_dispatch._announce)
+    on.launches, on.current = [], 0
+    for each in caches:
+        each.cache_clear()
+    monkeypatch.delenv("M2BERT_KERNELS", raising=False)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: ((7, 5), (9, 0))[device.index])
+    monkeypatch.setattr(torch.cuda, "device", current)
+    monkeypatch.setattr(m2bert_ops_triton, "nothing", {(1,): lambda number: on.launches.append(on.current)}, False)
+    yield on
+    for each in caches:
+        each.cache_clear()
+
+
+def test_each_gpu_is_judged_by_its_own_capability(gpus):
+    pytest.importorskip("triton")
+    assert [choose_kernels("", gpus(index)) for index in (0, 1, 0, 1)] == ["torch", "triton"] * 2
+    assert gpus.launches == [1]
+    assert choose_kernels("triton", gpus(1)) == "triton"
+    with pytest.raises(ValueError, match="older than compute capability 8.0"):
+        choose_kernels("triton", gpus(0))
+
+
+def test_triton_is_imported_for_a_gpu_that_can_use_it_and_once(gpus, monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    for _ in range(60):  # as many operations as twelve layers have
+        assert choose_kernels("", gpus(0)) == "torch"
+    assert m2bert_ops_dispatch._triton.cache_info().misses == 0
+    for _ in range(60):
+        assert choose_kernels("", gpus(1)) == "torch"
+    assert m2bert_ops_dispatch._triton.cache_info().misses == 1
+
+
+def test_rocm_is_named(gpus, monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert choose_kernels("auto", gpus(1)) == "torch"
+    with pytest.raises(ValueError, match="kernels='triton' cannot be had: the GPU is AMD's"):
+        choose_kernels("triton", gpus(1))
+
+
+def test_without_a_compiler_auto_falls_back_with_one_warning(gpus, monkeypatch, caplog):
+    pytest.importorskip("triton")
+    tried = []
+
+    def fail(number):
+        tried.append(number)
+        raise RuntimeError("Failed to find C compiler.")
+
+    monkeypatch.setattr(m2bert_ops_triton, "nothing", {(1,): fail})
+    for _ in range(3):
+        assert choose_kernels("auto", gpus(1)) == "torch"
+    assert len(tried) == 1
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "torch kernels: triton cannot launch a kernel: Failed to find C compiler." in warning.getMessage()
+    assert choose_kernels("triton", gpus(1)) == "triton"
+
+
+def test_the_trivial_kernel_can_be_launched(device):
+    pytest.importorskip("triton")
+    with torch.cuda.device_of(torch.zeros(1, device=device)):
+        m2bert_ops_triton.nothing[(1,)](0)

@@ -2,6 +2,7 @@
 all of them as they are launched, compiled for Hopper."""
 
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from references import (  # noqa: E402
     toeplitz_convolution,
 )  # fmt: skip
 
+from modeling_m2bert import m2bert_ops_filter  # noqa: E402
 from modeling_m2bert import m2bert_ops_triton_conv as conv  # noqa: E402
 from modeling_m2bert import m2bert_ops_triton_conv_backward as backward  # noqa: E402
 from modeling_m2bert import m2bert_ops_triton_dft as dft  # noqa: E402
@@ -138,11 +140,59 @@ def test_groups_of_channels_and_their_strides(device, poisoned, monkeypatch):
     assert relative_error(in_groups, exact) <= 2 * relative_error(together, exact)  # products round by shape
 
 
-@pytest.mark.parametrize("size", [1e-3, 100.0])
+SIZES = (0.0, 1e-7, 1e-3, 1.0, 6000.0, 1e30)
+LENGTHS = [200, 700, 2048, *(pytest.param(length, marks=pytest.mark.slow) for length in (8192, 16384))]
+
+
+def sized(length, dtype, device, sizes=SIZES):
+    """A case whose channels have constant rows of these sizes, and noise around 1 with an outlier of 1e6 at the end."""
+    case = Case([length], [length], dtype, device, channels=len(sizes) + 1, with_residual=False)
+    gated, gate = case.arguments[:2]
+    gated[:-1] = torch.tensor(sizes, device=device)[:, None]
+    gated[-1, length // 3] = 1e6
+    gate.fill_(1)
+    taps, skip = (case.arguments[i].abs() for i in (3, 5))  # nothing cancels, and constant rows grow most
+    case.arguments = [gated, gate, gated, taps, taps, skip, skip]
+    return case
+
+
+def close_in_each_channel(actual, exact, bound, name=""):
+    for channel, (found, expected) in enumerate(zip(actual, exact, strict=True)):
+        assert relative_error(found, expected) < bound, f"{name} {channel}: {relative_error(found, expected):.2e}"
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_samples_of_any_size(length, device, poisoned):
+    case = sized(length, torch.bfloat16, device)
+    exact, m = case.expected(fft_convolution, torch.float64)["y"], dft.transform_length(length)
+    for form in ["toeplitz"] if m <= 256 else ["fused", "three_kernels"] if m <= 8192 else ["three_kernels"]:
+        close_in_each_channel(run(form, case), exact, 2**-8, form)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_gradients_of_samples_of_any_size(length, device, poisoned):
+    case = sized(length, torch.bfloat16, device)
+    exact = case.expected_gradients(fft_convolution, torch.float64)
+    for name, gradient in gradients_of(case).items():
+        by_channel = (x.transpose(0, 1) if "taps" in name else x for x in (gradient, exact[name]))
+        close_in_each_channel(*by_channel, 2**-8, name)
+
+
+@pytest.mark.parametrize(("form", "length"), [("toeplitz", 40), ("fused", 300), ("three_kernels", 300)])
+def test_the_size_of_one_row_changes_neither_its_digits_nor_its_batch_mates(form, length, device):
+    case = Case([7, length], [7, length], torch.bfloat16, device)
+    signals, rest = case.arguments[:3], case.arguments[3:]
+    expected = run(form, case)
+    for factor in (2.0**-50, 2.0**90):
+        larger = [torch.cat([s[:, :7], s[:, 7:] * factor], 1) for s in (signals[0], signals[2])]
+        y = run(form, case, [larger[0], signals[1], larger[1], *rest])
+        assert torch.equal(y, torch.cat([expected[:, :7], expected[:, 7:] * factor], 1))
+
+
 @pytest.mark.parametrize("form", ["fused", "three_kernels"])
-def test_size_of_samples_and_taps(form, size, device):
+def test_size_of_taps(form, device):
     case = Case([1000], [1000], torch.float16, device, with_residual=False)
-    case.arguments[0] = torch.full_like(case.arguments[0], size)
+    case.arguments[0] = torch.full_like(case.arguments[0], 100)
     case.arguments[1] = torch.full_like(case.arguments[1], 1e-2)
     case.arguments[3] = case.arguments[3] * 1e-4
     assert relative_error(run(form, case), case.expected(toeplitz_convolution, torch.float64)["y"]) < 1.5e-3
@@ -159,6 +209,18 @@ def test_transform_lengths_are_few_and_can_be_factored():
             assert m1 * m2 == m
             assert m1 % 32 == 0
             assert m2 in (16, 32, 64, 128)
+
+
+def test_tables_are_built_once_and_not_while_a_cuda_graph_is_captured(device, monkeypatch):
+    first = weakref.ref(dft.folded_tables(32, 16, torch.float16, torch.device(device)))
+    for m1 in range(3, 90):
+        dft.folded_tables(m1, 2, torch.float16, torch.device(device))
+    assert first() is not None
+    monkeypatch.setattr(m2bert_ops_filter, "is_capturing", lambda device: True)
+    assert dft.folded_tables(32, 16, torch.float16, torch.device(device)) is first()
+    for tables, sizes in ((dft.stage1_tables, (3,)), (dft.stage2_tables, (3, 2)), (dft.folded_tables, (2, 2))):
+        with pytest.raises(RuntimeError, match="before capturing"):
+            tables(*sizes, torch.float32, torch.device(device))
 
 
 # gradients
@@ -275,9 +337,9 @@ def test_nothing_to_do(channels, lengths, slots, device):
 
 KERNELS = {
     fused: ["convolve_rows"],
-    stages: ["transform_rows", "multiply_spectra"],
+    stages: ["scale_rows", "transform_rows", "multiply_spectra"],
     conv: ["multiply_toeplitz", "gate_rows"],
-    backward: ["scale_rows", "sum_spectrum_gradient", "gradient_rows"],
+    backward: ["sum_spectrum_gradient", "gradient_rows"],
 }
 WITHOUT_WGMMA = {"multiply_toeplitz", "scale_rows"}
 SHARED_BYTES = 227 * 1024
