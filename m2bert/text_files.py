@@ -1,24 +1,26 @@
-"""Plain texts in a folder, one document a file: which files are texts, and what a reader would see of one."""
+"""Texts in a folder, one document a file: which files are texts, and what a reader would see of one.
+
+All of it needs no other package. What the format knows beside the text is metadata: title, author, date ...
+"""
 
 import logging
 import re
 import zlib
 from collections import Counter
 from contextlib import suppress
-from html.parser import HTMLParser
+from html import unescape
 from pathlib import Path
 
 from .files import open_packed, visible
+from .html import visible_text
+from .mail import read_mail
 
 logger = logging.getLogger(__name__)
 
-TEXTS = (".txt", ".md", ".html", ".htm")
+MARKDOWN, HTML, SUBTITLES, MAIL = (".md", ".markdown"), (".html", ".htm"), (".srt", ".vtt"), (".eml",)
+TEXTS = (".txt", ".rst", *MARKDOWN, *HTML, *SUBTITLES, *MAIL)
 MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}  # at the beginning of a file
 CHARSET = re.compile(rb"""<(?:meta|\?xml)[^>]{0,200}?(?:charset|encoding)\s*=\s*["']?(?!utf)([\w.:-]+)""", re.I)
-HIDDEN = {"script", "style", "template"}
-INLINE = {"a", "abbr", "b", "bdi", "bdo", "cite", "code", "del", "dfn", "em", "font", "i", "ins", "kbd", "mark", "q",
-          "s", "samp", "small", "span", "strike", "strong", "sub", "sup", "time", "tt", "u", "var", "wbr"}  # fmt: skip
-CELLS = {"td", "th"}
 
 
 def text_files(folder: Path) -> list[Path]:
@@ -32,14 +34,49 @@ def text_files(folder: Path) -> list[Path]:
 
 
 def read_document(path: Path) -> str:
-    """Return the text of a file, of HTML what a browser would show. Raises ValueError naming the file."""
+    """Return the text of a file as a reader sees it; see `read_described`."""
+    return read_described(path)[0]
+
+
+def read_described(path: Path) -> tuple[str, dict[str, str]]:
+    """Return the text of a file, and what the format knows beside it. Raises ValueError naming the file.
+
+    Of HTML it is what a browser shows, of subtitles what is said, of a mail subject and text; all else is as written.
+    """
+    suffix = suffix_of(path)
+    if suffix in MAIL:
+        return read_mail(path)
     text = read_encoded(path)
-    return visible_text(text) if is_html(path) else text
+    if suffix in SUBTITLES:
+        return said(text), {}
+    if suffix in HTML:
+        title = re.search(r"<title[^>]*>(.*?)</title", text, re.DOTALL | re.IGNORECASE)
+        return visible_text(text), {"title": unescape(title[1])} if title else {}
+    heading = suffix in MARKDOWN and re.search(r"^#{1,6} +(.+?)[ #]*$", text, re.MULTILINE)
+    return text, {"title": heading[1]} if heading else {}
 
 
-def is_html(path: Path) -> bool:
-    """Return whether a file's name says that it holds HTML, compressed or not."""
-    return path.name.lower().removesuffix(".gz").endswith((".html", ".htm"))
+def suffix_of(path: Path) -> str:
+    """Return the suffix that tells the format, in lower case: of a packed file the one before `.gz`."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def said(subtitles: str) -> str:
+    """Return the text of SRT or VTT: a cue a line, speakers by name; without times, styles and notes.
+
+    A line that repeats the one before, as in captions that roll up, is read once.
+    """
+    cues, last = [], ""
+    for block in re.split(r"\n\s*\n", subtitles):
+        cue = []
+        for row in block.partition("-->")[2].split("\n")[1:]:  # none of a header, a style or a note
+            row = re.sub(r"<v(?:\.[^\s>]*)?\s+([^>]*)>", r"\1: ", row)
+            row = " ".join(unescape(re.sub(r"</?[a-zA-Z0-9][^>]*>|\{\\[^}]*\}", "", row)).split())
+            if row and row != last:
+                cue.append(row)
+                last = row
+        cues += [" ".join(cue)] * bool(cue)
+    return "\n".join(cues)
 
 
 def read_encoded(path: Path) -> str:
@@ -55,7 +92,7 @@ def read_encoded(path: Path) -> str:
         raise ValueError(f"{path} cannot be read ({reason}); change its permissions or copy it again") from error
     mark = next((mark for mark in MARKS if data.startswith(mark)), b"")
     data, names, text, line = data.removeprefix(mark), [MARKS.get(mark, "utf-8")], None, 0
-    if not mark and is_html(path) and (declared := CHARSET.search(data[:4096])):
+    if not mark and suffix_of(path) in HTML and (declared := CHARSET.search(data[:4096])):
         name = declared[1].decode().lower()
         names.append({"iso-8859-1": "cp1252"}.get(name, name))  # as browsers do
     for name in names:
@@ -70,38 +107,3 @@ def read_encoded(path: Path) -> str:
         fix = "save the file as UTF-8 (from Windows' code page: iconv -f WINDOWS-1252 -t UTF-8)"
         raise ValueError(f"{path}, line {line} is not UTF-8; {fix}")
     return text
-
-
-def visible_text(html: str) -> str:
-    """Return the title and the visible text of HTML: a line a block, a table's row on one line."""
-    parser = _Visible()
-    parser.feed(html.replace("<![", "<! ["))  # a comment to browsers; Python 3.11 fails on some of them
-    parser.close()
-    lines = (" ".join(line.split()) for line in "".join(parser.parts).split("\n"))
-    return "\n".join(filter(None, lines))
-
-
-class _Visible(HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.parts: list[str] = []
-        self.hidden: str | None = None  # the element that is not shown and still open
-
-    def handle_starttag(self, tag, attrs):
-        self.hidden = self.hidden or (tag if tag in HIDDEN else None)
-        self._add(_break(tag))
-
-    def handle_endtag(self, tag):
-        self._add(_break(tag))
-        self.hidden = None if tag == self.hidden else self.hidden
-
-    def handle_data(self, data):
-        self._add(data if self.lasttag == "pre" else re.sub(r"\s+", " ", data))
-
-    def _add(self, part):
-        self.parts += [part] * (self.hidden is None)
-
-
-def _break(tag: str) -> str:
-    """Return what parts the text before a tag from the text after it."""
-    return "" if tag in INLINE | HIDDEN else " " if tag in CELLS else "\n"

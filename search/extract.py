@@ -7,18 +7,15 @@ or as whatever the library raises.
 
 import csv
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
-from email import message_from_bytes, policy
-from html import unescape
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from m2bert.files import read_json_lines
-from m2bert.text_files import read_encoded, visible_text
+from m2bert.text_files import TEXTS, read_described, read_encoded, suffix_of
 
-MARKDOWN = (".md", ".markdown")
 HYPHEN = "\ufffe"  # PDFium writes it for a hyphen at the end of a line, and goes on with the next line
 Value = str | int | float | bool
 NUMBER = re.compile(r"(-?(0|[1-9]\d{0,14})(\.\d{0,14}[1-9]|\.0)?)?")  # not 007, nor 1.10, which may be names
@@ -39,41 +36,13 @@ class Unreadable(ValueError):
 
 def format_of(path: Path) -> str:
     """Return the suffix that tells the format, in lower case and without `.gz` where that format may be packed."""
-    suffix = path.suffix.lower()
-    inner = path.with_suffix("").suffix.lower()
-    return inner if suffix == ".gz" and inner in TEXT_FORMATS else suffix
+    return suffix_of(path) if suffix_of(path) in PACKABLE else path.suffix.lower()
 
 
 def extract_text(path: Path) -> list[Document]:
-    """Read plain text and Markdown as they are written; the title of Markdown is its first heading."""
-    text = read_encoded(path)
-    heading = format_of(path) in MARKDOWN and re.search(r"^#{1,6} +(.+?)[ #]*$", text, re.MULTILINE)
-    return [Document(str(path), text, [], {"title": heading[1]} if heading else {})]
-
-
-def extract_html(path: Path) -> list[Document]:
-    """Read what a browser shows; the title is the first line too."""
-    html = read_encoded(path)
-    title = re.search(r"<title[^>]*>(.*?)</title", html, re.DOTALL | re.IGNORECASE)
-    return [Document(str(path), visible_text(html), [], _present(title=unescape(title[1]) if title else ""))]
-
-
-def extract_subtitles(path: Path) -> list[Document]:
-    """Read SRT and VTT: a cue a line, speakers by name; without times, styles and notes.
-
-    A line that repeats the one before, as in captions that roll up, is read once.
-    """
-    cues, last = [], ""
-    for block in re.split(r"\n\s*\n", read_encoded(path)):
-        cue = []
-        for row in block.partition("-->")[2].split("\n")[1:]:  # none of a header, a style or a note
-            row = re.sub(r"<v(?:\.[^\s>]*)?\s+([^>]*)>", r"\1: ", row)
-            row = " ".join(unescape(re.sub(r"</?[a-zA-Z0-9][^>]*>|\{\\[^}]*\}", "", row)).split())
-            if row and row != last:
-                cue.append(row)
-                last = row
-        cues += [" ".join(cue)] * bool(cue)
-    return [Document(str(path), "\n".join(cues))]
+    """Read what training and evaluation read too: plain text, Markdown, HTML, subtitles and mail."""
+    text, known = read_described(path)
+    return [Document(str(path), text, [], _present(**known))]
 
 
 def extract_table(path: Path) -> list[Document]:
@@ -104,46 +73,6 @@ def extract_json_lines(path: Path) -> list[Document]:
             if not isinstance(value, Value | None):
                 raise Unreadable(f"line {line}: {key!r} is nested; metadata are strings, numbers, true and false")
     return _documents(path, rows, "text")
-
-
-def extract_mail(path: Path) -> list[Document]:
-    """Read the subject and the text of a mail, or its HTML if it has no text; attachments are named, not read."""
-    mail = message_from_bytes(path.read_bytes(), policy=policy.default)
-    if not any(name in mail for name in ("from", "to", "subject", "date")):
-        raise Unreadable("damaged: no header of a mail; save the mail again")
-    texts, others = [mail.get("subject", "")], []
-    for part in _leaves(mail):
-        if part.get_filename() or part.get_content_type() not in ("text/plain", "text/html"):
-            others.append(part.get_filename() or part.get_content_type())
-        else:
-            texts.append(_mail_text(part))
-    headers = {name: mail.get(name, "") for name in ("from", "to", "cc")}
-    sent = str(getattr(mail["date"], "datetime", None) or "")[:10]
-    found = _present(title=texts[0], **headers, date=sent, attachments=", ".join(others))
-    text = "\n".join(filter(None, (text.encode("utf-8", "replace").decode().strip() for text in texts)))
-    return [Document(str(path), text, [], found)]
-
-
-def _leaves(part: Any) -> Iterator[Any]:
-    """Yield the parts of a mail that hold something; of alternatives the text, or the HTML if that is blank."""
-    if part.get_content_type() == "multipart/alternative":
-        bodies = [body for body in (part.get_body((kind,)) for kind in ("plain", "html")) if body is not None]
-        yield from [body for body in bodies if _mail_text(body).strip()][:1]
-    elif part.get_content_maintype() == "multipart":
-        for inner in part.iter_parts():
-            yield from _leaves(inner)
-    else:
-        yield part
-
-
-def _mail_text(part: Any) -> str:
-    try:
-        text = part.get_content().replace("\r\n", "\n")
-    except LookupError:  # a character set that Python does not know
-        text = part.get_payload(decode=True).decode("utf-8", "replace")
-    if part.get_param("format") == "flowed":  # RFC 3676: a space at the end of a line continues it
-        text = re.sub(r"(?<!^--) \n", " ", text, flags=re.MULTILINE)
-    return visible_text(text) if part.get_content_type() == "text/html" else text
 
 
 def extract_docx(path: Path) -> list[Document]:
@@ -242,11 +171,9 @@ def _present(**metadata: Any) -> dict[str, Value]:
     return {name: value for name, value in metadata.items() if value not in (None, "")}
 
 
-TEXT_FORMATS: dict[str, Callable[[Path], list[Document]]] = {
-    **dict.fromkeys(("", ".txt", ".rst", *MARKDOWN), extract_text),
-    **dict.fromkeys((".html", ".htm"), extract_html),
-    **dict.fromkeys((".srt", ".vtt"), extract_subtitles),
+PACKABLE: dict[str, Callable[[Path], list[Document]]] = {
+    **dict.fromkeys(("", *TEXTS), extract_text),
     ".csv": extract_table,
     ".jsonl": extract_json_lines,
 }
-FORMATS = {**TEXT_FORMATS, ".pdf": extract_pdf, ".docx": extract_docx, ".eml": extract_mail}
+FORMATS = {**PACKABLE, ".pdf": extract_pdf, ".docx": extract_docx}

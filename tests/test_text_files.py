@@ -2,7 +2,8 @@
 
 import pytest
 
-from m2bert.text_files import read_document, text_files, visible_text
+from m2bert.html import visible_text
+from m2bert.text_files import read_described, read_document, text_files
 
 
 def test_texts_are_found_and_other_types_counted(tmp_path, caplog):
@@ -16,6 +17,16 @@ def test_texts_are_found_and_other_types_counted(tmp_path, caplog):
     (tmp_path / "e.htm").write_bytes(b"one\n\xff")
     with pytest.raises(ValueError, match="e.htm, line 2 is not UTF-8"):
         read_document(tmp_path / "e.htm")
+
+
+def test_mails_and_subtitles_are_read_as_a_reader_sees_them(tmp_path):
+    (tmp_path / "a.eml").write_text("Subject: Rent\nFrom: Ann <a@example.org>\n\nIt is late.\n")
+    (tmp_path / "b.srt").write_text("1\n00:01 --> 00:02\nIt is\n<i>late</i>.\n\n2\n00:02 --> 00:03\nStill.\n")
+    assert [read_document(path) for path in text_files(tmp_path)] == ["Rent\nIt is late.", "It is late.\nStill."]
+    assert read_described(tmp_path / "a.eml")[1]["from"] == "Ann <a@example.org>"
+    (tmp_path / "a.eml").write_text("no header")
+    with pytest.raises(ValueError, match=r"a.eml: damaged: no header of a mail; save the mail again"):
+        read_document(tmp_path / "a.eml")
 
 
 @pytest.mark.parametrize(
