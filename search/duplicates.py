@@ -1,9 +1,10 @@
 """Near-duplicates: documents that share many of their word sequences, found by MinHash (Broder 1997)."""
 
 import re
-import zlib
 
 import numpy as np
+
+from m2bert.eval.tasks.overlap import hashed_runs
 
 WORDS = 5  # of a sequence
 HASHES = 128
@@ -14,18 +15,12 @@ MULTIPLIERS = np.random.default_rng(0).integers(0, 2**64, HASHES, dtype=np.uint6
 
 def sequences(text: str) -> np.ndarray:
     """Return the different sequences of WORDS words of a text, in lower case, as numbers (n,) uint64."""
-    words = [zlib.crc32(word.encode()) for word in re.findall(r"\w+", text.lower())]
-    words = np.array(words + [0] * (WORDS - len(words)), dtype=np.uint64)
-    found = np.zeros(len(words) - WORDS + 1, dtype=np.uint64)
-    for place in range(WORDS):
-        found = (found * np.uint64(0x9E3779B97F4A7C15)) ^ words[place : place + len(found)]
-    found = (found ^ (found >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)  # spreads every bit, as splitmix64 does
-    return np.unique(found ^ (found >> np.uint64(32)))
+    words = re.findall(r"\w+", text.lower())
+    return np.unique(hashed_runs(words + [""] * (WORDS - len(words)))[WORDS])
 
 
-def minhash(text: str) -> np.ndarray:
+def minhash(found: np.ndarray) -> np.ndarray:
     """Return (HASHES,) uint32: equal entries of two texts are, on average, the share of their sequences in both."""
-    found = sequences(text)
     return np.array([(found * each >> np.uint64(32)).min() for each in MULTIPLIERS], dtype=np.uint32)
 
 

@@ -21,7 +21,6 @@ from m2bert.files import check_writable, claimed, digest
 
 from . import encoder as models
 from .documents import Document, Unreadable, find_files, read_file
-from .duplicates import HASHES, minhash, sequences, share, similar_pairs
 from .passages import best_passage
 from .table import COLUMNS, NAME, Settings, Table, quoted
 
@@ -322,9 +321,7 @@ class Index:
         """
         if not 1 <= limit <= DEPTH:
             raise ValueError(f"limit={limit} must be from 1 to {DEPTH}")
-        _check_query(query, mode, weight)
-        ranked, vector = self._ranked(query, mode, filter, weight, max(limit, CANDIDATES))
-        return self._hits(query, vector, dict(list(ranked.items())[:limit]))
+        return self._hits(query, *self._ranked(query, mode, filter, weight, limit))
 
     @reading
     def rank(
@@ -332,28 +329,33 @@ class Index:
         limit: int = CANDIDATES,
     ) -> dict[str, float]:  # fmt: skip
         """Return ids and scores of up to `limit` documents, best first, without their passages; see `search`."""
-        _check_query(query, mode, weight)
-        ranked, _ = self._ranked(query, mode, filter, weight, limit)
-        return dict(list(ranked.items())[:limit])
+        return self._ranked(query, mode, filter, weight, limit)[0]
 
     def _ranked(
         self, query: str, mode: Mode, filter: str | None, weight: float | None, limit: int
     ) -> tuple[dict[str, float], Callable[[], np.ndarray]]:
         """Return documents, and what gives the query's vector: words alone need none."""
+        if mode not in ("hybrid", "dense", "bm25"):
+            raise ValueError(f"mode={mode!r} is unknown; choose from: hybrid, dense, bm25")
+        if not query.strip():
+            raise ValueError("query is empty; write what you look for")
+        if weight is not None and (mode != "hybrid" or not 0 <= weight <= 1):
+            raise ValueError(f"weight={weight} must be from 0 to 1, and is one of mode=hybrid; mend or leave it out")
         if filter and self._encoder is None:
             self.table.count(filter)  # one that cannot be used is refused before a model loads
         vector = cache(lambda: self.encoder.encode_queries([query])[0])
-        words = self.table.rank_by_words(query, limit, filter) if mode != "dense" else {}
-        vectors = self.table.rank_by_vector(vector(), limit, filter) if mode != "bm25" else {}
-        if mode != "hybrid":
-            return words or vectors, vector
-        if len(words) < limit:  # all documents that share a word with the query; the score of the others is 0
-            words = dict.fromkeys(vectors, 0.0) | words
-        runs = {"": vectors}, {"": words}
-        fused = standardized_fusion(*runs) if weight is None else weighted_fusion(*runs, weight)
-        return fused[""], vector
+        depth = max(limit, CANDIDATES)
+        words = self.table.rank_by_words(query, depth, filter) if mode != "dense" else {}
+        vectors = self.table.rank_by_vector(vector(), depth, filter) if mode != "bm25" else {}
+        ranked = words or vectors
+        if mode == "hybrid":
+            if len(words) < depth:  # all documents that share a word with the query; the score of the others is 0
+                words = dict.fromkeys(vectors, 0.0) | words
+            runs = {"": vectors}, {"": words}
+            ranked = (standardized_fusion(*runs) if weight is None else weighted_fusion(*runs, weight))[""]
+        return dict(list(ranked.items())[:limit]), vector
 
-    def _hits(self, query: str, vector: Callable[[], np.ndarray], scores: dict[str, float]) -> list[Hit]:
+    def _hits(self, query: str, scores: dict[str, float], vector: Callable[[], np.ndarray]) -> list[Hit]:
         """Return the passages of ranked documents."""
         if not scores:
             return []
@@ -402,13 +404,18 @@ class Index:
         Args:
             least: the smallest share of all sequences of 5 words of two documents, that are in both, that makes a pair.
         """
+        from .duplicates import HASHES, minhash, sequences, share, similar_pairs
 
-        stored = self.table.rows("id", "minhash")
-        hashes = np.array([its for _, its in stored], dtype=np.uint32).reshape(-1, HASHES)
-        ids = [(stored[a][0], stored[b][0]) for a, b in similar_pairs(hashes, least / 2)]
-        texts = self.table.get(sorted({id for pair in ids for id in pair}), ["text"])
+        hashes, batches = {}, self.table.batches(["id", "text"])
+        with counted(self.table.count(), "comparing", "document") as progress:
+            for row in (row for batch in batches for row in batch):
+                hashes[row["id"]] = minhash(sequences(row["text"]))
+                progress.add(1)
+        ids, every = list(hashes), np.array([*hashes.values()], dtype=np.uint32).reshape(-1, HASHES)
+        pairs = [(ids[a], ids[b]) for a, b in similar_pairs(every, least / 2)]
+        texts = self.table.get(sorted({id for pair in pairs for id in pair}), ["text"])
         found = {id: sequences(row["text"]) for id, row in texts.items()}
-        shares = [(a, b, share(found[a], found[b])) for a, b in ids]
+        shares = [(a, b, share(found[a], found[b])) for a, b in pairs]
         return sorted((pair for pair in shares if pair[2] >= least), key=lambda pair: -pair[2])
 
     @reading
@@ -439,7 +446,7 @@ def rows_of(batch: Sequence[Source], encoder, vectors: int) -> list[dict]:
     encoded = encoder.encode_documents([document.text for document, _, _ in batch], vectors)
     return [
         {"id": document.id, "path": path, "digest": its, "text": document.text, "pages": document.pages,
-         "minhash": minhash(document.text), **each._asdict(), **document.metadata}
+         **each._asdict(), **document.metadata}
         for (document, path, its), each in zip(batch, encoded, strict=True)
     ]  # fmt: skip
 
@@ -503,12 +510,3 @@ def _check_rows(rows: Sequence) -> None:
         if str(row["id"]) in ids:
             raise ValueError(f"id {row['id']!r} stands twice in what is added; give every document its own")
         ids.add(str(row["id"]))
-
-
-def _check_query(query: str, mode: str, weight: float | None) -> None:
-    if mode not in ("hybrid", "dense", "bm25"):
-        raise ValueError(f"mode={mode!r} is unknown; choose from: hybrid, dense, bm25")
-    if not query.strip():
-        raise ValueError("query is empty; write what you look for")
-    if weight is not None and (mode != "hybrid" or not 0 <= weight <= 1):
-        raise ValueError(f"weight={weight} must be from 0 to 1, and is one of mode=hybrid; mend or leave it out")

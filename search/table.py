@@ -20,7 +20,7 @@ from m2bert.terminal import one_line
 FORMAT = 1  # of the table; a newer one is refused
 NAME = "documents"
 SETTINGS = b"m2bert"  # the key of the schema's metadata that holds them, as JSON
-COLUMNS = ("id", "path", "digest", "tokens", "text", "words", "pages", "spans", "vectors", "minhash")  # our own
+COLUMNS = ("id", "path", "digest", "tokens", "text", "words", "pages", "spans", "vectors")  # our own
 KINDS = {"bool": bool, "double": float, "string": str}  # pyarrow's names of what metadata are stored as
 EXACT_VECTORS = 10_000  # beyond so many (90 ms a query), vectors are searched through an approximate index
 NPROBES = 1_000  # partitions of it that a query reads: all, up to some million vectors
@@ -117,7 +117,7 @@ class Table:
             pa.field("words", pa.string(), metadata=zstd), pa.field("pages", numbers),
             pa.field("spans", pa.list_(pa.list_(pa.int64(), 2))),
             pa.field("vectors", pa.list_(pa.list_(pa.float16(), dimensions))),
-            pa.field("minhash", pa.list_(pa.uint32())), *(self.schema.field(name) for name in self.kinds),
+            *(self.schema.field(name) for name in self.kinds),
         ]  # fmt: skip
         schema = pa.schema(fields, {SETTINGS: json.dumps(settings._asdict())})
         with self.errors("written"):

@@ -2,7 +2,7 @@
 
     my-folder/
         queries.csv       columns query and answer: the document that answers it; several are separated by ;
-        documents/        .txt, .md and .html files, each called by its path in this folder; or else
+        documents/        texts, mails and subtitles, each called by its path in this folder; or else
         documents.csv     columns id and text
 
 Columns are separated by commas, semicolons or tabs. The text must be UTF-8. Hidden files are not read. Names are

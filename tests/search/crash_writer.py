@@ -32,7 +32,6 @@ if __name__ == "__main__":
 
     import m2bert.eval.progress
     import m2bert.eval.search
-    import m2bert.search.duplicates
     import m2bert.search.passages  # noqa: F401
 
     m2bert.search.encoder.Encoder = WordEncoder

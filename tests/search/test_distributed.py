@@ -62,7 +62,7 @@ def files(tmp_path):
 
 def stored(index):
     index.table.refresh()
-    names = ["id", "path", "digest", "text", "words", "pages", "spans", "vectors", "tokens", "minhash"]
+    names = ["id", "path", "digest", "text", "words", "pages", "spans", "vectors", "tokens"]
     rows = [row for batch in index.table.batches([*names, *index.table.kinds]) for row in batch]
     assert max(Counter(row["id"] for row in rows).values()) == 1
     return {row["id"]: row for row in rows}

@@ -554,7 +554,7 @@ def test_minhash_estimates_the_share_of_sequences():
                 " ".join(common + [f"x{int(n)}" for n in rng.integers(0, 10**9, 2000 - len(common))]) for _ in "ab"
             ]
             exact = share(*map(sequences, texts))
-            errors.append((minhash(texts[0]) == minhash(texts[1])).mean() - exact)
+            errors.append((minhash(sequences(texts[0])) == minhash(sequences(texts[1]))).mean() - exact)
         deviation = np.sqrt(exact * (1 - exact) / HASHES)
         assert abs(np.mean(errors)) < 4 * deviation / np.sqrt(20)
         assert np.std(errors) < 2 * deviation + 0.005
