@@ -5,7 +5,8 @@ from itertools import islice
 from pathlib import Path
 
 from m2bert.eval.progress import counted
-from m2bert.files import read_json_lines, write_atomically
+from m2bert.files import write_atomically
+from m2bert.rows import read_rows
 
 from . import encoder as models
 
@@ -50,17 +51,10 @@ def embed_file(file: Path, output: Path, model: str, vectors: int) -> tuple[int,
 
 def _documents(file: Path) -> Iterator[tuple[str, str]]:
     """Yield (id, text). Raises ValueError for a file of another kind, and for a row that is no document."""
-    if file.suffix == ".parquet":
-        from pyarrow.dataset import dataset
-
-        batches = dataset(file).to_batches(columns=["id", "text"], batch_size=BATCH_DOCUMENTS)
-        kind, rows = "row", enumerate((row for batch in batches for row in batch.to_pylist()), 1)
-    elif file.name.endswith((".jsonl", ".jsonl.gz")):
-        kind, rows = "line", read_json_lines(file)
-    else:
+    if not file.name.endswith((".parquet", ".jsonl", ".jsonl.gz")):
         fix = f"convert it, or index it: m2bert index {file} --index DIR"
         raise ValueError(f"{file} is neither .jsonl nor .parquet; {fix}")
-    for number, row in rows:
+    for where, row in read_rows(file, ("id", "text")):
         if not isinstance(row, dict) or row.get("id") in (None, "") or not isinstance(row.get("text"), str):
-            raise ValueError(f'{file}, {kind} {number} is no {{"id": ..., "text": ...}}; mend it')
+            raise ValueError(f'{where} is no {{"id": ..., "text": ...}}; mend it')
         yield str(row["id"]), row["text"]

@@ -15,10 +15,10 @@ from pydantic import model_validator
 from m2bert.eval.tasks.kinds import kind_of
 from m2bert.eval.tasks.load import load_folder
 from m2bert.eval.tasks.schema import RetrievalTask, make_task
+from m2bert.rows import read_rows
 from m2bert.schema import FOREIGN, Schema, checked
 
 from ..settings import check_splits
-from ..text.sources import read_rows
 
 Negatives = dict[str, list[str]]  # the given negatives of a task's queries, {qid: pids}, best first
 

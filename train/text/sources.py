@@ -20,7 +20,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from m2bert.eval.tasks.kinds import DOCUMENTS, TABLES
-from m2bert.files import read_json_lines, shards, visible
+from m2bert.files import shards, visible
+from m2bert.rows import read_rows
 from m2bert.schema import Schema, checked
 from m2bert.terminal import one_line
 from m2bert.text_files import TEXTS, read_document, text_files
@@ -30,7 +31,6 @@ DEFAULT_SHARES = {"variable": 0.3, "maximum": 0.7}  # of the examples, over all 
 TOLERANCE = 1e-6
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".txt")
 SPLIT_FILE = re.compile(r"(train|validation|dev|test)[.-]")
-PARQUET_ROWS = 16  # read at once: a row can be a whole book
 
 
 class Source(Schema):
@@ -150,7 +150,7 @@ class TextFiles:
         if self.whole:
             return map(read_document, (path,))
         column = self.column or ("passage" if path.parent.name == DOCUMENTS else "text")
-        return (text_of(row, column, where) for where, row in read_rows(path, (column,)))
+        return (text_of(row, column, where) for where, row in read_texts(path, column))
 
     def check(self):
         """Raise ValueError if the first row of a file is no text, before all are read."""
@@ -201,39 +201,18 @@ def split_files(folder: Path, split: str) -> list[Path]:
     return [path for path in sorted(folder.glob(f"{split}[.-]*")) if path.is_file()] if folder.is_dir() else []
 
 
-def read_rows(path: Path, columns: tuple[str, ...], prefix: str | None = None) -> Iterator[tuple[str, Any]]:
-    """Yield where each row of a file is, to be named in errors, and the row.
-
-    A row of a parquet file holds `columns`, and the others whose names begin with `prefix`. A row of a plain text, the
-    lines between two blank ones, holds it as each column. A row of any other file is the JSON of a line, unchecked.
-
-    Raises:
-        ValueError: names a file that cannot be read, or parquet that lacks one of `columns` or has one twice.
-    """
-    errors = (OSError, UnicodeDecodeError)
+def read_texts(path: Path, column: str) -> Iterator[tuple[str, Any]]:
+    """Yield where each text of a file is, and the row that holds it; of a plain text, the lines between blank ones."""
+    if path.suffix != ".txt":
+        yield from read_rows(path, (column,))
+        return
     try:
-        if path.suffix == ".parquet":
-            import pyarrow as pa
-            from pyarrow.parquet import ParquetFile
-
-            errors += (pa.ArrowException,)
-            file = ParquetFile(path)
-            names = file.schema_arrow.names
-            read = [name for name in names if name in columns or (prefix and name.startswith(prefix))]
-            if len({*read}) < len(read) or not {*columns} <= {*read}:
-                raise ValueError(f"{path} needs the columns {', '.join(columns)}, each once; it has {', '.join(names)}")
-            batches = file.iter_batches(PARQUET_ROWS, columns=read)
-            rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
-            yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
-        elif path.suffix == ".txt":
-            with path.open("rb") as file:
-                for blank, lines in itertools.groupby(file, key=lambda line: not line.strip()):
-                    text = b"".join(lines).decode()
-                    if not blank:
-                        yield str(path), dict.fromkeys(columns, text.lstrip("\ufeff").strip())
-        else:
-            yield from ((f"{path}, line {number}", row) for number, row in read_json_lines(path))
-    except errors as error:
+        with path.open("rb") as file:
+            for blank, lines in itertools.groupby(file, key=lambda line: not line.strip()):
+                text = b"".join(lines).decode()
+                if not blank:
+                    yield str(path), {column: text.lstrip("\ufeff").strip()}
+    except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read ({one_line(error)}); write it again, text as UTF-8") from error
 
 
