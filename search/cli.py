@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from m2bert.files import check_writable
+from m2bert.records import free_output
 from m2bert.terminal import CommandGroup, shown
 
 from .index import VECTORS, Index, Mode, model_name
@@ -145,12 +145,9 @@ def embed(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ):
     """Embed documents for a store of your own."""
-    if output.exists() and not overwrite:
-        raise ValueError(f"output={output} exists; choose another file or pass --overwrite")
-    check_writable(output)
     from .embed import embed_file
 
-    documents, rows = embed_file(file, output, model_name(model), vectors or VECTORS)
+    documents, rows = embed_file(file, free_output(output, overwrite), model_name(model), vectors or VECTORS)
     typer.echo(f"{documents:,} documents, {rows:,} vectors, written to {shown(output)}")
 
 

@@ -21,7 +21,7 @@ from .table import Settings, batch_of
 GROUP_CHARS = 128_000_000  # of documents that a worker embeds together, to one fragment
 GROUP_DOCUMENTS = 10_000
 ROUNDS = 8  # a worker gets so many groups or more, if there is as much to do
-AHEAD = 4  # tasks that wait, for each CPU
+AHEAD = 1  # files that are read or wait in memory, for each CPU
 
 
 def connect(address: str, folder: str) -> None:
@@ -91,7 +91,9 @@ class ClusterIndex(Index):
             while self._pool and self._pool.has_next():
                 self._collect(report)
         except ray.exceptions.RayError as error:
-            raise self._stopped(str(error).strip().splitlines()[-1]) from error  # before it, what called it
+            reason = getattr(error, "cause", None) or str(error).strip().splitlines()[-1]  # before it, what called it
+            fix = "nothing was committed; mend that and run it again"
+            raise ValueError(f"ray={self.address}: the work stopped ({one_line(reason)}); {fix}") from error
         if self._fragments:
             self.table.commit(self._fragments, self._ids, self._paths)
 
@@ -110,15 +112,9 @@ class ClusterIndex(Index):
 
     def _collect(self, report: Report) -> None:
         """Wait for a worker; take what it wrote."""
-        done = self._pool.get_next_unordered()
-        if isinstance(done, str):
-            raise self._stopped(done)
-        self._fragments += done[0]
-        report.tokens += done[1]
-
-    def _stopped(self, reason: str) -> ValueError:
-        fix = "nothing was committed; mend that and run it again"
-        return ValueError(f"ray={self.address}: the work stopped ({one_line(reason)}); {fix}")
+        fragments, tokens = self._pool.get_next_unordered()
+        self._fragments += fragments
+        report.tokens += tokens
 
 
 class _Worker:
@@ -128,14 +124,8 @@ class _Worker:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process, as Ray sets OMP_NUM_THREADS
         self.settings, self.device, self.encoder = settings, device, None
 
-    def write(self, sources: list[Source], uri: str, schema) -> tuple[list, int] | str:
-        """Return fragments and how many tokens they hold, or an error as a line: Ray would add what called it."""
-        try:
-            return self._written(sources, uri, schema)
-        except Exception as error:
-            return one_line(error)
-
-    def _written(self, sources: list[Source], uri: str, schema) -> tuple[list, int]:
+    def write(self, sources: list[Source], uri: str, schema) -> tuple[list, int]:
+        """Return fragments and how many tokens they hold."""
         import pyarrow as pa
         from lance.fragment import write_fragments
 

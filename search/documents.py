@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 from .extract import FORMATS, Document, Unreadable, format_of
 
-__all__ = ["Document", "Found", "Unreadable", "find_files", "read_file"]
-
 OTHERS = {"__MACOSX", ".ipynb_checkpoints"}  # copies and stubs that archives and editors leave
 
 

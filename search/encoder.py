@@ -99,12 +99,11 @@ class Encoder:
     def _encode(self, texts: list, vectors: int) -> list[EncodedDocument]:
         windowed = [self._windows(text) for text in texts]
         windows = [window for its in windowed for window, _ in its]
-        owners = [text for text, its in zip(texts, windowed, strict=True) for _ in its]
         if self.base.parts_problem:
             rows, counts = self.base.encode(windows, "document"), np.ones(len(windows), dtype=np.int64)
         else:
             [(rows, counts)] = self.base.encode_parts(windows, [vectors], FEWEST_TOKENS)
-        self._finite(rows, np.repeat(np.array(owners, dtype=object), counts))
+        self._finite(rows, np.repeat(np.array(windows, dtype=object), counts))
         numbers, pooled, done = iter(counts.tolist()), [], 0
         for text, its in zip(texts, windowed, strict=True):
             spans = np.concatenate([self._spans(window, *place, next(numbers)) for window, place in its])
@@ -126,8 +125,10 @@ class Encoder:
         encoding, [empty] = text.encoding, self.base.tokenize([""], "document")
         prompt = empty.encoding  # of every window
         encoding.truncate(len(encoding) - len(prompt), direction="left")
-        length, overlap, _ = self._division(len(encoding))
-        encoding.truncate(length, stride=overlap)
+        most = self._room - self._room // SLACK
+        overlap = most // OVERLAP
+        count = -(-(len(encoding) - overlap) // (most - overlap))
+        encoding.truncate(-(-(len(encoding) + (count - 1) * overlap) // count), stride=overlap)
         windows = []
         for part in (encoding, *encoding.overflowing):
             start = part.token_to_chars(0)[0] - len(text.prompt) if windows else 0
@@ -137,13 +138,6 @@ class Encoder:
             tokens = empty.tokens + len(part)
             windows.append((TokenizedText(text[start:end], text.prompt, tokens, merged), (start, end)))
         return windows
-
-    def _division(self, tokens: int) -> tuple[int, int, int]:
-        """Return of the windows of a document the longest's tokens, how many two of them share, and their number."""
-        most = self._room - self._room // SLACK
-        overlap = most // OVERLAP
-        count = -(-(tokens - overlap) // (most - overlap))
-        return -(-(tokens + (count - 1) * overlap) // count), overlap, count
 
     def _spans(self, window, start: int, end: int, count: int) -> np.ndarray:
         """Return the characters (count, 2) of a window's parts: each ends where the next one's first token begins."""

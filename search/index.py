@@ -365,11 +365,11 @@ class Index:
         for id, score in scores.items():
             row = stored[id]
             spans = np.array(row["spans"], dtype=np.int64)
-            passage = best_passage(query, query_vector, row["text"], row["vectors"], spans)
+            text = row["text"]
+            start, end = best_passage(query, query_vector, text, row["vectors"], spans)
             cosines = (row["vectors"] @ query_vector).tolist()
             matches = [(*span, cosine) for span, cosine in zip(spans.tolist(), cosines, strict=True)]
-            page = int(np.searchsorted(row["pages"], passage.start, side="right")) if row["pages"] else None
-            text, start, end = row["text"], passage.start, passage.end
+            page = int(np.searchsorted(row["pages"], start, side="right")) if row["pages"] else None
             its = {name: row[name] for name in metadata if row[name] is not None}
             its |= {name: int(value) for name, value in its.items() if isinstance(value, float) and value.is_integer()}
             hits.append(Hit(id, row["path"], page, score, text[start:end], start, end, len(text), matches, its))

@@ -1,7 +1,6 @@
 """The passage of a document that is shown for a query: chosen by words and vectors together."""
 
 import re
-from typing import NamedTuple
 
 import numpy as np
 
@@ -17,16 +16,10 @@ PIECE = re.compile(rf"\S.{{0,{LONGEST_SENTENCE_CHARS - 1}}}(?!\w)|\S.{{0,{LONGES
 WORD = re.compile(r"[^\W_]{2,}")
 
 
-class Passage(NamedTuple):
-    """The characters [start, end) of a passage, and how far it stands out in its document, in standard deviations."""
-
-    start: int
-    end: int
-    score: float
-
-
-def best_passage(query: str, query_vector: np.ndarray, text: str, vectors: np.ndarray, spans: np.ndarray) -> Passage:
-    """Return the passage of a document, some sentences long, that answers a query best.
+def best_passage(
+    query: str, query_vector: np.ndarray, text: str, vectors: np.ndarray, spans: np.ndarray
+) -> tuple[int, int]:
+    """Return the characters [start, end) of the passage, some sentences long, that answers a query best.
 
     Every sentence begins a passage of up to PASSAGE_WORDS words. Passages are scored by BM25, whose document
     frequencies are counts of the document's sentences, and by the cosines of the late chunks around them. Of a long
@@ -41,13 +34,12 @@ def best_passage(query: str, query_vector: np.ndarray, text: str, vectors: np.nd
     cosines = vectors.astype(np.float32) @ query_vector
     sentences, lasts, before = _passages(text, _stretches(lowered, asked, cosines, spans))
     if not len(sentences):
-        return Passage(0, 0, 0.0)
+        return 0, 0
     starts, ends = sentences[:, 0], sentences[lasts, 1]
     order = np.argsort(spans.sum(axis=1), kind="stable")
     near = np.interp((starts + ends) / 2, spans[order].mean(axis=1), cosines[order])
     scores = _standardized(_bm25(lowered, asked, sentences, lasts, before)) + NEAR_WEIGHT * _standardized(near)
-    place = int(scores.argmax())
-    return Passage(int(starts[place]), int(ends[place]), float(scores[place]))
+    return int(starts[scores.argmax()]), int(ends[scores.argmax()])
 
 
 def _stretches(lowered: str, asked: list[str], cosines: np.ndarray, spans: np.ndarray) -> list[tuple[int, int]]:
