@@ -65,7 +65,7 @@ class Count:
     def describe(self, what: str) -> None:
         """Change what the bar says of the work, if this work has a bar of its own."""
         if self._bar is not None:
-            self._bar.set_description(what)
+            self._bar.set_description_str(what)  # BAR has the colon
 
     def add(self, amount: float) -> None:
         """Add `amount` of the total."""

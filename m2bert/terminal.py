@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import os
 import re
 import sys
 import traceback
@@ -56,6 +57,11 @@ def one_line(error: object) -> str:
     return text if len(text) <= 2 * half else f"{text[:half]} [...] {text[-half:]}"
 
 
+def several(count: int, noun: str) -> str:
+    """Return a number and what it counts, such as "1 file" and "1,000 files"."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return "; did you mean 'NAME'?" for the nearest known name, or nothing if none is near."""
     found = difflib.get_close_matches(str(word), [str(name) for name in known], n=1)
@@ -95,8 +101,9 @@ def log_to_terminal(level: int = logging.WARNING, format: str = "%(levelname)s %
 
 def run_command(name: str, command: Callable[[], object]) -> None:
     """Call `command`. Bad input is one line on stderr, begun by `name`, and exit code 2; an interruption exit code 130;
-    `Ended` one line and its own exit code; any other error ends in a `masked` traceback. Every log record of the
-    process is a MaskedRecord from then on: huggingface_hub and transformers write theirs by handlers of their own.
+    `Ended` one line and its own exit code; a reader that is gone, as after `| head`, exit code 1 alone; any other error
+    ends in a `masked` traceback. Every log record of the process is a MaskedRecord from then on: huggingface_hub and
+    transformers write theirs by handlers of their own.
     """
     logging.setLogRecordFactory(MaskedRecord)
     try:
@@ -105,6 +112,8 @@ def run_command(name: str, command: Callable[[], object]) -> None:
         print(f"\n{name}: interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and reader_is_gone():
+            sys.exit(1)
         if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] not in OURS:
             extras = "an extra that brings it, 'm2bert[eval]' or 'm2bert[train]'"
             error = ValueError(f"the package {error.name!r} is not installed; pip install it, or {extras}")
@@ -115,6 +124,16 @@ def run_command(name: str, command: Callable[[], object]) -> None:
             raise
         print(f"{name}: {one_line(error)}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 2))
+
+
+def reader_is_gone() -> bool:
+    """Return whether nobody reads what is printed any more, as after `| head`; nothing is printed from then on."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def bad_input() -> tuple[type[Exception], ...]:

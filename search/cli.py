@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from m2bert.records import free_output
-from m2bert.terminal import CommandGroup, shown
+from m2bert.terminal import CommandGroup, several, shown
 
 from .index import VECTORS, Index, Mode, model_name
 from .table import M_ARENA_MAX, heap
@@ -73,7 +73,7 @@ def index(
         counts = (f"{getattr(report, name):,} {name}" for name in ("added", "updated", "unchanged", "removed"))
         typer.echo(f"documents: {', '.join(counts)}; {report.tokens:,} tokens embedded")
         if report.left_out:
-            typer.echo(f"{report.left_out:,} hidden files left out")
+            typer.echo(f"{several(report.left_out, 'hidden file')} left out")
         typer.echo("".join(f"{line}\n" for line in format_failures(report.failures)), nl=False)
         if report.failures:
             raise typer.Exit(1)
@@ -83,11 +83,11 @@ def index(
         found = opened.duplicates()
         for first, second, share in found:
             typer.echo(f"{share:.2f}  {shown(first)}  {shown(second)}")
-        typer.echo(f"{len(found):,} pairs of near-duplicates")
+        typer.echo(f"{several(len(found), 'pair')} of near-duplicates")
     elif delete:
-        typer.echo(f"{opened.delete(filter=delete):,} documents deleted")
+        typer.echo(f"{several(opened.delete(filter=delete), 'document')} deleted")
     else:
-        typer.echo(f"{opened.rebuild(model):,} documents embedded anew")
+        typer.echo(f"{several(opened.rebuild(model), 'document')} embedded anew")
 
 
 def _lines(values: dict[str, object]) -> Iterator[str]:
@@ -148,7 +148,7 @@ def embed(
     from .embed import embed_file
 
     documents, rows = embed_file(file, free_output(output, overwrite), model_name(model), vectors or VECTORS)
-    typer.echo(f"{documents:,} documents, {rows:,} vectors, written to {shown(output)}")
+    typer.echo(f"{several(documents, 'document')}, {several(rows, 'vector')}, written to {shown(output)}")
 
 
 @app.command()

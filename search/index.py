@@ -145,6 +145,9 @@ class Index:
         """The encoder, loaded when it is first needed; one whose weights have changed since is refused."""
         with self._lock:
             if self._encoder is None:
+                if self.table.exists and os.path.isabs(self._model) and not os.path.isdir(self._model):
+                    fix = f"put it back, or embed anew: m2bert index --rebuild --model MODEL --index {self.folder}"
+                    raise ValueError(f"index={self.folder} was made by {self._model}, which is gone; {fix}")
                 self._encoder = models.Encoder(self._model, self.device)
                 self._check(self._encoder.fingerprint)
             return self._encoder
@@ -381,7 +384,10 @@ class Index:
         return self.table.get([id], ["text"])[id]["text"]
 
     def delete(self, ids: Iterable[str] = (), filter: str | None = None) -> int:
-        """Delete documents by id, or those that a filter selects (see `search`); return how many."""
+        """Delete documents by id, or those that a filter selects (see `search`); return how many.
+
+        What `add` is given again comes back.
+        """
         ids = [ids] if isinstance(ids, str) else list(ids)
         if bool(ids) == bool(filter):
             raise ValueError("give either ids or a filter of the documents to delete")

@@ -75,8 +75,9 @@ class Table:
 
     @property
     def kinds(self) -> dict[str, type]:
-        """The columns that hold metadata, and the types of their values: bool, float or str."""
-        return {its.name: KINDS[str(its.type)] for its in self.schema if its.name not in COLUMNS}
+        """The columns that hold metadata, and the types of their values: bool, float or str. Others are left alone."""
+        found = {its.name: KINDS.get(str(its.type)) for its in self.schema if its.name not in COLUMNS}
+        return {name: kind for name, kind in found.items() if kind is not None}
 
     @property
     def schema(self):
@@ -184,9 +185,13 @@ class Table:
                 self._table = self._table.commit(self.uri, change, read_version=self.version)
 
     def delete(self, filter: str) -> int:
-        """Delete the documents that a filter selects, in one commit; return how many."""
+        """Delete the documents that a filter selects; return how many. Their files count as changed from then on."""
         if count := self.count(filter):
+            files = quoted({path for (path,) in self.rows("path", filter=filter)} - {None})
+            others = f"path IN ({files}) AND {whole(filter)} IS NOT TRUE"
             with self.errors("changed", filter):
+                if files and self.count(others):
+                    self._table.update({"digest": "''"}, others)
                 self._table.delete(whole(filter))
         return count
 
