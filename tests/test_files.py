@@ -308,3 +308,17 @@ def test_the_parts_of_a_split_are_found_all_or_none(tmp_path):
         shards(tmp_path, "test", suffixes)
     (tmp_path / "test.parquet").touch()
     assert [path.name for path in shards(tmp_path, "test", suffixes)] == ["test.parquet"]
+
+
+def test_a_reader_that_is_gone_ends_a_command_without_a_word():
+    code = "from m2bert.terminal import run_command; run_command('x', lambda: [print('y' * 99) for _ in range(10**5)])"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+    code = (
+        "from m2bert.terminal import run_command; import errno\ndef f(): raise BrokenPipeError(errno.EPIPE, 'a socket')"
+    )
+    done = subprocess.run([sys.executable, "-c", f"{code}\nrun_command('x', f)"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "x: [Errno 32] a socket\n")

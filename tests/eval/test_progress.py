@@ -74,3 +74,10 @@ def test_work_within_work_within_work_counts_its_share(bars):
             assert bars[0].n == pytest.approx(0.5)
         assert bars[0].n == pytest.approx(1)
     assert len(bars) == 1
+
+
+def test_what_is_done_stands_before_one_colon(capsys):
+    with counted(2, "indexing", "source") as count:
+        count.add(1)
+        count.describe("indexing, 10 tokens")
+    assert "indexing, 10 tokens:  50%" in capsys.readouterr().err

@@ -379,6 +379,31 @@ def test_delete_and_compact(files, index):
     assert index.info()["bytes"] < size + 20_000  # nothing old stays
 
 
+def test_what_is_deleted_comes_back_while_its_file_is_there(tmp_path, files, index):
+    (files / "rows.csv").write_text("id,text,year\na,about an apple,1999\nb,about a boat,2020\nc,about a cart,\n")
+    before = index.add(files).added
+    for filter, embedded in (("year < 2000", 3), (f"path = '{files / 'rows.csv'}'", 3), ("id LIKE '%.csv#c'", 3)):
+        gone = index.delete(filter=filter)
+        assert index.info()["documents"] == before - gone
+        report = index.add(files)
+        assert (report.added, report.added + report.updated) == (gone, embedded)
+        assert index.info()["documents"] == before
+        assert index.add(files).unchanged == before
+
+
+def test_columns_of_other_programs_are_left_alone(files, index):
+    import lance
+    import pyarrow as pa
+
+    index.add(files)
+    lance.dataset(index.table.uri).add_columns(pa.field("theirs", pa.list_(pa.uint32())))
+    index.add(rows_of("one", year=2020))
+    assert "theirs" not in index.search("apple")[0].metadata
+    assert "theirs" in index.table.schema.names
+    assert index.search("apple", filter="year = 2020")[0].id == "one"
+    check_found(index, [*NAMES, "one"])
+
+
 def test_copies_and_moved_indexes_work(tmp_path, files, index):
     index.add(files)
     shutil.copytree(index.folder, tmp_path / "backup")

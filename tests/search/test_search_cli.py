@@ -68,7 +68,7 @@ def test_index_search_and_delete(tmp_path, files):
     (files / ".hidden").write_text("text")
     output = called("index", files, "--index", place, "--model", "words", code=1).output
     assert "3 added, 0 updated, 0 unchanged, 0 removed" in output
-    assert "1 hidden files left out" in output
+    assert "1 hidden file left out" in output
     assert re.search(r"1 cannot be added:\n  \S+empty.txt: empty", output)
     assert "lease.txt, 0% into it" in called("search", "landlord lease", "--index", place, "--mode", "bm25").output
     (files / "empty.txt").unlink()
@@ -77,10 +77,25 @@ def test_index_search_and_delete(tmp_path, files):
     info = called("index", "--info", "--index", place).output
     assert "documents: 2\n" in info
     assert "model: words\n" in info
-    assert "1 documents deleted" in called("index", "--delete", "path LIKE '%lease.txt'", "--index", place).output
+    assert "1 document deleted" in called("index", "--delete", "path LIKE '%lease.txt'", "--index", place).output
     assert "nothing found" in called("search", "lease", "--index", place, "--mode", "bm25").output
-    assert "1 documents embedded anew" in called("index", "--rebuild", "--model", "others", "--index", place).output
+    assert "1 document embedded anew" in called("index", "--rebuild", "--model", "others", "--index", place).output
     assert "0 pairs" in called("index", "--duplicates", "--index", place).output
+
+
+def test_a_model_that_is_gone_is_named_with_a_fix(tmp_path, files):
+    (tmp_path / "model").mkdir()
+    called("index", files, "--index", tmp_path / "i", "--model", tmp_path / "model")
+    (tmp_path / "model").rmdir()
+    line = refused("search", "lease", "--index", tmp_path / "i")
+    assert (
+        f"was made by {tmp_path / 'model'}, which is gone; put it back, or embed anew: m2bert index --rebuild" in line
+    )
+    assert (
+        "3 documents embedded anew"
+        in called("index", "--rebuild", "--model", "words", "--index", tmp_path / "i").output
+    )
+    assert "lease.txt" in called("search", "lease", "--index", tmp_path / "i").output
 
 
 def test_many_failures_are_counted_by_their_reason(tmp_path, files):
