@@ -129,7 +129,7 @@ def run_command(name: str, command: Callable[[], object]) -> None:
 def reader_is_gone() -> bool:
     """Return whether nobody reads what is printed any more, as after `| head`; nothing is printed from then on."""
     try:
-        sys.stdout.flush()
+        print(flush=True)  # an empty line, if it was another pipe that broke
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
