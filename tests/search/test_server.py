@@ -524,6 +524,9 @@ def test_page(browser, app, tmp_path):
         assert browser.js("document.querySelectorAll('h2')[1].textContent") == "2. <img src=x onerror=alert(1)>.txt"
         assert browser.js("document.title") == "Search"
         assert browser.js("document.documentElement.scrollWidth <= innerWidth")
+        assert browser.js("document.querySelector('#query').scrollLeft") == 0
+        shown = "const box = document.createElement('p'); showText(box, 0, 8, Array.from('one\\n\\ntwo, three'), 0)"
+        assert browser.js(f"{{ {shown}; [...box.children].map((mark) => mark.textContent) }}") == ["one", "two"]
         browser.screenshot(tmp_path / "page.png")
         browser.js("document.activeElement.blur()")
         browser.key("j", "j")
