@@ -308,7 +308,8 @@ CIRCUMSTANCES = ["processor", "device", "threads", "torch", "commit", "date"]
 
 def performance():
     paths = sorted((EXPERIMENTS / "speed" / "results").glob("*/*.json"))
-    records = [record | {"run": str(path)} for path in paths for record in read(path) if not record.get("shallow")]
+    records = [record | {"run": str(path)} for path in paths for record in read(path)]
+    records = [record for record in records if record["seconds"] is not None and not record.get("shallow")]
     where = dict.fromkeys(tuple(str(record[field]) for field in CIRCUMSTANCES) for record in records)
     series = {key: whole_models(records, *key) for key in MODES}
     asked = yaml.safe_load((EXPERIMENTS / "speed" / "page.yaml").read_text(encoding="utf-8"))["questions"]

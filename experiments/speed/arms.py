@@ -16,10 +16,13 @@ the worst token, which shows a single wrong tile that the whole would hide; in t
 import os
 from collections.abc import Callable
 from copy import deepcopy
+from functools import cache
+from importlib import import_module
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
-from harness import DTYPES, RedGate, timed
+from harness import DTYPES, said, timed
 from original import Original, taps
 from torch import Tensor, nn
 from transformers import AutoModel, BertConfig, MistralConfig, ModernBertConfig, PreTrainedConfig, Qwen3Config
@@ -27,7 +30,9 @@ from transformers import AutoModel, BertConfig, MistralConfig, ModernBertConfig,
 from modeling_m2bert import M2BertConfig, M2BertModel
 
 KERNELS = {"ours": "auto", "ours-torch": "torch", "ours-graph": "auto", "ours-compile": "torch"}
-GPU_ONLY = {"ours-torch", "ours-graph", "ours-compile", "modernbert-base-flash", "mistral-7b"}
+SCRATCH_MB = {"ours-scratch-48": 48, "ours-scratch-96": 96, "ours-scratch-all": 1 << 20}  # of the long convolution
+KERNELS |= dict.fromkeys(SCRATCH_MB, "triton")
+GPU_ONLY = {*KERNELS, "modernbert-base-flash", "mistral-7b"} - {"ours"}
 VOCABULARY = 30_000  # ids that every arm knows
 SEED = 0
 LONG = {"max_position_embeddings": 32768}
@@ -146,13 +151,19 @@ class Runner:
     def prepare(self, ids: Tensor) -> None:
         """Compile or capture for inputs of this shape, where the arm does so."""
         if self._prepare is not None:
-            os.environ["M2BERT_KERNELS"] = self.kernels
+            self._choose_kernels()
             self.function = self._prepare(self.model, ids)
+
+    def _choose_kernels(self) -> None:
+        os.environ["M2BERT_KERNELS"] = self.kernels
+        if self.arm.name in SCRATCH_MB or scratch_bytes.cache_info().currsize:
+            stages, default = scratch_bytes()
+            stages.SCRATCH_BYTES = SCRATCH_MB[self.arm.name] << 20 if self.arm.name in SCRATCH_MB else default
 
     def forward(self, ids: Tensor, **inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Map ids (B, L) to hidden states (B, L, H) and their mean over tokens (B, H); chunked arms return
         (B * chunks, chunk, H) and (B * chunks, H)."""
-        os.environ["M2BERT_KERNELS"] = self.kernels
+        self._choose_kernels()
         if self.chunk is not None and ids.shape[1] > self.chunk:
             ids = ids.reshape(-1, self.chunk)
         output = self.function(ids, **inputs)
@@ -173,6 +184,13 @@ class Runner:
     def gradients(self) -> list[Tensor]:
         """Return gradients that every operation contributes to: token embedding, and output layers of a filter."""
         return [self.model.embeddings.word_embeddings.weight.grad, self.model.layers[0].mixer.filter.output_weight.grad]
+
+
+@cache
+def scratch_bytes() -> tuple[ModuleType, int]:
+    """Return the module whose SCRATCH_BYTES is the size of the long convolution's scratch, and its default."""
+    stages = import_module("modeling_m2bert.m2bert_ops_triton_stages")
+    return stages, stages.SCRATCH_BYTES
 
 
 def build(arms: list[Arm], device: str, longest: int, layers: int | None) -> tuple[list[Runner], M2BertModel | None]:
@@ -229,6 +247,7 @@ def capture(model: nn.Module, ids: Tensor) -> Callable:
 
 # Bounds on the worst token and on gradients: several times what a correct arm of that dtype shows.
 BOUNDS = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+NOT_COMPARED = dict.fromkeys(("error", "worst_error", "gradient_error"))
 
 
 class Gate:
@@ -242,28 +261,34 @@ class Gate:
 
     def check(self, runners: list[Runner], ids: Tensor) -> dict[Arm, dict]:
         """Return what is seen of each arm on ids (B, L): `error` of all hidden states, `worst_error` of a token,
-        `gradient_error` in training, and `first_seconds`, the wall time of the first call. Arms that the device has no
-        memory for are left out; RedGate is raised for an error above the bound of the arm's dtype."""
+        `gradient_error` in training, `first_seconds`, the wall time of the first call, and `red`: what is wrong (an
+        error above the bound of the arm's dtype, or a call that fails), or None. Arms that the device has no memory for
+        are left out."""
         hidden, gradients = self._call(self.reference, ids)[1:]
         verdicts = {}
         for runner in runners:
             try:
                 seconds, values, found = self._call(runner, ids)
             except torch.OutOfMemoryError:
-                runner.model.zero_grad()
+                continue
+            except Exception as error:
+                verdicts[runner.arm] = NOT_COMPARED | {"first_seconds": None, "red": said(error)}
                 continue
             finally:
+                runner.model.zero_grad()
                 runner.function = runner.model  # without what was captured for these ids
-            errors = {
+            errors = NOT_COMPARED | {
                 "error": relative_error(values, hidden),
                 "worst_error": relative_error(values, hidden, dim=-1),
-                "gradient_error": max(map(relative_error, found, gradients)) if self.training else None,
             }
+            if self.training:
+                errors["gradient_error"] = max(map(relative_error, found, gradients))
             bound = BOUNDS[runner.arm.dtype]
-            for name, error in errors.items():
-                if error is not None and not error <= bound:
-                    raise RedGate(f"{runner.arm} at {ids.shape[1]} tokens: {name} {error:.2e} is above {bound:.0e}")
-            verdicts[runner.arm] = errors | {"first_seconds": seconds}
+            above = [
+                f"{name} {value:.2e}" for name, value in errors.items() if value is not None and not value <= bound
+            ]
+            red = f"{', '.join(above)} above {bound:.0e}" if above else None
+            verdicts[runner.arm] = errors | {"first_seconds": seconds, "red": red}
         return verdicts
 
     def _call(self, runner: Runner, ids: Tensor) -> tuple[float, Tensor, list[Tensor]]:

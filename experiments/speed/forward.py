@@ -2,8 +2,9 @@
 
     python experiments/speed/forward.py --arms ours:bfloat16,original:float32 --lengths 512,2048 --output forward.json
 
-Arms take turns. Each is compared with the original algorithm in float64 before anything is timed, and a wrong one stops
-the run with status 1. Every length is written to the output as soon as it is finished.
+Arms take turns. At each length ours and the original are compared with the original algorithm in float64 before they
+are timed. One that is wrong is recorded as red and not timed there; the others are, and the run ends with status 1.
+Every length is written to the output as soon as it is finished.
 """
 
 from concurrent.futures import ProcessPoolExecutor
@@ -12,13 +13,10 @@ from multiprocessing import get_context
 
 import harness
 import torch
-from arms import NAMES, SHAPES, Arm, Gate, Runner, build, parse_arms, token_ids
-from tqdm import tqdm
+from arms import NAMES, NOT_COMPARED, SHAPES, Arm, Gate, Runner, build, parse_arms, token_ids
 
 from m2bert.terminal import run_command
 from modeling_m2bert.m2bert_ops_filter import clear_filter_cache, filter_cache_bytes
-
-NOT_COMPARED = dict.fromkeys(("error", "worst_error", "gradient_error"))
 
 
 class Bench:
@@ -31,58 +29,68 @@ class Bench:
         self.runners, self.base = build(arms, self.device, max(self.lengths), options.layers)
         for runner in self.runners:
             runner.model.train(self.training)
+        self.gate = None if self.base is None else Gate(self.base, self.device, self.training)
         self.skipped: list[str] = []
-        self.verdicts: dict[int, dict[Arm, dict]] = {}  # by length
         self._last: dict[Runner, dict] = {}  # the record of an arm at the last length
 
     def batch_of(self, length: int) -> int:
         return (self.options.batch_tokens or length) // length
 
-    def check(self) -> list[dict]:
-        """Compare the arms that share our weights with the reference at every length; raise RedGate if one is wrong."""
-        if self.base is not None:
-            gate = Gate(self.base, self.device, self.training)
-            compared = [runner for runner in self.runners if runner.arm.is_compared]
-            for length in tqdm(self.lengths, desc="gate"):
-                clear_filter_cache()
-                ids = token_ids(self.batch_of(length), length, self.device)
-                self.verdicts[length] = gate.check(compared, ids)
-                harness.free_memory(self.device)
-        return []
+    def judge(self, ids) -> dict[Arm, dict]:
+        """Compare the arms that share our weights with the reference, as Gate.check does."""
+        if self.gate is None:
+            return {}
+        clear_filter_cache()
+        verdicts = self.gate.check([runner for runner in self.runners if runner.arm.is_compared], ids)
+        harness.free_memory(self.device)
+        return verdicts
 
     def measure(self, length: int) -> list[dict]:
         """Return records of all arms at one length."""
         ids = token_ids(self.batch_of(length), length, self.device)
-        verdicts, first, cache_bytes = self.verdicts.get(length, {}), {}, {}
+        verdicts, first, cache_bytes = self.judge(ids), {}, {}
+        red = {runner: verdicts.get(runner.arm, {}).get("red") for runner in self.runners}
+        red = {runner: text for runner, text in red.items() if text}
         for runner in self.runners:
-            obstacle = self._obstacle(runner, length, verdicts)
-            if obstacle is None:
+            obstacle = None if runner in red else self._obstacle(runner, length, verdicts)
+            if runner not in red and obstacle is None:
                 try:
                     first[runner], cache_bytes[runner] = self._warm_up(runner, ids, verdicts.get(runner.arm))
                     continue
                 except torch.OutOfMemoryError:
-                    runner.model.zero_grad()
                     obstacle = "out of memory"
-            self.skipped.append(f"{runner.arm} at {length} tokens: {obstacle}")
+                except Exception as error:
+                    red[runner] = harness.said(error)
+                runner.model.zero_grad()
+            if obstacle is not None:
+                self._skip(runner, length, obstacle)
             harness.free_memory(self.device)
         if sum(runner.arm.is_ours for runner in first) > 1:
-            self._rewarm(list(first), ids, cache_bytes)
+            for runner in self._rewarm(list(first), ids, cache_bytes):
+                self._skip(runner, length, "the filter cache has no room; raise M2BERT_FILTER_CACHE_BYTES")
+                del first[runner]
         peaks = {runner: self._peak_bytes(runner, ids) for runner in first}
         runs = {runner: lambda runner=runner: self._timed(runner, ids) for runner in first}
         rounds = self.options.rounds or harness.ROUNDS[self.device]
-        turns = harness.interleave(runs, rounds, self.options.budget_seconds, f"{length} tokens")
+        turns, failed = harness.interleave(runs, rounds, self.options.budget_seconds, f"{length} tokens")
+        red |= failed
         records = []
-        for runner, seconds in turns.items():
+        for runner in (runner for runner in self.runners if runner in turns or runner in red):
             record = harness.make_record(
-                self.device, seconds, arm=runner.arm.name, dtype=runner.arm.dtype, length=length, batch=ids.shape[0],
-                tokens=ids.numel(), mode=self.options.mode, layers=runner.layers,
+                self.device, turns.get(runner, []), arm=runner.arm.name, dtype=runner.arm.dtype, length=length,
+                batch=ids.shape[0], tokens=ids.numel(), mode=self.options.mode, layers=runner.layers,
                 shallow=self.options.layers is not None, parameters=runner.parameters,
-                weight_bytes=runner.weight_bytes, peak_bytes=peaks[runner], cache_bytes=cache_bytes[runner],
+                weight_bytes=runner.weight_bytes, peak_bytes=peaks.get(runner), cache_bytes=cache_bytes.get(runner),
             )  # fmt: skip
-            records.append(record | verdicts.get(runner.arm, NOT_COMPARED) | {"first_seconds": first[runner]})
-            self._last[runner] = record
+            record |= verdicts.get(runner.arm, NOT_COMPARED)
+            records.append(record | {"first_seconds": first.get(runner), "red": red.get(runner)})
+            if runner not in red:
+                self._last[runner] = record
         harness.free_memory(self.device)
         return records
+
+    def _skip(self, runner: Runner, length: int, obstacle: str) -> None:
+        self.skipped.append(f"{runner.arm} at {length} tokens: {obstacle}")
 
     def _timed(self, runner: Runner, ids) -> float:
         """Return seconds of one call, after a check of its pooled output."""
@@ -91,7 +99,7 @@ class Bench:
         seconds, (_, pooled) = harness.timed(lambda: runner.call(ids, self.training), self.device)
         runner.model.zero_grad()
         if not torch.isfinite(pooled).all():
-            raise harness.RedGate(f"{runner.arm} at {ids.shape[1]} tokens returned values that are not finite")
+            raise ArithmeticError("a timed call returned values that are not finite")
         return seconds
 
     def _warm_up(self, runner: Runner, ids, verdict: dict | None) -> tuple[float, int | None]:
@@ -108,24 +116,22 @@ class Bench:
             harness.warm_up(lambda: call(runner, ids, self.training), self.device)
         return verdict["first_seconds"] if verdict else seconds, cache_bytes
 
-    def _rewarm(self, runners: list[Runner], ids, cache_bytes: dict) -> None:
+    def _rewarm(self, runners: list[Runner], ids, cache_bytes: dict) -> list[Runner]:
         """Fill every cache again, since each arm's first call cleared the others'. Where the arms' spectra do not fit
-        side by side, each of our arms makes an untimed call before each timed one."""
+        side by side, each of our arms makes an untimed call before each timed one. Return the arms that cannot."""
         clear_filter_cache()
         ours = [runner for runner in runners if runner.arm.is_ours]
         for runner in ours:
             runner.prepare(ids)
             call(runner, ids, self.training)
         if self.training:
-            return
+            return []
         # arms that share model and kernels share spectra
         kinds = {(id(runner.model), runner.kernels): cache_bytes[runner] for runner in ours}
         crowded = filter_cache_bytes() < sum(kinds.values())
         for runner in ours:
             runner.rebuilds_cache = crowded
-            if crowded and runner.arm.name == "ours-graph":
-                raise ValueError(f"--arms: the filter cache holds the spectra of {runner.arm} only until another arm "
-                                 "runs; raise M2BERT_FILTER_CACHE_BYTES")  # fmt: skip
+        return [runner for runner in ours if crowded and runner.arm.name == "ours-graph"]
 
     def _peak_bytes(self, runner: Runner, ids) -> int | None:
         if self.device == "cuda" and runner.arm.name != "ours-graph":
@@ -180,10 +186,11 @@ def main():
     parser.add_argument("--max-seconds", type=float, default=600, help="leave an arm out where a call takes longer")
     parser.add_argument("--memory", action="store_true", help="on a CPU: peak memory too, each in a fresh process")
     bench = Bench(harness.parse(parser))
-    jobs = [bench.check, *(partial(bench.measure, length) for length in bench.lengths)]
-    harness.run_jobs(jobs, bench.options.output)
-    for line in bench.skipped:
-        print(f"left out: {line}")
+    try:
+        harness.run_jobs([partial(bench.measure, length) for length in bench.lengths], bench.options.output)
+    finally:
+        for line in bench.skipped:
+            print(f"left out: {line}")
 
 
 if __name__ == "__main__":

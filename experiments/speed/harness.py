@@ -8,7 +8,9 @@ import os
 import platform
 import subprocess
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -19,19 +21,25 @@ import torch
 from tqdm import tqdm
 
 from m2bert.files import check_writable, write_atomically
-from m2bert.terminal import Ended
+from m2bert.terminal import Ended, one_line
 
 ROOT = Path(__file__).parents[2]
 ROUNDS = {"cpu": 5, "cuda": 50}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 SUMMARY = ["op", "arm", "dtype", "mode", "length", "batch", "seconds", "runs", "first_seconds", "error", "peak_bytes"]
+SUMMARY += ["red"]
 
 
 class RedGate(Ended):
-    """Raised when an arm is wrong: nothing may be timed."""
+    """Raised at the end of a run in which something was wrong: those rows have no times, the others have."""
 
     exit_code = 1
+
+
+def said(error: Exception) -> str:
+    """Return what failed, on one line."""
+    return one_line(f"{type(error).__name__}: {error}")
 
 
 # --- arguments ---
@@ -59,7 +67,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Return the arguments with the device resolved, and set the number of CPU threads."""
     options = parser.parse_args()
     check_writable(options.output, "--output")
-    if "lengths" in options and (options.batch_tokens or options.lengths[-1]) < options.lengths[-1]:
+    if "batch_tokens" in options and (options.batch_tokens or options.lengths[-1]) < options.lengths[-1]:
         parser.error(f"--batch-tokens={options.batch_tokens} is below the longest of --lengths; raise it")
     torch.set_num_threads(options.threads)
     if options.device == "auto":
@@ -121,14 +129,20 @@ def turns(rounds: int, budget_seconds: float) -> Iterator[int]:
         yield done
 
 
-def interleave(runs: dict, rounds: int, budget_seconds: float, title: str) -> dict:
+def interleave(runs: dict, rounds: int, budget_seconds: float, title: str) -> tuple[dict, dict]:
     """Call {arm: function that returns the seconds it took} in turns, A B C A B C .., so that a drift of the machine
-    affects all arms alike. Return {arm: seconds of every turn}."""
-    seconds = {arm: [] for arm in runs}
+    affects all arms alike. An arm that fails has no further turn. Return {arm: seconds of every turn} of those that
+    did not fail, and {arm: what was wrong} of those that did."""
+    seconds, red = {arm: [] for arm in runs}, {}
     for _ in tqdm(turns(rounds, budget_seconds), title, rounds, leave=False):
         for arm, run in runs.items():
-            seconds[arm].append(run())
-    return seconds
+            if arm in seconds:
+                try:
+                    seconds[arm].append(run())
+                except Exception as error:
+                    red[arm] = said(error)
+                    del seconds[arm]
+    return seconds, red
 
 
 # --- memory ---
@@ -137,7 +151,8 @@ def interleave(runs: dict, rounds: int, budget_seconds: float, title: str) -> di
 def free_memory(device: str) -> None:
     gc.collect()
     if device == "cuda":
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # a lost device: what was measured before is still written
+            torch.cuda.empty_cache()
 
 
 def cuda_peak_bytes(run: Callable[[], object]) -> int:
@@ -172,10 +187,11 @@ def proc_bytes(file: str, field: str) -> int:
 
 
 def make_record(device: str, seconds: list[float], **fields) -> dict:
-    """Return a record: `fields`, median and quantiles of the seconds, and where they were measured."""
-    low, middle, high = np.quantile(seconds, [0.1, 0.5, 0.9]).tolist()
+    """Return a record: `fields`, median and quantiles of the seconds, and where they were measured. An arm that is
+    wrong says why in the field `red`, and has no seconds."""
+    low, middle, high = np.quantile(seconds, [0.1, 0.5, 0.9]).tolist() if seconds else (None, None, None)
     times = {"clock": clock_name(device), "seconds": middle, "quantiles": [low, high], "runs": len(seconds)}
-    return fields | times | circumstances(device)
+    return {"red": None} | fields | times | circumstances(device)
 
 
 @cache
@@ -211,13 +227,22 @@ def commit() -> str:
 
 
 def run_jobs(jobs: Iterable[Callable[[], list[dict]]], output: Path) -> None:
-    """Run jobs that return records; write all records so far after each, and print them at the end, however it ends."""
+    """Run jobs that return records; write all records so far after each, and print them at the end, however it ends. A
+    job that fails loses its own records only. Raise RedGate at the end for these, and for records that are red."""
     records: list[dict] = []
+    failed = 0
     try:
         for job in jobs:
-            records += job()
+            try:
+                records += job()
+            except Exception:
+                failed += 1
+                traceback.print_exc()
             text = json.dumps(records, indent=1) + "\n"
             write_atomically(output, lambda path, text=text: path.write_text(text))
     finally:
         table = pd.DataFrame(records, columns=SUMMARY).dropna(axis="columns", how="all")
         print(table.to_string(index=False, na_rep="-", float_format="{:.3g}".format))
+    red = sum(record["red"] is not None for record in records)
+    if red or failed:
+        raise RedGate(f"{red} of {len(records)} records are red, {failed} jobs failed")

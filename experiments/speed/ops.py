@@ -3,7 +3,8 @@
     python experiments/speed/ops.py --output ops.json
 
 The composite of the long convolution is a float32 real FFT with cached spectra. Outputs are compared with the composite
-in float64 before anything is timed; a wrong operation stops the run with status 1.
+in float64 before anything is timed. An arm that is wrong is recorded as red and not timed, and the run ends with status
+1.
 """
 
 import os
@@ -26,7 +27,7 @@ from modeling_m2bert.m2bert_ops_filter import FilterCache, generate_taps, implic
 
 BOUNDS = {"float32": 2e-5, "float16": 2e-3, "bfloat16": 1e-2}  # several times the rounding of the composite
 KERNELS = {"cpu": {"ours": "auto"}, "cuda": {"ours": "auto", "ours-torch": "torch"}}
-BUDGET_SECONDS = 120
+BUDGET_SECONDS = {"cpu": 120, "cuda": 2}  # of each operation at each length
 
 Outputs = tuple[Tensor, ...]
 
@@ -181,28 +182,34 @@ CASES = {case.__name__: case for case in (long_conv, short_conv_gate, block_diag
 
 
 def measure(options, layer: nn.Module, op: str, length: int) -> list[dict]:
-    """Return records of all arms of one operation at one length; raise RedGate if an error is too large."""
+    """Return records of all arms of one operation at one length."""
     device, batch, training = options.device, options.batch_tokens // length, options.mode == "training"
     case = CASES[op](Sizes(layer, batch, length, harness.DTYPES[options.dtype], training))
     with torch.no_grad():
         exact = case.exact()
     runs = {arm: partial(call, case, arm, device, training) for arm in (*KERNELS[device], "plain")}
-    firsts, errors = {}, {}
+    firsts, errors, peaks, red = {}, {}, {}, {}
     for arm, run in runs.items():
-        firsts[arm], outputs = harness.timed(run, device, "perf_counter")
-        errors[arm] = max(relative_error(found.detach(), right) for found, right in zip(outputs, exact, strict=True))
-        if not errors[arm] <= BOUNDS[options.dtype]:
-            raise harness.RedGate(f"{op} at {length} tokens: error {errors[arm]:.2e} of {arm} is above the bound")
-    for run in runs.values():
-        harness.warm_up(run, device)
-    peaks = {arm: harness.cuda_peak_bytes(run) if device == "cuda" else None for arm, run in runs.items()}
-    turns = {arm: lambda run=run: harness.timed(run, device)[0] for arm, run in runs.items()}
-    seconds = harness.interleave(turns, options.rounds or harness.ROUNDS[device], BUDGET_SECONDS, f"{op} {length}")
+        try:
+            firsts[arm], outputs = harness.timed(run, device, "perf_counter")
+            errors[arm] = max(
+                relative_error(found.detach(), right) for found, right in zip(outputs, exact, strict=True)
+            )
+            if not errors[arm] <= BOUNDS[options.dtype]:
+                raise ArithmeticError(f"error {errors[arm]:.2e} is above {BOUNDS[options.dtype]:.0e}")
+            harness.warm_up(run, device)
+            peaks[arm] = harness.cuda_peak_bytes(run) if device == "cuda" else None
+        except Exception as error:
+            red[arm] = harness.said(error)
+    turns = {arm: lambda run=run: harness.timed(run, device)[0] for arm, run in runs.items() if arm not in red}
+    rounds = options.rounds or harness.ROUNDS[device]
+    seconds, failed = harness.interleave(turns, rounds, BUDGET_SECONDS[device], f"{op} {length}")
+    red |= failed
     return [
-        harness.make_record(device, values, op=op, arm=arm, dtype=options.dtype, length=length, batch=batch,
-                    tokens=batch * length, mode=options.mode, first_seconds=firsts[arm], error=errors[arm],
-                    peak_bytes=peaks[arm], cache_bytes=None)
-        for arm, values in seconds.items()
+        harness.make_record(device, seconds.get(arm, []), op=op, arm=arm, dtype=options.dtype, length=length,
+                    batch=batch, tokens=batch * length, mode=options.mode, first_seconds=firsts.get(arm),
+                    error=errors.get(arm), peak_bytes=peaks.get(arm), cache_bytes=None, red=red.get(arm))
+        for arm in runs
     ]  # fmt: skip
 
 

@@ -7,6 +7,7 @@ made as often as `--original-rounds` says, and nothing is extrapolated. Our over
 batch of mixed lengths over the sum of its texts alone: the same real tokens, so their quotient is per real token.
 """
 
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import harness
@@ -19,10 +20,22 @@ ROUNDS = {"cpu": 9, "cuda": 50}
 BUDGET_SECONDS = 120
 
 
-def check(gate: Gate, runners: list[Runner], tokens: int) -> list[dict]:
-    """Compare the arms with the reference; raise RedGate if one is wrong."""
-    gate.check(runners, token_ids(1, tokens, gate.device))
-    return []
+def jobs(options, runners: list[Runner], base) -> Iterator[Callable[[], list[dict]]]:
+    """Yield what is measured. Arms that are not right on a query are recorded as red, and not measured."""
+    ids = token_ids(1, options.tokens, options.device)
+    verdicts = Gate(base, options.device, training=False).check(runners, ids)
+    red = {runner: verdicts[runner.arm]["red"] for runner in runners if verdicts[runner.arm]["red"]}
+    *ours, original = (None if runner in red else runner for runner in runners)
+    ours = [runner for runner in ours if runner is not None]
+    yield from (partial(wrong, options, runner, text) for runner, text in red.items())
+    yield from (partial(query, options, runner) for runner in ours)
+    yield from (partial(mixed_batch, options, runner) for runner in ours if runner.takes_any_shape)
+    if original is not None:
+        yield partial(padded_query, options, original)
+
+
+def wrong(options, runner: Runner, red: str) -> list[dict]:
+    return [record | {"red": red} for record in records(options, runner, {"query": []}, 1, options.tokens, 0)]
 
 
 @torch.no_grad()
@@ -64,8 +77,9 @@ def measure(options, runner: Runner, calls: dict, *sizes: int) -> list[dict]:
     for call in calls.values():
         harness.warm_up(call, options.device)
     turns = {mode: lambda call=call: harness.timed(call, options.device)[0] for mode, call in calls.items()}
-    seconds = harness.interleave(turns, ROUNDS[options.device], BUDGET_SECONDS, str(runner.arm))
-    return records(options, runner, seconds, *sizes)
+    seconds, red = harness.interleave(turns, ROUNDS[options.device], BUDGET_SECONDS, str(runner.arm))
+    found = records(options, runner, seconds | dict.fromkeys(red, []), *sizes)
+    return [record | {"red": red.get(record["mode"])} for record in found]
 
 
 def records(options, runner: Runner, seconds: dict, batch: int, length: int, tokens: int) -> list[dict]:
@@ -92,11 +106,7 @@ def main():
     arms.append(Arm("original", "float32" if options.device == "cpu" else "bfloat16"))
     longest = max(options.context, *options.mixed_lengths)
     runners, base = build(arms, options.device, longest, options.layers)
-    *ours, original = runners
-    jobs = [partial(check, Gate(base, options.device, training=False), runners, options.tokens)]
-    jobs += [partial(query, options, runner) for runner in ours]
-    jobs += [partial(mixed_batch, options, runner) for runner in ours if runner.takes_any_shape]
-    harness.run_jobs([*jobs, partial(padded_query, options, original)], options.output)
+    harness.run_jobs(jobs(options, runners, base), options.output)
 
 
 if __name__ == "__main__":
