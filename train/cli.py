@@ -162,7 +162,9 @@ def check_aligned(settings: AlignSettings) -> tuple[list[str], list[str]]:
             wrong.append(f"source {source.path} is on the Hub; save a part of it as parquet")
         elif source.path is not PYDOCS:  # built where it is missing
             source.splits()
-    if not Path(teacher).is_dir() and not MODEL_NAME.fullmatch(teacher):
+    if teacher is None:
+        wrong.append("loss.teacher=null; name a model of sentence-transformers, a folder or a Hub id")
+    elif not Path(teacher).is_dir() and (teacher.startswith(".") or not MODEL_NAME.fullmatch(teacher)):
         wrong.append(f"loss.teacher={teacher} is no folder and no name on the Hub")
     return wrong, ["pyarrow", "sentence_transformers"]
 

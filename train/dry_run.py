@@ -64,7 +64,7 @@ def scale_down(config: dict) -> dict:
 
     if model["path"]:
         model["path"] = checkpoint(AutoModelForMaskedLM, "checkpoint")
-    if loss.get("teacher"):
+    if loss.get("teacher") or "score_weight" in loss:  # `align` has a teacher always
         loss |= {"teacher_cache": str(folder / "teacher-vectors"), "teacher": checkpoint(AutoModel, "teacher")}
     data["prepared"] = None
     if "sources" in data:

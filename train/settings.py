@@ -233,8 +233,6 @@ class AlignSettings(RunSettings):
 
     def contradictions(self):
         wrong, data = super().contradictions(), self.data
-        if self.loss.teacher is None and data.prepared is None:
-            wrong.append("loss.teacher=null; name a model of sentence-transformers, a folder or a Hub id")
         if data.span_tokens != sorted(data.span_tokens):
             wrong.append(f"data.span_tokens={data.span_tokens} must be [shortest, longest]")
         if data.stretch_tokens > data.max_tokens - 2:
