@@ -207,12 +207,14 @@ def trainings(root: Path, tokenizer) -> list[Target]:
     targets.append(Resume("resume", folder, files_of(folder), 10, arguments=resumed))
 
     folder = root / "train-yaml"
-    mlm, opl = (read_yaml(f"{name}-small.yaml") for name in ("mlm", "opl"))
+    mlm, opl, align = (read_yaml(f"{name}-small.yaml") for name in ("mlm", "opl", "align"))
     mlm["data"]["sources"] = [source | {"variable": 0.5, "maximum": 0.5}]
     opl["data"]["triples"] = str(triples)
     write(folder / "mlm.yaml", mlm)
     write(folder / "opl.yaml", opl)
-    targets.append(TrainYaml("train yaml", folder, ["mlm.yaml", "opl.yaml"], 12))
+    align["data"]["sources"], align["loss"]["teacher"] = [source], "org/teacher"
+    write(folder / "align.yaml", align)
+    targets.append(TrainYaml("train yaml", folder, ["mlm.yaml", "opl.yaml", "align.yaml"], 12))
 
     write(root / "train-value" / "value.yaml", "seed=1")
     return [*targets, TrainValue("train value", root / "train-value", ["value.yaml"], 8, arguments=arguments)]

@@ -111,7 +111,7 @@ class TokenCache(Target):
 
 class TrainYaml(Target):
     def run(self, folder, scratch):
-        for name in ("mlm", "opl"):
+        for name in ("mlm", "opl", "align"):
             prepare(name, "--config", folder / f"{name}.yaml", f"output_dir={scratch / 'out'}")
         return True
 

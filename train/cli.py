@@ -19,6 +19,7 @@ from m2bert.terminal import nearest, one_line, run_command
 from .settings import (
     METRIC_PACKAGES,
     PYDOCS,
+    AlignSettings,
     MlmSettings,
     ModelSettings,
     OplSettings,
@@ -26,14 +27,15 @@ from .settings import (
     is_local,
     load_settings,
 )
-from .text.sources import HUB_ID, parse_sources
+from .text.sources import HUB_ID, parse_source, parse_sources
 
-BODIES = {"mlm": "mlm_run", "opl": "retrieval_run"}
+BODIES = {"mlm": "mlm_run", "opl": "retrieval_run", "align": "align_run"}
 ANYTHING = {"ignore_unknown_options": True}  # `load_settings` names what it does not know, and what is near
 MODEL_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # on the Hub; sentence-transformers' own have no organization
 CONTEXT_LENGTHS = {  # keys that the model's context bounds
     "mlm": ("data.max_tokens",),
     "opl": ("data.document_tokens", "data.query_tokens", "evaluation.document_tokens"),
+    "align": ("data.max_tokens",),
 }
 
 app = typer.Typer(no_args_is_help=True, help="Train a model.")
@@ -53,6 +55,12 @@ def mlm(keys: Keys = None, config: Config = None, dry_run: DryRun = False, proce
 def opl(keys: Keys = None, config: Config = None, dry_run: DryRun = False, processes: Processes = 1):
     """Fine-tune for retrieval; by default a small new model on pydocs, in about two minutes."""
     start("opl", keys, config, dry_run, processes)
+
+
+@app.command(context_settings=ANYTHING)
+def align(keys: Keys = None, config: Config = None, dry_run: DryRun = False, processes: Processes = 1):
+    """Turn the vectors of stretches of text toward those of a teacher, `loss.teacher`."""
+    start("align", keys, config, dry_run, processes)
 
 
 def start(name: str, keys: list[str] | None, config: list[str] | None, dry_run: bool, processes: int) -> None:
@@ -99,7 +107,7 @@ def ready(name: str, argv: list[str]) -> RunSettings:
             raise ValueError(f"prepare={there} is there already; name a new or empty folder")
     elif not settings.resume:  # else what is there may be the finished run: `check_place` compares
         check_output(settings.output_dir, settings.overwrite)
-    wrong, packages = check_texts(settings) if name == "mlm" else check_tasks(settings)
+    wrong, packages = CHECKS[name](settings)
     wrong += wrong_paths(settings)
     if wrong:
         raise ValueError("; ".join(wrong))
@@ -143,6 +151,24 @@ def check_texts(settings: MlmSettings) -> tuple[list[str], list[str]]:
     return wrong, packages
 
 
+def check_aligned(settings: AlignSettings) -> tuple[list[str], list[str]]:
+    """Return what is wrong with the sources and the teacher, and the packages that they need."""
+    if settings.data.prepared is not None:
+        return [], []
+    wrong, teacher = [], settings.loss.teacher
+    for number, entry in enumerate(settings.data.sources):
+        source = parse_source(entry, f"data.sources[{number}]", lambda _: PYDOCS)
+        if source.on_hub:
+            wrong.append(f"source {source.path} is on the Hub; save a part of it as parquet")
+        elif source.path is not PYDOCS:  # built where it is missing
+            source.splits()
+    if teacher is None:
+        wrong.append("loss.teacher=null; name a model of sentence-transformers, a folder or a Hub id")
+    elif not Path(teacher).is_dir() and (teacher.startswith(".") or not MODEL_NAME.fullmatch(teacher)):
+        wrong.append(f"loss.teacher={teacher} is no folder and no name on the Hub")
+    return wrong, ["pyarrow", "sentence_transformers"]
+
+
 def check_tasks(settings: OplSettings) -> tuple[list[str], list[str]]:
     """Return what is wrong with the paths of data and teacher, and the packages that a retrieval run needs."""
     data, loss = settings.data, settings.loss
@@ -160,6 +186,9 @@ def check_tasks(settings: OplSettings) -> tuple[list[str], list[str]]:
     if loss.name == "prototype" and not Path(loss.teacher).is_dir() and not MODEL_NAME.fullmatch(loss.teacher):
         wrong.append(f"loss.teacher={loss.teacher} is no folder and no name on the Hub")
     return wrong, ["pyarrow", *packages]
+
+
+CHECKS = {"mlm": check_texts, "opl": check_tasks, "align": check_aligned}
 
 
 def check_model(model: ModelSettings, lengths: dict[str, int | None]) -> None:

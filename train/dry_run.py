@@ -22,7 +22,7 @@ from .tokenizer import train_wordpiece
 TOKENS = 64
 LENGTHS = {"max_tokens": TOKENS, "document_tokens": TOKENS, "batch_tokens": 4 * TOKENS, "chunk_tokens": 4 * TOKENS,
            "query_tokens": TOKENS, "passage_tokens": [4, 8], "examples": 4, "negatives": 3,
-           "batch_size": 4}  # fmt: skip
+           "batch_size": 4, "stretch_tokens": 16, "span_tokens": [2, 4]}  # fmt: skip
 MODEL = {"hidden_size": 32, "intermediate_size": 64, "filter_order": 8, "max_position_embeddings": TOKENS}
 TASKS = ("one", "two")  # where the settings take all there are
 DOCUMENTS = 24  # of a split
@@ -64,11 +64,12 @@ def scale_down(config: dict) -> dict:
 
     if model["path"]:
         model["path"] = checkpoint(AutoModelForMaskedLM, "checkpoint")
-    if loss.get("teacher"):
+    if loss.get("teacher") or "score_weight" in loss:  # `align` has a teacher always
         loss |= {"teacher_cache": str(folder / "teacher-vectors"), "teacher": checkpoint(AutoModel, "teacher")}
     data["prepared"] = None
     if "sources" in data:
-        data["token_cache"] = str(folder / "tokens")
+        if "token_cache" in data:
+            data["token_cache"] = str(folder / "tokens")
         for i, source in enumerate(data["sources"]):
             checked(Source, source, "data.sources")
             source["name"] = source.get("name") or str(source["path"] or "pydocs").rsplit("/", 1)[-1]

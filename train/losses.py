@@ -62,6 +62,31 @@ def prototype_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (1 - F.cosine_similarity(student, teacher, dim=-1)).mean()
 
 
+def alignment_loss(
+    chunks: Tensor,
+    queries: Tensor,
+    teacher_chunks: Tensor,
+    teacher_queries: Tensor,
+    score_weight: float = 0.1,
+    temperature: float = 0.05,
+) -> Tensor:
+    """Return the alignment loss: a student's vectors of stretches and of spans turn toward a teacher's, and rank as
+    the teacher's do.
+
+        mean(1 - cos(chunk, teacher's)) + mean(1 - cos(query, teacher's)) + score_weight * KL(teacher's || student's)
+
+    The divergence is between the softmax of cosine / temperature over all stretches of the batch, averaged over spans.
+
+    Args:
+        chunks, queries: (N, W), vectors of stretches, and of a span out of each.
+        teacher_chunks, teacher_queries: (N, W), the teacher's vectors of these.
+    """
+    loss = prototype_loss(chunks, teacher_chunks) + prototype_loss(queries, teacher_queries)
+    scores = [cosine_matrix(q, c) / temperature for q, c in ((queries, chunks), (teacher_queries, teacher_chunks))]
+    student, teacher = (score.log_softmax(dim=1) for score in scores)
+    return loss + score_weight * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
 def cosine_matrix(queries: Tensor, documents: Tensor) -> Tensor:
     """Return the cosines of all pairs: (Q, W) and (D, W) -> (Q, D)."""
     return F.normalize(queries, dim=-1) @ F.normalize(documents, dim=-1).T

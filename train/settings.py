@@ -1,7 +1,7 @@
 """Settings of a run: every key with the values it takes, read from YAML files and `key=value` arguments.
 
-configs/mlm-small.yaml and configs/opl-small.yaml hold every key with a comment on its meaning. Another file names only
-what differs from them, or from the file it `extends`.
+configs/NAME-small.yaml of mlm, opl and align hold every key with a comment on its meaning. Another file names only what
+differs from them, or from the file it `extends`.
 """
 
 from importlib.resources import files
@@ -54,7 +54,7 @@ class OptimSettings(Schema):
 
 
 class RunSettings(Schema):
-    """Keys that both entry points have."""
+    """Keys that all entry points have."""
 
     output_dir: Annotated[str, Field(min_length=1)]
     overwrite: bool
@@ -196,6 +196,50 @@ class OplSettings(RunSettings):
         return wrong
 
 
+class AlignModelSettings(OplModelSettings):
+    teacher_embeddings: bool
+
+
+class AlignData(Schema):
+    sources: Annotated[list[Any], Field(min_length=1)]  # `sources.Source`
+    chars: AtLeast1 | None
+    max_tokens: Annotated[int, Field(ge=SHORTEST_TOKENS)]
+    stretch_tokens: AtLeast3
+    span_tokens: Annotated[list[AtLeast1], Field(min_length=2, max_length=2)]
+    batch_tokens: AtLeast1
+    prepared: str | None
+
+
+class AlignLoss(Schema):
+    teacher: str | None
+    teacher_cache: str
+    score_weight: Rate
+    temperature: Annotated[float, Field(gt=0)]
+
+
+class AlignEvaluation(Schema):
+    every: AtLeast0
+    chars: AtLeast1
+    batch_tokens: AtLeast1
+
+
+class AlignSettings(RunSettings):
+    """Every key of train/align.py."""
+
+    model: AlignModelSettings
+    data: AlignData
+    loss: AlignLoss
+    evaluation: AlignEvaluation
+
+    def contradictions(self):
+        wrong, data = super().contradictions(), self.data
+        if data.span_tokens != sorted(data.span_tokens):
+            wrong.append(f"data.span_tokens={data.span_tokens} must be [shortest, longest]")
+        if data.stretch_tokens > data.max_tokens - 2:
+            wrong.append(f"data.stretch_tokens={data.stretch_tokens} exceeds data.max_tokens={data.max_tokens} - 2")
+        return wrong
+
+
 def check_splits(data) -> None:
     """Raise ValueError if the section `data` of a retrieval run would train or select on the test split, or select on
     the training split."""
@@ -210,7 +254,7 @@ def check_splits(data) -> None:
         raise ValueError(wrong)
 
 
-SCHEMAS = {"mlm": MlmSettings, "opl": OplSettings}
+SCHEMAS = {"mlm": MlmSettings, "opl": OplSettings, "align": AlignSettings}
 
 
 def is_local(path: str | None) -> bool:
@@ -219,7 +263,7 @@ def is_local(path: str | None) -> bool:
 
 
 def load_settings(name: str, argv: list[str]) -> RunSettings:
-    """Return the settings of `mlm` or `opl`. Needs no torch, but for a dry run.
+    """Return the settings of `mlm`, `opl` or `align`. Needs no torch, but for a dry run.
 
     Args:
         argv: `[--config FILE] [--dry-run] [section.key=value ...]`, the last one counts; FILE is a path, or a name in

@@ -21,6 +21,7 @@ from m2bert.records import installed_versions
 from m2bert.schema import FOREIGN, Schema, checked
 from m2bert.terminal import Ended, log_to_terminal
 
+from .alignment import StretchEncoder
 from .checkpoints import Checkpoints, Progress, differences, remove_all, run_folder, run_identity, whole_weights
 from .distributed import from_main
 from .dry_run import is_dry_run
@@ -246,7 +247,7 @@ def fit(
         "best": progress.best,
         **summarize(progress),
     }
-    trained = model.encoder if isinstance(model, MappedEncoder) else prepared
+    trained = model.encoder if isinstance(model, MappedEncoder | StretchEncoder) else prepared
     finish(accelerator, trained, tokenizer, settings, record)
 
 

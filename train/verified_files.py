@@ -48,7 +48,7 @@ Manifest = dict[str, FileDigest]
 class Prepared(Schema):
     """Describe a prepared folder in its prepared.json."""
 
-    kind: Literal["text", "vocabulary", "teacher", "mlm", "opl"]  # of a cache, or of the run that it is prepared for
+    kind: Literal["text", "vocabulary", "teacher", "mlm", "opl", "align"]  # of a cache, or the run it is prepared for
     content: dict[str, Any]  # what the reader wants to know besides the arrays; goes through JSON
     files: Manifest  # of the other files
 

@@ -1,4 +1,4 @@
-"""Mistakes are found before torch is imported, by both entry points and by the command."""
+"""Mistakes are found before torch is imported, by the entry points and by the command."""
 
 import json
 import os
@@ -58,6 +58,12 @@ def place(tmp_path, monkeypatch):
         ("mlm", ["model.new_model={hidden_dropout_prob: x}"], ["model.new_model", "hidden_dropout_prob", "'x'"]),
         ("mlm", ["model.architecture={dtype: x}"], ["model.architecture", "'x'"]),
         ("mlm", ["model.new_model={max_position_embeddings: 500}"], ["data.max_tokens=512", "500"]),
+        ("align", ["data.sources=[{path: a/b}]", "loss.teacher=/no/teacher"],
+         ["a/b is on the Hub", "loss.teacher=/no/teacher"]),
+        ("align", [], ["loss.teacher=null"]),
+        ("align", ["loss.teacher=a/b", "data.sources=[{path: nowhere}]"], ["nowhere"]),
+        ("align", ["loss.teacher=a/b", "model.new_model={max_position_embeddings: 500}"], ["data.max_tokens=2048"]),
+        ("align", ["data.prepared=nowhere"], ["data.prepared=nowhere"]),
         ("mlm", ["output_dir=file/out"], ["file/out", "Not a directory"]),
         ("mlm", ["output_dir=foreign"], ["foreign", "thesis.tex"]),
         ("opl", ["data.path=./nowhere"], ["data.path", "nowhere"]),
@@ -83,6 +89,7 @@ def test_what_is_not_there_or_does_not_fit_is_named(place, entry, arguments, nam
         ("accelerate", "mlm", []),
         ("datasets", "mlm", ["data.sources=[{path: a/b}]", "tokenizer.path=a/b"]),
         ("peft", "opl", ["data.path=a/b", "lora.rank=2", "model.path=own"]),
+        ("sentence_transformers", "align", ["loss.teacher=a/b"]),
         ("pytrec_eval", "opl", ["data.path=a/b", "evaluation.select=true"]),
     ],
 )
@@ -96,6 +103,7 @@ def test_a_package_that_is_not_installed_is_named(place, monkeypatch, package, e
     ("entry", "arguments"),
     [
         ("mlm", ["--config", "mlm-2k", "data.sources=[{path: text}]", "tokenizer.path=a/b"]),
+        ("align", ["--config", "align-small", "data.sources=[{path: a/b}]", "loss.teacher=a/b"]),
         ("opl", ["--config", "loco-2k-opl", "data.path=./tasks", "model.path=bert"]),
     ],
 )

@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from m2bert.train.losses import (
+    alignment_loss,
     cosine_matrix,
     multiple_negatives_ranking_loss,
     orthogonal_projection_loss,
@@ -53,6 +55,27 @@ def test_prototype_loss():
     student = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
     teacher = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     assert prototype_loss(student, teacher).item() == pytest.approx((1 - 0.6 + 0) / 2)
+
+
+def test_alignment_loss():
+    rng = np.random.default_rng(0)
+    given = [rng.normal(size=(5, 4)) for _ in range(4)]
+    c, q, tc, tq = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in given)
+
+    def log_softmax(scores):
+        return scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+
+    student, teacher = log_softmax(q @ c.T / 0.2), log_softmax(tq @ tc.T / 0.2)
+    divergence = (np.exp(teacher) * (teacher - student)).sum(axis=1).mean()
+    expected = 2 - (c * tc).sum(axis=1).mean() - (q * tq).sum(axis=1).mean() + 0.3 * divergence
+    tensors = [torch.from_numpy(each).requires_grad_() for each in given]
+    loss = alignment_loss(*tensors, score_weight=0.3, temperature=0.2)
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+    assert alignment_loss(3 * tensors[0], tensors[1], *tensors[:2]).item() == pytest.approx(0, abs=1e-12)
+    zero = torch.zeros(5, 4, dtype=torch.float64, requires_grad=True)
+    (loss + alignment_loss(tensors[0], zero, *tensors[2:])).backward()
+    for each in (tensors[0], tensors[1], zero):
+        assert each.grad.isfinite().all()
 
 
 def test_cosines_ignore_length():

@@ -12,6 +12,8 @@ import tiny_runs
 import torch
 from tiny_runs import computed, record, same, weights
 
+from m2bert.train.cli import BODIES
+
 # Kills its own process: `step N` after N steps, `write N` when half of the optimizer of checkpoint N is written.
 KILLER = """
 import io, os, signal, sys
@@ -49,12 +51,12 @@ MORE = ["model.architecture.hidden_dropout_prob=0.1", "checkpoint_every=1", "res
 
 
 def arguments(entry, corpus, output, steps=6):
-    size = "data.accumulate=2" if entry == "mlm" else "data.batch_size=3"
+    size = {"mlm": "data.accumulate=2", "opl": "data.batch_size=3", "align": "data.batch_tokens=100"}[entry]
     return tiny_runs.arguments(entry, corpus, output, *MORE, size, f"steps={steps}")
 
 
 def start(entry, kind, number, given):
-    code = KILLER.format(entry={"mlm": "mlm_run", "opl": "retrieval_run"}[entry])
+    code = KILLER.format(entry=BODIES[entry])
     command = [sys.executable, "-c", code, kind, str(number), *given]
     return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
 
@@ -82,7 +84,12 @@ def assert_same_run(a, b):
 
 
 @pytest.mark.parametrize(
-    ("entry", "kind", "number"), [pytest.param("mlm", "step", 3, marks=pytest.mark.slow), ("opl", "write", 4)]
+    ("entry", "kind", "number"),
+    [
+        pytest.param("mlm", "step", 3, marks=pytest.mark.slow),
+        ("opl", "write", 4),
+        pytest.param("align", "step", 3, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_killed_between_steps_or_while_writing_ends_as_if_it_had_not_been(
     toy_corpus, tmp_path, entry, kind, number
@@ -105,7 +112,7 @@ def checkpoints(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("entry", ["mlm", "opl"])
+@pytest.mark.parametrize("entry", BODIES)
 def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(toy_corpus, tmp_path, entry):
     steps, rng = 150, random.Random(0)
     assert finish(start(entry, "none", 0, arguments(entry, toy_corpus, tmp_path / "whole", steps))) == 0

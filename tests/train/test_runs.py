@@ -1,4 +1,4 @@
-"""Both entry points, end to end on a tiny corpus: repeatable, loadable, careful with what exists, and their options."""
+"""The entry points, end to end on a tiny corpus: repeatable, loadable, careful with what exists, and their options."""
 
 import os
 import signal
@@ -79,7 +79,7 @@ def test_checkpoints_and_tokenizers_that_do_not_fit_are_refused_before_training(
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_bf16_computes_otherwise_and_keeps_float32_weights(train, entry):
     full, half = train(entry, "full"), train(entry, "half", "precision=bf16")
-    losses = [record(folder)["history"][0 if entry == "mlm" else -1]["loss"] for folder in (full, half)]
+    losses = [record(folder)["history"][-1 if entry == "opl" else 0]["loss"] for folder in (full, half)]
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     assert {tensor.dtype for tensor in weights(half).values()} == {torch.float32}
@@ -160,12 +160,12 @@ def test_what_is_found_late_is_named_and_leaves_nothing(train, tmp_path, monkeyp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_stopped_by_sigterm_goes_on(toy_corpus, tmp_path, processes):
+@pytest.mark.parametrize(("entry", "processes"), [("mlm", 1), ("mlm", 2), ("align", 2)])
+def test_a_run_stopped_by_sigterm_goes_on(toy_corpus, tmp_path, entry, processes):
     more = ["steps=300", "checkpoint_every=30", "resume=true", "log_every=100", "evaluation.every=0",
             "model.architecture.hidden_dropout_prob=0.1", "gradient_checkpointing=true"]  # fmt: skip
-    given, unbroken = (arguments("mlm", toy_corpus, tmp_path / name, *more) for name in ("out", "whole"))
-    whole, process = (launch([ROOT / "train" / "mlm.py", *each], processes, start_new_session=True)
+    given, unbroken = (arguments(entry, toy_corpus, tmp_path / name, *more) for name in ("out", "whole"))
+    whole, process = (launch([ROOT / "train" / f"{entry}.py", *each], processes, start_new_session=True)
                       for each in (unbroken, given))  # fmt: skip
     while not list((tmp_path / "out.run").glob("step-*")) and process.poll() is None:
         time.sleep(0.02)
@@ -179,8 +179,8 @@ def test_a_run_stopped_by_sigterm_goes_on(toy_corpus, tmp_path, processes):
         assert process.returncode == 128 + signal.SIGTERM
     else:
         with pytest.raises(ValueError, match="processes: 2 there, 1 here"):
-            here("mlm", given)
-    for run in (launch([ROOT / "train" / "mlm.py", *given], processes), whole):
+            here(entry, given)
+    for run in (launch([ROOT / "train" / f"{entry}.py", *given], processes), whole):
         finish(run)
     assert same(weights(tmp_path / "out"), weights(tmp_path / "whole"))
     assert record(tmp_path / "out")["processes"] == processes

@@ -4,7 +4,7 @@ from importlib.resources import files
 
 import pytest
 
-from m2bert.train.settings import load_settings, read_yaml
+from m2bert.train.settings import SCHEMAS, load_settings, read_yaml
 
 CONFIGS = sorted(path.name for path in files("m2bert.train").joinpath("configs").iterdir())
 
@@ -42,6 +42,10 @@ BAD = {
         data.triples=org/queries-test data.batch_size=0 data.passages_per_document=0 data.passage_tokens=[96,16]
         data.passage_tokens=[16] data.passage_tokens=[0,16] evaluation.batch_tokens=0 data.passage_share=1+epochs=1
         epochs=abc epochs=-1 prepare=x+data.prepared=y lora.rank=8""",
+    "align": """
+        data.stretch_tokens=2047 data.stretch_tokens=2 data.span_tokens=[9,5] data.span_tokens=[5]
+        data.span_tokens=[0,5] data.max_tokens=100+data.stretch_tokens=99 loss.temperature=0 loss.score_weight=-1
+        data.sources=[] data.chars=0 evaluation.chars=null data.token_cache=x data.accumulate=2""",
 }
 
 
@@ -63,7 +67,8 @@ def test_the_nearest_key_and_the_nearest_file_are_suggested():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_shipped_configuration_fits_its_schema_and_says_where_it_writes(name):
-    entry = "mlm" if name.startswith("mlm-") else "opl"
+    first = name.split("-")[0]
+    entry = first if first in SCHEMAS else "opl"
     settings = load_settings(entry, ["--config", name]).model_dump()
     assert set(settings) == set(read_yaml(f"{entry}-small"))
     assert settings["output_dir"] == f"runs/{name.removesuffix('.yaml')}"
