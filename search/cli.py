@@ -73,7 +73,7 @@ def index(
         counts = (f"{getattr(report, name):,} {name}" for name in ("added", "updated", "unchanged", "removed"))
         typer.echo(f"documents: {', '.join(counts)}; {report.tokens:,} tokens embedded")
         if report.left_out:
-            typer.echo(f"{several(report.left_out, 'hidden file')} left out")
+            typer.echo(f"{several(report.left_out, 'hidden or repeated file')} left out")
         typer.echo("".join(f"{line}\n" for line in format_failures(report.failures)), nl=False)
         if report.failures:
             raise typer.Exit(1)

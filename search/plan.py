@@ -45,8 +45,8 @@ def make_plan(index: Index, paths: Sequence[Path]) -> tuple[dict[str, int | floa
         seconds += (time.perf_counter() - begin) * tokens / sampled
         gigabytes = (vectors * index.encoder.dimensions * 2 + characters * TEXT_SHARE) / 1e9
     numbers = {
-        "files": len(found.files), "hidden files left out": found.left_out, "documents unchanged": report.unchanged,
-        "documents to embed": documents, "tokens": tokens, "vectors": vectors, "minutes here": round(seconds / 60, 1),
-        "gigabytes more on the disk": round(gigabytes, 3),
+        "files": len(found.files), "hidden or repeated files left out": found.left_out,
+        "documents unchanged": report.unchanged, "documents to embed": documents, "tokens": tokens, "vectors": vectors,
+        "minutes here": round(seconds / 60, 1), "gigabytes more on the disk": round(gigabytes, 3),
     }  # fmt: skip
     return numbers, [*found.failures, *report.failures]

@@ -68,7 +68,7 @@ def test_index_search_and_delete(tmp_path, files):
     (files / ".hidden").write_text("text")
     output = called("index", files, "--index", place, "--model", "words", code=1).output
     assert "3 added, 0 updated, 0 unchanged, 0 removed" in output
-    assert "1 hidden file left out" in output
+    assert "1 hidden or repeated file left out" in output
     assert re.search(r"1 cannot be added:\n  \S+empty.txt: empty", output)
     assert "lease.txt, 0% into it" in called("search", "landlord lease", "--index", place, "--mode", "bm25").output
     (files / "empty.txt").unlink()
