@@ -174,7 +174,8 @@ def test_numerics_of_operations_that_do_not_mix_positions(main):
 @pytest.mark.slow
 @on_triton
 @pytest.mark.parametrize(
-    ("op", "lengths", "dtype"), [("long_conv", "17", "float16"), ("short_conv_gate", "3,17", "float32")]
+    ("op", "lengths", "dtype"),
+    [("long_conv", "17", "float16"), ("long_conv", "17", "bfloat16"), ("short_conv_gate", "3,17", "float32")],
 )
 def test_numerics_of_convolutions(op, lengths, dtype, main):
     pytest.importorskip("triton")
@@ -186,6 +187,12 @@ def test_numerics_of_convolutions(op, lengths, dtype, main):
         if op == "short_conv_gate"
         else {f"long_conv {rows}{part}" for rows in ("uniform", "ragged") for part in ("", " without residual")}
         | {"cached_long_conv uniform", "cached_long_conv ragged"}
+        | {
+            f"long_conv {rows} of {size}"
+            for rows in ("uniform", "ragged")
+            for size in ("1e-06", "1e+06")
+            if dtype == "bfloat16"
+        }
     )
 
 
