@@ -15,7 +15,7 @@ from m2bert import M2BertConfig
 from m2bert.eval.progress import counted
 from m2bert.files import read_json
 
-from .alignment import AlignBatches, AlignedTexts, StretchEncoder, Windows, align, joined, shard_key, shards
+from .alignment import ALL_PIECES, AlignBatches, AlignedTexts, StretchEncoder, Windows, align, joined, shard_key, shards
 from .cli import ready
 from .distributed import sum_over_processes
 from .initialization import idf_start_, inverse_document_frequency, make_model, make_tokenizer
@@ -31,7 +31,13 @@ from .verified_files import TOKENIZER, building, prepared_once, read_prepared, w
 logger = logging.getLogger(__name__)
 
 PARTS = ("train", "held_out")
-MADE_WITH = ("sources", "chars", "stretch_tokens", "span_tokens")  # keys of `data` that a prepared folder remembers
+MADE_WITH = (
+    "sources",
+    "chars",
+    "stretch_tokens",
+    "span_tokens",
+    "piece_tokens",
+)  # keys of `data` that a prepared folder remembers
 
 
 class Teacher:
@@ -55,10 +61,21 @@ class Teacher:
                 check_width(self.width, self._encoder.dimensions)
         return self._encoder
 
-    def __call__(self, texts: list[str], task: str) -> np.ndarray:
-        """Return the vectors of texts, (texts, W) float32 of length 1, computed in the precision of the run."""
+    def queries(self, texts: list[str]) -> np.ndarray:
+        """See `alignment.Teacher.queries`. They are computed in the precision of the run."""
         with self.accelerator.autocast():
-            return self.encoder.encode(texts, task)
+            return self.encoder.encode(texts, "query")
+
+    def chunks(self, texts: list[str], piece_tokens: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """See `alignment.Teacher.chunks`. One pass gives the vector of a text and those of its pieces."""
+        with self.accelerator.autocast():
+            if piece_tokens is None:
+                rows = self.encoder.encode(texts, "document")
+                return rows, rows[:0], np.zeros(len(texts), dtype=np.int64)
+            if problem := self.encoder.parts_problem:
+                raise ValueError(f"the teacher gives no vectors of pieces: {problem}; set data.piece_tokens=null")
+            (rows, _), (pieces, counts) = self.encoder.encode_parts(texts, [1, ALL_PIECES], piece_tokens)
+        return rows, pieces, counts
 
     def word_embeddings(self) -> dict[str, np.ndarray]:
         """Return the tokens' embeddings by token."""
@@ -194,9 +211,8 @@ def write_data(config):
 def train_step(accelerator, loss, model, batch: dict):
     """Run forward and backward on a batch of `Windows.batch`. Return the loss, the mean over processes, and counts."""
     with accelerator.autocast():
-        chunks, queries = model(batch["ids"], batch["stretches"], batch["spans"])
-    targets = (batch[name].to(accelerator.device) for name in ("chunks", "queries"))
-    value = loss(chunks, queries, *targets)
+        vectors = model(batch["ids"], batch["stretches"], batch["spans"], batch["pieces"])
+    value = loss(*vectors, *(rows.to(accelerator.device) for rows in batch["teacher"]))
     accelerator.backward(value)
     tokens, span_tokens = (sum(map(len, batch[name])) for name in ("ids", "spans"))
     counts = {"tokens": tokens + span_tokens, "window_tokens": tokens, "stretches": len(batch["stretches"])}
@@ -205,19 +221,21 @@ def train_step(accelerator, loss, model, batch: dict):
 
 @torch.no_grad()
 def evaluate(accelerator, batches: list[dict], model) -> dict[str, float]:
-    """Return the mean cosines to the teacher of held-out stretches and of spans."""
-    sums, world, last = np.zeros(3), accelerator.num_processes, len(batches) - 1
+    """Return the mean cosines to the teacher of held-out stretches, of spans, and of pieces if there are any."""
+    sums, counts = np.zeros(3), np.zeros(3)
+    world, last = accelerator.num_processes, len(batches) - 1
     for index in range(accelerator.process_index, -(-len(batches) // world) * world, world):
         # all processes run equally many forwards, since a sharded model needs them all
         batch = batches[min(index, last)]
         with accelerator.autocast():
-            vectors = model(batch["ids"], batch["stretches"], batch["spans"])
+            vectors = model(batch["ids"], batch["stretches"], batch["spans"], batch["pieces"])
         if index <= last:
-            targets = (batch[name].to(accelerator.device) for name in ("chunks", "queries"))
-            cosines = [F.cosine_similarity(*pair).sum().item() for pair in zip(vectors, targets, strict=True)]
-            sums += [*cosines, len(batch["stretches"])]
-    chunks, queries, count = sum_over_processes(sums.tolist())
-    return {"chunk_cosine": chunks / count, "query_cosine": queries / count}
+            pairs = zip(vectors, (rows.to(accelerator.device) for rows in batch["teacher"]), strict=True)
+            sums += [F.cosine_similarity(*pair).sum().item() for pair in pairs]
+            counts += [len(rows) for rows in batch["teacher"]]
+    totals = sum_over_processes([*sums.tolist(), *counts.tolist()])
+    names = ("chunk_cosine", "query_cosine", "piece_cosine")
+    return {name: value / count for name, value, count in zip(names, totals[:3], totals[3:], strict=True) if count}
 
 
 def main(argv: list[str], settings=None):
@@ -260,7 +278,8 @@ def train(accelerator, config):
     for array in (*texts, *held_out):
         sha256.update(np.ascontiguousarray(array))
     fingerprint = sha256.hexdigest()
-    loss = partial(alignment_loss, score_weight=config.loss.score_weight, temperature=config.loss.temperature)
+    weights = {key: getattr(config.loss, key) for key in ("score_weight", "temperature", "piece_weight")}
+    loss = partial(alignment_loss, **weights)
     fit(
         accelerator,
         config,

@@ -1,16 +1,16 @@
 """Texts with a teacher's vectors of their stretches, and batches of these.
 
 A document is cut into stretches of nearly equal length. The teacher reads every stretch alone, and a span of a few
-words out of it, which stands for a query. The student reads a window of many stretches in one pass, and pools one
-vector for each of them.
+words out of it, which stands for a query. It gives a vector of each, and of every piece of a stretch: its own late
+chunks of a few tokens. The student reads a window of many stretches in one pass, and pools the same vectors from it.
 """
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +22,19 @@ from .verified_files import Arrays
 logger = logging.getLogger(__name__)
 
 SHARD_CHARS = 1_000_000  # of documents whose vectors are kept together: what a stopped run has to make again at most
-FORMAT = 1
+FORMAT = 2
+ALL_PIECES = 10**6  # more than a stretch has
+
+
+class Teacher(Protocol):
+    """What gives the vectors to learn, all of length 1."""
+
+    def queries(self, texts: list[str]) -> np.ndarray:
+        """Return the vectors of queries, (texts, W)."""
+
+    def chunks(self, texts: list[str], piece_tokens: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the vectors of texts, (texts, W), those of pieces of at least `piece_tokens` tokens, the pieces of a
+        text consecutive, and the number of pieces of each text, (texts,). None makes no pieces."""
 
 
 class AlignedTexts(NamedTuple):
@@ -34,6 +46,8 @@ class AlignedTexts(NamedTuple):
     chunks: np.ndarray  # (N, W) float16, of length 1: the teacher's vectors of stretches
     spans: np.ndarray  # (N, 2) int64: first and last token + 1 of a span in each stretch
     queries: np.ndarray  # (N, W) float16: the teacher's vectors of spans
+    pieces: np.ndarray  # (P, W) float16: the teacher's vectors of the pieces of all stretches
+    piece_counts: np.ndarray  # (N,) int64: number of pieces of each stretch
 
     @property
     def counts(self) -> np.ndarray:
@@ -64,11 +78,17 @@ def draw_span(words: np.ndarray, start: int, end: int, lengths: tuple[int, int],
     return first, last
 
 
-def align(texts: list[str], tokenizer, teacher: Callable[[list[str], str], np.ndarray], settings, seed: int) -> Arrays:
+def piece_edges(tokens: int, count: int) -> np.ndarray:
+    """Return where the pieces of a stretch of so many tokens begin, and the end, as late chunking divides a text. It
+    counts one special token before the text and one after it."""
+    ranks = -(-np.arange(count + 1) * (tokens + 2) // count)  # of the first token of each piece, the special one is 0
+    return np.clip(ranks - 1, 0, tokens)
+
+
+def align(texts: list[str], tokenizer, teacher: Teacher, settings, seed: int) -> Arrays:
     """Return the arrays of `AlignedTexts` for these texts, as a group `texts`. Empty ones are left out.
 
     Args:
-        teacher: returns vectors of length 1, (texts, W), of texts that are a "query" or a "document".
         settings: the section `data`.
         seed: of the spans.
     """
@@ -89,13 +109,16 @@ def align(texts: list[str], tokenizer, teacher: Callable[[list[str], str], np.nd
         edges.append(own + begin)
         first.append(first[-1] + len(own))
         begin += len(ids)
+    chunks, pieces, piece_counts = teacher.chunks(chunk_texts, settings.piece_tokens)
     arrays = {
         "tokens": np.array(tokens, dtype=np.int32),
         "edges": np.concatenate([np.zeros(0, dtype=np.int64), *edges]),
         "first": np.array(first, dtype=np.int64),
-        "chunks": teacher(chunk_texts, "document").astype(np.float16),
+        "chunks": chunks.astype(np.float16),
         "spans": np.array(spans, dtype=np.int64).reshape(-1, 2),
-        "queries": teacher(span_texts, "query").astype(np.float16),
+        "queries": teacher.queries(span_texts).astype(np.float16),
+        "pieces": pieces.astype(np.float16),
+        "piece_counts": piece_counts.astype(np.int64),
     }
     return {"texts": arrays}
 
@@ -130,7 +153,8 @@ def shards(texts: Iterator[str], chars: int | None) -> list[list[str]]:
 
 def shard_key(texts: list[str], teacher: str, tokenizer: str, settings, seed: int, precision: str) -> str:
     """Return the name of a shard in the cache; `teacher` and `tokenizer` are their hashes."""
-    made_of = [FORMAT, teacher, tokenizer, settings.stretch_tokens, settings.span_tokens, seed, precision]
+    sizes = settings.stretch_tokens, settings.span_tokens, settings.piece_tokens
+    made_of = [FORMAT, teacher, tokenizer, *sizes, seed, precision]
     sha256 = hashlib.sha256(json.dumps(made_of).encode())
     for text in texts:
         sha256.update(text_hash(text).to_bytes(8, "big"))
@@ -142,6 +166,7 @@ class Windows:
 
     def __init__(self, texts: AlignedTexts, max_tokens: int, special: tuple[int, int]):
         self.texts, self.max_tokens, self.special = texts, max_tokens, special
+        self.first_pieces = np.cumsum(texts.piece_counts) - texts.piece_counts
 
     def epoch(self, generator: np.random.Generator | None) -> np.ndarray:
         """Return the windows of an epoch in random order, (M, 3) int64: a document, and its first and last stretch + 1.
@@ -164,17 +189,25 @@ class Windows:
         return framed(self.texts.tokens[edges[0] : edges[-1]], self.special), edges - edges[0] + 1, numbers
 
     def batch(self, windows: list[np.ndarray]) -> dict:
-        """Return what `StretchEncoder` reads, and the teacher's `chunks` and `queries`, (N, W) float32."""
+        """Return what `StretchEncoder` reads, and the teacher's vectors, float32, as the last entry `teacher`."""
         ids, edges, numbers = zip(*map(self.text, windows), strict=True)
         numbers = np.concatenate(numbers)
         spans = [framed(self.texts.tokens[first:last], self.special) for first, last in self.texts.spans[numbers]]
         stretches = [(row, *pair) for row, own in enumerate(edges) for pair in pairwise(own.tolist())]
+        pieces, kept = [], []
+        for number, (row, start, end) in zip(numbers.tolist(), stretches, strict=True):
+            count = int(self.texts.piece_counts[number])
+            for piece, pair in enumerate(pairwise(piece_edges(end - start, max(count, 1)).tolist())):
+                if piece < count and pair[0] < pair[1]:
+                    pieces.append((row, start + pair[0], start + pair[1]))
+                    kept.append(self.first_pieces[number] + piece)
+        teacher = self.texts.chunks[numbers], self.texts.queries[numbers], self.texts.pieces[kept]
         return {
             "ids": list(ids),
-            "spans": spans,
             "stretches": torch.tensor(stretches),
-            "chunks": torch.from_numpy(self.texts.chunks[numbers].astype(np.float32)),
-            "queries": torch.from_numpy(self.texts.queries[numbers].astype(np.float32)),
+            "spans": spans,
+            "pieces": torch.tensor(pieces, dtype=torch.long).view(-1, 3),
+            "teacher": tuple(torch.from_numpy(rows.astype(np.float32)) for rows in teacher),
         }
 
     def cut(self, windows: np.ndarray, batch_tokens: int) -> Iterator[list[np.ndarray]]:
@@ -232,24 +265,32 @@ class StretchEncoder(nn.Module):
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, ids: list[np.ndarray], stretches: Tensor, spans: list[np.ndarray]) -> tuple[Tensor, Tensor]:
-        """Return the vectors of stretches and of spans, both (N, W).
+    def forward(
+        self, ids: list[np.ndarray], stretches: Tensor, spans: list[np.ndarray], pieces: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the vectors of stretches and of spans, both (N, W), and of pieces, (P, W).
 
         Args:
             ids: token ids of B texts.
             stretches: (N, 3) int64: a text, and the first and the last token + 1 of a stretch in it.
             spans: token ids of N short texts.
+            pieces: (P, 3) int64, like stretches.
         """
         device, pad = self.encoder.device, self.encoder.config.pad_token_id
         texts = padded(ids, pad, device)
         hidden = self.encoder(**texts).last_hidden_state  # (B, L, H)
-        row, start, end = stretches.to(device).unbind(1)
-        offset = torch.arange(int((end - start).max()), device=device)
+        chunks, parts = (self.pooled(hidden, texts["input_ids"], where.to(device)) for where in (stretches, pieces))
+        return chunks, self.encoder(**padded(spans, pad, device)).pooler_output, parts
+
+    def pooled(self, hidden: Tensor, ids: Tensor, parts: Tensor) -> Tensor:
+        """Return the vectors (N, W) of parts (N, 3) of texts with states (B, L, H) and token ids (B, L)."""
+        if not len(parts):
+            return hidden.new_zeros(0, self.encoder.config.projection_dim)
+        row, start, end = parts.unbind(1)
+        offset = torch.arange(int((end - start).max()), device=parts.device)
         mask = offset < (end - start)[:, None]  # (N, T)
         places = (row[:, None] * hidden.shape[1] + start[:, None] + offset).where(mask, 0)
-        inputs = texts["input_ids"].flatten()[places]
-        chunks = self.encoder.pooler(hidden.flatten(0, 1)[places], mask, inputs)
-        return chunks, self.encoder(**padded(spans, pad, device)).pooler_output
+        return self.encoder.pooler(hidden.flatten(0, 1)[places], mask, ids.flatten()[places])
 
 
 def padded(texts: list[np.ndarray], pad_id: int, device) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from .tokenizer import train_wordpiece
 TOKENS = 64
 LENGTHS = {"max_tokens": TOKENS, "document_tokens": TOKENS, "batch_tokens": 4 * TOKENS, "chunk_tokens": 4 * TOKENS,
            "query_tokens": TOKENS, "passage_tokens": [4, 8], "examples": 4, "negatives": 3,
-           "batch_size": 4, "stretch_tokens": 16, "span_tokens": [2, 4]}  # fmt: skip
+           "batch_size": 4, "piece_tokens": 4, "stretch_tokens": 16, "span_tokens": [2, 4]}  # fmt: skip
 MODEL = {"hidden_size": 32, "intermediate_size": 64, "filter_order": 8, "max_position_embeddings": TOKENS}
 TASKS = ("one", "two")  # where the settings take all there are
 DOCUMENTS = 24  # of a split

@@ -65,23 +65,30 @@ def prototype_loss(student: Tensor, teacher: Tensor) -> Tensor:
 def alignment_loss(
     chunks: Tensor,
     queries: Tensor,
+    pieces: Tensor,
     teacher_chunks: Tensor,
     teacher_queries: Tensor,
+    teacher_pieces: Tensor,
     score_weight: float = 0.1,
     temperature: float = 0.05,
+    piece_weight: float = 4.0,
 ) -> Tensor:
-    """Return the alignment loss: a student's vectors of stretches and of spans turn toward a teacher's, and rank as
-    the teacher's do.
+    """Return the alignment loss: a student's vectors of stretches, of spans and of pieces of stretches turn toward a
+    teacher's, and rank as the teacher's do.
 
         mean(1 - cos(chunk, teacher's)) + mean(1 - cos(query, teacher's)) + score_weight * KL(teacher's || student's)
+        + piece_weight * mean(1 - cos(piece, teacher's))
 
     The divergence is between the softmax of cosine / temperature over all stretches of the batch, averaged over spans.
 
     Args:
         chunks, queries: (N, W), vectors of stretches, and of a span out of each.
-        teacher_chunks, teacher_queries: (N, W), the teacher's vectors of these.
+        pieces: (P, W), vectors of pieces; P may be 0.
+        teacher_chunks, teacher_queries, teacher_pieces: the teacher's vectors of these, of the same shapes.
     """
     loss = prototype_loss(chunks, teacher_chunks) + prototype_loss(queries, teacher_queries)
+    if len(pieces):
+        loss = loss + piece_weight * prototype_loss(pieces, teacher_pieces)
     scores = [cosine_matrix(q, c) / temperature for q, c in ((queries, chunks), (teacher_queries, teacher_chunks))]
     student, teacher = (score.log_softmax(dim=1) for score in scores)
     return loss + score_weight * F.kl_div(student, teacher, reduction="batchmean", log_target=True)

@@ -206,6 +206,7 @@ class AlignData(Schema):
     max_tokens: Annotated[int, Field(ge=SHORTEST_TOKENS)]
     stretch_tokens: AtLeast3
     span_tokens: Annotated[list[AtLeast1], Field(min_length=2, max_length=2)]
+    piece_tokens: AtLeast1 | None
     batch_tokens: AtLeast1
     prepared: str | None
 
@@ -215,6 +216,7 @@ class AlignLoss(Schema):
     teacher_cache: str
     score_weight: Rate
     temperature: Annotated[float, Field(gt=0)]
+    piece_weight: Rate
 
 
 class AlignEvaluation(Schema):

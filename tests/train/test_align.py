@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from sentence_transformers.sentence_transformer.modules import Pooling
 from tiny_runs import ROOT, arguments, computed, finish, here, launch, record, run_bare, same, teacher, weights
 from transformers import AutoModel
 
+from m2bert.eval.encoders.sentence_transformer import TokenStates
 from m2bert.train import align_run
 from m2bert.train.alignment import (
     AlignBatches,
@@ -18,6 +20,7 @@ from m2bert.train.alignment import (
     Windows,
     align,
     joined,
+    piece_edges,
     shard_key,
     shards,
     stretch_edges,
@@ -26,7 +29,7 @@ from m2bert.train.tokenizer import train_wordpiece
 
 WORDS = ["Budget", "committee,", "réport", "minutes", "river-mountain", "forest", "Ünicode"]
 TEXTS = [" ".join(WORDS[(i * i + j) % 7] for j in range(length)) for i, length in enumerate((3, 90, 41, 17))]
-DATA = SimpleNamespace(stretch_tokens=13, span_tokens=[2, 6])
+DATA = SimpleNamespace(stretch_tokens=13, span_tokens=[2, 6], piece_tokens=4)
 SPECIAL = 2, 3  # [CLS], [SEP]
 
 
@@ -41,10 +44,18 @@ class Recorder:
     def __init__(self):
         self.texts = {"query": [], "document": []}
 
-    def __call__(self, texts, task):
-        self.texts[task] += texts
-        angles = np.arange(len(texts)) + (task == "query")
-        return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    def queries(self, texts):
+        self.texts["query"] += texts
+        return unit(np.arange(len(texts)) + 1)
+
+    def chunks(self, texts, piece_tokens):
+        self.texts["document"] += texts
+        counts = np.array([len(text) // (5 * piece_tokens) for text in texts])  # short texts have no piece
+        return unit(np.arange(len(texts))), unit(np.arange(counts.sum()) / 9), counts
+
+
+def unit(angles):
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +68,26 @@ def aligned(tokenizer):
 
 def edges_of(texts, document):
     return texts.edges[texts.first[document] : texts.first[document + 1]].tolist()
+
+
+@pytest.mark.parametrize("tokens", [1, 6, 13, 192])
+def test_pieces_are_the_teacher_s_late_chunks(tiny_config, randomized, tokens):
+    """A model that is its own teacher finds the same pieces."""
+    model = randomized(AutoModel.from_config(tiny_config(max_position_embeddings=256)).double().eval())
+    ids = torch.randint(4, model.config.vocab_size, (1, tokens + 2))
+    count = max((tokens + 2) // 4, 1)
+    hidden, mask = model(ids).last_hidden_state, torch.ones_like(ids)
+    features = {"attention_mask": mask, "input_ids": ids}
+    states = object.__new__(TokenStates)
+    pooling = Pooling(model.config.hidden_size, "mean")
+    states.transformer, states.others, states.mask = torch.nn.Identity(), [pooling], mask.bool()
+    states.features = {**features, "token_embeddings": hidden}
+    expected = states.pooled(torch.tensor([count]))["sentence_embedding"]
+    edges = piece_edges(tokens, count)
+    assert (edges[0], edges[-1], len(edges)) == (0, tokens, count + 1)
+    for number in range(1, count - 1):  # the first and the last have a special token more
+        own = hidden[0, 1 + edges[number] : 1 + edges[number + 1]].mean(0)
+        torch.testing.assert_close(own, expected[number])
 
 
 @pytest.mark.parametrize("longest", [1, 3, 192])
@@ -128,8 +159,17 @@ def test_batches_obey_their_budget_and_hold_the_right_targets(aligned):
         batch = windows.batch(one)
         assert sum(map(len, batch["ids"])) <= 90
         numbers = np.concatenate([windows.text(window)[2] for window in one])
-        assert batch["chunks"].tolist() == texts.chunks[numbers].astype(np.float32).tolist()
-        assert batch["queries"].tolist() == texts.queries[numbers].astype(np.float32).tolist()
+        chunks, queries, pieces = batch["teacher"]
+        assert chunks.tolist() == texts.chunks[numbers].astype(np.float32).tolist()
+        assert queries.tolist() == texts.queries[numbers].astype(np.float32).tolist()
+        ends = np.cumsum(texts.piece_counts)
+        expected = [texts.pieces[ends[number] - texts.piece_counts[number] : ends[number]] for number in numbers]
+        assert pieces.tolist() == np.concatenate(expected).astype(np.float32).tolist()
+        inside = [
+            (row, start, end) for (row, start, end) in batch["pieces"].tolist()
+            for stretch in batch["stretches"].tolist() if stretch[0] == row and stretch[1] <= start < end <= stretch[2]
+        ]  # fmt: skip
+        assert inside == list(map(tuple, batch["pieces"].tolist()))
         for number, (row, start, end), span in zip(numbers, batch["stretches"].tolist(), batch["spans"], strict=True):
             first, last = texts.spans[number]
             assert span[1:-1].tolist() == texts.tokens[first:last].tolist()
@@ -172,7 +212,7 @@ def test_vectors_of_stretches_are_late_chunks_whatever_else_is_in_the_batch(stud
     windows = Windows(aligned[1], 60, SPECIAL)
     chosen = windows.epoch(None)
     batch = windows.batch(chosen)
-    chunks, queries = student(batch["ids"], batch["stretches"], batch["spans"])
+    chunks, queries, pieces = student(batch["ids"], batch["stretches"], batch["spans"], batch["pieces"])
     encoder = student.encoder
     for vector, query, (row, start, end), span in zip(chunks, queries, batch["stretches"], batch["spans"], strict=True):
         ids = torch.from_numpy(batch["ids"][row])[None]
@@ -181,22 +221,24 @@ def test_vectors_of_stretches_are_late_chunks_whatever_else_is_in_the_batch(stud
         torch.testing.assert_close(vector, expected, rtol=1e-9, atol=1e-10)
         alone = encoder(input_ids=torch.from_numpy(span)[None]).pooler_output[0]
         torch.testing.assert_close(query, alone, rtol=1e-9, atol=1e-10)
+    as_stretches, _, _ = student(batch["ids"], batch["pieces"], batch["spans"], batch["stretches"])
+    torch.testing.assert_close(pieces, as_stretches, rtol=1e-9, atol=1e-10)
 
 
 def test_every_parameter_gets_a_gradient(student, aligned):
     """Else several processes would wait for it."""
     windows = Windows(aligned[1], 60, SPECIAL)
     batch = windows.batch(windows.epoch(None))
-    chunks, queries = student(batch["ids"], batch["stretches"], batch["spans"])
-    (chunks.square().sum() + queries.square().sum()).backward()
+    vectors = student(batch["ids"], batch["stretches"], batch["spans"], batch["pieces"])
+    sum(rows.square().sum() for rows in vectors).backward()
     assert [name for name, parameter in student.named_parameters() if parameter.grad is None] == []
 
 
 class Pairs(torch.nn.Module):
     """Vectors of a batch as numbers, in place of a student."""
 
-    def forward(self, ids, stretches, spans):
-        return self.chunks[stretches[:, 0]], self.queries[stretches[:, 0]]
+    def forward(self, ids, stretches, spans, pieces):
+        return self.chunks[stretches[:, 0]], self.queries[stretches[:, 0]], self.chunks[pieces[:, 0]]
 
 
 def test_held_out_cosines_are_means_over_stretches(aligned):
@@ -207,6 +249,7 @@ def test_held_out_cosines_are_means_over_stretches(aligned):
     texts = aligned[1]
     assert found["chunk_cosine"] == pytest.approx(texts.chunks[:, 0].astype(float).mean(), abs=1e-3)
     assert found["query_cosine"] == pytest.approx(texts.queries[:, 1].astype(float).mean(), abs=1e-3)
+    assert found["piece_cosine"] == pytest.approx(texts.pieces[:, 0].astype(float).mean(), abs=1e-3)
 
 
 def test_equal_texts_count_once_and_any_beginning_is_a_sample():
@@ -220,12 +263,15 @@ def test_equal_texts_count_once_and_any_beginning_is_a_sample():
 
 def test_a_shard_is_named_by_what_its_vectors_depend_on():
     base = {"texts": ["a"], "teacher": "t", "tokenizer": "k", "settings": DATA, "seed": 0, "precision": "no"}
-    other = (SimpleNamespace(**vars(DATA) | change) for change in ({"stretch_tokens": 14}, {"span_tokens": [2, 7]}))
+    other = (
+        SimpleNamespace(**vars(DATA) | change)
+        for change in ({"stretch_tokens": 14}, {"span_tokens": [2, 7]}, {"piece_tokens": 5})
+    )
     changes = [{"texts": ["b"]}, {"teacher": "u"}, {"tokenizer": "l"}, {"seed": 1}, {"precision": "bf16"},
                *({"settings": each} for each in other)]  # fmt: skip
     keys = [shard_key(**base | change) for change in ({}, *changes)]
     assert len(set(keys)) == len(keys)
-    assert keys[0] == shard_key(**base) == "a86575db017308f15b5b7cac"  # vectors that were made stay in use
+    assert keys[0] == shard_key(**base) == "e793c53cba94287eac59b4db"  # vectors that were made stay in use
 
 
 # --- whole runs ---
@@ -234,13 +280,17 @@ def test_a_shard_is_named_by_what_its_vectors_depend_on():
 @pytest.fixture
 def calls(monkeypatch):
     """The numbers of texts that teachers were given."""
-    found, call = [], align_run.Teacher.__call__
+    found = []
 
-    def counting(self, texts, task):
-        found.append(len(texts))
-        return call(self, texts, task)
+    def counting(method):
+        def count_and_call(self, texts, *more):
+            found.append(len(texts))
+            return method(self, texts, *more)
 
-    monkeypatch.setattr(align_run.Teacher, "__call__", counting)
+        return count_and_call
+
+    for name in ("queries", "chunks"):
+        monkeypatch.setattr(align_run.Teacher, name, counting(getattr(align_run.Teacher, name)))
     return found
 
 
@@ -278,15 +328,15 @@ def test_a_second_run_asks_no_teacher_and_damaged_shards_are_made_again(given, t
 
 def test_an_interrupted_teacher_keeps_its_finished_shards(given, tmp_path, calls, monkeypatch):
     monkeypatch.setattr("m2bert.train.alignment.SHARD_CHARS", 2000)
-    counting = align_run.Teacher.__call__
+    counting = align_run.Teacher.queries
 
-    def stopping(self, texts, task):
+    def stopping(self, texts):
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return counting(self, texts, task)
+        return counting(self, texts)
 
     with monkeypatch.context() as patch:
-        patch.setattr(align_run.Teacher, "__call__", stopping)
+        patch.setattr(align_run.Teacher, "queries", stopping)
         with pytest.raises(KeyboardInterrupt):
             here("align", given("out"))
     assert len(list((tmp_path / "cache").iterdir())) == 2
@@ -380,5 +430,5 @@ def test_two_processes_train_and_measure_on_all_held_out_text(given, tmp_path):
     one, two = record(tmp_path / "one"), record(tmp_path / "two")
     assert two["processes"] == 2
     assert one["data_fingerprint"] == two["data_fingerprint"]
-    for name in ("chunk_cosine", "query_cosine"):
+    for name in ("chunk_cosine", "query_cosine", "piece_cosine"):
         assert two["history"][-1][name] == pytest.approx(one["history"][-1][name], rel=1e-4)

@@ -59,8 +59,8 @@ def test_prototype_loss():
 
 def test_alignment_loss():
     rng = np.random.default_rng(0)
-    given = [rng.normal(size=(5, 4)) for _ in range(4)]
-    c, q, tc, tq = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in given)
+    given = [rng.normal(size=(rows, 4)) for rows in (5, 5, 7, 5, 5, 7)]
+    c, q, p, tc, tq, tp = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in given)
 
     def log_softmax(scores):
         return scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
@@ -68,10 +68,14 @@ def test_alignment_loss():
     student, teacher = log_softmax(q @ c.T / 0.2), log_softmax(tq @ tc.T / 0.2)
     divergence = (np.exp(teacher) * (teacher - student)).sum(axis=1).mean()
     expected = 2 - (c * tc).sum(axis=1).mean() - (q * tq).sum(axis=1).mean() + 0.3 * divergence
+    expected += 2 * (1 - (p * tp).sum(axis=1).mean())
     tensors = [torch.from_numpy(each).requires_grad_() for each in given]
-    loss = alignment_loss(*tensors, score_weight=0.3, temperature=0.2)
+    loss = alignment_loss(*tensors, score_weight=0.3, temperature=0.2, piece_weight=2.0)
     assert loss.item() == pytest.approx(expected, rel=1e-12)
-    assert alignment_loss(3 * tensors[0], tensors[1], *tensors[:2]).item() == pytest.approx(0, abs=1e-12)
+    assert alignment_loss(3 * tensors[0], *tensors[1:3], *tensors[:3]).item() == pytest.approx(0, abs=1e-12)
+    none = torch.zeros(0, 4, dtype=torch.float64)
+    without = alignment_loss(*tensors[:2], none, *tensors[3:5], none, score_weight=0.3, temperature=0.2)
+    assert without.item() == pytest.approx(expected - 2 * (1 - (p * tp).sum(axis=1).mean()), rel=1e-12)
     zero = torch.zeros(5, 4, dtype=torch.float64, requires_grad=True)
     (loss + alignment_loss(tensors[0], zero, *tensors[2:])).backward()
     for each in (tensors[0], tensors[1], zero):
