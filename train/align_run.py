@@ -77,12 +77,14 @@ class Teacher:
             (rows, _), (pieces, counts) = self.encoder.encode_parts(texts, [1, ALL_PIECES], piece_tokens)
         return rows, pieces, counts
 
-    def word_embeddings(self) -> dict[str, np.ndarray]:
-        """Return the tokens' embeddings by token."""
-        modules = self.encoder.model.modules()
-        table = next(one for one in modules if hasattr(one, "get_input_embeddings")).get_input_embeddings()
-        rows = table.weight.detach().float().cpu().numpy()
-        return {token: rows[number] for token, number in self.encoder.model.tokenizer.get_vocab().items()}
+    def token_vectors(self, tokenizer) -> np.ndarray:
+        """Return the vectors of a tokenizer's tokens, each read as a text of its own, (V, W) float32."""
+        vocabulary = tokenizer.get_vocab()
+        texts = [""] * (max(vocabulary.values()) + 1)
+        for token, number in vocabulary.items():
+            texts[number] = tokenizer.convert_tokens_to_string([token]).removeprefix("##").strip() or token
+        with self.accelerator.autocast():
+            return self.encoder.encode(texts, "query")
 
 
 def check_width(student: int, teacher: int) -> None:
@@ -106,8 +108,8 @@ def check_prepared(folder: Path, content: dict, config) -> None:
 
 
 def read_data(accelerator, config, tokenizer):
-    """Return the texts to train on, those held out, the tokenizer, and the embeddings that the model begins with: an
-    array of (vocabulary, width) whose rows are NaN for tokens that the teacher lacks, or None."""
+    """Return the texts to train on, those held out, the tokenizer, and the embeddings that the model begins with,
+    (vocabulary, width), or None."""
     if config.data.prepared is not None:
         folder = Path(config.data.prepared)
         arrays, content = read_prepared(folder, "align")
@@ -134,9 +136,11 @@ def read_data(accelerator, config, tokenizer):
     teacher = Teacher(config.loss.teacher, accelerator, student.projection_dim)
     limits = config.data.chars, config.evaluation.chars
     with accelerator.main_process_first():
-        start = embeddings_of(teacher, tokenizer) if config.model.teacher_embeddings and new else None
-        if start is not None and config.prepare is None:
-            check_embeddings(student.hidden_size, start)
+        start = None
+        if config.model.teacher_embeddings and new:
+            if config.prepare is None:
+                check_embeddings(student.hidden_size, teacher.encoder.dimensions)
+            start = teacher.token_vectors(tokenizer)
         parts = [shards(part, limit) for part, limit in zip(texts, limits, strict=True)]
         made_by = teacher_hash(config.loss.teacher), tokenizer_fingerprint(tokenizer)
         chars = sum(len(text) for part in parts for shard in part for text in shard)
@@ -166,31 +170,21 @@ def student_config(settings) -> M2BertConfig:
     return M2BertConfig(**fields | settings.architecture)
 
 
-def embeddings_of(teacher: Teacher, tokenizer) -> np.ndarray:
-    """Return the teacher's word embeddings in the tokenizer's order, (V, W) float32; NaN for tokens that it lacks."""
-    words, vocabulary = teacher.word_embeddings(), tokenizer.get_vocab()
-    rows = np.full((max(vocabulary.values()) + 1, len(next(iter(words.values())))), np.nan, dtype=np.float32)
-    for token, number in vocabulary.items():
-        if token in words:
-            rows[number] = words[token]
-    return rows
-
-
-def check_embeddings(hidden_size: int, rows: np.ndarray) -> None:
-    """Raise ValueError if the teacher's word embeddings `rows` do not fit a model of this `hidden_size`."""
-    if rows.shape[1] != hidden_size:
+def check_embeddings(hidden_size: int, width: int) -> None:
+    """Raise ValueError if vectors of this `width` cannot be the word embeddings of a model of this `hidden_size`."""
+    if width != hidden_size:
         raise ValueError(
-            f"the teacher's word embeddings have width {rows.shape[1]}, and model hidden_size={hidden_size}; make "
-            "them equal, or set model.teacher_embeddings=false"
+            f"the teacher's vectors have width {width}, and model hidden_size={hidden_size}; make them equal, or set "
+            "model.teacher_embeddings=false"
         )
 
 
 def start_embeddings_(model, rows: np.ndarray) -> None:
-    """Replace the model's word embeddings by these `rows`, where they are not NaN."""
-    table, known = model.get_input_embeddings().weight, ~np.isnan(rows[:, 0])
-    check_embeddings(table.shape[1], rows)
+    """Replace the model's first word embeddings by these `rows`."""
+    table = model.get_input_embeddings().weight
+    check_embeddings(table.shape[1], rows.shape[1])
     with torch.no_grad():
-        table[np.flatnonzero(known)] = torch.from_numpy(rows[known]).to(table)
+        table[: len(rows)] = torch.from_numpy(rows).to(table)
 
 
 def write_data(config):

@@ -24,8 +24,7 @@ TINY = ["model.architecture.hidden_size=16", "model.architecture.num_hidden_laye
 MLM = [*TINY, "data.max_tokens=32", "data.batch_tokens=64", "evaluation.examples=2"]
 OPL = [*TINY, "data.batch_size=4", "data.document_tokens=40", "data.passage_tokens=[2, 4]"]
 ALIGN = [*TINY, "data.max_tokens=64", "data.stretch_tokens=24", "data.span_tokens=[2, 6]", "data.piece_tokens=5",
-         "data.batch_tokens=160",
-         "evaluation.chars=3000", "model.architecture.num_pooling_heads=2"]  # fmt: skip
+         "data.batch_tokens=160", "evaluation.chars=3000", "model.architecture.hidden_size=32"]  # fmt: skip
 PLAIN = ["data.document_window=first", "data.passage_share=0", "data.query_dropout=false"]
 MEASURED = {"seconds", "tokens_per_second", "waiting_share", "peak_memory_bytes", "evaluation_seconds"}
 # With None in sys.modules a package cannot be imported, nor found by code that looks for it.
