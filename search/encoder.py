@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from m2bert.eval.encoders.protocol import TokenizedText, unit_rows
+
 FEWEST_TOKENS = 100  # of a late chunk, but for shorter documents
 OVERLAP = 8  # a window repeats this part, an eighth, of the one before
 SLACK = 32  # a window leaves this part free: a model that reads text, not ids, may make more tokens of it
@@ -75,9 +77,9 @@ class Encoder:
         """Embed documents from their beginning to their end.
 
         One that the model takes whole is one window. A longer one is several of equal length that overlap. Each
-        window is read once, then pooled in up to `vectors` equal parts (`late-chunk` of `m2bert.eval`), none of fewer
-        than FEWEST_TOKENS tokens unless the document is shorter. A model that cannot pool parts, as by its first token,
-        gives one vector a window.
+        window is read once, then pooled in up to `vectors` equal parts, none of fewer than FEWEST_TOKENS tokens unless
+        the document is shorter. Its own vector is added to each (`late-chunk:document=1` of `m2bert.eval`). A model
+        that cannot pool parts, as by its first token, gives one vector a window.
         """
         from m2bert.eval.encoders.cache import portions
 
@@ -102,7 +104,8 @@ class Encoder:
         if self.base.parts_problem:
             rows, counts = self.base.encode(windows, "document"), np.ones(len(windows), dtype=np.int64)
         else:
-            [(rows, counts)] = self.base.encode_parts(windows, [vectors], FEWEST_TOKENS)
+            (whole, _), (rows, counts) = self.base.encode_parts(windows, [1, vectors], FEWEST_TOKENS)
+            rows = unit_rows(rows + np.repeat(whole, counts, axis=0))
         self._finite(rows, np.repeat(np.array(windows, dtype=object), counts))
         numbers, pooled, done = iter(counts.tolist()), [], 0
         for text, its in zip(texts, windowed, strict=True):
@@ -112,13 +115,8 @@ class Encoder:
         return pooled
 
     def _windows(self, text) -> list[tuple]:
-        """Return windows of a tokenized document, each with its characters [start, end) of the text.
-
-        They are made of the document's tokens, which are not computed again.
-        """
+        """Return windows of a document, made of its tokens, each with its characters [start, end) of the text."""
         from tokenizers import Encoding
-
-        from m2bert.eval.encoders.protocol import TokenizedText
 
         if self.max_tokens is None or text.tokens <= self.max_tokens:
             return [(text, (0, len(text)))]

@@ -22,7 +22,7 @@ from m2bert.files import check_writable, claimed, digest
 from . import encoder as models
 from .documents import Document, Unreadable, find_files, read_file
 from .passages import best_passage
-from .table import COLUMNS, NAME, Settings, Table, quoted
+from .table import COLUMNS, FORMAT, NAME, Settings, Table, quoted
 
 Source = tuple[Document, str | None, str]  # a document whose metadata are `normalized`, its file's path, a digest
 Changes = Iterator[tuple[list[Document], str | None, str, int]]  # documents, path, digest, size: of a file or a row
@@ -148,13 +148,16 @@ class Index:
                 if self.table.exists and os.path.isabs(self._model) and not os.path.isdir(self._model):
                     fix = f"put it back, or embed anew: m2bert index --rebuild --model MODEL --index {self.folder}"
                     raise ValueError(f"index={self.folder} was made by {self._model}, which is gone; {fix}")
-                self._encoder = models.Encoder(self._model, self.device)
-                self._check(self._encoder.fingerprint)
+                encoder = models.Encoder(self._model, self.device)
+                self._check(encoder.fingerprint)
+                self._encoder = encoder
             return self._encoder
 
     def _check(self, fingerprint: str) -> None:
-        if self.table.exists and fingerprint != self.table.settings.fingerprint:
-            made = f"was made by {self.table.settings.model}, and model={self._model} gives other vectors"
+        made_by = self.table.settings if self.table.exists else None
+        if made_by and (fingerprint, FORMAT) != (made_by.fingerprint, made_by.format):
+            made = f"was made by {made_by.model}, and model={self._model} gives other vectors"
+            made += f" (format {made_by.format}, now {FORMAT})" if made_by.format != FORMAT else ""
             fix = f"name that one, or embed it anew: m2bert index --rebuild --model {self._model} --index {self.folder}"
             raise ValueError(f"index={self.folder} {made}; {fix}")
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from m2bert.terminal import one_line
 
-FORMAT = 1  # of the table; a newer one is refused
+FORMAT = 2  # of the table; a newer one is refused, an older one made anew
 NAME = "documents"
 SETTINGS = b"m2bert"  # the key of the schema's metadata that holds them, as JSON
 COLUMNS = ("id", "path", "digest", "tokens", "text", "words", "pages", "spans", "vectors")  # our own

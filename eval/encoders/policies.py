@@ -162,7 +162,8 @@ class LateChunk(Policy):
 
     The model reads the document once, so that every token has seen all of it. Only then are the tokens divided into
     equal consecutive parts, and each part is pooled to a vector (Guenther et al. 2024, arXiv 2409.04701). With
-    `document=1` the vector of the whole document comes before those of the parts; it is the vector of truncate.
+    `document=1` the vector of the whole document, which is the vector of truncate, is added to that of each part, and
+    the sums are brought to length 1.
     """
 
     name = "late-chunk"
@@ -212,15 +213,13 @@ def compute_divisions(encoder: Encoder, policies: Sequence[Policy], texts: list[
     parts = sorted({number for policy in policies for number in policy.divisions})
     pooled = dict(zip(parts, encoder.encode_parts(texts, parts), strict=True))
     seen = seen_shares(encoder, texts, "document", encoder.max_tokens)
-    merged = [_merge_divisions([pooled[number] for number in policy.divisions]) for policy in policies]
-    return [DocumentVectors(rows, counts, seen) for rows, counts in merged]
-
-
-def _merge_divisions(divisions: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Merge pairs of rows and counts into one: a document's rows of the first division, then of the second, ..."""
-    rows, counts = zip(*divisions, strict=True)
-    documents = np.concatenate([np.repeat(np.arange(len(each)), each) for each in counts])  # of each row
-    return np.concatenate(rows)[np.argsort(documents, kind="stable")], np.sum(counts, axis=0)
+    made = []
+    for policy in policies:
+        rows, counts = pooled[policy.divisions[-1]]
+        if len(policy.divisions) > 1:  # the whole document, and its parts
+            rows = unit_rows(rows + np.repeat(pooled[1][0], counts, axis=0))
+        made.append(DocumentVectors(rows, counts, seen))
+    return made
 
 
 def embed_beginning(encoder: Encoder, texts: list[str], task: Task, tokens: int | None) -> DocumentVectors:

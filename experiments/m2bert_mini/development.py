@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from m2bert.eval.encoders.policies import BestChunk, DocumentVectors, LateChunk
+from m2bert.eval.encoders.policies import BestChunk
 from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
 from m2bert.eval.rankers import Bm25Ranker
 from m2bert.eval.search import ExactSearch, score_ranking, standardized_fusion
@@ -43,19 +43,26 @@ def load_development(folder: Path, split: str):
 
 
 def rank(encoder: SentenceTransformerEncoder, task, lexical: bool):
-    """Return the run of an encoder; of the lexical model by its 16 late chunks."""
+    """Return two runs of an encoder: of its vectors of parts, and of these with the document's own vector added.
+
+    Parts are the 16 late chunks of the lexical model, and stretches of a student. A model that cannot pool parts gets
+    its best chunks, and nothing is added to them.
+    """
     texts = list(task.documents.values())
-    if lexical:
-        vectors = LateChunk().embed(encoder, texts)
-    elif encoder.parts_problem or encoder.max_tokens <= 512:
-        vectors = BestChunk(tokens=256).embed(encoder, texts)
-    else:
-        rows, counts = encoder.encode_parts(texts, [10**6], STRETCH_TOKENS)[0]
-        vectors = DocumentVectors(rows, counts, np.ones(len(counts)))
-    search = ExactSearch(list(task.documents), len(task.queries))
     queries = encoder.encode(list(task.queries.values()), "query")
-    search.add_vectors(queries, list(task.documents), vectors.rows, vectors.counts)
-    return search.run(list(task.queries))
+    if encoder.parts_problem or encoder.max_tokens <= 512:
+        chunks = BestChunk(tokens=256).embed(encoder, texts)
+        forms = [(chunks.rows, chunks.counts)] * 2
+    else:
+        parts = ([1, 16],) if lexical else ([1, 10**6], STRETCH_TOKENS)
+        (whole, _), (rows, counts) = encoder.encode_parts(texts, *parts)
+        forms = [(rows, counts), (rows + np.repeat(whole, counts, axis=0), counts)]
+    runs = []
+    for rows, counts in forms:
+        search = ExactSearch(list(task.documents), len(task.queries))
+        search.add_vectors(queries, list(task.documents), rows, counts)
+        runs.append(search.run(list(task.queries)))
+    return runs
 
 
 def main():
@@ -68,14 +75,17 @@ def main():
     words, found = SentenceTransformerEncoder(arguments.lexical), {}
     for name, split in TASKS.items():
         task = load_development(arguments.data / name, split)
-        bm25, late = Bm25Ranker().rank(task), rank(words, task, lexical=True)
-        runs = {"BM25": bm25, "late": late, "BM25 + late": standardized_fusion(bm25, late)}
+        bm25, (late, late_document) = Bm25Ranker().rank(task), rank(words, task, lexical=True)
+        runs = {"BM25": bm25, "late": late, "late, document": late_document}
         for model in arguments.models:
-            run = rank(SentenceTransformerEncoder(model), task, lexical=False)
             short = Path(model).name
-            runs |= {short: run, f"BM25 + {short}": standardized_fusion(bm25, run)}
-            both = standardized_fusion(late, run)
-            runs |= {f"late + {short}": both, f"BM25 + late + {short}": standardized_fusion(bm25, both)}
+            runs[short], runs[f"{short}, document"] = rank(SentenceTransformerEncoder(model), task, lexical=False)
+        for first in ("late", "late, document"):  # added to BM25, and both to each model
+            runs[f"BM25 + {first}"] = standardized_fusion(bm25, runs[first])
+            for model in map(lambda path: Path(path).name, arguments.models):
+                for second in (model, f"{model}, document"):
+                    runs[f"{first} + {second}"] = both = standardized_fusion(runs[first], runs[second])
+                    runs[f"BM25 + {first} + {second}"] = standardized_fusion(bm25, both)
         found[name] = {"documents": len(task.documents), "queries": len(task.queries)}
         found[name] |= {
             system: 100 * float(np.mean([*score_ranking(run, task.qrels).values()])) for system, run in runs.items()

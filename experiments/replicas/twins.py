@@ -1,10 +1,10 @@
 """Train with attention in place of the long convolution, and without any layer: what is the convolution worth?
 
-    python experiments/replicas/twins.py --mixer {long-conv,attention,none} [--record FILE] {opl,mlm} [key=value ...]
+    python experiments/replicas/twins.py --mixer {long-conv,attention,none} [--record FILE] ENTRY [key=value ...]
 
-runs the entry point train/opl.py or train/mlm.py with the sequence mixer replaced; `none` is num_hidden_layers=0. No
+runs an entry point (opl, mlm or align) with the sequence mixer replaced; `none` is num_hidden_layers=0. No
 model is written: what attention has learned is no M2-BERT. The record, one JSON object, goes to the screen and to FILE.
-experiments/replicas/twins.sh runs the comparison, experiments/pages.py makes the tables.
+experiments/replicas/twins.sh and experiments/m2bert_mini/twins.sh run the comparisons.
 """
 
 import argparse
@@ -21,16 +21,16 @@ from torch import Tensor, nn
 from twin_runs import LOSS, MIXERS, NDCG, RATES
 
 from m2bert.terminal import run_command
-from m2bert.train import checkpoints, initialization, mlm_run, retrieval_run, trainer
+from m2bert.train import align_run, checkpoints, initialization, mlm_run, retrieval_run, trainer
 from modeling_m2bert import modeling_m2bert
 from modeling_m2bert.m2bert_layers import M2BertMixer
 from modeling_m2bert.m2bert_ops_torch_conv import transform_length
 from modeling_m2bert.m2bert_packing import Rows
 
-ENTRIES = {"opl": retrieval_run, "mlm": mlm_run}
+ENTRIES = {"opl": retrieval_run, "mlm": mlm_run, "align": align_run}
 HEAD = 32  # channels of an attention head
 ROTARY_BASE = 10_000
-SCORES = (NDCG, LOSS, "held_out_accuracy")
+SCORES = (NDCG, LOSS, "held_out_accuracy", "chunk_cosine", "query_cosine", "piece_cosine")
 convolution_identity_ = initialization.identity_layer_
 
 

@@ -426,7 +426,7 @@ def test_what_is_no_index_of_this_version_is_refused(tmp_path, files, index, mon
         ("file", "words", "is a file; name a folder"),
         ("files", "words", "folder of something else"),
         ("files", None, "folder of something else"),
-        ("newer", None, r"has format 2, and this version reads 1; pip install --upgrade m2bert"),
+        ("newer", None, f"has format {table_module.FORMAT + 1}, .* pip install --upgrade m2bert"),
         ("nope", None, r"does not exist or is empty; make it with m2bert index FILES --index \S+nope --model MODEL"),
     ):
         with pytest.raises(ValueError, match=problem):
@@ -434,6 +434,19 @@ def test_what_is_no_index_of_this_version_is_refused(tmp_path, files, index, mon
     assert not (tmp_path / "nope").exists()
     with pytest.raises(ValueError, match="has vectors=16; leave vectors=8 out"):
         Index.open(index.folder, vectors=8)
+
+
+def test_an_index_of_an_older_version_answers_once_it_is_rebuilt(tmp_path, files, monkeypatch):
+    settings = table_module.Settings
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "Settings", lambda *values: settings(*values, format=table_module.FORMAT - 1))
+        Index.open(tmp_path / "old", model="words").add(files)
+    old = Index.open(tmp_path / "old")
+    for use in (lambda: old.add(rows_of("one")), lambda: old.search("apple")):
+        with pytest.raises(ValueError, match=r"gives other vectors \(format 1, now 2\).*m2bert index --rebuild"):
+            use()
+    assert old.rebuild("words") == 8
+    check_found(Index.open(tmp_path / "old"), NAMES)
 
 
 def test_queries_and_filters_that_cannot_be_answered(files, index):

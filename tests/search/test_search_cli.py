@@ -170,7 +170,7 @@ def test_bad_input_is_one_line_that_names_the_fix(tmp_path, files, made, monkeyp
         line = refused(*arguments)
         assert fix in line, line
     monkeypatch.setattr(table_module, "FORMAT", 0)
-    assert "has format 1, and this version reads 0; pip install --upgrade m2bert" in refused(
+    assert "has format 2, and this version reads 0; pip install --upgrade m2bert" in refused(
         "search", "boat", "--index", made
     )
     monkeypatch.undo()
