@@ -4,24 +4,28 @@
 
 Development data are documents held out of the training splits, with their queries, and QMSUM's validation split. A
 model reads whole documents up to its length. It gives one vector for every STRETCH_TOKENS tokens of one pass; a model
-that cannot pool parts gets its best chunks. Scores are nDCG@10. Sums are of scores standardized per query.
+that cannot pool parts gets its best chunks. Scores are nDCG@10. Sums are of scores standardized per query; those with
+a weight are of scores scaled to 0 ... 1. Intervals are of paired differences over the queries of all tasks.
 """
 
 import argparse
 import json
 import zlib
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from m2bert.eval.encoders.policies import BestChunk
+from m2bert.eval.encoders.policies import BestChunk, DocumentVectors, LateChunk
 from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
 from m2bert.eval.rankers import Bm25Ranker
-from m2bert.eval.search import ExactSearch, score_ranking, standardized_fusion
+from m2bert.eval.search import ExactSearch, score_ranking, standardized_fusion, weighted_fusion
+from m2bert.eval.statistics import paired_difference_interval
 from m2bert.eval.tasks.schema import load_task, task_names
 
 STRETCH_TOKENS = 160  # fewest of a vector; the most is nearly twice as many
+WEIGHTS = (0.1, 0.2, 0.3, 0.5)  # of a student beside BM25 and late chunks
 HELD_OUT = 3  # one document in so many, by the checksum of its id
 TASKS = {  # folder: split
     "openstax_question": "train",
@@ -43,54 +47,59 @@ def load_development(folder: Path, split: str):
 
 
 def rank(encoder: SentenceTransformerEncoder, task, lexical: bool):
-    """Return two runs of an encoder: of its vectors of parts, and of these with the document's own vector added.
-
-    Parts are the 16 late chunks of the lexical model, and stretches of a student. A model that cannot pool parts gets
-    its best chunks, and nothing is added to them.
-    """
+    """Return the run of an encoder: of 16 late chunks with the document's vector for the lexical model, of stretches
+    for a student, and of the best chunk for a model that cannot pool parts."""
     texts = list(task.documents.values())
-    queries = encoder.encode(list(task.queries.values()), "query")
-    if encoder.parts_problem or encoder.max_tokens <= 512:
-        chunks = BestChunk(tokens=256).embed(encoder, texts)
-        forms = [(chunks.rows, chunks.counts)] * 2
+    if lexical:
+        vectors = LateChunk(document=1).embed(encoder, texts)
+    elif encoder.parts_problem or encoder.max_tokens <= 512:
+        vectors = BestChunk(tokens=256).embed(encoder, texts)
     else:
-        parts = ([1, 16],) if lexical else ([1, 10**6], STRETCH_TOKENS)
-        (whole, _), (rows, counts) = encoder.encode_parts(texts, *parts)
-        forms = [(rows, counts), (rows + np.repeat(whole, counts, axis=0), counts)]
-    runs = []
-    for rows, counts in forms:
-        search = ExactSearch(list(task.documents), len(task.queries))
-        search.add_vectors(queries, list(task.documents), rows, counts)
-        runs.append(search.run(list(task.queries)))
-    return runs
+        rows, counts = encoder.encode_parts(texts, [10**6], STRETCH_TOKENS)[0]
+        vectors = DocumentVectors(rows, counts, np.ones(len(counts)))
+    search = ExactSearch(list(task.documents), len(task.queries))
+    queries = encoder.encode(list(task.queries.values()), "query")
+    search.add_vectors(queries, list(task.documents), vectors.rows, vectors.counts)
+    return search.run(list(task.queries))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", help="folders of encoders")
+    parser.add_argument("models", nargs="+", help="folders of encoders; the last is compared with the others")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--lexical", default="models/m2bert-small", help="the model of words beside which they stand")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    words, found = SentenceTransformerEncoder(arguments.lexical), {}
+    names = [Path(model).name for model in arguments.models]
+    words, found, scores = SentenceTransformerEncoder(arguments.lexical), {}, defaultdict(dict)
     for name, split in TASKS.items():
         task = load_development(arguments.data / name, split)
-        bm25, (late, late_document) = Bm25Ranker().rank(task), rank(words, task, lexical=True)
-        runs = {"BM25": bm25, "late": late, "late, document": late_document}
-        for model in arguments.models:
-            short = Path(model).name
-            runs[short], runs[f"{short}, document"] = rank(SentenceTransformerEncoder(model), task, lexical=False)
-        for first in ("late", "late, document"):  # added to BM25, and both to each model
-            runs[f"BM25 + {first}"] = standardized_fusion(bm25, runs[first])
-            for model in map(lambda path: Path(path).name, arguments.models):
-                for second in (model, f"{model}, document"):
-                    runs[f"{first} + {second}"] = both = standardized_fusion(runs[first], runs[second])
-                    runs[f"BM25 + {first} + {second}"] = standardized_fusion(bm25, both)
+        bm25, late = Bm25Ranker().rank(task), rank(words, task, lexical=True)
+        both = standardized_fusion(bm25, late)
+        runs = {"BM25": bm25, "late": late, "BM25 + late": both}
+        for model, short in zip(arguments.models, names, strict=True):
+            runs[short] = run = rank(SentenceTransformerEncoder(model), task, lexical=False)
+            runs |= {
+                f"BM25 + {short}": standardized_fusion(bm25, run),
+                f"late + {short}": standardized_fusion(late, run),
+            }
+            for weight in WEIGHTS:
+                runs[f"BM25 + late + {weight} {short}"] = weighted_fusion(run, both, weight)
         found[name] = {"documents": len(task.documents), "queries": len(task.queries)}
-        found[name] |= {
-            system: 100 * float(np.mean([*score_ranking(run, task.qrels).values()])) for system, run in runs.items()
-        }
+        for system, run in runs.items():
+            own = score_ranking(run, task.qrels)
+            scores[system] |= {(name, qid): value for qid, value in own.items()}
+            found[name][system] = 100 * float(np.mean([*own.values()]))
         print(name, {key: round(value, 1) for key, value in found[name].items()}, flush=True)
+    last = names[-1]
+    pairs = [(system, system.replace(last, other)) for other in names[:-1] for system in scores if last in system]
+    pairs += [(system, "BM25 + late") for system in scores if system.startswith("BM25 + late + ")]
+    found["all queries"] = {
+        f"{system} minus {other}": [100 * value for value in paired_difference_interval(scores[system], scores[other])]
+        for system, other in pairs
+    }
+    for pair, values in found["all queries"].items():
+        print(pair, [round(value, 2) for value in values])
     if arguments.output:
         arguments.output.write_text(json.dumps(found, indent=1) + "\n")
 
