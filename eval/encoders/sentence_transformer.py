@@ -483,9 +483,13 @@ class TokenStates:
             offset: (B, L), the number of a token in its part.
         """
         row = (counts.cumsum(0) - counts)[:, None] + part  # (B, L): the number of the part in the whole batch
-        places = row[self.mask], offset[self.mask]
-        shape = int(counts.sum()), int(places[1].max()) + 1
-        inputs = []
+        real = self.mask.flatten().nonzero()[:, 0]
+        row, offset = row.flatten()[real], offset.flatten()[real]
+        shape = int(counts.sum()), int(offset.max()) + 1
+        places, inputs = row * shape[1] + offset, []
         for whole in (self.features["hidden"], self.mask, self.features["input_ids"]):
-            inputs.append(whole.new_zeros(*shape, *whole.shape[2:]).index_put(places, whole[self.mask]))
+            tokens = whole.flatten(0, 1)
+            tokens = tokens if len(real) == len(tokens) else tokens[real]
+            table = tokens.new_zeros(shape[0] * shape[1], *tokens.shape[1:])
+            inputs.append(table.index_copy_(0, places, tokens).unflatten(0, shape))
         return self.transformer.model.pooler(*inputs)
