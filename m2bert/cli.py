@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import os
 from typing import Annotated
 
 import typer
@@ -58,7 +59,12 @@ def common(version: Annotated[bool, typer.Option("--version", is_eager=True, hel
 
 
 def main():
-    """Entry point: bad input is one line on stderr and exit code 2."""
+    """Entry point: bad input is one line on stderr and exit code 2.
+
+    The threads of torch sleep while they wait for each other, unless OMP_WAIT_POLICY says otherwise. By default they
+    spin, and where other processes use the cores, two threads are then many times slower than one.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # is read when torch is imported
     app()
 
 

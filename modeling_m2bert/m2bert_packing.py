@@ -44,7 +44,7 @@ class Packing(NamedTuple):
         batch, length = self.shape
         if self.places is not None:
             x = x.new_zeros(batch * length, x.shape[-1]).index_copy(0, self.places, x)
-        x = x.reshape(batch, length, x.shape[-1]).contiguous()
+        x = x.contiguous().reshape(batch, length, x.shape[-1])  # torch transposes matrices fast, in blocks
         return x if self.padding is None else x.masked_fill(self.padding[..., None], 0)
 
 

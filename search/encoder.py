@@ -116,36 +116,34 @@ class Encoder:
 
     def _windows(self, text) -> list[tuple]:
         """Return windows of a document, made of its tokens, each with its characters [start, end) of the text."""
-        from tokenizers import Encoding
-
         if self.max_tokens is None or text.tokens <= self.max_tokens:
             return [(text, (0, len(text)))]
-        encoding, [empty] = text.encoding, self.base.tokenize([""], "document")
+        [empty] = self.base.tokenize([""], "document")
         prompt = empty.encoding  # of every window
-        encoding.truncate(len(encoding) - len(prompt), direction="left")
+        tokens = text.encoding[len(prompt) :]
         most = self._room - self._room // SLACK
         overlap = most // OVERLAP
-        count = -(-(len(encoding) - overlap) // (most - overlap))
-        encoding.truncate(-(-(len(encoding) + (count - 1) * overlap) // count), stride=overlap)
+        count = -(-(len(tokens) - overlap) // (most - overlap))
+        size = -(-(len(tokens) + (count - 1) * overlap) // count)
+        places = range(0, max(1, len(tokens) - overlap), size - overlap)
         windows = []
-        for part in (encoding, *encoding.overflowing):
-            start = part.token_to_chars(0)[0] - len(text.prompt) if windows else 0
-            end = part.token_to_chars(len(part) - 1)[1] - len(text.prompt)
-            end = end if len(windows) < len(encoding.overflowing) else len(text)
-            merged = Encoding.merge([prompt, part], growing_offsets=False) if len(prompt) else part
-            tokens = empty.tokens + len(part)
-            windows.append((TokenizedText(text[start:end], text.prompt, tokens, merged), (start, end)))
+        for place in places:
+            part = tokens[place : place + size]
+            start = int(part.spans[0, 0]) - len(text.prompt) if windows else 0
+            end = int(part.spans[-1, 1]) - len(text.prompt) if place < places[-1] else len(text)
+            window = TokenizedText(text[start:end], text.prompt, empty.tokens + len(part), prompt + part)
+            windows.append((window, (start, end)))
         return windows
 
     def _spans(self, window, start: int, end: int, count: int) -> np.ndarray:
         """Return the characters (count, 2) of a window's parts: each ends where the next one's first token begins."""
         if count == 1:
             return np.array([[start, end]], dtype=np.int64)
-        starts, offsets = [start], window.encoding.offsets
+        starts, spans = [start], window.encoding.spans
         leading = self.base.model.tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"].index(0)
         for part in range(1, count):
             index = -(-part * window.tokens // count) - leading
-            place = offsets[min(max(index, 0), len(offsets) - 1)][0] - len(window.prompt)
+            place = int(spans[min(max(index, 0), len(spans) - 1), 0]) - len(window.prompt)
             starts.append(min(max(place, starts[-1]), end))
         return np.array([starts, [*starts[1:], end]], dtype=np.int64).T
 

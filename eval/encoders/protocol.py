@@ -13,7 +13,7 @@ class TokenizedText(str):
 
     prompt: str  # what stood before the text when it was tokenized
     tokens: int  # number of tokens before truncation, prompt and special tokens included
-    encoding: Any  # the encoder's own form of the tokens
+    encoding: Any  # the encoder's own form of the tokens without the special ones
 
     def __new__(cls, text: str, prompt: str, tokens: int, encoding: Any = None):
         instance = super().__new__(cls, text)

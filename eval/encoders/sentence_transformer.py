@@ -19,12 +19,14 @@ from m2bert.terminal import one_line
 from ..progress import counted
 from ..tasks.from_hub import hub_or_cache
 from .protocol import Task, TokenizedText, unit_rows
+from .tokens import Tokens, WordTokenizer
 
 logger = logging.getLogger(__name__)
 
 BATCH_TOKENS = 16_384  # tokens of a batch, padding included; this bounds the memory for texts of any length
 TEXTS_AT_ONCE = 64  # number of texts that are tokenized together
 UNLIMITED = 10**9  # a longer maximum stands for none; tokenizers without a maximum give 10**30
+LONG_CHARS = 2_000  # a text of so many characters is tokenized by its words, if its tokenizer allows it
 COUNTS_KEPT = 100_000  # number of texts whose number of tokens is remembered
 FEWEST_TOKENS = 32  # a part of late chunking has at least so many, so that a short document gets fewer vectors
 POOLS_ONE_TOKEN = ("cls", "lasttoken")  # beginnings of the names of poolings that take the vector of one token
@@ -89,8 +91,7 @@ class SentenceTransformerEncoder:
         if self._backend is None:
             fix = "use truncate, or save the model with a fast tokenizer"
             raise ValueError(f"the tokenizer of encoder {self.name!r} does not tell where its tokens are; {fix}")
-        offsets = (text.encoding.offsets for text in self._tokenized(texts, ""))
-        return [np.array(rows, dtype=np.int64).reshape(-1, 2) for rows in offsets]
+        return [text.encoding.spans for text in self._tokenized(texts, "")]
 
     def encode(self, texts: list[str], task: Task, max_tokens: int | None = None) -> np.ndarray:
         """See `Encoder.encode`. A warning counts the truncated texts, once for each kind of text and maximum."""
@@ -152,6 +153,21 @@ class SentenceTransformerEncoder:
         copy.no_padding()
         return copy
 
+    @cached_property
+    def _words(self) -> WordTokenizer | None:
+        """What tokenizes long texts; None if that would find other tokens than the model's tokenizer."""
+        exact = self._backend is not None and WordTokenizer.is_exact(self._backend)
+        return WordTokenizer(self._backend) if exact else None
+
+    @cached_property
+    def _special(self) -> tuple[np.ndarray, int, np.ndarray]:
+        """Return ids and type ids (2, n) of the special tokens before a text, the type id of its own tokens, and the
+        ids and type ids of those after it."""
+        encoding = self._backend.encode("a A 0 .")  # of which any vocabulary has something
+        pairs = np.array([encoding.ids, encoding.type_ids], dtype=np.int64)
+        own = np.flatnonzero(np.equal(encoding.special_tokens_mask, 0))
+        return pairs[:, : own[0]], pairs[1, own[0]], pairs[:, own[-1] + 1 :]
+
     @property
     def _reads_ids(self) -> bool:
         """True if token ids, with their masks, are all that the model's own preprocessing would make of a text.
@@ -192,18 +208,22 @@ class SentenceTransformerEncoder:
         for start in range(0, len(texts), TEXTS_AT_ONCE):
             group = texts[start : start + TEXTS_AT_ONCE]
             new = [prompt + text for text in group if getattr(text, "prompt", None) != prompt]
-            if self._backend is not None:
-                encodings = iter(self._backend.encode_batch(new, add_special_tokens=False))
-                special = 0 if self._is_bare else self._backend.num_special_tokens_to_add(False)
+            special = 0
+            if self._backend is None:
+                found = iter(self.model.tokenizer(new, truncation=False, verbose=False)["input_ids"] if new else [])
             else:
-                encodings = iter(self.model.tokenizer(new, truncation=False, verbose=False)["input_ids"] if new else [])
-                special = 0
+                special = 0 if self._is_bare else self._backend.num_special_tokens_to_add(False)
+                by_words = [self._words is not None and len(text) >= LONG_CHARS for text in new]
+                others = [text for text, by_word in zip(new, by_words, strict=True) if not by_word]
+                encodings = iter(self._backend.encode_batch(others, add_special_tokens=False))
+                pairs = zip(new, by_words, strict=True)
+                found = (self._words(text) if by_word else Tokens.of(next(encodings)) for text, by_word in pairs)
             for text in group:
                 if getattr(text, "prompt", None) == prompt:
                     yield text
                     continue
-                encoding = next(encodings)
-                tokenized = TokenizedText(text, prompt, len(encoding) + special, encoding)
+                tokens = next(found)
+                tokenized = TokenizedText(text, prompt, len(tokens) + special, tokens)
                 if len(self._counts) < COUNTS_KEPT:
                     self._counts[_count_key(text, prompt)] = tokenized.tokens
                 yield tokenized
@@ -241,33 +261,30 @@ class SentenceTransformerEncoder:
             return self.model.preprocess(list(map(str, texts)), prompt=self._prompt(task), task=task, **shorter)
         texts = self.tokenize(texts, task)
         tokenizer = self.model.tokenizer
+        rows = [text.encoding.ids for text in texts]
         if self._is_bare:
-            ids = [text.encoding.ids[:limit] for text in texts]
-            offsets = np.cumsum([0, *map(len, ids[:-1])])
-            return {
-                "input_ids": torch.tensor([token_id for row in ids for token_id in row], dtype=torch.long),
-                "offsets": torch.from_numpy(offsets),
-            }
+            rows = [row[:limit] for row in rows]
+            offsets = np.cumsum([0, *map(len, rows[:-1])])
+            ids = np.concatenate([np.empty(0, dtype=np.int64), *rows])
+            return {"input_ids": torch.from_numpy(ids), "offsets": torch.from_numpy(offsets)}
+        before, own_type, after = self._special
+        special = before.shape[1] + after.shape[1]
         if limit:
-            self._backend.enable_truncation(limit, direction=tokenizer.truncation_side)
-        # This truncates, and adds special tokens.
-        encodings = [self._backend.post_process(text.encoding) for text in texts]
-        self._backend.no_truncation()
-        columns = {
-            "input_ids": ("ids", tokenizer.pad_token_id or 0),
-            "token_type_ids": ("type_ids", tokenizer.pad_token_type_id),
-            "attention_mask": ("attention_mask", 0),
-        }
-        longest = (limit or self.max_tokens) if self._pads_to_maximum else max(map(len, encodings))
-        features: dict = {"modality": "text"}
-        for name, (attribute, padding) in columns.items():
-            if name in tokenizer.model_input_names or name == "input_ids":
-                table = np.full((len(encodings), longest), padding, dtype=np.int64)
-                for row, encoding in zip(table, encodings, strict=True):
-                    first = longest - len(encoding) if tokenizer.padding_side == "left" else 0
-                    row[first : first + len(encoding)] = getattr(encoding, attribute)
-                features[name] = torch.from_numpy(table)
-        return features
+            cut = [max(len(row) + special - limit, 0) for row in rows]
+            left = tokenizer.truncation_side == "left"
+            rows = [row[number:] if left else row[: len(row) - number] for row, number in zip(rows, cut, strict=True)]
+        longest = (limit or self.max_tokens) if self._pads_to_maximum else max(map(len, rows)) + special
+        paddings = np.array([tokenizer.pad_token_id or 0, tokenizer.pad_token_type_id, 0])
+        table = np.tile(paddings[:, None, None], (1, len(rows), longest))  # ids, type ids, mask
+        for number, row in enumerate(rows):
+            first = longest - len(row) - special if tokenizer.padding_side == "left" else 0
+            filled = table[:, number, first : first + len(row) + special]
+            filled[:2] = np.hstack([before, [row, np.full_like(row, own_type)], after])
+            filled[2] = 1
+        names = "input_ids", "token_type_ids", "attention_mask"
+        read = {"input_ids", *tokenizer.model_input_names}
+        columns = {name: torch.from_numpy(column) for name, column in zip(names, table, strict=True) if name in read}
+        return {"modality": "text", **columns}
 
     def _vectors(self, outputs: dict) -> np.ndarray:
         """Return the vectors (n, dimensions) from the outputs of the model. Raises ValueError for another shape."""
@@ -466,9 +483,13 @@ class TokenStates:
             offset: (B, L), the number of a token in its part.
         """
         row = (counts.cumsum(0) - counts)[:, None] + part  # (B, L): the number of the part in the whole batch
-        places = row[self.mask], offset[self.mask]
-        shape = int(counts.sum()), int(places[1].max()) + 1
-        inputs = []
+        real = self.mask.flatten().nonzero()[:, 0]
+        row, offset = row.flatten()[real], offset.flatten()[real]
+        shape = int(counts.sum()), int(offset.max()) + 1
+        places, inputs = row * shape[1] + offset, []
         for whole in (self.features["hidden"], self.mask, self.features["input_ids"]):
-            inputs.append(whole.new_zeros(*shape, *whole.shape[2:]).index_put(places, whole[self.mask]))
+            tokens = whole.flatten(0, 1)
+            tokens = tokens if len(real) == len(tokens) else tokens[real]
+            table = tokens.new_zeros(shape[0] * shape[1], *tokens.shape[1:])
+            inputs.append(table.index_copy_(0, places, tokens).unflatten(0, shape))
         return self.transformer.model.pooler(*inputs)

@@ -291,6 +291,16 @@ def test_the_model_reads_what_its_own_preprocessing_would_give_it(tiny_model, ch
         np.testing.assert_allclose(encoder.encode(texts, task), own(TEXTS, normalize_embeddings=True), atol=1e-6)
 
 
+def test_long_texts_have_the_tokens_that_the_model_gives_them(tiny_model, monkeypatch):
+    encoder, texts = SentenceTransformerEncoder(tiny_model), [" ".join(TEXTS * 3), "boat\t\tsail\n"]
+    expected = [encoder.model.tokenizer(text)["input_ids"][1:-1] for text in texts]
+    spans = encoder.token_spans(texts)
+    monkeypatch.setattr(sentence_encoder, "LONG_CHARS", 5)
+    assert [text.encoding.ids.tolist() for text in encoder.tokenize(texts, "document")] == expected
+    assert [rows.tolist() for rows in encoder.token_spans(texts)] == [rows.tolist() for rows in spans]
+    assert encoder.count_tokens(texts, "document").tolist() == [len(ids) + 2 for ids in expected]
+
+
 def test_a_model_with_preprocessing_of_its_own_keeps_it(tiny_model):
     encoder = SentenceTransformerEncoder(tiny_model)
     encoder.model[0].document_length = 5

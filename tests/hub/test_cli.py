@@ -1,5 +1,6 @@
 """The m2bert command: what it writes, and one line with exit code 2 for bad input."""
 
+import os
 import subprocess
 import sys
 
@@ -41,6 +42,15 @@ def test_a_broken_checkpoint_is_one_line(monkeypatch, capsys, tmp_path, tiny_con
     assert ["model.safetensors" in line for line in err.splitlines() if line.startswith("m2bert: ")] == [True]
     assert "Traceback" not in err
     assert not (tmp_path / "out").exists()
+
+
+def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(monkeypatch, capsys):
+    for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+        if given is None:
+            monkeypatch.delenv("OMP_WAIT_POLICY")
+        assert run(monkeypatch, capsys, "--version")[0] == 0
+        assert os.environ["OMP_WAIT_POLICY"] == expected
 
 
 def test_mistakes_are_told_before_anything_slow_is_imported(tmp_path):
