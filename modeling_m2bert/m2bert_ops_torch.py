@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .m2bert_ops_product import add_product, product
+
 CHUNK_TOKENS = 512
 GROUP_ELEMENTS = 2**18
 
@@ -85,18 +87,17 @@ def block_diagonal_glu(
 ) -> Tensor:
     """Compute the feed-forward network. seed: (1,) int64 on x's device, for the dropout; None without dropout."""
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    width, half = down.shape[1], down.shape[2]
+    width = down.shape[1]
     for tokens in _token_chunks(x):
         keep = _dropout_mask(x[tokens], down, dropout, seed, tokens.start)
-        products, values = x.new_empty(2, len(x[tokens]), half)  # one allocation, since page faults are slow
         for j in range(len(down)):
             columns = slice(j * width, (j + 1) * width)
-            for (weight, part), out in zip(_up_parts(up, j, len(down)), (products, values), strict=True):
-                torch.mm(x[tokens, part], weight.T, out=out)
-            torch.ops.aten.gelu_(products).mul_(values)
+            (gate_weight, gate_part), (value_weight, value_part) = _up_parts(up, j, len(down))
+            products = product(x[tokens, gate_part], gate_weight, gelu=True)
+            products.mul_(product(x[tokens, value_part], value_weight))
             if keep is not None:
                 products.mul_(keep[j])
-            torch.addmm(bias[columns], products, down[j].T, out=y[tokens, columns])
+            y[tokens, columns] = product(products, down[j], bias[columns])
     return y
 
 
@@ -113,20 +114,20 @@ def block_diagonal_glu_backward(
         d_chunk = torch.zeros_like(x[tokens], memory_format=torch.contiguous_format)
         for j in range(len(down)):
             parts = _up_parts(up, j, len(down))
-            gate, value = (x[tokens, part] @ weight.T for weight, part in parts)
+            gate, value = (product(x[tokens, part], weight) for weight, part in parts)
             activated = F.gelu(gate)
             upstream = dy[tokens, j * width : (j + 1) * width]
-            product = activated * value
-            d_product = upstream @ down[j]
+            products = activated * value
+            d_product = product(upstream, down[j].T)
             if keep is not None:
-                product, d_product = product * keep[j], d_product * keep[j]
-            _add_product(d_down[j], upstream.T, product)
+                products, d_product = products * keep[j], d_product * keep[j]
+            add_product(d_down[j], upstream.T, products.T)
             d_gate = torch.ops.aten.gelu_backward(d_product * value, gate)
             d_parts = _up_parts(d_up, j, len(down))
             gradients = (d_gate, d_product.mul_(activated))
             for (weight, part), (d_weight, _), gradient in zip(parts, d_parts, gradients, strict=True):
-                _add_product(d_weight, gradient.T, x[tokens, part])
-                d_chunk[:, part].addmm_(gradient, weight)
+                add_product(d_weight, gradient.T, x[tokens, part].T)
+                add_product(d_chunk[:, part], gradient, weight.T)
         dx[tokens] = d_chunk
     return dx, d_up, d_down, dy.sum(0, dtype=torch.promote_types(dy.dtype, torch.float32)).to(dy.dtype)
 
@@ -142,14 +143,6 @@ def _up_parts(up: Tensor, j: int, blocks: int) -> list[tuple[Tensor, slice]]:
         block, part = divmod(chunk, 2)
         parts.append((up[block].unflatten(0, (2, half))[part], slice(block * width, (block + 1) * width)))
     return parts
-
-
-def _add_product(total: Tensor, a: Tensor, b: Tensor):
-    """Add a @ b to total, in total's dtype: half-precision products are summed in float32."""
-    if a.dtype == total.dtype:
-        total.addmm_(a, b)
-    else:
-        total += a @ b
 
 
 def _dropout_mask(x: Tensor, down: Tensor, dropout: float, seed: Tensor | None, start: int) -> Tensor | None:
