@@ -1,7 +1,8 @@
 """Products with a matrix of weights, on a CPU in float32 by oneDNN.
 
 There torch multiplies by MKL, which uses AVX-512 on Intel's processors only. oneDNN uses it on every processor that has
-it: one thread of a Zen 5 multiplies more than twice as fast. The errors are alike.
+it: one thread of a Zen 5 multiplies more than twice as fast. It sums in longer chains, so that the rounding error of a
+sum of 768 products is 1.5 times that of MKL.
 """
 
 import functools
