@@ -30,10 +30,11 @@ def short_conv_gate(projected, projection_bias, weight, bias, offsets, lengths, 
     gated = torch.empty_like(projected[:hidden], memory_format=torch.contiguous_format)
     gate = torch.empty_like(gated)
     for start, stop, slot_end in row_columns(offsets, lengths):
-        gated[:, stop:slot_end] = gate[:, stop:slot_end] = 0
+        if stop < slot_end:
+            gated[:, stop:slot_end] = gate[:, stop:slot_end] = 0
         for parts in _channel_groups(projected, stop - start):
             x1, x2, v = (
-                _short_conv(_shifted(projected, projection_bias, part, start, stop, weight), weight, bias, part)
+                _short_conv(_biased(projected[part, start:stop], projection_bias[part], weight), weight, bias, part)
                 for part in parts
             )
             gated[parts[0], start:stop] = x1.mul_(v)
@@ -50,36 +51,41 @@ def short_conv_gate_backward(
         torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (projection_bias, weight, bias)
     )
     for start, stop, slot_end in row_columns(offsets, lengths):
-        d_projected[:, stop:slot_end] = 0
+        if stop < slot_end:
+            d_projected[:, stop:slot_end] = 0
         for parts in _channel_groups(projected, stop - start):
-            shifted = [_shifted(projected, projection_bias, part, start, stop, weight) for part in parts]
-            upstream, d_x2 = (x[parts[0], start:stop].to(shifted[0].dtype) for x in (d_gated, d_gate))
-            d_x1 = upstream * _short_conv(shifted[2], weight, bias, parts[2])
-            d_v = upstream * _short_conv(shifted[0], weight, bias, parts[0])
-            for part, a, gradient in zip(parts, shifted, (d_x1, d_x2, d_v), strict=True):
-                padded, taps = F.pad(gradient, (0, 2)), weight[part].to(a.dtype)
-                d_a = sum(taps[:, i, None] * padded[:, 2 - i : 2 - i + stop - start] for i in range(3))
+            inputs = [_biased(projected[part, start:stop], projection_bias[part], weight) for part in parts]
+            upstream, d_x2 = (x[parts[0], start:stop].to(inputs[0].dtype) for x in (d_gated, d_gate))
+            d_x1 = _short_conv(inputs[2], weight, bias, parts[2]).mul_(upstream)
+            d_v = _short_conv(inputs[0], weight, bias, parts[0]).mul_(upstream)
+            for part, a, gradient in zip(parts, inputs, (d_x1, d_x2, d_v), strict=True):
+                taps, products = weight[part].to(a.dtype), gradient * a
+                d_weight[part, 2] += products.sum(1)
+                for lag in range(1, min(3, stop - start)):
+                    torch.mul(gradient[:, lag:], a[:, :-lag], out=products[:, lag:])
+                    d_weight[part, 2 - lag] += products[:, lag:].sum(1)
+                d_a = torch.mul(gradient, taps[:, 2:], out=products)
+                for lag in range(1, min(3, stop - start)):
+                    d_a[:, :-lag].addcmul_(gradient[:, lag:], taps[:, 2 - lag, None])
                 d_projected[part, start:stop] = d_a
                 d_projection_bias[part] += d_a.sum(1)
                 d_bias[part] += gradient.sum(1)
-                for i in range(3):
-                    d_weight[part, i] += (gradient * a[:, i : i + stop - start]).sum(1)
     return d_projected, d_projection_bias, d_weight, d_bias
 
 
-def _shifted(projected, projection_bias, channels, start, stop, weight) -> Tensor:
-    """Return (G, 2 + length) in float32 at least: two zeros, then projected plus its bias in the columns of one row."""
-    dtype = torch.promote_types(torch.promote_types(projected.dtype, weight.dtype), torch.float32)
-    a = projected.new_zeros(channels.stop - channels.start, 2 + stop - start, dtype=dtype)
-    a[:, 2:] = projected[channels, start:stop]
-    a[:, 2:] += projection_bias[channels, None].to(dtype)
-    return a
+def _biased(projected: Tensor, projection_bias: Tensor, weight: Tensor) -> Tensor:
+    """Return projected (G, length) plus its bias, in float32 at least."""
+    return projected.to(_wide(projected, weight)) + projection_bias[:, None]
 
 
-def _short_conv(shifted: Tensor, weight: Tensor, bias: Tensor, channels: slice) -> Tensor:
-    taps = weight[channels].to(shifted.dtype)
-    y = torch.addcmul(bias[channels, None].to(shifted.dtype), shifted[:, 2:], taps[:, 2:])
-    return y.addcmul_(shifted[:, 1:-1], taps[:, 1:2]).addcmul_(shifted[:, :-2], taps[:, :1])
+def _short_conv(a: Tensor, weight: Tensor, bias: Tensor, channels: slice) -> Tensor:
+    """Convolve a (G, length). Each step has one factor or summand that is the same in a row: with two, as addcmul would
+    have with the bias, torch is several times slower."""
+    taps = weight[channels].to(a.dtype)
+    y = (a * taps[:, 2:]).add_(bias[channels, None])
+    for lag in range(1, min(3, a.shape[1])):
+        y[:, lag:].addcmul_(a[:, :-lag], taps[:, 2 - lag, None])
+    return y
 
 
 def block_diagonal_glu(
