@@ -165,7 +165,8 @@ def add_layer_norm(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: floa
     z = x.new_empty(x.shape[1], x.shape[0])
     for tokens in _token_chunks(x):
         total, weights = _sum(x, y, tokens, weight), weight.to(_wide(x, weight))
-        z[:, tokens] = F.layer_norm(total, weight.shape, weights, bias.to(weights.dtype), eps).T
+        normed = F.layer_norm(total, weight.shape, weights, bias.to(weights.dtype), eps)
+        z[:, tokens] = normed.to(x.dtype).T.contiguous()  # torch transposes fast only without a cast, into new memory
     return z.T
 
 
@@ -190,7 +191,7 @@ def add_layer_norm_backward(
 
 def _sum(x: Tensor, y: Tensor, tokens: slice, weight: Tensor) -> Tensor:
     dtype = _wide(x, weight)
-    return (x[tokens].to(dtype) + y[tokens].to(dtype)).contiguous()
+    return (x[tokens].to(dtype) + y[tokens]).contiguous()
 
 
 def _wide(x: Tensor, weight: Tensor) -> torch.dtype:
