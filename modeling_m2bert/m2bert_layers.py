@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .m2bert_filter import M2BertFilter
 from .m2bert_ops import block_diagonal_glu, cached_long_conv, long_conv, short_conv_gate
 from .m2bert_ops_filter import FilterCache, implicit_filters
+from .m2bert_ops_product import linear
 from .m2bert_packing import Rows
 
 MIXER_LAYER_NORM_EPS = 1e-5  # as the checkpoints with this norm were trained
@@ -46,8 +47,18 @@ class ChannelLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Project (T, in) -> (T, out)."""
         if is_dense(self.weight):
-            return (self.weight @ x.T).T
+            return linear(self.weight, x).T
         return nn.functional.linear(x.contiguous(), self.weight)
+
+
+class TokenLinear(nn.Linear):
+    """Linear layer, with the fastest product for its device."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Project (T, in) -> (T, out)."""
+        if is_dense(self.weight):
+            return linear(x, self.weight, self.bias)
+        return super().forward(x)
 
 
 def contiguous_rows(x: Tensor, linear: nn.Module) -> Tensor:
@@ -56,7 +67,7 @@ def contiguous_rows(x: Tensor, linear: nn.Module) -> Tensor:
     A dense layer of torch reads any strides without a copy. Layers that replace or wrap it, such as quantized ones,
     compute right results only from contiguous rows.
     """
-    dense = type(linear) in (nn.Linear, ChannelLinear) and is_dense(linear.weight)
+    dense = type(linear) in (nn.Linear, ChannelLinear, TokenLinear) and is_dense(linear.weight)
     return x if dense else x.contiguous()
 
 
@@ -78,12 +89,12 @@ class M2BertMixer(nn.Module):
         super().__init__()
         hidden = config.hidden_size
         self.norm = nn.LayerNorm(hidden, eps=MIXER_LAYER_NORM_EPS) if config.mixer_layer_norm else None
-        linear = nn.Linear if is_quantized(config) else ChannelLinear  # bitsandbytes replaces no subclass
-        self.in_proj = linear(hidden, 3 * hidden, bias=False)
+        plain = is_quantized(config)  # bitsandbytes replaces no subclass of nn.Linear
+        self.in_proj = (nn.Linear if plain else ChannelLinear)(hidden, 3 * hidden, bias=False)
         self.short_conv = ShortConv(3 * hidden)
         self.filter = M2BertFilter(config)
         self.residual_filter = M2BertFilter(config) if config.residual_long_conv else None
-        self.out_proj = nn.Linear(hidden, hidden)
+        self.out_proj = (nn.Linear if plain else TokenLinear)(hidden, hidden)
         self.cache = cache or FilterCache(num_layers=1)
 
     def forward(self, hidden_states: Tensor, rows: Rows) -> Tensor:

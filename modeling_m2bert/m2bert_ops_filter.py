@@ -25,8 +25,11 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.checkpoint import checkpoint
 
+from .m2bert_ops_product import product
+
 DEFAULT_LIMIT_BYTES = 3_000_000_000
 POSITIONS_PER_CHUNK = 4096  # of generate_taps
+KEPT_POSITIONS = 4096  # of a filter whose sine arguments are kept for backward on a CPU (3 MB for 1024 positions)
 
 
 class FilterParameters(NamedTuple):
@@ -67,10 +70,15 @@ def implicit_filter(parameters: FilterParameters) -> Tensor:
 
 
 def implicit_filters(parameters: list[FilterParameters]) -> list[Tensor]:
-    """Return the taps of several filters of the same shape, generated together; each is what implicit_filter returns.
+    """Return the taps of several filters of the same shape; each is what implicit_filter returns.
 
-    Backward generates them again. Keeping what lies between the sines would take 0.7 GB per layer at 32k tokens.
+    Backward generates long filters again. Keeping what lies between the sines would take 0.2 GB per layer at 32k
+    tokens. On a CPU each filter is generated alone, and short ones (KEPT_POSITIONS) only once.
     """
+    constants = [tensor for each in parameters for tensor in (each.time, each.decay)]
+    on_cpu = all(tensor.device.type == "cpu" and not tensor.requires_grad for tensor in constants)
+    if on_cpu and not torch.compiler.is_compiling():
+        return [_Filter.apply(*each) for each in parameters]
 
     def generate(*tensors):
         filters = [tensors[i : i + num_fields] for i in range(0, len(tensors), num_fields)]
@@ -84,6 +92,62 @@ def implicit_filters(parameters: list[FilterParameters]) -> list[Tensor]:
     if torch.compiler.is_exporting():  # a strict export cannot run what was checkpointed
         return list(generate(*flat))
     return list(checkpoint(generate, *flat, use_reentrant=False, preserve_rng_state=False))
+
+
+class _Filter(torch.autograd.Function):
+    """implicit_filter of one filter, in few and large steps. Time and decay are constants."""
+
+    @staticmethod
+    def forward(ctx, *fields):
+        p = FilterParameters(*fields)
+        with torch.autocast("cpu", enabled=False):
+            sines = _sine_arguments(p)
+            last = [torch.sin(p.frequency[:, None] * arguments[-1]) for arguments in sines]
+            taps = torch.stack([product(weight, x.T) for weight, x in zip(p.output_weight, last, strict=True)])
+            taps *= torch.exp(-p.decay[:, None] * p.time)
+        ctx.save_for_backward(*fields)
+        ctx.sines = sines if len(p.time) <= KEPT_POSITIONS else None
+        return taps
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_taps):
+        p = FilterParameters(*ctx.saved_tensors)
+        with torch.autocast("cpu", enabled=False):
+            sines = _sine_arguments(p) if ctx.sines is None else ctx.sines
+            gradients = FilterParameters(*map(torch.zeros_like, p[:-2]), None, None)
+            d_taps = d_taps * torch.exp(-p.decay[:, None] * p.time)
+            frequency = p.frequency[:, None]
+            for i, (arguments, d_y) in enumerate(zip(sines, d_taps, strict=True)):
+                weight, d_weight = p.output_weight[i], gradients.output_weight[i]
+                for layer in reversed(range(len(arguments))):
+                    z = arguments[layer]
+                    d_weight.copy_(product(d_y, torch.sin(frequency * z)))
+                    d_sine = product(weight.T, d_y.T).mul_(torch.cos(frequency * z))
+                    gradients.frequency.add_((d_sine * z).sum(1))
+                    d_y = d_sine.mul_(frequency)
+                    if layer:
+                        weight, d_weight = p.hidden_weight[layer - 1, i], gradients.hidden_weight[layer - 1, i]
+                        d_bias = gradients.hidden_bias[layer - 1, i]
+                    else:
+                        d_bias = gradients.input_bias[i]
+                    d_bias.copy_(d_y.sum(1))
+                gradients.input_weight[i].copy_(product(d_y, p.positional_features.T))
+                gradients.positional_features.add_(product(d_y.T, p.input_weight[i].T))
+        return tuple(gradients)
+
+
+def _sine_arguments(p: FilterParameters) -> list[list[Tensor]]:
+    """Return for each direction what the sines are taken of, without the frequency: (O, P), one for each sine."""
+    found = []
+    for i in range(2):
+        layers = [(p.input_weight[i], p.input_bias[i]), *zip(p.hidden_weight[:, i], p.hidden_bias[:, i], strict=True)]
+        x, arguments = p.positional_features.T, []
+        for weight, bias in layers:
+            arguments.append(product(weight, x.T).add_(bias[:, None]))
+            x = torch.sin(p.frequency[:, None] * arguments[-1])
+        found.append(arguments)
+    return found
 
 
 def generate_taps(parameters: FilterParameters, length: int) -> Tensor:

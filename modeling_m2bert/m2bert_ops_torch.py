@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .m2bert_ops_product import add_product, product
+
 CHUNK_TOKENS = 512
 GROUP_ELEMENTS = 2**18
 
@@ -28,10 +30,11 @@ def short_conv_gate(projected, projection_bias, weight, bias, offsets, lengths, 
     gated = torch.empty_like(projected[:hidden], memory_format=torch.contiguous_format)
     gate = torch.empty_like(gated)
     for start, stop, slot_end in row_columns(offsets, lengths):
-        gated[:, stop:slot_end] = gate[:, stop:slot_end] = 0
+        if stop < slot_end:
+            gated[:, stop:slot_end] = gate[:, stop:slot_end] = 0
         for parts in _channel_groups(projected, stop - start):
             x1, x2, v = (
-                _short_conv(_shifted(projected, projection_bias, part, start, stop, weight), weight, bias, part)
+                _short_conv(_biased(projected[part, start:stop], projection_bias[part], weight), weight, bias, part)
                 for part in parts
             )
             gated[parts[0], start:stop] = x1.mul_(v)
@@ -48,36 +51,41 @@ def short_conv_gate_backward(
         torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (projection_bias, weight, bias)
     )
     for start, stop, slot_end in row_columns(offsets, lengths):
-        d_projected[:, stop:slot_end] = 0
+        if stop < slot_end:
+            d_projected[:, stop:slot_end] = 0
         for parts in _channel_groups(projected, stop - start):
-            shifted = [_shifted(projected, projection_bias, part, start, stop, weight) for part in parts]
-            upstream, d_x2 = (x[parts[0], start:stop].to(shifted[0].dtype) for x in (d_gated, d_gate))
-            d_x1 = upstream * _short_conv(shifted[2], weight, bias, parts[2])
-            d_v = upstream * _short_conv(shifted[0], weight, bias, parts[0])
-            for part, a, gradient in zip(parts, shifted, (d_x1, d_x2, d_v), strict=True):
-                padded, taps = F.pad(gradient, (0, 2)), weight[part].to(a.dtype)
-                d_a = sum(taps[:, i, None] * padded[:, 2 - i : 2 - i + stop - start] for i in range(3))
+            inputs = [_biased(projected[part, start:stop], projection_bias[part], weight) for part in parts]
+            upstream, d_x2 = (x[parts[0], start:stop].to(inputs[0].dtype) for x in (d_gated, d_gate))
+            d_x1 = _short_conv(inputs[2], weight, bias, parts[2]).mul_(upstream)
+            d_v = _short_conv(inputs[0], weight, bias, parts[0]).mul_(upstream)
+            for part, a, gradient in zip(parts, inputs, (d_x1, d_x2, d_v), strict=True):
+                taps, products = weight[part].to(a.dtype), gradient * a
+                d_weight[part, 2] += products.sum(1)
+                for lag in range(1, min(3, stop - start)):
+                    torch.mul(gradient[:, lag:], a[:, :-lag], out=products[:, lag:])
+                    d_weight[part, 2 - lag] += products[:, lag:].sum(1)
+                d_a = torch.mul(gradient, taps[:, 2:], out=products)
+                for lag in range(1, min(3, stop - start)):
+                    d_a[:, :-lag].addcmul_(gradient[:, lag:], taps[:, 2 - lag, None])
                 d_projected[part, start:stop] = d_a
                 d_projection_bias[part] += d_a.sum(1)
                 d_bias[part] += gradient.sum(1)
-                for i in range(3):
-                    d_weight[part, i] += (gradient * a[:, i : i + stop - start]).sum(1)
     return d_projected, d_projection_bias, d_weight, d_bias
 
 
-def _shifted(projected, projection_bias, channels, start, stop, weight) -> Tensor:
-    """Return (G, 2 + length) in float32 at least: two zeros, then projected plus its bias in the columns of one row."""
-    dtype = torch.promote_types(torch.promote_types(projected.dtype, weight.dtype), torch.float32)
-    a = projected.new_zeros(channels.stop - channels.start, 2 + stop - start, dtype=dtype)
-    a[:, 2:] = projected[channels, start:stop]
-    a[:, 2:] += projection_bias[channels, None].to(dtype)
-    return a
+def _biased(projected: Tensor, projection_bias: Tensor, weight: Tensor) -> Tensor:
+    """Return projected (G, length) plus its bias, in float32 at least."""
+    return projected.to(_wide(projected, weight)) + projection_bias[:, None]
 
 
-def _short_conv(shifted: Tensor, weight: Tensor, bias: Tensor, channels: slice) -> Tensor:
-    taps = weight[channels].to(shifted.dtype)
-    y = torch.addcmul(bias[channels, None].to(shifted.dtype), shifted[:, 2:], taps[:, 2:])
-    return y.addcmul_(shifted[:, 1:-1], taps[:, 1:2]).addcmul_(shifted[:, :-2], taps[:, :1])
+def _short_conv(a: Tensor, weight: Tensor, bias: Tensor, channels: slice) -> Tensor:
+    """Convolve a (G, length). Each step has one factor or summand that is the same in a row: with two, as addcmul would
+    have with the bias, torch is several times slower."""
+    taps = weight[channels].to(a.dtype)
+    y = (a * taps[:, 2:]).add_(bias[channels, None])
+    for lag in range(1, min(3, a.shape[1])):
+        y[:, lag:].addcmul_(a[:, :-lag], taps[:, 2 - lag, None])
+    return y
 
 
 def block_diagonal_glu(
@@ -85,18 +93,17 @@ def block_diagonal_glu(
 ) -> Tensor:
     """Compute the feed-forward network. seed: (1,) int64 on x's device, for the dropout; None without dropout."""
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    width, half = down.shape[1], down.shape[2]
+    width = down.shape[1]
     for tokens in _token_chunks(x):
         keep = _dropout_mask(x[tokens], down, dropout, seed, tokens.start)
-        products, values = x.new_empty(2, len(x[tokens]), half)  # one allocation, since page faults are slow
         for j in range(len(down)):
             columns = slice(j * width, (j + 1) * width)
-            for (weight, part), out in zip(_up_parts(up, j, len(down)), (products, values), strict=True):
-                torch.mm(x[tokens, part], weight.T, out=out)
-            torch.ops.aten.gelu_(products).mul_(values)
+            (gate_weight, gate_part), (value_weight, value_part) = _up_parts(up, j, len(down))
+            products = product(x[tokens, gate_part], gate_weight, gelu=True)
+            products.mul_(product(x[tokens, value_part], value_weight))
             if keep is not None:
                 products.mul_(keep[j])
-            torch.addmm(bias[columns], products, down[j].T, out=y[tokens, columns])
+            y[tokens, columns] = product(products, down[j], bias[columns])
     return y
 
 
@@ -113,20 +120,20 @@ def block_diagonal_glu_backward(
         d_chunk = torch.zeros_like(x[tokens], memory_format=torch.contiguous_format)
         for j in range(len(down)):
             parts = _up_parts(up, j, len(down))
-            gate, value = (x[tokens, part] @ weight.T for weight, part in parts)
+            gate, value = (product(x[tokens, part], weight) for weight, part in parts)
             activated = F.gelu(gate)
             upstream = dy[tokens, j * width : (j + 1) * width]
-            product = activated * value
-            d_product = upstream @ down[j]
+            products = activated * value
+            d_product = product(upstream, down[j].T)
             if keep is not None:
-                product, d_product = product * keep[j], d_product * keep[j]
-            _add_product(d_down[j], upstream.T, product)
+                products, d_product = products * keep[j], d_product * keep[j]
+            add_product(d_down[j], upstream.T, products.T)
             d_gate = torch.ops.aten.gelu_backward(d_product * value, gate)
             d_parts = _up_parts(d_up, j, len(down))
             gradients = (d_gate, d_product.mul_(activated))
             for (weight, part), (d_weight, _), gradient in zip(parts, d_parts, gradients, strict=True):
-                _add_product(d_weight, gradient.T, x[tokens, part])
-                d_chunk[:, part].addmm_(gradient, weight)
+                add_product(d_weight, gradient.T, x[tokens, part].T)
+                add_product(d_chunk[:, part], gradient, weight.T)
         dx[tokens] = d_chunk
     return dx, d_up, d_down, dy.sum(0, dtype=torch.promote_types(dy.dtype, torch.float32)).to(dy.dtype)
 
@@ -144,14 +151,6 @@ def _up_parts(up: Tensor, j: int, blocks: int) -> list[tuple[Tensor, slice]]:
     return parts
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor):
-    """Add a @ b to total, in total's dtype: half-precision products are summed in float32."""
-    if a.dtype == total.dtype:
-        total.addmm_(a, b)
-    else:
-        total += a @ b
-
-
 def _dropout_mask(x: Tensor, down: Tensor, dropout: float, seed: Tensor | None, start: int) -> Tensor | None:
     """Return (K, T, I / K): 0 where dropped, 1 / (1 - dropout) elsewhere. Equal seeds and `start` give equal masks."""
     if not dropout:
@@ -166,7 +165,8 @@ def add_layer_norm(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: floa
     z = x.new_empty(x.shape[1], x.shape[0])
     for tokens in _token_chunks(x):
         total, weights = _sum(x, y, tokens, weight), weight.to(_wide(x, weight))
-        z[:, tokens] = F.layer_norm(total, weight.shape, weights, bias.to(weights.dtype), eps).T
+        normed = F.layer_norm(total, weight.shape, weights, bias.to(weights.dtype), eps)
+        z[:, tokens] = normed.to(x.dtype).T.contiguous()  # torch transposes fast only without a cast, into new memory
     return z.T
 
 
@@ -191,7 +191,7 @@ def add_layer_norm_backward(
 
 def _sum(x: Tensor, y: Tensor, tokens: slice, weight: Tensor) -> Tensor:
     dtype = _wide(x, weight)
-    return (x[tokens].to(dtype) + y[tokens].to(dtype)).contiguous()
+    return (x[tokens].to(dtype) + y[tokens]).contiguous()
 
 
 def _wide(x: Tensor, weight: Tensor) -> torch.dtype:
