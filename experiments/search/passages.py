@@ -92,8 +92,9 @@ class Ours:
             [self.found], self.text = self.encoder.encode_documents([text]), text
         [vector] = self.encoder.encode_queries([query])
         start = time.perf_counter()
-        return best_passage(query, vector, text, self.found.vectors, self.found.spans)
+        found = best_passage(query, vector, text, self.found.vectors, self.found.spans)
         self.seconds.append(time.perf_counter() - start)
+        return found
 
 
 class Bm25:
