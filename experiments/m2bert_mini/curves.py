@@ -21,7 +21,7 @@ from plots import save  # noqa: E402
 RESULTS = Path(__file__).parent / "results"
 KINDS = {"chunk_cosine": "stretches", "query_cosine": "short spans", "piece_cosine": "pieces"}
 ARMS = {  # name of the curve: label, color, run of twins.sh
-    "control-3e-3": ("without layers", "tab:orange", "none"),
+    "control-1.5e-3": ("without layers", "tab:orange", "none"),
     "layers": ("two layers, long convolution", "tab:red", "long-conv"),
     "attention": ("two layers, attention", "tab:blue", "attention"),
 }
@@ -62,7 +62,7 @@ def main(folders: list[str]):
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("cosine to the teacher, held-out text")
-    axes[0].legend(loc="lower right")
+    axes[0].legend(loc="upper left")
     save(figure, ROOT / "docs" / "alignment.png")
 
 

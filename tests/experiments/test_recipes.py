@@ -62,7 +62,8 @@ def test_m2bert_mini_runs_from_text_and_a_teacher_to_folders_and_a_second_time_d
                         "TOKENIZER": str(tmp_path / "tokenizer"), "TEACHER": str(tmp_path / "teacher"), "STEPS": "1",
                         "CHARS": "20000"}  # fmt: skip
 
-    names, written = {"control-3e-3", "control-6e-3", "layers"}, []
+    rates, written = ("8e-4", "1.5e-3", "3e-3", "6e-3"), []
+    names = {"layers", *(f"control-{rate}" for rate in rates)}
     for _ in range(2):
         done = subprocess.run(["bash", EXPERIMENTS / "m2bert_mini" / "run.sh"], env=env, text=True, capture_output=True)
         assert done.returncode == 0, done.stderr[-2000:]
