@@ -39,8 +39,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def by_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Return whether oneDNN is asked for a product: of plain tensors in float32 on a CPU, outside torch.compile."""
-    if torch.compiler.is_compiling() or not _has_onednn():
+    """Return whether oneDNN is asked for a product: of plain matrices in float32 on a CPU, outside torch.compile."""
+    if torch.compiler.is_compiling() or not _has_onednn() or not x.dim() == weight.dim() == 2:
         return False
     if not all(type(factor) in (Tensor, torch.nn.Parameter) and factor.device.type == "cpu" for factor in (x, weight)):
         return False

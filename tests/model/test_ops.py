@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from modeling_m2bert import M2BertModel, m2bert_ops_dispatch, m2bert_ops_torch_conv, m2bert_ops_triton
+from modeling_m2bert.m2bert_layers import TokenLinear
 from modeling_m2bert.m2bert_ops import add_layer_norm, block_diagonal_glu, cached_long_conv, long_conv, short_conv_gate
 from modeling_m2bert.m2bert_ops_dispatch import choose_kernels
 from modeling_m2bert.m2bert_ops_torch_conv import prepare_filter, transform_length
@@ -347,3 +348,17 @@ def test_the_trivial_kernel_can_be_launched(device):
     pytest.importorskip("triton")
     with torch.cuda.device_of(torch.zeros(1, device=device)):
         m2bert_ops_triton.nothing[(1,)](0)
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (2, 5, 6)])
+def test_projections_of_rows_and_of_batches_of_rows(shape):
+    """Values and gradients against float64, in float32."""
+    torch.manual_seed(0)
+    layer, x = TokenLinear(6, 4), torch.randn(shape, requires_grad=True)
+    exact, wide = torch.nn.Linear(6, 4).double(), x.detach().double().requires_grad_()
+    exact.load_state_dict(layer.state_dict())
+    for given, module in ((x, layer), (wide, exact)):
+        module(given).square().sum().backward()
+    torch.testing.assert_close(layer(x).double(), exact(wide), rtol=1e-5, atol=1e-6)
+    for mine, theirs in zip((x, *layer.parameters()), (wide, *exact.parameters()), strict=True):
+        torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-5, atol=1e-5)
