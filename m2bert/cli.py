@@ -61,10 +61,11 @@ def common(version: Annotated[bool, typer.Option("--version", is_eager=True, hel
 def main():
     """Entry point: bad input is one line on stderr and exit code 2.
 
-    The threads of torch sleep while they wait for each other, unless OMP_WAIT_POLICY says otherwise. By default they
-    spin, and where other processes use the cores, two threads are then many times slower than one.
+    The threads of torch soon sleep while they wait for each other, unless OMP_WAIT_POLICY says otherwise. By default
+    they spin, and where other processes use the cores, two threads are then many times slower than one.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # is read when torch is imported
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # is read when torch is imported
     app()
 
 

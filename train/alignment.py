@@ -81,7 +81,7 @@ def draw_span(words: np.ndarray, start: int, end: int, lengths: tuple[int, int],
 def piece_edges(tokens: int, count: int) -> np.ndarray:
     """Return where the pieces of a stretch of so many tokens begin, and the end, as late chunking divides a text. It
     counts one special token before the text and one after it."""
-    ranks = -(-np.arange(count + 1) * (tokens + 2) // count)  # of the first token of each piece, the special one is 0
+    ranks = -(-np.arange(count + 1) * (tokens + 2) // max(count, 1))  # of first tokens; that of the special one is 0
     return np.clip(ranks - 1, 0, tokens)
 
 
@@ -196,11 +196,11 @@ class Windows:
         stretches = [(row, *pair) for row, own in enumerate(edges) for pair in pairwise(own.tolist())]
         pieces, kept = [], []
         for number, (row, start, end) in zip(numbers.tolist(), stretches, strict=True):
-            count = int(self.texts.piece_counts[number])
-            for piece, pair in enumerate(pairwise(piece_edges(end - start, max(count, 1)).tolist())):
-                if piece < count and pair[0] < pair[1]:
-                    pieces.append((row, start + pair[0], start + pair[1]))
-                    kept.append(self.first_pieces[number] + piece)
+            own = start + piece_edges(end - start, self.texts.piece_counts[number])
+            for piece, (first, last) in enumerate(pairwise(own.tolist()), self.first_pieces[number]):
+                if first < last:  # a teacher with shorter tokens may have more pieces than the student has tokens
+                    pieces.append((row, first, last))
+                    kept.append(piece)
         teacher = self.texts.chunks[numbers], self.texts.queries[numbers], self.texts.pieces[kept]
         return {
             "ids": list(ids),

@@ -14,10 +14,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
+plt.switch_backend("Agg")
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "experiments"))
-from plots import save  # noqa: E402
-
 RESULTS = Path(__file__).parent / "results"
 KINDS = {"chunk_cosine": "stretches", "query_cosine": "short spans", "piece_cosine": "pieces"}
 ARMS = {  # name of the curve: label, color, run of twins.sh
@@ -63,7 +61,7 @@ def main(folders: list[str]):
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("cosine to the teacher, held-out text")
     axes[0].legend(loc="upper left")
-    save(figure, ROOT / "docs" / "alignment.png")
+    figure.savefig(ROOT / "docs" / "alignment.png", dpi=120)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 import m2bert
 from m2bert import cli
 from modeling_m2bert import M2BertModel
@@ -44,13 +46,18 @@ def test_a_broken_checkpoint_is_one_line(monkeypatch, capsys, tmp_path, tiny_con
     assert not (tmp_path / "out").exists()
 
 
-def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(monkeypatch, capsys):
-    for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
-        monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
-        if given is None:
-            monkeypatch.delenv("OMP_WAIT_POLICY")
-        assert run(monkeypatch, capsys, "--version")[0] == 0
-        assert os.environ["OMP_WAIT_POLICY"] == expected
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "1000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None), ({"GOMP_SPINCOUNT": "7"}, "7")],
+)
+def test_threads_soon_sleep_while_they_wait_unless_the_user_says_otherwise(given, expected, monkeypatch, capsys):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")  # what the command sets is undone after the test
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert run(monkeypatch, capsys, "--version")[0] == 0
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
 
 
 def test_mistakes_are_told_before_anything_slow_is_imported(tmp_path):

@@ -11,7 +11,8 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from tiny_runs import ROOT, arguments, computed, finish, here, launch, record, run_bare, same, teacher, weights
 from transformers import AutoModel
 
-from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder, TokenStates
+from m2bert.eval.encoders.parts import TokenStates
+from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
 from m2bert.train import align_run
 from m2bert.train.alignment import (
     AlignBatches,
