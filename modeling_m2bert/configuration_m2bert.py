@@ -61,6 +61,12 @@ class M2BertConfig(PreTrainedConfig):
         contextual_pooling: in `weighted_mean`, a token's weight also depends on its last hidden state.
         pooling_rotation: in `weighted_mean`, rotate the concatenated vector. It changes no cosine, and a vector may
             then be cut to its first numbers.
+        lexical_heads: in `weighted_mean`, heads of a lexical vector, which stands beside the pooled one in
+            `pooler_output`: a weighted mean of word embeddings of its own that pass no layer. 0: none.
+        lexical_size: width of these word embeddings.
+        lexical_saturation: pooling_saturation of the lexical vector.
+        lexical_share: share s of the lexical vector in scores. The cosine of two outputs is s times that of their
+            lexical vectors plus 1 - s times that of their pooled vectors.
         padding: `masked` (padding has no effect on a text's vectors) or `visible` (the research code's behavior:
             results depend on how far a text is padded).
         sparse_prediction: compute masked-LM logits only where `labels` is not -100, which saves memory in training.
@@ -93,6 +99,10 @@ class M2BertConfig(PreTrainedConfig):
     pooling_saturation: float | int | None = None
     contextual_pooling: bool = False
     pooling_rotation: bool = False
+    lexical_heads: int = 0
+    lexical_size: int = 128
+    lexical_saturation: float | int | None = None
+    lexical_share: float | int = 0.5
     padding: str = "masked"
     sparse_prediction: bool = False
     pad_token_id: int | None = 0
@@ -107,20 +117,24 @@ class M2BertConfig(PreTrainedConfig):
 
     @property
     def projection_dim(self) -> int:
-        """Return the width of `pooler_output`: hidden_size, times num_pooling_heads with `weighted_mean`.
+        """Return the width of `pooler_output`: hidden_size, times num_pooling_heads with `weighted_mean`, and the
+        lexical vector.
 
         sentence-transformers reads the width of its embeddings under this name.
         """
-        return self.hidden_size * (self.num_pooling_heads if self.pooling == "weighted_mean" else 1)
+        pooled = self.hidden_size * (self.num_pooling_heads if self.pooling == "weighted_mean" else 1)
+        return pooled + self.lexical_heads * self.lexical_size
 
     def validate_architecture(self):
         """Raise ValueError for fields that do not fit together, naming the field, its value and the fix."""
         super().validate_architecture()
         rules = [  # field names, the condition for their values, and the condition in words
             (("vocab_size", "hidden_size", "intermediate_size", "num_blocks", "max_position_embeddings",
-              "filter_decay_length", "type_vocab_size", "filter_order", "num_pooling_heads"),
+              "filter_decay_length", "type_vocab_size", "filter_order", "num_pooling_heads", "lexical_size"),
              lambda value: value >= 1, "at least 1"),
             (("num_hidden_layers",), lambda value: value >= 0, "0 (layer-free) or more"),
+            (("lexical_heads",), lambda value: value >= 0, "0 (no lexical vector) or more"),
+            (("lexical_share",), lambda value: 0 < value < 1, "between 0 and 1"),
             (("hidden_size", "intermediate_size"), lambda value: value % self.num_blocks == 0,
              f"divisible by num_blocks={self.num_blocks}; choose a divisor, or num_blocks=1 for dense layers"),
             (("hidden_dropout_prob", "classifier_dropout"), lambda value: 0 <= (value or 0) < 1,
@@ -133,14 +147,17 @@ class M2BertConfig(PreTrainedConfig):
              f"in the vocabulary of vocab_size={self.vocab_size}"),
             (("pooling",), lambda value: value in POOLINGS, f"one of {', '.join(POOLINGS)}"),
             (("padding",), lambda value: value in PADDINGS, f"one of {', '.join(PADDINGS)}"),
-            (("pooling_saturation",), lambda value: value is None or 0 < value < math.inf,
+            (("pooling_saturation", "lexical_saturation"), lambda value: value is None or 0 < value < math.inf,
              "above 0, or null for none"),
         ]  # fmt: skip
         if self.pooling != "weighted_mean":
             unused = f"left out: only pooling='weighted_mean' has it, not {self.pooling!r}"
             rules.append((("num_pooling_heads",), lambda value: value == 1, unused))
-            switches = "pooling_saturation", "contextual_pooling", "pooling_rotation"
+            switches = "pooling_saturation", "contextual_pooling", "pooling_rotation", "lexical_heads"
             rules.append((switches, lambda value: not value, unused))
+        if self.lexical_heads and self.pooling_rotation:
+            rules.append((("lexical_size",), lambda value: self.projection_dim % value == 0,
+                          "a divisor of the pooled vector's width with pooling_rotation=True"))  # fmt: skip
         for names, holds, words in rules:
             for name in names:
                 if not holds(getattr(self, name)):

@@ -110,6 +110,40 @@ def rotate(pooled: Tensor, signs: Tensor) -> Tensor:
     return x.flatten(1)
 
 
+class TokenWeights(nn.Embedding):
+    """A log weight of every token id for each of K heads, (V, K)."""
+
+    def __init__(self, vocab_size: int, heads: int, saturation: float | None):
+        super().__init__(vocab_size, heads)
+        self.saturation = saturation
+
+    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Return the log weights of tokens: input_ids (B, L), mask (B, L) bool -> (B, L, K) in float32 at least.
+
+        With a saturation they depend on how often the token occurs, too.
+        """
+        log_weights = super().forward(input_ids)
+        log_weights = log_weights.to(torch.promote_types(log_weights.dtype, torch.float32))
+        if self.saturation is not None:
+            counts = occurrences(input_ids, mask).clamp(min=1).to(log_weights.dtype)
+            log_weights = log_weights + log_saturation(counts, self.saturation)[..., None]
+        return log_weights
+
+
+class LexicalPooler(nn.Module):
+    """Pool word embeddings of its own, which no layer changes: the vector depends on which words a text has, not on
+    their order."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.lexical_size, padding_idx=config.pad_token_id)
+        self.token_log_weights = TokenWeights(config.vocab_size, config.lexical_heads, config.lexical_saturation)
+
+    def forward(self, mask: Tensor, input_ids: Tensor) -> Tensor:
+        """Map mask (B, L) bool and input_ids (B, L) -> (B, lexical_heads * lexical_size) in float32 at least."""
+        return weighted_mean(self.word_embeddings(input_ids), mask, self.token_log_weights(input_ids, mask))
+
+
 class M2BertPooler(nn.Module):
     """Compute the model's `pooler_output` as `config.pooling` says. Its width is `config.projection_dim`."""
 
@@ -119,12 +153,15 @@ class M2BertPooler(nn.Module):
         if config.pooling.endswith("_tanh"):
             self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         elif config.pooling == "weighted_mean":
-            self.token_log_weights = nn.Embedding(config.vocab_size, config.num_pooling_heads)
-            self.saturation = config.pooling_saturation
+            heads = config.num_pooling_heads
+            self.token_log_weights = TokenWeights(config.vocab_size, heads, config.pooling_saturation)
             if config.pooling_rotation:  # a tensor of the checkpoint, so that no other generator draws others
-                self.register_buffer("rotation_signs", random_signs(config.num_pooling_heads, config.hidden_size))
+                size = config.lexical_size if config.lexical_heads else config.hidden_size
+                self.register_buffer("rotation_signs", random_signs(config.projection_dim // size, size))
             if config.contextual_pooling:
-                self.context_log_weights = nn.Linear(config.hidden_size, config.num_pooling_heads, bias=False)
+                self.context_log_weights = nn.Linear(config.hidden_size, heads, bias=False)
+            if config.lexical_heads:
+                self.lexical, self.lexical_share = LexicalPooler(config), config.lexical_share
 
     def forward(self, hidden_states: Tensor, mask: Tensor, input_ids: Tensor | None = None) -> Tensor:
         """Pool the hidden states of each text.
@@ -144,6 +181,8 @@ class M2BertPooler(nn.Module):
                     "pass input_ids, or use a model with pooling='mean'"
                 )
             pooled = weighted_mean(hidden_states, mask, self.log_weights(hidden_states, mask, input_ids))
+            if hasattr(self, "lexical"):
+                pooled = self.joined(pooled, self.lexical(mask, input_ids))
             return rotate(pooled, self.rotation_signs) if hasattr(self, "rotation_signs") else pooled
         kind, _, tanh = self.pooling.partition("_")
         if kind == "cls":  # a sum over at most one position; an index would fail for a batch of no texts
@@ -155,17 +194,17 @@ class M2BertPooler(nn.Module):
             pooled = torch.tanh(self.dense(pooled.to(hidden_states.dtype)))
         return pooled.to(torch.promote_types(hidden_states.dtype, torch.float32))
 
+    def joined(self, pooled: Tensor, lexical: Tensor) -> Tensor:
+        """Return both vectors, (B, W) and (B, X), as one of length 1, (B, W + X); see `config.lexical_share`."""
+        pooled, lexical = (nn.functional.normalize(vectors, dim=-1) for vectors in (pooled, lexical))
+        return torch.cat([(1 - self.lexical_share) ** 0.5 * pooled, self.lexical_share**0.5 * lexical], dim=-1)
+
     def log_weights(self, hidden_states: Tensor, mask: Tensor, input_ids: Tensor) -> Tensor:
         """Return the log weights of tokens, (B, L, K) in float32 at least.
 
-        They depend on the token's id, on its hidden state with contextual_pooling, and on how often the token occurs
-        with pooling_saturation.
+        With contextual_pooling they depend on the token's hidden state, too.
         """
-        log_weights = self.token_log_weights(input_ids)
-        log_weights = log_weights.to(torch.promote_types(log_weights.dtype, torch.float32))
+        log_weights = self.token_log_weights(input_ids, mask)
         if hasattr(self, "context_log_weights"):
             log_weights = log_weights + self.context_log_weights(hidden_states)
-        if self.saturation is not None:
-            counts = occurrences(input_ids, mask).clamp(min=1).to(log_weights.dtype)
-            log_weights = log_weights + log_saturation(counts, self.saturation)[..., None]
         return log_weights

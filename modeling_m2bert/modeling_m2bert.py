@@ -177,12 +177,13 @@ class M2BertPreTrainedModel(PreTrainedModel):
     def _resize_token_embeddings(self, new_num_tokens, pad_to_multiple_of=None, mean_resizing=True):
         embeddings = super()._resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         pooler = self.base_model.pooler
-        if pooler is not None and pooler.pooling == "weighted_mean":
-            old = pooler.token_log_weights.weight  # (V, K)
-            new = torch.empty(embeddings.weight.shape[0], old.shape[1], dtype=old.dtype, device=old.device)
+        tables = [] if pooler is None else [one for one in pooler.modules() if isinstance(one, nn.Embedding)]
+        for table in tables:
+            old, size = table.weight, embeddings.weight.shape[0]
+            new = old.new_empty(size, old.shape[1])
             kept = min(len(new), len(old))
-            new[:kept], new[kept:] = old.data[:kept], old.data.mean(0)  # a new token starts with the mean log weight
-            pooler.token_log_weights = nn.Embedding.from_pretrained(new, freeze=not old.requires_grad)
+            new[:kept], new[kept:] = old.data[:kept], old.data.mean(0)  # a new token starts with the mean of all
+            table.weight, table.num_embeddings = nn.Parameter(new, old.requires_grad), size
         return embeddings
 
 
