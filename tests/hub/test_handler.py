@@ -277,7 +277,8 @@ def test_a_bfloat16_folder_is_run_as_it_is(make):
 @pytest.mark.parametrize("pooling", ["mean", "weighted_mean", "mean_tanh"])
 def test_late_chunks_are_those_of_the_evaluation(make, pooling, padding, monkeypatch):
     monkeypatch.setattr(handler_module, "FEWEST_TOKENS", 8)
-    folder = make(pooling=pooling, padding=padding, num_pooling_heads=1 + (pooling == "weighted_mean"))
+    heads = {"num_pooling_heads": 2, "lexical_heads": 2, "lexical_size": 8} if pooling == "weighted_mean" else {}
+    folder = make(pooling=pooling, padding=padding, **heads)
     handler, options = EndpointHandler(folder), {"policy": "late-chunk", "details": True}
     [(rows, counts)] = SentenceTransformerEncoder(folder, device="cpu").encode_parts(TEXTS, [16], 8)
     answer = handler({"inputs": TEXTS, **options})

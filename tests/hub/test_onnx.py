@@ -29,6 +29,7 @@ from modeling_m2bert import (
 ROOT = Path(__file__).parents[2]
 SMALL = ROOT / "models" / "m2bert-small"
 FULL = {"pooling": "weighted_mean", "num_pooling_heads": 3, "pooling_saturation": 2, "contextual_pooling": True}
+JOINT = FULL | {"lexical_heads": 2, "lexical_size": 8, "lexical_saturation": 1.5, "pooling_rotation": True}
 
 
 def write_onnx(model, folder):
@@ -73,8 +74,9 @@ def assert_same(model, session, batch, length, limit=1e-5):
         assert (value - found[name]).abs().max() < limit * value.abs().max().clamp(min=1), (name, length)
 
 
-def test_every_length_and_padding_gives_the_vectors_of_torch(tmp_path, tiny_config, randomized):
-    model = randomized(M2BertModel(tiny_config(num_hidden_layers=1, **FULL))).to(torch.bfloat16)
+@pytest.mark.parametrize("fields", [FULL, JOINT])
+def test_every_length_and_padding_gives_the_vectors_of_torch(tmp_path, tiny_config, randomized, fields):
+    model = randomized(M2BertModel(tiny_config(num_hidden_layers=1, **fields))).to(torch.bfloat16)
     write_onnx(model, tmp_path)
     session, model = session_of(tmp_path), model.float()
     for length in range(1, 49):
