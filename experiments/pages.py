@@ -149,7 +149,8 @@ def difference_text(other: dict, record: dict, bold: str = "") -> str:
 
 def suite():
     page = yaml.safe_load((EXPERIMENTS / "suite" / "page.yaml").read_text(encoding="utf-8"))
-    records = read(EXPERIMENTS / "suite" / "results" / "suite.json")["results"]
+    files = EXPERIMENTS / "suite" / "results" / "suite.json", EXPERIMENTS / "m2bert_mini" / "results" / "test.json"
+    records = [record for file in files for record in read(file)["results"]]
     found = {(record["system"], record["task"]): record for record in records}
     tasks, systems = page["tasks"], page["systems"]
     means = mean_over_tasks([[found[system, task]["query_scores"] for system in systems] for task in tasks])

@@ -19,7 +19,8 @@ from m2bert.eval.statistics import align, mean_over_tasks, paired_difference_int
 from m2bert.eval.tasks.load import load_folder
 
 RESULTS = Path(__file__).parent / "results"
-RECORDS = RESULTS / "pydocs.json", Path(__file__).parents[1] / "suite" / "results" / "suite.json"
+SUITE = Path(__file__).parents[1] / "suite" / "results" / "suite.json"
+RECORDS = RESULTS / "test.json", RESULTS / "pydocs.json", SUITE
 FEW_WORDS = 200
 TASKS = {  # folder: name in the records
     "openstax_question": "openstax_question",
@@ -40,8 +41,8 @@ CLAIMS = [  # what, system, minus this one, tasks
     ("beside BM25", BM25(NOW), BM25(BEFORE), TWO),
     ("beside BM25", BM25(NOW), BM25(BEFORE), tuple(TASKS.values())),
     ("beside BM25, MiniLM's best chunk", BM25(NOW), BM25("MiniLM / best-chunk"), tuple(TASKS.values())),
-    ("meaning alone, layers minus no layers", f"layers / {MEANING}", f"no layers / {MEANING}", FOUR),
-    ("words and meaning, layers minus no layers", NOW, f"m2bert-mini without layers / {MEANING}", FOUR),
+    ("meaning alone, layers minus no layers", f"layers / {MEANING}", f"control-1.5e-3 / {MEANING}", FOUR),
+    ("words and meaning, layers minus no layers", NOW, f"m2bert-mini-control / {MEANING}", FOUR),
 ]
 
 

