@@ -134,7 +134,7 @@ class M2BertConfig(PreTrainedConfig):
              lambda value: value >= 1, "at least 1"),
             (("num_hidden_layers",), lambda value: value >= 0, "0 (layer-free) or more"),
             (("lexical_heads",), lambda value: value >= 0, "0 (no lexical vector) or more"),
-            (("lexical_share",), lambda value: 0 < value < 1, "between 0 and 1"),
+            (("lexical_share",), lambda value: 0 < value < 1, "above 0 and below 1"),
             (("hidden_size", "intermediate_size"), lambda value: value % self.num_blocks == 0,
              f"divisible by num_blocks={self.num_blocks}; choose a divisor, or num_blocks=1 for dense layers"),
             (("hidden_dropout_prob", "classifier_dropout"), lambda value: 0 <= (value or 0) < 1,

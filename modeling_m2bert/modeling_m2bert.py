@@ -115,7 +115,7 @@ class M2BertPreTrainedModel(PreTrainedModel):
     config_class = M2BertConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["M2BertLayer", "M2BertEmbeddings"]
+    _no_split_modules = ["M2BertLayer", "M2BertEmbeddings", "M2BertPooler"]
     _keep_in_fp32_modules_strict = ["filter", "residual_filter"]  # when loaded; M2BertFilter keeps them so in casts
     _keys_to_ignore_on_load_unexpected = [OTHER_HEADS]
 
@@ -178,8 +178,9 @@ class M2BertPreTrainedModel(PreTrainedModel):
         embeddings = super()._resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         pooler = self.base_model.pooler
         tables = [] if pooler is None else [one for one in pooler.modules() if isinstance(one, nn.Embedding)]
-        for table in tables:
-            old, size = table.weight, embeddings.weight.shape[0]
+        size = embeddings.weight.shape[0]
+        for table in (table for table in tables if len(table.weight) != size):
+            old = table.weight
             new = old.new_empty(size, old.shape[1])
             kept = min(len(new), len(old))
             new[:kept], new[kept:] = old.data[:kept], old.data.mean(0)  # a new token starts with the mean of all

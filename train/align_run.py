@@ -255,7 +255,7 @@ def train(accelerator, config):
         begins = texts.edges[texts.first[1:-1] - 1]  # where the second and later documents begin
         documents = np.split(texts.tokens, begins)
         idf = inverse_document_frequency([documents], model.config.vocab_size, tokenizer.all_special_ids)
-        idf_start_(model, idf, config.seed)
+        idf_start_(model.pooler.token_log_weights.weight, idf, config.seed)
     if start is not None and "embeddings.word_embeddings.weight" in new_tensors:
         start_embeddings_(model, start)
     if config.gradient_checkpointing:

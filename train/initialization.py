@@ -134,11 +134,12 @@ def inverse_document_frequency(tasks: list[list[np.ndarray]], vocab_size: int, s
 
 
 @torch.no_grad()
-def idf_start_(model, idf: np.ndarray, seed: int) -> None:
-    """Start `weighted_mean` pooling at the square root of the inverse document frequency, in place: a word's weights in
-    query and document multiply to it, as in BM25. Each token has full weight in one head, chosen at random, so that
-    the heads see different words."""
-    weights = model.base_model.pooler.token_log_weights.weight  # (V, K)
+def idf_start_(weights: torch.Tensor, idf: np.ndarray, seed: int) -> None:
+    """Start log weights of tokens, (V, K) for K heads, at the square root of the inverse document frequency, in place.
+
+    A word's weights in query and document multiply to it, as in BM25. Each token has full weight in one head, chosen at
+    random, so that the heads see different words.
+    """
     generator = torch.Generator().manual_seed(seed)
     head = torch.randint(weights.shape[1], (weights.shape[0],), generator=generator)
     share = torch.full(weights.shape, OTHER_HEADS).scatter_(1, head[:, None], 1.0)
@@ -160,17 +161,18 @@ def token_energy(tasks: list[list[np.ndarray]], idf: np.ndarray, saturation: flo
 
 
 @torch.no_grad()
-def frame_start_(model, energy: np.ndarray):
-    """Spread the word embeddings of each pooling head evenly over its dimensions, in place, by the `energy` (V,) of
-    `token_energy`: a tight frame (Benedetto & Fickus, 2003). The other words of a document are noise in its cosine with
-    a query, and a tight frame has the least of it.
+def frame_start_(embeddings: torch.Tensor, weights: torch.Tensor, energy: np.ndarray):
+    """Spread the word embeddings (V, H) of each pooling head evenly over its dimensions, in place.
+
+    A token is of the head where its log `weights` (V, K) are highest, and counts by its `energy` (V,) of `token_energy`.
+    The result is a tight frame (Benedetto & Fickus, 2003). The other words of a document are noise in its cosine with a
+    query, and a tight frame has the least of it.
 
     The embeddings of a head are multiplied by S^(-1/2), S = sum_t energy_t e_t e_t^T, and scaled to one length,
     FRAME_ITERATIONS times. Their means stay zero, for the LayerNorm that follows.
     """
-    embeddings = model.get_input_embeddings().weight  # (V, H)
     length = embeddings.norm(dim=1).mean()
-    heads = model.base_model.pooler.token_log_weights.weight.argmax(1)
+    heads = weights.argmax(1)
     energies = torch.zeros(len(embeddings), dtype=torch.float64)
     energies[: len(energy)] = torch.from_numpy(energy)
     for head in range(int(heads.max()) + 1):

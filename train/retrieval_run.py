@@ -80,13 +80,19 @@ def make_train_step(accelerator, objective, pad_id: int, chunk_tokens: int | Non
 
 
 def finish_encoder(config, model, new_tensors: set[str], documents, idf):
-    """Return the model to train: new token weights and embeddings started from the `idf` of the documents, and adapters
-    where asked."""
-    if config.model.idf_start and "pooler.token_log_weights.weight" in new_tensors:
-        weights = idf(model.config.vocab_size)
-        idf_start_(model, weights, config.seed)
-        if "embeddings.word_embeddings.weight" in new_tensors:
-            frame_start_(model, token_energy(documents, weights, model.config.pooling_saturation))
+    """Return the model to train: new token weights and embeddings, also of a lexical vector, started from the `idf` of
+    the documents, and adapters where asked."""
+    for pooler, words, saturation in (
+        ("pooler", "embeddings", model.config.pooling_saturation),
+        ("pooler.lexical", "pooler.lexical", model.config.lexical_saturation),
+    ):
+        if config.model.idf_start and f"{pooler}.token_log_weights.weight" in new_tensors:
+            weights = model.get_parameter(f"{pooler}.token_log_weights.weight")
+            frequency = idf(model.config.vocab_size)
+            idf_start_(weights, frequency, config.seed)
+            if f"{words}.word_embeddings.weight" in new_tensors:
+                embeddings = model.get_parameter(f"{words}.word_embeddings.weight")
+                frame_start_(embeddings, weights, token_energy(documents, frequency, saturation))
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return add_lora(model, config.lora.rank, config.lora.alpha, new_tensors) if config.lora.rank else model

@@ -20,8 +20,9 @@ def with_words(model_path: str, words_path: str, share: float):
     """Return the model with the word embeddings and token weights of the other as its lexical vector."""
     words, _ = load_strictly(AutoModel, words_path)
     config = words.config
-    if config.num_hidden_layers or config.pooling != "weighted_mean":
-        raise ValueError(f"--words {words_path} has layers or no pooling='weighted_mean'; name a bag of words")
+    contextual = config.num_hidden_layers or config.contextual_pooling or config.position_embeddings
+    if contextual or config.pooling != "weighted_mean":
+        raise ValueError(f"--words {words_path} is no bag of words (layers, positions, or another pooling); name one")
     fields = {
         "lexical_heads": config.num_pooling_heads,
         "lexical_size": config.hidden_size,

@@ -97,8 +97,8 @@ def main():
             scores[system] |= {(name, qid): value for qid, value in own.items()}
             found[name][system] = 100 * float(np.mean([*own.values()]))
         print(name, {key: round(value, 1) for key, value in found[name].items()}, flush=True)
-    last = names[-1] if names else None
-    pairs = [(system, system.replace(last, other)) for other in names[:-1] for system in scores if last in system]
+    of_student = ["{}", "BM25 + {}", "late + {}", *(f"BM25 + late + {weight} {{}}" for weight in WEIGHTS)]
+    pairs = [(form.format(names[-1]), form.format(other)) for other in names[:-1] for form in of_student]
     pairs += [(system, "BM25 + late") for system in scores if system.startswith("BM25 + late + ")]
     for name in map(lambda model: Path(model).name, arguments.joint):
         pairs += [(name, "late"), (f"BM25 + {name}", "BM25 + late")]

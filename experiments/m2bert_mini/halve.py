@@ -1,4 +1,4 @@
-"""Store the large tables of a model folder in float16, in place, and correct the digest of the weights on its card.
+"""Store the large tensors of a model folder in float16, in place, and correct the digest of the weights on its card.
 
     python experiments/m2bert_mini/halve.py models/m2bert-mini
 
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from m2bert.files import digest
 from m2bert.hub.card import SHOWN_DIGITS
 
-LARGE = 1_000_000  # numbers; only the tables of tokens have as many
+LARGE = 50_000  # numbers
 
 
 def main(folder: Path):
@@ -23,7 +23,9 @@ def main(folder: Path):
     before = digest(path)[:SHOWN_DIGITS]
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-    tensors = {name: each.half() if each.numel() > LARGE else each for name, each in load_file(path).items()}
+    tensors = load_file(path)
+    large = [name for name, each in tensors.items() if each.numel() > LARGE and "filter" not in name]
+    tensors |= {name: tensors[name].half() for name in large}
     assert all(torch.isfinite(each).all() for each in tensors.values())
     save_file(tensors, path, metadata)
     card.write_text(card.read_text().replace(before, digest(path)[:SHOWN_DIGITS]))

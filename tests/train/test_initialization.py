@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertTokenizerFast
 
-from m2bert.train import initialization
+from m2bert.train import initialization, retrieval_run
 from m2bert.train.initialization import MAX_IDF, MIN_IDF, OTHER_HEADS, identity_start_, idf_start_, make_model
 from m2bert.train.tokenizer import train_wordpiece
 
@@ -69,7 +69,7 @@ def test_layers_added_to_a_checkpoint_begin_as_the_identity(tiny_config, tmp_pat
 def test_idf_start_weighs_each_token_in_one_head(tiny_config):
     model = AutoModel.from_config(tiny_config(pooling="weighted_mean", num_pooling_heads=3))
     idf = np.linspace(0.1, 5, 100, dtype=np.float32)  # fewer than vocab_size
-    idf_start_(model, idf, seed=0)
+    idf_start_(model.pooler.token_log_weights.weight, idf, seed=0)
     weights = model.pooler.token_log_weights.weight.detach().exp()
     assert torch.allclose(weights.max(1).values[:100] ** 2, torch.from_numpy(idf), rtol=1e-5)
     assert torch.allclose(weights.min(1).values, weights.max(1).values * OTHER_HEADS, rtol=1e-5)
@@ -90,7 +90,7 @@ def test_token_energy_is_the_share_of_a_document_s_square():
 def test_frame_start_spreads_the_words_that_documents_are_made_of(tiny_config):
     torch.manual_seed(0)
     model = AutoModel.from_config(tiny_config(pooling="weighted_mean", num_pooling_heads=2, vocab_size=400)).double()
-    idf_start_(model, np.full(400, 2.0, dtype=np.float32), seed=0)
+    idf_start_(model.pooler.token_log_weights.weight, np.full(400, 2.0, dtype=np.float32), seed=0)
     energy = np.random.default_rng(0).random(390) ** 4  # fewer than vocab_size; few tokens make most of a document
     energy[model.config.pad_token_id] = 0
     weights = torch.cat([torch.from_numpy(energy), torch.zeros(10)]).double()
@@ -107,7 +107,7 @@ def test_frame_start_spreads_the_words_that_documents_are_made_of(tiny_config):
 
     random, width = interference(), model.config.hidden_size
     length = model.get_input_embeddings().weight.norm(dim=1).mean()
-    initialization.frame_start_(model, energy)
+    initialization.frame_start_(model.get_input_embeddings().weight, model.pooler.token_log_weights.weight, energy)
     least = 1 / (width - 1)  # Welch's bound; LayerNorm takes one dimension
     assert least - 1e-9 < interference() < least + 0.1 * (random - least)
     lengths = model.get_input_embeddings().weight.norm(dim=1)
@@ -179,3 +179,22 @@ def test_the_command_names_bad_input(tokenizer_path, arguments, named):
     with pytest.raises(ValueError, match="tokenizer.path"):
         initialization.main(["--output", str(tokenizer_path.parent / "out")])
     assert not (tokenizer_path.parent / "out").exists()
+
+
+def test_a_new_lexical_vector_starts_as_that_of_word_statistics(tiny_config):
+    torch.manual_seed(0)
+    fields = {"pooling": "weighted_mean", "lexical_heads": 2, "lexical_size": 16, "pooling_saturation": 2}
+    model = AutoModel.from_config(tiny_config(**fields, lexical_saturation=1))
+    lexical = model.pooler.lexical
+    new = {name for name in model.state_dict() if "lexical" in name}
+    documents = [[np.arange(100), np.arange(50)]]
+    settings = SimpleNamespace(
+        model=SimpleNamespace(idf_start=True), seed=0, gradient_checkpointing=False, lora=SimpleNamespace(rank=0)
+    )
+    before = model.pooler.token_log_weights.weight.detach().clone()
+    retrieval_run.finish_encoder(settings, model, new, documents, lambda size: np.linspace(0.1, 5, size))
+    weights = lexical.token_log_weights.weight.exp()
+    torch.testing.assert_close(weights.max(1).values ** 2, torch.linspace(0.1, 5, len(weights)))
+    lengths = lexical.word_embeddings.weight[1:].norm(dim=1)
+    torch.testing.assert_close(lengths, lengths[:1].expand_as(lengths))
+    assert torch.equal(model.pooler.token_log_weights.weight, before)
