@@ -164,7 +164,7 @@ def token_energy(tasks: list[list[np.ndarray]], idf: np.ndarray, saturation: flo
 def frame_start_(embeddings: torch.Tensor, weights: torch.Tensor, energy: np.ndarray):
     """Spread the word embeddings (V, H) of each pooling head evenly over its dimensions, in place.
 
-    A token is of the head where its log `weights` (V, K) are highest, and counts by its `energy` (V,) of `token_energy`.
+    A token is of the head where its log `weights` (V, K) are highest, and counts by its `token_energy`, (V,).
     The result is a tight frame (Benedetto & Fickus, 2003). The other words of a document are noise in its cosine with a
     query, and a tight frame has the least of it.
 
@@ -177,10 +177,10 @@ def frame_start_(embeddings: torch.Tensor, weights: torch.Tensor, energy: np.nda
     energies[: len(energy)] = torch.from_numpy(energy)
     for head in range(int(heads.max()) + 1):
         own = heads == head
-        codes, weights = embeddings[own].double(), energies[own, None]
+        codes, own_energies = embeddings[own].double(), energies[own, None]
         for _ in range(FRAME_ITERATIONS):
             codes = torch.nn.functional.normalize(codes - codes.mean(1, keepdim=True), dim=1)
-            values, vectors = torch.linalg.eigh(codes.T @ (weights * codes))
+            values, vectors = torch.linalg.eigh(codes.T @ (own_energies * codes))
             scale = values.clamp(min=values.mean() / 1000).rsqrt()
             codes = codes @ (vectors * scale) @ vectors.T
         codes = torch.nn.functional.normalize(codes - codes.mean(1, keepdim=True), dim=1)
