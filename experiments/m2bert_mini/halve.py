@@ -20,7 +20,7 @@ LARGE = 50_000  # numbers
 
 def main(folder: Path):
     path, card = folder / "model.safetensors", folder / "README.md"
-    before = digest(path)[:SHOWN_DIGITS]
+    before, mode = digest(path)[:SHOWN_DIGITS], path.stat().st_mode
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     tensors = load_file(path)
@@ -28,6 +28,7 @@ def main(folder: Path):
     tensors |= {name: tensors[name].half() for name in large}
     assert all(torch.isfinite(each).all() for each in tensors.values())
     save_file(tensors, path, metadata)
+    path.chmod(mode)
     card.write_text(card.read_text().replace(before, digest(path)[:SHOWN_DIGITS]))
 
 

@@ -24,7 +24,7 @@ tuned() {
     [ -d "$RUNS/words-$student" ] || "$PYTHON" $HERE/add_words.py --model "$RUNS/$student" --words "$RUNS/m2bert-small-bag" \
         --output "$RUNS/words-$student"
     "$PYTHON" train/opl.py --config m2bert-mini output_dir="$RUNS/$name" model.path="$RUNS/words-$student" \
-        data.triples="$RUNS/mini-pairs.jsonl" resume=true ${STEPS:+steps=$STEPS epochs=null} "$@"
+        data.triples="$RUNS/mini-pairs.jsonl" resume=true ${STEPS:+steps=$STEPS} "$@"
     [ -d "$RUNS/export/$name" ] || "$PYTHON" -m m2bert.cli export --model "$RUNS/$name" --output "$RUNS/export/$name"
 }
 

@@ -1,0 +1,1 @@
+../../modeling_m2bert/configuration_m2bert.py

@@ -1,0 +1,1 @@
+../../modeling_m2bert/m2bert_ops_triton_short.py

@@ -1,0 +1,1 @@
+../../modeling_m2bert/modeling_m2bert.py
