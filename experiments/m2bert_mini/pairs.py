@@ -1,11 +1,11 @@
-"""Write pairs of a query and the stretch that answers it, out of tasks that only name the document: F.jsonl.
+"""Write pairs of a query and the stretch that answers it, out of tasks that only name the document: F, JSON lines.
 
-    python experiments/m2bert_mini/pairs.py --model runs/align-mini --data ../shared/data --output F.jsonl [--hold-out]
+    python experiments/m2bert_mini/pairs.py --model runs/control-1.5e-3 --data ../shared/data --output F [--hold-out]
 
 A document is cut into stretches of at most TOKENS tokens. Of the stretches of a query's documents the one with the
 highest sum of standardized scores, BM25's and the model's cosine, is its answer. Of the stretches of others the
-NEGATIVES with the highest sums are its negatives. --hold-out leaves out the documents of
-development.py with their queries.
+NEGATIVES with the highest sums are its negatives. --hold-out leaves out the documents of development.py with their
+queries.
 """
 
 import argparse

@@ -198,7 +198,7 @@ def test_saturated_pooling_of_a_model_is_a_sum_over_distinct_tokens(contextual):
         states = model.embeddings.norm(
             model.embeddings.word_embeddings(distinct) + model.embeddings.token_type_embeddings.weight[0]
         )
-        log_weights = model.pooler.token_log_weights(distinct)
+        log_weights = model.pooler.token_log_weights.weight[distinct]
         if contextual:
             log_weights = log_weights + model.pooler.context_log_weights(states)
         weights = log_weights.exp() * (1 + torch.tensor([1.0, 3.0, 1.0]).double() / 3).log()[:, None]
