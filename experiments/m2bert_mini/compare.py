@@ -42,6 +42,7 @@ CLAIMS = [  # what, system, minus this one, tasks
     ("beside BM25", BM25(NOW), BM25(BEFORE), tuple(TASKS.values())),
     ("beside BM25, MiniLM's best chunk", BM25(NOW), BM25("MiniLM / best-chunk"), tuple(TASKS.values())),
     ("meaning alone, layers minus no layers", f"layers / {MEANING}", f"control-1.5e-3 / {MEANING}", FOUR),
+    ("meaning beside BM25, the same", BM25(f"layers / {MEANING}"), BM25(f"control-1.5e-3 / {MEANING}"), FOUR),
     ("words and meaning, layers minus no layers", NOW, f"m2bert-mini-control / {MEANING}", FOUR),
 ]
 
