@@ -2,7 +2,7 @@
 
     python experiments/m2bert_mini/add_words.py --model runs/align-mini --words runs/m2bert-small-bag --output DIR
 
---share is the lexical vector's in scores (`lexical_share`). Both models have the same tokenizer.
+Both models have the same tokenizer. The next stage sets the lexical vector's share (configs/m2bert-mini.yaml).
 """
 
 import argparse
@@ -16,7 +16,7 @@ from m2bert.train.tokenizer import load_tokenizer, tokenizer_fingerprint
 
 
 @torch.no_grad()
-def with_words(model_path: str, words_path: str, share: float):
+def with_words(model_path: str, words_path: str):
     """Return the model with the word embeddings and token weights of the other as its lexical vector."""
     words, _ = load_strictly(AutoModel, words_path)
     config = words.config
@@ -27,7 +27,6 @@ def with_words(model_path: str, words_path: str, share: float):
         "lexical_heads": config.num_pooling_heads,
         "lexical_size": config.hidden_size,
         "lexical_saturation": config.pooling_saturation,
-        "lexical_share": share,
         "pooling_rotation": True,
     }
     model, new = load_strictly(AutoModel, model_path, may_miss=("pooler.",), **fields)
@@ -45,13 +44,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--words", required=True)
-    parser.add_argument("--share", type=float, default=0.5)
     parser.add_argument("--output", required=True)
     arguments = parser.parse_args()
     tokenizers = [load_tokenizer(path) for path in (arguments.model, arguments.words)]
     if len(set(map(tokenizer_fingerprint, tokenizers))) > 1:
         raise ValueError(f"--model {arguments.model} and --words {arguments.words} have different tokenizers")
-    model = with_words(arguments.model, arguments.words, arguments.share)
+    model = with_words(arguments.model, arguments.words)
     print(f"wrote {write_folder(model, tokenizers[0], arguments.output)}")
 
 

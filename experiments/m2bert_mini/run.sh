@@ -35,3 +35,6 @@ align layers
     --pydocs "$RUNS/pydocs" --output "$RUNS/mini-pairs.jsonl"
 tuned layers m2bert-mini
 tuned control-1.5e-3 m2bert-mini-control
+[ -n "${STEPS:-}" ] && exit
+"$PYTHON" $HERE/curves.py "$RUNS"/control-* "$RUNS/layers"
+"$PYTHON" $HERE/development.py --data "$DATA" --output $HERE/results/development.json "$RUNS"/words-*
