@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .m2bert_ops_product import add_product, product
+from .m2bert_ops_product import add_product, by_onednn, product
 
 CHUNK_TOKENS = 512
 GROUP_ELEMENTS = 2**18
@@ -96,6 +96,9 @@ def block_diagonal_glu(
     width = down.shape[1]
     for tokens in _token_chunks(x):
         keep = _dropout_mask(x[tokens], down, dropout, seed, tokens.start)
+        if not by_onednn(x, up[0]):
+            y[tokens] = _glu_of_channels(x[tokens].T, up, down, bias, keep).T
+            continue
         for j in range(len(down)):
             columns = slice(j * width, (j + 1) * width)
             (gate_weight, gate_part), (value_weight, value_part) = _up_parts(up, j, len(down))
@@ -105,6 +108,16 @@ def block_diagonal_glu(
                 products.mul_(keep[j])
             y[tokens, columns] = product(products, down[j], bias[columns])
     return y
+
+
+def _glu_of_channels(x: Tensor, up: Tensor, down: Tensor, bias: Tensor, keep: Tensor | None) -> Tensor:
+    """Map (H, T) -> (H, T) by one product for all blocks of a layer. In half precision this is faster than a product for
+    each block, most of all where tokens are few."""
+    gate, value = torch.bmm(up, x.unflatten(0, (len(up), -1))).view(2, len(down), down.shape[2], -1).unbind(0)
+    products = torch.ops.aten.gelu_(gate).mul_(value)
+    if keep is not None:
+        products.mul_(keep.mT)
+    return torch.baddbmm(bias.view(len(down), -1, 1), down, products).flatten(0, 1)
 
 
 def block_diagonal_glu_backward(
