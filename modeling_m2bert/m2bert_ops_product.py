@@ -35,7 +35,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x @ weight.T + bias: (M, K), (N, K), (N,) -> (M, N), with derivatives."""
     if by_onednn(x, weight) and not torch.is_autocast_enabled("cpu"):
         return _Linear.apply(x, weight, bias)
-    return x @ weight.T if bias is None else F.linear(x, weight, bias)
+    if bias is None:
+        return x @ weight.T
+    if x.device.type == "cpu" and x.stride(0) == 1:  # the samples of a channel stay adjacent
+        return torch.addmm(bias[:, None], weight, x.T).T
+    return F.linear(x, weight, bias)
 
 
 def by_onednn(x: Tensor, weight: Tensor) -> bool:

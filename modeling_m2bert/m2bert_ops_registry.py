@@ -145,6 +145,12 @@ def _short_conv_gate_backward(d_gated, d_gate, *inputs):
     return [gradient.to(tensor.dtype) for gradient, tensor in zip(gradients, inputs[:4], strict=True)]
 
 
+def _fake_glu(x, *rest):
+    """The torch kernels give columns, as the layer norm after them reads these; those of Triton give rows."""
+    columns = choose_kernels(rest[-1], x) == "torch"
+    return x.new_empty(x.shape[1], x.shape[0]).T if columns else _contiguous_like(x)
+
+
 def _glu_backward(dy, x, up, down, bias, dropout, seed, kernels):
     gradients = run("block_diagonal_glu_backward", dy.contiguous(), x, up, down, dropout, seed, kernels)
     return [gradient.to(x.dtype) for gradient in gradients]
@@ -187,7 +193,7 @@ _register_differentiable(
     "Tensor",
     "Tensor dy",
     forward=lambda *inputs: run("block_diagonal_glu", *inputs),
-    fake=_contiguous_like,
+    fake=_fake_glu,
     backward=_glu_backward,
     gradient_of=range(4),
 )

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from .m2bert_ops_product import add_product, by_onednn, product
 
 CHUNK_TOKENS = 512
+NORM_TOKENS = 256
 GROUP_ELEMENTS = 2**18
 
 Row = tuple[int, int, int]  # as row_columns returns it
@@ -92,12 +93,12 @@ def block_diagonal_glu(
     x: Tensor, up: Tensor, down: Tensor, bias: Tensor, dropout: float, seed: Tensor | None
 ) -> Tensor:
     """Compute the feed-forward network. seed: (1,) int64 on x's device, for the dropout; None without dropout."""
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    y = new_columns(x)
     width = down.shape[1]
     for tokens in _token_chunks(x):
         keep = _dropout_mask(x[tokens], down, dropout, seed, tokens.start)
         if not by_onednn(x, up[0]):
-            y[tokens] = _glu_of_channels(x[tokens].T, up, down, bias, keep).T
+            y.T[:, tokens] = _glu_of_channels(x[tokens].T, up, down, bias, keep)
             continue
         for j in range(len(down)):
             columns = slice(j * width, (j + 1) * width)
@@ -106,8 +107,14 @@ def block_diagonal_glu(
             products.mul_(product(x[tokens, value_part], value_weight))
             if keep is not None:
                 products.mul_(keep[j])
-            y[tokens, columns] = product(products, down[j], bias[columns])
+            y.T[columns, tokens] = product(products, down[j], bias[columns]).T.contiguous()
     return y
+
+
+def new_columns(x: Tensor) -> Tensor:
+    """Return new memory of the shape (T, H) and the dtype of x in which the samples of a channel are adjacent, as
+    add_layer_norm reads it."""
+    return x.new_empty(x.shape[1], x.shape[0]).T
 
 
 def _glu_of_channels(x: Tensor, up: Tensor, down: Tensor, bias: Tensor, keep: Tensor | None) -> Tensor:
@@ -175,11 +182,13 @@ def _dropout_mask(x: Tensor, down: Tensor, dropout: float, seed: Tensor | None, 
 
 def add_layer_norm(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Return LayerNorm(x + y) in x's dtype, a transposed view of a contiguous (H, T)."""
-    z = x.new_empty(x.shape[1], x.shape[0])
-    for tokens in _token_chunks(x):
-        total, weights = _sum(x, y, tokens, weight), weight.to(_wide(x, weight))
-        normed = F.layer_norm(total, weight.shape, weights, bias.to(weights.dtype), eps)
-        z[:, tokens] = normed.to(x.dtype).T.contiguous()  # torch transposes fast only without a cast, into new memory
+    z, dtype = x.new_empty(x.shape[1], x.shape[0]), _wide(x, weight)
+    weight, bias = weight.to(dtype)[:, None], bias.to(dtype)[:, None]
+    for tokens in _token_chunks(x, NORM_TOKENS):
+        total = (x[tokens].T.to(dtype) + y[tokens].T).contiguous()  # (H, t): reads and writes no layout but that of z
+        total -= total.mean(0)
+        scale = total.square().mean(0).add_(eps).rsqrt_()
+        z[:, tokens] = total.mul_(scale).mul_(weight).add_(bias)
     return z.T
 
 
@@ -191,7 +200,7 @@ def add_layer_norm_backward(
     dtype = _wide(x, weight)
     d_weight, d_bias = torch.zeros_like(weight, dtype=dtype), torch.zeros_like(weight, dtype=dtype)
     for tokens in _token_chunks(x):
-        total, upstream = _sum(x, y, tokens, weight), dz[tokens].to(dtype).contiguous()
+        total, upstream = (x[tokens].to(dtype) + y[tokens]).contiguous(), dz[tokens].to(dtype).contiguous()
         _, mean, rstd = torch.native_layer_norm(total, weight.shape, None, None, eps)
         d_total, d_weight_part, d_bias_part = torch.ops.aten.native_layer_norm_backward(
             upstream, total, weight.shape, mean, rstd, weight.to(dtype), weight.to(dtype), [True, True, True]
@@ -202,17 +211,12 @@ def add_layer_norm_backward(
     return dx, d_weight, d_bias
 
 
-def _sum(x: Tensor, y: Tensor, tokens: slice, weight: Tensor) -> Tensor:
-    dtype = _wide(x, weight)
-    return (x[tokens].to(dtype) + y[tokens]).contiguous()
-
-
 def _wide(x: Tensor, weight: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
 
 
-def _token_chunks(x: Tensor) -> list[slice]:
-    size = CHUNK_TOKENS if x.device.type == "cpu" else 16 * CHUNK_TOKENS
+def _token_chunks(x: Tensor, size: int = CHUNK_TOKENS) -> list[slice]:
+    size = size if x.device.type == "cpu" else 16 * CHUNK_TOKENS
     return [slice(start, min(start + size, len(x))) for start in range(0, len(x), size)]
 
 
