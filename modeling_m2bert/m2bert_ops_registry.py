@@ -146,7 +146,7 @@ def _short_conv_gate_backward(d_gated, d_gate, *inputs):
 
 
 def _fake_glu(x, *rest):
-    """The torch kernels give columns, as the layer norm after them reads these; those of Triton give rows."""
+    """Return empty memory in the layout of the kernels: torch's give columns, as the next operation reads them."""
     columns = choose_kernels(rest[-1], x) == "torch"
     return x.new_empty(x.shape[1], x.shape[0]).T if columns else _contiguous_like(x)
 

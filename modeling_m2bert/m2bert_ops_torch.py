@@ -118,8 +118,10 @@ def new_columns(x: Tensor) -> Tensor:
 
 
 def _glu_of_channels(x: Tensor, up: Tensor, down: Tensor, bias: Tensor, keep: Tensor | None) -> Tensor:
-    """Map (H, T) -> (H, T) by one product for all blocks of a layer. In half precision this is faster than a product for
-    each block, most of all where tokens are few."""
+    """Map (H, T) -> (H, T) by one product for all blocks of a layer.
+
+    In half precision this is faster than a product for each block, most of all where tokens are few.
+    """
     gate, value = torch.bmm(up, x.unflatten(0, (len(up), -1))).view(2, len(down), down.shape[2], -1).unbind(0)
     products = torch.ops.aten.gelu_(gate).mul_(value)
     if keep is not None:
