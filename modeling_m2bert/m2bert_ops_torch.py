@@ -30,16 +30,16 @@ def short_conv_gate(projected, projection_bias, weight, bias, offsets, lengths, 
     hidden = len(projected) // 3
     gated = torch.empty_like(projected[:hidden], memory_format=torch.contiguous_format)
     gate = torch.empty_like(gated)
-    for start, stop, slot_end in row_columns(offsets, lengths):
-        if stop < slot_end:
-            gated[:, stop:slot_end] = gate[:, stop:slot_end] = 0
-        for parts in _channel_groups(projected, stop - start):
-            x1, x2, v = (
-                _short_conv(_biased(projected[part, start:stop], projection_bias[part], weight), weight, bias, part)
-                for part in parts
-            )
-            gated[parts[0], start:stop] = x1.mul_(v)
-            gate[parts[0], start:stop] = x2
+    rows = row_columns(offsets, lengths)
+    starts, _ = _inner_edges(rows, projected)
+    for parts in _channel_groups(projected):
+        x1, x2, v = (
+            _short_conv(_biased(projected[part], projection_bias[part], weight), weight[part], bias[part], starts)
+            for part in parts
+        )
+        gated[parts[0]] = x1.mul_(v)
+        gate[parts[0]] = x2
+    _zero_padding(rows, gated, gate)
     return gated, gate
 
 
@@ -51,41 +51,78 @@ def short_conv_gate_backward(
     d_projection_bias, d_weight, d_bias = (
         torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (projection_bias, weight, bias)
     )
-    for start, stop, slot_end in row_columns(offsets, lengths):
-        if stop < slot_end:
-            d_projected[:, stop:slot_end] = 0
-        for parts in _channel_groups(projected, stop - start):
-            inputs = [_biased(projected[part, start:stop], projection_bias[part], weight) for part in parts]
-            upstream, d_x2 = (x[parts[0], start:stop].to(inputs[0].dtype) for x in (d_gated, d_gate))
-            d_x1 = _short_conv(inputs[2], weight, bias, parts[2]).mul_(upstream)
-            d_v = _short_conv(inputs[0], weight, bias, parts[0]).mul_(upstream)
-            for part, a, gradient in zip(parts, inputs, (d_x1, d_x2, d_v), strict=True):
-                taps, products = weight[part].to(a.dtype), gradient * a
-                d_weight[part, 2] += products.sum(1)
-                for lag in range(1, min(3, stop - start)):
-                    torch.mul(gradient[:, lag:], a[:, :-lag], out=products[:, lag:])
-                    d_weight[part, 2 - lag] += products[:, lag:].sum(1)
-                d_a = torch.mul(gradient, taps[:, 2:], out=products)
-                for lag in range(1, min(3, stop - start)):
-                    d_a[:, :-lag].addcmul_(gradient[:, lag:], taps[:, 2 - lag, None])
-                d_projected[part, start:stop] = d_a
-                d_projection_bias[part] += d_a.sum(1)
-                d_bias[part] += gradient.sum(1)
+    rows = row_columns(offsets, lengths)
+    starts, ends = _inner_edges(rows, projected)
+    padded = any(stop < slot_end for _, stop, slot_end in rows)
+    for parts in _channel_groups(projected):
+        inputs = [_biased(projected[part], projection_bias[part], weight) for part in parts]
+        upstream, d_x2 = (x[parts[0]].to(inputs[0].dtype, copy=padded) for x in (d_gated, d_gate))
+        _zero_padding(rows, *inputs, upstream, d_x2)
+        d_x1 = _short_conv(inputs[2], weight[parts[2]], bias[parts[2]], starts).mul_(upstream)
+        d_v = _short_conv(inputs[0], weight[parts[0]], bias[parts[0]], starts).mul_(upstream)
+        for part, a, gradient in zip(parts, inputs, (d_x1, d_x2, d_v), strict=True):
+            products = gradient * a
+            d_weight[part, 2] += products.sum(1)
+            for lag in range(1, min(3, a.shape[1])):
+                torch.mul(gradient[:, lag:], a[:, :-lag], out=products[:, lag:])
+                for columns in starts[:lag]:  # there the lagged column is of another row
+                    products.index_fill_(1, columns, 0)
+                d_weight[part, 2 - lag] += products[:, lag:].sum(1)
+            d_a = _add_lags(
+                torch.mul(gradient, weight[part, 2:], out=products), gradient, weight[part], ends, ahead=True
+            )
+            _zero_padding(rows, d_a)
+            d_projected[part] = d_a
+            d_projection_bias[part] += d_a.sum(1)
+            d_bias[part] += gradient.sum(1)
     return d_projected, d_projection_bias, d_weight, d_bias
 
 
 def _biased(projected: Tensor, projection_bias: Tensor, weight: Tensor) -> Tensor:
-    """Return projected (G, length) plus its bias, in float32 at least."""
+    """Return projected (G, T) plus its bias, in float32 at least."""
     return projected.to(_wide(projected, weight)) + projection_bias[:, None]
 
 
-def _short_conv(a: Tensor, weight: Tensor, bias: Tensor, channels: slice) -> Tensor:
-    """Convolve a (G, length). Each step has one factor or summand that is the same in a row: with two, as addcmul would
-    have with the bias, torch is several times slower."""
-    taps = weight[channels].to(a.dtype)
-    y = (a * taps[:, 2:]).add_(bias[channels, None])
+def _inner_edges(rows: list[Row], x: Tensor) -> list[tuple[Tensor, ...]]:
+    """Return where rows begin and end within x (C, T), but for a beginning and an end of x itself: the first and the
+    second columns of rows, and their last and last but one columns."""
+    begin = [(start, start + 1, stop) for start, stop, _ in rows if 0 < start < stop]
+    end = [(stop - 1, stop - 2, start - 1) for start, stop, _ in rows if start < stop < x.shape[1]]
+    found = []
+    for edges in (begin, end):
+        columns = [outer for outer, *_ in edges], [inner for _, inner, beyond in edges if inner != beyond]
+        found.append(tuple(torch.tensor(each, dtype=torch.long, device=x.device) for each in columns if each))
+    return found
+
+
+def _zero_padding(rows: list[Row], *tensors: Tensor):
+    for _, stop, slot_end in rows:
+        if stop < slot_end:
+            for x in tensors:
+                x[:, stop:slot_end] = 0
+
+
+def _short_conv(a: Tensor, taps: Tensor, bias: Tensor, starts: tuple[Tensor, ...]) -> Tensor:
+    """Convolve a (G, T). Each step has one factor or summand that is the same in a row: with two, as addcmul would have
+    with the bias, torch is several times slower."""
+    return _add_lags((a * taps[:, 2:].to(a.dtype)).add_(bias[:, None]), a, taps, starts)
+
+
+def _add_lags(y: Tensor, a: Tensor, taps: Tensor, edges: tuple[Tensor, ...], ahead: bool = False) -> Tensor:
+    """Add to y what the columns of a one and two before, or ahead, contribute. All is computed as if it were one row,
+    but for the columns at its `edges`, first and second, which would read another row."""
+    taps = taps.to(a.dtype)
+    kept = [y[:, columns] for columns in edges]
     for lag in range(1, min(3, a.shape[1])):
-        y[:, lag:].addcmul_(a[:, :-lag], taps[:, 2 - lag, None])
+        tap = taps[:, 2 - lag, None]
+        if ahead:
+            y[:, :-lag].addcmul_(a[:, lag:], tap)
+        else:
+            y[:, lag:].addcmul_(a[:, :-lag], tap)
+    if len(edges) == 2:
+        kept[1].addcmul_(a[:, edges[1] + (1 if ahead else -1)], taps[:, 1:2])
+    for columns, values in zip(edges, kept, strict=True):
+        y[:, columns] = values
     return y
 
 
@@ -222,9 +259,9 @@ def _token_chunks(x: Tensor, size: int = CHUNK_TOKENS) -> list[slice]:
     return [slice(start, min(start + size, len(x))) for start in range(0, len(x), size)]
 
 
-def _channel_groups(projected: Tensor, length: int):
+def _channel_groups(projected: Tensor):
     """Yield triples of slices of the 3H channels: x1, x2 and v of the same group of channels."""
-    hidden = len(projected) // 3
-    size = max(1, GROUP_ELEMENTS // max(1, length)) if projected.device.type == "cpu" else max(1, hidden)
+    hidden, columns = len(projected) // 3, projected.shape[1]
+    size = max(1, GROUP_ELEMENTS // max(1, columns)) if projected.device.type == "cpu" else max(1, hidden)
     for start in range(0, hidden, size):
         yield tuple(slice(part * hidden + start, part * hidden + min(start + size, hidden)) for part in range(3))
