@@ -171,7 +171,9 @@ def data_folder(path: str | None) -> Path:
 
 def build_optimizer(model: torch.nn.Module, optim, steps: int):
     """Return AdamW and its schedule: linear warmup over `warmup_share` of the steps, then linear decay."""
-    optimizer = torch.optim.AdamW(parameter_groups(model, optim), betas=tuple(optim.betas), eps=optim.eps)
+    groups = parameter_groups(model, optim)
+    fused = all(each.device.type in ("cpu", "cuda") for group in groups for each in group["params"])
+    optimizer = torch.optim.AdamW(groups, betas=tuple(optim.betas), eps=optim.eps, fused=fused)
     return optimizer, transformers.get_linear_schedule_with_warmup(optimizer, round(optim.warmup_share * steps), steps)
 
 

@@ -41,8 +41,8 @@ CLAIMS = [  # what, system, minus this one, tasks
     ("beside BM25", BM25(NOW), BM25(BEFORE), TWO),
     ("beside BM25", BM25(NOW), BM25(BEFORE), tuple(TASKS.values())),
     ("beside BM25, MiniLM's best chunk", BM25(NOW), BM25("MiniLM / best-chunk"), tuple(TASKS.values())),
-    ("meaning alone, layers minus no layers", f"layers / {MEANING}", f"control-1.5e-3 / {MEANING}", FOUR),
-    ("meaning beside BM25, the same", BM25(f"layers / {MEANING}"), BM25(f"control-1.5e-3 / {MEANING}"), FOUR),
+    ("meaning alone, layers minus no layers", f"layers-long / {MEANING}", f"control-long-1.5e-3 / {MEANING}", FOUR),
+    ("meaning beside BM25, the same", BM25(f"layers-long / {MEANING}"), BM25(f"control-long-1.5e-3 / {MEANING}"), FOUR),
     ("words and meaning, layers minus no layers", NOW, f"m2bert-mini-control / {MEANING}", FOUR),
 ]
 
@@ -83,7 +83,7 @@ def main():
     for what, system, other, tasks in CLAIMS:
         [_, ours] = mean_over_tasks([[scores[task][name] for name in (other, system)] for task in tasks])
         found.append([what, system, other, len(tasks), ours.mean, ours.difference, *ours.difference_interval])
-    others = NOW, f"layers / {MEANING}", "MiniLM / best-chunk", "bm25"
+    others = NOW, f"layers-long / {MEANING}", "MiniLM / best-chunk", "bm25"
     for system in others:
         ours, theirs = ({key: scores[key[0]][name][key[1]] for key in few} for name in (system, BEFORE))
         mean = sum(ours.values()) / len(ours)

@@ -69,6 +69,7 @@ def test_the_shipped_models_come_from_text_and_a_second_time_does_nothing(replay
     runs = replay("m2bert_small", [f"export/{name}" for name in names])
     assert {folder.name for folder in (runs / "export").iterdir()} == names
     students = ["layers", *(f"control-{rate}" for rate in ("8e-4", "1.5e-3", "3e-3"))]
+    students += ["layers-long", "control-long-1.5e-3", "control-long-3e-3"]
     replay("m2bert_mini", [*students, "export/m2bert-mini", "export/m2bert-mini-control"])
     config = AutoConfig.from_pretrained(runs / "export" / "m2bert-mini")
     assert (config.num_hidden_layers, config.intermediate_size, config.lexical_heads) == (2, 768, 24)
