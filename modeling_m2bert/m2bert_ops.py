@@ -16,6 +16,8 @@ a row may have more columns than tokens. These additional columns are padding: t
 written to them. No row has more than `longest` columns.
 """
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -188,12 +190,13 @@ def _check_rows(columns: int, offsets: Tensor, lengths: Tensor, longest: int):
         raise _misfit("(B + 1,) and (B,)", offsets=offsets, lengths=lengths)
     if torch.compiler.is_compiling() or offsets.device.type != "cpu" or lengths.shape == (0,):
         return
-    slots = offsets.diff()
-    covered = offsets[0] == 0 and offsets[-1] == columns and bool((lengths >= 0).all())
-    if not covered or bool((lengths > slots).any()) or slots.max() > longest:
+    edges, sizes = offsets.tolist(), lengths.tolist()
+    slots = [end - start for start, end in itertools.pairwise(edges)]
+    fits = all(0 <= size <= slot <= longest for size, slot in zip(sizes, slots, strict=True))
+    if not fits or (edges[0], edges[-1]) != (0, columns):
         raise ValueError(
-            f"offsets={offsets.tolist()} must rise from 0 to the {columns} columns, in steps of at most "
-            f"longest={longest}, and lengths={lengths.tolist()} lie between 0 and these steps"
+            f"offsets={edges} must rise from 0 to the {columns} columns, in steps of at most longest={longest}, and "
+            f"lengths={sizes} lie between 0 and these steps"
         )
 
 
