@@ -41,5 +41,5 @@ align align-mini-long layers-long model.path="$RUNS/layers"
 tuned layers-long m2bert-mini
 tuned control-long-1.5e-3 m2bert-mini-control
 [ -n "${STEPS:-}" ] && exit
-"$PYTHON" $HERE/curves.py "$RUNS"/control-* "$RUNS/layers"
+"$PYTHON" $HERE/curves.py "$RUNS"/control-{8e-4,1.5e-3,3e-3} "$RUNS/layers" "$RUNS"/control-long-* "$RUNS/layers-long"
 "$PYTHON" $HERE/development.py --data "$DATA" --output $HERE/results/development.json "$RUNS"/words-*
