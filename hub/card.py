@@ -47,6 +47,7 @@ class Data(Schema):
 class About(Schema):
     """The YAML file about.yaml, in which a model's maker says what nobody else knows. Every field may be left out."""
 
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = None  # of the model, where no repository names it
     license: Annotated[str, Field(pattern=f"^{LICENSE}$")] | None = None  # of the weights; None: not stated
     language: list[str] = []  # codes of the languages it reads
     data: list[Data] = []  # what it was trained on
@@ -162,7 +163,7 @@ def render_card(model: "PreTrainedModel", card: Card) -> str:
         "base_model": card.conversion.get("source") if card.conversion.get("revision") else None,
     }
     if card.scores.own:
-        name = (card.repository or f"m2bert-{card.max_tokens}").split("/")[-1]
+        name = (card.repository or card.about.name or f"m2bert-{card.max_tokens}").split("/")[-1]
         optional |= {"model_name": name, "eval_results": model_index(card.scores)}
     optional = {name: value for name, value in optional.items() if value}
     metadata = ModelCardData(library_name=library, pipeline_tag=task, tags=TAGS, **optional)
@@ -180,7 +181,7 @@ def render_card(model: "PreTrainedModel", card: Card) -> str:
     try:
         return environment.from_string(template).render(
             metadata=format_yaml(metadata.to_dict()).strip(),
-            title=card.repository or f"M2-BERT, {card.max_tokens} tokens",
+            title=card.repository or card.about.name or f"M2-BERT, {card.max_tokens} tokens",
             config=model.config,
             card=card,
             parameters=sum(parameter.numel() for parameter in model.parameters()),

@@ -79,12 +79,12 @@ def test_no_number_and_no_license_is_made_up(tmp_path, checkpoint):
 
 def test_what_its_maker_says_is_on_the_card(tmp_path, checkpoint):
     (tmp_path / "about.yaml").write_text(
-        "license: mit\nlanguage: [en]\nlimits: [Never saw poems.]\ntext: Made for minutes.\n"
+        "name: minutes-16k\nlicense: mit\nlanguage: [en]\nlimits: [Never saw poems.]\ntext: Made for minutes.\n"
         "data:\n- {name: Some books, license: CC0-1.0, hub: org/books}\n- {name: mine, license: MIT}\n"
     )
     card = ModelCard.load(export(tmp_path, checkpoint, about=tmp_path / "about.yaml") / "README.md")
     assert (card.data.license, card.data.language, card.data.datasets) == ("mit", ["en"], ["org/books"])
-    for text in ("- Never saw poems.", "Made for minutes.", "| mine | MIT |",
+    for text in ("# minutes-16k", "- Never saw poems.", "Made for minutes.", "| mine | MIT |",
                  "| [Some books](https://huggingface.co/datasets/org/books) | CC0-1.0 |"):  # fmt: skip
         assert text in card.text
 
