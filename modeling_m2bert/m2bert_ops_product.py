@@ -6,8 +6,6 @@ chains, so that the rounding error of a sum of 768 products is 1.5 times that of
 """
 
 import functools
-import platform
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -55,10 +53,10 @@ def by_onednn(x: Tensor, weight: Tensor) -> bool:
 
 @functools.cache
 def _is_faster_by_onednn() -> bool:
-    cpuinfo = Path("/proc/cpuinfo")
-    processor = cpuinfo.read_text() if cpuinfo.exists() else platform.processor()
-    has_onednn = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return has_onednn and "GenuineIntel" not in processor
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return False
+    about = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # not in older versions
+    return "Intel" not in str(about.get("cpu_name"))
 
 
 class _Linear(torch.autograd.Function):
