@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The same student with attention in the convolution's place and with no layers, on 5 million tokens each, and with longer
-# windows. A quarter to half an hour for each run with layers on one CPU core. Variables as in run.sh. A run whose record is there is
-# not repeated.
+# The same student with attention in the convolution's place and with no layers, on 5 million tokens each, with longer windows,
+# and without OpenStax. A quarter to three quarters of an hour for each run with layers on one CPU core. run.sh comes first:
+# its student is read in windows of several lengths. Variables as there. A run whose record is there is not repeated.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 PYTHON=${PYTHON:-.venv/bin/python} DATA=${DATA:-../shared/data} TOKENIZER=${TOKENIZER:-../shared/tokenizer}
@@ -23,3 +23,14 @@ run none none optim.lr=1.5e-3
 run long-conv long-conv
 run attention attention
 for window in 2048 8192; do run window-$window long-conv data.max_tokens=$window; done
+
+PREPARED="$RUNS/prepared"
+[ -d "$PREPARED" ] || "$PYTHON" train/align.py --config align-mini prepare="$PREPARED" loss.teacher="$TEACHER" \
+    tokenizer.path="$TOKENIZER" loss.teacher_cache="$RUNS/teacher-cache" \
+    "data.sources=[{path: $DATA/pretrain/web}, {path: $DATA/pretrain/encyclopedic}]"
+"$PYTHON" experiments/m2bert_mini/windows.py --model "$RUNS/layers-long" --prepared "$PREPARED" --output "$RESULTS/../windows.json"
+[ -d "$PREPARED-zero" ] || "$PYTHON" experiments/m2bert_mini/leave_out.py --prepared "$PREPARED" --source OpenStax \
+    --text "$DATA/pretrain/web/train.parquet" --output "$PREPARED-zero"
+"$PYTHON" train/align.py --config align-mini output_dir="$RUNS/layers-zero" loss.teacher="$TEACHER" steps=600 \
+    data.prepared="$PREPARED-zero" resume=true evaluation.every=0
+"$PYTHON" -m m2bert.cli eval --config experiments/m2bert_mini/zero_shot.yaml --output "$RESULTS/../zero_shot.json" --overwrite
