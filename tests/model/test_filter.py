@@ -172,7 +172,11 @@ def change_of_data(model):
     model.layers[0].mixer.filter.output_weight.data.mul_(2)
 
 
-CHANGES = [change_of_data, change_by_fused_optimizer, change_by_merged_adapter, change_in_place,
+def change_of_a_skip_term(model):
+    model.layers[0].mixer.residual_filter.skip.data.mul_(2)
+
+
+CHANGES = [change_of_data, change_of_a_skip_term, change_by_fused_optimizer, change_by_merged_adapter, change_in_place,
            change_by_assignment_of_the_same_version, change_of_shape_in_place, change_by_loading,
            lambda model: model.double()]  # fmt: skip
 
