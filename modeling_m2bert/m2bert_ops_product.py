@@ -37,7 +37,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return _Linear.apply(x, weight, bias)
     if bias is None:
         return x @ weight.T
-    if x.device.type == "cpu" and x.stride(0) == 1:  # the samples of a channel stay adjacent
+    if x.device.type == "cpu" and x.dim() == 2 and x.stride(0) == 1:  # the samples of a channel stay adjacent
         return torch.addmm(bias[:, None], weight, x.T).T
     return F.linear(x, weight, bias)
 

@@ -169,11 +169,15 @@ def data_folder(path: str | None) -> Path:
     return PYDOCS
 
 
-def build_optimizer(model: torch.nn.Module, optim, steps: int):
-    """Return AdamW and its schedule: linear warmup over `warmup_share` of the steps, then linear decay."""
+def build_optimizer(model: torch.nn.Module, optim, steps: int, scaled: bool = False):
+    """Return AdamW and its schedule: linear warmup over `warmup_share` of the steps, then linear decay.
+
+    With a gradient scaler (`scaled`) AdamW is not fused: a fused one hides from accelerate which steps were skipped.
+    """
     groups = parameter_groups(model, optim)
-    fused = all(each.device.type in ("cpu", "cuda") for group in groups for each in group["params"])
-    optimizer = torch.optim.AdamW(groups, betas=tuple(optim.betas), eps=optim.eps, fused=fused)
+    trained = [each for group in groups for each in group["params"]]
+    fused = not scaled and all(each.device.type in ("cpu", "cuda") and each.is_contiguous() for each in trained)
+    optimizer = torch.optim.AdamW(groups, betas=tuple(optim.betas), eps=optim.eps, fused=fused or None)
     return optimizer, transformers.get_linear_schedule_with_warmup(optimizer, round(optim.warmup_share * steps), steps)
 
 
@@ -235,7 +239,7 @@ def fit(
             progress at the end.
         parts: batches, train_step, evaluate and select, for `run_loop`.
     """
-    optimizer, schedule = build_optimizer(model, settings.optim, steps)
+    optimizer, schedule = build_optimizer(model, settings.optim, steps, accelerator.scaler is not None)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     checkpoints = Checkpoints(accelerator, settings, data)
     progress = run_loop(accelerator, prepared, optimizer, schedule, settings, steps, checkpoints, **parts)

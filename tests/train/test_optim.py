@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from transformers import AutoModel
 
 from m2bert.train.trainer import build_optimizer, parameter_groups
@@ -69,3 +71,18 @@ def test_learning_rate_warms_up_and_decays_to_zero(tiny_config):
     assert rates[0] == schedule.get_last_lr()[-1] == 0
     assert max(rates) == rates[2] == pytest.approx(1e-3)
     assert isinstance(optimizer, torch.optim.AdamW)
+
+
+def test_accelerate_sees_a_step_that_a_gradient_scaler_skips(tiny_config):
+    model = AutoModel.from_config(tiny_config())
+    optimizer, _ = build_optimizer(model, SimpleNamespace(**OPTIM), steps=10, scaled=True)
+    Accelerator(cpu=True)  # its state, which the optimizer asks for
+    scaler = torch.amp.GradScaler("cpu")
+    seen = AcceleratedOptimizer(optimizer, device_placement=False, scaler=scaler)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, float("inf"))
+    scaler.scale(torch.ones(()))
+    seen.step()
+    assert seen.step_was_skipped
+    unscaled, _ = build_optimizer(model, SimpleNamespace(**OPTIM), steps=10)
+    assert all(group["fused"] for group in unscaled.param_groups)
