@@ -112,8 +112,8 @@ def _long_conv(gated, gate, residual, taps, residual_taps, skip, residual_skip, 
     prepare = load_kernels(choose_kernels(kernels, gated))["prepare_filter"]
 
     def filters(size):
-        prepared = prepare(taps, skip, size, gated.dtype)
-        return prepared, None if residual is None else prepare(residual_taps, residual_skip, size, gated.dtype)
+        prepared = prepare(taps, size, gated.dtype)
+        return prepared, None if residual is None else prepare(residual_taps, size, gated.dtype)
 
     return run("long_conv", gated, gate, residual, filters, skip, residual_skip, offsets, lengths, longest, kernels)
 
@@ -122,17 +122,15 @@ def _cached_long_conv(gated, gate, residual, parameters, residual_parameters, sk
     *rows, (handle, num_layers), kernels = rows_and_rest
     chosen = choose_kernels(kernels, gated)
     prepare_filter = load_kernels(chosen)["prepare_filter"]
-    skips = [skip] if residual_skip is None else [skip, residual_skip]
     sources = [FilterParameters(*part) for part in (parameters, residual_parameters) if part]
 
     def filters(size):
         def prepare():
-            pairs = zip(sources, skips, strict=True)
-            prepared = [prepare_filter(generate_taps(source, size), own, size, gated.dtype) for source, own in pairs]
-            return tuple(prepared) if len(prepared) == 2 else (*prepared, None)
+            prepared = tuple(prepare_filter(generate_taps(source, size), size, gated.dtype) for source in sources)
+            return prepared if len(prepared) == 2 else (*prepared, None)
 
         key = (handle, size, chosen, gated.dtype, gated.device)
-        return cached(key, num_layers, [*skips, *parameters, *residual_parameters], prepare)
+        return cached(key, num_layers, [*parameters, *residual_parameters], prepare)
 
     return run("long_conv", gated, gate, residual, filters, skip, residual_skip, *rows, kernels)
 

@@ -25,14 +25,13 @@ def transform_length(longest: int) -> int:
     return min(m for m in (power, power // 8 * 5, power // 4 * 3) if m >= max(longest, 1))
 
 
-def prepare_filter(taps: Tensor, skip: Tensor, m: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Return the spectrum of a two-sided filter and its skip term d.
+def prepare_filter(taps: Tensor, m: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Return the spectrum of a two-sided filter.
 
-    It is the real DFT of length N = 2M of [h_0 + d, h_1 .. h_{P-1}, 0 .., r_{P-1} .. r_0].
+    It is the real DFT of length N = 2M of [h_0 .. h_{P-1}, 0 .., r_{P-1} .. r_0].
 
     Args:
         taps: (2, H, P): h for lags 0, 1, .., and r for lags -1, -2, ... Only the first M of each are used.
-        skip: (H,), d.
         m: transform length M.
         dtype: of the activations.
 
@@ -52,7 +51,6 @@ def prepare_filter(taps: Tensor, skip: Tensor, m: int, dtype: torch.dtype) -> tu
         two_sided = taps.new_zeros(group.stop - group.start, n)
         two_sided[:, :reach] = taps[0, group]
         two_sided[:, n - reach :] = taps[1, group].flip(-1)
-        two_sided[:, 0] += skip[group]
         transformed = torch.fft.rfft(two_sided)
         if half:
             parts = torch.view_as_real(transformed)
@@ -68,17 +66,21 @@ def long_conv(gated, gate, residual, filters, skip, residual_skip, offsets, leng
 
     Args:
         filters: function of a transform length that returns the prepared filter, and the prepared residual filter or
-            None. They have the skip terms in them.
+            None.
     """
     y = torch.empty_like(gated, memory_format=torch.contiguous_format)
     dtype = torch.promote_types(torch.promote_types(gated.dtype, skip.dtype), torch.float32)
     for m, rows in _rows_by_transform_length(offsets, lengths):
         prepared, residual_prepared = filters(m)
         for group in _channel_groups(gated, len(rows) * 2 * m):
-            mixed = _convolve(_gather(gated[group], rows, 2 * m, dtype), prepared, group)
+            signal = _gather(gated[group], rows, 2 * m, dtype)
+            product = torch.fft.rfft(signal).mul_(_spectrum(prepared, group))
+            mixed = _inverse_with_skip(product, signal, group, skip)
             mixed.mul_(_gather(gate[group], rows, m, dtype))
             if residual is not None:
-                mixed.add_(_convolve(_gather(residual[group], rows, 2 * m, dtype), residual_prepared, group))
+                signal = _gather(residual[group], rows, 2 * m, dtype)
+                product = torch.fft.rfft(signal).mul_(_spectrum(residual_prepared, group))
+                mixed.add_(_inverse_with_skip(product, signal, group, residual_skip))
             _scatter(mixed, y[group], rows)
     return y
 
@@ -99,45 +101,45 @@ def long_conv_backward(
     dtype = torch.promote_types(torch.promote_types(gated.dtype, skip.dtype), torch.float32)
     for m, rows in _rows_by_transform_length(offsets, lengths):
         n = 2 * m
-        prepared = prepare_filter(taps, skip, m, taps.dtype)
-        if residual is not None:
-            residual_prepared = prepare_filter(residual_taps, residual_skip, m, taps.dtype)
+        prepared = prepare_filter(taps, m, taps.dtype)
+        residual_prepared = None if residual is None else prepare_filter(residual_taps, m, taps.dtype)
         for group in _channel_groups(gated, len(rows) * n):
             signal = _gather(gated[group], rows, n, dtype)
             transformed = torch.fft.rfft(signal)
-            mixed = torch.fft.irfft(transformed * _spectrum(prepared, group), n=n)[..., :m]
+            mixed = _inverse_with_skip(transformed * _spectrum(prepared, group), signal, group, skip)
             upstream = _gather(dy[group], rows, n, dtype)
             _scatter(mixed * upstream[..., :m], d_gate[group], rows)
-            _convolve_backward(upstream * _gather(gate[group], rows, n, dtype), transformed, prepared, group,
-                               rows, d_gated, d_taps, d_skip)  # fmt: skip
+            _convolve_backward(upstream * _gather(gate[group], rows, n, dtype), signal, transformed, prepared, group,
+                               skip, rows, d_gated, d_taps, d_skip)  # fmt: skip
             if residual is not None:
                 signal = _gather(residual[group], rows, n, dtype)
-                _convolve_backward(upstream, torch.fft.rfft(signal), residual_prepared, group,
-                                   rows, d_residual, d_residual_taps, d_residual_skip)  # fmt: skip
+                _convolve_backward(upstream, signal, torch.fft.rfft(signal), residual_prepared, group,
+                                   residual_skip, rows, d_residual, d_residual_taps, d_residual_skip)  # fmt: skip
     return d_gated, d_gate, d_residual, d_taps, d_residual_taps, d_skip, d_residual_skip
 
 
-def _convolve(signal: Tensor, prepared: tuple[Tensor, ...], group: slice) -> Tensor:
-    """Convolve a signal (G, rows, 2M), of which the second half is zero, and return the first half (G, rows, M)."""
+def _inverse_with_skip(product: Tensor, signal: Tensor, group: slice, skip: Tensor) -> Tensor:
+    """Return the convolution plus skip term (G, rows, M), from the product of spectra and the signal (G, rows, 2M)."""
     n = signal.shape[-1]
-    return torch.fft.irfft(torch.fft.rfft(signal).mul_(_spectrum(prepared, group)), n=n)[..., : n // 2]
+    y = torch.fft.irfft(product, n=n)[..., : n // 2]
+    return y.addcmul_(signal[..., : n // 2], skip[group, None, None].to(y.dtype))
 
 
-def _convolve_backward(upstream, transformed, prepared, group, rows, d_signal, d_taps, d_skip):
+def _convolve_backward(upstream, signal, transformed, prepared, group, skip, rows, d_signal, d_taps, d_skip):
     """Write the gradient of one group of channels into d_signal, and add those of the filter to d_taps and d_skip.
 
     Conjugates are computed with conj_physical, since operators inside torch.compile would ignore lazy ones.
     """
-    n = upstream.shape[-1]
+    n = signal.shape[-1]
     gradient = torch.fft.rfft(upstream)
     d_padded = torch.fft.irfft(gradient * torch.conj_physical(_spectrum(prepared, group)), n=n)
-    _scatter(d_padded, d_signal[group], rows)
+    _scatter(d_padded.addcmul_(upstream, skip[group, None, None].to(d_padded.dtype)), d_signal[group], rows)
     correlation = (torch.conj_physical(transformed) * gradient).sum(1)
     lags = torch.fft.irfft(correlation, n=n)  # (G, N)
     reach = min(d_taps.shape[-1], n // 2)
     d_taps[0, group, :reach] += lags[:, :reach]
     d_taps[1, group, :reach] += lags[:, n - reach :].flip(-1)
-    d_skip[group] += lags[:, 0]
+    d_skip[group] += (upstream * signal).sum((1, 2))
 
 
 def _spectrum(prepared: tuple[Tensor, ...], group: slice) -> Tensor:

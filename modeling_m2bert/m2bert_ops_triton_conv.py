@@ -190,8 +190,8 @@ def long_conv_toeplitz(
     return y
 
 
-def prepare_filter(taps: Tensor, skip: Tensor, m: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Prepare a filter for rows of up to m tokens. Its skip term is not in it: the kernels add that to their sums.
+def prepare_filter(taps: Tensor, m: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Prepare a filter for rows of up to m tokens.
 
     Args:
         taps: (2, H, P) float32, forward and reverse. Taps beyond P count as zero, taps beyond M are not used.

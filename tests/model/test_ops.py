@@ -127,9 +127,9 @@ def test_spectra_of_long_filters_are_kept_in_half_precision_for_half_precision_o
     at, m = rows((20, 20)), transform_length(20)
     x, gate, taps, skip = (p.detach().float() for p in randoms((4, 20), (4, 20), (2, 4, 20), (4,)))
     taps *= 1e-6 * torch.tensor([1.0, 1e3, 1e-3, 1e12])[:, None]  # far outside the range of float16
-    exact = prepare_filter(taps, skip, m, torch.float32)
+    exact = prepare_filter(taps, m, torch.float32)
     assert [part.dtype for part in exact] == [torch.complex64]
-    prepared = prepare_filter(taps, skip, m, torch.bfloat16)
+    prepared = prepare_filter(taps, m, torch.bfloat16)
     assert prepared[0].dtype == torch.float16
     kept = m2bert_ops_torch_conv._spectrum(prepared, slice(None))[:, 0]
     largest = exact[0].abs().amax(1, keepdim=True)

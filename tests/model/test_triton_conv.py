@@ -41,8 +41,7 @@ def run(form, case, arguments=None):
     gated, gate, residual, taps, residual_taps, skip, residual_skip = arguments or case.arguments
     function, transform_length = FORMS[form]
     m = transform_length(case.longest)
-    pairs = (taps, skip), (residual_taps, residual_skip)
-    prepared = [None if t is None else conv.prepare_filter(t, d, m, gated.dtype) for t, d in pairs]
+    prepared = [None if t is None else conv.prepare_filter(t, m, gated.dtype) for t in (taps, residual_taps)]
     signals = [case.poison(signal) for signal in (gated, gate, residual)]
     return function(*signals, *prepared, skip, residual_skip, *case.rows, m)
 
@@ -352,7 +351,7 @@ def launch_all(dtype, m, with_residual, slots):
     residual = (x, taps, skip) if with_residual else (None, None, None)
     lengths = torch.tensor(slots, dtype=torch.int32)
     rows = torch.tensor([0, *slots]).cumsum(0).int(), lengths, max(slots)
-    prepared = conv.prepare_filter(taps, skip, m, dtype)
+    prepared = conv.prepare_filter(taps, m, dtype)
     filters = prepared, prepared if with_residual else None
     conv.long_conv(x, x, residual[0], lambda _: filters, skip, residual[2], *rows)
     if m >= 512:

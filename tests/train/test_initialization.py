@@ -1,4 +1,4 @@
-"""Starts: layers begin as the identity, and token weights follow document frequency."""
+"""Starts: the identity is exact, and token weights follow document frequency."""
 
 import math
 from types import SimpleNamespace
