@@ -11,20 +11,21 @@ beside it, as the Hub's clients send them, or in an object `parameters`. Null is
                           "chunk-average": all of it, in consecutive chunks that the model takes whole; the mean of
                           their unit vectors (section 5.1 of the paper)
                           "late-chunk": read as by "truncate", pooled in up to 16 equal parts of 32 tokens or more
+                          "late-chunk:document=1": the unit vectors of these parts, each plus that of the whole
     normalize             true, false: vectors of length 1, or the model's own pooler_output
     dimensions            how many numbers of a vector are kept, the first ones; then it is normalized
     truncate              true, false: false refuses a text that would be cut
     truncation_direction  "right", "left": the side of a text, with its prompt, that is cut
     details               false, true: an object with the answer and what was done
 
-The answer has an entry for each text, in order (one text gives a list of one): a vector; with "late-chunk" a list of
+The answer has an entry for each text, in order (one text gives a list of one): a vector; with late chunks a list of
 vectors; for `sentences` the cosine with `source_sentence`. With details it is
 
     {"embeddings" or "similarities": [...], "task": ..., "policy": ..., "normalized": ..., "dimensions": 768,
      "max_tokens": 32768, "tokens": [n, ...], "truncated": [false, ...], "chunks": [k, ...], "spans": [[[0, 9], ...]]}
 
 `tokens` counts a whole text, with the prompt and the special tokens. `truncated` says whether any of it was not read.
-`chunks` is how many pieces of it the model read. `spans`, of "late-chunk" alone, are the characters [start, end) of the
+`chunks` is how many pieces of it the model read. `spans`, of late chunks alone, are the characters [start, end) of the
 parts. An empty text gets the vector of the special tokens. A text's vector does not depend on its neighbors.
 
 One request runs at a time: the tokenizer serves one thread, and the container lets one request in.
@@ -36,13 +37,15 @@ logs hold any of the texts.
 import json
 import threading
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from sentence_transformers import SentenceTransformer
 from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 
-POLICIES = ("truncate", "chunk-average", "late-chunk")
+LATE = "late-chunk", "late-chunk:document=1"
+POLICIES = "truncate", "chunk-average", *LATE
 MOST_PARTS, FEWEST_TOKENS = 16, 32  # of late-chunk: parts of a text, tokens of a part unless the text is shorter
 MAX_TEXTS = 2048
 MAX_CHARS = 4_000_000  # in one request; the tokenizer takes up to 2.5 GiB for so many
@@ -109,7 +112,7 @@ class EndpointHandler:
             "truncated": [any(count > self.max_tokens for _, count in of_text) for of_text in chunks],
             "chunks": [len(of_text) for of_text in chunks],
         }
-        if options["policy"] == "late-chunk":
+        if options["policy"] in LATE:
             details["spans"] = spans
         return details if options["details"] else answer
 
@@ -119,7 +122,9 @@ class EndpointHandler:
         lengths = [self.max_tokens if self._pads_to_maximum else min(count, self.max_tokens) for _, count in texts]
         order = sorted(range(len(texts)), key=lambda i: -lengths[i])
         vectors, spans = [None] * len(texts), [None] * len(texts)
-        encode = self._encode_parts if options["policy"] == "late-chunk" else self._encode
+        encode = self._encode
+        if options["policy"] in LATE:
+            encode = partial(self._encode_parts, add_whole=options["policy"] == LATE[1])
         self.model.tokenizer.truncation_side = options["truncation_direction"]
         while order:
             longest = max(lengths[order[0]], 1)
@@ -138,10 +143,11 @@ class EndpointHandler:
         return self.model.encode(texts, prompt=prompt, **options).split(1), [None] * len(texts)
 
     @torch.inference_mode()
-    def _encode_parts(self, texts: list[str], prompt: str) -> tuple[Sequence[torch.Tensor], list]:
+    def _encode_parts(self, texts: list[str], prompt: str, add_whole: bool) -> tuple[Sequence[torch.Tensor], list]:
         """Return the vectors (n, d) of the parts of each text, which the model reads once, and their characters.
 
-        Special tokens belong to the first and the last part, a prompt to the first.
+        Special tokens belong to the first and the last part, a prompt to the first. `add_whole` makes unit vectors of
+        them, and adds that of the whole text.
         """
         options = {"padding": "max_length" if self._pads_to_maximum else True, "max_length": self.max_tokens}
         options |= {"truncation": True, "return_offsets_mapping": True, "return_tensors": "pt"}
@@ -155,7 +161,11 @@ class EndpointHandler:
             sizes = (torch.arange(total) * count // total).bincount().tolist()
             columns = (states[row], mask, inputs["input_ids"][row])
             parts = [pad_sequence(column[mask].split(sizes), batch_first=True) for column in columns]
-            vectors.append(model.pooler(*parts))
+            rows = model.pooler(*parts).float()
+            if add_whole:
+                whole = model.pooler(*(column[mask][None] for column in columns)).float()
+                rows = normalize(rows) + normalize(whole)
+            vectors.append(rows)
             spans.append([_span(part) for part in places[row][mask].split(sizes)])
         return vectors, spans
 
@@ -217,8 +227,9 @@ def read_request(body: dict, options: dict) -> tuple[dict[str, str], dict]:
         if value is not None and given.setdefault(option, value) != value:
             raise ValueError(f"{option} is both {_shown(given[option])} and {_shown(value)}; send it once")
     texts = _read_texts(body.get("inputs"))
-    if "source_sentence" in texts and given.get("policy") == "late-chunk":
-        raise ValueError('policy="late-chunk" compares no sentences; choose from: "truncate", "chunk-average"')
+    if "source_sentence" in texts and given.get("policy") in LATE:
+        fix = 'choose from: "truncate", "chunk-average"'
+        raise ValueError(f"policy={_shown(given['policy'])} compares no sentences; {fix}")
     return texts, {name: given.get(name, values[0]) for name, values in options.items()}
 
 
@@ -253,7 +264,7 @@ def _listed(vectors: list[torch.Tensor], options: dict, compares: bool) -> list:
     vectors = [rows[:, : options["dimensions"]] for rows in vectors]
     if options["normalize"]:
         vectors = [normalize(rows) for rows in vectors]
-    if options["policy"] == "late-chunk":
+    if options["policy"] in LATE:
         return [rows.tolist() for rows in vectors]
     rows = torch.cat(vectors)
     return (rows[1:] @ rows[0] if compares else rows).tolist()

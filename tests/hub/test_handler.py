@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 from transformers import BertTokenizerFast
 
 from m2bert.eval.encoders.policies import parse_policy
+from m2bert.eval.encoders.protocol import unit_rows
 from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
 from m2bert.hub import handler as handler_module
 from m2bert.hub.folder import REQUIREMENTS, write_folder
@@ -280,7 +281,8 @@ def test_late_chunks_are_those_of_the_evaluation(make, pooling, padding, monkeyp
     heads = {"num_pooling_heads": 2, "lexical_heads": 2, "lexical_size": 8} if pooling == "weighted_mean" else {}
     folder = make(pooling=pooling, padding=padding, **heads)
     handler, options = EndpointHandler(folder), {"policy": "late-chunk", "details": True}
-    [(rows, counts)] = SentenceTransformerEncoder(folder, device="cpu").encode_parts(TEXTS, [16], 8)
+    encoder = SentenceTransformerEncoder(folder, device="cpu")
+    (whole, _), (rows, counts) = encoder.encode_parts(TEXTS, [1, 16], 8)
     answer = handler({"inputs": TEXTS, **options})
     assert [len(vectors) for vectors in answer["embeddings"]] == counts.tolist() == [1, 6, 1, 1, 1]
     assert largest_difference(sum(answer["embeddings"], []), rows) < 1e-6
@@ -289,6 +291,8 @@ def test_late_chunks_are_those_of_the_evaluation(make, pooling, padding, monkeyp
         largest_difference(handler({"inputs": TEXTS[0], "policy": "late-chunk", "normalize": False}), short[None])
         < 1e-5
     )
+    added = handler({"inputs": TEXTS, "policy": "late-chunk:document=1"})
+    assert largest_difference(sum(added, []), unit_rows(rows + whole.repeat(counts, axis=0))) < 1e-6
     cut = handler({"inputs": TEXTS, "policy": "late-chunk", "dimensions": 5})
     assert (
         largest_difference(cut[1], torch.nn.functional.normalize(torch.tensor(answer["embeddings"][1])[:, :5])) < 1e-6
@@ -423,6 +427,7 @@ BAD = [  # the body and what its refusal says
     ({"inputs": PAIR | {"sentences": ["b", 3]}}, "sentences[1] is of type int; send a text"),
     ({"inputs": PAIR | {"sentences": []}}, "inputs holds 0 texts of 1 characters; send 1 to 2048"),
     ({"inputs": PAIR, "policy": "late-chunk"}, 'policy="late-chunk" compares no sentences; choose from: "truncate", '),
+    ({"inputs": PAIR, "policy": "late-chunk:document=1"}, 'policy="late-chunk:document=1" compares no sentences; '),
     ({"inputs": []}, "inputs holds 0 texts of 0 characters; send 1 to 2048"),
     ({"inputs": ["a"] * 10_000}, "inputs holds 10000 texts"),
     ({"inputs": ["a", ["b"]]}, "inputs[1] is of type list; send a text"),
