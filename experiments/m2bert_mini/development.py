@@ -9,6 +9,7 @@ of the sums of standardized scores.
 
 import argparse
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,13 +47,31 @@ def mixed(rows: np.ndarray, meaning: int, share: float) -> np.ndarray:
     return np.hstack([(1 - share) ** 0.5 * unit(rows[:, :meaning]), share**0.5 * unit(rows[:, meaning:])])
 
 
+def task_scores(encoder, task, meaning: int, shares) -> Iterator[tuple[float, dict[str, float], dict[str, float]]]:
+    """Yield for each share of the words {qid: nDCG@10}, alone and beside BM25.
+
+    Args:
+        encoder: a SentenceTransformerEncoder.
+        meaning: how many numbers of a vector, the first ones, are those of meaning.
+    """
+    bm25, pids = Bm25Ranker().rank(task), list(task.documents)
+    queries = encoder.encode(list(task.queries.values()), "query")
+    (whole, _), (parts, counts) = encoder.encode_parts(list(task.documents.values()), [1, 16])
+    for share in shares:
+        vectors = mixed(parts, meaning, share) + np.repeat(mixed(whole, meaning, share), counts, axis=0)
+        search = ExactSearch(pids, len(task.queries))
+        search.add_vectors(mixed(queries, meaning, share), pids, unit(vectors), counts)
+        run = search.run(list(task.queries))
+        yield share, *(score_ranking(each, task.qrels) for each in (run, standardized_fusion(bm25, run)))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", help="folders of models with lexical_heads")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    found = {}
+    found = []
     for name in arguments.models:
         encoder = SentenceTransformerEncoder(name)
         model = encoder.model[0].model
@@ -60,21 +79,13 @@ def main():
         meaning = model.config.hidden_size * model.config.num_pooling_heads
         for folder, split in TASKS.items():
             task = load_development(arguments.data / folder, split)
-            bm25, pids = Bm25Ranker().rank(task), list(task.documents)
-            queries = encoder.encode(list(task.queries.values()), "query")
-            (whole, _), (parts, counts) = encoder.encode_parts(list(task.documents.values()), [1, 16])
-            for share in SHARES:
-                vectors = mixed(parts, meaning, share) + np.repeat(mixed(whole, meaning, share), counts, axis=0)
-                search = ExactSearch(pids, len(task.queries))
-                search.add_vectors(mixed(queries, meaning, share), pids, unit(vectors), counts)
-                run = search.run(list(task.queries))
-                scores = [score_ranking(each, task.qrels) for each in (run, standardized_fusion(bm25, run))]
+            for share, *scores in task_scores(encoder, task, meaning, SHARES):
                 alone, beside = (100 * float(np.mean([*each.values()])) for each in scores)
                 row = {"model": Path(name).name, "task": folder, "share": share, "alone": alone, "beside_bm25": beside}
-                found[Path(name).name, folder, share] = row
+                found.append(row)
                 print(f"{Path(name).name} {folder} {share}: {alone:.1f}, beside BM25 {beside:.1f}", flush=True)
     if arguments.output:
-        rows = ",\n".join(map(json.dumps, found.values()))
+        rows = ",\n".join(map(json.dumps, found))
         arguments.output.write_text(f"[\n{rows}\n]\n")
 
 

@@ -2,8 +2,9 @@
 
     python experiments/replicas/twins.py --mixer {long-conv,attention,none} [--record FILE] ENTRY [key=value ...]
 
-runs an entry point (opl, mlm or align) with the sequence mixer replaced; `none` is num_hidden_layers=0. No
-model is written: what attention has learned is no M2-BERT. The record, one JSON object, goes to the screen and to FILE.
+runs an entry point (opl, mlm or align) with the sequence mixer replaced; `none` is num_hidden_layers=0. What attention
+has learned is no M2-BERT: `attention_encoder` alone reads its folder. The record, one JSON object, goes to the screen
+and to FILE.
 experiments/replicas/twins.sh and experiments/m2bert_mini/twins.sh run the comparisons.
 """
 
@@ -17,11 +18,13 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from twin_runs import LOSS, MIXERS, NDCG, RATES
 
+from m2bert.eval.encoders import sentence_transformer
 from m2bert.terminal import run_command
-from m2bert.train import align_run, checkpoints, initialization, mlm_run, retrieval_run, trainer
+from m2bert.train import align_run, initialization, mlm_run, retrieval_run, trainer
 from modeling_m2bert import modeling_m2bert
 from modeling_m2bert.m2bert_layers import M2BertMixer
 from modeling_m2bert.m2bert_ops_torch_conv import transform_length
@@ -59,10 +62,15 @@ def rotate(x: Tensor, positions: Tensor) -> Tensor:
 
 
 class AttentionMixer(nn.Module):
-    """y = x + out_proj(attention(x)): the tokens of a row see each other and nothing else. Called as M2BertMixer is."""
+    """y = x + out_proj(attention(x)): the tokens of a row see each other and nothing else. Called as M2BertMixer is.
 
-    def __init__(self, config, cache=None):
+    Args:
+        window: tokens of a row see those of their window of so many alone, if set.
+    """
+
+    def __init__(self, config, cache=None, window: int | None = None):
         super().__init__()
+        self.window = window
         hidden, width = config.hidden_size, attention_width(config)
         self.in_proj = nn.Linear(hidden, 3 * width, bias=False)
         self.out_proj = nn.Linear(width, hidden)
@@ -75,8 +83,9 @@ class AttentionMixer(nn.Module):
         stacked = torch.stack([rotate(query, positions), rotate(key, positions), value])
         mixed = []
         for row, length in zip(stacked.split(spans, dim=1), rows.lengths.tolist(), strict=True):
-            real = row[:, None, :length].transpose(2, 3)  # (3, 1, A / d, length, d)
-            attended = nn.functional.scaled_dot_product_attention(*real)[0].transpose(0, 1).flatten(1)
+            windows = row[:, None, :length].transpose(2, 3).split(self.window or length, dim=3)  # (3, 1, A / d, n, d)
+            attended = torch.cat([nn.functional.scaled_dot_product_attention(*each)[0] for each in windows], dim=1)
+            attended = attended.transpose(0, 1).flatten(1)
             mixed.append(nn.functional.pad(attended, (0, 0, 0, row.shape[1] - length)))
         return hidden_states + self.out_proj(torch.cat(mixed))
 
@@ -183,18 +192,31 @@ def compact_record(model, mixer: str, config, record: dict, seen: dict[str, Coun
 
 
 def run(mixer: str, entry: str, argv: list[str]) -> dict:
-    """Run an entry point and return its compact record; its weights are not kept."""
+    """Run an entry point and return its compact record."""
     module, seen, found = ENTRIES[entry], {"lengths": Counter(), "longest": Counter()}, {}
+    write = trainer.finish
 
     def finish(accelerator, model, tokenizer, config, record):
-        checkpoints.remove_all(trainer.run_folder(config))
         found.update(entry=entry, **compact_record(accelerator.unwrap_model(model), mixer, config, record, seen))
-        accelerator.end_training()
+        write(accelerator, model, tokenizer, config, record)
 
     layer_free = ["model.architecture.num_hidden_layers=0"] if mixer == "none" else []
     with twin(mixer, seen), patch.object(trainer, "finish", finish):
         module.main([*argv, *layer_free])
     return found
+
+
+def attention_encoder(folder: str, window: int):
+    """Return the encoder of a folder that a run with attention wrote. It attends within windows of so many tokens."""
+    transformer = sentence_transformer._import_sentence_transformer()
+    mismatched = {"ignore_mismatched_sizes": True}  # the convolution's weights, which are replaced
+    model = transformer(folder, trust_remote_code=True, model_kwargs=mismatched)
+    inner = model[0].model
+    for layer in inner.layers:
+        layer.mixer = AttentionMixer(inner.config, window=window)
+    inner.load_state_dict(load_file(Path(folder, "model.safetensors")))
+    with patch.object(sentence_transformer, "load_model", lambda *_: model):
+        return sentence_transformer.SentenceTransformerEncoder(folder)
 
 
 def main(argv: list[str]):

@@ -6,7 +6,9 @@ import pytest
 import torch
 from transformers import AutoModel
 
+from m2bert.hub.folder import write_folder
 from m2bert.train.initialization import identity_layer_
+from m2bert.train.tokenizer import train_wordpiece
 from modeling_m2bert import M2BertConfig
 from modeling_m2bert.m2bert_packing import Rows, pack_rows
 
@@ -66,6 +68,25 @@ def test_attention_sees_its_row_alone_and_no_padding(attention):
     kept = attention(x.flatten(0, 1), Rows(torch.tensor([0, 9, 18]), torch.tensor([9, 5]), 9))
     torch.testing.assert_close(packing.pack(kept.view(2, 9, 32)), attention(packing.pack(x), packing.rows))
     assert kept.isfinite().all()
+
+
+def test_attention_in_windows_is_that_of_rows_as_long_as_the_windows(twins, attention):
+    x = torch.randn(30, 32, dtype=torch.float64)
+    parts = attention(x, rows_of(8, 8, 4, 8, 2))
+    attention.window = 8
+    torch.testing.assert_close(attention(x, rows_of(20, 10)), parts)
+
+
+def test_a_run_with_attention_writes_what_its_encoder_reads(twins, attention, tiny_config, tmp_path):
+    tokenizer = train_wordpiece(["a river runs"], 60)
+    with twins.twin("attention", {"lengths": Counter(), "longest": Counter()}):
+        model = AutoModel.from_config(tiny_config(vocab_size=len(tokenizer))).eval()
+        write_folder(model, tokenizer, tmp_path / "model")
+    encoder = twins.attention_encoder(str(tmp_path / "model"), 512)
+    [vector] = encoder.encode(["a river"], "query")
+    with torch.no_grad():
+        [expected] = model(**tokenizer("a river", return_tensors="pt")).pooler_output
+    torch.testing.assert_close(torch.from_numpy(vector), expected / expected.norm())
 
 
 def test_attention_is_that_of_rotary_positions(twins, attention):
