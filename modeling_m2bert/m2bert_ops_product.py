@@ -1,15 +1,36 @@
-"""Products with a matrix of weights, in float32 by oneDNN on a CPU that is not Intel's.
+"""Products with a matrix of weights, by the fastest way that a CPU has.
 
-There torch multiplies by MKL, which uses AVX-512 on Intel's processors only. oneDNN uses it on every processor that has
-it: one thread of a Zen 5 multiplies more than twice as fast, and one of a Xeon 1.15 times slower. It sums in longer
-chains, so that the rounding error of a sum of 768 products is 1.5 times that of MKL.
+In float32 that is oneDNN where the processor is not Intel's. There torch multiplies by MKL, which uses AVX-512 on
+Intel's processors only. oneDNN uses it on every processor that has it: one thread of a Zen 5 multiplies more than twice
+as fast, and one of a Xeon 1.15 times slower. It sums in longer chains, so that the rounding error of a sum of 768
+products is 1.5 times that of MKL.
+
+In half precision that is float32 where the processor has no instructions for such products, as without AVX-512. There
+torch's own loops are slower by tens of times.
 """
 
 import functools
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+def _slow_dtypes() -> tuple[torch.dtype, ...]:
+    """Return the dtypes for whose products this processor has no instructions, as far as torch tells."""
+    known = {"_is_mkldnn_bf16_supported": torch.bfloat16, "_is_mkldnn_fp16_supported": torch.float16}
+    asked = [name for name in known if hasattr(torch.ops.mkldnn, name)]
+    return tuple(known[name] for name in asked if not getattr(torch.ops.mkldnn, name)())
+
+
+SLOW_DTYPES = _slow_dtypes()
+
+
+def fast_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the dtype in which products of tensors of this dtype are computed. An exported program keeps its own."""
+    slow = device.type == "cpu" and dtype in SLOW_DTYPES and not torch.compiler.is_exporting()
+    return torch.float32 if slow else dtype
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
@@ -33,7 +54,12 @@ def add_product(total: Tensor, x: Tensor, weight: Tensor):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x @ weight.T + bias: (M, K), (N, K), (N,) -> (M, N), with derivatives."""
-    if by_onednn(x, weight) and not torch.is_autocast_enabled("cpu"):
+    autocast = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
+    if (wide := fast_dtype(dtype, x.device)) != dtype:
+        with torch.autocast("cpu", enabled=False) if autocast else nullcontext():
+            return linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide)).to(dtype)
+    if by_onednn(x, weight) and not autocast:
         return _Linear.apply(x, weight, bias)
     if bias is None:
         return x @ weight.T

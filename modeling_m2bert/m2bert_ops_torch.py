@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .m2bert_ops_product import add_product, by_onednn, product
+from .m2bert_ops_product import add_product, by_onednn, fast_dtype, product
 
 CHUNK_TOKENS = 512
 NORM_TOKENS = 256
@@ -130,18 +130,20 @@ def block_diagonal_glu(
     x: Tensor, up: Tensor, down: Tensor, bias: Tensor, dropout: float, seed: Tensor | None
 ) -> Tensor:
     """Compute the feed-forward network. seed: (1,) int64 on x's device, for the dropout; None without dropout."""
-    y = new_columns(x)
+    y, dtype = new_columns(x), fast_dtype(x.dtype, x.device)
+    up, down, bias = (weight.to(dtype) for weight in (up, down, bias))
     width = down.shape[1]
     for tokens in _token_chunks(x):
-        keep = _dropout_mask(x[tokens], down, dropout, seed, tokens.start)
-        if not by_onednn(x, up[0]):
-            y.T[:, tokens] = _glu_of_channels(x[tokens].T, up, down, bias, keep)
+        chunk = x[tokens].to(dtype)
+        keep = _dropout_mask(chunk, down, dropout, seed, tokens.start)
+        if not by_onednn(chunk, up[0]):
+            y.T[:, tokens] = _glu_of_channels(chunk.T, up, down, bias, keep)
             continue
         for j in range(len(down)):
             columns = slice(j * width, (j + 1) * width)
             (gate_weight, gate_part), (value_weight, value_part) = _up_parts(up, j, len(down))
-            products = product(x[tokens, gate_part], gate_weight, gelu=True)
-            products.mul_(product(x[tokens, value_part], value_weight))
+            products = product(chunk[:, gate_part], gate_weight, gelu=True)
+            products.mul_(product(chunk[:, value_part], value_weight))
             if keep is not None:
                 products.mul_(keep[j])
             y.T[columns, tokens] = product(products, down[j], bias[columns]).T.contiguous()
@@ -173,15 +175,17 @@ def block_diagonal_glu_backward(
     at least."""
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     d_up, d_down = (torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32)) for w in (up, down))
-    width = down.shape[1]
+    width, dtype = down.shape[1], fast_dtype(x.dtype, x.device)
+    up, down = up.to(dtype), down.to(dtype)
     for tokens in _token_chunks(x):
-        keep = _dropout_mask(x[tokens], down, dropout, seed, tokens.start)
-        d_chunk = torch.zeros_like(x[tokens], memory_format=torch.contiguous_format)
+        chunk = x[tokens].to(dtype)
+        keep = _dropout_mask(chunk, down, dropout, seed, tokens.start)
+        d_chunk = torch.zeros_like(chunk, memory_format=torch.contiguous_format)
         for j in range(len(down)):
             parts = _up_parts(up, j, len(down))
-            gate, value = (product(x[tokens, part], weight) for weight, part in parts)
+            gate, value = (product(chunk[:, part], weight) for weight, part in parts)
             activated = F.gelu(gate)
-            upstream = dy[tokens, j * width : (j + 1) * width]
+            upstream = dy[tokens, j * width : (j + 1) * width].to(dtype)
             products = activated * value
             d_product = product(upstream, down[j].T)
             if keep is not None:
@@ -191,7 +195,7 @@ def block_diagonal_glu_backward(
             d_parts = _up_parts(d_up, j, len(down))
             gradients = (d_gate, d_product.mul_(activated))
             for (weight, part), (d_weight, _), gradient in zip(parts, d_parts, gradients, strict=True):
-                add_product(d_weight, gradient.T, x[tokens, part].T)
+                add_product(d_weight, gradient.T, chunk[:, part].T)
                 add_product(d_chunk[:, part], gradient, weight.T)
         dx[tokens] = d_chunk
     return dx, d_up, d_down, dy.sum(0, dtype=torch.promote_types(dy.dtype, torch.float32)).to(dy.dtype)

@@ -20,6 +20,7 @@ from m2bert.hub.folder import check_output, write_folder
 from m2bert.records import installed_versions
 from m2bert.schema import FOREIGN, Schema, checked
 from m2bert.terminal import Ended, log_to_terminal
+from modeling_m2bert.m2bert_ops_product import fast_dtype
 
 from .alignment import StretchEncoder
 from .checkpoints import Checkpoints, Progress, differences, remove_all, run_folder, run_identity, whole_weights
@@ -101,6 +102,11 @@ def make_accelerator(settings: RunSettings) -> Accelerator:
         raise ValueError(
             f"{started} processes were started and {accelerator.num_processes} would train together; on a CPU set "
             "ACCELERATE_USE_CPU=true"
+        )
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+    if half and fast_dtype(half, accelerator.device) != half and accelerator.is_main_process:
+        logger.warning(
+            "this processor has no instructions for precision=%s; precision=no is faster", accelerator.mixed_precision
         )
     return accelerator
 

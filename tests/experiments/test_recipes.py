@@ -32,7 +32,7 @@ def write_task(folder, name, splits):
 
 @pytest.fixture
 def replay(tmp_path):
-    """Return a function that replays the recipe of a folder of experiments/, one step a run, twice, and checks that the
+    """Return a function that replays a recipe of a folder of experiments/, one step a run, twice, and checks that the
     second time changes none of these folders of RUNS."""
     data, runs = tmp_path / "data", tmp_path / "runs"
     for split in ("train", "validation"):
@@ -48,13 +48,14 @@ def replay(tmp_path):
     teacher = AutoModel.from_config(AutoConfig.for_model("m2bert", **fields))
     write_folder(teacher, tokenizer, tmp_path / "teacher")
     env = os.environ | {"PYTHON": sys.executable, "DATA": str(data), "RUNS": str(runs), "STEPS": "1", "CHARS": "20000",
-                        "TOKENIZER": str(tmp_path / "tokenizer"), "TEACHER": str(tmp_path / "teacher")}  # fmt: skip
+                        "TOKENIZER": str(tmp_path / "tokenizer"), "TEACHER": str(tmp_path / "teacher"),
+                        "RESULTS": str(tmp_path / "results")}  # fmt: skip
 
-    def run(recipe, names):
+    def run(recipe, names, script="run.sh"):
         written = []
         for _ in range(2):
-            script = EXPERIMENTS / recipe / "run.sh"
-            done = subprocess.run(["bash", script], env=env, cwd=tmp_path, text=True, capture_output=True)
+            command = ["bash", EXPERIMENTS / recipe / script]
+            done = subprocess.run(command, env=env, cwd=tmp_path, text=True, capture_output=True)
             assert done.returncode == 0, done.stderr[-2000:]
             written.append({name: (runs / name / "model.safetensors").stat().st_mtime_ns for name in names})
         assert written[0] == written[1]
@@ -74,3 +75,13 @@ def test_the_shipped_models_come_from_text_and_a_second_time_does_nothing(replay
     config = AutoConfig.from_pretrained(runs / "export" / "m2bert-mini")
     assert (config.num_hidden_layers, config.intermediate_size, config.lexical_heads) == (2, 768, 24)
     assert AutoConfig.from_pretrained(runs / "export" / "m2bert-mini-control").num_hidden_layers == 0
+
+
+@pytest.mark.slow
+def test_students_with_other_mixers_come_from_text_and_a_second_time_does_nothing(replay):
+    rates = {"none": ("8e-4", "1.5e-3", "3e-3")} | dict.fromkeys(("long-conv", "attention"), ("5e-4", "1e-3", "2e-3"))
+    swept = [f"{mixer}-{rate}" for mixer, its in rates.items() for rate in its]
+    names = [*rates, "long-conv-long", *swept]
+    runs = replay("m2bert_mini", [f"mixers/{name}" for name in names], "mixers.sh")
+    assert {folder.name for folder in (runs / "mixers").iterdir()} == set(names)
+    assert {path.stem for path in (runs.parent / "results").iterdir()} == set(names)

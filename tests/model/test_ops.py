@@ -9,8 +9,16 @@ import pytest
 import references
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from modeling_m2bert import M2BertModel, m2bert_ops_dispatch, m2bert_ops_torch_conv, m2bert_ops_triton
+from modeling_m2bert import (
+    M2BertModel,
+    m2bert_ops_dispatch,
+    m2bert_ops_product,
+    m2bert_ops_torch,
+    m2bert_ops_torch_conv,
+    m2bert_ops_triton,
+)
 from modeling_m2bert.m2bert_layers import TokenLinear
 from modeling_m2bert.m2bert_ops import add_layer_norm, block_diagonal_glu, cached_long_conv, long_conv, short_conv_gate
 from modeling_m2bert.m2bert_ops_dispatch import choose_kernels
@@ -362,3 +370,56 @@ def test_projections_of_rows_and_of_batches_of_rows(shape):
     torch.testing.assert_close(layer(x).double(), exact(wide), rtol=1e-5, atol=1e-6)
     for mine, theirs in zip((x, *layer.parameters()), (wide, *exact.parameters()), strict=True):
         torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-5, atol=1e-5)
+
+
+class ProductDtypes(TorchDispatchMode):
+    """Collect the dtypes of all products of matrices."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.__name__.split(".")[0] in ("mm", "bmm", "addmm", "addmm_", "baddbmm", "linear", "_linear_pointwise"):
+            self.found |= {x.dtype for x in args if isinstance(x, torch.Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_products_without_instructions_for_them_are_computed_in_float32(dtype, autocast, monkeypatch):
+    """They are of the same dtype and as exact as in half precision, gradients included."""
+    tensors = [x.detach() / 4 for x in randoms((40, 16), (2, 32, 8), (2, 8, 16), (16,), (16, 16), (16,))]
+
+    def run(x_dtype, weights_dtype, slow):
+        monkeypatch.setattr(m2bert_ops_product, "SLOW_DTYPES", slow)
+        x, *weights = (w.to(x_dtype if w is tensors[0] else weights_dtype).requires_grad_() for w in tensors)
+        layer = TokenLinear(16, 16)
+        layer.weight, layer.bias = map(torch.nn.Parameter, weights[3:])
+        with ProductDtypes() as products, torch.autocast("cpu", dtype, enabled=autocast and x_dtype == dtype):
+            y = layer(x)
+            gradients = torch.autograd.grad(y.square().sum(), (x, *layer.parameters()))
+        with torch.autocast("cpu", dtype, enabled=autocast and x_dtype == dtype):
+            z = block_diagonal_glu(x, *weights[:3])
+        found = y, z, *gradients, *torch.autograd.grad(z.square().sum(), (x, *weights[:3]))
+        return found, products.found
+
+    exact, _ = run(torch.float64, torch.float64, ())
+    weights = torch.float32 if autocast else dtype
+    (narrow, _), (wide, dtypes) = (run(dtype, weights, slow) for slow in ((), (dtype,)))
+    assert dtypes == {torch.float32}
+    for ours, theirs, right in zip(wide, narrow, exact, strict=True):
+        errors = [((each - right).norm() / right.norm()).item() for each in (ours, theirs)]
+        assert ours.dtype == theirs.dtype
+        assert errors[0] < 0.02
+        assert errors[0] < 1.1 * errors[1]
+
+
+def test_no_block_of_the_feed_forward_network_is_multiplied_in_a_dtype_without_instructions(monkeypatch):
+    monkeypatch.setattr(m2bert_ops_product, "SLOW_DTYPES", (torch.bfloat16,))
+    x, up, down, bias = (w.detach().bfloat16() for w in randoms((40, 16), (2, 32, 8), (2, 8, 16), (16,)))
+    with ProductDtypes() as products:
+        y = m2bert_ops_torch.block_diagonal_glu(x, up, down, bias, 0.0, None)
+        dx, *_ = m2bert_ops_torch.block_diagonal_glu_backward(y, x, up, down, 0.0, None)
+    assert products.found == {torch.float32}
+    assert y.dtype == dx.dtype == torch.bfloat16

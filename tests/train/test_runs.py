@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from m2bert.train import trainer
 from m2bert.train.trainer import Finished
+from modeling_m2bert import m2bert_ops_product
 
 
 @pytest.fixture
@@ -83,6 +84,13 @@ def test_bf16_computes_otherwise_and_keeps_float32_weights(train, entry):
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     assert {tensor.dtype for tensor in weights(half).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("slow", "warned"), [((), False), ((torch.bfloat16,), True)])
+def test_a_precision_that_the_processor_has_no_instructions_for_is_named(train, monkeypatch, caplog, slow, warned):
+    monkeypatch.setattr(m2bert_ops_product, "SLOW_DTYPES", slow)
+    train("mlm", "half", "precision=bf16", "steps=0")
+    assert ("no instructions for precision=bf16; precision=no is faster" in caplog.text) == warned
 
 
 def test_gradient_checkpointing_changes_nothing(train):
