@@ -2,8 +2,8 @@
 
 In float32 that is oneDNN where the processor is not Intel's. There torch multiplies by MKL, which uses AVX-512 on
 Intel's processors only. oneDNN uses it on every processor that has it: one thread of a Zen 5 multiplies more than twice
-as fast, and one of a Xeon 1.15 times slower. It sums in longer chains, so that the rounding error of a sum of 768
-products is 1.5 times that of MKL.
+as fast, and one of a Xeon 1.15 times slower. Without AVX-512 it is faster where rows are many. It sums in longer
+chains, so that the rounding error of a sum of 768 products is 1.5 times that of MKL.
 
 In half precision that is float32 where the processor has no instructions for such products, as without AVX-512. There
 torch's own loops are slower by tens of times.
@@ -69,20 +69,30 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def by_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Return whether oneDNN is asked for a product: of plain matrices in float32 on a CPU, outside torch.compile."""
+    """Return whether oneDNN is asked for a product x @ weight.T: of plain matrices in float32 on a CPU, outside
+    torch.compile."""
     if torch.compiler.is_compiling() or not _is_faster_by_onednn() or not x.dim() == weight.dim() == 2:
         return False
     if not all(type(factor) in (Tensor, torch.nn.Parameter) and factor.device.type == "cpu" for factor in (x, weight)):
         return False
-    return x.dtype == weight.dtype == torch.float32 and x.numel() > 0
+    return x.dtype == weight.dtype == torch.float32 and x.numel() > 0 and len(x) >= _fewest_rows()
 
 
 @functools.cache
 def _is_faster_by_onednn() -> bool:
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return False
-    about = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # not in older versions
-    return "Intel" not in str(about.get("cpu_name"))
+    return "Intel" not in str(_capabilities().get("cpu_name"))
+
+
+@functools.cache
+def _fewest_rows() -> int:
+    """Return from how many rows on oneDNN is faster."""
+    return 1 if _capabilities().get("avx512_f", True) else 256
+
+
+def _capabilities() -> dict:
+    return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # not in older versions
 
 
 class _Linear(torch.autograd.Function):
