@@ -12,7 +12,7 @@ beside it, as the Hub's clients send them, or in an object `parameters`. Null is
                           their unit vectors (section 5.1 of the paper)
                           "late-chunk": read as by "truncate", pooled in up to 16 equal parts of 32 tokens or more
                           "late-chunk:document=1": the unit vectors of these parts, each plus that of the whole
-    normalize             true, false: vectors of length 1, or the model's own pooler_output
+    normalize             true, false: vectors of length 1, or the model's own pooler_output (a mean or a sum as it is)
     dimensions            how many numbers of a vector are kept, the first ones; then it is normalized
     truncate              true, false: false refuses a text that would be cut
     truncation_direction  "right", "left": the side of a text, with its prompt, that is cut

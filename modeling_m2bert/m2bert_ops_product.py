@@ -6,7 +6,7 @@ as fast, and one of a Xeon 1.15 times slower. Without AVX-512 it is faster where
 chains, so that the rounding error of a sum of 768 products is 1.5 times that of MKL.
 
 In half precision that is float32 where the processor has no instructions for such products, as without AVX-512. There
-torch's own loops are slower by tens of times.
+torch's own loops are up to tens of times slower.
 """
 
 import functools
@@ -15,6 +15,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+FEWEST_COLUMNS = 16
 
 
 def _slow_dtypes() -> tuple[torch.dtype, ...]:
@@ -28,7 +30,7 @@ SLOW_DTYPES = _slow_dtypes()
 
 
 def fast_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """Return the dtype in which products of tensors of this dtype are computed. An exported program keeps its own."""
+    """Return the dtype in which products of tensors of this dtype are computed. Exported projections keep their own."""
     slow = device.type == "cpu" and dtype in SLOW_DTYPES and not torch.compiler.is_exporting()
     return torch.float32 if slow else dtype
 
@@ -54,16 +56,17 @@ def add_product(total: Tensor, x: Tensor, weight: Tensor):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x @ weight.T + bias: (M, K), (N, K), (N,) -> (M, N), with derivatives."""
-    autocast = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    autocast = x.device.type == "cpu" and x.dtype != torch.float64 and torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
-    if (wide := fast_dtype(dtype, x.device)) != dtype:
+    if (wide := fast_dtype(dtype, x.device)) != dtype and (autocast or x.dtype == weight.dtype):
         with torch.autocast("cpu", enabled=False) if autocast else nullcontext():
             return linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide)).to(dtype)
     if by_onednn(x, weight) and not autocast:
         return _Linear.apply(x, weight, bias)
     if bias is None:
         return x @ weight.T
-    if x.device.type == "cpu" and x.dim() == 2 and x.stride(0) == 1:  # the samples of a channel stay adjacent
+    # The samples of a channel stay adjacent, unless they are so few that torch is slower that way.
+    if x.device.type == "cpu" and x.dim() == 2 and x.stride(0) == 1 and len(x) >= FEWEST_COLUMNS:
         return torch.addmm(bias[:, None], weight, x.T).T
     return F.linear(x, weight, bias)
 

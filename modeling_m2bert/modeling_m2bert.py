@@ -33,7 +33,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from .configuration_m2bert import M2BertConfig
 from .m2bert_filter import M2BertFilter
-from .m2bert_layers import BlockDiagonalLinear, M2BertMixer, M2BertMLP, ShortConv, is_quantized
+from .m2bert_layers import BlockDiagonalLinear, M2BertMixer, M2BertMLP, ShortConv, TokenLinear, is_quantized
 from .m2bert_ops import add_layer_norm
 from .m2bert_ops_filter import FilterCache
 from .m2bert_packing import Packing, Rows, check_inputs, pack_rows, values_are_hidden, visible_tokens
@@ -281,9 +281,10 @@ class M2BertLMHead(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        linear = nn.Linear if is_quantized(config) else TokenLinear
+        self.dense = linear(config.hidden_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.decoder = linear(config.hidden_size, config.vocab_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Map (..., H) -> (..., V)."""

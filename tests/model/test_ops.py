@@ -396,8 +396,9 @@ def test_products_without_instructions_for_them_are_computed_in_float32(dtype, a
         x, *weights = (w.to(x_dtype if w is tensors[0] else weights_dtype).requires_grad_() for w in tensors)
         layer = TokenLinear(16, 16)
         layer.weight, layer.bias = map(torch.nn.Parameter, weights[3:])
-        with ProductDtypes() as products, torch.autocast("cpu", dtype, enabled=autocast and x_dtype == dtype):
-            y = layer(x)
+        with ProductDtypes() as products:
+            with torch.autocast("cpu", dtype, enabled=autocast and x_dtype == dtype):
+                y = layer(x)
             gradients = torch.autograd.grad(y.square().sum(), (x, *layer.parameters()))
         with torch.autocast("cpu", dtype, enabled=autocast and x_dtype == dtype):
             z = block_diagonal_glu(x, *weights[:3])
@@ -413,6 +414,15 @@ def test_products_without_instructions_for_them_are_computed_in_float32(dtype, a
         assert ours.dtype == theirs.dtype
         assert errors[0] < 0.02
         assert errors[0] < 1.1 * errors[1]
+
+
+def test_autocast_leaves_float64_alone_and_dtypes_that_differ_are_refused(monkeypatch):
+    monkeypatch.setattr(m2bert_ops_product, "SLOW_DTYPES", (torch.bfloat16,))
+    layer = TokenLinear(6, 4)
+    with pytest.raises(RuntimeError, match="dtype"):
+        layer(torch.randn(5, 6, dtype=torch.bfloat16))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer.double()(torch.randn(5, 6, dtype=torch.float64)).dtype == torch.float64
 
 
 def test_no_block_of_the_feed_forward_network_is_multiplied_in_a_dtype_without_instructions(monkeypatch):
