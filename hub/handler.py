@@ -37,7 +37,6 @@ logs hold any of the texts.
 import json
 import threading
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -122,16 +121,18 @@ class EndpointHandler:
         lengths = [self.max_tokens if self._pads_to_maximum else min(count, self.max_tokens) for _, count in texts]
         order = sorted(range(len(texts)), key=lambda i: -lengths[i])
         vectors, spans = [None] * len(texts), [None] * len(texts)
-        encode = self._encode
-        if options["policy"] in LATE:
-            encode = partial(self._encode_parts, add_whole=options["policy"] == LATE[1])
         self.model.tokenizer.truncation_side = options["truncation_direction"]
         while order:
             longest = max(lengths[order[0]], 1)
             # No text is padded to over twice its length: one long document does not make short ones long.
             batch = [i for i in order[: max(self.batch_tokens // longest, 1)] if 2 * lengths[i] >= longest]
             order = order[len(batch) :]
-            for i, rows, places in zip(batch, *encode([texts[i][0] for i in batch], prompt), strict=True):
+            chosen = [texts[i][0] for i in batch]
+            if options["policy"] in LATE:
+                found = self._encode_parts(chosen, prompt, options["policy"] == LATE[1])
+            else:
+                found = self._encode(chosen, prompt)
+            for i, rows, places in zip(batch, *found, strict=True):
                 vectors[i], spans[i] = rows.float().cpu(), places
         if not all(rows.isfinite().all() for rows in vectors):
             raise ValueError("the model's vectors are not finite numbers; check its weights, or use a wider dtype")

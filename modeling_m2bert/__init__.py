@@ -4,6 +4,7 @@ import transformers
 
 from .configuration_m2bert import AUTO_MAP, M2BertConfig
 from .m2bert_ops_filter import clear_filter_cache
+from .m2bert_ops_product import fast_dtype
 from .modeling_m2bert import (
     M2BertForMaskedLM,
     M2BertForMultipleChoice,
@@ -27,4 +28,5 @@ __all__ = [
     "M2BertForTokenClassification",
     "M2BertModel",
     "clear_filter_cache",
+    "fast_dtype",
 ]

@@ -10,7 +10,6 @@ torch's own loops are up to tens of times slower.
 """
 
 import functools
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -59,8 +58,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     autocast = x.device.type == "cpu" and x.dtype != torch.float64 and torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
     if (wide := fast_dtype(dtype, x.device)) != dtype and (autocast or x.dtype == weight.dtype):
-        with torch.autocast("cpu", enabled=False) if autocast else nullcontext():
-            return linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide)).to(dtype)
+        inputs = [factor if factor is None else factor.to(wide) for factor in (x, weight, bias)]
+        if not autocast:  # an exported program has no word for it
+            return linear(*inputs).to(dtype)
+        with torch.autocast("cpu", enabled=False):
+            return linear(*inputs).to(dtype)
     if by_onednn(x, weight) and not autocast:
         return _Linear.apply(x, weight, bias)
     if bias is None:

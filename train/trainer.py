@@ -20,7 +20,7 @@ from m2bert.hub.folder import check_output, write_folder
 from m2bert.records import installed_versions
 from m2bert.schema import FOREIGN, Schema, checked
 from m2bert.terminal import Ended, log_to_terminal
-from modeling_m2bert.m2bert_ops_product import fast_dtype
+from modeling_m2bert import fast_dtype
 
 from .alignment import StretchEncoder
 from .checkpoints import Checkpoints, Progress, differences, remove_all, run_folder, run_identity, whole_weights
