@@ -59,8 +59,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
     if (wide := fast_dtype(dtype, x.device)) != dtype and (autocast or x.dtype == weight.dtype):
         inputs = [factor if factor is None else factor.to(wide) for factor in (x, weight, bias)]
-        if not autocast:  # an exported program has no word for it
-            return linear(*inputs).to(dtype)
         with torch.autocast("cpu", enabled=False):
             return linear(*inputs).to(dtype)
     if by_onednn(x, weight) and not autocast:

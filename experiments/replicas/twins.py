@@ -5,7 +5,7 @@
 runs an entry point (opl, mlm or align) with the sequence mixer replaced; `none` is num_hidden_layers=0. What attention
 has learned is no M2-BERT: `attention_encoder` alone reads its folder. The record, one JSON object, goes to the screen
 and to FILE.
-experiments/replicas/twins.sh and experiments/m2bert_mini/twins.sh run the comparisons.
+experiments/replicas/twins.sh, and twins.sh and mixers.sh of experiments/m2bert_mini, run the comparisons.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from unittest.mock import patch
 
 import torch
 from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from twin_runs import LOSS, MIXERS, NDCG, RATES
 
@@ -208,9 +209,8 @@ def run(mixer: str, entry: str, argv: list[str]) -> dict:
 
 def attention_encoder(folder: str, window: int):
     """Return the encoder of a folder that a run with attention wrote. It attends within windows of so many tokens."""
-    transformer = sentence_transformer._import_sentence_transformer()
     mismatched = {"ignore_mismatched_sizes": True}  # the convolution's weights, which are replaced
-    model = transformer(folder, trust_remote_code=True, model_kwargs=mismatched)
+    model = SentenceTransformer(folder, trust_remote_code=True, model_kwargs=mismatched)
     inner = model[0].model
     for layer in inner.layers:
         layer.mixer = AttentionMixer(inner.config, window=window)
