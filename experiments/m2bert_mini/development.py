@@ -47,22 +47,37 @@ def mixed(rows: np.ndarray, meaning: int, share: float) -> np.ndarray:
     return np.hstack([(1 - share) ** 0.5 * unit(rows[:, :meaning]), share**0.5 * unit(rows[:, meaning:])])
 
 
-def task_scores(encoder, task, meaning: int, shares) -> Iterator[tuple[float, dict[str, float], dict[str, float]]]:
-    """Yield for each share of the words {qid: nDCG@10}, alone and beside BM25.
+def late_chunk_runs(encoder, task, meaning: int, shares) -> Iterator[dict[str, dict[str, float]]]:
+    """Yield the ranking of a task's documents by their late chunks for each share of the words, {qid: {pid: score}}.
 
     Args:
         encoder: a SentenceTransformerEncoder.
         meaning: how many numbers of a vector, the first ones, are those of meaning.
     """
-    bm25, pids = Bm25Ranker().rank(task), list(task.documents)
+    pids = list(task.documents)
     queries = encoder.encode(list(task.queries.values()), "query")
     (whole, _), (parts, counts) = encoder.encode_parts(list(task.documents.values()), [1, 16])
     for share in shares:
         vectors = mixed(parts, meaning, share) + np.repeat(mixed(whole, meaning, share), counts, axis=0)
         search = ExactSearch(pids, len(task.queries))
         search.add_vectors(mixed(queries, meaning, share), pids, unit(vectors), counts)
-        run = search.run(list(task.queries))
+        yield search.run(list(task.queries))
+
+
+def task_scores(encoder, task, meaning: int, shares) -> Iterator[tuple[float, dict[str, float], dict[str, float]]]:
+    """Yield each share of the words with {qid: nDCG@10}, alone and beside BM25; arguments as in `late_chunk_runs`."""
+    bm25 = Bm25Ranker().rank(task)
+    for share, run in zip(shares, late_chunk_runs(encoder, task, meaning, shares), strict=True):
         yield share, *(score_ranking(each, task.qrels) for each in (run, standardized_fusion(bm25, run)))
+
+
+def unrotated(name: str) -> tuple[SentenceTransformerEncoder, int]:
+    """Return the encoder of a model with lexical_heads, whose vectors begin with the numbers of meaning, and how many
+    these are."""
+    encoder = SentenceTransformerEncoder(name)
+    model = encoder.model[0].model
+    del model.pooler.rotation_signs
+    return encoder, model.config.hidden_size * model.config.num_pooling_heads
 
 
 def main():
@@ -73,10 +88,7 @@ def main():
     arguments = parser.parse_args()
     found = []
     for name in arguments.models:
-        encoder = SentenceTransformerEncoder(name)
-        model = encoder.model[0].model
-        del model.pooler.rotation_signs  # so that the numbers of meaning come first
-        meaning = model.config.hidden_size * model.config.num_pooling_heads
+        encoder, meaning = unrotated(name)
         for folder, split in TASKS.items():
             task = load_development(arguments.data / folder, split)
             for share, *scores in task_scores(encoder, task, meaning, SHARES):

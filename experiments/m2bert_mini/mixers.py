@@ -2,10 +2,11 @@
 
     python experiments/m2bert_mini/mixers.py --data ../shared/data --pydocs FOLDER --output F.json MODEL...
 
-A model is a folder that a run of mixers.sh wrote. One with "attention" in its name has attention, and a token sees the
-window of WINDOW tokens that it is in, as in training. The test splits of four tasks are scored. A document has 16 late
-chunks with its own vector added. Every model is compared with the first: the mean over tasks weighs them alike, and its
-interval resamples the queries within each task.
+A model is a folder that a run of mixers.sh or stretches.sh wrote. One with "attention" in its name has attention, and a
+token sees the window of WINDOW tokens that it is in, as in training. The test splits of four tasks are scored, or, with
+--development in place of --pydocs, the development data of development.py. A document has 16 late chunks with its own
+vector added. Every model is compared with the first: the mean over tasks weighs them alike, and its interval resamples
+the queries within each task.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
 
-from development import task_scores
+from development import TASKS, load_development, task_scores
 
 from m2bert.eval.encoders.sentence_transformer import SentenceTransformerEncoder
 from m2bert.eval.statistics import align, mean_over_tasks
@@ -47,11 +48,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--pydocs", type=Path, required=True)
+    split = parser.add_mutually_exclusive_group(required=True)
+    split.add_argument("--pydocs", type=Path)
+    split.add_argument("--development", action="store_true")
     parser.add_argument("--processes", type=int, default=1, help="models scored at once")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    tasks = load_tests(options.data, options.pydocs)
+    if options.development:
+        tasks = {folder: load_development(options.data / folder, split) for folder, split in TASKS.items()}
+    else:
+        tasks = load_tests(options.data, options.pydocs)
     with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
         scores = list(pool.map(score, options.models, repeat(tasks)))
     rows = []

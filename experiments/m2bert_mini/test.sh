@@ -30,6 +30,7 @@ done
 rm -rf runs/shipped && cp -rL $MINI runs/shipped
 ship runs/shipped --results $HERE/results/test.json
 "$PYTHON" $HERE/compare.py --data "$DATA" --pydocs runs/pydocs
+"$PYTHON" $HERE/two_folders.py --data "$DATA" --output $HERE/results/two_folders.json
 "$PYTHON" $HERE/seconds.py --text "$DATA/pretrain/encyclopedic" --output $HERE/results/seconds.json \
     models/m2bert-small $MINI runs/MiniLM
 "$PYTHON" experiments/pages.py suite
