@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Stretches of three lengths: students with long convolutions and without layers on as many tokens each, scored on development
-# data. Each length needs its own pass of the teacher. Two hours on one CPU core. Variables as in run.sh; LENGTHS
-# names some of the three. A run whose record is there is not repeated.
+# data. Each length needs its own pass of the teacher. Two hours on one CPU core. Variables as in run.sh; LENGTHS names some of
+# the three. A run whose record is there is not repeated.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 PYTHON=${PYTHON:-.venv/bin/python} DATA=${DATA:-../shared/data} TOKENIZER=${TOKENIZER:-../shared/tokenizer}
@@ -13,8 +13,11 @@ CHARS=${CHARS:-6000000} LENGTHS=${LENGTHS:-128 192 512}
 
 # MiniLM has 512 positions and reads 256 tokens unless told otherwise
 LONG_TEACHER=$RUNS/minilm-512
-[ -d "$LONG_TEACHER" ] || { cp -rL "$TEACHER" "$LONG_TEACHER" && chmod -R u+w "$LONG_TEACHER" &&
-    echo '{"max_seq_length": 512, "do_lower_case": false}' > "$LONG_TEACHER/sentence_bert_config.json"; }
+[ -d "$LONG_TEACHER" ] || {
+    cp -rL "$TEACHER" "$LONG_TEACHER"
+    chmod -R u+w "$LONG_TEACHER"
+    sed -i 's/"max_seq_length": 256/"max_seq_length": 512/' "$LONG_TEACHER/sentence_bert_config.json"
+}
 
 # train LENGTH MIXER key=value: windows of at least two stretches, in float32
 train() {

@@ -85,3 +85,10 @@ def test_students_with_other_mixers_come_from_text_and_a_second_time_does_nothin
     runs = replay("m2bert_mini", [f"mixers/{name}" for name in names], "mixers.sh")
     assert {folder.name for folder in (runs / "mixers").iterdir()} == set(names)
     assert {path.stem for path in (runs.parent / "results").iterdir()} == set(names)
+
+
+@pytest.mark.slow
+def test_students_of_other_stretches_come_from_text_and_a_second_time_does_nothing(replay):
+    names = [f"{mixer}-{length}" for mixer in ("none", "long-conv") for length in (128, 192, 512)]
+    runs = replay("m2bert_mini", [f"stretches/{name}" for name in names], "stretches.sh")
+    assert {path.stem for path in (runs.parent / "results").iterdir()} == set(names)
