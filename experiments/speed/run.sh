@@ -96,7 +96,7 @@ else
     bench query 0 query
     bench ops 0 ops
     bench ops-training 0 ops --mode training
-    bench modernbert 0 forward --rounds 3 --lengths 512,8192 --max-seconds 1000 \
+    bench modernbert 0 forward --rounds 3 --memory --lengths 512,8192 --max-seconds 1000 \
         --arms ours:bfloat16,ours:float32,modernbert-base:bfloat16,modernbert-base:float32
     bench long 0 forward --rounds 3 --memory --lengths 32768 --arms "$ours"
 fi
