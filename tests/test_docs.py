@@ -20,12 +20,20 @@ def test_the_page_of_commands_is_made_from_the_commands(tmp_path):
     assert html.unescape((ROOT / "docs" / "cli.md").read_text()) == made
 
 
+def anchors(text):
+    """Return the names that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)", BLOCK.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
 def test_links_lead_somewhere(page):
     text = BLOCK.sub("", (ROOT / page).read_text())
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", text):
         if not target.startswith(("http:", "https:")):
-            assert ((ROOT / page).parent / target).exists(), target
+            path = (ROOT / page).parent / target if target else ROOT / page
+            assert path.exists(), target
+            assert not anchor or anchor in anchors(path.read_text()), f"{target}#{anchor}"
 
 
 def test_the_readme_s_quickstart_prints_what_it_shows():
