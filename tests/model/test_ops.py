@@ -19,7 +19,7 @@ from modeling_m2bert import (
     m2bert_ops_torch_conv,
     m2bert_ops_triton,
 )
-from modeling_m2bert.m2bert_layers import TokenLinear
+from modeling_m2bert.m2bert_layers import ChannelLinear, TokenLinear
 from modeling_m2bert.m2bert_ops import add_layer_norm, block_diagonal_glu, cached_long_conv, long_conv, short_conv_gate
 from modeling_m2bert.m2bert_ops_dispatch import choose_kernels
 from modeling_m2bert.m2bert_ops_torch_conv import prepare_filter, transform_length
@@ -372,17 +372,49 @@ def test_projections_of_rows_and_of_batches_of_rows(shape):
         torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-5, atol=1e-5)
 
 
-class ProductDtypes(TorchDispatchMode):
-    """Collect the dtypes of all products of matrices."""
+class Products(TorchDispatchMode):
+    """Collect the names and the dtypes of all products of matrices."""
 
     def __init__(self):
         super().__init__()
-        self.found = set()
+        self.names, self.dtypes = set(), set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.__name__.split(".")[0] in ("mm", "bmm", "addmm", "addmm_", "baddbmm", "linear", "_linear_pointwise"):
-            self.found |= {x.dtype for x in args if isinstance(x, torch.Tensor)}
+        name = func.__name__.split(".")[0]
+        if name in ("mm", "bmm", "addmm", "addmm_", "baddbmm", "linear", "_linear_pointwise"):
+            self.names.add(name)
+            self.dtypes |= {x.dtype for x in args if isinstance(x, torch.Tensor)}
         return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="needs torch with oneDNN")
+@pytest.mark.parametrize(
+    ("processor", "tokens", "by_onednn"),
+    [
+        ({"avx512_f": True, "cpu_name": "AMD EPYC"}, 70, True),
+        ({"avx512_f": True, "cpu_name": "Intel Xeon"}, 70, False),
+        ({"avx512_f": False, "cpu_name": "AMD EPYC"}, 70, False),
+        ({"avx512_f": False, "cpu_name": "AMD EPYC"}, 2, True),
+    ],
+)
+def test_products_by_either_library_are_exact(processor, tokens, by_onednn, monkeypatch):
+    """Values and gradients in float32 against float64, and which library is asked on which processor."""
+    monkeypatch.setattr(m2bert_ops_product, "_capabilities", lambda: processor)
+    monkeypatch.setattr(m2bert_ops_product, "_is_faster_by_onednn", m2bert_ops_product._is_faster_by_onednn.__wrapped__)
+    tensors = [x.detach() / 4 for x in randoms((tokens, 16), (2, 32, 8), (2, 8, 16), (16,), (80, 16))]
+
+    def run(dtype):
+        x, up, down, bias, weight = (w.to(dtype).requires_grad_() for w in tensors)
+        layer = ChannelLinear(16, 80, bias=False)
+        layer.weight = torch.nn.Parameter(weight.detach())
+        y, z = layer(x), block_diagonal_glu(x, up, down, bias)
+        return y, z, *torch.autograd.grad(y.square().sum() + z.square().sum(), (x, up, down, bias, layer.weight))
+
+    with Products() as products:
+        found = run(torch.float32)
+    assert ("_linear_pointwise" in products.names) == by_onednn
+    for ours, right in zip(found, run(torch.float64), strict=True):
+        assert ((ours - right).norm() / right.norm()).item() < 1e-6
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -396,14 +428,14 @@ def test_products_without_instructions_for_them_are_computed_in_float32(dtype, a
         x, *weights = (w.to(x_dtype if w is tensors[0] else weights_dtype).requires_grad_() for w in tensors)
         layer = TokenLinear(16, 16)
         layer.weight, layer.bias = map(torch.nn.Parameter, weights[3:])
-        with ProductDtypes() as products:
+        with Products() as products:
             with torch.autocast("cpu", dtype, enabled=autocast and x_dtype == dtype):
                 y = layer(x)
             gradients = torch.autograd.grad(y.square().sum(), (x, *layer.parameters()))
         with torch.autocast("cpu", dtype, enabled=autocast and x_dtype == dtype):
             z = block_diagonal_glu(x, *weights[:3])
         found = y, z, *gradients, *torch.autograd.grad(z.square().sum(), (x, *weights[:3]))
-        return found, products.found
+        return found, products.dtypes
 
     exact, _ = run(torch.float64, torch.float64, ())
     weights = torch.float32 if autocast else dtype
@@ -428,8 +460,8 @@ def test_autocast_leaves_float64_alone_and_dtypes_that_differ_are_refused(monkey
 def test_no_block_of_the_feed_forward_network_is_multiplied_in_a_dtype_without_instructions(monkeypatch):
     monkeypatch.setattr(m2bert_ops_product, "SLOW_DTYPES", (torch.bfloat16,))
     x, up, down, bias = (w.detach().bfloat16() for w in randoms((40, 16), (2, 32, 8), (2, 8, 16), (16,)))
-    with ProductDtypes() as products:
+    with Products() as products:
         y = m2bert_ops_torch.block_diagonal_glu(x, up, down, bias, 0.0, None)
         dx, *_ = m2bert_ops_torch.block_diagonal_glu_backward(y, x, up, down, 0.0, None)
-    assert products.found == {torch.float32}
+    assert products.dtypes == {torch.float32}
     assert y.dtype == dx.dtype == torch.bfloat16
