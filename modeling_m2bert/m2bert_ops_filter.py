@@ -4,10 +4,10 @@ A filter depends only on the weights, and its first taps are the same at every l
 for a transform length, the length that rows are padded to. So an encoder prepares each filter once per transform length
 and keeps it. Without this, generating the filters takes about a third of a layer's time at 32k tokens.
 
-The cache belongs to the process and holds at most `M2BERT_FILTER_CACHE_BYTES` (3 GB unless set; 0: nothing). It takes a
-transform length for all layers of a model or for none, because a model reads its layers in order: a cache that drops
-the first layers to make room for the last ones never holds the one that is needed. If room is short, the cache drops
-the transform length that it took first.
+The cache belongs to the process and holds at most `M2BERT_FILTER_CACHE_BYTES` (3 GB unless set; 0: nothing). If room is
+short, it drops the transform length that it took first, for all layers. A length for which the limit has no room takes
+what is free, for the first layers of the model. It drops nothing, because a model reads its layers in order: a cache
+that drops the first layers to make room for the last ones never holds the one that is needed.
 
 A CUDA graph reads what it found in the cache when it was captured, at every replay. So the cache holds that until the
 model goes, even where the parameters have changed since and the graph should be captured again.
@@ -171,7 +171,8 @@ class _Layer(NamedTuple):
 class _Group(NamedTuple):
     """The prepared filters of one model at one transform length."""
 
-    reserved_bytes: int  # for all layers of the model, prepared or not
+    reserved_bytes: int  # for its layers, prepared or not
+    num_layers: int  # how many it has room for
     layers: dict[int, _Layer]  # by the address of one of the layer's parameters
     captured: dict[int, tuple]  # prepared filters that CUDA graphs read, by id
 
@@ -287,17 +288,26 @@ def cached(key: tuple, num_layers: int, sources: list[Tensor], prepare: Callable
         prepared = prepare_to_keep(device, prepare)
         aliases = [tensor.detach() for tensor in sources]  # hold the memory, so that no other tensor gets its address
     with _lock:
-        group, needed = _groups.get(key), num_layers * sum(part.nbytes for part in _tensors(prepared))
-        captured = sum(each.reserved_bytes for each in list(_groups.values()) if each.captured)
-        if group is None and captured + needed <= int(limit):
-            while sum(each.reserved_bytes for each in list(_groups.values())) + needed > int(limit):
-                _groups.pop(next((old for old, each in list(_groups.items()) if not each.captured), None), None)
-            group = _groups[key] = _Group(needed, {}, {})
+        group, per_layer = _groups.get(key), sum(part.nbytes for part in _tensors(prepared))
+        if group is None:
+            captured = sum(each.reserved_bytes for each in list(_groups.values()) if each.captured)
+            if captured + num_layers * per_layer <= int(limit):
+                while _reserved_bytes() + num_layers * per_layer > int(limit):
+                    _groups.pop(next((old for old, each in list(_groups.items()) if not each.captured), None), None)
+                room = num_layers
+            else:
+                room = max(int(limit) - _reserved_bytes(), 0) // per_layer
+            if room:
+                group = _groups[key] = _Group(room * per_layer, room, {}, {})
         if group and address not in group.layers and len(group.layers) >= num_layers:
             group.layers.clear()  # they were prepared from parameters that the model no longer has
-        if group:
+        if group and (address in group.layers or len(group.layers) < group.num_layers):
             group.layers[address] = _Layer(aliases, versions, prepared)
     return prepared
+
+
+def _reserved_bytes() -> int:
+    return sum(each.reserved_bytes for each in list(_groups.values()))
 
 
 def _checksums(tensors: list[Tensor]) -> list[float]:

@@ -260,16 +260,29 @@ def test_copies_have_a_cache_of_their_own_and_take_it_along_when_they_go(model, 
     assert filter_cache_bytes() == size
 
 
-def test_a_length_is_kept_for_all_layers_or_for_none(model, generated, monkeypatch):
-    needed = PER_LENGTH * 32 * 21 * 8
-    monkeypatch.setenv("M2BERT_FILTER_CACHE_BYTES", str(needed - 1))
+def test_a_length_that_the_limit_has_no_room_for_is_kept_for_the_first_layers(model, generated, monkeypatch):
+    one_layer, short = PER_LENGTH // 2 * 32 * 21 * 8, PER_LENGTH * 32 * 6 * 8
+    monkeypatch.setenv("M2BERT_FILTER_CACHE_BYTES", str(2 * one_layer - 1))
     expected = embed(model)
-    assert filter_cache_bytes() == 0
-    assert torch.equal(embed(model), expected)
-    assert len(generated) == 2 * PER_LENGTH
-    monkeypatch.setenv("M2BERT_FILTER_CACHE_BYTES", str(needed))
+    assert filter_cache_bytes() == one_layer
+    for calls in (1, 2):
+        assert torch.equal(embed(model), expected)
+        assert len(generated) == PER_LENGTH + calls * PER_LENGTH // 2
+    change_in_place(model)
+    changed = embed(model)
+    assert not torch.equal(changed, expected)
+    monkeypatch.setenv("M2BERT_FILTER_CACHE_BYTES", str(short + one_layer))
+    clear_filter_cache()
+    assert torch.equal(embed(model), changed)
+    embed(model, 5)
+    assert filter_cache_bytes() == short + one_layer
+    monkeypatch.setenv("M2BERT_FILTER_CACHE_BYTES", str(short + one_layer - 1))
+    clear_filter_cache()
     embed(model)
-    assert filter_cache_bytes() == needed
+    embed(model, 5)  # a length with room for all layers takes the other's
+    assert filter_cache_bytes() == short
+    embed(model)  # and keeps it
+    assert filter_cache_bytes() == short
 
 
 def test_the_oldest_length_makes_room(model, generated, monkeypatch):
