@@ -90,15 +90,15 @@ else
     export OMP_NUM_THREADS=1
     ours=ours:bfloat16,ours:float32,original:float32
     peers=modernbert-base:float32,modernbert-base:bfloat16,bert-base:float32,minilm-l6:float32,granite-97m:bfloat16
-    bench forward 0 forward --rounds 3 --memory --lengths 128,512,2048,8192 --max-seconds 100 \
+    bench forward 0 forward --rounds 3 --memory --lengths 128,512,2048,8192 --max-seconds 50 \
         --arms "$ours,original:bfloat16,$peers"
     bench training 0 forward --rounds 3 --mode training --lengths 512,2048 --arms "$ours"
     bench query 0 query
-    bench ops 0 ops
-    bench ops-training 0 ops --mode training
-    bench modernbert 0 forward --rounds 3 --memory --lengths 512,8192 --max-seconds 1000 \
+    bench ops 0 ops --rounds 3
+    bench ops-training 0 ops --rounds 3 --mode training
+    bench modernbert 0 forward --rounds 1 --lengths 512,8192 --max-seconds 1000 \
         --arms ours:bfloat16,ours:float32,modernbert-base:bfloat16,modernbert-base:float32
-    bench long 0 forward --rounds 3 --memory --lengths 32768 --arms "$ours"
+    bench long 0 forward --rounds 1 --memory --lengths 32768 --arms "$ours"
 fi
 
 if [ ${#failed[@]} -gt 0 ]; then
