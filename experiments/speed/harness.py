@@ -218,12 +218,14 @@ def processor_name() -> str:
 
 
 def commit() -> str:
-    """Return the short hash of the source, `-dirty` with changes; M2BERT_COMMIT where there is no git."""
+    """Return M2BERT_COMMIT if it is set, or the short hash of the source, `-dirty` with changes."""
+    if known := os.environ.get("M2BERT_COMMIT"):
+        return known
     command = ["git", "-C", ROOT, "describe", "--always", "--dirty", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("M2BERT_COMMIT", "unknown")
+        return "unknown"
 
 
 def run_jobs(jobs: Iterable[Callable[[], list[dict]]], output: Path) -> None:

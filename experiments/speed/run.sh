@@ -7,7 +7,8 @@
 # FOLDER gets one JSON file of records per step and a log. A step that fails or runs out of time does not stop the next:
 # records are written length by length, and what is wrong is recorded as red and not timed. On a GPU the numerics of every
 # operation come first, so that a wrong kernel has a name, and the tests last, with all the time that is left.
-# PYTHON chooses the interpreter; M2BERT_COMMIT names the source where there is no git.
+# PYTHON chooses the interpreter. M2BERT_COMMIT names the source; unless set, it is the commit before the first record is
+# written, which may change a tracked file.
 set -u -o pipefail
 if [ $# -ne 1 ]; then
     echo "run.sh: expected one argument, the folder to write to: experiments/speed/run.sh FOLDER" >&2
@@ -18,6 +19,8 @@ out=$(realpath "$1")
 cd "$(dirname "$0")/../.." || exit 2
 python=${PYTHON:-python}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+M2BERT_COMMIT=${M2BERT_COMMIT:-$(git describe --always --dirty --exclude="*" 2>/dev/null || echo unknown)}
+export M2BERT_COMMIT
 seconds_in_all=520 # of the steps that have a limit; SECONDS is bash's clock
 seconds_to_end=5   # for an interrupted step to write what it has
 failed=()
