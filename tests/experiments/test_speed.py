@@ -317,9 +317,9 @@ def dry_run(tmp_path, gpu=True, seconds=0, sanitizer=False):
     environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHON": str(programs / "python")}
     environment |= {"STAND_IN_GPU": str(int(gpu)), "SECONDS": str(seconds)}
     ended = subprocess.run([SPEED / "run.sh", output], env=environment, capture_output=True, text=True, timeout=50)
-    records = sorted(output.glob("*.json"))
+    records = list(output.glob("*.json"))
     assert len({path.read_text() for path in records}) <= 1  # one commit, although the first record changes the tree
-    return ended.returncode, (output / "log.txt").read_text(), [path.stem for path in records]
+    return ended.returncode, (output / "log.txt").read_text(), sorted(path.stem for path in records)
 
 
 def steps_of(log):
