@@ -5,9 +5,9 @@ for a transform length, the length that rows are padded to. So an encoder prepar
 and keeps it. Without this, generating the filters takes about a third of a layer's time at 32k tokens.
 
 The cache belongs to the process and holds at most `M2BERT_FILTER_CACHE_BYTES` (3 GB unless set; 0: nothing). If room is
-short, it drops the transform length that it took first, for all layers. A length for which the limit has no room takes
-what is free, for the first layers of the model. It drops nothing, because a model reads its layers in order: a cache
-that drops the first layers to make room for the last ones never holds the one that is needed.
+short, it drops the transform length that it took first, for all layers. On a CPU, a length for which the limit has no
+room takes what is free, for the first layers of the model. It drops nothing, because a model reads its layers in order:
+a cache that drops the first layers to make room for the last ones never holds the one that is needed.
 
 A CUDA graph reads what it found in the cache when it was captured, at every replay. So the cache holds that until the
 model goes, even where the parameters have changed since and the graph should be captured again.
@@ -295,8 +295,8 @@ def cached(key: tuple, num_layers: int, sources: list[Tensor], prepare: Callable
                 while _reserved_bytes() + num_layers * per_layer > int(limit):
                     _groups.pop(next((old for old, each in list(_groups.items()) if not each.captured), None), None)
                 room = num_layers
-            else:
-                room = max(int(limit) - _reserved_bytes(), 0) // per_layer
+            else:  # a captured graph needs all layers
+                room = max(int(limit) - _reserved_bytes(), 0) // per_layer if on_cpu else 0
             if room:
                 group = _groups[key] = _Group(room * per_layer, room, {}, {})
         if group and address not in group.layers and len(group.layers) >= num_layers:

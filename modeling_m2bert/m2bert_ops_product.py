@@ -81,14 +81,14 @@ def by_onednn(x: Tensor, weight: Tensor) -> bool:
         return False
     if not x.dtype == weight.dtype == torch.float32 or x.numel() == 0:
         return False
-    return _capabilities().get("avx512_f", True) or len(x) >= 32 * len(weight)
+    return _capabilities()["avx512_f"] or len(x) >= 32 * len(weight)
 
 
 @functools.cache
 def _is_faster_by_onednn() -> bool:
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return False
-    return "Intel" not in str(_capabilities().get("cpu_name"))
+    return "avx512_f" in _capabilities() and "Intel" not in str(_capabilities().get("cpu_name"))  # not on ARM
 
 
 @functools.cache

@@ -395,6 +395,7 @@ class Products(TorchDispatchMode):
         ({"avx512_f": True, "cpu_name": "Intel Xeon"}, 70, False),
         ({"avx512_f": False, "cpu_name": "AMD EPYC"}, 70, False),
         ({"avx512_f": False, "cpu_name": "AMD EPYC"}, 2, True),
+        ({}, 2, False),
     ],
 )
 def test_products_by_either_library_are_exact(processor, tokens, by_onednn, monkeypatch):
