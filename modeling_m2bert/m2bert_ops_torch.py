@@ -228,7 +228,11 @@ def add_layer_norm(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: floa
     z, dtype = x.new_empty(x.shape[1], x.shape[0]), _wide(x, weight)
     weight, bias = weight.to(dtype)[:, None], bias.to(dtype)[:, None]
     for tokens in _token_chunks(x, NORM_TOKENS):
-        total = (x[tokens].T.to(dtype) + y[tokens].T).contiguous()  # (H, t): reads and writes no layout but that of z
+        first, second = (part[tokens].to(dtype).T for part in (x, y))  # (H, t)
+        if first.stride(1) == 1:
+            total = first + second
+        else:  # torch transposes fast in a copy only
+            total = first.clone(memory_format=torch.contiguous_format).add_(second)
         total -= total.mean(0)
         scale = total.square().mean(0).add_(eps).rsqrt_()
         z[:, tokens] = total.mul_(scale).mul_(weight).add_(bias)

@@ -328,6 +328,21 @@ def test_triton_is_imported_for_a_gpu_that_can_use_it_and_once(gpus, monkeypatch
     assert m2bert_ops_dispatch._triton.cache_info().misses == 1
 
 
+@pytest.mark.parametrize("tokens", [1, 5, 300])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_norm_reads_any_layout_and_changes_no_input(tokens, dtype):
+    x, y, weight, bias = (tensor.detach().to(dtype) for tensor in randoms((tokens, 16), (tokens, 16), (16,), (16,)))
+    expected = F.layer_norm((x.double() + y.double()), (16,), weight.double(), bias.double(), 1e-5)
+    for first in (x, x.T.contiguous().T):
+        for second in (y, y.T.contiguous().T):
+            before = first.clone(), second.clone()
+            z = m2bert_ops_torch.add_layer_norm(first, second, weight, bias, 1e-5)
+            assert (z.double() - expected).abs().max() < (0.05 if dtype == torch.bfloat16 else 1e-12)
+            assert z.T.is_contiguous()
+            assert torch.equal(first, before[0])
+            assert torch.equal(second, before[1])
+
+
 def test_rocm_is_named(gpus, monkeypatch):
     monkeypatch.setattr(torch.version, "hip", "6.4")
     assert choose_kernels("auto", gpus(1)) == "torch"
