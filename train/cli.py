@@ -179,7 +179,7 @@ def check_tasks(settings: OplSettings) -> tuple[list[str], list[str]]:
     if is_local(data.path):
         splits = filter(None, ("train", data.development_split))
         wrong += [f"data.path={data.path} has no {name}" for split in splits for name in lacks(Path(data.path), split)]
-    on_hub = data.triples is not None and not Path(data.triples).suffix and not Path(data.triples).exists()
+    on_hub = data.triples is not None and not Path(data.triples).suffix and not is_local(data.triples)
     for key, path in (("triples", None if on_hub else data.triples), ("negatives_path", data.negatives_path)):
         if path is not None and not Path(path).is_file():
             wrong.append(f"data.{key}={path} is no file")

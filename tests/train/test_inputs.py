@@ -72,6 +72,7 @@ def place(tmp_path, monkeypatch):
         ("opl", ["data.document_tokens=20000", "data.query_tokens=30000"],
          ["data.document_tokens=20000", "data.query_tokens=30000", "16384"]),
         ("opl", ["data.triples=nowhere.jsonl"], ["data.triples", "nowhere.jsonl"]),
+        ("opl", ["data.triples=./nowhere"], ["data.triples", "./nowhere is no file"]),
         ("opl", ["data.negatives_path=nowhere.parquet", "data.negatives=2"], ["data.negatives_path"]),
         ("opl", ["loss.name=prototype", "loss.teacher=/no/teacher", "data.document_window=first",
                  "data.passage_share=0", "data.query_dropout=false"], ["loss.teacher=/no/teacher"]),
