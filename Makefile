@@ -36,6 +36,6 @@ check: setup  ## lint and formatting
 docs: setup  ## docs/cli.md, from the commands themselves
 	$(BIN)/python -m typer m2bert.cli utils docs --name m2bert --title Commands --output docs/cli.md
 
-bench: setup  ## speed and memory, one to two hours on a CPU, nine minutes on a GPU: experiments/speed/results/, docs/performance.md
+bench: setup  ## speed and memory, two hours on a CPU, nine minutes on a GPU: experiments/speed/results/, docs/performance.md
 	PYTHON=$(CURDIR)/$(BIN)/python experiments/speed/run.sh experiments/speed/results/$$(nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 	$(BIN)/python experiments/pages.py performance

@@ -1,6 +1,6 @@
 #!/bin/bash
 # All benchmarks: on an NVIDIA GPU in at most 520 seconds, with the tests of the kernels; without one on one CPU thread, in
-# one hour to two.
+# about two hours.
 #
 #     experiments/speed/run.sh FOLDER
 #
