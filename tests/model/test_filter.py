@@ -283,6 +283,10 @@ def test_a_length_that_the_limit_has_no_room_for_is_kept_for_the_first_layers(mo
     assert filter_cache_bytes() == short
     embed(model)  # and keeps it
     assert filter_cache_bytes() == short
+    monkeypatch.setenv("M2BERT_FILTER_CACHE_BYTES", str(2 * one_layer))
+    clear_filter_cache()
+    embed(model)
+    assert filter_cache_bytes() == 2 * one_layer
 
 
 def test_the_oldest_length_makes_room(model, generated, monkeypatch):
