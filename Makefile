@@ -23,7 +23,7 @@ demo: setup  ## index long documents, search them, score the results beside BM25
 demo-train: setup  ## train a small model from scratch, export, load, evaluate: six minutes, demo-output/
 	$(BIN)/python examples/demo_train.py
 
-test: setup  ## the tests, on two cores; about three minutes
+test: setup  ## the tests, on two cores; about ten minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-all: setup  ## the slow tests too
