@@ -13,6 +13,7 @@ A CUDA graph reads what it found in the cache when it was captured, at every rep
 model goes, even where the parameters have changed since and the graph should be captured again.
 """
 
+import functools
 import itertools
 import os
 import threading
@@ -180,6 +181,16 @@ class _Group(NamedTuple):
 _groups: dict[tuple, _Group] = {}  # oldest first; the first element of a key is the handle of a FilterCache
 _lock = threading.RLock()  # re-entrant, since garbage collection may call _forget while the lock is held
 _handles = itertools.count(1)
+_limit = DEFAULT_LIMIT_BYTES  # for which the groups were made
+
+
+def _renew_lock():
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows; another thread may hold the lock, and is not in the child
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 class FilterCache:
@@ -267,6 +278,7 @@ def cached(key: tuple, num_layers: int, sources: list[Tensor], prepare: Callable
         raise ValueError(
             f"M2BERT_FILTER_CACHE_BYTES={limit!r} is not a number of bytes; write digits only, 0 for no cache"
         )
+    _follow_limit(int(limit))
     device = sources[0].device
     on_cpu = device.type == "cpu"
     if any(tensor.is_inference() for tensor in sources):  # inference tensors have no version
@@ -291,12 +303,12 @@ def cached(key: tuple, num_layers: int, sources: list[Tensor], prepare: Callable
         group, per_layer = _groups.get(key), sum(part.nbytes for part in _tensors(prepared))
         if group is None:
             captured = sum(each.reserved_bytes for each in list(_groups.values()) if each.captured)
-            if captured + num_layers * per_layer <= int(limit):
-                while _reserved_bytes() + num_layers * per_layer > int(limit):
+            if captured + num_layers * per_layer <= _limit:
+                while _reserved_bytes() + num_layers * per_layer > _limit:
                     _groups.pop(next((old for old, each in list(_groups.items()) if not each.captured), None), None)
                 room = num_layers
             else:  # a captured graph needs all layers
-                room = max(int(limit) - _reserved_bytes(), 0) // per_layer if on_cpu else 0
+                room = max(_limit - _reserved_bytes(), 0) // per_layer if on_cpu else 0
             if room:
                 group = _groups[key] = _Group(room * per_layer, room, {}, {})
         if group and address not in group.layers and len(group.layers) >= num_layers:
@@ -306,22 +318,42 @@ def cached(key: tuple, num_layers: int, sources: list[Tensor], prepare: Callable
     return prepared
 
 
+def _follow_limit(limit: int):
+    """Forget what no CUDA graph reads if the limit is another one than before: that may be too much, or parts only."""
+    global _limit
+    if limit != _limit:
+        with _lock:
+            for key, group in list(_groups.items()):
+                if not group.captured:
+                    del _groups[key]
+            _limit = limit
+
+
 def _reserved_bytes() -> int:
     return sum(each.reserved_bytes for each in list(_groups.values()))
 
 
 def _checksums(tensors: list[Tensor]) -> list[float]:
-    """Return two sums for each tensor: that of its values, and that of their bits read as integers, which may overflow.
+    """Return two sums for each tensor: that of its values, each times a factor of its place, and that of the values'
+    bits read as integers, which may overflow.
 
-    The first one misses changes that are small, but the second one notices them. The second one may miss a doubling,
-    but the first one notices it.
+    The first one misses changes that are small, but the second one notices them. The second one misses an exchange of
+    values and may miss a doubling, but the first one notices them.
     """
     kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     found = []
     for x in (tensor.detach().contiguous() for tensor in tensors):
         bits = x.view(kinds[x.element_size()])
-        found += [float(x.sum()), int(bits.sum(dtype=bits.dtype))]
+        found += [float(x.flatten().dot(_factors(x.numel(), x.dtype))), int(bits.sum(dtype=bits.dtype))]
     return found
+
+
+@functools.cache
+def _factors(size: int, dtype: torch.dtype) -> Tensor:
+    """Return random numbers between 0.5 and 1.5, the same in every call."""
+    with torch.inference_mode(False):
+        generator = torch.Generator().manual_seed(0)
+        return torch.rand(size, generator=generator, dtype=torch.float32, device="cpu").add_(0.5).to(dtype)
 
 
 def _forget(handle: int | None = None, captured: bool = True):

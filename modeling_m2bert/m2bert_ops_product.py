@@ -42,6 +42,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = 
         return torch.ops.aten.gelu_(y) if gelu else y
     if not (weight.is_contiguous() or weight.T.is_contiguous()):
         weight = weight.contiguous()  # with some other strides, oneDNN is slower by orders of magnitude
+    bias = bias if bias is None else bias.contiguous()  # this operation ignores the stride of a bias
     activation = ("gelu", [], "none") if gelu else ("none", [], "")
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *activation)
 

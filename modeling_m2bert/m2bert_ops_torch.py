@@ -219,7 +219,8 @@ def _dropout_mask(x: Tensor, down: Tensor, dropout: float, seed: Tensor | None, 
     if not dropout:
         return None
     generator = torch.Generator(x.device).manual_seed(int(seed) + start)
-    keep = torch.rand(len(down), len(x), down.shape[2], device=x.device, generator=generator) >= dropout
+    shape = len(down), len(x), down.shape[2]
+    keep = torch.rand(shape, dtype=torch.float32, device=x.device, generator=generator) >= dropout
     return keep.to(x.dtype).div_(1 - dropout)
 
 

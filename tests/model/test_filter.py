@@ -4,9 +4,11 @@ inference, never stale, never in the way of gradients, and within their limit.""
 import copy
 import gc
 import math
+import os
 import pickle
 import threading
 import types
+import warnings
 import weakref
 
 import pytest
@@ -191,6 +193,14 @@ def test_changed_weights_are_noticed(model, change):
     assert torch.equal(embed(model), after)
 
 
+def test_exchanged_values_are_noticed():
+    weight, cache, prepared = torch.arange(64.0), FilterCache(1), []
+    for _ in range(2):
+        m2bert_ops_filter.cached((cache.handle, 1), 1, [weight], lambda: prepared.append(1) or (weight.clone(),))
+        weight.data.copy_(weight.data.flip(0))
+    assert len(prepared) == 2
+
+
 @pytest.mark.parametrize("change", [lambda model: model.train(), change_by_loading, lambda model: model.half()])
 def test_what_makes_filters_useless_frees_their_memory(model, change):
     embed(model)
@@ -272,21 +282,40 @@ def test_a_length_that_the_limit_has_no_room_for_is_kept_for_the_first_layers(mo
     changed = embed(model)
     assert not torch.equal(changed, expected)
     monkeypatch.setenv("M2BERT_FILTER_CACHE_BYTES", str(short + one_layer))
-    clear_filter_cache()
     assert torch.equal(embed(model), changed)
     embed(model, 5)
     assert filter_cache_bytes() == short + one_layer
     monkeypatch.setenv("M2BERT_FILTER_CACHE_BYTES", str(short + one_layer - 1))
-    clear_filter_cache()
     embed(model)
     embed(model, 5)  # a length with room for all layers takes the other's
     assert filter_cache_bytes() == short
     embed(model)  # and keeps it
     assert filter_cache_bytes() == short
     monkeypatch.setenv("M2BERT_FILTER_CACHE_BYTES", str(2 * one_layer))
-    clear_filter_cache()
     embed(model)
     assert filter_cache_bytes() == 2 * one_layer
+    monkeypatch.setenv("M2BERT_FILTER_CACHE_BYTES", "0")
+    embed(model)
+    assert filter_cache_bytes() == 0
+
+
+def test_a_forked_process_waits_for_no_thread_of_its_parent():
+    held, released = threading.Event(), threading.Event()
+
+    def hold():
+        with m2bert_ops_filter._lock:
+            held.set()
+            released.wait()
+
+    threading.Thread(target=hold).start()
+    held.wait()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads, from Python 3.12 on
+        child = os.fork()
+    if child == 0:
+        os._exit(not m2bert_ops_filter._lock.acquire(timeout=10))
+    released.set()
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_the_oldest_length_makes_room(model, generated, monkeypatch):
@@ -317,7 +346,8 @@ def test_what_a_cuda_graph_reads_is_held_until_the_model_goes(model, generated, 
     assert len(read) == PER_LENGTH
     embed(model, 5)  # no room: the other length goes, although it is younger
     assert filter_cache_bytes() == PER_LENGTH * 32 * (21 + 6) * 8
-    monkeypatch.setenv("M2BERT_FILTER_CACHE_BYTES", str(PER_LENGTH * 32 * 24 * 8))
+    monkeypatch.setenv("M2BERT_FILTER_CACHE_BYTES", str(PER_LENGTH * 32 * 29 * 8))
+    embed(model, 5)
     embed(model, 10)  # no room at all: nothing goes for it
     assert filter_cache_bytes() == PER_LENGTH * 32 * (21 + 6) * 8
     embed(model)

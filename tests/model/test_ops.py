@@ -110,6 +110,19 @@ def test_dropout_drops_what_it_says_and_the_same_in_backward():
     assert torch.equal(gradient[:, :4].sum(1) != 0, kept.any(1))
 
 
+def test_dropout_does_not_depend_on_the_default_dtype():
+    x, up, down, bias = randoms((600, 8), (2, 64, 4), (2, 4, 32), (8,))
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        torch.set_default_dtype(dtype)
+        try:
+            found.append(block_diagonal_glu(x, up, down, bias, dropout=0.002))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("tokens", [0, 1, 513])
 def test_add_layer_norm_equals_its_composite(tokens):
     def direct(x, y, weight, bias):
@@ -431,6 +444,15 @@ def test_products_by_either_library_are_exact(processor, tokens, by_onednn, monk
     assert ("_linear_pointwise" in products.names) == by_onednn
     for ours, right in zip(found, run(torch.float64), strict=True):
         assert ((ours - right).norm() / right.norm()).item() < 1e-6
+
+
+@pytest.mark.parametrize("stride", [0, 1, 3])
+def test_a_bias_may_have_any_stride(stride, monkeypatch):
+    monkeypatch.setattr(m2bert_ops_product, "by_onednn", lambda x, weight: True)
+    x, weight, memory = (each.detach().float() for each in randoms((40, 16), (24, 16), (24 * 3,)))
+    bias = memory.as_strided((24,), (stride,))
+    right = x.double() @ weight.double().T + bias
+    assert (m2bert_ops_product.product(x, weight, bias) - right).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("autocast", [False, True])
