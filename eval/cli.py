@@ -164,6 +164,8 @@ def settings_of(context: typer.Context) -> EvalConfig | None:
             return None
     if flags["config"] is not None:
         return EvalConfig.from_yaml(flags["config"])
+    if not flags["encoder"]:
+        raise ValueError("--encoder is missing; add --encoder bm25, or --encoder and the folder of a model")
     data = [flags["data"]]
     if flags["suite"] is not None:
         data = [str(folder) for folder in suite_folders(flags["suite"], flags["split"])]

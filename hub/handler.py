@@ -28,15 +28,16 @@ vectors; for `sentences` the cosine with `source_sentence`. With details it is
 `chunks` is how many pieces of it the model read. `spans`, of late chunks alone, are the characters [start, end) of the
 parts. An empty text gets the vector of the special tokens. A text's vector does not depend on its neighbors.
 
-One request runs at a time: the tokenizer serves one thread, and the container lets one request in.
+One request runs at a time, in a thread of its own: the tokenizer serves one thread, and allocators keep memory for each
+thread that computes.
 
 A request that cannot be answered raises ValueError, which the container sends back with status 400. Neither errors nor
 logs hold any of the texts.
 """
 
 import json
-import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -64,7 +65,7 @@ class EndpointHandler:
         self.batch_tokens = BATCH_TOKENS[device]
         settings = self.model[0].processing_kwargs or {}
         self._pads_to_maximum = settings.get("text", {}).get("padding") == "max_length"
-        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1)
         config, side = self.model[0].model.config, self.model.tokenizer.truncation_side
         self.options = {  # the values of each, the default first
             "task": ("document", *(name for name in self.model.prompts if name != "document")),
@@ -79,8 +80,7 @@ class EndpointHandler:
     def __call__(self, body: dict) -> list | dict:
         """Answer a request; see above. Raises ValueError, also if the model's vectors are not finite."""
         texts, options = read_request(body, self.options)
-        with self._lock:
-            return self._answer(texts, options)
+        return self._thread.submit(self._answer, texts, options).result()
 
     def _answer(self, texts: dict[str, str], options: dict) -> list | dict:
         """Return the answer for texts, which are named by their places in the request."""

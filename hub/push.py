@@ -269,11 +269,12 @@ def file_problem(name: str, path: Path, folder: Path) -> str:
                 end = min(size, 8 + int.from_bytes(content[:8], "little"))
             if SECRET.search(content, 0, end):
                 return "holds what looks like a token of the Hub or a private key, remove and revoke it"
+    local_path = private_path(name, path) if path.suffix in TEXTS | {".json"} else None
     if is_weights:
         with open_weights(path) as tensors:
+            local_path = next(filter(HOME_PATH.search, (tensors.metadata() or {}).values()), None)
             for tensor in sorted(tensors.keys()):
                 check_finite({tensor: tensors.get_tensor(tensor)}, str(path))
-    local_path = private_path(name, path) if path.suffix in TEXTS | {".json"} else None
     return f"names paths of this machine ({local_path}), remove them, or use `m2bert export`" if local_path else ""
 
 

@@ -13,7 +13,6 @@ import math
 import os
 import re
 import shutil
-import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -170,8 +169,12 @@ def check_writable(path: str | Path, name: str = "output") -> None:
     place = Path(os.path.realpath(path))
     try:
         present = next(folder for folder in place.parents if folder.exists())
-        with tempfile.TemporaryDirectory(prefix=".m2bert-", dir=present) as scratch:
-            write_atomically(Path(scratch) / place.relative_to(present), Path.touch)
+        with claimed(present / ".m2bert-check.partial", wait=True) as scratch:
+            empty(scratch)
+            try:
+                write_atomically(scratch / place.relative_to(present), Path.touch)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
         raise ValueError(f"{name}={path} cannot be written ({error.strerror or error}); name another") from error
 

@@ -132,7 +132,7 @@ class M2BertConfig(PreTrainedConfig):
             (("vocab_size", "hidden_size", "intermediate_size", "num_blocks", "max_position_embeddings",
               "filter_decay_length", "type_vocab_size", "filter_order", "num_pooling_heads", "lexical_size"),
              lambda value: value >= 1, "at least 1"),
-            (("num_hidden_layers",), lambda value: value >= 0, "0 (layer-free) or more"),
+            (("num_hidden_layers",), lambda value: 0 <= value <= 1000, "from 0 (layer-free) to 1000"),
             (("lexical_heads",), lambda value: value >= 0, "0 (no lexical vector) or more"),
             (("lexical_share",), lambda value: 0 < value < 1, "above 0 and below 1"),
             (("hidden_size", "intermediate_size"), lambda value: value % self.num_blocks == 0,

@@ -123,7 +123,7 @@ def search(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a document a line.")] = False,
 ):
-    """Search an index; print of every document the passage that answers best."""
+    """Search an index; print the best passage of every document."""
     hits = Index.open(folder).search(query, limit, mode, filter, weight)
     for rank, hit in enumerate(hits, 1):
         if as_json:
@@ -147,6 +147,8 @@ def embed(
     """Embed documents for a store of your own."""
     from .embed import embed_file
 
+    if output.suffix != ".parquet":
+        raise ValueError(f"output={output} is no Parquet file; name one that ends in .parquet")
     documents, rows = embed_file(file, free_output(output, overwrite), model_name(model), vectors or VECTORS)
     typer.echo(f"{several(documents, 'document')}, {several(rows, 'vector')}, written to {shown(output)}")
 

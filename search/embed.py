@@ -52,8 +52,7 @@ def embed_file(file: Path, output: Path, model: str, vectors: int) -> tuple[int,
 def _documents(file: Path) -> Iterator[tuple[str, str]]:
     """Yield (id, text). Raises ValueError for a file of another kind, and for a row that is no document."""
     if not file.name.endswith((".parquet", ".jsonl", ".jsonl.gz")):
-        fix = f"convert it, or index it: m2bert index {file} --index DIR"
-        raise ValueError(f"{file} is neither .jsonl nor .parquet; {fix}")
+        raise ValueError(f"{file} is neither .jsonl nor .parquet; convert it, or m2bert index {file} --index DIR")
     for where, row in read_rows(file, ("id", "text")):
         if not isinstance(row, dict) or row.get("id") in (None, "") or not isinstance(row.get("text"), str):
             raise ValueError(f'{where} is no {{"id": ..., "text": ...}}; mend it')

@@ -125,7 +125,8 @@ class Index:
         if not table.exists:
             names = os.listdir(folder) if os.path.isdir(folder) else []
             if any(name != f"{NAME}.lance" and not name.startswith(".m2bert-") for name in names):
-                raise ValueError(f"index={folder} is a folder of something else; name an empty or new one")
+                fix = "name an empty or new one" if model else "name the folder of an index"
+                raise ValueError(f"index={folder} is a folder of something else; {fix}")
             if model is None:
                 fix = f"make it with m2bert index FILES --index {folder} --model MODEL"
                 raise ValueError(f"index={folder} does not exist or is empty; {fix}")

@@ -65,10 +65,9 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         check_model_files(Path(path))
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # of any kind: what a damaged tokenizer.json raises is not documented
+        said = "it needs code of its own, which is not run" if "trust_remote_code" in str(error) else one_line(error)
         where = str(path) if Path(path).is_dir() else f"there is no folder {str(path)!r}, and from the Hub"
-        raise ValueError(
-            f"{where} no tokenizer can be loaded ({one_line(error)}); see tokenizer.path and model.path"
-        ) from error
+        raise ValueError(f"{where} no tokenizer can be loaded ({said}); see tokenizer.path and model.path") from error
 
 
 def encode_all(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[np.ndarray]:

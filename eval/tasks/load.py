@@ -125,8 +125,10 @@ def load_csv_folder(folder: Path, split: str = "test") -> RetrievalTask:
         answers.setdefault(row["query"].strip(), []).extend(found)
         count += 1
     if unknown:
-        (line, name), more = unknown[0], f"; {len(unknown) - 1} more answers are none" if unknown[1:] else ""
-        raise ValueError(f"{path}, line {line}: answer {name!r} is no document{nearest(name, names)}{more}")
+        (line, name), more = unknown[0], f" (and {len(unknown) - 1} more)" if unknown[1:] else ""
+        raise ValueError(
+            f"{path}, line {line}: answer {name!r}{more} is no document{nearest(name, names)}; write ; between answers"
+        )
     if count > len(answers):
         repeat = "%s: %d rows repeat a query; each query is asked once, with the answers of all of its rows"
         logger.warning(repeat, path, count - len(answers))

@@ -225,7 +225,8 @@ def judged_task(
                          revision, positions)  # fmt: skip
     for kind, texts in (("documents", documents), ("queries", queries)):
         if empty := sum(not text.strip() for text in texts.values()):
-            logger.warning("%s: %d of %d %s are empty", where, empty, len(texts), kind)
+            fix = "take them out: an empty text has a vector, too, which may come first"
+            logger.warning("%s: %d of %d %s are empty; %s", where, empty, len(texts), kind, fix)
     judged = {pid for its in qrels.values() for pid in its}
     absent = sorted(judged - documents.keys())
     unanswered = sum(not task.answers(qid) for qid in queries)

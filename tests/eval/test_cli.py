@@ -112,6 +112,7 @@ def test_a_task_of_any_name_prints_no_line_of_its_own(write_task, tiny_rows, tmp
     ("arguments", "message"),
     [
         (["--encoder", "tfidf-rp"], "tfidf-rp:256"),
+        ([], "--encoder is missing; add --encoder bm25"),
         (["--encoder", "bm52"], "did you mean 'bm25'?"),
         (["--encoder", "./nowhere"], "'./nowhere'"),
         (["--encoder", "$NOT_SET_ANYWHERE"], "'$NOT_SET_ANYWHERE'"),

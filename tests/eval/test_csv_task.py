@@ -32,7 +32,7 @@ def test_a_folder_becomes_a_task(folder, caplog):
         (folder / "documents" / name).write_text(text)
     load_csv_folder(folder)
     assert "2 .pdf" in caplog.text
-    assert "1 of 3 documents are empty" in caplog.text
+    assert "1 of 3 documents are empty; take them out" in caplog.text
 
 
 def test_rows_of_one_query_are_one_query(folder, caplog):
@@ -130,7 +130,7 @@ def test_documents_from_a_second_csv(folder):
         (
             "queries.csv",
             "query,answer\na,boats.txt;boat.txt\nb,x\n",
-            "queries.csv, line 2: answer 'boat.txt' is no document; did you mean 'boats.txt'.; 1 more answers are none",
+            "line 2: answer 'boat.txt' .and 1 more. is no document; did you mean 'boats.txt'.; write ; between answers",
         ),
         ("queries.csv", "query,answer\n\ncafé,boats.txt\n", "queries.csv, line 3 is not UTF-8"),
         ("documents.csv", "id,text\na,x\na,y\n", "mine, documents: id 'a' occurs 2 times"),

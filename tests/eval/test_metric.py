@@ -128,6 +128,13 @@ def test_the_evaluate_module_refuses_bad_tables(ndcg, predictions, references, m
         ndcg.compute(predictions=predictions, references=references)
 
 
+@pytest.mark.parametrize("k", [0, -1, True, 10.0, "10", None])
+def test_a_cutoff_is_a_whole_number(ndcg, k):
+    with pytest.raises(ValueError, match=f"k={k} is no cut-off; k must be a whole number from 1 on"):
+        ndcg.compute(predictions=[FOUND], references=[ONE], k=k)
+    assert "ndcg_at_10" in ndcg.compute(predictions=[FOUND], references=[ONE], k=np.int64(10))
+
+
 def test_the_examples_of_the_docstring_run(monkeypatch):
     monkeypatch.chdir(FOLDER.parents[2])
     module = sys.modules[type(evaluate.load("eval/metrics/ndcg")).__module__]

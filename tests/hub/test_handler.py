@@ -360,11 +360,12 @@ def test_requests_of_many_threads_are_not_mixed(make, monkeypatch):
     options = [{"policy": policy} for policy in handler_module.POLICIES] + [{"truncation_direction": "left"}]
     bodies = [{"inputs": [text, LONG], **chosen} for text in TEXTS for chosen in options]
     expected = [handler(body) for body in bodies]
-    sides, embed_all = [], handler._embed
+    sides, computing, embed_all = [], set(), handler._embed
 
     def embed_alone(texts, prompt, options):
         found = embed_all(texts, prompt, options)
         time.sleep(0.002)  # another request would set its own side now
+        computing.add(threading.get_ident())
         sides.append(handler.model.tokenizer.truncation_side == options["truncation_direction"])
         return found
 
@@ -372,6 +373,7 @@ def test_requests_of_many_threads_are_not_mixed(make, monkeypatch):
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(handler, bodies * 4)) == expected * 4
     assert all(sides)
+    assert len(computing) == 1  # an allocator keeps memory for each thread that computes
 
 
 # --- the file ---
@@ -402,7 +404,8 @@ def test_the_handler_is_harmless():
             imported |= {f"{node.module}.{alias.name}" for alias in node.names} if not node.level else {"."}
     theirs = {"torch", "torch.nn.functional.normalize", "torch.nn.utils.rnn.pad_sequence"}
     theirs.add("sentence_transformers.SentenceTransformer")
-    assert imported == {"json", "threading", "collections.abc.Sequence", *theirs}
+    ours = {"json", "collections.abc.Sequence", "concurrent.futures.ThreadPoolExecutor"}
+    assert imported == ours | theirs
 
 
 def test_the_requirements_are_met_here():

@@ -95,6 +95,9 @@ DAMAGE = {
     "a token in the header of weights": (
         lambda d: save_file({"a": torch.ones(2)}, d / "x.safetensors", {"run": TOKEN}), "looks like a token",
     ),
+    "a home in the header of weights": (
+        lambda d: save_file({"a": torch.ones(2)}, d / "x.safetensors", {"run": "/home/me/runs"}), "(/home/me/runs)",
+    ),
     "NaN": (
         lambda d: change_tensors(d / "model.safetensors", lambda t: t["layers.0.norm.weight"].fill_(float("nan"))),
         "not finite: layers.0.norm.weight",

@@ -9,6 +9,7 @@ from configuration_m2bert import M2BertConfig
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
+        ("num_hidden_layers", 1001, "num_hidden_layers=1001 must be from 0 .layer-free. to 1000"),
         ("num_blocks", 5, "hidden_size=32 must be divisible by num_blocks=5"),
         ("intermediate_size", 66, "intermediate_size=66 must be divisible by num_blocks=4"),
         ("filter_embedding_size", 4, "filter_embedding_size=4 must be odd"),

@@ -424,8 +424,8 @@ def test_what_is_no_index_of_this_version_is_refused(tmp_path, files, index, mon
     newer.add(files)
     for place, model, problem in (
         ("file", "words", "is a file; name a folder"),
-        ("files", "words", "folder of something else"),
-        ("files", None, "folder of something else"),
+        ("files", "words", "folder of something else; name an empty or new one"),
+        ("files", None, "folder of something else; name the folder of an index"),
         ("newer", None, f"has format {table_module.FORMAT + 1}, .* pip install --upgrade m2bert"),
         ("nope", None, r"does not exist or is empty; make it with m2bert index FILES --index \S+nope --model MODEL"),
     ):

@@ -193,6 +193,7 @@ def test_bad_arguments_are_refused_before_anything_slow_is_imported(tmp_path, fi
         ["search", "q", "--index", "x", "--mode", "words"],
         ["embed", "nope.jsonl", "--output", "out.parquet", "--model", "m"],
         ["embed", files / "lease.txt", "--output", "out.parquet", "--model", "m"],
+        ["embed", files / "lease.txt", "--output", "out.csv", "--model", "m"],
     ):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path)
@@ -243,7 +244,7 @@ def test_embed_writes_a_row_for_every_vector(tmp_path):
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     for name in ("rows.jsonl", "rows.parquet"):
-        output = tmp_path / f"{name}.out"
+        output = tmp_path / f"{name}.out.parquet"
         message = called("embed", tmp_path / name, "--output", output, "--model", "words").output
         table = pq.read_table(output)
         assert table["id"].to_pylist() == ["0", "1", "1", "2", "2", "2", "2"]
@@ -259,7 +260,7 @@ def test_embed_writes_a_row_for_every_vector(tmp_path):
     [
         ("a.jsonl", '{"id": 1, "text": "t"}\n{"id": 2', "line 2"),
         ("a.jsonl", '{"id": 1, "text": "t"}\n{"id": 2, "text": null}', "line 2 is no"),
-        ("a.txt", "text", "is neither .jsonl nor .parquet; convert it, or index it"),
+        ("a.txt", "text", "is neither .jsonl nor .parquet; convert it, or m2bert index"),
         ("a.parquet", "text", "a.parquet"),
         ("a.parquet", pa.table({"id": [1], "body": ["t"]}), "text"),
         ("a.parquet", pa.table({"id": [1, 2], "text": ["t", None]}), "row 2"),

@@ -1,7 +1,7 @@
 """nDCG@k of rankings as trec_eval defines it, as an `evaluate` module."""
 
 import math
-import operator
+import numbers
 
 import datasets
 import evaluate
@@ -61,11 +61,11 @@ def ndcg_at_k(run: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]]
         qrels: {query id: {document id: relevance}}; a negative relevance counts as 0.
 
     Raises:
-        ValueError: k < 1, a score is missing or NaN, a relevance is not a whole number up to HIGHEST_RELEVANCE,
-            or `run` ranks a query that has no qrel.
+        ValueError: k is no whole number from 1 on, a score is missing or NaN, a relevance is not a whole number up to
+            HIGHEST_RELEVANCE, or `run` ranks a query that has no qrel.
     """
-    k = operator.index(k)
-    problems = [f"k={k} is no cut-off; k must be a whole number from 1 on"] if k < 1 else []
+    is_cutoff = isinstance(k, numbers.Integral) and not isinstance(k, bool) and k >= 1
+    problems = [] if is_cutoff else [f"k={k} is no cut-off; k must be a whole number from 1 on"]
     problems += [f"predictions rank query {query!r}, which has no reference" for query in run if query not in qrels]
     for query, scores in run.items():
         bad = {document: score for document, score in scores.items() if score is None or math.isnan(score)}
