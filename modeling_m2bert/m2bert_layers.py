@@ -61,6 +61,20 @@ class TokenLinear(nn.Linear):
         return super().forward(x)
 
 
+class WideLayerNorm(nn.LayerNorm):
+    """LayerNorm, computed in float32 at least.
+
+    From half precision, torch would add up the gradients of weight and bias in half precision on a CPU. A sum of ones
+    in bfloat16 ends at 256.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize (..., H) over the last dimension, in x's dtype."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight, bias = self.weight.to(wide), self.bias.to(wide)
+        return nn.functional.layer_norm(x.to(wide), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+
+
 def contiguous_rows(x: Tensor, linear: nn.Module) -> Tensor:
     """Return x (T, in) in a layout that a linear layer reads.
 
@@ -88,7 +102,7 @@ class M2BertMixer(nn.Module):
     def __init__(self, config, cache: FilterCache | None = None):
         super().__init__()
         hidden = config.hidden_size
-        self.norm = nn.LayerNorm(hidden, eps=MIXER_LAYER_NORM_EPS) if config.mixer_layer_norm else None
+        self.norm = WideLayerNorm(hidden, eps=MIXER_LAYER_NORM_EPS) if config.mixer_layer_norm else None
         plain = is_quantized(config)  # bitsandbytes replaces no subclass of nn.Linear
         self.in_proj = (nn.Linear if plain else ChannelLinear)(hidden, 3 * hidden, bias=False)
         self.short_conv = ShortConv(3 * hidden)

@@ -33,7 +33,15 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from .configuration_m2bert import M2BertConfig
 from .m2bert_filter import M2BertFilter
-from .m2bert_layers import BlockDiagonalLinear, M2BertMixer, M2BertMLP, ShortConv, TokenLinear, is_quantized
+from .m2bert_layers import (
+    BlockDiagonalLinear,
+    M2BertMixer,
+    M2BertMLP,
+    ShortConv,
+    TokenLinear,
+    WideLayerNorm,
+    is_quantized,
+)
 from .m2bert_ops import add_layer_norm
 from .m2bert_ops_filter import FilterCache
 from .m2bert_packing import Packing, Rows, check_inputs, pack_rows, values_are_hidden, visible_tokens
@@ -55,7 +63,7 @@ class M2BertEmbeddings(nn.Module):
         if config.position_embeddings:
             self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.norm = WideLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
@@ -283,7 +291,7 @@ class M2BertLMHead(nn.Module):
         super().__init__()
         linear = nn.Linear if is_quantized(config) else TokenLinear
         self.dense = linear(config.hidden_size, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.norm = WideLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.decoder = linear(config.hidden_size, config.vocab_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
