@@ -172,6 +172,9 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase | None, vocab_size: int) 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, max_tokens: int, folder: Path) -> None:
     """Write a tokenizer that cuts texts at `max_tokens` and pads on the right."""
+    if backend := getattr(tokenizer, "backend_tokenizer", None):  # it keeps those of its last call, and saves them
+        backend.no_truncation()
+        backend.no_padding()
     previous = tokenizer.model_max_length, tokenizer.padding_side
     tokenizer.model_max_length, tokenizer.padding_side = max_tokens, "right"
     try:

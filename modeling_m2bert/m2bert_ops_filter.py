@@ -184,15 +184,6 @@ _handles = itertools.count(1)
 _limit = DEFAULT_LIMIT_BYTES  # for which the groups were made
 
 
-def _renew_lock():
-    global _lock
-    _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows; another thread may hold the lock, and is not in the child
-    os.register_at_fork(after_in_child=_renew_lock)
-
-
 class FilterCache:
     """One model's share of the cache. Copies of a model (deepcopy, pickle) get a share of their own.
 

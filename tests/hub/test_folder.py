@@ -146,6 +146,13 @@ def test_the_folder_is_complete(tmp_path, tiny_config, tokenizer):
     assert {path.stat().st_mode for path in folder.rglob("*") if path.is_file()} == {usual}
 
 
+def test_what_a_tokenizer_was_asked_before_is_not_saved(tmp_path, tiny_config, tokenizer):
+    tokenizer(["a b c"], padding="max_length", truncation=True, max_length=8)
+    folder = write_folder(M2BertModel(tiny_config()), tokenizer, tmp_path / "out")
+    settings = json.loads((folder / "tokenizer.json").read_text())
+    assert (settings["truncation"], settings["padding"]) == (None, None)
+
+
 def test_the_exported_code_is_harmless(tmp_path, tiny_config, tokenizer):
     """It imports little, reads and writes no files, and runs no text."""
     allowed = {"torch", "transformers", "huggingface_hub"}

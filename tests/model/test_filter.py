@@ -4,11 +4,9 @@ inference, never stale, never in the way of gradients, and within their limit.""
 import copy
 import gc
 import math
-import os
 import pickle
 import threading
 import types
-import warnings
 import weakref
 
 import pytest
@@ -297,25 +295,6 @@ def test_a_length_that_the_limit_has_no_room_for_is_kept_for_the_first_layers(mo
     monkeypatch.setenv("M2BERT_FILTER_CACHE_BYTES", "0")
     embed(model)
     assert filter_cache_bytes() == 0
-
-
-def test_a_forked_process_waits_for_no_thread_of_its_parent():
-    held, released = threading.Event(), threading.Event()
-
-    def hold():
-        with m2bert_ops_filter._lock:
-            held.set()
-            released.wait()
-
-    threading.Thread(target=hold).start()
-    held.wait()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads, from Python 3.12 on
-        child = os.fork()
-    if child == 0:
-        os._exit(not m2bert_ops_filter._lock.acquire(timeout=10))
-    released.set()
-    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_the_oldest_length_makes_room(model, generated, monkeypatch):
