@@ -193,7 +193,6 @@ def test_bad_arguments_are_refused_before_anything_slow_is_imported(tmp_path, fi
         ["search", "q", "--index", "x", "--mode", "words"],
         ["embed", "nope.jsonl", "--output", "out.parquet", "--model", "m"],
         ["embed", files / "lease.txt", "--output", "out.parquet", "--model", "m"],
-        ["embed", files / "lease.txt", "--output", "out.csv", "--model", "m"],
     ):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path)
@@ -243,6 +242,8 @@ def test_embed_writes_a_row_for_every_vector(tmp_path):
     rows = [{"id": n, "text": " ".join(f"w{n}x{i}" for i in range(100 * n + 1))} for n in range(3)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    wrong = refused("embed", tmp_path / "rows.jsonl", "--output", tmp_path / "out.csv", "--model", "words")
+    assert "out.csv is no Parquet file; name one that ends in .parquet" in wrong
     for name in ("rows.jsonl", "rows.parquet"):
         output = tmp_path / f"{name}.out.parquet"
         message = called("embed", tmp_path / name, "--output", output, "--model", "words").output
