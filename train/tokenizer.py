@@ -11,8 +11,8 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
 
+from m2bert.hub.checkpoint import foreign
 from m2bert.model_files import check_model_files
-from m2bert.terminal import one_line
 
 from .verified_files import prepared_once
 
@@ -60,14 +60,14 @@ def cached_wordpiece(texts, vocab_size: int, cache: str | Path) -> PreTrainedTok
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a folder, or of a repository on the Hub. Its own code is never run."""
-    try:
+    """Load the tokenizer of a folder, or of a repository on the Hub. Its own code is never run.
+
+    Raises ValueError naming the folder, whatever is wrong with its files.
+    """
+    where = str(path) if Path(path).is_dir() else f"there is no folder {str(path)!r}, and from the Hub"
+    with foreign(f"{where} no tokenizer can be loaded; see tokenizer.path and model.path"):
         check_model_files(Path(path))
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:  # of any kind: what a damaged tokenizer.json raises is not documented
-        said = "it needs code of its own, which is not run" if "trust_remote_code" in str(error) else one_line(error)
-        where = str(path) if Path(path).is_dir() else f"there is no folder {str(path)!r}, and from the Hub"
-        raise ValueError(f"{where} no tokenizer can be loaded ({said}); see tokenizer.path and model.path") from error
 
 
 def encode_all(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[np.ndarray]:

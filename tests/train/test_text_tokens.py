@@ -203,7 +203,7 @@ def test_code_of_a_tokenizer_is_not_run(tokenizer_folder):
     settings = json.loads((tokenizer_folder / "tokenizer_config.json").read_text())
     settings |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
     (tokenizer_folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match=f"{tokenizer_folder.name} no tokenizer can be loaded"):
+    with pytest.raises(ValueError, match="no tokenizer can be loaded; .*it needs code of its own, which is not run"):
         load_tokenizer(tokenizer_folder)
     assert not (tokenizer_folder / "ran").exists()
 
