@@ -69,7 +69,8 @@ for name, score in ways.items():
         scores = score(delta)
         orders[name].append(np.argsort(-scores, kind="stable")[:3].tolist())
         rises[name] = np.ptp(scores - start)
-        print(f"{name}, delta={delta}: order {orders[name][-1]}, scores {np.round(scores[:4], 2).tolist()}")
+        shown = np.round(scores[:4].astype(float), 2).tolist()
+        print(f"{name}, delta={delta}: order {orders[name][-1]}, scores {shown}")
 assert orders["paper"][0] != orders["paper"][-1]
 for name in ("rank_bm25", "bm25s"):
     assert all(order == orders[name][0] for order in orders[name]), f"delta matters in {name} now"

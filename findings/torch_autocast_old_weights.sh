@@ -15,8 +15,8 @@
 # stale.
 #
 # Versions: torch 2.13.0 on a CPU (Python 3.11). Source: cached_cast in aten/src/ATen/autocast_mode.cpp, which looks a
-# weight up by its TensorImpl alone. It is the same on a GPU. The script trains five steps and loads a second
-# checkpoint both ways, and fails if both ways agree.
+# weight up by its TensorImpl alone. The script trains five steps and loads a second checkpoint both ways, and fails if
+# both ways agree.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

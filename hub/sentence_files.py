@@ -57,6 +57,12 @@ class CasedSettings(TransformerSettings):
     do_lower_case: Literal[False] | None = None
 
 
+class WholeSettings(SentenceConfig):
+    """config_sentence_transformers.json. An export keeps all numbers of a vector; whoever loads it may cut them."""
+
+    truncate_dim: None = None
+
+
 @dataclass
 class SentenceSettings:
     """Settings that sentence-transformers adds to a model: prompts, a similarity, a shorter maximum length."""
@@ -132,7 +138,7 @@ def read_sentence_files(model: PreTrainedModel, path: Path) -> SentenceSettings:
         longest = min(longest, read_settings(CasedSettings, file).max_seq_length or longest)
     if (file := path / "tokenizer_config.json").is_file():
         longest = min(longest, read_settings(TokenizerConfig, file).model_max_length or longest)
-    stored = read_settings(SentenceConfig, path / "config_sentence_transformers.json")
+    stored = read_settings(WholeSettings, path / "config_sentence_transformers.json")
     known = {name: getattr(stored, name) for name in STORED if getattr(stored, name)}
     if stored.prompts:
         known["prompts"] = {name: prompt or "" for name, prompt in stored.prompts.items()}

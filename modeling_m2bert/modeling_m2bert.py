@@ -504,8 +504,8 @@ class M2BertForQuestionAnswering(M2BertPreTrainedModel):
         """Find the answer in each text.
 
         Args:
-            start_positions: (B,) the first token of the answer. Beyond the text, as where truncation cut the answer
-                off, it does not count. The other arguments: as for M2BertModel.forward.
+            start_positions: (B,) the first token of the answer. One of L or more, as where truncation cut the answer
+                off, does not count. The other arguments: as for M2BertModel.forward.
             end_positions: (B,) its last token.
 
         Returns:

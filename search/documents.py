@@ -7,15 +7,13 @@ from typing import NamedTuple
 
 from .extract import FORMATS, Document, Unreadable, format_of
 
-OTHERS = {"__MACOSX", ".ipynb_checkpoints"}  # copies and stubs that archives and editors leave
-
 
 class Found(NamedTuple):
     """Files to read, with their bytes; (path, reason) of those that cannot be read; how many names were left out."""
 
     files: dict[Path, int]
     failures: list[tuple[str, str]]
-    left_out: int  # hidden files and folders (each folder once), OTHERS, and further paths to the same file or folder
+    left_out: int  # hidden files and folders (each folder once), __MACOSX, and further paths to the same file or folder
 
 
 def find_files(paths: Sequence[str | Path], without: str = "") -> Found:
@@ -30,7 +28,6 @@ def find_files(paths: Sequence[str | Path], without: str = "") -> Found:
     """
     names, failures, left_out = [], [], 0
     listed: set[tuple[int, int]] = set()
-
     tops = [os.path.abspath(path) for path in paths]
     for top in tops:  # grows: links to folders come last, after all folders that are none
         if not os.path.exists(top):
@@ -46,12 +43,11 @@ def find_files(paths: Sequence[str | Path], without: str = "") -> Found:
                 left_out, inner[:] = left_out + 1, []
                 continue
             listed.add((status.st_dev, status.st_ino))
-            shown = [name for name in sorted([*inner, *files]) if not name.startswith(".") and name not in OTHERS]
+            shown = [name for name in sorted([*inner, *files]) if name[0] != "." and name != "__MACOSX"]
             left_out += len(inner) + len(files) - len(shown)
             inner[:] = [name for name in shown if name in inner and os.path.join(folder, name) != without]
             tops += (path for path in (os.path.join(folder, name) for name in inner) if os.path.islink(path))
             names += (os.path.join(folder, name) for name in shown if name in files)
-
     once: dict[str, str] = {}
     for name in sorted(set(names), key=lambda name: (os.path.realpath(name) != name, name)):
         once.setdefault(os.path.realpath(name), name)
@@ -91,8 +87,7 @@ def _problem(name: str) -> str | None:
     """Return why a file is none to read, as far as its name and its entry in the folder tell."""
     if not os.path.isfile(name):
         return "no file: a pipe, a device or a socket" if os.path.exists(name) else "a link to a file that is gone"
-    suffix = format_of(Path(name))
-    if suffix not in FORMATS:
+    if (suffix := format_of(Path(name))) not in FORMATS:
         return f"unsupported type {suffix}; convert it to one of {', '.join(filter(None, FORMATS))}"
     return None if os.path.getsize(name) else "empty: the file has no bytes; remove it"
 

@@ -53,9 +53,10 @@ def extract_table(path: Path) -> list[Document]:
     head = text.partition("\n")[0]
     header = next(csv.reader([head], delimiter=max(",;\t", key=head.count)))
     names = [name.strip().lower() for name in header]
-    if not {"text", "passage"} & set(names):
+    if not (column := next((name for name in ("text", "passage") if name in names), "")):
         return [Document(str(path), text)]
-    column = "text" if "text" in names else "passage"
+    if twice := next((name for name in names if name and names.count(name) > 1), None):
+        raise Unreadable(f"line 1: column {twice!r} stands twice; rename one")
     rows = list(read_rows(path, (column,), (column,)))
     for name in set(names) - {column, "id"}:
         for (_, row), value in zip(rows, _numbers([row[name] for _, row in rows]), strict=True):
@@ -86,8 +87,7 @@ def extract_docx(path: Path) -> list[Document]:
     with open(path, "rb") as file:
         if file.read(8) == bytes.fromhex("d0cf11e0a1b11ae1"):  # the container of Word 97, and of encrypted files
             locked = "EncryptedPackage".encode("utf-16-le") in file.read()
-            reason = "encrypted: save it without a password" if locked else "Word 97's .doc: save it as .docx"
-            raise Unreadable(reason)
+            raise Unreadable("encrypted: save it without a password" if locked else "Word 97's .doc: save it as .docx")
     document = docx.Document(str(path))
     texts = [_word_text(document.element.body)]
     for link in document.part.rels.values():

@@ -187,6 +187,8 @@ class Index:
                 came from an iterable and are not in this one.
         """
         sources = [sources] if isinstance(sources, str | Path) else list(sources)
+        if sync and not sources:
+            raise ValueError("sync=True with no sources may mean files or rows; name the folder, or use Index.delete")
         report, found = Report(), None
         if all(isinstance(source, str | Path) for source in sources):
             found = find_files(sources, self.folder)
@@ -433,9 +435,9 @@ class Index:
         """Return what the index holds and what made it."""
         settings, stored = self.table.settings, self.table.rows("tokens", "path")
         size = 0
-        for path in Path(self.folder).rglob("*.*"):
+        for path in Path(self.folder).rglob("*"):
             with suppress(FileNotFoundError):  # a writer may remove it
-                size += path.stat().st_size
+                size += path.stat().st_size * path.is_file()
         return {
             "documents": len(stored),
             "files": len({path for _, path in stored} - {None}),

@@ -372,7 +372,10 @@ def search_routes(index) -> list:
             text = await in_turn(index.document, id)
         except KeyError as error:
             raise Refused(404, f"id={one_line(id)!r} is not in the index") from error
-        start, end = (int(request.query_params.get(*each)) for each in (("start", 0), ("end", len(text))))
+        try:
+            start, end = (int(request.query_params.get(*each)) for each in (("start", 0), ("end", len(text))))
+        except ValueError as error:
+            raise Refused(400, f"start and end must be whole numbers: {one_line(str(request.query_params))}") from error
         return json_response({"id": id, "length": len(text), "text": text[max(start, 0) : max(end, 0)]})
 
     async def page(request):

@@ -1,26 +1,15 @@
 """The wheel holds what the code reads at run time, and claims no top-level name but ours."""
 
-import importlib
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 FOLDERS = ["m2bert", "modeling_m2bert", "train", "eval", "hub", "search"]
 FILES = ["configuration_m2bert.py", "pyproject.toml", "README.md", "LICENSE"]
-OLD_NAMES = ["m2bert_train", "m2bert_eval", "m2bert_hub"]
-OURS = {
-    "m2bert",
-    "m2bert_train",
-    "m2bert_eval",
-    "m2bert_hub",
-    "modeling_m2bert",
-    "configuration_m2bert.py",
-}
+OURS = {"m2bert", "modeling_m2bert", "configuration_m2bert.py"}
 
 
 def test_wheel_contents(tmp_path):
@@ -43,9 +32,3 @@ def test_wheel_contents(tmp_path):
         for path in (ROOT / folder).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
                 assert f"m2bert/{path.relative_to(ROOT)}" in names
-
-
-@pytest.mark.parametrize("name", OLD_NAMES)
-def test_old_names_end_in_an_error_that_says_the_new_one(name):
-    with pytest.raises(ImportError, match=name.replace("_", ".")):
-        importlib.import_module(name)

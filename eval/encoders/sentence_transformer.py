@@ -383,6 +383,11 @@ def unusable(model, folder: Path) -> str:
         with safe_open(path, "np") as tensors:
             stored |= set(tensors.keys())
     inner = getattr(transformer, "model", None)
+    config = getattr(inner, "config", None)
+    bare = folder.is_dir() and not (folder / "modules.json").is_file()  # sentence-transformers then takes the mean
+    if bare and getattr(config, "model_type", None) == "m2bert" and config.pooling != "mean":
+        fix = f"write a folder that has it: m2bert export --model {folder} --output FOLDER"
+        return f"has no modules.json, and its pooling is {config.pooling!r}; {fix}"
     if not stored or inner is None:
         return ""
     expected = set(inner.state_dict())

@@ -80,6 +80,8 @@ def load_tasks(
     local, kind = kind is not None, kind or ("mteb" if data == "mteb" else "hub")
     unused = [f"{name}={value!r}" for name, value in given.items() if value is not None and name not in TAKES[kind]]
     problems = [f"{setting} does not apply to data={data!r}; leave it out" for setting in unused]
+    if "split" not in TAKES[kind] and given["split"]:
+        problems = [f"split={split!r} is not in data={data!r}, which has no splits: all of it is 'test'; name that"]
     if kind == "mteb" and not names:
         problems.append("data='mteb' has hundreds of tasks; name some, as in --task LongEmbed")
     if problems:

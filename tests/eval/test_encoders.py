@@ -227,6 +227,35 @@ def test_a_fingerprint_is_of_what_decides_vectors(tiny_model, tmp_path, monkeypa
     assert used.fingerprint == digests[0]
 
 
+@pytest.mark.parametrize("pooling", ["mean", "weighted_mean", "cls", "mean_tanh"])
+@pytest.mark.parametrize("adapter", [False, True])
+def test_an_m2bert_without_modules_is_refused_unless_its_vector_is_the_mean(tiny_model, tmp_path, pooling, adapter):
+    """Sentence-transformers would take the mean for any pooling: other vectors than those of the model."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoTokenizer
+
+    from m2bert import M2BertConfig, M2BertModel
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    config = M2BertConfig(
+        vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1, intermediate_size=8, num_blocks=1,
+        max_position_embeddings=12, filter_order=4, pooling=pooling,
+    )  # fmt: skip
+    model, folder = M2BertModel(config), tmp_path / "plain"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if adapter:
+        adapted = get_peft_model(M2BertModel.from_pretrained(folder), LoraConfig(target_modules=["out_proj"]))
+        folder = tmp_path / "adapter"
+        adapted.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    if pooling == "mean":
+        assert SentenceTransformerEncoder(folder).encode(TEXTS, "document").shape == (5, 8)
+        return
+    with pytest.raises(ValueError, match=f"has no modules.json, and its pooling is '{pooling}'; .*m2bert export"):
+        SentenceTransformerEncoder(folder)
+
+
 def test_a_model_that_pads_to_its_maximum_fills_batches_by_it(tiny_model, tmp_path, monkeypatch):
     """Short texts are long then: as many as their own lengths allow would not fit into memory."""
     folder = tmp_path / "padded"

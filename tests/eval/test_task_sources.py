@@ -72,7 +72,7 @@ def test_names_for_the_hub(hub, csv_folder):
         ({"data": "mteb", "names": ["X"], "revision": "main"}, "revision='main' does not apply to data='mteb'"),
         ({"data": "locov1", "documents": "other"}, "documents='other' does not apply to data='locov1'"),
         ({"revision": "main"}, "revision='main' does not apply"),
-        ({"split": "validation"}, "split='validation' does not apply"),
+        ({"split": "train"}, "split='train' is not in .* all of it is 'test'; name that"),
         ({"documents": "other"}, "documents='other' does not apply"),
         ({"names": ["yours"]}, "'yours' is not in .*tasks there: mine"),
     ],

@@ -124,6 +124,7 @@ def test_modules_and_shards_lie_in_their_folder(checkpoint, tmp_path, absolute):
         ("tokenizer.json", {"model": {"type": "WordPiece", "vocab": {"a": 0, "b": -5}}}, "tokenizer of"),
         ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case"),
         ("config_sentence_transformers.json", {"default_prompt_name": "mine"}, "'mine'"),
+        ("config_sentence_transformers.json", {"truncate_dim": 4}, "truncate_dim is 4"),
         ("1_Pooling/config.json", {"include_prompt": False}, "include_prompt"),
         ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, r"Pooling by mean\+max"),
     ],

@@ -199,6 +199,7 @@ BROKEN = {
     "a.eml": ("no header", "damaged"), "empty.srt": ("1\n00:00 --> 00:01\n\n", "empty"),
     "twice.csv": ("id,text\na,b\na,c\n", "line 3: its id 'a' stands above"),
     "hole.csv": ("id,text\na,\n", "line 2: .*text"),
+    "columns.csv": ("text,A,a\nx,1,2\n", "line 1: column 'a' stands twice"),
     "long.csv": ("text\na,b\n", "^line 2: more cells"), "quotes.csv": ('text\n"a', "^after line 1: quotes"),
     "header.csv": ("id,text\n", "empty"), "blank.jsonl": ("\n", "empty"),
     "a.jsonl": ('{"text": "x"}\n{"text": "y", "tags": ["a"]}', "^line 2: 'tags' is nested"),

@@ -119,6 +119,8 @@ def test_sync_of_rows_removes_rows_only(files, index):
     index.add(files)
     index.add(rows_of("one", "two"))
     assert counts(index.add(rows_of("two", "three"), sync=True)) == (1, 0, 1, 1, 0)
+    with pytest.raises(ValueError, match="no sources"):
+        index.add([], sync=True)
     assert {row["id"] for row in stored(index) if row["path"] is None} == {"two", "three"}
     assert len(stored(index)) == 10
 
@@ -373,6 +375,7 @@ def test_delete_and_compact(files, index):
     index.compact()
     check_found(index, NAMES)
     size = index.info()["bytes"]
+    assert size == sum(path.stat().st_size for path in Path(index.folder).rglob("*") if path.is_file())
     for _ in range(5):
         index.add(rows_of("one"))
         index.delete("one")

@@ -80,10 +80,13 @@ def test_retrieval_data_are_taken_over(text_folder, toy_corpus, tmp_path):
         (["raw={folder}", "raw={folder}"], {}, "each NAME once"),
         (["raw={folder}"], {"document-chars": 10}, "--document-chars=10"),
         (["raw=no-such-folder"], {}, "no-such-folder"),
+        (["own={folder}/own"], {}, "own has queries but no tables"),
         (["raw={folder}", "short={folder}/short"], {}, "short: no text of validation is long enough"),
     ],
 )
 def test_bad_input_is_named_and_writes_nothing(text_folder, tmp_path, sources, options, message):
+    (text_folder / "own").mkdir()
+    (text_folder / "own" / "queries.csv").write_text("query,answer\n")
     (text_folder / "short").mkdir()
     for split in make_pairs.SPLITS:
         (text_folder / "short" / f"{split}.txt").write_text("too short")

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from m2bert.eval.tasks.kinds import kind_of
 from m2bert.eval.tasks.load import load_folder
 from m2bert.files import check_writable, write_atomically
 from m2bert.terminal import run_command
@@ -110,8 +111,11 @@ def main(argv: list[str]):
     rows = {}
     for split in reversed(SPLITS):  # all is read before any is written; the small split first, where faults show soon
         for name, folder in sources.items():
-            if (Path(folder) / "queries").is_dir():
+            if (kind := kind_of(Path(folder))) == "tables":
                 rows[split, name] = from_tasks(name, Path(folder), split)
+            elif kind:
+                fix = f"train on it as it is: m2bert train opl data.path={folder}"
+                raise ValueError(f"--source {name}={folder} has queries but no tables; {fix}")
             else:
                 rows[split, name] = from_text(name, Path(folder), split, arguments.document_chars)
     for split in SPLITS:

@@ -53,9 +53,10 @@ def main(argv: list[str]):
     parser.add_argument("--negatives", type=int, default=32, help="negatives of each query")
     parser.add_argument("--split", default="train")
     parser.add_argument("--output", required=True, help="parquet file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     arguments = parser.parse_args(argv)
     refuse_test("--split", arguments.split)
-    output = free_output(arguments.output, overwrite=True)
+    output = free_output(arguments.output, arguments.overwrite)
     tasks = load_split(None, Path(arguments.data), arguments.task, arguments.split)
     most = min(len(task.documents) - max(map(len, task.qrels.values())) for task in tasks)
     if not 1 <= arguments.negatives <= most:
