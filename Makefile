@@ -8,7 +8,7 @@ TORCH := 2.13.0
 setup: $(VENV)/.ready  ## virtual environment in .venv with all but Ray, a CPU build of torch where there is no NVIDIA GPU
 
 $(VENV)/.ready: pyproject.toml constraints.txt
-	@echo "setting up $(VENV): about two minutes and 4 GB"
+	@echo "setting up $(VENV): about three minutes and 4 GB"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade setuptools --constraint constraints.txt
 	if nvidia-smi >/dev/null 2>&1; then $(BIN)/pip install --quiet torch==$(TORCH); \
