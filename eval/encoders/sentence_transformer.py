@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -342,8 +343,8 @@ def load_model(name: str, device: str | None = None):
                 if Path(name).name == "m2bert-small":
                     reason += ", or give its folder: models/m2bert-small of this package's repository"
             raise ValueError(f"encoder {name!r} {reason}") from error
-    if problem := unusable(model, folder):
-        raise ValueError(f"encoder {name!r} {problem}")
+        if problem := unusable(model, path, revision):
+            raise ValueError(f"encoder {name!r} {problem}")
     return model
 
 
@@ -361,8 +362,10 @@ def _import_sentence_transformer():
     return SentenceTransformer
 
 
-def unusable(model, folder: Path) -> str:
+def unusable(model, path: str, revision: str | None = None) -> str:
     """Return why a loaded `SentenceTransformer` cannot be used, or differs from its folder; empty if all is well.
+
+    An M2-BERT without modules.json cannot be used unless its pooling is the mean, which sentence-transformers takes.
 
     The names of the tensors in the folder are compared with those of the model, because transformers fills tensors
     that the folder lacks with random values. Three differences are allowed:
@@ -379,15 +382,19 @@ def unusable(model, folder: Path) -> str:
     if not isinstance(dimensions, int):
         return f"has a dimension in a config.json that is no number: {dimensions!r}"
     stored = set()
-    for path in folder.glob("model*.safetensors"):
-        with safe_open(path, "np") as tensors:
+    for file in Path(path).glob("model*.safetensors"):
+        with safe_open(file, "np") as tensors:
             stored |= set(tensors.keys())
     inner = getattr(transformer, "model", None)
     config = getattr(inner, "config", None)
-    bare = folder.is_dir() and not (folder / "modules.json").is_file()  # sentence-transformers then takes the mean
-    if bare and getattr(config, "model_type", None) == "m2bert" and config.pooling != "mean":
-        fix = f"write a folder that has it: m2bert export --model {folder} --output FOLDER"
-        return f"has no modules.json, and its pooling is {config.pooling!r}; {fix}"
+    if getattr(config, "model_type", None) == "m2bert" and config.pooling != "mean" and not pools_itself(transformer):
+        from sentence_transformers.util import load_file_path
+
+        home = os.environ.get("SENTENCE_TRANSFORMERS_HOME")  # where sentence-transformers keeps what it loads
+        if load_file_path(path, "modules.json", cache_folder=home, revision=revision) is None:
+            folder = path if Path(path).is_dir() else "LOCAL_COPY"
+            fix = f"write a folder that has it: m2bert export --model {folder} --output FOLDER"
+            return f"has no modules.json, and its pooling is {config.pooling!r}; {fix}"
     if not stored or inner is None:
         return ""
     expected = set(inner.state_dict())

@@ -229,7 +229,9 @@ def test_a_fingerprint_is_of_what_decides_vectors(tiny_model, tmp_path, monkeypa
 
 @pytest.mark.parametrize("pooling", ["mean", "weighted_mean", "cls", "mean_tanh"])
 @pytest.mark.parametrize("adapter", [False, True])
-def test_an_m2bert_without_modules_is_refused_unless_its_vector_is_the_mean(tiny_model, tmp_path, pooling, adapter):
+def test_an_m2bert_without_modules_is_refused_unless_its_vector_is_the_mean(
+    tiny_model, tmp_path, monkeypatch, pooling, adapter
+):
     """Sentence-transformers would take the mean for any pooling: other vectors than those of the model."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoTokenizer
@@ -254,6 +256,16 @@ def test_an_m2bert_without_modules_is_refused_unless_its_vector_is_the_mean(tiny
         return
     with pytest.raises(ValueError, match=f"has no modules.json, and its pooling is '{pooling}'; .*m2bert export"):
         SentenceTransformerEncoder(folder)
+    name, commit, asked, util = "organization/model", "0a" * 20, [], sentence_transformers.util
+    loaded = sentence_transformers.SentenceTransformer(str(folder), trust_remote_code=True)
+    monkeypatch.setattr(sentence_encoder, "hub_or_cache", lambda *_: nullcontext(""))
+    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", lambda *_, **__: loaded)
+    monkeypatch.setattr(
+        sentence_transformers.util, "load_file_path", lambda *given, **more: asked.append((given, more))
+    )
+    with pytest.raises(ValueError, match="has no modules.json, .*m2bert export --model LOCAL_COPY"):
+        SentenceTransformerEncoder(f"{name}@{commit}")
+    assert [(given, more["revision"]) for given, more in asked] == [((name, "modules.json"), commit)]
 
 
 def test_a_model_that_pads_to_its_maximum_fills_batches_by_it(tiny_model, tmp_path, monkeypatch):
