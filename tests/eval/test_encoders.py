@@ -256,7 +256,7 @@ def test_an_m2bert_without_modules_is_refused_unless_its_vector_is_the_mean(
         return
     with pytest.raises(ValueError, match=f"has no modules.json, and its pooling is '{pooling}'; .*m2bert export"):
         SentenceTransformerEncoder(folder)
-    name, commit, asked, util = "organization/model", "0a" * 20, [], sentence_transformers.util
+    name, commit, asked = "organization/model", "0a" * 20, []
     loaded = sentence_transformers.SentenceTransformer(str(folder), trust_remote_code=True)
     monkeypatch.setattr(sentence_encoder, "hub_or_cache", lambda *_: nullcontext(""))
     monkeypatch.setattr(sentence_transformers, "SentenceTransformer", lambda *_, **__: loaded)
