@@ -34,7 +34,11 @@ def test_the_best_documents_that_do_not_answer(toy_corpus, tmp_path, monkeypatch
 def test_the_tasks_of_any_folder_are_mined(tmp_path):
     (tmp_path / "documents.csv").write_text("id,text\na,river\nb,river bridge\nc,stone\n")
     (tmp_path / "queries.csv").write_text("query,answer\nbridge,a\nriver,b\n")
-    mine_negatives.main(["--data", str(tmp_path), "--negatives", "1", "--output", str(tmp_path / "n.parquet")])
+    given = ["--data", str(tmp_path), "--negatives", "1", "--output", str(tmp_path / "n.parquet")]
+    mine_negatives.main(given)
+    with pytest.raises(ValueError, match="n.parquet exists; .*--overwrite"):
+        mine_negatives.main(given)
+    mine_negatives.main([*given, "--overwrite"])
     rows = pq.read_table(tmp_path / "n.parquet").to_pylist()
     assert [(row["qid"], row["negative_pids"], row["dataset"]) for row in rows] == [
         ("q1", ["b"], tmp_path.name), ("q2", ["a"], tmp_path.name)]  # fmt: skip
