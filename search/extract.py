@@ -55,8 +55,6 @@ def extract_table(path: Path) -> list[Document]:
     names = [name.strip().lower() for name in header]
     if not (column := next((name for name in ("text", "passage") if name in names), "")):
         return [Document(str(path), text)]
-    if twice := next((name for name in names if name and names.count(name) > 1), None):
-        raise Unreadable(f"line 1: column {twice!r} stands twice; rename one")
     rows = list(read_rows(path, (column,), (column,)))
     for name in set(names) - {column, "id"}:
         for (_, row), value in zip(rows, _numbers([row[name] for _, row in rows]), strict=True):

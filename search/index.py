@@ -437,7 +437,7 @@ class Index:
         size = 0
         for path in Path(self.folder).rglob("*"):
             with suppress(FileNotFoundError):  # a writer may remove it
-                size += path.stat().st_size * path.is_file()
+                size += path.stat().st_size if path.is_file() else 0
         return {
             "documents": len(stored),
             "files": len({path for _, path in stored} - {None}),

@@ -450,8 +450,9 @@ def serve(path: str | Path, host: str = "127.0.0.1", port: int = 8000, api_key_e
 
 def _loaded(path: str | Path) -> tuple:
     """Return the embedder, and the index if one is served. Both read with the same model, loaded once."""
-    index = None
-    if "://" in str(path) or (Path(path).is_dir() and not (Path(path) / "modules.json").is_file()):
+    index, settings = None, ("modules.json", "config.json", "adapter_config.json")
+    is_model = any((Path(path) / name).is_file() for name in settings)
+    if "://" in str(path) or (Path(path).is_dir() and not is_model):
         index = Index.open(path)
         base = index.encoder.base
     else:

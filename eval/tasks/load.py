@@ -80,7 +80,7 @@ def load_tasks(
     local, kind = kind is not None, kind or ("mteb" if data == "mteb" else "hub")
     unused = [f"{name}={value!r}" for name, value in given.items() if value is not None and name not in TAKES[kind]]
     problems = [f"{setting} does not apply to data={data!r}; leave it out" for setting in unused]
-    if "split" not in TAKES[kind] and given["split"]:
+    if kind == "csv" and given["split"]:
         problems = [f"split={split!r} is not in data={data!r}, which has no splits: all of it is 'test'; name that"]
     if kind == "mteb" and not names:
         problems.append("data='mteb' has hundreds of tasks; name some, as in --task LongEmbed")
@@ -160,7 +160,7 @@ def read_rows(path: Path, columns: tuple[str, ...], filled: tuple[str, ...]) -> 
     Not pandas.read_csv, which takes the first column for an index if every row has one cell more than the header.
 
     Args:
-        columns: needed, each once; those of `filled` may not be empty.
+        columns: needed; those of `filled` may not be empty. No column may stand twice.
     """
     text = read_text(path)
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
@@ -169,8 +169,10 @@ def read_rows(path: Path, columns: tuple[str, ...], filled: tuple[str, ...]) -> 
     line = 0
     try:
         header = reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
-        if any(header.count(column) != 1 for column in columns):
-            raise ValueError(f"{path} needs the columns {', '.join(columns)}, each once; its first line has {header}")
+        if not set(columns) <= set(header):
+            raise ValueError(f"{path} needs the columns {', '.join(columns)}; its first line has {header}")
+        if twice := next((name for name in header if name and header.count(name) > 1), None):
+            raise ValueError(f"{path}, line 1: column {twice!r} stands twice; rename one")
         line = reader.line_num
         for row in reader:
             line = reader.line_num

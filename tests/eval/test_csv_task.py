@@ -114,8 +114,9 @@ def test_documents_from_a_second_csv(folder):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("queries.csv", "query\nwhat\n", r"queries.csv needs the columns query, answer, .* has \['query'\]"),
-        ("queries.csv", "query,answer,answer\nx,boats.txt,more/walls.md\n", "each once"),
+        ("queries.csv", "query\nwhat\n", r"queries.csv needs the columns query, answer; .* has \['query'\]"),
+        ("queries.csv", "query,answer,answer\nx,boats.txt,more/walls.md\n", "line 1: column 'answer' stands twice"),
+        ("queries.csv", "query,answer,Qid,qid\nx,boats.txt,1,2\n", "line 1: column 'qid' stands twice"),
         ("queries.csv", "query,answer\n", "has no queries"),
         ("queries.csv", 'query,answer\n"a\nb",boats.txt\n ,boats.txt\n', "line 4: column 'query' is empty"),
         ("queries.csv", "query,answer\na,boats.txt\n\nb\n", "line 4: column 'answer' is empty"),

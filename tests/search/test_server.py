@@ -378,6 +378,9 @@ def test_what_cannot_be_served_is_said_before_anything_is_loaded(tmp_path, monke
         serve(tmp_path / "none")
     with pytest.raises(ValueError, match="port=99999 cannot be used"):
         serve(SMALL, port=99999)
+    (tmp_path / "config.json").write_text('{"model_type": "unknown"}')  # a model without modules.json
+    with pytest.raises(ValueError, match=f"encoder '{tmp_path}' cannot be loaded"):
+        serve(tmp_path)
 
 
 @pytest.mark.slow
